@@ -1,0 +1,40 @@
+"""Space-Time U-Net: the text-to-image model inflated, time layers trained.
+
+full: 80 frames of 128x128 at 16 fps (Lumiere, section 3.1). Batch, rate and
+  steps are not published; these are ours. Never run at this scale. Needs
+  --config.init_from=DIR (a trained t2i), --config.text.weights=DIR (T5 v1.1
+  xxl encoder) and --config.data.path=DIR.
+tiny: seconds on a CPU; needs --config.init_from=DIR or =scratch.
+
+python -m lumiere_jax.main --config=configs/base.py:tiny \
+    --config.init_from=out/t2i --workdir=out/base
+"""
+
+from configs import common
+from lumiere_jax.models.unet import TemporalConfig
+from lumiere_jax.pipelines.stage import DiffusionConfig
+from lumiere_jax.training.config import DataConfig, Experiment, TrainConfig
+
+FULL = Experiment(
+  stage="base",
+  model=common.inflated(
+    common.IF_I_XL, TemporalConfig(resample=(True, True, True))
+  ),
+  text=common.T5_XXL,
+  diffusion=DiffusionConfig(prediction="eps"),
+  data=DataConfig(num_frames=80),
+  train=TrainConfig(steps=500_000, batch_size=256, trainable="temporal_"),
+)
+
+TINY = Experiment(
+  stage="base",
+  model=common.inflated(common.TINY, common.TINY_TEMPORAL),
+  text=common.TINY_TEXT,
+  diffusion=DiffusionConfig(),
+  data=common.tiny_data(num_frames=16, resolution=16),
+  train=common.tiny_train(trainable="temporal_"),
+)
+
+
+def get_config(size: str = "full"):
+  return common.choose(size, {"full": FULL, "tiny": TINY})

@@ -1,0 +1,38 @@
+"""Super-resolution of pictures, every layer trained on crops.
+
+full: 128 -> 1024 on crops of 256 pixels (Imagen, appendix F.3, trains its last
+  stage on crops of 256 too). Never run at this scale. Needs
+  --config.text.weights=DIR (T5 v1.1 xxl encoder) and --config.data.path=DIR.
+tiny: seconds on a CPU.
+
+python -m lumiere_jax.main --config=configs/ssr_image.py:tiny \
+    --workdir=out/ssr_image
+"""
+
+from configs import common
+from lumiere_jax.pipelines.stage import DiffusionConfig
+from lumiere_jax.training.config import DataConfig, Experiment, TrainConfig
+
+FULL = Experiment(
+  stage="ssr_image",
+  upscale=8,
+  model=common.SSR_1024,
+  text=common.T5_XXL,
+  diffusion=DiffusionConfig(prediction="v"),
+  data=DataConfig(num_frames=1, resolution=1024, crop=256),
+  train=TrainConfig(steps=2_500_000, batch_size=2048, trainable=".*"),
+)
+
+TINY = Experiment(
+  stage="ssr_image",
+  upscale=2,
+  model=common.TINY_SSR,
+  text=common.TINY_TEXT,
+  diffusion=DiffusionConfig(),
+  data=common.tiny_data(num_frames=1, resolution=32, crop=16),
+  train=common.tiny_train(trainable=".*"),
+)
+
+
+def get_config(size: str = "full"):
+  return common.choose(size, {"full": FULL, "tiny": TINY})

@@ -1,0 +1,1 @@
+"""Captioned clips to batches: sources, decoding, masks, text, pipeline."""

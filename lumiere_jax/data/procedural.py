@@ -1,0 +1,292 @@
+"""Captioned videos drawn from a seed: a data set that needs no files.
+
+Scenes of one or two coloured shapes that move before a plain background (see
+`scenes`). A clip is a pure function of seed, split, index and size.
+"""
+
+from collections.abc import Collection, Sequence
+import dataclasses
+import functools
+import itertools
+import re
+from typing import TypeVar
+
+from jaxtyping import UInt8
+import numpy as np
+
+from lumiere_jax.data.scenes import (
+  BACKGROUNDS,
+  COLOURS,
+  MOTIONS,
+  SIZES,
+  Description,
+  Scene,
+  Sprite,
+  render,
+)
+from lumiere_jax.data.shapes import FOLDS, SHAPES
+from lumiere_jax.typing import UserError, suggest
+
+T = TypeVar("T")
+Combination = tuple[str, str, str]
+"""(colour, shape, motion)."""
+_MARGIN = 0.03  # Of the frame, kept clear around what does not cross it.
+_SPLITS = ("train", "held_out")
+_NAMES = {
+  "colours": COLOURS,
+  "shapes": SHAPES,
+  "motions": MOTIONS,
+  "backgrounds": BACKGROUNDS,
+}
+_ACROSS = {0: ("left", "right"), 1: ("up", "down")}
+"""Axis (0: x, 1: y) -> motions that cross the frame along it."""
+
+
+def is_held_out(combination: Combination) -> bool:
+  """Whether no training scene shows this (colour, shape, motion).
+
+  The three indices sum to a multiple of the number of colours (seven, a
+  prime): a Latin square. One triple in seven is held out, yet every two of
+  its attributes are seen together in training.
+  """
+  tables = COLOURS, SHAPES, MOTIONS
+  pairs = zip(tables, combination, strict=True)
+  return sum(list(t).index(v) for t, v in pairs) % len(COLOURS) == 0
+
+
+@functools.cache
+def combinations(
+  split: str,
+  colours: tuple[str, ...] = tuple(COLOURS),
+  shapes: tuple[str, ...] = tuple(SHAPES),
+  motions: tuple[str, ...] = tuple(MOTIONS),
+) -> tuple[Combination, ...]:
+  """All triples of a split; round shapes never spin, for it cannot be seen."""
+  return tuple(
+    triple
+    for triple in itertools.product(colours, shapes, motions)
+    if is_held_out(triple) == (split == "held_out")
+    and (triple[1] in FOLDS or triple[2] != "spinning")
+  )
+
+
+def _laned(triples: tuple[Combination, ...], axis: int) -> list[Combination]:
+  """Those that stay in their half of a frame that is cut across `axis`."""
+  return [triple for triple in triples if triple[2] not in _ACROSS[axis]]
+
+
+def describe(scene: Scene, motion_words: bool = True) -> str:
+  """Says what is in `scene`, e.g. for two sprites "a small red ring circling
+  slowly and a large blue star blinking on a black background".
+  """
+  said = [_phrase(s.description, motion_words) for s in scene.sprites]
+  return f"{' and '.join(said)} on a {scene.background} background"
+
+
+def _phrase(words: Description, motion_words: bool) -> str:
+  moves = [MOTIONS[words.motion].phrase, words.speed]
+  thing = [words.size, words.colour, words.shape]
+  said = " ".join(filter(None, thing + (moves if motion_words else [])))
+  return f"{'an' if said[0] in 'aeiou' else 'a'} {said}"
+
+
+def _pattern() -> re.Pattern:
+  either = lambda name, words: f"(?P<{name}>{'|'.join(words)})"
+  speeds = {s for m in MOTIONS.values() for s in m.rates if s}
+  return re.compile(
+    f"an? (?:{either('size', SIZES)} )?"
+    f"{either('colour', COLOURS)} {either('shape', SHAPES)}"
+    f"(?: {either('motion', (m.phrase for m in MOTIONS.values()))})?"
+    f"(?: {either('speed', sorted(speeds))})?"
+  )
+
+
+def parse_caption(text: str) -> tuple[tuple[Description, ...], str]:
+  """The inverse of `describe`.
+
+  Returns:
+    What it says of each sprite, and the name of the background.
+
+  Raises:
+    UserError: it is not a caption of this grammar.
+  """
+  things, _, behind = text.strip().rstrip(".").partition(" on a ")
+  background = behind.removesuffix(" background")
+  found = [_pattern().fullmatch(part) for part in things.split(" and ")]
+  if background not in BACKGROUNDS or not all(found):
+    raise UserError(
+      f"caption {text!r} is not one of the procedural source; "
+      'write e.g. "a small red ring blinking on a black background"'
+    )
+  names = {m.phrase: name for name, m in MOTIONS.items()}
+  words = (m.groupdict() for m in found)
+  return tuple(
+    Description(**w | {"motion": names.get(w["motion"])}) for w in words
+  ), background
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProceduralSource:
+  """Captioned clips, `num_clips` of them.
+
+  Attributes:
+    num_frames: frames of a clip; 1 makes images.
+    resolution: (height, width) in pixels, or the side of a square.
+    fps: frames per second.
+    seed: another seed is another data set of the same kind.
+    split: "train", or "held_out": only triples of (colour, shape, motion)
+      that "train" never shows (see `is_held_out`).
+    two_objects: the fraction of scenes that have two sprites.
+    motion_words: False: captions do not say the motion, as fits images.
+    colours, shapes, motions, backgrounds: names to draw from.
+
+  Raises:
+    UserError: a value that cannot be used.
+  """
+
+  num_clips: int
+  num_frames: int
+  resolution: int | tuple[int, int]
+  fps: float = 16.0
+  seed: int = 0
+  split: str = "train"
+  two_objects: float = 0.25
+  motion_words: bool = True
+  colours: tuple[str, ...] = tuple(COLOURS)
+  shapes: tuple[str, ...] = tuple(SHAPES)
+  motions: tuple[str, ...] = tuple(MOTIONS)
+  backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
+
+  def __post_init__(self):
+    for field, known in _NAMES.items():
+      _check_names(field, getattr(self, field), known)
+    _check_names("split", (self.split,), _SPLITS)
+    for field in ("num_clips", "num_frames"):
+      _require(getattr(self, field) >= 1, field, "1 or more", self)
+    _require(np.min(self.resolution) >= 8, "resolution", "8 or more", self)
+    _require(self.seed >= 0, "seed", "0 or more", self)
+    _require(0 <= self.two_objects <= 1, "two_objects", "in [0, 1]", self)
+    rates = (MOTIONS[m].rates.values() for m in self.motions)
+    fastest = max(high for _, high in itertools.chain(*rates))
+    least = 2 * fastest if self.num_frames > 1 else 0
+    mend = f"above {least:g}, or leave out its fastest motions, which alias"
+    _require(self.fps > least, "fps", mend, self)
+    _require(self._combinations, "split", "another, or give more names", self)
+    enough = not self.two_objects or self._axes
+    _require(enough, "two_objects", "0, or give more names", self)
+
+  @property
+  def _combinations(self) -> tuple[Combination, ...]:
+    return combinations(self.split, self.colours, self.shapes, self.motions)
+
+  @property
+  def _axes(self) -> list[int]:
+    """Axes along which two sprites can stand: they differ in colour."""
+    colours = lambda axis: {t[0] for t in _laned(self._combinations, axis)}
+    return [axis for axis in _ACROSS if len(colours(axis)) > 1]
+
+  def __len__(self) -> int:
+    return self.num_clips
+
+  def scene(self, index: int) -> Scene:
+    """The scene of clip `index`, the same at every size and length."""
+    if not 0 <= index < self.num_clips:
+      raise IndexError(f"clip {index} of {self.num_clips}")
+    rng = np.random.default_rng((self.seed, _SPLITS.index(self.split), index))
+    background = _choose(rng, self.backgrounds)
+    if rng.random() >= self.two_objects:
+      everywhere = np.array([[0.0, 0.0], [1.0, 1.0]])
+      sprites = (_place(rng, _choose(rng, self._combinations), everywhere),)
+    else:
+      sprites = self._two_sprites(rng)
+    return Scene(sprites=sprites, background=background)
+
+  def _two_sprites(self, rng: np.random.Generator) -> tuple[Sprite, Sprite]:
+    """Each in its half of the frame, so that neither ever hides the other."""
+    axis = _choose(rng, self._axes)
+    triples = _laned(self._combinations, axis)
+    first = _choose(rng, triples)
+    second = _choose(rng, [t for t in triples if t[0] != first[0]])
+    near, far = np.array([[[0.0, 0.0], [1.0, 1.0]]] * 2)
+    near[1, axis] = far[0, axis] = 0.5
+    return _place(rng, first, near), _place(rng, second, far)
+
+  def caption(self, index: int) -> str:
+    """What clip `index` shows; `parse_caption` reads it back."""
+    return describe(self.scene(index), self.motion_words)
+
+  def clip(
+    self, index: int, rng: np.random.Generator | None = None
+  ) -> UInt8[np.ndarray, "t h w 3"]:
+    """Draws clip `index`.
+
+    Args:
+      rng: starts every sprite elsewhere on its path, which no caption
+        contradicts; None: where `scene(index)` has it.
+    """
+    scene = self.scene(index)
+    if rng is not None:
+      sprites = tuple(_restart(rng, s) for s in scene.sprites)
+      scene = dataclasses.replace(scene, sprites=sprites)
+    return render(scene, self.num_frames, self.resolution, self.fps)
+
+
+def _choose(rng: np.random.Generator, options: Sequence[T]) -> T:
+  return options[rng.integers(len(options))]
+
+
+def _place(
+  rng: np.random.Generator, triple: Combination, cell: np.ndarray
+) -> Sprite:
+  """A sprite whose whole path lies in `cell` = ((x0, y0), (x1, y1))."""
+  colour, shape, name = triple
+  motion = MOTIONS[name]
+  # The size of one that grows or shrinks is its motion: no word for it.
+  changes = name in ("growing", "shrinking")
+  size = None if changes else _choose(rng, tuple(SIZES))
+  speed = _choose(rng, tuple(motion.rates))
+  radius = SIZES[size or "large"]
+  room = (cell[1] - cell[0]) / 2 - radius - _MARGIN
+  reach = np.minimum(motion.reach, room)
+  spare = room - reach
+  centre = cell.mean(0) + rng.uniform(-spare, spare)
+  turn = _choose(rng, (-1, 1)) if name in ("circling", "spinning") else 1
+  sprite = Sprite(
+    description=Description(
+      colour=colour, shape=shape, motion=name, size=size, speed=speed
+    ),
+    centre=tuple(centre.tolist()),
+    reach=tuple(reach.tolist()),
+    radius=radius,
+    rate=turn * rng.uniform(*motion.rates[speed]),
+    phase=0.0,
+  )
+  return _restart(rng, sprite)
+
+
+def _restart(rng: np.random.Generator, sprite: Sprite) -> Sprite:
+  """The same sprite, elsewhere on its path at time 0."""
+  start = MOTIONS[sprite.description.motion].start
+  return dataclasses.replace(sprite, phase=rng.uniform(*start))
+
+
+def _check_names(
+  field: str, names: tuple[str, ...], known: Collection[str]
+) -> None:
+  listed = f"choose from {', '.join(known)}"
+  if not names:
+    raise UserError(f"procedural source: {field} is empty; {listed}")
+  for name in names:
+    if name not in known:
+      near = suggest(name, known)
+      raise UserError(
+        f"procedural source: {field} has no {name!r}{near}; {listed}"
+      )
+
+
+def _require(
+  holds: object, field: str, mend: str, source: ProceduralSource
+) -> None:
+  if not holds:
+    value = getattr(source, field)
+    raise UserError(f"procedural source: {field} is {value!r}; make it {mend}")

@@ -1,0 +1,278 @@
+"""Captions to T5 features: encoded once, kept on disk by content.
+
+The features of a caption depend on its text alone. Not on its place in a
+batch, nor on what else is in it: the encoder sees one caption at a time.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import threading
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+import numpy as np
+from tqdm import tqdm
+
+from lumiere_jax.io import safetensors
+from lumiere_jax.models.t5 import T5_SIZES, T5Config, T5Encoder, init_params
+from lumiere_jax.models.t5_hf import load_hf
+from lumiere_jax.models.tokenizer import Tokenizer, default_tokenizer_path
+from lumiere_jax.typing import FlatParams, Params, UserError, suggest
+
+Text = Float[np.ndarray, "b l e"]
+Mask = Bool[np.ndarray, "b l"]
+_Entry = tuple[np.ndarray, np.ndarray]
+_CHUNK = 16  # Captions encoded between two updates of the progress bar.
+
+
+class TextEncoder:
+  """A tokenizer and a T5 encoder.
+
+  Attributes:
+    tokenizer: gives (b, l) ids, l its `max_length`.
+    config: of the encoder.
+    params: of the encoder, on the device.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, config: T5Config, params: Params):
+    """Puts the parameters on the default device, unless they are on one.
+
+    Raises:
+      UserError: the tokenizer has more pieces than the encoder embeddings.
+    """
+    if tokenizer.vocab_size > config.vocab_size:
+      raise UserError(
+        f"{tokenizer.path}: the tokenizer's {tokenizer.vocab_size} pieces "
+        f"exceed the encoder's vocab_size of {config.vocab_size}; use the "
+        "tokenizer that belongs to the encoder"
+      )
+    self.tokenizer = tokenizer
+    self.config = config
+    self.params = jax.tree.map(jnp.asarray, params)
+    self._apply = jax.jit(
+      lambda p, *inputs: T5Encoder(config).apply({"params": p}, *inputs)
+    )
+
+  @classmethod
+  def random(
+    cls, size: str = "tiny", max_length: int = 32, seed: int = 0
+  ) -> "TextEncoder":
+    """An untrained encoder with the built-in tokenizer; needs no files."""
+    if size not in T5_SIZES:
+      raise UserError(
+        f"T5 size: {size!r} is not one of {', '.join(T5_SIZES)}"
+        f"{suggest(size, T5_SIZES)}"
+      )
+    config = T5_SIZES[size]
+    tokenizer = Tokenizer(default_tokenizer_path(), max_length)
+    return cls(tokenizer, config, init_params(config, seed))
+
+  @classmethod
+  def from_hf(
+    cls,
+    folder: str | os.PathLike,
+    max_length: int = 77,
+    dtype: str = "float32",
+    tokenizer: str | os.PathLike | None = None,
+  ) -> "TextEncoder":
+    """Pretrained weights and, unless given, the spiece.model beside them.
+
+    Raises:
+      UserError: files are missing, broken, or not T5 v1.1.
+    """
+    path = tokenizer or pathlib.Path(folder) / "spiece.model"
+    return cls(Tokenizer(path, max_length), *load_hf(folder, dtype))
+
+  @functools.cached_property
+  def identity(self) -> str:
+    """A hash of all that features depend on: texts aside, they are fixed.
+
+    That is the tokenizer, the weights, the config and the length. Takes about
+    a second for every 2 GB of weights.
+    """
+    flat = traverse_util.flatten_dict(self.params, sep="/")
+    parts = {
+      "tokenizer": self.tokenizer.sha256,
+      "max_length": self.tokenizer.max_length,
+      "config": dataclasses.asdict(self.config),
+      "params": safetensors.content_hash(flat),
+    }
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+  def encode(self, captions: Sequence[str]) -> tuple[Text, Mask]:
+    """Features and mask (True where a token is real) of each caption.
+
+    Warns of captions that are too long, see `Tokenizer.encode`.
+
+    Returns:
+      text, (b, l, e) float32, and mask, (b, l) bool.
+    """
+    tokens, mask = self.tokenizer.encode(captions)
+    # One by one: XLA rounds differently at different batch sizes.
+    # The calls queue up on the device, so only small encoders lose speed.
+    rows = [
+      self._apply(
+        self.params, *jax.device_put((tokens[i, None], mask[i, None]))
+      )
+      for i in range(len(captions))
+    ]
+    shape = (len(rows), self.tokenizer.max_length, self.config.d_model)
+    text = np.array(jax.device_get(rows), np.float32).reshape(shape)
+    return text, mask
+
+
+class TextCache:
+  """Features looked up in memory, then on disk, and encoded when in neither.
+
+  One file per caption, `folder/<identity>/<aa>/<sha256 of the caption>`, that
+  is complete or absent: processes may share a folder, and threads a cache. An
+  entry holds the hash of its content; one that does not match is encoded again.
+  At 77 tokens an entry of the XXL encoder takes 1.3 MB.
+  """
+
+  def __init__(
+    self,
+    encoder: TextEncoder | Callable[[], TextEncoder],
+    folder: str | os.PathLike,
+    identity: str | None = None,
+    memory_bytes: int = 2**30,
+  ):
+    """Sets up a cache; nothing is read or encoded yet.
+
+    Args:
+      encoder: the encoder, or a function that makes it. The function is called
+        when a caption is missing; if `identity` is not given, at first use.
+      folder: where entries are kept, those of each encoder by themselves.
+      identity: the encoder's, as `identity` told it in an earlier run.
+      memory_bytes: how much to keep in memory: what was used last.
+    """
+    self._encoder = encoder if isinstance(encoder, TextEncoder) else None
+    self._make_encoder = encoder
+    self._folder = pathlib.Path(folder)
+    self._identity = identity
+    self._memory: OrderedDict[str, _Entry] = OrderedDict()
+    self._memory_left = memory_bytes
+    self._lock = threading.RLock()
+
+  @property
+  def identity(self) -> str:
+    """The encoder's identity; keep it to open the cache without weights."""
+    if self._identity is None:
+      self._identity = self._get_encoder().identity
+    return self._identity
+
+  def __call__(self, captions: Sequence[str]) -> tuple[Text, Mask]:
+    """Features (b, l, e) float32 and mask (b, l) bool; b at least 1.
+
+    Raises:
+      UserError: the folder cannot be written, or the encoder is not the one
+        that `identity` names.
+    """
+    _refuse_one_text(captions)
+    with self._lock:
+      found = {c: self._find(c) for c in captions}
+      missing = [c for c, entry in found.items() if entry is None]
+      found |= self._encode(missing)
+    text, mask = zip(*(found[c] for c in captions), strict=True)
+    return np.stack(text), np.stack(mask)
+
+  def fill(self, captions: Iterable[str]) -> int:
+    """Encodes the captions that have no valid entry; returns how many."""
+    _refuse_one_text(captions)
+    with self._lock:
+      missing = [c for c in dict.fromkeys(captions) if self._find(c) is None]
+      with tqdm(
+        total=len(missing),
+        desc="encoding captions",
+        unit="caption",
+        disable=not missing,
+      ) as bar:
+        for i in range(0, len(missing), _CHUNK):
+          bar.update(len(self._encode(missing[i : i + _CHUNK])))
+    return len(missing)
+
+  def release(self) -> None:
+    """Frees the weights, if a function made them; a miss makes them again."""
+    if not isinstance(self._make_encoder, TextEncoder):
+      self._encoder = None
+
+  def _get_encoder(self) -> TextEncoder:
+    if self._encoder is None:
+      self._encoder = self._make_encoder()
+    return self._encoder
+
+  def _encode(self, captions: list[str]) -> dict[str, _Entry]:
+    if not captions:
+      return {}
+    encoder = self._get_encoder()
+    if encoder.identity != self.identity:
+      raise UserError(
+        f"text cache {self._folder}: made by another encoder than the one "
+        "given; give the weights and tokenizer it was made with, or drop the "
+        "recorded identity"
+      )
+    entries = {}
+    for caption, *rows in zip(captions, *encoder.encode(captions), strict=True):
+      # Copies, so that no entry keeps the whole batch in memory.
+      text, mask = entries[caption] = tuple(row.copy() for row in rows)
+      flat = {"text": text, "mask": mask}
+      path = self._path(caption)
+      safetensors.save(path, flat, _proof(path, flat))
+      self._remember(caption, (text, mask))
+    return entries
+
+  def _find(self, caption: str) -> _Entry | None:
+    if caption in self._memory:
+      self._memory.move_to_end(caption)
+      return self._memory[caption]
+    entry = _read_entry(self._path(caption))
+    if entry is not None:
+      self._remember(caption, entry)
+    return entry
+
+  def _remember(self, caption: str, entry: _Entry) -> None:
+    self._memory[caption] = entry
+    self._memory_left -= _size(entry)
+    while self._memory_left < 0:
+      self._memory_left += _size(self._memory.popitem(last=False)[1])
+
+  def _path(self, caption: str) -> pathlib.Path:
+    key = hashlib.sha256(caption.encode(errors="surrogatepass")).hexdigest()
+    return self._folder / self.identity / key[:2] / f"{key}.safetensors"
+
+
+def _refuse_one_text(captions: Iterable[str]) -> None:
+  # A text is a sequence of texts, too: its letters.
+  if isinstance(captions, str):
+    raise TypeError("give a sequence of captions, not one caption")
+
+
+def _size(entry: _Entry) -> int:
+  return sum(array.nbytes for array in entry)
+
+
+def _proof(path: pathlib.Path, flat: FlatParams) -> dict[str, str]:
+  """What an entry says of itself: whose it is, and what it holds."""
+  return {"caption": path.stem, "content": safetensors.content_hash(flat)}
+
+
+def _read_entry(path: pathlib.Path) -> _Entry | None:
+  """The entry at `path`, or None if it is absent or not as it was written."""
+  if not path.exists():
+    return None
+  try:
+    flat, proof = safetensors.load(path), safetensors.load_metadata(path)
+  except UserError:
+    return None
+  if proof != _proof(path, flat):
+    return None
+  return flat["text"], flat["mask"]

@@ -1,0 +1,1 @@
+"""Diffusion mathematics without parameters; knows no network."""

@@ -1,0 +1,66 @@
+"""Noise such that one seed gives one video.
+
+Every sample and every frame has a key of its own, so the noise of a frame
+depends on nothing but its seed, its step and its number: neither on the batch
+it is drawn in, nor on windows, nor on devices.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+import numpy as np
+
+from lumiere_jax.typing import UserError, Video, typechecked
+
+INITIAL = 2**31 - 1
+"""The step number of the noise that sampling starts from."""
+
+Keys = Key[Array, "b"]
+
+
+@typechecked
+def sample_keys(seeds: Sequence[int], stream: int = 0) -> Keys:
+  """One random key per sample.
+
+  Args:
+    seeds: one per video, each in [0, 2^32).
+    stream: gives independent keys from the same seeds, e.g. the number of a
+      stage of a cascade.
+
+  Raises:
+    UserError: a seed out of range.
+  """
+  for seed in seeds:
+    if not 0 <= seed < 2**32:
+      raise UserError(f"seed {seed} is not in [0, 2^32); choose one there")
+  key = lambda seed: jax.random.fold_in(jax.random.key(seed), stream)
+  return jax.vmap(key)(np.asarray(seeds, np.uint32))
+
+
+@typechecked
+def frame_noise(
+  keys: Keys,
+  step: int | Int[Array, ""],
+  num_frames: int,
+  shape: tuple[int, int, int],
+  first_frame: int | Int[Array, ""] = 0,
+) -> Video:
+  """Standard normal noise of one step, bit-equal in any batch.
+
+  Args:
+    keys: (b,) keys of the samples.
+    step: number of the sampling step, or `INITIAL`.
+    num_frames: t, how many frames to draw.
+    shape: (h, w, c) of a frame.
+    first_frame: number of the first of them in the whole video.
+  """
+
+  def frame(key: Key[Array, ""], number: Int[Array, ""]) -> Float[Array, "..."]:
+    return jax.random.normal(jax.random.fold_in(key, number), shape)
+
+  numbers = first_frame + jnp.arange(num_frames)
+  step_keys = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys)
+  frames = jax.vmap(frame, (None, 0))
+  return jax.vmap(frames, (0, None))(step_keys, numbers)

@@ -1,0 +1,96 @@
+"""Decoded frames to upright RGB of the wanted size."""
+
+import dataclasses
+
+import av
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from jaxtyping import UInt8
+import numpy as np
+
+from lumiere_jax.io.container import Track, display_matrix
+
+# swscale's kernels widen as they shrink, so this antialiases; the flags keep
+# chroma at full resolution and round to nearest.
+SCALING = int(
+  Interpolation.BICUBIC
+  | Interpolation.ACCURATE_RND
+  | Interpolation.FULL_CHR_H_INT
+  | Interpolation.FULL_CHR_H_INP
+  | Interpolation.BITEXACT
+)
+_UNSPECIFIED = 2  # libavutil's AVCOL_SPC_UNSPECIFIED
+_HD_HEIGHT = 720
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Framing:
+  """Cuts upright frames of one size out of decoded ones.
+
+  Attributes:
+    resolution: (height, width) in pixels; None: that of the video.
+    crop: where to cut, as fractions of what is to spare (down, across);
+      (0.5, 0.5) is the centre.
+  """
+
+  resolution: tuple[int, int] | None = None
+  crop: tuple[float, float] = (0.5, 0.5)
+  reformatter: VideoReformatter = dataclasses.field(
+    default_factory=VideoReformatter
+  )
+
+  def __call__(
+    self, track: Track, frame: av.VideoFrame
+  ) -> UInt8[np.ndarray, "h w 3"]:
+    """Converts, shrinks or enlarges to cover `resolution`, turns and cuts."""
+    size = upright_size(track, frame)
+    target = self.resolution or size
+    scale = max(t / s for t, s in zip(target, size, strict=True))
+    cover = [
+      max(t, round(s * scale)) for t, s in zip(target, size, strict=True)
+    ]
+    matrix = display_matrix(frame)
+    height, width = cover[::-1] if _is_turned(matrix) else cover
+    image = upright(self._rgb(frame, height, width), matrix)
+    top, left = (
+      round((c - t) * at)
+      for c, t, at in zip(cover, target, self.crop, strict=True)
+    )
+    return image[top : top + target[0], left : left + target[1]]
+
+  def _rgb(self, frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
+    # As players do, take HD that does not say otherwise for BT.709.
+    unstated = frame.colorspace == _UNSPECIFIED and not frame.format.is_rgb
+    hd = min(frame.height, frame.width) >= _HD_HEIGHT
+    return self.reformatter.reformat(
+      frame,
+      width=width,
+      height=height,
+      format="rgb24",
+      src_colorspace=Colorspace.ITU709 if unstated and hd else None,
+      interpolation=SCALING,
+      threads=1,
+    ).to_ndarray()
+
+
+def upright_size(track: Track, frame: av.VideoFrame) -> tuple[int, int]:
+  """(height, width) as shown: turned upright, with square pixels."""
+  shown = frame.height, round(frame.width * float(track.pixel_aspect))
+  return shown[::-1] if _is_turned(display_matrix(frame)) else shown
+
+
+def upright(
+  image: UInt8[np.ndarray, "h w 3"], matrix: np.ndarray | None
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+  """Turns and mirrors stored pixels as the display matrix says."""
+  if matrix is None:
+    return image
+  if _is_turned(matrix):
+    image, across, down = image.swapaxes(0, 1), matrix[1, 0], matrix[0, 1]
+  else:
+    across, down = matrix[0, 0], matrix[1, 1]
+  return image[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
+
+
+def _is_turned(matrix: np.ndarray | None) -> bool:
+  """Whether it exchanges rows and columns: a quarter turn."""
+  return matrix is not None and abs(matrix[0, 1]) > abs(matrix[0, 0])

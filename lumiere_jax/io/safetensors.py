@@ -1,0 +1,142 @@
+"""Safetensors files: written atomically and byte for byte the same each time.
+
+Reading goes through the `safetensors` library. Writing does not: the library
+orders metadata at random, needs all tensors in host memory at once, and
+silently writes the wrong values of an array that is not contiguous.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import hashlib
+import json
+import os
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from lumiere_jax.io.atomic import writing
+from lumiere_jax.typing import FlatParams, UserError
+
+_DTYPES = {
+  np.dtype(dtype): name
+  for name, dtype in {
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "U16": np.uint16,
+    "I16": np.int16,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "U32": np.uint32,
+    "I32": np.int32,
+    "F32": np.float32,
+    "U64": np.uint64,
+    "I64": np.int64,
+    "F64": np.float64,
+  }.items()
+}
+
+
+def save(
+  path: str | os.PathLike,
+  flat: Mapping[str, Any],
+  metadata: Mapping[str, str] | None = None,
+) -> None:
+  """Writes named arrays; the same input always gives the same bytes.
+
+  Arrays on a device are fetched one at a time.
+
+  Args:
+    path: the file to write or replace.
+    flat: name -> numpy or jax array of a plain or bfloat16 dtype.
+    metadata: strings for the file's header.
+
+  Raises:
+    UserError: the place cannot be written.
+    ValueError: a dtype the format does not have, or the name "__metadata__".
+  """
+  if "__metadata__" in flat:
+    raise ValueError('a tensor cannot be named "__metadata__"')
+  # Widest first, as the format wants, so that every tensor is aligned.
+  names = sorted(flat, key=lambda n: (-flat[n].dtype.itemsize, n))
+  header: dict[str, Any] = {}
+  if metadata:
+    header["__metadata__"] = dict(sorted(metadata.items()))
+  end = 0
+  for name in names:
+    start, end = end, end + flat[name].size * flat[name].dtype.itemsize
+    header[name] = {**_spec(flat[name]), "data_offsets": [start, end]}
+  head = json.dumps(header, separators=(",", ":")).encode()
+  head += b" " * (-len(head) % 8)
+  with writing(path) as file:
+    file.write(len(head).to_bytes(8, "little") + head)
+    for name in names:
+      file.write(_bytes(flat[name]))
+
+
+def load(
+  path: str | os.PathLike, keep: Callable[[str], bool] = lambda name: True
+) -> FlatParams:
+  """Reads the arrays whose names pass `keep` as numpy arrays.
+
+  Raises:
+    UserError: the file is missing, truncated or not a safetensors file.
+  """
+  with _opened(path) as file:
+    return {n: file.get_tensor(n) for n in sorted(file.keys()) if keep(n)}
+
+
+def load_metadata(path: str | os.PathLike) -> dict[str, str]:
+  """Reads the strings in a file's header; {} if there are none.
+
+  Raises:
+    UserError: the file is missing, truncated or not a safetensors file.
+  """
+  with _opened(path) as file:
+    return file.metadata() or {}
+
+
+def content_hash(flat: Mapping[str, Any]) -> str:
+  """SHA-256 (hex) over names, shapes, dtypes and values, in order of name."""
+  digest = hashlib.sha256()
+  for name in sorted(flat):
+    # A JSON object ends itself and fixes the number of bytes after it, so no
+    # two different dicts can feed the same bytes.
+    digest.update(json.dumps({name: _spec(flat[name])}).encode())
+    digest.update(_bytes(flat[name]))
+  return digest.hexdigest()
+
+
+def _spec(array: Any) -> dict[str, Any]:
+  dtype = np.dtype(array.dtype).newbyteorder("=")
+  if dtype not in _DTYPES:
+    raise ValueError(f"safetensors files cannot hold {dtype}")
+  return {"dtype": _DTYPES[dtype], "shape": list(array.shape)}
+
+
+def _bytes(array: Any) -> memoryview:
+  """The values in C order and little endian, without a copy if they are so."""
+  array = np.ascontiguousarray(array)
+  if array.dtype.byteorder == ">":
+    array = array.astype(array.dtype.newbyteorder("<"))
+  return memoryview(array.reshape(-1).view(np.uint8))
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Any]:
+  try:
+    with safe_open(path, framework="np") as file:
+      yield file
+  except FileNotFoundError as error:
+    raise UserError(f"{path}: no such file; check the path") from error
+  except OSError as error:
+    raise UserError(
+      f"{path}: cannot be read ({error}); give a safetensors file"
+    ) from error
+  except SafetensorError as error:
+    raise UserError(
+      f"{path}: not a safetensors file, or only a part of one ({error}); "
+      "copy or download it again"
+    ) from error

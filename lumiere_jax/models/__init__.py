@@ -1,0 +1,1 @@
+"""Networks: everything that has parameters."""

@@ -1,0 +1,248 @@
+"""Spatial building blocks with the semantics of Imagen's base U-Net as
+DeepFloyd IF published it (Imagen, arXiv 2205.11487, appendix F).
+
+Every block takes a video (b, t, h, w, c) and treats its frames one by one; an
+image is a video of one frame.
+"""
+
+from collections.abc import Callable
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from lumiere_jax.typing import PerSample, Video
+
+ACTIVATIONS: dict[str, Callable] = {
+  "gelu": lambda x: nn.gelu(x, approximate=False),
+  "silu": nn.silu,
+}
+NORM_EPS = 1e-5
+
+
+class GroupNorm(nn.Module):
+  """Group normalisation, statistics in float32 over each frame by itself.
+
+  Input (..., h, w, c). The statistics never mix frames, so that neither the
+  length of a video nor the window it is seen through changes a frame.
+  """
+
+  groups: int
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "... h w c"]) -> Array:
+    channels = x.shape[-1]
+    grouped = x.astype(jnp.float32).reshape(
+      *x.shape[:-1], self.groups, channels // self.groups
+    )
+    axes = (-4, -3, -1)
+    mean = grouped.mean(axes, keepdims=True)
+    var = jnp.square(grouped - mean).mean(axes, keepdims=True)
+    y = ((grouped - mean) * jax.lax.rsqrt(var + NORM_EPS)).reshape(x.shape)
+    scale = self.param("scale", nn.initializers.ones, (channels,))
+    bias = self.param("bias", nn.initializers.zeros, (channels,))
+    return (y * scale + bias).astype(x.dtype)
+
+
+def sinusoid(time: PerSample, width: int) -> Float[Array, "b width"]:
+  """Sinusoidal embedding, cosines first, of times counted in 1000 steps.
+
+  Args:
+    time: (b,) in [0, 1]; IF's integer step k is k / 1000.
+    width: even number of features; periods from 2 pi to 2 pi * 10^4 steps.
+  """
+  half = width // 2
+  frequencies = jnp.exp(-jnp.log(1e4) * jnp.arange(half) / half)
+  angles = 1000.0 * time[:, None] * frequencies
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimeEmbedding(nn.Module):
+  """Sinusoid of a time in [0, 1], then Linear - activation - Linear."""
+
+  sinusoid_width: int
+  width: int
+  activation: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, time: PerSample) -> Float[Array, "b width"]:
+    x = sinusoid(time, self.sinusoid_width).astype(self.dtype)
+    x = nn.Dense(self.width, dtype=self.dtype, name="in")(x)
+    x = ACTIVATIONS[self.activation](x)
+    return nn.Dense(self.width, dtype=self.dtype, name="out")(x)
+
+
+class TextPooling(nn.Module):
+  """Text pooled by attention to one vector the size of the time embedding.
+
+  LayerNorm, attention from the (masked) mean token with a learned position to
+  [mean token, tokens], Linear, LayerNorm (Imagen appendix F.1).
+  """
+
+  heads: int
+  width: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self,
+    text: Float[Array, "b l e"],
+    mask: Bool[Array, "b l"] | None,
+  ) -> Float[Array, "b width"]:
+    dense = lambda features, name: nn.Dense(
+      features, dtype=self.dtype, name=name
+    )
+    norm = lambda name: nn.LayerNorm(
+      epsilon=NORM_EPS, dtype=jnp.float32, name=name
+    )
+    width = text.shape[-1]
+    tokens = norm("norm_in")(text)
+    if mask is None:
+      mask = jnp.ones(text.shape[:2], bool)
+    weight = mask[..., None] / jnp.maximum(mask.sum(1), 1)[:, None, None]
+    mean = (tokens * weight).sum(1, keepdims=True)
+    position = self.param(
+      "position", nn.initializers.normal(width**-0.5), (1, width)
+    )
+    query = mean + position
+    keys = jnp.concatenate([query, tokens], axis=1)
+    split = lambda x: einops.rearrange(x, "b l (n d) -> b l n d", n=self.heads)
+    mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
+    pooled = jax.nn.dot_product_attention(
+      split(dense(width, "query")(query)),
+      split(dense(width, "key")(keys)),
+      split(dense(width, "value")(keys)),
+      mask=mask[:, None, None, :],
+    )
+    pooled = einops.rearrange(pooled, "b 1 n d -> b (n d)")
+    return norm("norm_out")(dense(self.width, "out")(pooled))
+
+
+def halve(x: Video) -> Video:
+  """Average pooling of 2x2 pixels: (b t h w c) -> (b t h/2 w/2 c)."""
+  return einops.reduce(
+    x, "b t (h i) (w j) c -> b t h w c", "mean", i=2, j=2
+  ).astype(x.dtype)
+
+
+def double(x: Video) -> Video:
+  """Nearest-neighbour up-sampling: (b t h w c) -> (b t 2h 2w c)."""
+  return einops.repeat(x, "b t h w c -> b t (h i) (w j) c", i=2, j=2)
+
+
+RESAMPLE: dict[str, Callable[[Video], Video]] = {
+  "none": lambda x: x,
+  "down": halve,
+  "up": double,
+}
+
+
+class ResBlock(nn.Module):
+  """BigGAN residual block with scale-shift time embedding.
+
+  norm - act - resample - conv - norm * (1 + scale) + shift - act - conv, plus
+  the resampled input (through a 1x1 convolution where the width changes).
+
+  Attributes:
+    channels: output channels.
+    resample: 'none', 'down' (average pool) or 'up' (nearest), on both paths.
+    activate_embedding: False where the embedding comes activated already
+      (IF's super-resolution models).
+    out_scale: factor on the sum; IF's super-resolution models use sqrt(1/2).
+  """
+
+  channels: int
+  groups: int
+  activation: str
+  resample: str
+  activate_embedding: bool
+  out_scale: float
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: Video, emb: Float[Array, "b e"]) -> Video:
+    act = ACTIVATIONS[self.activation]
+    resample = RESAMPLE[self.resample]
+    h = resample(act(GroupNorm(self.groups, name="norm_0")(x)))
+    h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_0")(h)
+    if self.activate_embedding:
+      emb = act(emb)
+    film = nn.Dense(2 * self.channels, dtype=self.dtype, name="film")(emb)
+    scale, shift = jnp.split(film[:, None, None, None, :], 2, axis=-1)
+    h = act(GroupNorm(self.groups, name="norm_1")(h) * (1 + scale) + shift)
+    h = nn.Conv(
+      self.channels,
+      (3, 3),
+      dtype=self.dtype,
+      kernel_init=nn.initializers.zeros,
+      name="conv_1",
+    )(h)
+    x = resample(x)
+    if x.shape[-1] != self.channels:
+      x = nn.Dense(self.channels, dtype=self.dtype, name="skip")(x)
+    return (x + h) * jnp.asarray(self.out_scale, self.dtype)
+
+
+class TextAttention(nn.Module):
+  """Attention of the pixels of a frame to [text, pixels] (Imagen app. F.1).
+
+  Attributes:
+    self_attention: False: keys and values are the text alone.
+    kernel: implementation of `jax.nn.dot_product_attention`.
+  """
+
+  head_dim: int
+  groups: int
+  self_attention: bool
+  kernel: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Video,
+    text: Float[Array, "b l e"],
+    mask: Bool[Array, "b l"] | None,
+  ) -> Video:
+    b, t, h, w, channels = x.shape
+    heads = channels // self.head_dim
+    project = lambda parts, name: nn.DenseGeneral(
+      (parts, heads, self.head_dim), dtype=self.dtype, name=name
+    )
+    # The text is projected once per sample, then shared by its frames.
+    text = GroupNorm(self.groups, name="norm_text")(text[:, None])[:, 0]
+    text_kv = einops.repeat(
+      project(2, "text_kv")(text), "b l p n d -> (b t) l p n d", t=t
+    )
+    pixels = einops.rearrange(
+      GroupNorm(self.groups, name="norm")(x), "b t h w c -> (b t) (h w) c"
+    )
+    parts = project(3 if self.self_attention else 1, "qkv")(pixels)
+    kv = text_kv
+    if self.self_attention:
+      kv = jnp.concatenate([text_kv, parts[..., 1:, :, :]], axis=1)
+    out = jax.nn.dot_product_attention(
+      parts[..., 0, :, :],
+      kv[..., 0, :, :],
+      kv[..., 1, :, :],
+      mask=self._key_mask(mask, t, kv.shape[1]),
+      implementation=self.kernel,
+    )
+    out = nn.DenseGeneral(
+      channels,
+      axis=(-2, -1),
+      dtype=self.dtype,
+      kernel_init=nn.initializers.zeros,
+      name="out",
+    )(out)
+    return x + out.reshape(b, t, h, w, channels)
+
+  def _key_mask(self, mask, frames: int, keys: int):
+    if mask is None:
+      return None
+    pixels = ((0, 0), (0, keys - mask.shape[1]))
+    mask = jnp.pad(mask, pixels, constant_values=True)
+    return jnp.repeat(mask, frames, axis=0)[:, None, None, :]

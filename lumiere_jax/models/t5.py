@@ -1,0 +1,266 @@
+"""The T5 v1.1 encoder: caption tokens in, one feature vector per token out.
+
+Raffel et al., "Exploring the Limits of Transfer Learning with a Unified
+Text-to-Text Transformer" (arXiv 1910.10683), in its v1.1 form: gated GELU, no
+biases, no scaling of attention logits. Imagen and DeepFloyd IF condition on the
+XXL encoder. Submodule names are those of T5X, and an API: import, export and
+sharding go by path.
+"""
+
+import dataclasses
+
+from flax import traverse_util
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+from lumiere_jax.typing import Params, UserError, suggest, typechecked
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T5Config:
+  """The shape of an encoder.
+
+  Attributes:
+    vocab_size: rows of the token embedding; may exceed the tokenizer's.
+    d_model: width of the features.
+    d_ff: width inside the gated feed-forward layers.
+    num_heads: attention heads.
+    d_kv: width of one head.
+    num_layers: blocks of attention and feed-forward.
+    num_buckets: learned relative-position biases per head.
+    max_distance: farther tokens share the last bucket.
+    dtype: of the weights and matrix products. Norms, softmax and the residual
+      stream are float32 always. Not float16, which T5 overflows.
+  """
+
+  vocab_size: int = 32128
+  d_model: int
+  d_ff: int
+  num_heads: int
+  d_kv: int
+  num_layers: int
+  num_buckets: int = 32
+  max_distance: int = 128
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    if self.dtype not in DTYPES:
+      raise UserError(
+        f"T5 dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}"
+        f"{suggest(self.dtype, DTYPES)}"
+      )
+
+
+T5_SIZES: dict[str, T5Config] = {
+  name: T5Config(
+    d_model=d_model, d_ff=d_ff, num_heads=heads, d_kv=64, num_layers=layers
+  )
+  for name, (d_model, d_ff, heads, layers) in {
+    "small": (512, 1024, 6, 8),
+    "base": (768, 2048, 12, 12),
+    "large": (1024, 2816, 16, 24),
+    "xl": (2048, 5120, 32, 24),
+    "xxl": (4096, 10240, 64, 24),
+  }.items()
+}
+"""The published sizes, and "tiny" for tests and demos: it comes untrained, and
+its vocabulary holds the built-in tokenizer's."""
+T5_SIZES["tiny"] = T5Config(
+  vocab_size=1024, d_model=64, d_ff=128, num_heads=4, d_kv=16, num_layers=2
+)
+
+
+def relative_position_bucket(
+  distance: np.ndarray, num_buckets: int, max_distance: int
+) -> np.ndarray:
+  """The bucket of each distance (key position - query position), any shape.
+
+  Half of the buckets are for keys after the query. In each half the first
+  half holds one distance each, the rest widen logarithmically up to
+  `max_distance`, beyond which all distances share the last one.
+  """
+  half = num_buckets // 2
+  exact = half // 2
+  size = np.abs(distance)
+  octave = np.log(np.maximum(size, exact) / exact) / np.log(
+    max_distance / exact
+  )
+  # The small term keeps exact powers on the right side of their boundary.
+  log_bucket = exact + (octave * (half - exact) + 1e-9).astype(np.int32)
+  bucket = np.where(size < exact, size, np.minimum(log_bucket, half - 1))
+  return (bucket + half * (distance > 0)).astype(np.int32)
+
+
+class RelativePositionBias(nn.Module):
+  """A learned logit per head and bucket of distance, shared by all layers."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, length: int) -> Float[Array, "n q k"]:
+    """The biases of all query-key pairs of a sequence."""
+    c = self.config
+    # T5 draws these with d_model ** -0.5. Without training so small a bias
+    # leaves the features nearly blind to word order; 1 is the spread that the
+    # content's logits have.
+    table = self.param(
+      "rel_embedding",
+      nn.initializers.normal(1.0),
+      (c.num_heads, c.num_buckets),
+      jnp.float32,
+    )
+    place = np.arange(length)
+    buckets = relative_position_bucket(
+      place[None, :] - place[:, None], c.num_buckets, c.max_distance
+    )
+    return table[:, buckets]
+
+
+class RMSNorm(nn.Module):
+  """x / RMS(x) over the last axis, times a learned scale; in float32."""
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b l e"]) -> Float[Array, "b l e"]:
+    """Normalises each token's features."""
+    scale = self.param(
+      "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32
+    )
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(mean_square + 1e-6) * scale
+
+
+def _dense(features: int, std: float, config: T5Config, name: str) -> nn.Dense:
+  return nn.Dense(
+    features,
+    use_bias=False,
+    dtype=config.dtype,
+    param_dtype=config.dtype,
+    kernel_init=nn.initializers.normal(std),
+    name=name,
+  )
+
+
+class SelfAttention(nn.Module):
+  """Multi-head self-attention without logit scaling (q's init holds it)."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b l e"],
+    bias: Float[Array, "n l l"],
+    mask: Bool[Array, "b l"],
+  ) -> Float[Array, "b l e"]:
+    """Attends to the tokens where `mask` is True."""
+    c = self.config
+    width, std = c.num_heads * c.d_kv, c.d_model**-0.5
+    heads = lambda y: y.reshape(*y.shape[:-1], c.num_heads, c.d_kv)
+    query = heads(_dense(width, std * c.d_kv**-0.5, c, "query")(x))
+    key = heads(_dense(width, std, c, "key")(x))
+    value = heads(_dense(width, std, c, "value")(x))
+    logits = jnp.einsum(
+      "bqnd,bknd->bnqk", query, key, preferred_element_type=jnp.float32
+    )
+    logits = jnp.where(
+      mask[:, None, None, :], logits + bias, jnp.finfo(jnp.float32).min
+    )
+    weights = jax.nn.softmax(logits, axis=-1).astype(c.dtype)
+    mixed = jnp.einsum("bnqk,bknd->bqnd", weights, value)
+    mixed = mixed.reshape(*x.shape[:-1], width)
+    return _dense(c.d_model, width**-0.5, c, "out")(mixed)
+
+
+class GatedMlp(nn.Module):
+  """wo(gelu(wi_0 x) * wi_1 x), with the tanh form of GELU."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b l e"]) -> Float[Array, "b l e"]:
+    """Maps each token by itself."""
+    c = self.config
+    gate = _dense(c.d_ff, c.d_model**-0.5, c, "wi_0")(x)
+    value = _dense(c.d_ff, c.d_model**-0.5, c, "wi_1")(x)
+    hidden = jax.nn.gelu(gate, approximate=True) * value
+    return _dense(c.d_model, c.d_ff**-0.5, c, "wo")(hidden)
+
+
+class EncoderLayer(nn.Module):
+  """Attention, then feed-forward, each normalised first and added on."""
+
+  config: T5Config
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "b l e"],
+    bias: Float[Array, "n l l"],
+    mask: Bool[Array, "b l"],
+  ) -> Float[Array, "b l e"]:
+    """One block; the residual stream `x` stays in float32."""
+    attention = SelfAttention(self.config, name="attention")
+    mlp = GatedMlp(self.config, name="mlp")
+    x += attention(RMSNorm(name="pre_attention_layer_norm")(x), bias, mask)
+    return x + mlp(RMSNorm(name="pre_mlp_layer_norm")(x))
+
+
+class T5Encoder(nn.Module):
+  """The encoder; untrained, its features still tell texts apart.
+
+  The initialisers are T5's (but for the position bias, which says why), so
+  that a random encoder can stand in, frozen, where weights are not at hand.
+  """
+
+  config: T5Config
+
+  @nn.compact
+  @typechecked
+  def __call__(
+    self,
+    tokens: Int[Array | np.ndarray, "b l"],
+    mask: Bool[Array | np.ndarray, "b l"],
+  ) -> Float[Array, "b l e"]:
+    """Encodes token ids.
+
+    Args:
+      tokens: ids below `config.vocab_size`.
+      mask: True where a token is real; padding is never attended to.
+
+    Returns:
+      float32 features of RMS about 1. Those of padding are whatever T5 makes
+      of them; networks that take no mask (DeepFloyd IF) expect them so.
+    """
+    c = self.config
+    x = nn.Embed(
+      c.vocab_size,
+      c.d_model,
+      dtype=c.dtype,
+      param_dtype=c.dtype,
+      embedding_init=nn.initializers.normal(1.0),
+      name="token_embedder",
+    )(jnp.asarray(tokens)).astype(jnp.float32)
+    bias = RelativePositionBias(c, name="relpos_bias")(tokens.shape[1])
+    for i in range(c.num_layers):
+      x = EncoderLayer(c, name=f"layers_{i}")(x, bias, mask)
+    return RMSNorm(name="encoder_norm")(x)
+
+
+def init_params(config: T5Config, seed: int = 0) -> Params:
+  """Random parameters of an encoder."""
+  tokens = jnp.zeros((1, 1), jnp.int32)
+  # Not jitted: to compile all the drawing takes longer than to do it.
+  return T5Encoder(config).init(jax.random.key(seed), tokens, tokens == 0)[
+    "params"
+  ]
+
+
+def abstract_params(config: T5Config) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shape and dtype of every parameter by path, at no memory."""
+  tree = jax.eval_shape(lambda: init_params(config))
+  return traverse_util.flatten_dict(tree, sep="/")

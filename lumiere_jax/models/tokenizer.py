@@ -1,0 +1,178 @@
+"""Captions to token ids and back, by sentencepiece models of the T5 kind."""
+
+from collections.abc import Iterable, Sequence
+import hashlib
+import io
+import os
+import pathlib
+import warnings
+
+from jaxtyping import Bool, Int
+import numpy as np
+import sentencepiece
+
+from lumiere_jax.io.atomic import writing
+from lumiere_jax.typing import UserError
+
+PAD, EOS, UNK = 0, 1, 2
+
+
+def default_tokenizer_path() -> pathlib.Path:
+  """The built-in model: 1024 pieces of plain English scene words."""
+  return pathlib.Path(__file__).parent / "assets" / "tokenizer.model"
+
+
+class Tokenizer:
+  """A sentencepiece model with T5's special ids: pad 0, eos 1.
+
+  Attributes:
+    path: the model file.
+    max_length: tokens per text, the final eos included.
+  """
+
+  def __init__(self, model_path: str | os.PathLike, max_length: int):
+    """Loads a model.
+
+    Raises:
+      UserError: the file is missing or not a sentencepiece model of the T5
+        kind, or `max_length` is less than 1.
+    """
+    self.path = pathlib.Path(model_path)
+    self.max_length = max_length
+    if max_length < 1:
+      raise UserError(f"max_length: {max_length} tokens; give at least 1")
+    try:
+      self._bytes = self.path.read_bytes()
+    except OSError as error:
+      raise UserError(
+        f"{self.path}: the tokenizer cannot be read ({error.strerror}); "
+        "check the path"
+      ) from error
+    self._model = _parse(self._bytes, self.path)
+
+  @property
+  def vocab_size(self) -> int:
+    """The number of pieces: every id is below it."""
+    return self._model.vocab_size()
+
+  @property
+  def sha256(self) -> str:
+    """SHA-256 (hex) of the model's bytes."""
+    return hashlib.sha256(self._bytes).hexdigest()
+
+  def to_bytes(self) -> bytes:
+    """The model file's content, to be carried along in a bundle."""
+    return self._bytes
+
+  def encode(
+    self, texts: Sequence[str]
+  ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
+    """Token ids and mask of each text, ended by eos and padded with 0.
+
+    A text longer than `max_length` is cut; a UserWarning shows what is lost.
+
+    Returns:
+      int32 tokens and bool mask (True where a token is real), both
+      (len(texts), max_length).
+    """
+    if isinstance(texts, str):
+      raise TypeError("encode takes a sequence of texts, not one text")
+    tokens = np.full((len(texts), self.max_length), PAD, np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for i, text in enumerate(texts):
+      kept, lost = self._split(text)
+      if lost:
+        warnings.warn(
+          f"only {self.max_length} tokens of a text are read; "
+          f'left out: "{lost}"',
+          stacklevel=2,
+        )
+      tokens[i, : len(kept)] = kept
+      mask[i, : len(kept)] = True
+    return tokens, mask
+
+  def left_out(self, text: str) -> str:
+    """The end of `text` that `encode` would cut off; '' if it fits."""
+    return self._split(text)[1]
+
+  def decode(self, tokens: Int[np.ndarray, "b l"]) -> list[str]:
+    """The texts that rows of ids stand for, up to each one's eos."""
+    texts = []
+    for row in np.asarray(tokens).tolist():
+      ids = row[: row.index(EOS)] if EOS in row else row
+      texts.append(self._model.decode([i for i in ids if i != PAD]))
+    return texts
+
+  def _split(self, text: str) -> tuple[list[int], str]:
+    # Lone surrogates, which JSON can carry, have no UTF-8 form.
+    ids = self._model.encode(text.encode(errors="replace").decode())
+    room = self.max_length - 1
+    return [*ids[:room], EOS], self._model.decode(ids[room:])
+
+
+def train_tokenizer(
+  captions: Iterable[str], path: str | os.PathLike, vocab_size: int
+) -> None:
+  """Trains a T5-style model and writes it to `path`; always the same bytes.
+
+  As T5's: a unigram model, NFKC normalisation, pad 0, eos 1, unk 2. Other
+  than T5's, characters it never saw become bytes, so that no text is lost.
+
+  Args:
+    captions: the texts to learn pieces from.
+    path: the file to write.
+    vocab_size: the most pieces to have, 256 single bytes included; a small
+      corpus gives fewer.
+
+  Raises:
+    UserError: no captions, a `vocab_size` too small for their characters, or
+      `path` cannot be written.
+  """
+  captions = [c for c in captions if c.strip()]
+  if not captions:
+    raise UserError("captions: there are none to train a tokenizer on")
+  model = io.BytesIO()
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(captions),
+      model_writer=model,
+      model_type="unigram",
+      vocab_size=vocab_size,
+      hard_vocab_limit=False,
+      character_coverage=1.0,
+      byte_fallback=True,
+      normalization_rule_name="nmt_nfkc",
+      pad_id=PAD,
+      eos_id=EOS,
+      unk_id=UNK,
+      bos_id=-1,
+      shuffle_input_sentence=False,
+      num_threads=1,
+      minloglevel=2,
+    )
+  except RuntimeError as error:
+    raise UserError(
+      f"vocab_size: {vocab_size} pieces cannot be made of these "
+      f"{len(captions)} captions ({error}); give more"
+    ) from error
+  with writing(path) as file:
+    file.write(model.getvalue())
+
+
+def _parse(
+  content: bytes, path: pathlib.Path
+) -> sentencepiece.SentencePieceProcessor:
+  try:
+    # An empty file parses, into a model that has not even an unknown piece.
+    model = sentencepiece.SentencePieceProcessor(model_proto=content or b"?")
+  except RuntimeError as error:
+    raise UserError(
+      f"{path}: not a sentencepiece model; give T5's spiece.model or one "
+      "made by train_tokenizer"
+    ) from error
+  if (model.pad_id(), model.eos_id()) != (PAD, EOS):
+    raise UserError(
+      f"{path}: pad is {model.pad_id()} and eos {model.eos_id()}, not 0 and "
+      "1; give a tokenizer of the T5 kind"
+    )
+  return model

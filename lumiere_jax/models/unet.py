@@ -1,0 +1,342 @@
+"""The one U-Net: image model, Space-Time U-Net and super-resolution model.
+
+Which of them it is, is data in `UNetConfig`. Its submodule names are an API
+(freezing, inflation, sharding, import and export go by path); a golden test
+pins them.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lumiere_jax.models import blocks, temporal
+from lumiere_jax.typing import Cond, PerSample, UserError, Video
+
+ATTENTION = ("none", "cross", "self")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TemporalConfig:
+  """What inflation adds.
+
+  Attributes:
+    resample: for each spatial resampling (one fewer than levels, finest
+      first), whether time is resampled by 2 with it.
+    num_attentions: temporal attentions in every attention inflation block.
+    head_dim: width of their heads.
+    max_distance: offsets in coarsest frames beyond it share a position bias.
+    activation: of the convolutional inflation blocks.
+  """
+
+  resample: tuple[bool, ...]
+  num_attentions: int = 2
+  head_dim: int = 64
+  max_distance: int = 32
+  activation: str = "silu"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+  """The shape of a U-Net; per-level tuples go from finest to coarsest.
+
+  Attributes:
+    channels: width of each level.
+    num_res_blocks: residual blocks of each level in the encoder; the decoder
+      has one more.
+    attention: of each level: 'none', 'cross' (to the text) or 'self' (to text
+      and pixels). The mid block attends as the coarsest level does, but always
+      to the text at least.
+    text_dim: width of the text encoder's output.
+    text_channels: width it is projected to for attention.
+    pool_heads: heads of the attention pooling of the text.
+    head_dim: width of the attention heads.
+    in_channels: 3, or 6 where a low-resolution video is concatenated.
+    cond_channels: extra conditioning channels that enter through `cond_in`:
+      4 for (masked video, mask), else 0.
+    out_channels: 3, or 6 for a learned variance.
+    norm_groups: groups of the group norms.
+    activation: 'gelu' or 'silu'.
+    noise_conditioned: embeds `Cond.noise_level` (super-resolution).
+    activate_embedding_once: IF-II's "efficient activation".
+    skip_scale: factor on every residual sum; IF-II: 0.7071.
+    temporal: None for an image model.
+    dtype: of the computation; parameters are float32, norms and softmax too.
+    attention_kernel: 'xla' or 'cudnn' (fused, NVIDIA GPUs).
+  """
+
+  channels: tuple[int, ...]
+  num_res_blocks: tuple[int, ...]
+  attention: tuple[str, ...]
+  text_dim: int
+  text_channels: int
+  pool_heads: int = 64
+  head_dim: int = 64
+  in_channels: int = 3
+  cond_channels: int = 0
+  out_channels: int = 3
+  norm_groups: int = 32
+  activation: str = "gelu"
+  noise_conditioned: bool = False
+  activate_embedding_once: bool = False
+  skip_scale: float = 1.0
+  temporal: TemporalConfig | None = None
+  dtype: str = "float32"
+  attention_kernel: str = "xla"
+
+  def __post_init__(self):
+    for problem in self._problems():
+      raise UserError(f"config.model: {problem}")
+
+  def _problems(self):
+    levels = len(self.channels)
+    for name in ("num_res_blocks", "attention"):
+      if (n := len(getattr(self, name))) != levels:
+        yield f"{name} has {n} entries, channels has {levels}; give one a level"
+    for kind in set(self.attention) - set(ATTENTION):
+      yield f"attention {kind!r} is not one of {', '.join(ATTENTION)}"
+    for width in (*self.channels, self.text_channels):
+      if width % self.norm_groups:
+        yield f"width {width} is no multiple of norm_groups={self.norm_groups}"
+    heads = [
+      c
+      for c, a in zip(self.channels, self.attention, strict=True)
+      if a != "none"
+    ] + [self.channels[-1]]
+    for width in heads:
+      if width % self.head_dim:
+        yield f"width {width} is no multiple of head_dim={self.head_dim}"
+    if self.text_dim % self.pool_heads:
+      yield (
+        f"text_dim={self.text_dim} is no multiple of "
+        f"pool_heads={self.pool_heads}"
+      )
+    if self.activation not in blocks.ACTIVATIONS:
+      yield f"activation {self.activation!r} is not gelu or silu"
+    if self.temporal and len(self.temporal.resample) != levels - 1:
+      yield (
+        f"temporal.resample has {len(self.temporal.resample)} entries; "
+        f"{levels} levels have {levels - 1} resamplings"
+      )
+    if self.temporal and self.channels[-1] % self.temporal.head_dim:
+      yield (
+        f"width {self.channels[-1]} is no multiple of "
+        f"temporal.head_dim={self.temporal.head_dim}"
+      )
+
+  @property
+  def temporal_factor(self) -> int:
+    """Frames must be a multiple of this."""
+    return 2 ** sum(self.temporal.resample) if self.temporal else 1
+
+  @property
+  def spatial_factor(self) -> int:
+    """Height and width must be multiples of this."""
+    return 2 ** (len(self.channels) - 1)
+
+  def check_video(self, frames: int, height: int, width: int) -> None:
+    """Raises a UserError where a video of this size does not fit."""
+    if frames % self.temporal_factor:
+      low = frames - frames % self.temporal_factor
+      raise UserError(
+        f"num_frames={frames} is no multiple of {self.temporal_factor}, the "
+        "model's down-sampling in time; take "
+        + " or ".join(str(n) for n in (low, low + self.temporal_factor) if n)
+      )
+    for name, size in (("height", height), ("width", width)):
+      if size % self.spatial_factor:
+        raise UserError(
+          f"{name}={size} is no multiple of {self.spatial_factor}, the "
+          "model's down-sampling in space; take "
+          f"{size + -size % self.spatial_factor}"
+        )
+
+
+class UNet(nn.Module):
+  """Noisy video, time and conditioning in; eps, v or x0 out.
+
+  With `config.temporal` None every frame is an image of its own. With it the
+  same submodules stay and `temporal_*` appear beside them: after each spatial
+  block a convolutional inflation block, at the coarsest level and in the
+  middle temporal attention, after each spatial resampling a temporal one
+  (Lumiere section 3.1).
+  """
+
+  config: UNetConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    z: Video,
+    time: PerSample,
+    cond: Cond,
+    *,
+    bypass_temporal: bool = False,
+  ) -> Video:
+    """Runs the network.
+
+    Args:
+      z: (b, t, h, w, 3) noisy video.
+      time: (b,) in [0, 1], position on the schedule; 1 is pure noise.
+      cond: see `Cond`; `frames` carries in_channels - 3 + cond_channels.
+      bypass_temporal: leaves every temporal module out (images; ablation).
+
+    Returns:
+      (b, t, h, w, out_channels) float32.
+
+    Raises:
+      UserError: frames, height or width do not divide.
+    """
+    c = self.config
+    inflated = c.temporal is not None and not bypass_temporal
+    c.check_video(z.shape[1] if inflated else c.temporal_factor, *z.shape[2:4])
+    last = len(c.channels) - 1
+    emb = self._embedding(time, cond)
+    text = self._dense(c.text_channels, "text_proj")(cond.text)
+
+    def block(x, name, level):
+      x = self._res_block(c.channels[level], name)(x, emb)
+      x = self._attend(x, f"{name}_attention", c.attention[level], text, cond)
+      return self._inflate(x, name, level == last) if inflated else x
+
+    def resample(x, name, kind, level):
+      x = self._res_block(c.channels[level], name, kind)(x, emb)
+      # Up-sampling from level k + 1 undoes down-sampling from level k.
+      step = level if kind == "down" else level - 1
+      if inflated and c.temporal.resample[step]:
+        module = (
+          temporal.TemporalDown if kind == "down" else temporal.TemporalUp
+        )
+        x = module(self._dtype, name=f"temporal_{name}")(x)
+      return x
+
+    x = self._stem(z, cond)
+    skips = [x]
+    for level in range(last + 1):
+      for i in range(c.num_res_blocks[level]):
+        x = block(x, f"down_{level}_{i}", level)
+        skips.append(x)
+      if level < last:
+        x = resample(x, f"down_{level}_resample", "down", level)
+        skips.append(x)
+
+    x = self._res_block(c.channels[-1], "mid_0")(x, emb)
+    kind = "self" if c.attention[-1] == "self" else "cross"
+    x = self._attend(x, "mid_attention", kind, text, cond)
+    x = self._res_block(c.channels[-1], "mid_1")(x, emb)
+    x = self._inflate(x, "mid", True) if inflated else x
+
+    for level in reversed(range(last + 1)):
+      for i in range(c.num_res_blocks[level] + 1):
+        x = jnp.concatenate([x, skips.pop()], axis=-1)
+        x = block(x, f"up_{level}_{i}", level)
+      if level > 0:
+        x = resample(x, f"up_{level}_resample", "up", level)
+
+    x = blocks.GroupNorm(c.norm_groups, name="head_norm")(x)
+    x = blocks.ACTIVATIONS[c.activation](x)
+    x = self._conv(c.out_channels, "head", nn.initializers.zeros)(x)
+    return x.astype(jnp.float32)
+
+  @property
+  def _dtype(self) -> jnp.dtype:
+    return jnp.dtype(self.config.dtype)
+
+  def _dense(self, features: int, name: str) -> nn.Dense:
+    return nn.Dense(features, dtype=self._dtype, name=name)
+
+  def _conv(self, features: int, name: str, init=None, bias=True) -> nn.Conv:
+    return nn.Conv(
+      features,
+      (3, 3),
+      use_bias=bias,
+      dtype=self._dtype,
+      kernel_init=init or nn.initializers.lecun_normal(),
+      name=name,
+    )
+
+  def _embedding(self, time: PerSample, cond: Cond) -> Array:
+    """Time, pooled text and, for super-resolution, the noise level: (b, e)."""
+    c = self.config
+    width = c.channels[-1]
+    embed = lambda name: blocks.TimeEmbedding(
+      c.channels[0], width, c.activation, self._dtype, name=name
+    )
+    pool = blocks.TextPooling(
+      c.pool_heads, width, self._dtype, name="text_pool"
+    )
+    emb = embed("time_embed")(time) + pool(cond.text, cond.text_mask)
+    if c.noise_conditioned:
+      emb = emb + embed("noise_embed")(cond.noise_level)
+    if c.activate_embedding_once:
+      emb = blocks.ACTIVATIONS[c.activation](emb)
+    return emb.astype(self._dtype)
+
+  def _stem(self, z: Video, cond: Cond) -> Video:
+    """First convolution; conditioning channels join it through `cond_in`.
+
+    The paper widens the first convolution from 3 to 7 channels (section 4.2).
+    A second convolution of the 4 new ones, zero at first and added, is the same
+    function, leaves the image model's kernel its shape, and can be trained
+    by itself.
+    """
+    c = self.config
+    extra = c.in_channels - 3
+    x = z.astype(self._dtype)
+    if extra:
+      x = jnp.concatenate(
+        [x, cond.frames[..., :extra].astype(self._dtype)], axis=-1
+      )
+    x = self._conv(c.channels[0], "stem")(x)
+    if c.cond_channels:
+      given = cond.frames[..., extra:].astype(self._dtype)
+      zeros = nn.initializers.zeros
+      x = x + self._conv(c.channels[0], "cond_in", zeros, bias=False)(given)
+    return x
+
+  def _res_block(
+    self, channels: int, name: str, resample: str = "none"
+  ) -> blocks.ResBlock:
+    c = self.config
+    return blocks.ResBlock(
+      channels,
+      c.norm_groups,
+      c.activation,
+      resample,
+      not c.activate_embedding_once,
+      c.skip_scale,
+      self._dtype,
+      name=name,
+    )
+
+  def _attend(
+    self, x: Video, name: str, kind: str, text: Array, cond: Cond
+  ) -> Video:
+    if kind == "none":
+      return x
+    c = self.config
+    return blocks.TextAttention(
+      c.head_dim,
+      c.norm_groups,
+      kind == "self",
+      c.attention_kernel,
+      self._dtype,
+      name=name,
+    )(x, text, cond.text_mask)
+
+  def _inflate(self, x: Video, name: str, coarsest: bool) -> Video:
+    c, t = self.config, self.config.temporal
+    if not coarsest:
+      return temporal.ConvInflation(
+        c.norm_groups, t.activation, self._dtype, name=f"temporal_{name}"
+      )(x)
+    return temporal.AttentionInflation(
+      t.num_attentions,
+      t.head_dim,
+      c.norm_groups,
+      t.max_distance,
+      c.attention_kernel,
+      self._dtype,
+      name=f"temporal_{name}",
+    )(x)

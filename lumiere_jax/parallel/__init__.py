@@ -1,0 +1,1 @@
+"""Devices and processes: the mesh, sharding of batches and state."""

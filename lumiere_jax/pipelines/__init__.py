@@ -1,0 +1,1 @@
+"""Making videos: the cascade at inference and what it is conditioned on."""

@@ -1,0 +1,275 @@
+"""The cascade at inference: text -> base -> super-resolution in windows."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from lumiere_jax.data.text import TextEncoder
+from lumiere_jax.diffusion.noise import INITIAL, Keys, frame_noise, sample_keys
+from lumiere_jax.diffusion.samplers import make_sampler
+from lumiere_jax.io import bundle as bundles
+from lumiere_jax.pipelines.conditioning import low_resolution_frames, to_uint8
+from lumiere_jax.pipelines.sampling import (
+  Knobs,
+  Windows,
+  plan_windows,
+  sample_stage,
+)
+from lumiere_jax.pipelines.stage import StageConfig
+from lumiere_jax.pipelines.text import PART, null_text, text_encoder_of
+from lumiere_jax.typing import Cond, FlatParams, UserError, Video
+
+VIDEO_STAGES = ("base", "ssr")
+IMAGE_STAGES = ("t2i", "ssr_image")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """How videos are sampled; the first field of a pair is the base's.
+
+  Attributes:
+    steps: sampling steps.
+    ssr_steps: of super-resolution; 0: as many as the base.
+    sampler: 'ddpm' or 'ddim'.
+    guidance_scale: 1 is the conditional model itself.
+    ssr_guidance_scale: of super-resolution.
+    num_frames: length; 0: as trained.
+    window: frames that the last stage sees at once; 0: as many as it was
+      trained on, or the whole video where that is shorter.
+    overlap: least frames shared by neighbouring windows; 2 in the paper.
+    windows_at_once: windows denoised together; memory grows with it.
+    noise_level: of the low-resolution video, in [0, 1] (Imagen: 0.1 to 0.3).
+    percentile: of dynamic thresholding.
+    max_value: largest threshold.
+    chunk: sampling steps between two updates of the progress bar.
+  """
+
+  steps: int = 50
+  ssr_steps: int = 0
+  sampler: str = "ddim"
+  guidance_scale: float = 7.0
+  ssr_guidance_scale: float = 4.0
+  num_frames: int = 0
+  window: int = 0
+  overlap: int = 2
+  windows_at_once: int = 1
+  noise_level: float = 0.1
+  percentile: float = 0.95
+  max_value: float = 1.5
+  chunk: int = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+  """A loaded stage."""
+
+  config: StageConfig
+  params: FlatParams
+
+
+class Pipeline:
+  """A text encoder and up to two stages, base and super-resolution."""
+
+  def __init__(self, text: TextEncoder, stages: Mapping[str, Stage]):
+    self.text = text
+    self.stages = dict(stages)
+
+  @classmethod
+  def from_pretrained(cls, *paths: str | os.PathLike) -> "Pipeline":
+    """Loads the stages of one or several bundles (or workdirs).
+
+    Raises:
+      UserError: a bundle is missing or damaged, or they do not fit together.
+    """
+    opened = [bundles.open_bundle(path) for path in paths]
+    bundles.check_same_text(opened)
+    stages: dict[str, Stage] = {}
+    for bundle in opened:
+      for name, part in bundle.parts.items():
+        if name in (PART, *stages):
+          continue
+        where = f"{bundle.folder}: parts.{name}.meta"
+        stages[name] = Stage(
+          config=StageConfig.from_meta(part.meta, where),
+          params=jax.device_put(bundle.load(name)),
+        )
+    return cls(text_encoder_of(opened[0]), _pair(stages))
+
+  @property
+  def fps(self) -> float:
+    """Frames a second of the videos."""
+    return self.stages["base"].config.video.fps
+
+  def text_to_video(
+    self,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    negative_prompt: str = "",
+    settings: Settings | None = None,
+  ) -> np.ndarray:
+    """Makes one video for each prompt.
+
+    The same prompt and seed give the same video in any batch.
+
+    Args:
+      prompts: what to show.
+      seeds: one for each prompt.
+      negative_prompt: what to steer away from, instead of "no caption".
+      settings: how to sample.
+
+    Returns:
+      uint8 (b, t, h, w, 3).
+
+    Raises:
+      UserError: a prompt is empty, or lengths or windows do not fit.
+    """
+    settings = settings or Settings()
+    for prompt in prompts:
+      if not prompt.strip():
+        raise UserError("--prompt is empty; say what the video should show")
+    base = self.stages["base"].config
+    frames = settings.num_frames or base.video.num_frames
+    windows = self._windows(settings, frames)
+    conds = self._text(prompts, negative_prompt)
+    low: Video | None = None
+    for number, (name, stage) in enumerate(self.stages.items()):
+      keys = sample_keys(list(seeds), stream=number)
+      cond, null = (
+        self._condition(stage, c, low, keys, settings) for c in conds[name]
+      )
+      low = self._sample(
+        name, stage, cond, null, keys, frames, windows.get(name), settings
+      )
+    return np.asarray(to_uint8(low))
+
+  def _windows(self, settings: Settings, frames: int) -> dict[str, Windows]:
+    """Windows of the last stage, checked before anything runs."""
+    name = list(self.stages)[-1]
+    config = self.stages[name].config
+    trained = config.video.num_frames if name == "ssr" else frames
+    windows = Windows(
+      size=settings.window or min(trained, frames),
+      overlap=settings.overlap,
+      chunk=settings.windows_at_once,
+    )
+    plan_windows(config, windows, frames)
+    if name != "base":
+      base = self.stages["base"].config
+      base.model.check_video(frames, *base.video.resolution)
+    return {} if windows.size == frames else {name: windows}
+
+  def _text(
+    self, prompts: Sequence[str], negative_prompt: str
+  ) -> dict[str, tuple[Cond, Cond]]:
+    """For each stage, the conditioning on the prompts and on "no text"."""
+    text, mask = self.text.encode(list(prompts))
+    prompted = Cond(text=jnp.asarray(text), text_mask=jnp.asarray(mask))
+    conds = {}
+    for name, stage in self.stages.items():
+      if negative_prompt.strip():
+        null, null_mask = (x[0] for x in self.text.encode([negative_prompt]))
+      else:
+        null, null_mask = null_text(self.text, stage.config.diffusion.null_text)
+      repeat = lambda x: jnp.repeat(jnp.asarray(x)[None], len(prompts), axis=0)
+      conds[name] = (
+        prompted,
+        Cond(text=repeat(null), text_mask=repeat(null_mask)),
+      )
+    return conds
+
+  def _condition(
+    self,
+    stage: Stage,
+    cond: Cond,
+    low: Video | None,
+    keys: Keys,
+    settings: Settings,
+  ) -> Cond:
+    """Adds the low-resolution video to what super-resolution is told."""
+    if low is None:
+      return cond
+    video = stage.config.video
+    level = jnp.full(low.shape[:1], settings.noise_level)
+    augmentation_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, INITIAL)
+    frames = low_resolution_frames(
+      jnp.clip(low, -1.0, 1.0),
+      video.resolution,
+      stage.config.diffusion.make_schedule(),
+      level,
+      frame_noise(
+        augmentation_keys, INITIAL, low.shape[1], (*video.resolution, 3)
+      ),
+    )
+    return cond.replace(frames=frames, noise_level=level)
+
+  def _sample(
+    self,
+    name: str,
+    stage: Stage,
+    cond: Cond,
+    null: Cond,
+    keys: Keys,
+    frames: int,
+    windows: Windows | None,
+    settings: Settings,
+  ) -> Video:
+    is_base = name == "base"
+    steps = settings.steps if is_base else settings.ssr_steps or settings.steps
+    scale = settings.guidance_scale if is_base else settings.ssr_guidance_scale
+    with tqdm(total=steps, desc=name, unit="step", dynamic_ncols=True) as bar:
+
+      def progress(done: int, z: Video) -> None:
+        z.block_until_ready()  # steps are done, not just queued
+        bar.update(done - bar.n)
+
+      return sample_stage(
+        stage.config,
+        stage.params,
+        cond,
+        null,
+        keys,
+        frames,
+        rule=make_sampler(settings.sampler),
+        steps=steps,
+        knobs=Knobs(
+          guidance_scale=scale,
+          percentile=settings.percentile,
+          max_value=settings.max_value,
+        ),
+        windows=windows,
+        chunk=settings.chunk,
+        callback=progress,
+      )
+
+
+def _pair(stages: Mapping[str, Stage]) -> dict[str, Stage]:
+  """The base and, if there is one, the super-resolution stage that fits it.
+
+  Image stages stand in where their video stage is missing: each frame is then
+  a picture of its own.
+  """
+  pair = {}
+  for video, image in zip(VIDEO_STAGES, IMAGE_STAGES, strict=True):
+    chosen = stages.get(video) or stages.get(image)
+    if chosen:
+      pair[video] = chosen
+  if "base" not in pair:
+    raise UserError(
+      f"--model holds {', '.join(stages) or 'no stage'}; a base (or t2i) stage "
+      "is needed to make videos: name its bundle too"
+    )
+  if "ssr" in pair:
+    base, ssr = (pair[name].config.video for name in VIDEO_STAGES)
+    expected = tuple(side * ssr.upscale for side in base.resolution)
+    if expected != ssr.resolution:
+      raise UserError(
+        f"the base makes {base.resolution} pixels and super-resolution takes "
+        f"{ssr.resolution} / {ssr.upscale}; use stages trained for each other"
+      )
+  return pair

@@ -1,0 +1,71 @@
+"""What `sample` is asked for, checked, done and written."""
+
+import dataclasses
+
+from lumiere_jax.io.image import contact_sheet, write_image
+from lumiere_jax.io.write import (
+  check_output,
+  write_video,
+)
+from lumiere_jax.pipelines.cascade import Pipeline, Settings
+from lumiere_jax.typing import UserError, suggest
+
+TASKS = ("text_to_video",)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+  """One video to make.
+
+  Attributes:
+    models: bundles or workdirs; each adds the stages the others lack.
+    task: one of `TASKS`.
+    prompt: what to show.
+    negative_prompt: what to steer away from.
+    seed: one seed gives one video.
+    out: file or folder to write.
+    contact_sheet: picture of frames to write; '' is none.
+    settings: how to sample.
+  """
+
+  models: tuple[str, ...]
+  task: str
+  prompt: str
+  negative_prompt: str
+  seed: int
+  out: str
+  contact_sheet: str
+  settings: Settings
+
+
+def fulfil(request: Request) -> None:
+  """Makes the video and writes it; what cannot work fails before sampling.
+
+  Raises:
+    UserError: a flag or a bundle cannot be used.
+  """
+  if not request.models:
+    raise UserError(
+      "--model is missing; give a bundle, or the workdir of a training run"
+    )
+  if request.task not in TASKS:
+    raise UserError(
+      f"--task={request.task!r} is not one of {', '.join(TASKS)}"
+      f"{suggest(request.task, TASKS)}"
+    )
+  check_output(request.out)
+  pipeline = Pipeline.from_pretrained(*request.models)
+  video = pipeline.text_to_video(
+    [request.prompt],
+    seeds=[request.seed],
+    negative_prompt=request.negative_prompt,
+    settings=request.settings,
+  )[0]
+  write_video(request.out, video, pipeline.fps)
+  print(
+    f"{request.out}: {len(video)} frames of {video.shape[2]}x{video.shape[1]} "
+    f"at {pipeline.fps:g} frames a second"
+  )
+  if request.contact_sheet:
+    write_image(request.contact_sheet, contact_sheet(video))
+    print(request.contact_sheet)

@@ -1,0 +1,168 @@
+"""Sampling one stage: from noise to a clip, in jitted chunks of steps."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from lumiere_jax.diffusion.guidance import guide, threshold
+from lumiere_jax.diffusion.multidiffusion import multi_diffusion, window_starts
+from lumiere_jax.diffusion.noise import INITIAL, Keys, frame_noise
+from lumiere_jax.diffusion.samplers import (
+  Rule,
+  State,
+  sample,
+  sample_chunk,
+  time_grid,
+)
+from lumiere_jax.pipelines.stage import StageConfig, network_denoiser
+from lumiere_jax.typing import Cond, FlatParams, UserError, Video
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Windows:
+  """How a stage sees a video that is longer than it can take at once.
+
+  Attributes:
+    size: frames of a window.
+    overlap: least number of frames that neighbours share (2 in the paper).
+    chunk: windows denoised at once; memory grows with it.
+    weights: 'uniform' (the paper) or 'ramp'.
+    spread: windows spread evenly, instead of the last one shifted.
+  """
+
+  size: int
+  overlap: int = 2
+  chunk: int = 1
+  weights: str = "uniform"
+  spread: bool = False
+
+
+@struct.dataclass
+class Knobs:
+  """What may change from one video to the next without compiling anew.
+
+  Attributes:
+    guidance_scale: w of classifier-free guidance; 1 is the conditional model.
+    percentile: of dynamic thresholding, in [0, 1].
+    max_value: largest threshold; 1 is static clipping.
+  """
+
+  guidance_scale: float | Float[Array, ""] = 7.0
+  percentile: float | Float[Array, ""] = 0.95
+  max_value: float | Float[Array, ""] = 1.5
+
+
+@functools.partial(
+  jax.jit, static_argnames=("config", "rule", "windows", "num_frames")
+)
+def _run_chunk(
+  params: FlatParams,
+  state: State,
+  log_snrs: Float[Array, "n"],
+  first_step: Array,
+  keys: Keys,
+  cond: Cond,
+  null_cond: Cond,
+  knobs: Knobs,
+  *,
+  config: StageConfig,
+  rule: Rule,
+  windows: Windows | None,
+  num_frames: int,
+) -> State:
+  denoiser = guide(
+    network_denoiser(config, params), knobs.guidance_scale, null_cond
+  )
+  if windows:
+    starts = plan_windows(config, windows, num_frames)
+    denoiser = multi_diffusion(
+      denoiser, starts, windows.size, windows.chunk, windows.weights
+    )
+  denoiser = threshold(denoiser, knobs.percentile, knobs.max_value)
+  return sample_chunk(denoiser, rule, state, log_snrs, first_step, keys, cond)
+
+
+def plan_windows(
+  config: StageConfig, windows: Windows, num_frames: int
+) -> tuple[int, ...]:
+  """First frames of the windows of a video.
+
+  Raises:
+    UserError: the windows do not fit the video or the model.
+  """
+  return window_starts(
+    num_frames,
+    windows.size,
+    windows.overlap,
+    config.model.temporal_factor,
+    windows.spread,
+  )
+
+
+def sample_stage(
+  config: StageConfig,
+  params: FlatParams,
+  cond: Cond,
+  null_cond: Cond,
+  keys: Keys,
+  num_frames: int,
+  *,
+  rule: Rule,
+  steps: int,
+  knobs: Knobs,
+  windows: Windows | None = None,
+  chunk: int = 10,
+  callback: Callable[[int, Video], bool | None] | None = None,
+) -> Video:
+  """Samples clips from one stage.
+
+  Args:
+    config: of the stage.
+    params: its weights.
+    cond: conditioning of every clip.
+    null_cond: text of "no caption", or of a negative prompt.
+    keys: (b,) one key per clip; see `noise.sample_keys`.
+    num_frames: length of the clips.
+    rule: step rule.
+    steps: sampling steps.
+    knobs: guidance and thresholding.
+    windows: None: all frames at once.
+    chunk: most steps run on the device without the host in between.
+    callback: see `samplers.sample`.
+
+  Returns:
+    (b, num_frames, h, w, 3) in about [-1, 1].
+
+  Raises:
+    UserError: the length does not fit the model or the windows.
+  """
+  height, width = config.video.resolution
+  if windows:
+    plan_windows(config, windows, num_frames)
+  else:
+    config.model.check_video(num_frames, height, width)
+  for name in ("guidance_scale", "max_value"):
+    if getattr(knobs, name) < 0:
+      raise UserError(f"{name}={getattr(knobs, name)} must not be negative")
+  z = jax.jit(frame_noise, static_argnums=(2, 3))(
+    keys, INITIAL, num_frames, (height, width, 3)
+  )
+  run = functools.partial(
+    _run_chunk, config=config, rule=rule, windows=windows, num_frames=num_frames
+  )
+  as_array = functools.partial(jnp.asarray, dtype=jnp.float32)
+  knobs = jax.tree.map(as_array, knobs)
+  return sample(
+    lambda state, levels, first: run(
+      params, state, levels, first, keys, cond, null_cond, knobs
+    ),
+    rule.init(z),
+    time_grid(config.diffusion.make_schedule(), steps),
+    chunk,
+    callback,
+  )

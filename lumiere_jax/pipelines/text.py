@@ -1,0 +1,87 @@
+"""The text encoder in configs and bundles, and what "no caption" is."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from lumiere_jax.data.text import TextEncoder
+from lumiere_jax.io import bundle as bundles
+from lumiere_jax.io import safetensors
+from lumiere_jax.io.atomic import writing
+from lumiere_jax.models.inflate import flatten, unflatten
+from lumiere_jax.models.t5 import T5_SIZES, T5Config, init_params
+from lumiere_jax.models.tokenizer import Tokenizer, default_tokenizer_path
+from lumiere_jax.typing import build
+
+PART = "text"
+
+
+def open_text_encoder(
+  tokenizer: str, weights: str, max_length: int
+) -> TextEncoder:
+  """The text encoder that a config names.
+
+  Args:
+    tokenizer: sentencepiece model; '' is spiece.model beside the weights, or
+      the built-in one.
+    weights: T5 v1.1 weights under Hugging Face names; '' is a small encoder
+      of fixed random weights.
+    max_length: tokens.
+
+  Raises:
+    UserError: a file is missing or does not fit.
+  """
+  if weights:
+    return TextEncoder.from_hf(weights, max_length, tokenizer=tokenizer or None)
+  config = T5_SIZES["tiny"]
+  pieces = Tokenizer(tokenizer or default_tokenizer_path(), max_length)
+  return TextEncoder(pieces, config, init_params(config))
+
+
+def write_text_part(folder: Path, encoder: TextEncoder) -> bundles.Part:
+  """Writes the encoder into a bundle unless it is there already."""
+  tokenizer = f"tokenizer-{encoder.tokenizer.sha256[:16]}.model"
+  tensors = f"text-{encoder.identity[:16]}.safetensors"
+  if not (folder / tokenizer).exists():
+    with writing(folder / tokenizer) as file:
+      file.write(encoder.tokenizer.to_bytes())
+  if not (folder / tensors).exists():
+    safetensors.save(folder / tensors, jax.device_get(flatten(encoder.params)))
+  return bundles.Part(
+    meta={
+      "identity": encoder.identity,
+      "max_length": encoder.tokenizer.max_length,
+      "config": vars(encoder.config),
+    },
+    tensors=(tensors,),
+    files={"tokenizer": tokenizer},
+  )
+
+
+def text_encoder_of(bundle: bundles.Bundle) -> TextEncoder:
+  """The text encoder in a bundle.
+
+  Raises:
+    UserError: its files are missing or damaged.
+  """
+  meta = bundle.parts[PART].meta
+  return TextEncoder(
+    Tokenizer(bundle.file(PART, "tokenizer"), meta["max_length"]),
+    build(T5Config, meta["config"], f"{bundle.folder}: parts.text.meta.config"),
+    unflatten(bundle.load(PART)),
+  )
+
+
+def null_text(encoder: TextEncoder, kind: str) -> tuple[np.ndarray, np.ndarray]:
+  """What stands for "no caption": text (l, e) and mask (l,).
+
+  Args:
+    encoder: the text encoder.
+    kind: 'zeros' (Imagen: embeddings of zero, all counted) or 'empty' (IF:
+      the encoding of the empty caption).
+  """
+  text, mask = encoder.encode([""])
+  if kind == "zeros":
+    return np.zeros_like(text[0]), np.ones_like(mask[0])
+  return text[0], mask[0]

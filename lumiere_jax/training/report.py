@@ -1,0 +1,189 @@
+"""A page to look at: videos, loss curves and numbers of finished runs."""
+
+from collections.abc import Sequence
+import dataclasses
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from lumiere_jax.training.logs import JsonLines
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
+  padding: 0 1rem; color: #222; background: #fff; }
+figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top; }
+video, .sheet { image-rendering: pixelated; background: #eee; }
+video { width: 16rem; height: 16rem; }
+.sheet { max-width: 40rem; width: 100%; }
+table { border-collapse: collapse; }
+td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
+td:first-child, th:first-child { text-align: left; }
+pre { background: #f4f4f4; padding: .5rem; overflow-x: auto; }
+svg text { font-size: 11px; fill: #555; }
+"""
+_WIDTH, _HEIGHT, _MARGIN = 300, 150, 34
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSummary:
+  """What a training run did.
+
+  Attributes:
+    name: of the run.
+    command: that ran it.
+    seconds: the whole process took, compilation included.
+    parameters: 'trainable' and 'frozen' counts.
+    losses: (step, training loss).
+    held_out: (step, loss on held-out clips).
+    frame_by_frame: held-out loss at the end with temporal layers left out;
+      None for image models.
+  """
+
+  name: str
+  command: str
+  seconds: float
+  parameters: dict[str, int]
+  losses: list[tuple[int, float]]
+  held_out: list[tuple[int, float]]
+  frame_by_frame: float | None
+
+  @classmethod
+  def read(
+    cls, workdir: Path, *, name: str, command: str, seconds: float
+  ) -> "RunSummary":
+    """From the files that a run leaves in its workdir."""
+    pairs = lambda records: [(r["step"], r["loss"]) for r in records]
+    held_out = JsonLines(workdir / "held_out.jsonl").read()
+    start = JsonLines(workdir / "runs.jsonl").read()[-1]
+    return cls(
+      name=name,
+      command=command,
+      seconds=seconds,
+      parameters=start["parameters"],
+      losses=pairs(JsonLines(workdir / "metrics.jsonl").read()),
+      held_out=pairs(held_out),
+      frame_by_frame=held_out[-1].get("frame_by_frame"),
+    )
+
+  def numbers(self) -> dict[str, Any]:
+    """For metrics.json."""
+    return {
+      "first_loss": self.held_out[0][1],
+      "last_loss": self.held_out[-1][1],
+      "last_loss_frame_by_frame": self.frame_by_frame,
+      "seconds": round(self.seconds, 1),
+      "parameters": self.parameters,
+      "steps": self.held_out[-1][0],
+    }
+
+
+def write_page(
+  folder: Path,
+  title: str,
+  runs: Sequence[RunSummary],
+  videos: Sequence[tuple[str, str, str]],
+) -> None:
+  """Writes index.html and metrics.json.
+
+  Args:
+    folder: where the videos lie as NAME.mp4 and NAME.png.
+    title: of the page.
+    runs: to tabulate and plot.
+    videos: (name, prompt, command) each.
+  """
+  numbers = {run.name: run.numbers() for run in runs}
+  (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
+  body = [
+    f"<h1>{html.escape(title)}</h1>",
+    *(_video(*video) for video in videos),
+    "<h2>Training</h2>",
+    "<p>Losses are on held-out clips and fixed noise, before and after. "
+    "<i>Frame by frame</i>: the same trained weights with the temporal layers "
+    "left out.</p>",
+    _table(runs),
+    *(_curve(run) for run in runs),
+    "<h2>Commands</h2>",
+    f"<pre>{html.escape(_commands(runs, videos))}</pre>",
+  ]
+  (folder / "index.html").write_text(
+    f'<!doctype html><html lang="en"><meta charset="utf-8">'
+    f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
+    f"<body>{''.join(body)}</body></html>\n"
+  )
+
+
+def _video(name: str, prompt: str, command: str) -> str:
+  del command
+  file = html.escape(name)
+  return (
+    f"<h2>{html.escape(prompt)}</h2><figure>"
+    f'<video src="{file}.mp4" controls autoplay loop muted playsinline>'
+    f"</video></figure><figure>"
+    f'<img class="sheet" src="{file}.png" alt="frames in reading order">'
+    f"<figcaption>frames in reading order</figcaption></figure>"
+  )
+
+
+def _table(runs: Sequence[RunSummary]) -> str:
+  head = (
+    "stage",
+    "trained",
+    "frozen",
+    "steps",
+    "seconds",
+    "loss before",
+    "loss after",
+    "frame by frame",
+  )
+  rows = []
+  for run in runs:
+    n = run.numbers()
+    apart = n["last_loss_frame_by_frame"]
+    rows.append(
+      (
+        run.name,
+        f"{n['parameters']['trainable']:,}",
+        f"{n['parameters']['frozen']:,}",
+        f"{n['steps']}",
+        f"{n['seconds']:.0f}",
+        f"{n['first_loss']:.4f}",
+        f"{n['last_loss']:.4f}",
+        "" if apart is None else f"{apart:.4f}",
+      )
+    )
+  cells = lambda tag, row: "".join(f"<{tag}>{c}</{tag}>" for c in row)
+  lines = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+  return f"<table><tr>{cells('th', head)}</tr>{lines}</table>"
+
+
+def _curve(run: RunSummary) -> str:
+  """Training loss as a line, held-out loss as dots, in one small plot."""
+  points = [*run.losses, *run.held_out]
+  last = max(step for step, _ in points) or 1
+  top = max(loss for _, loss in points) * 1.05
+  x = lambda step: _MARGIN + step / last * (_WIDTH - _MARGIN - 8)
+  y = lambda loss: 18 + (1 - loss / top) * (_HEIGHT - 38)
+  line = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in run.losses)
+  dots = "".join(
+    f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="4" fill="#c40">'
+    f"<title>held out, step {s}: {v:.4f}</title></circle>"
+    for s, v in run.held_out
+  )
+  base = _HEIGHT - 20
+  return (
+    f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img">'
+    f'<text x="{_MARGIN}" y="12">{html.escape(run.name)}: loss</text>'
+    f'<text x="2" y="24">{top:.2f}</text><text x="2" y="{base}">0</text>'
+    f'<text x="{_WIDTH - 60}" y="{_HEIGHT - 6}">step {last}</text>'
+    f'<path d="M{_MARGIN} 18V{base}H{_WIDTH - 8}" fill="none" stroke="#999"/>'
+    f'<polyline points="{line}" fill="none" stroke="#26c"/>{dots}</svg>'
+  )
+
+
+def _commands(
+  runs: Sequence[RunSummary], videos: Sequence[tuple[str, str, str]]
+) -> str:
+  return "\n".join(
+    [run.command for run in runs] + [command for _, _, command in videos]
+  )

@@ -1,0 +1,43 @@
+"""Installs lumiere_jax; versions this project was tested with: see
+requirements.txt."""
+
+from setuptools import find_packages, setup
+
+DEV = ["ruff", "pytest", "pytest-xdist"]
+
+setup(
+  name="lumiere_jax",
+  version="0.1.0",
+  description="Lumiere, Google's space-time text-to-video model, in JAX",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["lumiere_jax*", "configs*"]),
+  package_data={"lumiere_jax": ["**/assets/*", "**/assets/*/*"]},
+  install_requires=[
+    "absl-py",
+    "array-record",
+    "av>=18",
+    "beartype",
+    "einops",
+    "flax>=0.12",
+    "grain",
+    "jax>=0.10",
+    "jaxtyping",
+    "ml-collections",
+    "numpy",
+    "optax",
+    "orbax-checkpoint",
+    "pillow",
+    "safetensors",
+    "sentencepiece",
+    "tqdm",
+  ],
+  extras_require={
+    "dev": DEV,
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda13]"],
+    "tfds": ["tensorflow-datasets", "tensorflow"],
+    # torch is pinned to the CPU build; `make parity` installs this.
+    "parity": ["torch==2.13.0", "diffusers", "transformers", "protobuf"],
+  },
+)

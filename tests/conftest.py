@@ -1,0 +1,89 @@
+"""Fixtures that several rooms share."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lumiere_jax.models.inflate import flatten, unflatten
+from lumiere_jax.models.temporal import identity_taps
+from lumiere_jax.models.unet import TemporalConfig, UNet, UNetConfig
+from lumiere_jax.typing import Cond
+
+TEXT = (5, 16)
+
+
+def small_config(**changes) -> UNetConfig:
+  """A small U-Net that has every kind of block."""
+  values = {
+    "channels": (16, 24, 32),
+    "num_res_blocks": (1, 2, 1),
+    "attention": ("none", "cross", "self"),
+    "text_dim": TEXT[1],
+    "text_channels": 16,
+    "pool_heads": 4,
+    "head_dim": 8,
+    "norm_groups": 4,
+    "temporal": TemporalConfig(resample=(True, True), head_dim=8),
+  }
+  return UNetConfig(**(values | changes))
+
+
+def make_cond(batch: int, frames=None, noise_level=None, seed=1) -> Cond:
+  keys = jax.random.split(jax.random.key(seed), 2)
+  return Cond(
+    text=jax.random.normal(keys[0], (batch, *TEXT)),
+    text_mask=jnp.arange(TEXT[0])[None] < jnp.full((batch, 1), 3),
+    frames=frames,
+    noise_level=noise_level,
+  )
+
+
+@functools.cache
+def random_leaves(config: UNetConfig, seed: int = 0):
+  """Flat parameters, every leaf random except those that start an addition at
+  zero (`proj`, `cond_in`) and the identities of temporal resampling."""
+  frames = config.in_channels - 3 + config.cond_channels
+  video = jnp.zeros((1, config.temporal_factor, 8, 8, 3))
+  cond = make_cond(
+    1,
+    jnp.zeros((*video.shape[:-1], frames)) if frames else None,
+    jnp.zeros(1) if config.noise_conditioned else None,
+  )
+  init = jax.eval_shape(
+    UNet(config).init, jax.random.key(0), video, jnp.zeros(1), cond
+  )
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    kept = path.startswith("temporal_") and (
+      "/proj/" in path or "_resample/" in path
+    )
+    if kept and leaf.ndim == 3:
+      return identity_taps(None, leaf.shape)
+    if kept or path.startswith("cond_in"):
+      return jnp.zeros(leaf.shape)
+    scale = 0.3 if leaf.ndim == 1 else np.prod(leaf.shape[:-1]) ** -0.5
+    return jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
+
+  flat = flatten(init["params"])
+  return {path: draw(path, leaf) for path, leaf in flat.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("config", "bypass_temporal"))
+def apply(flat, z, time, cond, *, config, bypass_temporal=False):
+  return UNet(config).apply(
+    {"params": unflatten(flat)}, z, time, cond, bypass_temporal=bypass_temporal
+  )
+
+
+def run(config, flat, z, cond, time=None, **kwargs):
+  time = jnp.full(z.shape[:1], 0.4) if time is None else time
+  return np.asarray(apply(flat, z, time, cond, config=config, **kwargs))
+
+
+@pytest.fixture
+def rng():
+  return np.random.default_rng(0)

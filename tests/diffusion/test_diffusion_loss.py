@@ -1,0 +1,158 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lumiere_jax.diffusion.loss import (
+  diffusion_loss,
+  drop_captions,
+  loss_per_sample,
+  sample_time,
+)
+from lumiere_jax.diffusion.process import predict
+from lumiere_jax.diffusion.schedule import Cosine
+from lumiere_jax.typing import Cond, UserError
+
+SHAPE = (3, 2, 4, 4, 3)
+
+
+def constant(kind, value):
+  """A denoiser whose network says `value` everywhere, as `kind`."""
+  return lambda z, log_snr, cond: predict(
+    kind, jnp.full_like(z, value), z, log_snr
+  )
+
+
+def by_hand(kind, x0, eps, log_snr, value):
+  """mean (truth - value)^2 per sample, in float64."""
+  x0, eps = np.asarray(x0, np.float64), np.asarray(eps, np.float64)
+  snr = np.exp(np.asarray(log_snr, np.float64)).reshape(-1, 1, 1, 1, 1)
+  alpha, sigma = np.sqrt(snr / (1 + snr)), np.sqrt(1 / (1 + snr))
+  truth = {"x0": x0, "eps": eps, "v": alpha * eps - sigma * x0}[kind]
+  return np.square(truth - value).mean(axis=(1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
+def test_loss_is_the_squared_error_of_its_kind(kind, cond):
+  rng = np.random.default_rng(0)
+  x0, eps = jnp.float32(rng.standard_normal((2, *SHAPE)))
+  log_snr = jnp.array([-5.0, 0.0, 5.0])
+  got = loss_per_sample(constant(kind, 0.3), x0, eps, log_snr, cond(3), kind)
+  want = by_hand(kind, x0, eps, log_snr, 0.3)
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_eps_loss_in_other_forms_is_reweighted(cond):
+  # |x0 error| = sigma/alpha |eps error| and |v error| = |eps error| / alpha.
+  rng = np.random.default_rng(1)
+  x0, eps = jnp.float32(rng.standard_normal((2, *SHAPE)))
+  log_snr = jnp.array([-2.0, 0.0, 2.0])
+  loss = lambda kind: loss_per_sample(
+    constant("eps", 0.1), x0, eps, log_snr, cond(3), kind
+  )
+  snr = np.exp(log_snr)
+  np.testing.assert_allclose(loss("x0"), loss("eps") / snr, rtol=1e-4)
+  np.testing.assert_allclose(loss("v"), loss("eps") * (1 + 1 / snr), rtol=1e-4)
+
+
+def test_diffusion_loss_draws_times_and_noise(cond):
+  x0 = jax.random.normal(jax.random.key(5), (512, 1, 4, 4, 1))
+  run = jax.jit(
+      lambda key, stratified: diffusion_loss(
+          constant("eps", 0.0), x0, cond(512), key, schedule=Cosine(),
+          stratified=stratified,
+      ),
+      static_argnums=1,
+  )  # fmt: skip
+  for stratified in (False, True):
+    loss, metrics = run(jax.random.key(0), stratified)
+    losses, log_snr = metrics["loss_per_sample"], metrics["log_snr"]
+    # The network says 0, so each loss is the mean of 16 squared normals.
+    np.testing.assert_allclose(loss, losses.mean(), rtol=1e-6)
+    assert abs(float(loss) - 1) < 4 * np.sqrt(2 / (512 * 16))
+    t = np.asarray(Cosine().time(log_snr))
+    assert abs(t.mean() - 0.5) < 4 / np.sqrt(12 * 512)
+    other, _ = run(jax.random.key(1), stratified)
+    assert float(other) != float(loss)
+
+
+def test_times_are_uniform():
+  t = np.asarray(sample_time(jax.random.key(0), 4096))
+  assert t.min() >= 0 and t.max() < 1
+  cumulative = np.arange(1, 4097) / 4096
+  # Kolmogorov-Smirnov at a level of about 1e-4.
+  assert np.abs(np.sort(t) - cumulative).max() < 2.2 / np.sqrt(4096)
+
+
+def test_stratified_times_fill_every_stratum_and_stay_uniform():
+  t = np.asarray(sample_time(jax.random.key(0), 64, stratified=True))
+  assert t.min() >= 0 and t.max() < 1
+  np.testing.assert_array_equal(np.sort(np.floor(t * 64)), np.arange(64))
+  keys = jax.random.split(jax.random.key(1), 2000)
+  first = jax.vmap(lambda key: sample_time(key, 4, stratified=True)[0])(keys)
+  assert abs(float(first.mean()) - 0.5) < 4 / np.sqrt(12 * 2000)
+  assert float(first.max()) > 0.99
+
+
+def test_unknown_loss_is_a_user_error(cond):
+  x0 = jnp.zeros((1, 1, 1, 1, 1))
+  with pytest.raises(UserError, match="unknown loss 'mse'"):
+    diffusion_loss(
+        constant("eps", 0.0), x0, cond(1), jax.random.key(0),
+        schedule=Cosine(), kind="mse",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def captions():
+  batch = 2000
+  text = 1 + jax.random.uniform(jax.random.key(0), (batch, 3, 2))
+  mask = jnp.ones((batch, 3), bool)
+  frames = jax.random.normal(jax.random.key(1), (batch, 1, 1, 1, 1))
+  return Cond(text, mask, frames, jnp.arange(batch, dtype=jnp.float32))
+
+
+def test_dropped_captions_are_exactly_the_null_text(captions):
+  null_text = jax.random.normal(jax.random.key(9), (3, 2))
+  null_mask = jnp.array([True, False, False])
+  out = jax.jit(drop_captions, static_argnums=4)(
+    jax.random.key(2), captions, null_text, null_mask, 0.1
+  )
+  kept = np.all(np.asarray(out.text) == np.asarray(captions.text), axis=(1, 2))
+  null = np.all(np.asarray(out.text) == np.asarray(null_text), axis=(1, 2))
+  assert np.all(kept ^ null)
+  assert abs(null.mean() - 0.1) < 4 * np.sqrt(0.1 * 0.9 / 2000)
+  np.testing.assert_array_equal(out.text_mask[null][:, 1:], False)
+  np.testing.assert_array_equal(out.text_mask[kept], True)
+  np.testing.assert_array_equal(out.frames, captions.frames)
+  np.testing.assert_array_equal(out.noise_level, captions.noise_level)
+
+
+def test_drop_rates_zero_and_one(captions):
+  null = jnp.zeros((3, 2))
+  none = drop_captions(jax.random.key(0), captions, null, None, 0.0)
+  np.testing.assert_array_equal(none.text, captions.text)
+  every = drop_captions(jax.random.key(0), captions, null, None, 1.0)
+  np.testing.assert_array_equal(every.text, 0)
+
+
+def test_masks_that_are_missing_mean_every_token(captions):
+  null = jnp.zeros((3, 2))
+  plain = captions.replace(text_mask=None)
+  assert (
+    drop_captions(jax.random.key(0), plain, null, None, 1.0).text_mask is None
+  )
+  null_mask = jnp.array([True, False, False])
+  out = drop_captions(jax.random.key(0), plain, null, null_mask, 0.5)
+  null = np.all(np.asarray(out.text) == 0, axis=(1, 2))
+  np.testing.assert_array_equal(out.text_mask[:, 1], ~null)
+  masked = captions.replace(text_mask=jnp.zeros((2000, 3), bool))
+  out = drop_captions(jax.random.key(0), masked, jnp.zeros((3, 2)), None, 0.5)
+  null = np.all(np.asarray(out.text) == 0, axis=(1, 2))
+  np.testing.assert_array_equal(out.text_mask[:, 1], null)
+
+
+def test_bad_rate_is_a_user_error(captions):
+  with pytest.raises(UserError, match="rate=10"):
+    drop_captions(jax.random.key(0), captions, jnp.zeros((3, 2)), None, 10.0)

@@ -1,0 +1,131 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lumiere_jax.diffusion.schedule import (
+  SCHEDULES,
+  Cosine,
+  Linear,
+  Schedule,
+  alpha_sigma,
+  make_schedule,
+)
+from lumiere_jax.typing import UserError
+
+ALL = [Cosine(), Cosine(shift=-2.77), Cosine(shift=1.0), Linear()]
+NAMES = [repr(s) for s in ALL]
+
+
+def cosine(t, shift=0.0):
+  """log-SNR of alpha = cos(pi t / 2), in float64."""
+  t = np.asarray(t, np.float64)
+  alpha, sigma = np.cos(np.pi * t / 2), np.sin(np.pi * t / 2)
+  return np.log(alpha**2 / sigma**2) + shift
+
+
+def test_cosine_is_the_cosine():
+  t = np.linspace(0.01, 0.99, 99)
+  for shift in (0.0, -2.77):
+    got = Cosine(shift=shift).log_snr(jnp.float32(t))
+    np.testing.assert_allclose(got, cosine(t, shift), rtol=1e-5, atol=2e-5)
+  alpha, _ = alpha_sigma(Cosine().log_snr(jnp.float32(t)))
+  np.testing.assert_allclose(alpha, np.cos(np.pi * t / 2), rtol=1e-5)
+
+
+def test_linear_is_ddpms_linear_beta():
+  # sigma^2 = 1 - exp(-integral of beta), beta(t) = 20 t: d(10 t^2)/dt.
+  t = np.linspace(0, 1, 11)
+  integral = 1e-4 + np.array([np.trapezoid([0, 20 * u], [0, u]) for u in t])
+  sigma2 = 1 - np.exp(-integral)
+  want = np.log((1 - sigma2) / sigma2)
+  got = Linear().log_snr(jnp.float32(t))
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-6)
+
+
+def test_shift_is_the_noise_of_a_larger_picture():
+  # Averaging n x n pixels divides the noise variance by n^2: at 4 x the base
+  # resolution the shifted schedule seen at the base size is the plain one.
+  t = jnp.linspace(0.05, 0.95, 7)
+  shifted = Cosine(shift=2 * np.log(64 / 256)).log_snr(t)
+  alpha, sigma = alpha_sigma(shifted)
+  seen = np.log(alpha**2 / (sigma**2 / 16))
+  np.testing.assert_allclose(seen, Cosine().log_snr(t), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=NAMES)
+def test_log_snr_is_finite_and_falls_with_time(schedule):
+  t = jnp.linspace(0.0, 1.0, 10001)
+  log_snr = np.asarray(schedule.log_snr(t))
+  assert isinstance(schedule, Schedule)
+  assert log_snr.dtype == np.float32
+  assert np.all(np.isfinite(log_snr))
+  assert np.all(np.diff(log_snr) <= 0)
+  assert np.all(np.abs(log_snr) <= 15)
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=NAMES)
+def test_time_inverts_log_snr(schedule):
+  t = jnp.linspace(0.01, 0.99, 397)
+  np.testing.assert_allclose(schedule.time(schedule.log_snr(t)), t, atol=2e-6)
+  log_snr = jnp.linspace(-9.9, 9.1, 301)
+  back = schedule.log_snr(schedule.time(log_snr))
+  np.testing.assert_allclose(back, log_snr, atol=2e-3)
+
+
+def test_clip_holds_the_ends_and_only_them():
+  schedule = Cosine(log_snr_min=-4.0, log_snr_max=6.0)
+  ends = schedule.log_snr(jnp.array([0.0, 1e-6, 1.0]))
+  np.testing.assert_array_equal(ends, [6.0, 6.0, -4.0])
+  inside = schedule.log_snr(jnp.array([0.2, 0.8]))
+  np.testing.assert_allclose(inside, cosine([0.2, 0.8]), rtol=1e-5)
+  times = schedule.time(jnp.array([6.0, -4.0]))
+  np.testing.assert_allclose(cosine(times), [6.0, -4.0], rtol=1e-5)
+
+
+def test_linear_time_beyond_its_range_is_an_end():
+  times = Linear().time(jnp.array([20.0, -20.0]))
+  np.testing.assert_array_equal(times, [0.0, 1.0])
+
+
+def test_alpha_sigma_keeps_relative_precision():
+  log_snr = np.linspace(-20, 20, 401).astype(np.float32)
+  alpha, sigma = alpha_sigma(jnp.asarray(log_snr))
+  exact = log_snr.astype(np.float64)
+  np.testing.assert_allclose(alpha, (1 + np.exp(-exact)) ** -0.5, rtol=1e-6)
+  np.testing.assert_allclose(sigma, (1 + np.exp(exact)) ** -0.5, rtol=1e-6)
+  np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-6)
+  np.testing.assert_allclose(
+    np.log(np.square(alpha, dtype=np.float64))
+    - np.log(np.square(sigma, dtype=np.float64)),
+    exact,
+    atol=2e-6,
+  )
+
+
+def test_infinite_log_snr_is_clean():
+  assert tuple(map(float, alpha_sigma(jnp.float32(np.inf)))) == (1.0, 0.0)
+
+
+def test_schedules_by_name():
+  assert make_schedule("cosine", shift=-1.0) == Cosine(shift=-1.0)
+  assert make_schedule("linear") == Linear()
+  assert set(SCHEDULES) == {"cosine", "linear"}
+  for schedule in ALL:  # jit keys on them
+    assert hash(schedule) == hash(schedule)
+  jitted = jax.jit(lambda t: Cosine().log_snr(t))
+  np.testing.assert_allclose(jitted(0.3), cosine(0.3), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "name, options, message",
+  [
+    ("cosin", {}, 'did you mean "cosine"'),
+    ("cosine", {"shfit": 1.0}, 'did you mean "shift"'),
+    ("cosine", {"log_snr_min": 16.0}, "log_snr_min=16.0"),
+  ],
+)
+def test_bad_schedules_are_user_errors(name, options, message):
+  with pytest.raises(UserError, match=message) as error:
+    make_schedule(name, **options)
+  assert "\n" not in str(error.value)

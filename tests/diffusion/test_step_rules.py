@@ -1,0 +1,130 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lumiere_jax.diffusion.process import predict
+from lumiere_jax.diffusion.samplers import DDIM, DDPM, SAMPLERS, make_sampler
+from lumiere_jax.typing import UserError
+
+PAIRS = [(-15.0, -9.0), (-2.0, -1.9), (0.5, 3.0), (6.0, 15.0)]
+
+
+def scales(log_snr):
+  """alpha, sigma in float64, by the definition of log-SNR."""
+  snr = np.exp(np.float64(log_snr))
+  return np.sqrt(snr / (1 + snr)), np.sqrt(1 / (1 + snr))
+
+
+def one_step(rule, x0, z, pair, noise, log_var=None):
+  """One step of `rule` on numbers."""
+  video = lambda x: jnp.full((1, 1, 1, 1, 1), x, jnp.float32)
+  if log_var is not None:
+    log_var = video(log_var)
+  log_snr = jnp.float32(pair[0])[None]
+  prediction = predict("x0", video(x0), video(z), log_snr, log_var)
+  out = rule.step(
+      prediction, video(z), *map(jnp.float32, pair), video(noise)
+  )  # fmt: skip
+  return float(out.squeeze())
+
+
+def bayes(x0, z, pair):
+  """Mean and variance of q(z_s | z_t, x0), by integrating Bayes' rule."""
+  (alpha_t, sigma_t), (alpha_s, sigma_s) = map(scales, pair)
+  # z_t given z_s is Gaussian with what alpha_t^2 + sigma_t^2 = 1 leaves over.
+  ratio = alpha_t / alpha_s
+  forward = sigma_t**2 - ratio**2 * sigma_s**2
+  centre = alpha_s * x0
+  zs = centre + sigma_s * np.linspace(-40, 40, 400001)
+  log_density = -((z - ratio * zs) ** 2) / (2 * forward)
+  log_density -= (zs - centre) ** 2 / (2 * sigma_s**2)
+  weight = np.exp(log_density - log_density.max())
+  weight /= weight.sum()
+  mean = (weight * zs).sum()
+  return mean, (weight * (zs - mean) ** 2).sum(), forward
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_ddpm_draws_from_bayes_posterior(pair):
+  alpha_t, sigma_t = scales(pair[0])
+  x0, z = 0.4, alpha_t * 0.4 + sigma_t * 0.8
+  mean, variance, forward = bayes(x0, z, pair)
+  got = one_step(DDPM(), x0, z, pair, noise=0.0)
+  np.testing.assert_allclose(got, mean, rtol=2e-5, atol=1e-6)
+  for gamma in (0.0, 0.3, 1.0):
+    std = one_step(DDPM(gamma=gamma), x0, z, pair, noise=1.0) - got
+    want = np.sqrt(variance ** (1 - gamma) * forward**gamma)
+    np.testing.assert_allclose(std, want, rtol=2e-4)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_ddpm_is_imagens_formula(pair):
+  # App. A: mu = e^(lt-ls) (as/at) z + (1 - e^(lt-ls)) as x,
+  # var = (1 - e^(lt-ls)) ss^2.
+  (alpha_t, _), (alpha_s, sigma_s) = map(scales, pair)
+  ratio, x0, z = np.exp(pair[0] - pair[1]), -0.6, 1.3
+  mean = ratio * alpha_s / alpha_t * z + (1 - ratio) * alpha_s * x0
+  std = np.sqrt(1 - ratio) * sigma_s
+  got = [one_step(DDPM(), x0, z, pair, noise) for noise in (0.0, 1.0, -2.0)]
+  want = [mean, mean + std, mean - 2 * std]
+  np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6)
+
+
+def test_learned_log_variance_takes_gammas_place():
+  for place in (0.0, 0.4, 1.0):
+    got = one_step(DDPM(), 0.1, 0.9, (-1.0, 1.0), 1.0, log_var=place)
+    want = one_step(DDPM(gamma=place), 0.1, 0.9, (-1.0, 1.0), 1.0)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_ddim_formula(pair):
+  (alpha_t, sigma_t), (alpha_s, sigma_s) = map(scales, pair)
+  x0, eps = 0.4, -0.7
+  z = alpha_t * x0 + sigma_t * eps
+  for eta in (0.0, 0.5, 1.0):
+    # Song et al., eq. 16 and 12 with their alpha = alpha^2.
+    std = eta * sigma_s / sigma_t * np.sqrt(1 - alpha_t**2 / alpha_s**2)
+    want = alpha_s * x0 + np.sqrt(sigma_s**2 - std**2) * eps + std * 1.5
+    got = one_step(DDIM(eta=eta), x0, z, pair, noise=1.5)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_ddim_of_eta_one_is_ddpm_of_gamma_zero(pair):
+  for noise in (0.0, 1.0):
+    one = one_step(DDIM(eta=1.0), 0.3, 0.8, pair, noise)
+    two = one_step(DDPM(gamma=0.0), 0.3, 0.8, pair, noise)
+    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "rule", [DDPM(), DDPM(gamma=1.0), DDIM(), DDIM(eta=1.0)], ids=repr
+)
+def test_the_last_step_returns_x0_without_noise(rule):
+  got = one_step(rule, 0.37, -2.0, (5.0, np.inf), noise=3.0)
+  assert got == np.float32(0.37)
+  # A step between two equal levels (a clipped schedule has them) is finite.
+  again = one_step(rule, 0.37, -2.0, (-15.0, -15.0), noise=3.0)
+  np.testing.assert_allclose(again, -2.0, rtol=1e-5)
+
+
+def test_samplers_by_name():
+  assert make_sampler("ddpm", gamma=0.3) == DDPM(gamma=0.3)
+  assert make_sampler("ddim") == DDIM(eta=0.0)
+  assert set(SAMPLERS) == {"ddpm", "ddim"}
+
+
+@pytest.mark.parametrize(
+  "name, options, message",
+  [
+    ("ddmp", {}, 'did you mean "ddpm"'),
+    ("ddim", {"gamma": 1.0}, "unknown key 'gamma'"),
+    ("ddim", {"eta": 1.5}, "eta=1.5 is not in"),
+    ("ddpm", {"gamma": -0.1}, "gamma=-0.1 is not in"),
+  ],
+)
+def test_bad_samplers_are_user_errors(name, options, message):
+  with pytest.raises(UserError, match=message) as error:
+    make_sampler(name, **options)
+  assert "\n" not in str(error.value)

@@ -1,0 +1,103 @@
+"""Temporal layers against plain numpy and Lumiere's appendix B."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lumiere_jax.models import temporal
+
+
+def apply(module, x, params=None, seed=0):
+  if params is None:
+    params = module.init(jax.random.key(seed), x)["params"]
+  return np.asarray(module.apply({"params": params}, x))
+
+
+def test_convolution_repeats_the_edge_frames(rng):
+  x = rng.standard_normal((2, 5, 1, 2, 3)).astype(np.float32)
+  kernel = rng.standard_normal((3, 3, 3)).astype(np.float32)
+  bias = rng.standard_normal(3).astype(np.float32)
+  module = temporal.TemporalConv(temporal.identity_taps, jnp.float32)
+  out = apply(module, x, {"kernel": kernel, "bias": bias})
+  for t in range(5):
+    before, after = max(t - 1, 0), min(t + 1, 4)
+    expected = (
+      x[:, before] @ kernel[0] + x[:, t] @ kernel[1] + x[:, after] @ kernel[2]
+    )
+    np.testing.assert_allclose(out[:, t], expected + bias, atol=1e-5)
+
+
+def test_stride_keeps_what_the_whole_convolution_gives(rng):
+  x = rng.standard_normal((1, 6, 2, 2, 4)).astype(np.float32)
+  params = {
+    "kernel": rng.standard_normal((3, 4, 4)).astype(np.float32),
+    "bias": np.ones(4, np.float32),
+  }
+  conv = lambda stride: temporal.TemporalConv(
+    temporal.identity_taps, jnp.float32, stride=stride
+  )
+  whole, strided = (apply(conv(s), x, params) for s in (1, 2))
+  np.testing.assert_allclose(strided, whole[:, ::2], atol=1e-6)
+
+
+def test_80_40_20_10_80_is_nearest_neighbour_at_first(rng):
+  """Down is striding, up is frame duplication (appendix B)."""
+  x = video = rng.standard_normal((1, 80, 2, 2, 4)).astype(np.float32)
+  lengths = [x.shape[1]]
+  for _ in range(3):
+    x = apply(temporal.TemporalDown(jnp.float32), x)
+    lengths.append(x.shape[1])
+  np.testing.assert_array_equal(x, video[:, ::8])
+  for _ in range(3):
+    x = apply(temporal.TemporalUp(jnp.float32), x)
+  lengths.append(x.shape[1])
+  assert lengths == [80, 40, 20, 10, 80]
+  np.testing.assert_array_equal(x, np.repeat(video[:, ::8], 8, axis=1))
+
+
+@pytest.mark.parametrize(
+  "module",
+  [
+    temporal.ConvInflation(2, "silu", jnp.float32),
+    temporal.AttentionInflation(3, 4, 2, 8, "xla", jnp.float32),
+  ],
+)
+def test_inflation_blocks_start_as_the_identity_and_can_leave_it(rng, module):
+  x = rng.standard_normal((1, 4, 3, 3, 8)).astype(np.float32)
+  params = module.init(jax.random.key(0), x)["params"]
+  np.testing.assert_array_equal(apply(module, x, params), x)
+  moved = jax.tree.map(
+    lambda p: p + 0.3 * jnp.asarray(rng.standard_normal(p.shape)), params
+  )
+  out = apply(module, x, moved)
+  assert np.abs(out - x).max() > 1e-2
+  # and frames then do see each other:
+  other = x.copy()
+  other[:, 3] = rng.standard_normal((1, 3, 3, 8))
+  assert np.abs(apply(module, other, moved) - out)[:, 2].max() > 1e-4
+
+
+def test_attention_bias_depends_on_the_distance_in_frames(rng):
+  module = temporal.TemporalAttention(4, 1, 2, "xla", jnp.float32)
+  x = rng.standard_normal((1, 5, 1, 1, 4)).astype(np.float32)
+  params = module.init(jax.random.key(0), x)["params"]
+  params = jax.tree.map(
+    lambda p: jnp.asarray(rng.standard_normal(p.shape), p.dtype), params
+  )
+  p = jax.tree.map(np.asarray, params)
+  out = apply(module, x, params)[0, :, 0, 0]
+  frames = x[0, :, 0, 0]
+  normed = (frames - frames.mean(1, keepdims=True)) / np.sqrt(
+    frames.var(1, keepdims=True) + 1e-5
+  ) * p["norm"]["scale"] + p["norm"]["bias"]
+  q, k, v = np.moveaxis(
+    np.einsum("tc,cpnd->tpnd", normed, p["qkv"]["kernel"])[:, :, 0], 1, 0
+  )
+  logits = q @ k.T / 2.0
+  for i, j in np.ndindex(5, 5):  # beyond distance 2 the bias is shared
+    logits[i, j] += p["position_bias"][np.clip(j - i, -2, 2) + 2, 0]
+  weights = np.exp(logits - logits.max(1, keepdims=True))
+  weights /= weights.sum(1, keepdims=True)
+  expected = frames + weights @ v @ p["proj"]["kernel"] + p["proj"]["bias"]
+  np.testing.assert_allclose(out, expected, atol=1e-4)

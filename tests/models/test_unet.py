@@ -1,0 +1,235 @@
+"""The U-Net against plain numpy, its own promises, and published counts."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base, common, ssr, ssr_image, t2i
+from lumiere_jax.models import blocks
+from lumiere_jax.models.inflate import flatten
+from lumiere_jax.models.unet import TemporalConfig, UNet, UNetConfig
+from lumiere_jax.typing import Cond, UserError
+from tests.conftest import make_cond, random_leaves, run, small_config
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def shapes(config: UNetConfig):
+  """Leaves of a model of any size, at no memory."""
+  side = config.spatial_factor * 2
+  extra = config.in_channels - 3 + config.cond_channels
+  z = jnp.zeros((1, config.temporal_factor, side, side, 3))
+  cond = Cond(
+    text=jnp.zeros((1, 2, config.text_dim)),
+    frames=jnp.zeros((*z.shape[:-1], extra)),
+    noise_level=jnp.zeros(1),
+  )
+  init = jax.eval_shape(
+    UNet(config).init, jax.random.key(0), z, jnp.zeros(1), cond
+  )
+  return flatten(init["params"])
+
+
+def count(config: UNetConfig) -> int:
+  return sum(leaf.size for leaf in shapes(config).values())
+
+
+def if_config(channels, blocks=(3, 3, 3, 3), **changes):
+  return dataclasses.replace(
+    common.IF_I_XL,
+    channels=channels,
+    num_res_blocks=blocks,
+    text_channels=channels[-1],
+    out_channels=6,
+    **changes,
+  )
+
+
+def test_parameter_counts_equal_the_published_if_models():
+  # IF-I-XL: exactly the size of its weights file; M, L and IF-II-L: to the
+  # digits their authors give.
+  assert count(if_config((704, 1408, 2112, 2816))) == 4_304_695_110
+  assert round(count(if_config((192, 384, 576, 768))) / 1e6, 1) == 371.6
+  assert round(count(if_config((320, 640, 960, 1280))) / 1e6, 1) == 935.4
+  second = if_config(
+    (160, 320, 640, 960, 1280),
+    (2, 2, 3, 5, 5),
+    attention=("none", "none", "none", "self", "self"),
+    in_channels=6,
+    noise_conditioned=True,
+    activate_embedding_once=True,
+    skip_scale=0.7071,
+  )
+  assert round(count(second) / 1e6, 1) == 1243.3
+
+
+@pytest.mark.parametrize(
+  ("module", "millions"),
+  [
+    (t2i, 4304.7),
+    (base, 5507.9),
+    (ssr_image, 1136.2),
+    (ssr, 1482.8),
+  ],
+)
+def test_paper_scale_counts_of_the_readme(module, millions):
+  assert round(count(module.FULL.model) / 1e6, 1) == millions
+
+
+def test_golden_tree():
+  """Submodule names are an API: a change here breaks saved weights."""
+  config = dataclasses.replace(
+    base.TINY.model,
+    in_channels=6,
+    cond_channels=4,
+    noise_conditioned=True,
+  )
+  tree = "".join(
+    f"{path} {'x'.join(map(str, leaf.shape))}\n"
+    for path, leaf in shapes(config).items()
+  )
+  assert tree == (GOLDEN / "unet.txt").read_text()
+
+
+def test_sinusoid_is_cosines_then_sines():
+  times = np.array([0.0, 0.25, 0.999])
+  out = np.asarray(blocks.sinusoid(jnp.asarray(times), 8))
+  steps = 1000 * times[:, None]
+  freqs = 1e4 ** (-np.arange(4) / 4)
+  expected = np.concatenate([np.cos(steps * freqs), np.sin(steps * freqs)], 1)
+  np.testing.assert_allclose(out, expected, atol=2e-4)
+
+
+def test_group_norm_takes_each_frame_by_itself(rng):
+  x = rng.standard_normal((2, 3, 4, 5, 6)).astype(np.float32)
+  out = blocks.GroupNorm(2).apply(
+    {"params": {"scale": jnp.full(6, 2.0), "bias": jnp.full(6, 0.5)}}, x
+  )
+  for b, t, g in np.ndindex(2, 3, 2):
+    group = x[b, t, :, :, 3 * g : 3 * g + 3]
+    expected = (group - group.mean()) / np.sqrt(group.var() + 1e-5)
+    np.testing.assert_allclose(
+      out[b, t, :, :, 3 * g : 3 * g + 3], 2 * expected + 0.5, atol=1e-5
+    )
+
+
+def test_attention_is_softmax_over_text_then_pixels(rng):
+  block = blocks.TextAttention(4, 2, True, "xla", jnp.float32)
+  x = rng.standard_normal((1, 2, 2, 3, 8)).astype(np.float32)
+  text = rng.standard_normal((1, 5, 6)).astype(np.float32)
+  mask = np.array([[True, True, True, False, False]])
+  params = block.init(jax.random.key(0), x, text, mask)["params"]
+  params = jax.tree.map(
+    lambda p: jnp.asarray(rng.standard_normal(p.shape), p.dtype), params
+  )
+  out = block.apply({"params": params}, x, text, mask)
+  p = jax.tree.map(np.asarray, params)
+
+  def norm(x, name):  # over positions and the channels of each of 2 groups
+    g = x.reshape(-1, 2, x.shape[-1] // 2)
+    g = (g - g.mean((0, 2), keepdims=True)) / np.sqrt(
+      g.var((0, 2), keepdims=True) + 1e-5
+    )
+    return g.reshape(x.shape) * p[name]["scale"] + p[name]["bias"]
+
+  dense = lambda x, name: (
+    np.einsum("pc,c...->p...", x, p[name]["kernel"]) + p[name]["bias"]
+  )
+  kv_text = dense(norm(text[0], "norm_text"), "text_kv")[:3]
+  for t in range(2):
+    pixels = x[0, t].reshape(6, 8)
+    qkv = dense(norm(pixels, "norm"), "qkv")
+    heads = []
+    for n in range(2):
+      keys = np.concatenate([kv_text[:, 0, n], qkv[:, 1, n]])
+      values = np.concatenate([kv_text[:, 1, n], qkv[:, 2, n]])
+      logits = qkv[:, 0, n] @ keys.T / 2.0
+      weights = np.exp(logits - logits.max(-1, keepdims=True))
+      heads.append(weights / weights.sum(-1, keepdims=True) @ values)
+    expected = (
+      np.einsum("npd,ndc->pc", np.stack(heads), p["out"]["kernel"])
+      + p["out"]["bias"]
+    )
+    np.testing.assert_allclose(
+      out[0, t].reshape(6, 8), pixels + expected, atol=2e-4, rtol=2e-4
+    )
+
+
+def test_masked_tokens_do_not_matter(rng):
+  config = small_config()
+  flat = random_leaves(config)
+  z = rng.standard_normal((1, 4, 8, 8, 3)).astype(np.float32)
+  cond = make_cond(1)
+  other = cond.replace(text=cond.text.at[:, 3:].add(1.0))
+  # The group norm of the text sees all tokens, as IF's does; with its scale
+  # at zero what is left of them must be hidden by the mask.
+  muted = {k: 0 * v if "norm_text/scale" in k else v for k, v in flat.items()}
+  np.testing.assert_allclose(
+    run(config, muted, z, cond), run(config, muted, z, other), atol=1e-5
+  )
+  assert (
+    np.abs(
+      run(config, flat, z, cond)
+      - run(config, flat, z, cond.replace(text=cond.text.at[:, :3].add(1.0)))
+    ).max()
+    > 1e-3
+  )
+
+
+def test_samples_do_not_see_each_other(rng):
+  config = small_config()
+  flat = random_leaves(config)
+  z = rng.standard_normal((2, 4, 8, 8, 3)).astype(np.float32)
+  cond, time = make_cond(2), jnp.array([0.2, 0.7])
+  both = run(config, flat, z, cond, time)
+  for i in range(2):
+    one = cond.map_samples(lambda x, i=i: x[i : i + 1])
+    alone = run(config, flat, z[i : i + 1], one, time[i : i + 1])
+    np.testing.assert_allclose(both[i], alone[0], atol=2e-5)
+
+
+def test_bfloat16_computes_close_and_keeps_float32_weights(rng):
+  config = small_config()
+  flat = random_leaves(config)
+  z = rng.standard_normal((1, 4, 8, 8, 3)).astype(np.float32)
+  half = small_config(dtype="bfloat16")
+  exact, rounded = (run(c, flat, z, make_cond(1)) for c in (config, half))
+  assert all(v.dtype == jnp.float32 for v in shapes(half).values())
+  assert exact.dtype == rounded.dtype == np.float32
+  error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
+  assert 1e-5 < error < 0.05
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"attention": ("none", "self")}, "attention has 2 entries"),
+    ({"attention": ("none", "crossed", "self")}, "'crossed' is not one of"),
+    ({"channels": (16, 24, 30)}, "30 is no multiple of norm_groups=4"),
+    ({"head_dim": 12}, "32 is no multiple of head_dim=12"),
+    ({"activation": "relu"}, "'relu' is not gelu or silu"),
+    ({"temporal": TemporalConfig(resample=(True,), head_dim=8)}, "resampling"),
+  ],
+)
+def test_bad_configs_say_what_is_wrong(changes, words):
+  with pytest.raises(UserError, match=words):
+    small_config(**changes)
+
+
+@pytest.mark.parametrize(
+  ("shape", "words"),
+  [
+    ((1, 6, 8, 8, 3), "num_frames=6 is no multiple of 4.*take 4 or 8"),
+    ((1, 4, 8, 10, 3), "width=10 is no multiple of 4.*take 12"),
+  ],
+)
+def test_sizes_that_do_not_divide(shape, words):
+  config = small_config()
+  with pytest.raises(UserError, match=words):
+    run(
+      config, random_leaves(config), np.zeros(shape, np.float32), make_cond(1)
+    )
