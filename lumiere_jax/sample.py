@@ -47,7 +47,7 @@ SETTINGS = {
   "window": flags.DEFINE_integer(
     "window",
     DEFAULT.window,
-    "Frames the last stage sees at once; 0: as trained.",
+    "Frames the last stage sees at once; 0: trained.",
   ),
   "overlap": flags.DEFINE_integer(
     "overlap", DEFAULT.overlap, "Least frames shared by neighbouring windows."

@@ -72,10 +72,10 @@ def multi_diffusion(
   """Averages a denoiser's predictions over overlapping windows of a video.
 
   The minimiser J of sum_i || W_i (F_i J - Phi(F_i z)) ||^2 (MultiDiffusion,
-  eq. 3; Lumiere, section 3.2), where F_i cuts out window i: per frame, the
-  mean of the windows' predictions weighted by W_i^2. Predictions are averaged
-  rather than the next z, so that a sampler's noise, drawn once for the whole
-  canvas, keeps its variance where windows overlap.
+  Bar-Tal et al. 2023; Lumiere, section 3.2), where F_i cuts out window i: per
+  frame, the mean of the windows' predictions weighted by W_i^2. Predictions
+  are averaged rather than the next z, so that a sampler's noise, drawn once
+  for the whole canvas, keeps its variance where windows overlap.
 
   Args:
     denoiser: sees `window` frames at a time, and the same frames of the
@@ -98,6 +98,7 @@ def multi_diffusion(
 
   def averaged(z: Video, log_snr: PerSample, cond: Cond) -> Prediction:
     num_frames = z.shape[1]
+    # One window is no window: bit for bit, and without a scan to compile.
     if window == num_frames and tuple(starts) == (0,):
       return denoiser(z, log_snr, cond)
     shares = _shares(starts, window, num_frames, weights)
@@ -178,8 +179,9 @@ def _denoise_windows(
 
   windows = [cut(starts[i]) for i in range(starts.shape[0])]
   out = denoiser(*jax.tree.map(lambda *x: jnp.concatenate(x), *windows))
-  split = lambda i: jax.tree.map(lambda x: jnp.split(x, len(windows))[i], out)
-  return [split(i) for i in range(len(windows))]
+  b = z.shape[0]
+  of_window = lambda i: jax.tree.map(lambda x: x[i * b : (i + 1) * b], out)
+  return [of_window(i) for i in range(len(windows))]
 
 
 def _add_window(

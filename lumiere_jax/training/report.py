@@ -10,14 +10,16 @@ from typing import Any
 from lumiere_jax.training.logs import JsonLines
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem;
+  margin: 2rem auto;
   padding: 0 1rem; color: #222; background: #fff; }
 figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top; }
 video, .sheet { image-rendering: pixelated; background: #eee; }
 video { width: 16rem; height: 16rem; }
 .sheet { max-width: 40rem; width: 100%; }
 table { border-collapse: collapse; }
-td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
+td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd;
+  text-align: right; }
 td:first-child, th:first-child { text-align: left; }
 pre { background: #f4f4f4; padding: .5rem; overflow-x: auto; }
 svg text { font-size: 11px; fill: #555; }

@@ -1,0 +1,45 @@
+# Every target sets up what it needs; python3 (3.11 or newer) and make are
+# enough. `make PYTHON=python3.12 ...` picks another interpreter.
+PYTHON ?= python3
+VENV := .venv
+PARITY := .venv-parity
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format parity clean
+
+demo: $(VENV)/ready  ## train the small cascade, make videos, write a page
+	$(BIN)/python -m launch.demo --out=out/demo
+
+test: $(VENV)/ready  ## the whole suite, without torch
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+parity: $(PARITY)/ready  ## compare with torch, diffusers and transformers
+	$(PARITY)/bin/python -m pytest -q tests/parity
+
+clean:
+	rm -rf $(VENV) $(PARITY) out
+
+$(VENV)/ready: requirements.txt requirements-dev.txt
+	$(call install,$(VENV),requirements-dev.txt)
+
+$(PARITY)/ready: requirements.txt requirements-dev.txt requirements-parity.txt
+	$(call install,$(PARITY),requirements-parity.txt)
+
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "error: $(PYTHON) is older than 3.11; make PYTHON=python3.12 ..."; \
+    exit 2; }
+@$(PYTHON) -m venv $(1) || \
+  { echo "error: $(PYTHON) -m venv failed; on Debian: apt install python3-venv"; \
+    exit 2; }
+$(1)/bin/python -m pip install -q --disable-pip-version-check -r $(2)
+@touch $@
+endef
