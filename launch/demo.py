@@ -1,6 +1,6 @@
 """Trains the small cascade from nothing, makes videos, writes a page.
 
-python launch/demo.py [--out=out/demo]
+python -m launch.demo [--out=out/demo]
 
 Every stage is a command that can be run by hand; the page shows them.
 """
@@ -78,7 +78,7 @@ def make_video(
       f"--prompt={prompt}",
       f"--seed={seed}",
       "--steps=20",
-      "--ssr_steps=8",
+      "--ssr_steps=6",
       "--guidance_scale=4",
       "--ssr_guidance_scale=1",
       f"--out={out / name}.mp4",

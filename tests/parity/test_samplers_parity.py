@@ -1,0 +1,264 @@
+"""Our step rules, conversions and thresholds against diffusers' schedulers.
+
+The schedulers compute in float64 on their own table of alphas, so that the
+differences are ours: float32 and the log-SNRs that stand for that table.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lumiere_jax.diffusion.guidance import guide, threshold
+from lumiere_jax.diffusion.noise import frame_noise, sample_keys
+from lumiere_jax.diffusion.process import Prediction, add_noise, predict, to_v
+from lumiere_jax.diffusion.samplers import DDIM, DDPM, sample_chunk
+from lumiere_jax.typing import Cond
+
+pytestmark = pytest.mark.parity
+
+BETAS = ["squaredcos_cap_v2", "linear"]
+KINDS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+SHAPE = (2, 1, 4, 6, 3)
+IF_THRESHOLD = {
+  "thresholding": True,
+  "dynamic_thresholding_ratio": 0.95,
+  "sample_max_value": 1.5,
+}
+
+
+def _scheduler(name, steps=20, **options):
+  diffusers = pytest.importorskip("diffusers")
+  scheduler = getattr(diffusers, name)(**({"clip_sample": False} | options))
+  scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+  scheduler.set_timesteps(steps)
+  return scheduler
+
+
+def _log_snrs(scheduler):
+  """The log-SNRs of a scheduler's timesteps, then that of the clean video."""
+  alphas = scheduler.alphas_cumprod[scheduler.timesteps].numpy()
+  log_snr = np.log(alphas) - np.log1p(-alphas)
+  return jnp.asarray(np.append(log_snr, np.inf), jnp.float32)
+
+
+def _draw(steps, seed=0):
+  """A video, what the network says of it, and fresh noise for each step."""
+  rng = np.random.default_rng(seed)
+  return rng.standard_normal((3, steps, *SHAPE), np.float32)
+
+
+def _torch(video):
+  """(b, 1, h, w, c) as images (b, c, h, w) in float64."""
+  torch = pytest.importorskip("torch")
+  return torch.tensor(np.moveaxis(np.float64(video)[:, 0], -1, 1))
+
+
+def _numpy(images):
+  return np.moveaxis(images.numpy(), 1, -1)[:, None]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.vmap, in_axes=(None, None, 0, 0, 0, 0, 0, 0))
+def _ours(rule, kind, log_snr_t, log_snr_s, z, output, noise, log_var):
+  """One step at every noise level at once."""
+  levels = jnp.full(z.shape[:1], log_snr_t)
+  prediction = predict(kind, output, z, levels, log_var)
+  return rule.step(prediction, z, log_snr_t, log_snr_s, noise)
+
+
+def _compare(ours, theirs, bound):
+  """Largest difference of any step, by the largest value of that step."""
+  theirs = np.stack(theirs)
+  assert ours.shape == theirs.shape
+  axes = tuple(range(1, theirs.ndim))
+  error = (np.abs(ours - theirs).max(axes) / np.abs(theirs).max(axes)).max()
+  print(f"largest relative difference of a step: {error:.1e}")
+  assert error < bound
+
+
+def _step_with_noise(monkeypatch, scheduler, output, t, z, noise):
+  """DDPMScheduler.step, which else draws its noise itself."""
+  monkeypatch.setattr(
+    "diffusers.schedulers.scheduling_ddpm.randn_tensor",
+    lambda *args, **kwargs: _torch(noise),
+  )
+  return _numpy(scheduler.step(output, t, _torch(z)).prev_sample)
+
+
+@pytest.mark.parametrize("steps", [20, 1000])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("betas", BETAS)
+def test_ddim_agrees_with_diffusers(betas, kind, eta, steps):
+  scheduler = _scheduler(
+    "DDIMScheduler", steps, beta_schedule=betas, prediction_type=KINDS[kind]
+  )
+  z, output, noise = _draw(steps)
+  levels = _log_snrs(scheduler)
+  ours = _ours(
+    DDIM(eta=eta), kind, levels[:-1], levels[1:], z, output, noise, None
+  )
+  theirs = [
+    scheduler.step(
+      _torch(output[i]),
+      int(t),
+      _torch(z[i]),
+      eta=eta,
+      variance_noise=_torch(noise[i]) if eta else None,
+    ).prev_sample
+    for i, t in enumerate(scheduler.timesteps)
+  ]
+  _compare(ours, [_numpy(x) for x in theirs], 1e-5)
+
+
+@pytest.mark.parametrize("steps", [20, 1000])
+@pytest.mark.parametrize(
+  ("variance", "gamma"),
+  [("fixed_small", 0.0), ("fixed_small_log", 0.0), ("fixed_large", 1.0)],
+)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("betas", BETAS)
+def test_ddpm_agrees_with_diffusers(
+  monkeypatch, betas, kind, variance, gamma, steps
+):
+  scheduler = _scheduler(
+    "DDPMScheduler",
+    steps,
+    beta_schedule=betas,
+    prediction_type=KINDS[kind],
+    variance_type=variance,
+  )
+  z, output, noise = _draw(steps)
+  levels = _log_snrs(scheduler)
+  ours = _ours(
+    DDPM(gamma=gamma), kind, levels[:-1], levels[1:], z, output, noise, None
+  )
+  theirs = [
+    _step_with_noise(
+      monkeypatch, scheduler, _torch(output[i]), int(t), z[i], noise[i]
+    )
+    for i, t in enumerate(scheduler.timesteps)
+  ]
+  _compare(ours, theirs, 1e-5)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("steps", [20, 1000])
+@pytest.mark.parametrize("betas", BETAS)
+def test_variance_range_agrees_with_learned_range(betas, steps, learned):
+  """IF's second half of channels, v: log_var = (v + 1) / 2 stands for it."""
+  torch = pytest.importorskip("torch")
+  scheduler = _scheduler(
+    "DDPMScheduler", steps, beta_schedule=betas, variance_type="learned_range"
+  )
+  _, v, one = _draw(steps)
+  v = v if learned else np.full_like(v, -0.4)
+  rule = DDPM(gamma=0.9 if learned else 0.3)
+  levels = _log_snrs(scheduler)
+  # With nothing predicted from nothing, a step is the standard deviation.
+  zero, one = np.zeros_like(one), np.ones_like(one)
+  log_var = (v + 1) / 2 if learned else None
+  ours = _ours(rule, "x0", levels[:-1], levels[1:], zero, zero, one, log_var)
+  theirs = [
+    scheduler._get_variance(int(t), torch.tensor(np.float64(v[i]))).numpy()
+    for i, t in enumerate(scheduler.timesteps[:-1])
+  ]
+  error = np.abs(2 * np.log(ours[:-1]) - np.stack(theirs)).max()
+  print(f"largest difference of log-variances: {error:.1e}")
+  assert error < 1e-4
+  np.testing.assert_array_equal(ours[-1], 0)
+
+
+@pytest.mark.parametrize("betas", BETAS)
+def test_forward_process_agrees_with_diffusers(betas):
+  torch = pytest.importorskip("torch")
+  scheduler = _scheduler("DDPMScheduler", 1000, beta_schedule=betas)
+  shape = (1000, *SHAPE[1:])
+  draws = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
+  x0, eps = jnp.asarray(draws)
+  levels, steps = _log_snrs(scheduler)[:-1], scheduler.timesteps
+  z = scheduler.add_noise(_torch(x0), _torch(eps), steps)
+  v = scheduler.get_velocity(_torch(x0), _torch(eps), steps)
+  assert z.dtype == v.dtype == torch.float64
+  _compare(np.asarray(add_noise(x0, eps, levels)), _numpy(z), 1e-6)
+  _compare(np.asarray(to_v(x0, eps, levels)), _numpy(v), 1e-6)
+
+
+def _thresholded(x0, max_value):
+  stub = lambda z, log_snr, cond: Prediction(x0, x0, x0)
+  text = Cond(text=jnp.zeros((x0.shape[0], 1, 1)))
+  wrapped = threshold(stub, 0.95, max_value)
+  return wrapped(x0, jnp.zeros(x0.shape[0]), text).x0
+
+
+@pytest.mark.parametrize("max_value", [1.0, 1.5, 100.0])
+def test_dynamic_thresholding_agrees_with_diffusers(max_value):
+  options = IF_THRESHOLD | {"sample_max_value": max_value}
+  scheduler = _scheduler("DDPMScheduler", **options)
+  spread = np.array([0.3, 0.6, 0.7, 3.0], np.float32).reshape(-1, 1, 1, 1, 1)
+  noise = np.random.default_rng(0).standard_normal((4, 1, 8, 9, 3), np.float32)
+  ours = np.asarray(_thresholded(jnp.asarray(spread * noise), max_value))
+  theirs = _numpy(scheduler._threshold_sample(_torch(spread * noise)))
+  _compare(ours, theirs, 1e-6)
+
+
+def _toy(xp, z, text):
+  """A made-up network: noise and a variance that depend on all it is given."""
+  eps = 0.6 * xp.tanh(z + text) + 0.3 * z
+  return eps, xp.sin(2 * z - text)
+
+
+def _sample(rule, levels, z, texts, keys, scale):
+  """Ours: the toy, guided and thresholded as IF is."""
+
+  def toy(z, log_snr, cond):
+    eps, v = _toy(jnp, z, cond.text[:, :, None, None, :])
+    return predict("eps", eps, z, log_snr, (v + 1) / 2)
+
+  text, null = (Cond(text=jnp.asarray(x)) for x in texts)
+  denoiser = threshold(guide(toy, scale, null), 0.95, 1.5)
+  return jax.jit(
+    lambda z: (
+      sample_chunk(denoiser, rule, rule.init(z), levels, 0, keys, text).z
+    )
+  )(z)
+
+
+def _guided(torch, z, texts, scale):
+  """The same as IF's pipeline in diffusers guides: noise, variance of text."""
+  text, null = (torch.tensor(np.float64(x))[:, 0, :, None, None] for x in texts)
+  eps, v = _toy(torch, z, text)
+  without, _ = _toy(torch, z, null)
+  return without + scale * (eps - without), v
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+def test_sampling_as_if_does_agrees_with_diffusers(monkeypatch, name):
+  """All of it: guidance, thresholds, learned variance, the scan, 50 steps."""
+  torch = pytest.importorskip("torch")
+  options = {"beta_schedule": BETAS[0], **IF_THRESHOLD}
+  if name == "ddpm":
+    options["variance_type"] = "learned_range"
+  scheduler = _scheduler(f"{name.upper()}Scheduler", 50, **options)
+  rng = np.random.default_rng(0)
+  first = rng.standard_normal(SHAPE, np.float32)
+  texts = rng.standard_normal((2, SHAPE[0], 1, SHAPE[-1]), np.float32)
+  keys = sample_keys([3, 4])
+  rule = DDPM() if name == "ddpm" else DDIM()
+  ours = _sample(rule, _log_snrs(scheduler), first, texts, keys, 7.0)
+  z = first
+  for i, t in enumerate(scheduler.timesteps):
+    eps, v = _guided(torch, _torch(z), texts, 7.0)
+    if name == "ddpm":
+      noise = np.asarray(frame_noise(keys, i, 1, SHAPE[2:]))
+      output = torch.cat([eps, v], dim=1)
+      z = _step_with_noise(monkeypatch, scheduler, output, int(t), z, noise)
+    else:
+      step = scheduler.step(
+        eps, int(t), _torch(z), use_clipped_model_output=True
+      )
+      z = _numpy(step.prev_sample)
+  _compare(np.asarray(ours)[None], [z], 1e-5)
