@@ -29,6 +29,7 @@ setup(
     "orbax-checkpoint",
     "pillow",
     "safetensors",
+    "scipy",
     "sentencepiece",
     "tqdm",
   ],

@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import dataclasses
 import functools
 
 import jax
@@ -87,3 +88,14 @@ def run(config, flat, z, cond, time=None, **kwargs):
 @pytest.fixture
 def rng():
   return np.random.default_rng(0)
+
+
+def replace(experiment, **changes):
+  """An experiment with some values changed, parts by their own fields."""
+  parts = {
+    name: dataclasses.replace(getattr(experiment, name), **change)
+    if isinstance(change, dict)
+    else change
+    for name, change in changes.items()
+  }
+  return dataclasses.replace(experiment, **parts)

@@ -3,46 +3,36 @@
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
-import functools
 from pathlib import Path
-import signal
 import sys
 import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from tqdm import tqdm
 
 from lumiere_jax.data.pipeline import batches, held_out_batch
 from lumiere_jax.data.source import ClipSpec, Source
 from lumiere_jax.data.sources import open_sources
 from lumiere_jax.data.text import TextCache, TextEncoder
-from lumiere_jax.models.inflate import split
 from lumiere_jax.parallel import mesh as meshes
 from lumiere_jax.pipelines.text import null_text, open_text_encoder
 from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.evaluation import HeldOut
 from lumiere_jax.training.export import save_bundle
+from lumiere_jax.training.interrupt import interruptible
 from lumiere_jax.training.logs import JsonLines
 from lumiere_jax.training.start import (
   check_init_from,
-  initial_params,
-  trainable_pattern,
+  check_text,
+  start_or_resume,
 )
-from lumiere_jax.training.state import (
-  TrainState,
-  apply_gradients,
-  init_state,
-  learning_rate,
-  make_optimizer,
-)
+from lumiere_jax.training.state import TrainState
+from lumiere_jax.training.step import Metrics, make_train_step
 from lumiere_jax.training.tasks import Batch, Task
 from lumiere_jax.typing import FlatParams, UserError
-
-Metrics = dict[str, jax.Array]
 
 
 def train(experiment: Experiment, workdir: Path) -> None:
@@ -140,19 +130,23 @@ class Run:
     """Evaluate - save - next batch - step - log, until done or told to stop."""
     config = self.experiment.train
     start = int(self.state.step)
-    log = JsonLines(self.workdir / "metrics.jsonl")
-    held_out = JsonLines(self.workdir / "held_out.jsonl")
-    self._note_start(start, (log, held_out))
+    metrics_log = JsonLines(self.workdir / "metrics.jsonl")
+    held_out_log = JsonLines(self.workdir / "held_out.jsonl")
+    self._note_start(start, (metrics_log, held_out_log))
     train_step = make_train_step(self.experiment, self.task)
-    evaluate = self._make_evaluate(held_out)
+    evaluate = self._make_evaluate(held_out_log)
     key = jax.random.key(self.experiment.seed)
     due = lambda every, step: bool(every) and step % every == 0
+    batch_iterator = self._batches(start)
     clock = time.monotonic()
-    with interruptible() as stopped, self._bar(start) as bar:
-      batch_iterator = self._batches(start)
+    with (
+      interruptible() as stopped,
+      contextlib.closing(batch_iterator),
+      self._bar(start) as bar,
+    ):
       for step in range(start, config.steps):
         if step == 0 or due(config.eval_every, step):
-          evaluate(step)
+          evaluate()
         if step > start and due(config.save_every, step):
           self.save()
         if stopped():
@@ -160,21 +154,11 @@ class Run:
         batch = next(batch_iterator)
         self.state, metrics = train_step(self.state, self.frozen, batch, key)
         if due(config.log_every, step + 1) or step + 1 == config.steps:
-          now = time.monotonic()
-          names = ("loss", "grad_norm", "learning_rate")
-          record = {
-            "step": step + 1,
-            **{name: float(metrics[name]) for name in names},
-            "seconds": round(now - clock, 3),
-          }
-          if jax.process_index() == 0:
-            log.append(record)
-          bar.set_postfix(loss=f"{record['loss']:.4f}", refresh=False)
-          clock = now
+          clock, seconds = time.monotonic(), time.monotonic() - clock
+          self._log(metrics_log, bar, step + 1, metrics, seconds)
         bar.update()
-      batch_iterator.close()
     if int(self.state.step) == config.steps:
-      evaluate(config.steps)
+      evaluate()
     self.save()
 
   def save(self) -> None:
@@ -217,6 +201,21 @@ class Run:
       file=sys.stderr,
     )
 
+  def _log(
+    self,
+    log: JsonLines,
+    bar: tqdm,
+    step: int,
+    metrics: Metrics,
+    seconds: float,
+  ) -> None:
+    """The one place where the host waits for the device."""
+    names = ("loss", "grad_norm", "learning_rate")
+    values = {name: float(metrics[name]) for name in names}
+    if jax.process_index() == 0:
+      log.append({"step": step, **values, "seconds": round(seconds, 3)})
+    bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+
   def _bar(self, start: int) -> tqdm:
     return tqdm(
       desc=self.experiment.stage,
@@ -247,144 +246,27 @@ class Run:
       for batch in iterator:
         yield self._device_batch(batch)
 
-  def _make_evaluate(self, log: JsonLines) -> Callable[[int], None]:
-    """Held-out loss of the averaged weights on fixed clips and noise."""
+  def _make_evaluate(self, log: JsonLines) -> Callable[[], None]:
+    """Takes and logs the held-out loss, once for each step it is due at."""
     config = self.experiment.train
     done = {record["step"] for record in log.read()}
-    loss = jax.jit(
-      lambda ema, frozen, batch: self.task.held_out_loss(
-        {**ema, **frozen}, batch
-      )
+    clips = held_out_batch(self.sources[1], config.eval_clips)
+    size = config.batch_size
+    held_out = HeldOut(
+      self.task,
+      [
+        self._device_batch({k: v[i : i + size] for k, v in clips.items()})
+        for i in range(0, config.eval_clips, size)
+      ],
     )
 
-    def evaluate(step: int) -> None:
+    def evaluate() -> None:
+      step = int(self.state.step)
       if step in done:
         return
-      clips = held_out_batch(self.sources[1], config.eval_clips)
-      rows = [
-        {k: v[i : i + config.batch_size] for k, v in clips.items()}
-        for i in range(0, len(clips["video"]), config.batch_size)
-      ]
-      losses = np.concatenate(
-        [
-          np.asarray(loss(self.state.ema, self.frozen, self._device_batch(r)))
-          for r in rows
-        ],
-        axis=1,
-      )
+      final = step == config.steps
+      record = held_out(self.state, self.frozen, final=final)
       if jax.process_index() == 0:
-        log.append(
-          {
-            "step": step,
-            "loss": float(losses.mean()),
-            "by_noise_level": [float(x) for x in losses.mean(axis=1)],
-          }
-        )
+        log.append(record)
 
     return evaluate
-
-
-def check_text(experiment: Experiment, text: TextEncoder) -> None:
-  """Raises a UserError where network and text encoder differ in width."""
-  wanted, given = experiment.model.text_dim, text.config.d_model
-  if wanted != given:
-    raise UserError(
-      f"config.model.text_dim={wanted}, but the text encoder is {given} wide; "
-      "give T5 v1.1 weights of that width with --config.text.weights=DIR"
-    )
-
-
-def start_or_resume(
-  experiment: Experiment,
-  task: Task,
-  checkpoints: Checkpoints,
-  mesh: jax.sharding.Mesh,
-  text_identity: str,
-) -> tuple[TrainState, FlatParams, str]:
-  """The newest state of the workdir, or the first one.
-
-  Returns:
-    state, frozen weights and the name these are saved under.
-
-  Raises:
-    UserError: weights or checkpoint are of another config.
-  """
-  optimizer = make_optimizer(experiment.train)
-  pattern = trainable_pattern(experiment)
-  everywhere = meshes.replicated(mesh)
-  step = checkpoints.latest_step()
-  if step is None:
-    params = initial_params(experiment, task, text_identity)
-    trainable, frozen = split(params, pattern)
-    state = init_state(trainable, optimizer)
-    name = checkpoints.save_frozen(jax.device_get(frozen))
-  else:
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
-    abstract = jax.eval_shape(
-      functools.partial(init_state, optimizer=optimizer),
-      split(shapes, pattern)[0],
-    )
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-      abstract,
-    )
-    state, name = checkpoints.restore(abstract, step)
-    frozen = checkpoints.load_frozen(name)
-  put = functools.partial(jax.device_put, device=everywhere)
-  return put(state), put(frozen), name
-
-
-def make_train_step(
-  experiment: Experiment, task: Task
-) -> Callable[..., tuple[TrainState, Metrics]]:
-  """The jitted step: (state, frozen, batch, key) -> (state, metrics).
-
-  Gradients are taken with respect to the trainable leaves alone; random keys
-  are folded from the step, so a resumed run repeats itself bit for bit.
-  """
-  optimizer = make_optimizer(experiment.train)
-  schedule = learning_rate(experiment.train)
-
-  @functools.partial(jax.jit, donate_argnums=0)
-  def train_step(
-    state: TrainState, frozen: FlatParams, batch: Batch, key: jax.Array
-  ) -> tuple[TrainState, Metrics]:
-    step_key = jax.random.fold_in(key, state.step)
-
-    def loss_of(trainable: FlatParams) -> tuple[jax.Array, Metrics]:
-      return task.loss({**trainable, **frozen}, batch, step_key)
-
-    (loss, _), grads = jax.value_and_grad(loss_of, has_aux=True)(
-      state.trainable
-    )
-    metrics = {
-      "loss": loss,
-      "grad_norm": optax.global_norm(grads),
-      "learning_rate": schedule(state.step),
-    }
-    return apply_gradients(state, grads, optimizer, experiment.train), metrics
-
-  return train_step
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-  """SIGTERM and Ctrl-C ask the loop to save and end; a second Ctrl-C kills."""
-  asked: list[int] = []
-
-  def ask(number: int, frame: Any) -> None:
-    del frame
-    if asked and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    asked.append(number)
-    print("\nstopping: the step is finished, then saved", file=sys.stderr)
-
-  try:
-    old = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
-  except ValueError:  # not the main thread: signals are somebody else's
-    old = {}
-  try:
-    yield lambda: bool(asked)
-  finally:
-    for number, handler in old.items():
-      signal.signal(number, handler)

@@ -1,10 +1,16 @@
-"""Where the weights of a stage come from at step 0."""
+"""Where a run starts: from nothing, from a bundle, or where it stopped."""
+
+import functools
 
 import jax
 
+from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.io import bundle as bundles
-from lumiere_jax.models.inflate import inflate
+from lumiere_jax.models.inflate import inflate, split
+from lumiere_jax.parallel import mesh as meshes
+from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.state import TrainState, init_state, make_optimizer
 from lumiere_jax.training.tasks import Task
 from lumiere_jax.typing import FlatParams, UserError
 
@@ -59,6 +65,56 @@ def initial_params(
     )
   name = f"config.init_from={experiment.init_from}, stage {stage!r},"
   return inflate(bundle.load(stage), fresh, name)
+
+
+def start_or_resume(
+  experiment: Experiment,
+  task: Task,
+  checkpoints: Checkpoints,
+  mesh: jax.sharding.Mesh,
+  text_identity: str,
+) -> tuple[TrainState, FlatParams, str]:
+  """The newest state of the workdir, or the first one.
+
+  Returns:
+    state, frozen weights and the name these are saved under.
+
+  Raises:
+    UserError: weights or checkpoint are of another config.
+  """
+  optimizer = make_optimizer(experiment.train)
+  pattern = trainable_pattern(experiment)
+  everywhere = meshes.replicated(mesh)
+  step = checkpoints.latest_step()
+  if step is None:
+    params = initial_params(experiment, task, text_identity)
+    trainable, frozen = split(params, pattern)
+    state = init_state(trainable, optimizer)
+    name = checkpoints.save_frozen(jax.device_get(frozen))
+  else:
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    abstract = jax.eval_shape(
+      functools.partial(init_state, optimizer=optimizer),
+      split(shapes, pattern)[0],
+    )
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+      abstract,
+    )
+    state, name = checkpoints.restore(abstract, step)
+    frozen = checkpoints.load_frozen(name)
+  put = functools.partial(jax.device_put, device=everywhere)
+  return put(state), put(frozen), name
+
+
+def check_text(experiment: Experiment, text: TextEncoder) -> None:
+  """Raises a UserError where network and text encoder differ in width."""
+  wanted, given = experiment.model.text_dim, text.config.d_model
+  if wanted != given:
+    raise UserError(
+      f"config.model.text_dim={wanted}, but the text encoder is {given} wide; "
+      "give T5 v1.1 weights of that width with --config.text.weights=DIR"
+    )
 
 
 def _source(experiment: Experiment) -> tuple[bundles.Bundle, str]:

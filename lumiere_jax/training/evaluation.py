@@ -1,0 +1,57 @@
+"""Held-out loss: fixed clips, fixed noise, the averaged weights."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from lumiere_jax.training.state import TrainState
+from lumiere_jax.training.tasks import Batch, Task
+from lumiere_jax.typing import FlatParams
+
+
+class HeldOut:
+  """The held-out loss of a run, the same question at every step."""
+
+  def __init__(self, task: Task, batches: list[Batch]):
+    self._batches = batches
+    self._inflated = task.experiment.model.temporal is not None
+    self._loss = jax.jit(
+      lambda ema, frozen, batch, bypass: task.held_out_loss(
+        {**ema, **frozen}, batch, bypass_temporal=bypass
+      ),
+      static_argnums=3,
+    )
+
+  def __call__(
+    self, state: TrainState, frozen: FlatParams, *, final: bool
+  ) -> dict[str, Any]:
+    """A record for held_out.jsonl.
+
+    Args:
+      state: whose averaged weights are measured.
+      frozen: the other weights.
+      final: at the end of training a video model is also measured with its
+        temporal layers left out: what they are worth.
+
+    Returns:
+      step, loss, by_noise_level (from clean to noisy) and, where it was
+      measured, frame_by_frame.
+    """
+    losses = self._measure(state, frozen, bypass=False)
+    record = {
+      "step": int(state.step),
+      "loss": float(losses.mean()),
+      "by_noise_level": [float(x) for x in losses.mean(axis=1)],
+    }
+    if final and self._inflated:
+      apart = self._measure(state, frozen, bypass=True)
+      record["frame_by_frame"] = float(apart.mean())
+    return record
+
+  def _measure(
+    self, state: TrainState, frozen: FlatParams, *, bypass: bool
+  ) -> np.ndarray:
+    """(noise levels, clips) losses."""
+    losses = [self._loss(state.ema, frozen, b, bypass) for b in self._batches]
+    return np.concatenate([np.asarray(loss) for loss in losses], axis=1)
