@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import sys
+from typing import Any
 import warnings
 
 from absl import app, flags, logging
@@ -9,6 +10,17 @@ from absl import app, flags, logging
 from lumiere_jax.typing import UserError
 
 USAGE_EXIT = 2
+# What absl and ml_collections raise for flags: an unknown config key is a
+# KeyError or AttributeError, a value of the wrong type a TypeError or
+# ValueError, a config file that is not there an OSError.
+FLAG_ERRORS = (
+  flags.Error,
+  KeyError,
+  AttributeError,
+  TypeError,
+  ValueError,
+  OSError,
+)
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -16,6 +28,18 @@ def run(main: Callable[[list[str]], None]) -> None:
   warnings.showwarning = _show_warning
   logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
   app.run(_guarded(main), flags_parser=_parse_flags)
+
+
+def config_value(flag: flags.FlagHolder) -> dict[str, Any]:
+  """The config that a flag names, with its overrides.
+
+  Raises:
+    UserError: the file is missing or broken.
+  """
+  try:
+    return flag.value.to_dict()  # a missing file shows at first access
+  except FLAG_ERRORS as error:
+    raise UserError(f"--config: {_words(error)}") from error
 
 
 def fail(message: object) -> None:
@@ -37,22 +61,19 @@ def _guarded(main: Callable[[list[str]], None]) -> Callable:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-  # ml_collections answers an unknown config key with a plain KeyError or
-  # AttributeError, and a value of the wrong type with a TypeError or
-  # ValueError.
-  mendable = (
-    flags.Error,
-    UserError,
-    KeyError,
-    AttributeError,
-    TypeError,
-    ValueError,
-    OSError,
-  )
   try:
     return flags.FLAGS(argv)
-  except mendable as error:
-    fail(error.args[0] if error.args else error)
+  except (KeyError, AttributeError) as error:
+    fail(f"--config has no key {_words(error)}")
+  except (UserError, *FLAG_ERRORS) as error:
+    fail(_words(error))
+
+
+def _words(error: BaseException) -> str:
+  """The innermost message; KeyError would put it in quotes."""
+  while error.args and isinstance(error.args[0], BaseException):
+    error = error.args[0]
+  return str(error.args[0]) if error.args else str(error)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None):

@@ -28,7 +28,7 @@ WORKDIR = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
   """Reads the flags and trains."""
   del argv
-  experiment = Experiment.from_config(CONFIG.value)
+  experiment = Experiment.from_config(cli.config_value(CONFIG))
   train(experiment, Path(WORKDIR.value or f"out/{experiment.stage}"))
 
 

@@ -32,6 +32,19 @@ def small_config(**changes) -> UNetConfig:
   return UNetConfig(**(values | changes))
 
 
+def abstract_inputs(config: UNetConfig):
+  """Arguments of a U-Net, of the least size it takes."""
+  side = config.spatial_factor * 2
+  z = jnp.zeros((1, config.temporal_factor, side, side, 3))
+  extra = config.in_channels - 3 + config.cond_channels
+  cond = Cond(
+    text=jnp.zeros((1, 2, config.text_dim)),
+    frames=jnp.zeros((*z.shape[:-1], extra)),
+    noise_level=jnp.zeros(1),
+  )
+  return z, jnp.zeros(1), cond
+
+
 def make_cond(batch: int, frames=None, noise_level=None, seed=1) -> Cond:
   keys = jax.random.split(jax.random.key(seed), 2)
   return Cond(

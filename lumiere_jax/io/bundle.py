@@ -112,6 +112,11 @@ def open_bundle(path: str | os.PathLike, what: str = "--model") -> Bundle:
   )
   for part in bundle.parts.values():
     for file in (*part.tensors, *part.files.values()):
+      if Path(file).name != file:
+        raise UserError(
+          f"{folder / INDEX} names {file!r}, which lies outside the bundle; "
+          "get the bundle from where you trust it"
+        )
       if not (folder / file).is_file():
         raise UserError(f"{folder} lacks {file}, which its {INDEX} names")
   return bundle

@@ -63,6 +63,29 @@ class Settings:
   max_value: float = 1.5
   chunk: int = 5
 
+  def __post_init__(self):
+    least = {
+      "steps": 1,
+      "ssr_steps": 0,
+      "num_frames": 0,
+      "window": 0,
+      "overlap": 0,
+      "windows_at_once": 1,
+      "max_value": 1,
+      "chunk": 1,
+      "guidance_scale": 0,
+      "ssr_guidance_scale": 0,
+    }
+    for name, low in least.items():
+      if not getattr(self, name) >= low:  # a NaN too
+        raise UserError(
+          f"--{name}={getattr(self, name)} must be at least {low}"
+        )
+    for name in ("noise_level", "percentile"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise UserError(f"--{name}={getattr(self, name)} is not in [0, 1]")
+    make_sampler(self.sampler)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -98,7 +121,7 @@ class Pipeline:
           config=StageConfig.from_meta(part.meta, where),
           params=jax.device_put(bundle.load(name)),
         )
-    return cls(text_encoder_of(opened[0]), _pair(stages))
+    return cls(text_encoder_of(opened[0]), pair_stages(stages))
 
   @property
   def fps(self) -> float:
@@ -113,9 +136,30 @@ class Pipeline:
     negative_prompt: str = "",
     settings: Settings | None = None,
   ) -> np.ndarray:
-    """Makes one video for each prompt.
+    """Makes one video for each prompt: `sample`, as pixels.
 
-    The same prompt and seed give the same video in any batch.
+    Returns:
+      uint8 (b, t, h, w, 3).
+
+    Raises:
+      UserError: a prompt is empty, or lengths or windows do not fit.
+    """
+    video = self.sample(
+      prompts, seeds=seeds, negative_prompt=negative_prompt, settings=settings
+    )
+    return np.asarray(to_uint8(video))
+
+  def sample(
+    self,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    negative_prompt: str = "",
+    settings: Settings | None = None,
+  ) -> Video:
+    """Samples one clip for each prompt through all stages.
+
+    The same prompt and seed give the same clip in any batch, to rounding.
 
     Args:
       prompts: what to show.
@@ -124,7 +168,7 @@ class Pipeline:
       settings: how to sample.
 
     Returns:
-      uint8 (b, t, h, w, 3).
+      (b, t, h, w, 3) in about [-1, 1].
 
     Raises:
       UserError: a prompt is empty, or lengths or windows do not fit.
@@ -146,7 +190,7 @@ class Pipeline:
       low = self._sample(
         name, stage, cond, null, keys, frames, windows.get(name), settings
       )
-    return np.asarray(to_uint8(low))
+    return low
 
   def _windows(self, settings: Settings, frames: int) -> dict[str, Windows]:
     """Windows of the last stage, checked before anything runs."""
@@ -248,7 +292,7 @@ class Pipeline:
       )
 
 
-def _pair(stages: Mapping[str, Stage]) -> dict[str, Stage]:
+def pair_stages(stages: Mapping[str, Stage]) -> dict[str, Stage]:
   """The base and, if there is one, the super-resolution stage that fits it.
 
   Image stages stand in where their video stage is missing: each frame is then

@@ -20,7 +20,7 @@ from lumiere_jax.diffusion.samplers import (
   time_grid,
 )
 from lumiere_jax.pipelines.stage import StageConfig, network_denoiser
-from lumiere_jax.typing import Cond, FlatParams, UserError, Video
+from lumiere_jax.typing import Cond, FlatParams, Video
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,9 @@ class Knobs:
   guidance_scale: float | Float[Array, ""] = 7.0
   percentile: float | Float[Array, ""] = 0.95
   max_value: float | Float[Array, ""] = 1.5
+
+
+_draw = jax.jit(frame_noise, static_argnums=(2, 3))
 
 
 @functools.partial(
@@ -146,12 +149,7 @@ def sample_stage(
     plan_windows(config, windows, num_frames)
   else:
     config.model.check_video(num_frames, height, width)
-  for name in ("guidance_scale", "max_value"):
-    if getattr(knobs, name) < 0:
-      raise UserError(f"{name}={getattr(knobs, name)} must not be negative")
-  z = jax.jit(frame_noise, static_argnums=(2, 3))(
-    keys, INITIAL, num_frames, (height, width, 3)
-  )
+  z = _draw(keys, INITIAL, num_frames, (height, width, 3))
   run = functools.partial(
     _run_chunk, config=config, rule=rule, windows=windows, num_frames=num_frames
   )

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from lumiere_jax.models.unet import UNetConfig
 from lumiere_jax.pipelines.stage import (
   DiffusionConfig,
@@ -206,12 +204,10 @@ class Experiment:
     )
 
   @classmethod
-  def from_config(cls, config: ConfigDict | Mapping[str, Any]) -> "Experiment":
+  def from_config(cls, config: Mapping[str, Any]) -> "Experiment":
     """Checks every key and value.
 
     Raises:
       UserError: a key is unknown (the nearest is suggested) or a value is bad.
     """
-    if isinstance(config, ConfigDict):
-      config = config.to_dict()
     return build(cls, config, "config")

@@ -12,24 +12,22 @@ from configs import base, common, ssr, ssr_image, t2i
 from lumiere_jax.models import blocks
 from lumiere_jax.models.inflate import flatten
 from lumiere_jax.models.unet import TemporalConfig, UNet, UNetConfig
-from lumiere_jax.typing import Cond, UserError
-from tests.conftest import make_cond, random_leaves, run, small_config
+from lumiere_jax.typing import UserError
+from tests.conftest import (
+  abstract_inputs,
+  make_cond,
+  random_leaves,
+  run,
+  small_config,
+)
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 def shapes(config: UNetConfig):
   """Leaves of a model of any size, at no memory."""
-  side = config.spatial_factor * 2
-  extra = config.in_channels - 3 + config.cond_channels
-  z = jnp.zeros((1, config.temporal_factor, side, side, 3))
-  cond = Cond(
-    text=jnp.zeros((1, 2, config.text_dim)),
-    frames=jnp.zeros((*z.shape[:-1], extra)),
-    noise_level=jnp.zeros(1),
-  )
   init = jax.eval_shape(
-    UNet(config).init, jax.random.key(0), z, jnp.zeros(1), cond
+    UNet(config).init, jax.random.key(0), *abstract_inputs(config)
   )
   return flatten(init["params"])
 

@@ -1,0 +1,159 @@
+"""The cascade on random weights: seeds, windows, and no recompilation."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base, ssr
+from lumiere_jax.data.text import TextEncoder
+from lumiere_jax.models.inflate import flatten
+from lumiere_jax.models.unet import UNet
+from lumiere_jax.pipelines import sampling
+from lumiere_jax.pipelines.cascade import Pipeline, Settings, Stage
+from lumiere_jax.typing import UserError
+from tests.conftest import abstract_inputs
+
+PROMPT = "a red circle moves left"
+SHORT = Settings(steps=3, sampler="ddpm", num_frames=16, chunk=2)
+
+
+def random_stage(experiment, seed=0):
+  """A stage whose every leaf is random, so that nothing is trivially zero."""
+  model = experiment.model
+  shapes = jax.eval_shape(
+    UNet(model).init, jax.random.key(0), *abstract_inputs(model)
+  )
+  rng = np.random.default_rng(seed)
+  draw = lambda x: np.float32(
+    rng.standard_normal(x.shape) * 0.5 / np.sqrt(np.prod(x.shape[:-1]))
+  )
+  return Stage(
+    config=experiment.sampling,
+    params=jax.tree.map(draw, flatten(shapes["params"])),
+  )
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+  text = TextEncoder.random(max_length=48)
+  return Pipeline(
+    text, {"base": random_stage(base.TINY), "ssr": random_stage(ssr.TINY, 1)}
+  )
+
+
+@pytest.fixture(scope="module")
+def base_only(pipeline):
+  return Pipeline(pipeline.text, {"base": pipeline.stages["base"]})
+
+
+def make(pipeline, seeds, **changes):
+  settings = dataclasses.replace(SHORT, **changes)
+  prompts = [PROMPT] * len(seeds)
+  return pipeline.text_to_video(prompts, seeds=seeds, settings=settings)
+
+
+def test_text_becomes_a_video_through_both_stages(pipeline):
+  video = make(pipeline, [1])
+  assert video.shape == (1, 16, 32, 32, 3)
+  assert video.dtype == np.uint8
+  assert video.std() > 1
+  np.testing.assert_array_equal(video, make(pipeline, [1]))
+  assert (video != make(pipeline, [2])).mean() > 0.5
+
+
+def test_one_seed_is_one_video_in_any_batch_and_chunking(pipeline):
+  alone = pipeline.sample([PROMPT], seeds=[3], settings=SHORT)[0]
+  together = pipeline.sample(
+    [PROMPT] * 4,
+    seeds=[9, 3, 5, 7],
+    settings=dataclasses.replace(SHORT, windows_at_once=3),
+  )[1]
+  np.testing.assert_allclose(alone, together, atol=1e-4)
+
+
+def test_nothing_compiles_again_when_values_change(pipeline):
+  make(pipeline, [1])
+  compiled = sampling._run_chunk._cache_size()
+  for changes in (
+    {"guidance_scale": 2.5, "ssr_guidance_scale": 1.0},
+    {"percentile": 0.99, "max_value": 1.0, "noise_level": 0.3},
+  ):
+    make(pipeline, [12], **changes)
+  pipeline.text_to_video(
+    ["a large blue star spins"],
+    seeds=[4],
+    negative_prompt="grey",
+    settings=SHORT,
+  )
+  assert sampling._run_chunk._cache_size() == compiled
+
+
+def test_prompt_and_negative_prompt_matter(pipeline):
+  one = make(pipeline, [1])
+  other = pipeline.text_to_video(
+    ["a blue star spins"], seeds=[1], settings=SHORT
+  )
+  away = pipeline.text_to_video(
+    [PROMPT], seeds=[1], settings=SHORT, negative_prompt="a blue star"
+  )
+  assert (one != other).mean() > 0.1
+  assert (one != away).mean() > 0.1
+
+
+def test_negative_prompt_equal_to_the_prompt_cancels_guidance(base_only):
+  """w eps(p) + (1 - w) eps(p) = eps(p), whatever w."""
+  run = lambda scale: base_only.text_to_video(
+    [PROMPT],
+    seeds=[1],
+    negative_prompt=PROMPT,
+    settings=dataclasses.replace(SHORT, guidance_scale=scale),
+  ).astype(int)
+  assert np.abs(run(1.0) - run(9.0)).max() <= 1
+
+
+def test_windows_of_the_last_stage(base_only):
+  """Without super-resolution, windows make a video longer than trained."""
+  video = make(base_only, [1], num_frames=30, window=16, overlap=2)
+  assert video.shape == (1, 30, 16, 16, 3)
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"num_frames": 15}, "num_frames=15 is no multiple of 2.*14 or 16"),
+    ({"window": 18}, "window of 18 frames is longer than the video of 16"),
+    ({"window": 8, "overlap": 8}, "overlap of 8 frames does not fit"),
+    ({"window": 7}, "window of 7 frames is not a multiple"),
+    ({"sampler": "euler"}, "unknown sampler 'euler'"),
+    ({"steps": 0}, "steps=0"),
+    ({"percentile": 1.5}, "percentile=1.5"),
+    ({"noise_level": -0.1}, "noise_level=-0.1"),
+    ({"max_value": 0.5}, "max_value=0.5"),
+    ({"num_frames": -4}, "num_frames=-4 must be at least 0"),
+  ],
+)
+def test_settings_that_do_not_fit(pipeline, changes, words):
+  with pytest.raises(UserError, match=words):
+    make(pipeline, [1], **changes)
+
+
+@pytest.mark.parametrize("prompt", ["", "  \n"])
+def test_empty_prompts(pipeline, prompt):
+  with pytest.raises(UserError, match="--prompt is empty"):
+    pipeline.text_to_video([prompt], seeds=[1], settings=SHORT)
+
+
+def test_stages_that_do_not_fit_each_other(pipeline):
+  from lumiere_jax.pipelines.cascade import pair_stages
+
+  stage = pipeline.stages["ssr"]
+  video = dataclasses.replace(stage.config.video, resolution=(64, 64))
+  other = dataclasses.replace(
+    stage, config=dataclasses.replace(stage.config, video=video)
+  )
+  with pytest.raises(UserError, match="use stages trained for each other"):
+    pair_stages({"base": pipeline.stages["base"], "ssr": other})
+  with pytest.raises(UserError, match=r"a base .* stage is needed"):
+    pair_stages({"ssr": stage})

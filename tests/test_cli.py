@@ -1,0 +1,183 @@
+"""The commands as a user types them: one line and exit code 2, or a video."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import av
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+CLIPS = ROOT / "lumiere_jax/data/assets/big_buck_bunny"
+
+
+def run(module: str, *flags: str, cwd=ROOT) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, "-m", f"lumiere_jax.{module}", *flags],
+    cwd=cwd,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+def refused(result: subprocess.CompletedProcess) -> str:
+  """The one line, after checking that it is one."""
+  assert result.returncode == 2, result.stderr
+  assert "Traceback" not in result.stderr
+  errors = [x for x in result.stderr.splitlines() if x.startswith("error: ")]
+  assert len(errors) == 1, result.stderr
+  assert result.stderr.rstrip().endswith(errors[0])
+  return errors[0]
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    (["--config=configs/base.py"], ["--config.init_from=DIR", "scratch"]),
+    (["--config=configs/base.py:tinny"], ["tinny", 'did you mean "tiny"']),
+    (
+      ["--config=configs/base.py:tiny", "--config.train.stesp=3"],
+      ["stesp", 'did you mean "steps"'],
+    ),
+    (["--config=configs/nothing.py"], ["configs/nothing.py"]),
+    (
+      ["--config=configs/base.py:tiny", "--config.train.steps=many"],
+      ["steps", "many"],
+    ),
+    (
+      ["--config=configs/base.py:tiny", "--config.data.num_frames=15"],
+      ["num_frames=15", "14 or 16"],
+    ),
+    (
+      ["--config=configs/t2i.py:tiny", "--config.data.source=files"],
+      ["--config.data.path=DIR"],
+    ),
+    (
+      ["--config=configs/base.py:tiny", "--config.init_from=/no/such/place"],
+      ["/no/such/place", "does not exist"],
+    ),
+    (["--confg=configs/base.py"], ["confg"]),
+    (["stray"], ["stray"]),
+  ],
+  ids=lambda x: x[-1][:40] if isinstance(x, list) else "",
+)
+def test_training_mistakes(flags, words, tmp_path):
+  line = refused(run("main", *flags, f"--workdir={tmp_path / 'w'}"))
+  for word in words:
+    assert word in line
+
+
+def test_a_folder_with_nothing_usable_counts_the_reasons(tmp_path):
+  folder = tmp_path / "clips"
+  folder.mkdir()
+  (folder / "empty.mp4").touch()
+  (folder / "text.mp4").write_text("this is no video")
+  (folder / "captions.jsonl").write_text(
+    '{"file": "empty.mp4", "caption": "a"}\n'
+    '{"file": "text.mp4", "caption": "b"}\n'
+    '{"file": "gone.mp4", "caption": "c"}\n'
+  )
+  line = refused(
+    run(
+      "main",
+      "--config=configs/t2i.py:tiny",
+      "--config.data.source=files",
+      f"--config.data.path={folder}",
+      f"--workdir={tmp_path / 'w'}",
+    )
+  )
+  assert "3" in line
+  report = (tmp_path / "w" / "data_report.jsonl").read_text()
+  assert len(report.splitlines()) == 3
+  assert report.count('"used": false') == 3
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """A base trained by the command of the README, shrunk to two steps."""
+  folder = tmp_path_factory.mktemp("base")
+  result = run(
+    "main",
+    "--config=configs/base.py:tiny",
+    "--config.init_from=scratch",
+    "--config.data.source=files",
+    f"--config.data.path={CLIPS}",
+    "--config.train.steps=2",
+    f"--workdir={folder}",
+  )
+  assert result.returncode == 0, result.stderr
+  return folder
+
+
+def test_the_same_command_makes_the_same_file(workdir, tmp_path):
+  files = [tmp_path / name for name in ("a.mp4", "b.mp4")]
+  for file in files:
+    result = run(
+      "sample",
+      f"--model={workdir / 'bundle'}",
+      "--task=text_to_video",
+      "--prompt=a big grey rabbit stretches",
+      "--seed=1",
+      "--steps=2",
+      f"--out={file}",
+      f"--contact_sheet={file.with_suffix('.png')}",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "100%" in result.stderr  # a bar for the stage
+  assert files[0].read_bytes() == files[1].read_bytes()
+  assert files[0].with_suffix(".png").stat().st_size > 0
+  with av.open(str(files[0])) as container:
+    stream = container.streams.video[0]
+    assert stream.codec_context.name == "h264"
+    assert stream.codec_context.pix_fmt == "yuv420p"
+    assert stream.average_rate == 16
+    assert len(list(container.decode(stream))) == 16
+
+
+def test_a_long_prompt_is_cut_and_shown(workdir, tmp_path):
+  words = " ".join(f"word{i}" for i in range(80))
+  result = run(
+    "sample",
+    f"--model={workdir}",
+    f"--prompt={words}",
+    "--steps=1",
+    f"--out={tmp_path / 'x.gif'}",
+  )
+  assert result.returncode == 0, result.stderr
+  assert "warning: " in result.stderr
+  assert "word79" in result.stderr
+  assert (tmp_path / "x.gif").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+  ("flags", "words"),
+  [
+    (["--prompt="], ["--prompt is empty"]),
+    (["--window=20"], ["window of 20", "longer than the video of 16"]),
+    (["--window=8", "--overlap=8"], ["overlap of 8"]),
+    (["--num_frames=15"], ["num_frames=15", "14 or 16"]),
+    (["--out=x.avii"], [".avii", ".mp4"]),
+    (["--task=text_to_vidio"], ['did you mean "text_to_video"']),
+    (["--seed=-1"], ["seed -1"]),
+    (["--model=/no/such/place"], ["/no/such/place", "does not exist"]),
+    (["--stepps=3"], ["stepps"]),
+  ],
+  ids=lambda x: x[-1] if x and x[0].startswith("--") else "",
+)
+def test_sampling_mistakes(flags, words, workdir, tmp_path):
+  given = ["--prompt=a circle", f"--out={tmp_path / 'x.mp4'}", "--steps=1"]
+  if not flags[0].startswith("--model"):
+    given.append(f"--model={workdir}")
+  line = refused(run("sample", *given, *flags))
+  for word in words:
+    assert word in line
+  assert not list(tmp_path.iterdir())
+
+
+def test_no_model_is_said_in_one_line():
+  line = refused(run("sample", "--prompt=a circle"))
+  assert "--model is missing" in line
