@@ -1,8 +1,10 @@
 """The small cascade of `make demo`: every stage, minutes on two CPU cores.
 
 Scenes drawn by the program and, for `base_real`, six clips of Big Buck Bunny
-(CC BY 3.0, Blender Foundation). The base makes 80 frames of 16x16 pixels,
-super-resolution takes them to 64x64 in windows of 16 frames.
+(CC BY 3.0, Blender Foundation). The base sees scenes of 16 frames, as many
+different ones as the minutes allow, then real clips of 80; it makes videos of
+80 frames of 16x16 pixels, and super-resolution takes them to 64x64 in windows
+of 16 frames.
 
 t2i -> base -> base_real; ssr_image -> ssr; see launch/demo.py for the commands
 and README for what they print.
@@ -46,7 +48,7 @@ SSR_IMAGE = dataclasses.replace(
 )
 
 TEMPORAL = TemporalConfig(
-  resample=(True, True), num_attentions=1, head_dim=32, max_distance=20
+  resample=(True, True), num_attentions=1, head_dim=32, max_distance=4
 )
 
 DATA = DataConfig(
@@ -57,8 +59,9 @@ TRAIN = TrainConfig(
   steps=200,
   batch_size=2,
   trainable="temporal_",
-  learning_rate=1e-3,
+  learning_rate=2e-3,
   warmup_steps=20,
+  cooldown_steps=200,
   ema_decay=0.98,
   log_every=5,
   eval_every=0,
@@ -93,8 +96,8 @@ T2I = experiment(
 BASE = experiment(
   "base",
   model=common.inflated(IMAGE, TEMPORAL),
-  data={"num_frames": 80, "resolution": SIDE},
-  train={"steps": 130, "batch_size": 4},
+  data={"num_frames": 16, "resolution": SIDE},
+  train={"steps": 360, "batch_size": 4, "eval_clips": 32},
 )
 
 BASE_REAL = experiment(
@@ -107,7 +110,12 @@ BASE_REAL = experiment(
     "path": str(resources.files("lumiere_jax.data") / "assets/big_buck_bunny"),
     "held_out": 0.2,
   },
-  train={"steps": 80, "learning_rate": 5e-4, "eval_clips": 2},
+  train={
+    "steps": 70,
+    "learning_rate": 5e-4,
+    "cooldown_steps": 40,
+    "eval_clips": 2,
+  },
   licence="trained on Big Buck Bunny, CC BY 3.0, Blender Foundation",
 )
 
@@ -124,7 +132,12 @@ SSR = experiment(
   model=common.inflated(SSR_IMAGE, TEMPORAL),
   upscale=UPSCALE,
   data={"num_frames": 16, "resolution": SIDE * UPSCALE, "crop": CROP},
-  train={"steps": 70, "batch_size": 4},
+  train={
+    "steps": 110,
+    "batch_size": 4,
+    "cooldown_steps": 80,
+    "eval_clips": 16,
+  },
 )
 
 

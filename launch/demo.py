@@ -75,6 +75,7 @@ def make_video(
       f"--model={out / base}",
       f"--model={out / 'ssr'}",
       "--task=text_to_video",
+      "--num_frames=80",
       f"--prompt={prompt}",
       f"--seed={seed}",
       "--steps=20",

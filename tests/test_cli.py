@@ -41,7 +41,7 @@ def refused(result: subprocess.CompletedProcess) -> str:
     (["--config=configs/base.py:tinny"], ["tinny", 'did you mean "tiny"']),
     (
       ["--config=configs/base.py:tiny", "--config.train.stesp=3"],
-      ["stesp", 'did you mean "steps"'],
+      ["stesp", 'Did you mean "steps"'],
     ),
     (["--config=configs/nothing.py"], ["configs/nothing.py"]),
     (

@@ -202,10 +202,10 @@ class Pipeline:
       overlap=settings.overlap,
       chunk=settings.windows_at_once,
     )
-    plan_windows(config, windows, frames)
-    if name != "base":
+    if name != "base" or not settings.window:
       base = self.stages["base"].config
       base.model.check_video(frames, *base.video.resolution)
+    plan_windows(config, windows, frames)
     return {} if windows.size == frames else {name: windows}
 
   def _text(

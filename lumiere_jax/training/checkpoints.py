@@ -36,11 +36,12 @@ class Checkpoints:
 
   def save(self, state: TrainState, frozen: str) -> None:
     """Starts saving; `frozen` is what `save_frozen` returned."""
+    shapes = {k: list(leaf.shape) for k, leaf in state.trainable.items()}
     self._manager.save(
       int(state.step),
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(_to_tree(state)),
-        about=ocp.args.JsonSave({"frozen": frozen}),
+        about=ocp.args.JsonSave({"frozen": frozen, "trainable": shapes}),
       ),
     )
 
@@ -50,18 +51,15 @@ class Checkpoints:
     Raises:
       UserError: it was saved by another config; differing leaves are named.
     """
-    target = _to_tree(abstract)
-    saved = self._manager.item_metadata(step)["state"]
-    check_same_leaves(
-      _leaves(saved), _leaves(target), f"checkpoint {step} of this workdir"
-    )
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(target), about=ocp.args.JsonRestore()
-      ),
-    )
-    tree = restored["state"]
+    about = self._restore(step, about=ocp.args.JsonRestore())["about"]
+    saved = {
+      k: jax.ShapeDtypeStruct(shape, "float32")
+      for k, shape in about["trainable"].items()
+    }
+    name = f"checkpoint {step} of this workdir"
+    check_same_leaves(saved, abstract.trainable, name)
+    target = ocp.args.StandardRestore(_to_tree(abstract))
+    tree = self._restore(step, state=target)["state"]
     state = abstract.replace(
       step=tree["step"],
       trainable=flatten(tree["trainable"]),
@@ -71,7 +69,10 @@ class Checkpoints:
         [tree["opt_state"][f"{i:04d}"] for i in range(len(tree["opt_state"]))],
       ),
     )
-    return state, restored["about"]["frozen"]
+    return state, about["frozen"]
+
+  def _restore(self, step: int, **items: Any) -> Any:
+    return self._manager.restore(step, args=ocp.args.Composite(**items))
 
   def frozen_path(self, name: str) -> Path:
     """File of frozen weights."""
@@ -104,13 +105,4 @@ def _to_tree(state: TrainState) -> dict[str, Any]:
     "trainable": unflatten(state.trainable),
     "ema": unflatten(state.ema),
     "opt_state": {f"{i:04d}": leaf for i, leaf in enumerate(leaves)},
-  }
-
-
-def _leaves(tree: Any) -> FlatParams:
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(
-      tree, is_leaf=lambda x: hasattr(x, "shape")
-    )
   }

@@ -88,6 +88,7 @@ class TrainConfig:
       `init_from=scratch` trains everything.
     learning_rate: of Adam, after warm-up.
     warmup_steps: of linear warm-up.
+    cooldown_steps: of linear decay to 0 at the end; a short run needs it.
     b1: of Adam.
     b2: of Adam.
     eps: of Adam.
@@ -106,6 +107,7 @@ class TrainConfig:
   trainable: str
   learning_rate: float = 1e-4
   warmup_steps: int = 10_000
+  cooldown_steps: int = 0
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8

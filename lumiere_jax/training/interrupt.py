@@ -17,7 +17,9 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     if asked and number == signal.SIGINT:
       raise KeyboardInterrupt
     asked.append(number)
-    print("\nstopping: the step is finished, then saved", file=sys.stderr)
+    print(
+      "\nstopping after this step; the state will be saved", file=sys.stderr
+    )
 
   try:
     old = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}

@@ -44,13 +44,14 @@ def train(experiment: Experiment, workdir: Path) -> None:
   Raises:
     UserError: a config value, a file or a checkpoint cannot be used.
   """
-  check_init_from(experiment)
+  check_init_from(experiment, resuming=(workdir / "checkpoints").is_dir())
   make_workdir(workdir)
   mesh = meshes.make_mesh()
   meshes.check_batch(experiment.train.batch_size, mesh)
-  run = Run.open(experiment, workdir, mesh)
-  with contextlib.closing(run.checkpoints):
-    run.loop()
+  with interruptible() as stopped:
+    run = Run.open(experiment, workdir, mesh)
+    with contextlib.closing(run.checkpoints):
+      run.loop(stopped)
 
 
 def make_workdir(workdir: Path) -> None:
@@ -103,7 +104,12 @@ class Run:
     )
     check_text(experiment, text)
     captions = TextCache(text, text_config.cache or workdir / "text_cache")
-    captions.fill([s.caption(i) for s in sources for i in range(len(s))])
+    clips, held_out = sources
+    asked = min(len(held_out), experiment.train.eval_clips)
+    captions.fill(
+      [clips.caption(i) for i in range(len(clips))]
+      + [held_out.caption(i) for i in range(asked)]
+    )
     null, mask = map(
       jnp.asarray, null_text(text, experiment.diffusion.null_text)
     )
@@ -126,7 +132,7 @@ class Run:
       frozen_name=name,
     )
 
-  def loop(self) -> None:
+  def loop(self, stopped: Callable[[], bool]) -> None:
     """Evaluate - save - next batch - step - log, until done or told to stop."""
     config = self.experiment.train
     start = int(self.state.step)
@@ -139,11 +145,7 @@ class Run:
     due = lambda every, step: bool(every) and step % every == 0
     batch_iterator = self._batches(start)
     clock = time.monotonic()
-    with (
-      interruptible() as stopped,
-      contextlib.closing(batch_iterator),
-      self._bar(start) as bar,
-    ):
+    with contextlib.closing(batch_iterator), self._bar(start) as bar:
       for step in range(start, config.steps):
         if step == 0 or due(config.eval_every, step):
           evaluate()

@@ -18,8 +18,14 @@ SCRATCH = "scratch"
 EVERYTHING = ".*"
 
 
-def check_init_from(experiment: Experiment) -> None:
-  """Raises a UserError where a stage that inflates another is given none."""
+def check_init_from(experiment: Experiment, *, resuming: bool) -> None:
+  """Raises a UserError where a stage that inflates another is given none.
+
+  Args:
+    experiment: the stage.
+    resuming: the workdir has a checkpoint, so that what the run once started
+      from may be gone.
+  """
   if experiment.parent and not experiment.init_from:
     raise UserError(
       f"config.init_from is missing: stage {experiment.stage!r} inflates a "
@@ -28,7 +34,7 @@ def check_init_from(experiment: Experiment) -> None:
       f"--config=configs/{experiment.parent}.py), or "
       f"--config.init_from={SCRATCH} to train every layer from nothing"
     )
-  if not from_scratch(experiment):
+  if not from_scratch(experiment) and not resuming:
     _source(experiment)
 
 

@@ -34,12 +34,19 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
-  """Linear from 0 over `warmup_steps`, then constant."""
-  return optax.linear_schedule(
-    config.learning_rate / max(config.warmup_steps, 1),
+  """Linear warm-up from 0, then constant, then linear cool-down to 0."""
+  top, up, down = (
     config.learning_rate,
-    max(config.warmup_steps - 1, 0),
+    max(config.warmup_steps, 1),
+    config.cooldown_steps,
   )
+
+  def rate(step: jax.Array) -> jax.Array:
+    warmup = (step + 1) / up
+    cooldown = (config.steps - step) / down if down else 1.0
+    return top * jnp.clip(jnp.minimum(warmup, cooldown), 0.0, 1.0)
+
+  return rate
 
 
 def init_state(

@@ -44,7 +44,7 @@ def make_train_step(
     )
     metrics = {
       "loss": loss,
-      "grad_norm": optax.global_norm(grads),
+      "grad_norm": optax.tree.norm(grads),
       "learning_rate": schedule(state.step),
     }
     return apply_gradients(state, grads, optimizer, experiment.train), metrics

@@ -16,6 +16,10 @@ from lumiere_jax.typing import UserError
 from tests.conftest import replace
 
 
+def records(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def load(workdir, stage):
   return open_bundle(workdir).load(stage)
 
@@ -84,10 +88,10 @@ def test_state_holds_nothing_for_frozen_leaves(base_run):
 
 
 def test_files_of_a_run(base_run):
-  steps = [json.loads(line) for line in (base_run / "metrics.jsonl").open()]
+  steps = records(base_run / "metrics.jsonl")
   assert [r["step"] for r in steps] == [1, 2, 3, 4, 5]
   assert all(np.isfinite(r["loss"]) for r in steps)
-  held_out = [json.loads(line) for line in (base_run / "held_out.jsonl").open()]
+  held_out = records(base_run / "held_out.jsonl")
   assert [r["step"] for r in held_out] == [0, 5]
   assert len(held_out[0]["by_noise_level"]) == base.TINY.train.eval_levels
   start = json.loads((base_run / "runs.jsonl").read_text())
@@ -118,27 +122,18 @@ def test_learning(tmp_path):
   The base beats the very same weights with the temporal layers left out, on
   held-out clips: it learned something about time that frames do not show.
   """
-  shrink = {"num_clips": 200, "num_frames": 16}
-  train_config = {"steps": 150, "batch_size": 8, "log_every": 50}
-  pictures = replace(
-    demo.T2I,
-    data={**shrink, "num_frames": 1},
-    train={**train_config, "batch_size": 16, "eval_clips": 16},
-  )
+  shrink = {"num_clips": 400}
+  brief = {"steps": 120, "cooldown_steps": 70, "eval_clips": 16}
+  pictures = replace(demo.T2I, data=shrink, train=brief)
   videos = replace(
-    demo.BASE,
-    init_from=str(tmp_path / "t2i"),
-    data=shrink,
-    train={**train_config, "steps": 40, "batch_size": 4},
+    demo.BASE, init_from=str(tmp_path / "t2i"), data=shrink, train=brief
   )
-  for experiment in (pictures, videos):
+  for experiment, factor in ((pictures, 0.6), (videos, 0.98)):
     workdir = tmp_path / experiment.stage
     train(experiment, workdir)
-    first, last = (
-      json.loads(line) for line in (workdir / "held_out.jsonl").open()
-    )
-    assert last["loss"] < 0.8 * first["loss"]
-  assert last["loss"] < 0.97 * last["frame_by_frame"]
+    first, last = records(workdir / "held_out.jsonl")
+    assert last["loss"] < factor * first["loss"]
+  assert last["loss"] < 0.98 * last["frame_by_frame"]
 
 
 def test_average_of_weights_follows_its_closed_form():
@@ -187,7 +182,7 @@ def test_another_config_is_refused_by_leaf_and_nothing_is_lost(
 def test_another_text_encoder_is_refused(image_run, tmp_path):
   with pytest.raises(UserError, match="another text encoder"):
     train(
-      replace(base.TINY, init_from=str(image_run), text={"max_length": 20}),
+      replace(base.TINY, init_from=str(image_run), text={"max_length": 47}),
       tmp_path,
     )
 
