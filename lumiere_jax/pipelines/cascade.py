@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import os
 
 import jax
@@ -20,9 +21,9 @@ from lumiere_jax.pipelines.sampling import (
   plan_windows,
   sample_stage,
 )
-from lumiere_jax.pipelines.stage import StageConfig
+from lumiere_jax.pipelines.stage import DiffusionConfig, StageConfig
 from lumiere_jax.pipelines.text import PART, null_text, text_encoder_of
-from lumiere_jax.typing import Cond, FlatParams, UserError, Video
+from lumiere_jax.typing import Cond, FlatParams, PerSample, UserError, Video
 
 VIDEO_STAGES = ("base", "ssr")
 IMAGE_STAGES = ("t2i", "ssr_image")
@@ -174,6 +175,10 @@ class Pipeline:
       UserError: a prompt is empty, or lengths or windows do not fit.
     """
     settings = settings or Settings()
+    if len(prompts) != len(seeds):
+      raise UserError(
+        f"{len(prompts)} prompts and {len(seeds)} seeds; give one for each"
+      )
     for prompt in prompts:
       if not prompt.strip():
         raise UserError("--prompt is empty; say what the video should show")
@@ -184,9 +189,9 @@ class Pipeline:
     low: Video | None = None
     for number, (name, stage) in enumerate(self.stages.items()):
       keys = sample_keys(list(seeds), stream=number)
-      cond, null = (
-        self._condition(stage, c, low, keys, settings) for c in conds[name]
-      )
+      cond, null = conds[name]
+      if low is not None:
+        cond = _add_low_resolution(stage, cond, low, keys, settings)
       low = self._sample(
         name, stage, cond, null, keys, frames, windows.get(name), settings
       )
@@ -196,17 +201,18 @@ class Pipeline:
     """Windows of the last stage, checked before anything runs."""
     name = list(self.stages)[-1]
     config = self.stages[name].config
-    trained = config.video.num_frames if name == "ssr" else frames
-    windows = Windows(
-      size=settings.window or min(trained, frames),
-      overlap=settings.overlap,
-      chunk=settings.windows_at_once,
-    )
     if name != "base" or not settings.window:
       base = self.stages["base"].config
       base.model.check_video(frames, *base.video.resolution)
+    trained = config.video.num_frames if name == "ssr" else frames
+    size = settings.window or min(trained, frames)
+    if size == frames and not settings.window:
+      return {}
+    windows = Windows(
+      size=size, overlap=settings.overlap, chunk=settings.windows_at_once
+    )
     plan_windows(config, windows, frames)
-    return {} if windows.size == frames else {name: windows}
+    return {} if size == frames else {name: windows}
 
   def _text(
     self, prompts: Sequence[str], negative_prompt: str
@@ -226,31 +232,6 @@ class Pipeline:
         Cond(text=repeat(null), text_mask=repeat(null_mask)),
       )
     return conds
-
-  def _condition(
-    self,
-    stage: Stage,
-    cond: Cond,
-    low: Video | None,
-    keys: Keys,
-    settings: Settings,
-  ) -> Cond:
-    """Adds the low-resolution video to what super-resolution is told."""
-    if low is None:
-      return cond
-    video = stage.config.video
-    level = jnp.full(low.shape[:1], settings.noise_level)
-    augmentation_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, INITIAL)
-    frames = low_resolution_frames(
-      jnp.clip(low, -1.0, 1.0),
-      video.resolution,
-      stage.config.diffusion.make_schedule(),
-      level,
-      frame_noise(
-        augmentation_keys, INITIAL, low.shape[1], (*video.resolution, 3)
-      ),
-    )
-    return cond.replace(frames=frames, noise_level=level)
 
   def _sample(
     self,
@@ -290,6 +271,35 @@ class Pipeline:
         chunk=settings.chunk,
         callback=progress,
       )
+
+
+def _add_low_resolution(
+  stage: Stage, cond: Cond, low: Video, keys: Keys, settings: Settings
+) -> Cond:
+  """Tells super-resolution the video of the stage before it, noised."""
+  video = stage.config.video
+  level = jnp.full(low.shape[:1], settings.noise_level)
+  frames = _noised_low_resolution(
+    jnp.clip(low, -1.0, 1.0),
+    level,
+    jax.vmap(jax.random.fold_in, (0, None))(keys, INITIAL),
+    video.resolution,
+    stage.config.diffusion,
+  )
+  return cond.replace(frames=frames, noise_level=level)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _noised_low_resolution(
+  low: Video,
+  level: PerSample,
+  keys: Keys,
+  size: tuple[int, int],
+  diffusion: DiffusionConfig,
+) -> Video:
+  noise = frame_noise(keys, INITIAL, low.shape[1], (*size, 3))
+  schedule = diffusion.make_schedule()
+  return low_resolution_frames(low, size, schedule, level, noise)
 
 
 def pair_stages(stages: Mapping[str, Stage]) -> dict[str, Stage]:

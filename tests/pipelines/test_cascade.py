@@ -6,12 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base, ssr
+from configs import base, ssr, t2i
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.models.inflate import flatten
 from lumiere_jax.models.unet import UNet
 from lumiere_jax.pipelines import sampling
-from lumiere_jax.pipelines.cascade import Pipeline, Settings, Stage
+from lumiere_jax.pipelines.cascade import (
+  Pipeline,
+  Settings,
+  Stage,
+  pair_stages,
+)
 from lumiere_jax.typing import UserError
 from tests.conftest import abstract_inputs
 
@@ -139,6 +144,19 @@ def test_settings_that_do_not_fit(pipeline, changes, words):
     make(pipeline, [1], **changes)
 
 
+def test_an_image_stage_makes_a_picture(pipeline):
+  """Where there is no base, the text-to-image stage stands in for it."""
+  image = Pipeline(pipeline.text, pair_stages({"t2i": random_stage(t2i.TINY)}))
+  settings = dataclasses.replace(SHORT, num_frames=0)
+  video = image.text_to_video([PROMPT], seeds=[1], settings=settings)
+  assert video.shape == (1, 1, 16, 16, 3)
+
+
+def test_each_prompt_needs_a_seed(pipeline):
+  with pytest.raises(UserError, match="2 prompts and 1 seeds"):
+    pipeline.sample([PROMPT] * 2, seeds=[1], settings=SHORT)
+
+
 @pytest.mark.parametrize("prompt", ["", "  \n"])
 def test_empty_prompts(pipeline, prompt):
   with pytest.raises(UserError, match="--prompt is empty"):
@@ -146,8 +164,6 @@ def test_empty_prompts(pipeline, prompt):
 
 
 def test_stages_that_do_not_fit_each_other(pipeline):
-  from lumiere_jax.pipelines.cascade import pair_stages
-
   stage = pipeline.stages["ssr"]
   video = dataclasses.replace(stage.config.video, resolution=(64, 64))
   other = dataclasses.replace(
