@@ -97,7 +97,7 @@ BASE = experiment(
   "base",
   model=common.inflated(IMAGE, TEMPORAL),
   data={"num_frames": 16, "resolution": SIDE},
-  train={"steps": 360, "batch_size": 4, "eval_clips": 32},
+  train={"steps": 400, "batch_size": 4, "eval_clips": 32},
 )
 
 BASE_REAL = experiment(
@@ -133,9 +133,9 @@ SSR = experiment(
   upscale=UPSCALE,
   data={"num_frames": 16, "resolution": SIDE * UPSCALE, "crop": CROP},
   train={
-    "steps": 110,
+    "steps": 80,
     "batch_size": 4,
-    "cooldown_steps": 80,
+    "cooldown_steps": 60,
     "eval_clips": 16,
   },
 )

@@ -221,10 +221,7 @@ class UNet(nn.Module):
         x = resample(x, f"down_{level}_resample", "down", level)
         skips.append(x)
 
-    x = self._res_block(c.channels[-1], "mid_0")(x, emb)
-    kind = "self" if c.attention[-1] == "self" else "cross"
-    x = self._attend(x, "mid_attention", kind, text, cond)
-    x = self._res_block(c.channels[-1], "mid_1")(x, emb)
+    x = self._middle(x, emb, text, cond)
     x = self._inflate(x, "mid", True) if inflated else x
 
     for level in reversed(range(last + 1)):
@@ -294,6 +291,14 @@ class UNet(nn.Module):
       zeros = nn.initializers.zeros
       x = x + self._conv(c.channels[0], "cond_in", zeros, bias=False)(given)
     return x
+
+  def _middle(self, x: Video, emb: Array, text: Array, cond: Cond) -> Video:
+    """Block, attention (to the text at least), block."""
+    c = self.config
+    x = self._res_block(c.channels[-1], "mid_0")(x, emb)
+    kind = "self" if c.attention[-1] == "self" else "cross"
+    x = self._attend(x, "mid_attention", kind, text, cond)
+    return self._res_block(c.channels[-1], "mid_1")(x, emb)
 
   def _res_block(
     self, channels: int, name: str, resample: str = "none"

@@ -1,0 +1,53 @@
+"""Two devices train as one does, each on its share of the batch."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def train(workdir: pathlib.Path, devices: int, batch_size: int):
+  """A run in a process of its own: device counts are set at start."""
+  command = [
+    *(sys.executable, "-m", "lumiere_jax.main"),
+    "--config=configs/t2i.py:tiny",
+    "--config.train.steps=3",
+    f"--config.train.batch_size={batch_size}",
+    f"--workdir={workdir}",
+  ]
+  return subprocess.run(
+    command,
+    cwd=ROOT,
+    env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+
+
+def records(path: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_losses_agree_and_devices_are_counted(tmp_path):
+  losses = []
+  for devices in (1, 2):
+    workdir = tmp_path / str(devices)
+    result = train(workdir, devices, batch_size=4)
+    assert result.returncode == 0, result.stderr
+    assert records(workdir / "runs.jsonl")[0]["devices"] == devices
+    losses.append([r["loss"] for r in records(workdir / "metrics.jsonl")])
+  np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path):
+  result = train(tmp_path / "w", 2, batch_size=3)
+  assert result.returncode == 2
+  assert "batch_size=3 does not divide among 2 devices" in result.stderr
+  assert "Traceback" not in result.stderr
