@@ -161,6 +161,7 @@ def test_a_long_prompt_is_cut_and_shown(workdir, tmp_path):
     (["--window=8", "--overlap=8"], ["overlap of 8"]),
     (["--num_frames=15"], ["num_frames=15", "14 or 16"]),
     (["--out=x.avii"], [".avii", ".mp4"]),
+    (["--contact_sheet=x.tiff"], [".tiff", ".png"]),
     (["--task=text_to_vidio"], ['did you mean "text_to_video"']),
     (["--seed=-1"], ["seed -1"]),
     (["--model=/no/such/place"], ["/no/such/place", "does not exist"]),

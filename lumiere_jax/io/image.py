@@ -14,18 +14,24 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
+def check_image_output(path) -> None:
+  """Raises a UserError where `write_image` cannot write; costs nothing."""
+  ending = Path(path).suffix
+  if ending.lower() not in FORMATS:
+    raise UserError(
+      f"{path}: cannot write images that end in {ending!r}; "
+      f"known: {', '.join(FORMATS)}"
+    )
+
+
 def write_image(path, image: Pixels) -> None:
   """Writes an image as its ending says: .png, .jpg or .jpeg.
 
   Raises:
     UserError: another ending.
   """
+  check_image_output(path)
   path = Path(path)
-  if path.suffix.lower() not in FORMATS:
-    raise UserError(
-      f"{path}: cannot write images that end in {path.suffix!r}; "
-      f"known: {', '.join(FORMATS)}"
-    )
   with replacing(path) as temporary:
     image = Image.fromarray(np.ascontiguousarray(image))
     image.save(temporary, FORMATS[path.suffix.lower()], quality=95)

@@ -2,11 +2,12 @@
 
 import dataclasses
 
-from lumiere_jax.io.image import contact_sheet, write_image
-from lumiere_jax.io.write import (
-  check_output,
-  write_video,
+from lumiere_jax.io.image import (
+  check_image_output,
+  contact_sheet,
+  write_image,
 )
+from lumiere_jax.io.write import check_output, write_video
 from lumiere_jax.pipelines.cascade import Pipeline, Settings
 from lumiere_jax.typing import UserError, suggest
 
@@ -54,6 +55,8 @@ def fulfil(request: Request) -> None:
       f"{suggest(request.task, TASKS)}"
     )
   check_output(request.out)
+  if request.contact_sheet:
+    check_image_output(request.contact_sheet)
   pipeline = Pipeline.from_pretrained(*request.models)
   video = pipeline.text_to_video(
     [request.prompt],
