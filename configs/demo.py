@@ -61,7 +61,7 @@ TRAIN = TrainConfig(
   trainable="temporal_",
   learning_rate=2e-3,
   warmup_steps=20,
-  cooldown_steps=200,
+  cooldown_steps=150,
   ema_decay=0.98,
   log_every=5,
   eval_every=0,
@@ -90,14 +90,14 @@ T2I = experiment(
   "t2i",
   model=IMAGE,
   data={"num_frames": 1, "resolution": SIDE},
-  train={"steps": 400, "batch_size": 32, "trainable": ".*", "eval_clips": 64},
+  train={"steps": 280, "batch_size": 32, "trainable": ".*", "eval_clips": 64},
 )
 
 BASE = experiment(
   "base",
   model=common.inflated(IMAGE, TEMPORAL),
   data={"num_frames": 16, "resolution": SIDE},
-  train={"steps": 400, "batch_size": 4, "eval_clips": 32},
+  train={"steps": 320, "batch_size": 4, "eval_clips": 32},
 )
 
 BASE_REAL = experiment(
@@ -111,7 +111,7 @@ BASE_REAL = experiment(
     "held_out": 0.2,
   },
   train={
-    "steps": 70,
+    "steps": 60,
     "learning_rate": 5e-4,
     "cooldown_steps": 40,
     "eval_clips": 2,
@@ -124,7 +124,7 @@ SSR_IMAGE_STAGE = experiment(
   model=SSR_IMAGE,
   upscale=UPSCALE,
   data={"num_frames": 1, "resolution": SIDE * UPSCALE, "crop": CROP},
-  train={"steps": 250, "batch_size": 16, "trainable": ".*", "eval_clips": 64},
+  train={"steps": 180, "batch_size": 16, "trainable": ".*", "eval_clips": 64},
 )
 
 SSR = experiment(
@@ -133,9 +133,9 @@ SSR = experiment(
   upscale=UPSCALE,
   data={"num_frames": 16, "resolution": SIDE * UPSCALE, "crop": CROP},
   train={
-    "steps": 80,
+    "steps": 60,
     "batch_size": 4,
-    "cooldown_steps": 60,
+    "cooldown_steps": 45,
     "eval_clips": 16,
   },
 )

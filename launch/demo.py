@@ -29,7 +29,6 @@ STAGES = {
 
 VIDEOS = {
   "text_to_video": ("base", 1, "a large red circle moves right on black"),
-  "blinking": ("base", 2, "a large yellow square blinks on dark blue"),
   "real": (
     "base_real",
     3,
