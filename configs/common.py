@@ -11,7 +11,7 @@ from lumiere_jax.training.config import (
   TextConfig,
   TrainConfig,
 )
-from lumiere_jax.typing import UserError, suggest
+from lumiere_jax.typing import check_choice
 
 
 def choose(size: str, sizes: dict[str, Experiment]) -> ConfigDict:
@@ -20,11 +20,7 @@ def choose(size: str, sizes: dict[str, Experiment]) -> ConfigDict:
   Raises:
     UserError: the size is unknown.
   """
-  if size not in sizes:
-    raise UserError(
-      f"config size {size!r} is not one of {', '.join(sizes)}"
-      f"{suggest(size, sizes)}"
-    )
+  check_choice("config size", size, sizes)
   return ConfigDict(dataclasses.asdict(sizes[size]))
 
 
@@ -56,7 +52,7 @@ SSR_1024 = UNetConfig(
   skip_scale=0.7071,
 )
 
-T5_XXL = TextConfig(tokenizer="", weights="", max_length=77)
+T5_XXL = TextConfig()
 
 TINY = UNetConfig(
   channels=(32, 64),

@@ -70,6 +70,21 @@ def suggest(name: str, known) -> str:
   return f' (did you mean "{near[0]}"?)' if near else ""
 
 
+def check_choice(what: str, value: str, known) -> None:
+  """Raises a UserError unless `value` is one of the `known` names.
+
+  Args:
+    what: the flag or config key, e.g. "config.stage".
+    value: what the user gave.
+    known: the names there are.
+  """
+  if value not in known:
+    raise UserError(
+      f"{what}={value!r} is not one of {', '.join(known)}"
+      f"{suggest(value, known)}"
+    )
+
+
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
   """Makes the dataclass `cls` from a mapping, naming what does not fit.
 

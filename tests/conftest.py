@@ -2,6 +2,10 @@
 
 import dataclasses
 import functools
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -112,3 +116,18 @@ def replace(experiment, **changes):
     for name, change in changes.items()
   }
   return dataclasses.replace(experiment, **parts)
+
+
+def run_command(
+  module: str, *flags: str, **environment: str
+) -> subprocess.CompletedProcess:
+  """`python -m lumiere_jax.MODULE FLAGS` in a process of its own."""
+  return subprocess.run(
+    [sys.executable, "-m", f"lumiere_jax.{module}", *flags],
+    cwd=pathlib.Path(__file__).parents[1],
+    env=os.environ | environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )

@@ -1,27 +1,15 @@
 """The commands as a user types them: one line and exit code 2, or a video."""
 
-import os
 import pathlib
 import subprocess
-import sys
 
 import av
 import pytest
 
+from tests.conftest import run_command as run
+
 ROOT = pathlib.Path(__file__).parents[1]
 CLIPS = ROOT / "lumiere_jax/data/assets/big_buck_bunny"
-
-
-def run(module: str, *flags: str, cwd=ROOT) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, "-m", f"lumiere_jax.{module}", *flags],
-    cwd=cwd,
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
 
 
 def refused(result: subprocess.CompletedProcess) -> str:

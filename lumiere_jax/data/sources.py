@@ -6,7 +6,7 @@ import sys
 from lumiere_jax.data.files import FilesSource
 from lumiere_jax.data.procedural import ProceduralSource
 from lumiere_jax.data.source import ClipSpec, Source
-from lumiere_jax.typing import UserError, suggest
+from lumiere_jax.typing import UserError, check_choice
 
 KINDS = ("files", "procedural")
 
@@ -37,6 +37,7 @@ def open_sources(
   Raises:
     UserError: the source is unknown, or nothing in it can be used.
   """
+  check_choice("config.data.source", kind, KINDS)
   if kind == "procedural":
     make = lambda split: ProceduralSource(
       num_clips=num_clips,
@@ -49,12 +50,7 @@ def open_sources(
       motion_words=spec.num_frames > 1,
     )
     return make("train"), make("held_out")
-  if kind == "files":
-    return _open_files(path, spec, held_out, report)
-  raise UserError(
-    f"config.data.source={kind!r} is not one of {', '.join(KINDS)}"
-    f"{suggest(kind, KINDS)}"
-  )
+  return _open_files(path, spec, held_out, report)
 
 
 def _open_files(

@@ -14,7 +14,6 @@ import os
 import pathlib
 import threading
 
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
@@ -22,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lumiere_jax.io import safetensors
+from lumiere_jax.models.inflate import flatten
 from lumiere_jax.models.t5 import T5_SIZES, T5Config, T5Encoder, init_params
 from lumiere_jax.models.t5_hf import load_hf
 from lumiere_jax.models.tokenizer import Tokenizer, default_tokenizer_path
@@ -63,17 +63,21 @@ class TextEncoder:
 
   @classmethod
   def random(
-    cls, size: str = "tiny", max_length: int = 32, seed: int = 0
+    cls,
+    size: str = "tiny",
+    max_length: int = 32,
+    seed: int = 0,
+    tokenizer: str | os.PathLike | None = None,
   ) -> "TextEncoder":
-    """An untrained encoder with the built-in tokenizer; needs no files."""
+    """An untrained encoder, by default with the built-in tokenizer."""
     if size not in T5_SIZES:
       raise UserError(
         f"T5 size: {size!r} is not one of {', '.join(T5_SIZES)}"
         f"{suggest(size, T5_SIZES)}"
       )
     config = T5_SIZES[size]
-    tokenizer = Tokenizer(default_tokenizer_path(), max_length)
-    return cls(tokenizer, config, init_params(config, seed))
+    pieces = Tokenizer(tokenizer or default_tokenizer_path(), max_length)
+    return cls(pieces, config, init_params(config, seed))
 
   @classmethod
   def from_hf(
@@ -98,7 +102,7 @@ class TextEncoder:
     That is the tokenizer, the weights, the config and the length. Takes about
     a second for every 2 GB of weights.
     """
-    flat = traverse_util.flatten_dict(self.params, sep="/")
+    flat = flatten(self.params)
     parts = {
       "tokenizer": self.tokenizer.sha256,
       "max_length": self.tokenizer.max_length,

@@ -9,13 +9,13 @@ sharding go by path.
 
 import dataclasses
 
-from flax import traverse_util
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
+from lumiere_jax.models.inflate import flatten
 from lumiere_jax.typing import Params, UserError, suggest, typechecked
 
 DTYPES = ("float32", "bfloat16")
@@ -263,4 +263,4 @@ def init_params(config: T5Config, seed: int = 0) -> Params:
 def abstract_params(config: T5Config) -> dict[str, jax.ShapeDtypeStruct]:
   """Shape and dtype of every parameter by path, at no memory."""
   tree = jax.eval_shape(lambda: init_params(config))
-  return traverse_util.flatten_dict(tree, sep="/")
+  return flatten(tree)

@@ -9,10 +9,10 @@ import os
 import pathlib
 from typing import Any
 
-from flax import traverse_util
 import numpy as np
 
 from lumiere_jax.io import safetensors
+from lumiere_jax.models.inflate import flatten, unflatten
 from lumiere_jax.models.t5 import T5Config, abstract_params
 from lumiere_jax.typing import FlatParams, Params, UserError, build
 
@@ -80,12 +80,12 @@ def params_from_hf(
     path: _turn(path, tensors[name]).astype(spec.dtype, copy=False)
     for name, (path, spec) in leaves.items()
   }
-  return traverse_util.unflatten_dict(flat, sep="/")
+  return unflatten(flat)
 
 
 def params_to_hf(params: Params) -> FlatParams:
   """The inverse of `params_from_hf`: numpy arrays under Hugging Face names."""
-  flat = traverse_util.flatten_dict(params, sep="/")
+  flat = flatten(params)
   return {_hf_name(p): _turn(p, np.asarray(v)) for p, v in flat.items()}
 
 

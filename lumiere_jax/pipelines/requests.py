@@ -9,7 +9,7 @@ from lumiere_jax.io.image import (
 )
 from lumiere_jax.io.write import check_output, write_video
 from lumiere_jax.pipelines.cascade import Pipeline, Settings
-from lumiere_jax.typing import UserError, suggest
+from lumiere_jax.typing import UserError, check_choice
 
 TASKS = ("text_to_video",)
 
@@ -49,11 +49,7 @@ def fulfil(request: Request) -> None:
     raise UserError(
       "--model is missing; give a bundle, or the workdir of a training run"
     )
-  if request.task not in TASKS:
-    raise UserError(
-      f"--task={request.task!r} is not one of {', '.join(TASKS)}"
-      f"{suggest(request.task, TASKS)}"
-    )
+  check_choice("--task", request.task, TASKS)
   check_output(request.out)
   if request.contact_sheet:
     check_image_output(request.contact_sheet)

@@ -10,7 +10,7 @@ from lumiere_jax.diffusion.process import KINDS, Denoiser, Prediction, predict
 from lumiere_jax.diffusion.schedule import SCHEDULES, Schedule, make_schedule
 from lumiere_jax.models.inflate import unflatten
 from lumiere_jax.models.unet import UNet, UNetConfig
-from lumiere_jax.typing import Cond, FlatParams, UserError, build, suggest
+from lumiere_jax.typing import Cond, FlatParams, UserError, build, check_choice
 
 NULL_TEXTS = ("zeros", "empty")
 
@@ -44,12 +44,7 @@ class DiffusionConfig:
       "null_text": NULL_TEXTS,
     }
     for name, options in known.items():
-      value = getattr(self, name)
-      if value not in options:
-        raise UserError(
-          f"config.diffusion.{name}={value!r} is not one of "
-          f"{', '.join(options)}{suggest(value, options)}"
-        )
+      check_choice(f"config.diffusion.{name}", getattr(self, name), options)
     for name in ("caption_dropout", "max_noise_level"):
       if not 0 <= getattr(self, name) <= 1:
         raise UserError(

@@ -10,8 +10,8 @@ from lumiere_jax.io import bundle as bundles
 from lumiere_jax.io import safetensors
 from lumiere_jax.io.atomic import writing
 from lumiere_jax.models.inflate import flatten, unflatten
-from lumiere_jax.models.t5 import T5_SIZES, T5Config, init_params
-from lumiere_jax.models.tokenizer import Tokenizer, default_tokenizer_path
+from lumiere_jax.models.t5 import T5Config
+from lumiere_jax.models.tokenizer import Tokenizer
 from lumiere_jax.typing import build
 
 PART = "text"
@@ -34,9 +34,7 @@ def open_text_encoder(
   """
   if weights:
     return TextEncoder.from_hf(weights, max_length, tokenizer=tokenizer or None)
-  config = T5_SIZES["tiny"]
-  pieces = Tokenizer(tokenizer or default_tokenizer_path(), max_length)
-  return TextEncoder(pieces, config, init_params(config))
+  return TextEncoder.random(max_length=max_length, tokenizer=tokenizer or None)
 
 
 def write_text_part(folder: Path, encoder: TextEncoder) -> bundles.Part:

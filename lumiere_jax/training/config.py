@@ -10,7 +10,7 @@ from lumiere_jax.pipelines.stage import (
   StageConfig,
   VideoConfig,
 )
-from lumiere_jax.typing import UserError, build, suggest
+from lumiere_jax.typing import UserError, build, check_choice
 
 PARENTS = {"t2i": None, "base": "t2i", "ssr_image": None, "ssr": "ssr_image"}
 """Stages, and the image stage that each video stage inflates."""
@@ -164,11 +164,7 @@ class Experiment:
   licence: str = ""
 
   def __post_init__(self):
-    if self.stage not in PARENTS:
-      raise UserError(
-        f"config.stage={self.stage!r} is not one of {', '.join(PARENTS)}"
-        f"{suggest(self.stage, PARENTS)}"
-      )
+    check_choice("config.stage", self.stage, PARENTS)
     height, width = self.data.size
     self.model.check_video(self.data.num_frames, height, width)
     crop = self.data.crop

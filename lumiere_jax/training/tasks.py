@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -147,5 +146,6 @@ class Task:
     self, params: FlatParams, *, bypass_temporal: bool = False
   ) -> Denoiser:
     """The stage's network as a Denoiser."""
-    make = functools.partial(network_denoiser, self.experiment.sampling)
-    return make(params, bypass_temporal=bypass_temporal)
+    return network_denoiser(
+      self.experiment.sampling, params, bypass_temporal=bypass_temporal
+    )

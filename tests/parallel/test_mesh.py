@@ -1,33 +1,22 @@
 """Two devices train as one does, each on its share of the batch."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.conftest import run_command
 
 
 def train(workdir: pathlib.Path, devices: int, batch_size: int):
   """A run in a process of its own: device counts are set at start."""
-  command = [
-    *(sys.executable, "-m", "lumiere_jax.main"),
+  return run_command(
+    "main",
     "--config=configs/t2i.py:tiny",
     "--config.train.steps=3",
     f"--config.train.batch_size={batch_size}",
     f"--workdir={workdir}",
-  ]
-  return subprocess.run(
-    command,
-    cwd=ROOT,
-    env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
+    JAX_NUM_CPU_DEVICES=str(devices),
   )
 
 
