@@ -4,9 +4,9 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from lumiere_jax.data.config import DataConfig
 from lumiere_jax.models.unet import TemporalConfig, UNetConfig
 from lumiere_jax.training.config import (
-  DataConfig,
   Experiment,
   TextConfig,
   TrainConfig,

@@ -14,9 +14,10 @@ import dataclasses
 from importlib import resources
 
 from configs import common
+from lumiere_jax.data.config import DataConfig
 from lumiere_jax.models.unet import TemporalConfig, UNetConfig
 from lumiere_jax.pipelines.stage import DiffusionConfig
-from lumiere_jax.training.config import DataConfig, Experiment, TrainConfig
+from lumiere_jax.training.config import Experiment, TrainConfig
 
 SIDE = 16
 UPSCALE = 4

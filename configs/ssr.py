@@ -11,9 +11,10 @@ python -m lumiere_jax.main --config=configs/ssr.py:tiny \
 """
 
 from configs import common
+from lumiere_jax.data.config import DataConfig
 from lumiere_jax.models.unet import TemporalConfig
 from lumiere_jax.pipelines.stage import DiffusionConfig
-from lumiere_jax.training.config import DataConfig, Experiment, TrainConfig
+from lumiere_jax.training.config import Experiment, TrainConfig
 
 FULL = Experiment(
   stage="ssr",

@@ -18,7 +18,7 @@ import tqdm
 
 from lumiere_jax.data.captions import read_captions, visible_files
 from lumiere_jax.data.report import Report, Row, count_reasons
-from lumiere_jax.data.source import Clip, ClipSpec, UnreadableClip
+from lumiere_jax.data.source import Clip, ClipSpec, Group, UnreadableClip
 from lumiere_jax.io.container import VideoError
 from lumiere_jax.io.decode import VideoInfo, probe, read_clip
 from lumiere_jax.typing import UserError
@@ -99,9 +99,14 @@ class FilesSource:
   def __len__(self) -> int:
     return len(self.videos)
 
-  def caption(self, index: int) -> str:
+  @property
+  def groups(self) -> tuple[Group, ...]:
+    """All clips are of one shape."""
+    return (Group(indices=range(len(self))),)
+
+  def captions(self, index: int) -> tuple[str, ...]:
     """What video `index` shows."""
-    return self.videos[index].caption
+    return (self.videos[index].caption,)
 
   def clip(self, index: int, rng: np.random.Generator | None = None) -> Clip:
     """Cuts a clip out of video `index`.

@@ -1,13 +1,12 @@
 """Clips to batches, in threads: what comes is a function of the step alone.
 
-Clip number p since the start of training (step * batch size + place in the
-batch) is taken from a permutation of the source that is new in each epoch, and
-draws its random choices from (seed, p). So a run that is resumed, or that runs
-on another number of hosts, sees the clips it would have seen.
+`Plan` says which clip stands where. Clip number p since the start of training
+(step * batch size + place in the batch) draws its random choices from
+(seed, p), so it depends on nothing that came before.
 """
 
-from collections.abc import Iterator, Sequence
-import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
 import os
 import sys
 from typing import Any
@@ -15,36 +14,89 @@ from typing import Any
 import grain
 import numpy as np
 
+from lumiere_jax.data.masks import MaskMix
+from lumiere_jax.data.plan import Plan
 from lumiere_jax.data.source import Source, UnreadableClip
 from lumiere_jax.typing import UserError
 
 Batch = dict[str, Any]
-"""video (b, t, h, w, c) uint8; caption list of b; index (b,) of the source."""
-# Keeps the seeds of permutations apart from those of clips.
-_PERMUTATION = 1
+"""video (b, t, h, w, c) uint8; caption list of b; index (b,) of the source;
+where masks are asked for, mask (b, t, h, w, 1) uint8, 1 where given."""
+_AHEAD = 2  # Batches that are made ready while a step is under way.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loader:
+  """Loads clips of a source.
+
+  Attributes:
+    source: gives clips by index.
+    seed: 0 or more.
+    masks: draws a mask for each clip; None: there are none.
+  """
+
+  source: Source
+  seed: int
+  masks: MaskMix | None = None
+
+  def __post_init__(self):
+    if self.seed < 0:
+      raise UserError(f"seed is {self.seed}; give 0 or more")
+    if not len(self.source):
+      raise UserError("the data source is empty; give it one clip or more")
+
+  def load(self, candidates: Iterable[int], position: int | None) -> Batch:
+    """The first of the candidates that can be read, as a batch without axis.
+
+    Args:
+      candidates: indices of clips.
+      position: number of the clip since the start of training, from which its
+        random choices follow; None: held out, always the same.
+
+    Raises:
+      UserError: none can be read any more.
+    """
+    for index in candidates:
+      # Anew for each, so that a clip does not depend on those that failed.
+      key = (self.seed, position) if position is not None else (0, index)
+      rng = np.random.default_rng(key)
+      try:
+        video = self.source.clip(index, None if position is None else rng)
+      except UnreadableClip:
+        continue
+      captions = self.source.captions(index)
+      which = 0 if position is None else rng.integers(len(captions))
+      sample = {"video": video, "caption": captions[which], "index": index}
+      if self.masks:
+        sample["mask"] = self.masks.draw(rng, video.shape[:3])
+      return sample
+    raise UserError(
+      "none of these clips can be read any more; see the data report for what "
+      "became of the files"
+    )
 
 
 def batches(
-  source: Source,
+  loader: Loader,
   *,
   batch_size: int,
-  seed: int,
   start_step: int = 0,
   num_threads: int | None = None,
   process_index: int = 0,
   process_count: int = 1,
-) -> Iterator[Batch]:
-  """Endless batches of `source`, each clip once in an epoch.
+  finish: Callable[[Batch], Any] = lambda batch: batch,
+) -> Iterator[Any]:
+  """Endless batches, made ready ahead of when they are asked for.
 
   Args:
-    source: gives clips by index.
+    loader: of the clips.
     batch_size: of all hosts together.
-    seed: 0 or more.
     start_step: the step of the first batch.
     num_threads: that load clips; None: by the number of cores.
     process_index: which host this is.
     process_count: how many hosts share each batch; each gets the clips that
       stand at its own place in the batch.
+    finish: what remains to be done to a batch, also ahead, in a thread.
 
   Returns:
     A generator of this host's part of the batches from `start_step` on.
@@ -58,99 +110,105 @@ def batches(
       f"batch_size {batch_size} does not divide among {process_count} hosts; "
       f"give a multiple of {process_count}"
     )
-  if seed < 0:
-    raise UserError(f"seed is {seed}; give 0 or more")
-  _require_clips(source)
   local = batch_size // process_count
   clips = _Clips(
-    source=source,
-    seed=seed,
-    first=start_step * batch_size + process_index * local,
+    loader=loader,
+    plan=Plan(loader.source.groups, batch_size, loader.seed),
+    first_step=start_step,
+    first_place=process_index * local,
     local=local,
-    stride=batch_size,
+    batch_size=batch_size,
   )
   threads = num_threads or min(16, max(2, os.cpu_count() or 2))
-  return _generate(clips, local, threads)
+  return _generate(clips, local, threads, finish)
 
 
-def _generate(clips: "_Clips", local: int, threads: int) -> Iterator[Batch]:
+def _generate(
+  clips: "_Clips", local: int, threads: int, finish: Callable[[Batch], Any]
+) -> Iterator[Any]:
   options = grain.ReadOptions(
-    num_threads=threads, prefetch_buffer_size=max(2 * local, threads)
+    num_threads=threads, prefetch_buffer_size=max(_AHEAD * local, threads)
   )
   data = grain.MapDataset.source(clips).to_iter_dataset(options)
-  iterator = iter(data.batch(local, batch_fn=_collate))
+  data = data.batch(local, batch_fn=_collate).map(finish)
+  data = grain.experimental.ThreadPrefetchIterDataset(
+    data, prefetch_buffer_size=_AHEAD
+  )
+  iterator = iter(data)
   try:
     yield from iterator
   finally:
     iterator.close()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Clips:
   """All clips that one host loads, in order: a source for grain."""
 
-  def __init__(
-    self, *, source: Source, seed: int, first: int, local: int, stride: int
-  ):
-    self._source, self._seed = source, seed
-    self._first, self._local, self._stride = first, local, stride
+  loader: Loader
+  plan: Plan
+  first_step: int
+  first_place: int
+  local: int
+  batch_size: int
 
   def __len__(self) -> int:
     return sys.maxsize  # never ends
 
   def __getitem__(self, number: int) -> Batch:
-    step, place = divmod(number, self._local)
-    position = self._first + step * self._stride + place
-    epoch, within = divmod(position, len(self._source))
-    index = _permutation(self._seed, epoch, len(self._source))[within]
-    return _load(self._source, int(index), (self._seed, position))
+    step, place = divmod(number, self.local)
+    step, place = step + self.first_step, place + self.first_place
+    candidates = self.plan.candidates(step, place)
+    return self.loader.load(candidates, step * self.batch_size + place)
 
   def __repr__(self) -> str:
-    return f"clips of {type(self._source).__name__}"
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
-  rng = np.random.default_rng((seed, epoch, _PERMUTATION))
-  return rng.permutation(length)
-
-
-def _load(source: Source, index: int, seed: tuple[int, int] | None) -> Batch:
-  """Clip `index`, or the next that can be read."""
-  for candidate in range(index, index + len(source)):
-    candidate %= len(source)
-    rng = None if seed is None else np.random.default_rng(seed)
-    try:
-      video = source.clip(candidate, rng)
-    except UnreadableClip:
-      continue
-    caption = source.caption(candidate)
-    return {"video": video, "caption": caption, "index": candidate}
-  raise UserError(
-    f"none of {len(source)} clips can be read any more; "
-    "see the data report for what became of the files"
-  )
+    return f"clips of {type(self.loader.source).__name__}"
 
 
 def _collate(samples: Sequence[Batch]) -> Batch:
+  join = {"caption": list, "index": np.array}
   return {
-    "video": np.stack([sample["video"] for sample in samples]),
-    "caption": [sample["caption"] for sample in samples],
-    "index": np.array([sample["index"] for sample in samples]),
+    name: join.get(name, np.stack)([sample[name] for sample in samples])
+    for name in samples[0]
   }
 
 
-def _require_clips(source: Source) -> None:
-  if not len(source):
-    raise UserError("the data source is empty; give it one clip or more")
+def held_out_batches(
+  loader: Loader, size: int, batch_size: int
+) -> list[tuple[Batch, int]]:
+  """The first `size` clips in batches, the same ones every time.
 
+  Args:
+    loader: of the held-out clips.
+    size: how many clips; of a smaller source they come again.
+    batch_size: of each batch.
 
-def held_out_batch(source: Source, size: int) -> Batch:
-  """The first `size` clips, the same ones every time.
-
-  Of a smaller source they come again from the first on.
+  Returns:
+    Pairs of a batch and how many of its clips count; the last batch of each
+    shape is filled up with clips that do not.
 
   Raises:
-    UserError: the source is empty, or no clip can be read any more.
+    UserError: no clip can be read any more.
   """
-  _require_clips(source)
-  return _collate([_load(source, k % len(source), None) for k in range(size)])
+  made = []
+  number = len(loader.source)
+  chosen = [k % number for k in range(size)]
+  for group in loader.source.groups:
+    members = list(group.indices)
+    inside = set(members)
+    indices = [k for k in chosen if k in inside]
+    for first in range(0, len(indices), batch_size):
+      part = indices[first : first + batch_size]
+      filled = part + [part[-1]] * (batch_size - len(part))
+      samples = [
+        loader.load(_from(members, index), position=None) for index in filled
+      ]
+      made.append((_collate(samples), len(part)))
+  return made
+
+
+def _from(members: Sequence[int], index: int) -> Iterator[int]:
+  """All members, in a circle that begins at `index`."""
+  start = members.index(index)
+  yield from members[start:]
+  yield from members[:start]

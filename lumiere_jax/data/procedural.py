@@ -25,6 +25,7 @@ from lumiere_jax.data.scenes import (
   render,
 )
 from lumiere_jax.data.shapes import FOLDS, SHAPES
+from lumiere_jax.data.source import Group
 from lumiere_jax.typing import UserError, suggest
 
 T = TypeVar("T")
@@ -210,6 +211,15 @@ class ProceduralSource:
     near, far = np.array([[[0.0, 0.0], [1.0, 1.0]]] * 2)
     near[1, axis] = far[0, axis] = 0.5
     return _place(rng, first, near), _place(rng, second, far)
+
+  @property
+  def groups(self) -> tuple[Group, ...]:
+    """All clips are of one shape."""
+    return (Group(indices=range(len(self))),)
+
+  def captions(self, index: int) -> tuple[str, ...]:
+    """What clip `index` shows, in the one way there is."""
+    return (self.caption(index),)
 
   def caption(self, index: int) -> str:
     """What clip `index` shows; `parse_caption` reads it back."""

@@ -1,5 +1,6 @@
 """What every data source gives: captioned clips, by index."""
 
+from collections.abc import Sequence
 import dataclasses
 from typing import Protocol
 
@@ -11,15 +12,34 @@ from lumiere_jax.typing import UserError
 Clip = UInt8[np.ndarray, "t h w 3"]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+  """Clips of one shape: a batch is taken from one group.
+
+  Attributes:
+    indices: of the clips in their source.
+    weight: how often they come; 1 is once while every other group of weight 1
+      comes once.
+  """
+
+  indices: Sequence[int]
+  weight: float = 1.0
+
+
 class Source(Protocol):
-  """Captioned clips, all of one size."""
+  """Captioned clips."""
 
   def __len__(self) -> int:
     """How many there are."""
     ...
 
-  def caption(self, index: int) -> str:
-    """What clip `index` shows."""
+  @property
+  def groups(self) -> Sequence[Group]:
+    """The clips by their shape, each in one group."""
+    ...
+
+  def captions(self, index: int) -> tuple[str, ...]:
+    """What clip `index` shows, said in one way or several."""
     ...
 
   def clip(self, index: int, rng: np.random.Generator | None = None) -> Clip:
@@ -39,7 +59,7 @@ class UnreadableClip(UserError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipSpec:
-  """The size of all clips of a source.
+  """The shape of clips.
 
   Attributes:
     num_frames: t.

@@ -1,75 +1,77 @@
 """Opens the source that a config names, parted into training and held out."""
 
+from collections.abc import Callable
 import os
 import sys
 
+from lumiere_jax.data.config import DataConfig
 from lumiere_jax.data.files import FilesSource
 from lumiere_jax.data.procedural import ProceduralSource
-from lumiere_jax.data.source import ClipSpec, Source
+from lumiere_jax.data.source import Source
 from lumiere_jax.typing import UserError, check_choice
 
-KINDS = ("files", "procedural")
+Sources = tuple[Source, Source]
 
 
 def open_sources(
-  *,
-  kind: str,
-  path: str | os.PathLike,
-  spec: ClipSpec,
-  seed: int,
-  num_clips: int,
-  two_objects: float,
-  held_out: float,
-  report: str | os.PathLike | None,
-) -> tuple[Source, Source]:
+  config: DataConfig, *, seed: int, report: str | os.PathLike | None
+) -> Sources:
   """The (training, held-out) clips; no clip is in both.
 
   Args:
-    kind: one of `KINDS`.
-    path: folder of 'files'.
-    spec: the size of the clips.
+    config: what to open.
     seed: of 'procedural'.
-    num_clips: training scenes of 'procedural'.
-    two_objects: share of 'procedural' scenes with two objects.
-    held_out: share of the videos of 'files' that are held out.
-    report: where 'files' writes what became of each video.
+    report: where to write what became of each video.
 
   Raises:
     UserError: the source is unknown, or nothing in it can be used.
   """
-  check_choice("config.data.source", kind, KINDS)
-  if kind == "procedural":
-    make = lambda split: ProceduralSource(
-      num_clips=num_clips,
+  check_choice("config.data.source", config.source, KINDS)
+  return KINDS[config.source](config, seed, report)
+
+
+def _procedural(config: DataConfig, seed: int, report) -> Sources:
+  del report  # nothing is ever dropped
+  train, held_out = (
+    ProceduralSource(
+      num_clips=config.num_clips,
       seed=seed,
       split=split,
-      num_frames=spec.num_frames,
-      resolution=spec.resolution,
-      fps=spec.fps,
-      two_objects=two_objects,
-      motion_words=spec.num_frames > 1,
+      num_frames=config.num_frames,
+      resolution=config.size,
+      fps=config.fps,
+      two_objects=config.two_objects,
+      motion_words=config.num_frames > 1,
     )
-    return make("train"), make("held_out")
-  return _open_files(path, spec, held_out, report)
+    for split in ("train", "held_out")
+  )
+  return train, held_out
 
 
-def _open_files(
-  path: str | os.PathLike,
-  spec: ClipSpec,
-  held_out: float,
-  report: str | os.PathLike | None,
-) -> tuple[Source, Source]:
-  if not str(path):
+def _files(config: DataConfig, seed: int, report) -> Sources:
+  del seed
+  if not config.path:
     raise UserError(
       "config.data.path is missing; give a folder of captioned videos with "
       "--config.data.path=DIR, or take --config.data.source=procedural"
     )
-  train, rest = FilesSource.open(path, spec, report_path=report).split(held_out)
+  source = FilesSource.open(config.path, config.specs[0], report_path=report)
+  return _hold_out(source, config)
+
+
+def _hold_out(source: FilesSource, config: DataConfig) -> Sources:
+  train, rest = source.split(config.held_out)
   if len(rest):
     return train, rest
   print(
-    f"{path}: no video can be held out; the held-out loss is taken on videos "
-    "that are trained on",
+    f"{config.path}: no video can be held out; the held-out loss is taken on "
+    "videos that are trained on",
     file=sys.stderr,
   )
   return train, train
+
+
+KINDS: dict[str, Callable[[DataConfig, int, object], Sources]] = {
+  "files": _files,
+  "procedural": _procedural,
+}

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from lumiere_jax.data.config import DataConfig
 from lumiere_jax.models.unet import UNetConfig
 from lumiere_jax.pipelines.stage import (
   DiffusionConfig,
@@ -33,48 +34,6 @@ class TextConfig:
   weights: str = ""
   max_length: int = 77
   cache: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-  """Where clips come from and what is made of them.
-
-  Attributes:
-    source: 'procedural' or 'files'.
-    path: the folder of 'files'.
-    fps: frames a second that clips are resampled to.
-    num_frames: length of a clip.
-    resolution: side in pixels, or (height, width).
-    num_clips: scenes of 'procedural'.
-    two_objects: share of 'procedural' scenes with two objects.
-    held_out: share of 'files' kept from training for the held-out loss.
-    crop: side of the random crops trained on; 0 is the whole frame.
-    threads: that read and decode.
-  """
-
-  source: str = "files"
-  path: str = ""
-  fps: float = 16.0
-  num_frames: int = 80
-  resolution: int | tuple[int, int] = 128
-  num_clips: int = 4096
-  two_objects: float = 0.25
-  held_out: float = 0.05
-  crop: int = 0
-  threads: int = 16
-
-  def __post_init__(self):
-    for name in ("fps", "num_frames", "num_clips", "threads"):
-      if getattr(self, name) <= 0:
-        raise UserError(
-          f"config.data.{name}={getattr(self, name)} must be above 0"
-        )
-
-  @property
-  def size(self) -> tuple[int, int]:
-    """(height, width)."""
-    r = self.resolution
-    return (r, r) if isinstance(r, int) else tuple(r)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

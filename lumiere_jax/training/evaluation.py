@@ -13,7 +13,8 @@ from lumiere_jax.typing import FlatParams
 class HeldOut:
   """The held-out loss of a run, the same question at every step."""
 
-  def __init__(self, task: Task, batches: list[Batch]):
+  def __init__(self, task: Task, batches: list[tuple[Batch, int]]):
+    """Takes batches and how many clips of each count."""
     self._batches = batches
     self._inflated = task.experiment.model.temporal is not None
     self._loss = jax.jit(
@@ -53,5 +54,8 @@ class HeldOut:
     self, state: TrainState, frozen: FlatParams, *, bypass: bool
   ) -> np.ndarray:
     """(noise levels, clips) losses."""
-    losses = [self._loss(state.ema, frozen, b, bypass) for b in self._batches]
-    return np.concatenate([np.asarray(loss) for loss in losses], axis=1)
+    losses = [
+      np.asarray(self._loss(state.ema, frozen, batch, bypass))[:, :real]
+      for batch, real in self._batches
+    ]
+    return np.concatenate(losses, axis=1)

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from lumiere_jax.data.pipeline import batches, held_out_batch
-from lumiere_jax.data.source import ClipSpec, Source
+from lumiere_jax.data.pipeline import Loader, batches, held_out_batches
+from lumiere_jax.data.source import Source
 from lumiere_jax.data.sources import open_sources
 from lumiere_jax.data.text import TextCache, TextEncoder
 from lumiere_jax.parallel import mesh as meshes
@@ -86,16 +86,9 @@ class Run:
     cls, experiment: Experiment, workdir: Path, mesh: jax.sharding.Mesh
   ) -> "Run":
     """Opens data, text and weights; resumes where a checkpoint is."""
-    data, text_config = experiment.data, experiment.text
+    text_config = experiment.text
     sources = open_sources(
-      kind=data.source,
-      path=data.path,
-      spec=ClipSpec(
-        num_frames=data.num_frames, fps=data.fps, resolution=data.size
-      ),
-      num_clips=data.num_clips,
-      two_objects=data.two_objects,
-      held_out=data.held_out,
+      experiment.data,
       seed=experiment.seed,
       report=workdir / "data_report.jsonl",
     )
@@ -107,8 +100,10 @@ class Run:
     clips, held_out = sources
     asked = min(len(held_out), experiment.train.eval_clips)
     captions.fill(
-      [clips.caption(i) for i in range(len(clips))]
-      + [held_out.caption(i) for i in range(asked)]
+      caption
+      for source, count in ((clips, len(clips)), (held_out, asked))
+      for index in range(count)
+      for caption in source.captions(index)
     )
     null, mask = map(
       jnp.asarray, null_text(text, experiment.diffusion.null_text)
@@ -234,32 +229,32 @@ class Run:
       self.mesh, {"video": batch["video"], "text": text, "text_mask": mask}
     )
 
+  def _loader(self, source: Source) -> Loader:
+    experiment = self.experiment
+    return Loader(
+      source=source, seed=experiment.seed, masks=experiment.data.mask_mix
+    )
+
   def _batches(self, start: int) -> Iterator[Batch]:
-    iterator = batches(
-      self.sources[0],
+    return batches(
+      self._loader(self.sources[0]),
       batch_size=self.experiment.train.batch_size,
-      seed=self.experiment.seed,
       start_step=start,
       num_threads=self.experiment.data.threads,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
+      finish=self._device_batch,
     )
-    with contextlib.closing(iterator):
-      for batch in iterator:
-        yield self._device_batch(batch)
 
   def _make_evaluate(self, log: JsonLines) -> Callable[[], None]:
     """Takes and logs the held-out loss, once for each step it is due at."""
     config = self.experiment.train
     done = {record["step"] for record in log.read()}
-    clips = held_out_batch(self.sources[1], config.eval_clips)
-    size = config.batch_size
+    clips = held_out_batches(
+      self._loader(self.sources[1]), config.eval_clips, config.batch_size
+    )
     held_out = HeldOut(
-      self.task,
-      [
-        self._device_batch({k: v[i : i + size] for k, v in clips.items()})
-        for i in range(0, config.eval_clips, size)
-      ],
+      self.task, [(self._device_batch(batch), real) for batch, real in clips]
     )
 
     def evaluate() -> None:

@@ -156,7 +156,7 @@ def test_report_says_what_became_of_every_video(folder, tmp_path, capsys):
   assert "1 no caption" in said.err
   assert str(report_path) in said.err
   assert len(source) == 4
-  assert [source.caption(k) for k in range(4)] == list(good.values())
+  assert [source.captions(k) for k in range(4)] == [(c,) for c in good.values()]
 
 
 def test_nothing_left_counts_the_reasons(tmp_path):

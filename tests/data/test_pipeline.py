@@ -6,8 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from lumiere_jax.data.pipeline import batches, held_out_batch
-from lumiere_jax.data.source import UnreadableClip
+from lumiere_jax.data.masks import MaskMix
+from lumiere_jax.data.pipeline import Loader, batches, held_out_batches
+from lumiere_jax.data.source import Group, UnreadableClip
 from lumiere_jax.typing import UserError
 
 
@@ -21,8 +22,12 @@ class Numbers:
   def __len__(self):
     return self.count
 
-  def caption(self, index):
-    return f"clip {index}"
+  @property
+  def groups(self):
+    return [Group(indices=range(self.count))]
+
+  def captions(self, index):
+    return (f"clip {index}",)
 
   def clip(self, index, rng=None):
     self.loading.add(threading.current_thread().name)
@@ -33,9 +38,13 @@ class Numbers:
     return video
 
 
+def make(source, seed=1, masks=None, **options):
+  loader = Loader(source=source, seed=seed, masks=masks)
+  return batches(loader, **{"batch_size": 4} | options)
+
+
 def take(count, source, **options):
-  made = batches(source, **{"batch_size": 4, "seed": 1} | options)
-  return list(itertools.islice(made, count))
+  return list(itertools.islice(make(source, **options), count))
 
 
 def assert_same(first, second):
@@ -119,7 +128,10 @@ def test_hosts_share_each_batch(hosts):
 
 def test_a_broken_clip_gives_way_to_the_next():
   sound, broken = take(9, Numbers(6)), take(9, Numbers(6, broken={2, 3}))
-  expected = [4 if i in (2, 3) else i for i in indices(sound)]
+  order = indices(sound).reshape(-1, 6).tolist()
+  # The next in the order of the epoch that can be read.
+  later = lambda epoch, k: next(i for i in epoch[k:] + epoch if i not in (2, 3))
+  expected = [later(epoch, k) for epoch in order for k in range(6)]
   assert indices(broken).tolist() == expected
   for batch in broken:
     assert np.array_equal(batch["video"][:, 0, 0, 0, 0], batch["index"])
@@ -131,7 +143,7 @@ def test_a_broken_clip_gives_way_to_the_next():
 
 
 def test_all_broken_is_an_error():
-  with pytest.raises(UserError, match="none of 3 clips can be read"):
+  with pytest.raises(UserError, match="none of these clips can be read"):
     take(1, Numbers(3, broken={0, 1, 2}))
 
 
@@ -150,7 +162,7 @@ def loaders():
 
 @pytest.mark.parametrize("end", ["close", "drop"])
 def test_leaves_no_threads(end):
-  made = batches(Numbers(5), batch_size=4, seed=0, num_threads=3)
+  made = make(Numbers(5), num_threads=3)
   next(made)
   assert loaders()
   if end == "close":
@@ -171,18 +183,100 @@ def test_refuses_when_called():
     ({"seed": -1}, "seed is -1"),
   ):
     with pytest.raises(UserError, match=message):
-      batches(Numbers(3), **{"batch_size": 4, "seed": 0} | options)
+      make(Numbers(3), **options)
   with pytest.raises(UserError, match="empty"):
-    batches(Numbers(0), batch_size=4, seed=0)
+    make(Numbers(0))
 
 
-def test_held_out_batch_is_fixed():
-  first = held_out_batch(Numbers(9), 3)
-  assert first["index"].tolist() == [0, 1, 2]
-  assert first["caption"] == ["clip 0", "clip 1", "clip 2"]
+def held_out(source, size, **options):
+  loader = Loader(source=source, seed=0, **options)
+  return held_out_batches(loader, size, batch_size=2)
+
+
+def test_held_out_batches_are_fixed():
+  (first, whole), (second, real) = held_out(Numbers(9), 3)
+  assert first["index"].tolist() == [0, 1]
+  assert first["caption"] == ["clip 0", "clip 1"]
   assert not first["video"][:, 1].any()  # made without rng
-  assert held_out_batch(Numbers(2), 5)["index"].tolist() == [0, 1, 0, 1, 0]
-  broken = held_out_batch(Numbers(3, broken={1}), 3)
-  assert broken["caption"] == ["clip 0", "clip 2", "clip 2"]
+  assert second["index"].tolist() == [2, 2]
+  assert (whole, real) == (2, 1)  # the repeated one does not count
+  again = [b["index"].tolist() for b, _ in held_out(Numbers(2), 5)]
+  assert again == [[0, 1], [0, 1], [0, 0]]
+  broken = held_out(Numbers(3, broken={1}), 2)[0][0]
+  assert broken["caption"] == ["clip 0", "clip 2"]
   with pytest.raises(UserError, match="empty"):
-    held_out_batch(Numbers(0), 1)
+    held_out(Numbers(0), 1)
+
+
+class Shapes(Numbers):
+  """Clips of two shapes: the first five are short."""
+
+  weights = (1.0, 1.0)
+
+  @property
+  def groups(self):
+    parts = range(5), range(5, self.count)
+    return [
+      Group(indices=p, weight=w)
+      for p, w in zip(parts, self.weights, strict=True)
+    ]
+
+  def clip(self, index, rng=None):
+    video = super().clip(index, rng)
+    return video[:1] if index < 5 else video
+
+
+def test_batches_are_of_one_shape_and_every_clip_comes():
+  """Rounds of 2 + 4 steps: each clip once before any of its group again."""
+  made = take(30, Shapes(21))
+  streams = {1: [], 2: []}
+  for batch in made:
+    streams[batch["video"].shape[1]] += batch["index"].tolist()
+  short, long = streams[1], streams[2]
+  assert (len(short), len(long)) == (5 * 2 * 4, 5 * 4 * 4)
+  for stream, members in ((short, range(5)), (long, range(5, 21))):
+    epochs = np.reshape(stream, (-1, len(members)))
+    for epoch in epochs:
+      assert sorted(epoch) == list(members)
+
+
+def test_rounds_are_shuffled_and_resume_anywhere():
+  made = take(30, Shapes(21))
+  lengths = [batch["video"].shape[1] for batch in made]
+  rounds = {tuple(lengths[k : k + 6]) for k in range(0, 30, 6)}
+  assert len(rounds) > 1
+  for start in (1, 5, 6, 17):
+    assert_same(made[start : start + 3], take(3, Shapes(21), start_step=start))
+
+
+def test_weights_set_the_share_of_steps():
+  class Weighted(Shapes):
+    weights = (6.0, 1.0)  # 12 steps of the first group to 4 of the second
+
+  lengths = [b["video"].shape[1] for b in take(32, Weighted(21))]
+  assert (lengths.count(1), lengths.count(2)) == (24, 8)
+
+
+def test_one_of_several_captions_is_drawn():
+  class Several(Numbers):
+    def captions(self, index):
+      return tuple(f"{index} said in way {k}" for k in range(3))
+
+  said = [c for batch in take(30, Several(2)) for c in batch["caption"]]
+  assert len(set(said)) == 6
+  assert said == [c for b in take(30, Several(2)) for c in b["caption"]]
+  batch, _ = held_out(Several(2), 2)[0]
+  assert batch["caption"] == ["0 said in way 0", "1 said in way 0"]
+
+
+def test_masks_come_with_clips():
+  masks = MaskMix.parse("first_frame random_boxes")
+  made = take(6, Numbers(7), masks=masks)
+  assert made[0]["mask"].shape == (4, 2, 4, 4, 1)
+  seen = {mask.tobytes() for batch in made for mask in batch["mask"]}
+  assert len(seen) > 3
+  for a, b in zip(made, take(6, Numbers(7), masks=masks), strict=True):
+    assert np.array_equal(a["mask"], b["mask"])
+  bare = take(6, Numbers(7))
+  for a, b in zip(made, bare, strict=True):  # masks change no clip
+    assert np.array_equal(a["video"], b["video"])

@@ -1,0 +1,104 @@
+"""What a config says of the data of a stage."""
+
+import dataclasses
+
+from lumiere_jax.data.buckets import parse_buckets
+from lumiere_jax.data.masks import MaskMix
+from lumiere_jax.data.source import ClipSpec
+from lumiere_jax.typing import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+  """Where clips come from and what is made of them.
+
+  Attributes:
+    source: 'files' (a folder of captioned videos or pictures), 'prepared' (a
+      folder that `lumiere_jax.prepare` made), 'tfds' (a TensorFlow Datasets
+      builder) or 'procedural' (scenes drawn from the seed).
+    path: folder or URL of 'files' and 'prepared'; builder of 'tfds', e.g.
+      'ucf101' or 'ucf101/ucf101_1:1.0.0'.
+    tfds_dir: where 'tfds' keeps its data sets; '' is its own default.
+    prompts: file of 'label|prompt' lines that caption the classes of 'tfds'
+      and of folders of classes; '' takes the words of the label.
+    cache: folder for copies of remote files; '' is one in the user's cache.
+    fps: frames a second that clips are resampled to.
+    num_frames: length of a clip.
+    resolution: side in pixels, or (height, width).
+    buckets: further shapes of clips, 'FRAMESxHEIGHTxWIDTH' each, separated by
+      spaces: a video goes to the longest that it fills, of those to the
+      nearest in aspect. '' is off: all clips have the one shape.
+    num_clips: scenes of 'procedural'.
+    two_objects: share of 'procedural' scenes with two objects.
+    held_out: share of the videos kept from training for the held-out loss.
+    crop: side of the random crops trained on; 0 is the whole frame.
+    scene_cuts: change from one frame to the next, in grey levels of 255, that
+      counts as a cut; clips are taken between cuts. 0 is off.
+    min_motion: least change over time, in grey levels of 255; videos that
+      change less are dropped. 0 is off.
+    max_enlarge: videos that had to be enlarged more than this are dropped.
+    images: folder or URL of captioned pictures that are mixed in as one-frame
+      clips; '' is none. Only where spatial layers train.
+    image_share: share of the steps that take pictures.
+    masks: mask patterns of the conditional model and how often each comes,
+      e.g. 'first_frame:8 border:2'; see `masks.PATTERNS`.
+    threads: that read and decode.
+  """
+
+  source: str = "files"
+  path: str = ""
+  tfds_dir: str = ""
+  prompts: str = ""
+  cache: str = ""
+  fps: float = 16.0
+  num_frames: int = 80
+  resolution: int | tuple[int, int] = 128
+  buckets: str = ""
+  num_clips: int = 4096
+  two_objects: float = 0.25
+  held_out: float = 0.05
+  crop: int = 0
+  scene_cuts: float = 0.0
+  min_motion: float = 0.0
+  max_enlarge: float = 4.0
+  images: str = ""
+  image_share: float = 0.2
+  masks: str = ""
+  threads: int = 16
+
+  def __post_init__(self):
+    for name in ("fps", "num_frames", "num_clips", "threads", "max_enlarge"):
+      if getattr(self, name) <= 0:
+        raise UserError(
+          f"config.data.{name}={getattr(self, name)} must be above 0"
+        )
+    for name in ("scene_cuts", "min_motion", "crop"):
+      if getattr(self, name) < 0:
+        raise UserError(
+          f"config.data.{name}={getattr(self, name)} must be 0 or more"
+        )
+    if not 0 < self.image_share < 1:
+      raise UserError(
+        f"config.data.image_share={self.image_share} must lie between 0 and 1"
+      )
+    _ = self.specs, self.mask_mix  # so that what cannot be read is said now
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """(height, width)."""
+    r = self.resolution
+    return (r, r) if isinstance(r, int) else tuple(r)
+
+  @property
+  def specs(self) -> tuple[ClipSpec, ...]:
+    """The shapes of clips: the main one, then those of `buckets`."""
+    shapes = [(self.num_frames, *self.size), *parse_buckets(self.buckets)]
+    return tuple(
+      ClipSpec(num_frames=t, fps=self.fps, resolution=(h, w))
+      for t, h, w in dict.fromkeys(shapes)
+    )
+
+  @property
+  def mask_mix(self) -> MaskMix | None:
+    """The mask patterns; None: no masks."""
+    return MaskMix.parse(self.masks) if self.masks else None
