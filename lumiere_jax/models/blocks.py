@@ -10,6 +10,7 @@ from collections.abc import Callable
 import einops
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -231,6 +232,7 @@ class TextAttention(nn.Module):
       mask=self._key_mask(mask, t, kv.shape[1]),
       implementation=self.kernel,
     )
+    out = checkpoint_name(out, "attention")
     out = nn.DenseGeneral(
       channels,
       axis=(-2, -1),

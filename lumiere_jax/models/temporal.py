@@ -4,6 +4,7 @@
 import einops
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -20,13 +21,25 @@ def identity_taps(key, shape, dtype=jnp.float32) -> Array:
   return jnp.zeros(shape, dtype).at[taps // 2].set(jnp.eye(channels))
 
 
-class TemporalConv(nn.Module):
-  """Convolution along time alone, 3 taps, edge frames repeated as padding.
+def convolve_time(
+  x: Video, kernel: Float[Array, "3 c d"], stride: int = 1
+) -> Video:
+  """Convolution along time alone, edge frames repeated as padding.
 
   Zeros beyond the ends would be seen as black frames, and differently so for
   every length and window; repeating the edge keeps a constant video constant.
   Written as one matrix product per tap, which both TPU and CPU run at the
   speed of a dense layer.
+  """
+  edge, frames = TAPS // 2, x.shape[1]
+  padded = jnp.concatenate([x[:, :1]] * edge + [x] + [x[:, -1:]] * edge, axis=1)
+  return sum(
+    padded[:, k : k + frames : stride] @ kernel[k] for k in range(TAPS)
+  )
+
+
+class TemporalConv(nn.Module):
+  """`convolve_time` with a bias.
 
   Attributes:
     stride: keeps every stride-th frame, frame 0 among them (appendix B: "1D
@@ -45,15 +58,8 @@ class TemporalConv(nn.Module):
       "kernel", self.kernel_init, (TAPS, channels, channels)
     ).astype(self.dtype)
     bias = self.param("bias", nn.initializers.zeros, (channels,))
-    frames = x.shape[1]
-    edge = TAPS // 2
-    padded = jnp.concatenate(
-      [x[:, :1]] * edge + [x] + [x[:, -1:]] * edge, axis=1
-    ).astype(self.dtype)
-    taps = (
-      padded[:, k : k + frames : self.stride] @ kernel[k] for k in range(TAPS)
-    )
-    return sum(taps) + bias.astype(self.dtype)
+    out = convolve_time(x.astype(self.dtype), kernel, self.stride)
+    return out + bias.astype(self.dtype)
 
 
 class TemporalDown(nn.Module):
@@ -128,6 +134,7 @@ class TemporalAttention(nn.Module):
       bias=self._bias(heads, x.shape[1]).astype(self.dtype),
       implementation=self.kernel,
     )
+    out = checkpoint_name(out, "attention")
     out = einops.rearrange(out, "(b h w) t n d -> b t h w (n d)", b=b, h=h, w=w)
     return x + zero_projection(channels, self.dtype)(out)
 

@@ -5,9 +5,11 @@ Which of them it is, is data in `UNetConfig`. Its submodule names are an API
 pins them.
 """
 
+from collections.abc import Callable
 import dataclasses
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -15,6 +17,15 @@ from lumiere_jax.models import blocks, temporal
 from lumiere_jax.typing import Cond, PerSample, UserError, Video
 
 ATTENTION = ("none", "cross", "self")
+REMAT = {
+  "none": jax.checkpoint_policies.everything_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+  "products": lambda prim, *_, **__: (
+    prim.name in ("conv_general_dilated", "dot_general")
+  ),
+}
+"""What the backward pass keeps of a block, instead of computing it again."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +75,10 @@ class UNetConfig:
     temporal: None for an image model.
     dtype: of the computation; parameters are float32, norms and softmax too.
     attention_kernel: 'xla' or 'cudnn' (fused, NVIDIA GPUs).
+    remat: of each level, what the backward pass keeps of its blocks: 'none'
+      computes nothing again, 'full' keeps nothing, 'attention' the outputs of
+      attention alone, 'products' those of convolutions and matrix products.
+      () is 'none' everywhere. No number changes, only memory and time.
   """
 
   channels: tuple[int, ...]
@@ -84,6 +99,7 @@ class UNetConfig:
   temporal: TemporalConfig | None = None
   dtype: str = "float32"
   attention_kernel: str = "xla"
+  remat: tuple[str, ...] = ()
 
   def __post_init__(self):
     for problem in self._problems():
@@ -94,8 +110,14 @@ class UNetConfig:
     for name in ("num_res_blocks", "attention"):
       if (n := len(getattr(self, name))) != levels:
         yield f"{name} has {n} entries, channels has {levels}; give one a level"
-    for kind in set(self.attention) - set(ATTENTION):
-      yield f"attention {kind!r} is not one of {', '.join(ATTENTION)}"
+    if self.remat and len(self.remat) != levels:
+      yield (
+        f"remat has {len(self.remat)} entries, channels has {levels}; give "
+        "one a level, or none"
+      )
+    for name, known in (("attention", ATTENTION), ("remat", REMAT)):
+      for kind in sorted(set(getattr(self, name)) - set(known)):
+        yield f"{name} {kind!r} is not one of {', '.join(known)}"
     for width in (*self.channels, self.text_channels):
       if width % self.norm_groups:
         yield f"width {width} is no multiple of norm_groups={self.norm_groups}"
@@ -196,20 +218,28 @@ class UNet(nn.Module):
     text = self._dense(c.text_channels, "text_proj")(cond.text)
 
     def block(x, name, level):
-      x = self._res_block(c.channels[level], name)(x, emb)
-      x = self._attend(x, f"{name}_attention", c.attention[level], text, cond)
-      return self._inflate(x, name, level == last) if inflated else x
+      def body(self, x):
+        kind = c.attention[level]
+        x = self._res_block(c.channels[level], name)(x, emb)
+        x = self._attend(x, f"{name}_attention", kind, text, cond)
+        return self._inflate(x, name, level == last) if inflated else x
+
+      return self._remat(body, level)(self, x)
 
     def resample(x, name, kind, level):
-      x = self._res_block(c.channels[level], name, kind)(x, emb)
-      # Up-sampling from level k + 1 undoes down-sampling from level k.
-      step = level if kind == "down" else level - 1
-      if inflated and c.temporal.resample[step]:
-        module = (
-          temporal.TemporalDown if kind == "down" else temporal.TemporalUp
-        )
-        x = module(self._dtype, name=f"temporal_{name}")(x)
-      return x
+      def body(self, x):
+        x = self._res_block(c.channels[level], name, kind)(x, emb)
+        # Up-sampling from level k + 1 undoes down-sampling from level k.
+        step = level if kind == "down" else level - 1
+        if inflated and c.temporal.resample[step]:
+          x = self._resample_time(x, name, kind)
+        return x
+
+      return self._remat(body, level)(self, x)
+
+    def middle(self, x):
+      x = self._middle(x, emb, text, cond)
+      return self._inflate(x, "mid", True) if inflated else x
 
     x = self._stem(z, cond)
     skips = [x]
@@ -221,8 +251,7 @@ class UNet(nn.Module):
         x = resample(x, f"down_{level}_resample", "down", level)
         skips.append(x)
 
-    x = self._middle(x, emb, text, cond)
-    x = self._inflate(x, "mid", True) if inflated else x
+    x = self._remat(middle, last)(self, x)
 
     for level in reversed(range(last + 1)):
       for i in range(c.num_res_blocks[level] + 1):
@@ -239,6 +268,15 @@ class UNet(nn.Module):
   @property
   def _dtype(self) -> jnp.dtype:
     return jnp.dtype(self.config.dtype)
+
+  def _remat(self, body: Callable, level: int) -> Callable:
+    """`body(self, x)`, forgetting what the backward pass may compute again."""
+    kind = self.config.remat[level] if self.config.remat else "none"
+    return body if kind == "none" else nn.remat(body, policy=REMAT[kind])
+
+  def _resample_time(self, x: Video, name: str, kind: str) -> Video:
+    module = temporal.TemporalDown if kind == "down" else temporal.TemporalUp
+    return module(self._dtype, name=f"temporal_{name}")(x)
 
   def _dense(self, features: int, name: str) -> nn.Dense:
     return nn.Dense(features, dtype=self._dtype, name=name)

@@ -10,7 +10,7 @@ import pytest
 
 from configs import base, common, ssr, ssr_image, t2i
 from lumiere_jax.models import blocks
-from lumiere_jax.models.inflate import flatten
+from lumiere_jax.models.inflate import flatten, unflatten
 from lumiere_jax.models.unet import TemporalConfig, UNet, UNetConfig
 from lumiere_jax.typing import UserError
 from tests.conftest import (
@@ -210,6 +210,8 @@ def test_bfloat16_computes_close_and_keeps_float32_weights(rng):
     ({"channels": (16, 24, 30)}, "30 is no multiple of norm_groups=4"),
     ({"head_dim": 12}, "32 is no multiple of head_dim=12"),
     ({"activation": "relu"}, "'relu' is not gelu or silu"),
+    ({"remat": ("full",)}, "remat has 1 entries, channels has 3"),
+    ({"remat": ("full", "fll", "none")}, "remat 'fll' is not one of"),
     ({"temporal": TemporalConfig(resample=(True,), head_dim=8)}, "resampling"),
   ],
 )
@@ -230,4 +232,48 @@ def test_sizes_that_do_not_divide(shape, words):
   with pytest.raises(UserError, match=words):
     run(
       config, random_leaves(config), np.zeros(shape, np.float32), make_cond(1)
+    )
+
+
+def remat_config(*kinds: str) -> UNetConfig:
+  return small_config(
+    channels=(8, 16),
+    num_res_blocks=(1, 1),
+    attention=("none", "self"),
+    text_channels=8,
+    temporal=TemporalConfig(resample=(True,), num_attentions=1, head_dim=8),
+    remat=kinds,
+  )
+
+
+def test_computing_again_changes_no_gradient():
+  """And it is done: the convolutions of the blocks stand twice."""
+  flat = random_leaves(remat_config())
+  z = jax.random.normal(jax.random.key(1), (1, 4, 8, 8, 3))
+
+  def gradient(config: UNetConfig):
+    def loss(flat):
+      variables = {"params": unflatten(flat)}
+      out = UNet(config).apply(variables, z, jnp.full(1, 0.4), make_cond(1))
+      return jnp.square(out).mean()
+
+    return jax.jit(jax.grad(loss)).lower(flat)
+
+  plain, mixed = (
+    gradient(remat_config()),
+    gradient(remat_config("full", "none")),
+  )
+  convolutions = lambda lowered: lowered.as_text().count("convolution(")
+  everything = convolutions(plain)
+  assert (
+    convolutions(gradient(remat_config("products", "products"))) == everything
+  )
+  for kinds in (("full", "full"), ("attention", "attention")):
+    assert convolutions(gradient(remat_config(*kinds))) > 1.2 * everything
+  assert everything < convolutions(mixed)
+  expected, got = plain.compile()(flat), mixed.compile()(flat)
+  for path, leaf in expected.items():
+    scale = float(jnp.abs(leaf).max())
+    np.testing.assert_allclose(
+      got[path], leaf, atol=1e-5 * scale + 1e-9, err_msg=path
     )
