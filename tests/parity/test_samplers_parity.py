@@ -14,7 +14,8 @@ import pytest
 from lumiere_jax.diffusion.guidance import guide, threshold
 from lumiere_jax.diffusion.noise import frame_noise, sample_keys
 from lumiere_jax.diffusion.process import Prediction, add_noise, predict, to_v
-from lumiere_jax.diffusion.samplers import DDIM, DDPM, sample_chunk
+from lumiere_jax.diffusion.rules import DDIM, DDPM
+from lumiere_jax.diffusion.samplers import sample_chunk
 from lumiere_jax.typing import Cond
 
 pytestmark = pytest.mark.parity
