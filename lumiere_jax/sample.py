@@ -7,10 +7,23 @@ python -m lumiere_jax.sample --model=BUNDLE --task=text_to_video \
 from absl import flags
 
 from lumiere_jax import cli
-from lumiere_jax.pipelines.cascade import Settings
 from lumiere_jax.pipelines.requests import Request, fulfil
+from lumiere_jax.pipelines.settings import Settings
 
 DEFAULT = Settings()
+
+
+class Interval(flags.ArgumentParser):
+  """LOW,HIGH as two numbers."""
+
+  def parse(self, argument: str) -> tuple[float, float]:
+    """Absl reports the ValueError with the flag's name and value."""
+    try:
+      low, high = map(float, argument.split(","))
+    except ValueError as error:
+      raise ValueError("two numbers are needed, such as 0.2,0.8") from error
+    return low, high
+
 
 MODEL = flags.DEFINE_multi_string(
   "model",
@@ -34,12 +47,33 @@ SETTINGS = {
   "ssr_steps": flags.DEFINE_integer(
     "ssr_steps", DEFAULT.ssr_steps, "Of super-resolution; 0: as --steps."
   ),
-  "sampler": flags.DEFINE_string("sampler", DEFAULT.sampler, "ddim or ddpm."),
+  "sampler": flags.DEFINE_string(
+    "sampler", DEFAULT.sampler, "ddpm, ddim, dpmpp_2m or heun."
+  ),
   "guidance_scale": flags.DEFINE_float(
     "guidance_scale", DEFAULT.guidance_scale, "1 follows the prompt as trained."
   ),
   "ssr_guidance_scale": flags.DEFINE_float(
     "ssr_guidance_scale", DEFAULT.ssr_guidance_scale, "Of super-resolution."
+  ),
+  "guidance_rescale": flags.DEFINE_float(
+    "guidance_rescale",
+    DEFAULT.guidance_rescale,
+    "How far guided frames keep their contrast, 0 to 1.",
+  ),
+  "guidance_interval": flags.DEFINE(
+    Interval(),
+    "guidance_interval",
+    "0,1",
+    "LOW,HIGH: guides between these schedule times alone; 1 is pure noise.",
+  ),
+  "oscillate_after": flags.DEFINE_integer(
+    "oscillate_after",
+    DEFAULT.oscillate_after,
+    "Steps before guidance alternates with --oscillate_low; -1: never.",
+  ),
+  "oscillate_low": flags.DEFINE_float(
+    "oscillate_low", DEFAULT.oscillate_low, "The lower guidance scale."
   ),
   "num_frames": flags.DEFINE_integer(
     "num_frames", DEFAULT.num_frames, "Length; 0: as trained."

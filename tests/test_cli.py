@@ -154,6 +154,8 @@ def test_a_long_prompt_is_cut_and_shown(workdir, tmp_path):
     (["--seed=-1"], ["seed -1"]),
     (["--model=/no/such/place"], ["/no/such/place", "does not exist"]),
     (["--stepps=3"], ["stepps"]),
+    (["--sampler=hun"], ["--sampler='hun'", 'did you mean "heun"']),
+    (["--guidance_interval=0.3"], ["guidance_interval=0.3", "two numbers"]),
   ],
   ids=lambda x: x[-1] if x and x[0].startswith("--") else "",
 )

@@ -1,18 +1,9 @@
-"""Picks a named option, or says which names there are."""
+"""Checks what was chosen, and builds it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from lumiere_jax.typing import UserError, build, suggest
-
-
-def check_choice(what: str, name: str, known: Collection[str]) -> None:
-  """Raises a UserError unless `name` is one of the `known` names of `what`."""
-  if name not in known:
-    raise UserError(
-      f"unknown {what} {name!r}{suggest(name, known)}; "
-      f"use one of: {', '.join(known)}"
-    )
+from lumiere_jax.typing import UserError, build, check_choice
 
 
 def check_unit(what: str, value: float) -> None:

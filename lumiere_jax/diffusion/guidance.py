@@ -4,9 +4,11 @@ Each takes a denoiser and returns one. Scales and thresholds may be traced
 values, so that changing them compiles nothing anew.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from lumiere_jax.diffusion.process import (
   Denoiser,
@@ -14,14 +16,17 @@ from lumiere_jax.diffusion.process import (
   expand,
   predict,
 )
+from lumiere_jax.diffusion.schedule import Schedule, alpha_sigma
 from lumiere_jax.typing import Cond, PerSample, Video, typechecked
 
 Scalar = float | int | Float[Array, ""]
+Scale = Scalar | PerSample | Callable[[PerSample], PerSample]
+"""A guidance scale: for all, per sample, or a function of the log-SNR."""
 
 
 @typechecked
 def guide(
-  denoiser: Denoiser, scale: Scalar | PerSample, null_cond: Cond
+  denoiser: Denoiser, scale: Scale, null_cond: Cond, rescale: Scalar = 0.0
 ) -> Denoiser:
   """Classifier-free guidance: w eps(z, cond) + (1 - w) eps(z, null).
 
@@ -31,11 +36,15 @@ def guide(
 
   Args:
     denoiser: what to guide.
-    scale: w, for all or per sample; 1 is the conditional model, 0 the
-      unconditional one.
+    scale: w, for all, per sample, or by noise level (see `oscillate` and
+      `interval`); 1 is the conditional model, 0 the unconditional one.
     null_cond: its text and mask (batch 1 or b) stand for "no text", or are a
       negative prompt. Frames and noise level are always those of the call,
       so that guidance works inside windows; give none here.
+    rescale: in [0, 1], how far each frame of the guided x0 is scaled to the
+      standard deviation of the conditional one (Lin et al. 2024, section
+      3.4); 0 changes nothing. Frame by frame, so that a frame looks the same
+      whatever frames stand beside it.
   """
 
   def guided(z: Video, log_snr: PerSample, cond: Cond) -> Prediction:
@@ -47,11 +56,88 @@ def guide(
     out = denoiser(twice(z), twice(log_snr), both)
     with_text = jax.tree.map(lambda x: x[:batch], out)
     without = jax.tree.map(lambda x: x[batch:], out)
-    w = expand(_tile(jnp.atleast_1d(scale), batch))
+    w = expand(_scale_at(scale, log_snr))
     mixed = jax.tree.map(lambda c, u: w * c + (1 - w) * u, with_text, without)
+    mixed = _rescale(mixed, with_text.x0, log_snr, rescale)
     return mixed.replace(log_var=with_text.log_var)
 
   return guided
+
+
+@typechecked
+def oscillate(
+  high: Scale,
+  low: Scalar,
+  after: Scalar | Int[Array, ""],
+  log_snrs: Float[Array, "n"],
+  first_step: int | Int[Array, ""] = 0,
+) -> Callable[[PerSample], PerSample]:
+  """Oscillating guidance (Imagen Video, section 3).
+
+  `high` for the first `after` steps, then `low` and `high` by turns. Imagen
+  Video alternates between e.g. 15 and 1, with scales counted from 0 rather
+  than from 1 as here.
+
+  Args:
+    high: scale of the first steps, and of every other one after them.
+    low: scale of the others.
+    after: steps before the first low one; below 0: there is none.
+    log_snrs: (n,) noise levels of consecutive steps, which tell the step from
+      its level.
+    first_step: number of the first of them in the whole.
+  """
+
+  def scale(log_snr: PerSample) -> PerSample:
+    distance = jnp.abs(log_snrs - log_snr[:, None])
+    step = first_step + jnp.argmin(distance, axis=1)
+    is_low = (after >= 0) & (step >= after) & ((step - after) % 2 == 0)
+    return jnp.where(is_low, low, _scale_at(high, log_snr))
+
+  return scale
+
+
+@typechecked
+def interval(
+  scale: Scale, low: Scalar, high: Scalar, schedule: Schedule
+) -> Callable[[PerSample], PerSample]:
+  """Guidance in an interval of noise levels (Kynkäänniemi et al. 2024).
+
+  Args:
+    scale: inside the interval; outside it is 1, the conditional model.
+    low: schedule time of the cleanest level inside.
+    high: of the noisiest; 0 and 1 guide always.
+    schedule: tells the time of a log-SNR.
+  """
+
+  def inside(log_snr: PerSample) -> PerSample:
+    t = schedule.time(log_snr)
+    # Of a log-SNR made from a time, the time comes back to rounding.
+    near = (t >= low - 1e-5) & (t <= high + 1e-5)
+    return jnp.where(near, _scale_at(scale, log_snr), 1.0)
+
+  return inside
+
+
+def _scale_at(scale: Scale, log_snr: PerSample) -> PerSample:
+  if callable(scale):
+    return scale(log_snr)
+  return _tile(jnp.atleast_1d(scale), log_snr.shape[0])
+
+
+def _rescale(
+  guided: Prediction, x0: Video, log_snr: PerSample, amount: Scalar
+) -> Prediction:
+  """Scales x0 toward the contrast of `x0`; eps and v follow for the same z."""
+  std = lambda x: jnp.std(x, axis=(2, 3, 4), keepdims=True)
+  ours = std(guided.x0)
+  ratio = jnp.where(ours > 0, std(x0) / ours, 1.0)
+  added = amount * (ratio - 1) * guided.x0
+  alpha, sigma = alpha_sigma(expand(log_snr))
+  return guided.replace(
+    x0=guided.x0 + added,
+    eps=guided.eps - alpha / sigma * added,
+    v=guided.v - added / sigma,
+  )
 
 
 @typechecked

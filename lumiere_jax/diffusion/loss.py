@@ -1,10 +1,12 @@
-"""The training loss and caption dropout."""
+"""The training loss, its random draws and caption dropout."""
 
+from flax import struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
 from lumiere_jax.diffusion import choices
+from lumiere_jax.diffusion.noise import Keys
 from lumiere_jax.diffusion.process import (
   KINDS,
   Denoiser,
@@ -13,7 +15,46 @@ from lumiere_jax.diffusion.process import (
   to_v,
 )
 from lumiere_jax.diffusion.schedule import Schedule
-from lumiere_jax.typing import Cond, PerSample, Video, typechecked
+from lumiere_jax.diffusion.variational import variational_bound
+from lumiere_jax.typing import (
+  Cond,
+  PerSample,
+  Video,
+  check_choice,
+  typechecked,
+)
+
+WEIGHTS = ("none", "min_snr")
+"""How losses at different noise levels are weighted."""
+
+
+@struct.dataclass
+class Draws:
+  """What is random in the loss of a batch, sample by sample.
+
+  A slice of it goes with the same slice of the batch, so that neither
+  micro-batches nor a mesh change what is drawn.
+
+  Attributes:
+    time: (b,) schedule times in [0, 1).
+    keys: (b,) keys of the noise.
+  """
+
+  time: PerSample
+  keys: Keys
+
+
+@typechecked
+def draw(key: Key[Array, ""], batch: int) -> Draws:
+  """Draws for a whole batch: times are stratified over it.
+
+  Args:
+    key: random key of this step.
+    batch: number of samples, those of all micro-batches together.
+  """
+  time_key, noise_key = jax.random.split(key)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, jnp.arange(batch))
+  return Draws(sample_time(time_key, batch, stratified=True), keys)
 
 
 @typechecked
@@ -57,12 +98,32 @@ def loss_per_sample(
   Raises:
     UserError: an unknown kind.
   """
-  choices.check_choice("loss", kind, KINDS)
-  x0, eps = x0.astype(jnp.float32), eps.astype(jnp.float32)
-  truth = Prediction(x0, eps, to_v(x0, eps, log_snr))
-  prediction = denoiser(add_noise(x0, eps, log_snr), log_snr, cond)
-  error = getattr(prediction, kind) - getattr(truth, kind)
-  return jnp.mean(jnp.square(error), axis=(1, 2, 3, 4))
+  check_choice("loss kind", kind, KINDS)
+  prediction, truth = _predict(denoiser, x0, eps, log_snr, cond)
+  return _squared_error(prediction, truth, kind)
+
+
+@typechecked
+def min_snr_weight(
+  log_snr: PerSample, kind: str, gamma: float | int
+) -> PerSample:
+  """The weight that makes the loss min(SNR, gamma) times that of x0.
+
+  Min-SNR (Hang et al. 2023, section 3.4): noise levels with little noise, all
+  nearly the same task, do not drown the others.
+
+  Args:
+    log_snr: noise levels.
+    kind: the space of the loss, one of `process.KINDS`.
+    gamma: where the weight of x0 stops growing; the paper takes 5.
+
+  Raises:
+    UserError: an unknown kind.
+  """
+  check_choice("loss kind", kind, KINDS)
+  snr = jnp.exp(log_snr)
+  unit = {"x0": 1.0, "eps": snr, "v": snr + 1}  # x0 loss = loss / unit
+  return jnp.minimum(snr, gamma) / unit[kind]
 
 
 @typechecked
@@ -70,45 +131,72 @@ def diffusion_loss(
   denoiser: Denoiser,
   x0: Video,
   cond: Cond,
-  key: Key[Array, ""],
+  draws: Draws,
   *,
   schedule: Schedule,
   kind: str = "eps",
-  stratified: bool = False,
+  weight: str = "none",
+  gamma: float | int = 5.0,
 ) -> tuple[Float[Array, ""], dict[str, PerSample]]:
-  """The diffusion loss at random times and noise.
+  """The diffusion loss at the drawn times and noise.
+
+  A prediction with a log-variance adds the variational bound that trains it:
+  IF's hybrid loss (Improved DDPM, eq. 16, as guided-diffusion weighs it).
 
   Args:
     denoiser: the network under training.
     x0: clean videos in [-1, 1].
     cond: conditioning.
-    key: random key of this step.
-    schedule: noise schedule; t ~ U(0, 1) is mapped through it.
+    draws: see `draw`.
+    schedule: noise schedule; gives the times their log-SNR.
     kind: the space of the error, one of `process.KINDS`.
-    stratified: see `sample_time`.
+    weight: of the error by noise level: "none" or "min_snr".
+    gamma: see `min_snr_weight`.
 
   Returns:
     The mean loss, and {"loss_per_sample", "log_snr"}, each (b,), from which
     losses by noise level are binned.
 
   Raises:
-    UserError: an unknown kind.
+    UserError: an unknown kind or weight.
   """
-  time_key, noise_key = jax.random.split(key)
-  t = sample_time(time_key, x0.shape[0], stratified)
-  log_snr = schedule.log_snr(t)
-  eps = jax.random.normal(noise_key, x0.shape)
-  losses = loss_per_sample(denoiser, x0, eps, log_snr, cond, kind)
+  check_choice("loss kind", kind, KINDS)
+  check_choice("loss weight", weight, WEIGHTS)
+  log_snr = schedule.log_snr(draws.time)
+  normal = lambda key: jax.random.normal(key, x0.shape[1:])
+  eps = jax.vmap(normal)(draws.keys)
+  prediction, truth = _predict(denoiser, x0, eps, log_snr, cond)
+  losses = _squared_error(prediction, truth, kind)
+  if weight == "min_snr":
+    losses *= min_snr_weight(log_snr, kind, gamma)
+  if prediction.log_var is not None:
+    losses += variational_bound(prediction, truth, log_snr, schedule)
   return losses.mean(), {"loss_per_sample": losses, "log_snr": log_snr}
+
+
+def _predict(
+  denoiser: Denoiser, x0: Video, eps: Video, log_snr: PerSample, cond: Cond
+) -> tuple[Prediction, Prediction]:
+  """What the denoiser makes of noised videos, and what is true of them."""
+  x0, eps = x0.astype(jnp.float32), eps.astype(jnp.float32)
+  truth = Prediction(x0, eps, to_v(x0, eps, log_snr))
+  return denoiser(add_noise(x0, eps, log_snr), log_snr, cond), truth
+
+
+def _squared_error(
+  prediction: Prediction, truth: Prediction, kind: str
+) -> PerSample:
+  error = getattr(prediction, kind) - getattr(truth, kind)
+  return jnp.mean(jnp.square(error), axis=(1, 2, 3, 4))
 
 
 @typechecked
 def drop_captions(
-  key: Key[Array, ""],
+  keys: Keys,
   cond: Cond,
   null_text: Float[Array, "l e"],
   null_mask: Bool[Array, "l"] | None,
-  rate: float,
+  rate: float | int,
 ) -> Cond:
   """Replaces each sample's text by "no text" with probability `rate`.
 
@@ -116,7 +204,7 @@ def drop_captions(
   0.1). Frames and noise level are kept.
 
   Args:
-    key: random key.
+    keys: (b,) one random key per sample.
     cond: conditioning of the batch.
     null_text: what stands for "no text": zeros (Imagen) or the encoding of
       the empty caption (IF).
@@ -127,7 +215,7 @@ def drop_captions(
     UserError: a rate outside [0, 1].
   """
   choices.check_unit("caption dropout rate", rate)
-  drop = jax.random.bernoulli(key, rate, (cond.text.shape[0],))
+  drop = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
   null_text = null_text.astype(cond.text.dtype)
   text = jnp.where(drop[:, None, None], null_text, cond.text)
   return cond.replace(text=text, text_mask=_drop_mask(drop, cond, null_mask))

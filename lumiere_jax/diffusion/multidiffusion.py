@@ -7,9 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from lumiere_jax.diffusion import choices
 from lumiere_jax.diffusion.process import Denoiser, Prediction
-from lumiere_jax.typing import Cond, PerSample, UserError, Video, typechecked
+from lumiere_jax.typing import (
+  Cond,
+  PerSample,
+  UserError,
+  Video,
+  check_choice,
+  typechecked,
+)
 
 WEIGHTS = ("uniform", "ramp")
 """How the predictions of overlapping windows are weighted."""
@@ -92,7 +98,7 @@ def multi_diffusion(
     UserError: a bad `chunk` or `weights`, and, when called, windows that miss
       a frame of the video.
   """
-  choices.check_choice("window weights", weights, WEIGHTS)
+  check_choice("window weights", weights, WEIGHTS)
   if chunk < 1:
     raise UserError(f"chunk={chunk} is too small; use at least 1 window")
 

@@ -6,9 +6,14 @@ from flax import struct
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lumiere_jax.diffusion import choices
 from lumiere_jax.diffusion.schedule import alpha_sigma
-from lumiere_jax.typing import Cond, PerSample, Video, typechecked
+from lumiere_jax.typing import (
+  Cond,
+  PerSample,
+  Video,
+  check_choice,
+  typechecked,
+)
 
 KINDS = ("eps", "v", "x0")
 """What a network may predict; also the spaces a loss may be taken in."""
@@ -89,7 +94,7 @@ def predict(
   Raises:
     UserError: an unknown kind.
   """
-  choices.check_choice("prediction kind", kind, KINDS)
+  check_choice("prediction kind", kind, KINDS)
   alpha, sigma = alpha_sigma(expand(log_snr))
   output, z = output.astype(jnp.float32), z.astype(jnp.float32)
   if kind == "v":

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.diffusion.noise import INITIAL, Keys, frame_noise, sample_keys
-from lumiere_jax.diffusion.samplers import make_sampler
+from lumiere_jax.diffusion.rules import make_sampler
+from lumiere_jax.diffusion.samplers import time_grid
 from lumiere_jax.io import bundle as bundles
 from lumiere_jax.pipelines.conditioning import low_resolution_frames, to_uint8
 from lumiere_jax.pipelines.sampling import (
@@ -21,71 +22,13 @@ from lumiere_jax.pipelines.sampling import (
   plan_windows,
   sample_stage,
 )
+from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.pipelines.stage import DiffusionConfig, StageConfig
 from lumiere_jax.pipelines.text import PART, null_text, text_encoder_of
 from lumiere_jax.typing import Cond, FlatParams, PerSample, UserError, Video
 
 VIDEO_STAGES = ("base", "ssr")
 IMAGE_STAGES = ("t2i", "ssr_image")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-  """How videos are sampled; the first field of a pair is the base's.
-
-  Attributes:
-    steps: sampling steps.
-    ssr_steps: of super-resolution; 0: as many as the base.
-    sampler: 'ddpm' or 'ddim'.
-    guidance_scale: 1 is the conditional model itself.
-    ssr_guidance_scale: of super-resolution.
-    num_frames: length; 0: as trained.
-    window: frames that the last stage sees at once; 0: as many as it was
-      trained on, or the whole video where that is shorter.
-    overlap: least frames shared by neighbouring windows; 2 in the paper.
-    windows_at_once: windows denoised together; memory grows with it.
-    noise_level: of the low-resolution video, in [0, 1] (Imagen: 0.1 to 0.3).
-    percentile: of dynamic thresholding.
-    max_value: largest threshold.
-    chunk: sampling steps between two updates of the progress bar.
-  """
-
-  steps: int = 50
-  ssr_steps: int = 0
-  sampler: str = "ddim"
-  guidance_scale: float = 7.0
-  ssr_guidance_scale: float = 4.0
-  num_frames: int = 0
-  window: int = 0
-  overlap: int = 2
-  windows_at_once: int = 1
-  noise_level: float = 0.1
-  percentile: float = 0.95
-  max_value: float = 1.5
-  chunk: int = 5
-
-  def __post_init__(self):
-    least = {
-      "steps": 1,
-      "ssr_steps": 0,
-      "num_frames": 0,
-      "window": 0,
-      "overlap": 0,
-      "windows_at_once": 1,
-      "max_value": 1,
-      "chunk": 1,
-      "guidance_scale": 0,
-      "ssr_guidance_scale": 0,
-    }
-    for name, low in least.items():
-      if not getattr(self, name) >= low:  # a NaN too
-        raise UserError(
-          f"--{name}={getattr(self, name)} must be at least {low}"
-        )
-    for name in ("noise_level", "percentile"):
-      if not 0 <= getattr(self, name) <= 1:
-        raise UserError(f"--{name}={getattr(self, name)} is not in [0, 1]")
-    make_sampler(self.sampler)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,6 +128,8 @@ class Pipeline:
     base = self.stages["base"].config
     frames = settings.num_frames or base.video.num_frames
     windows = self._windows(settings, frames)
+    for name, stage in self.stages.items():
+      time_grid(stage.config.diffusion.make_schedule(), settings.steps_of(name))
     conds = self._text(prompts, negative_prompt)
     low: Video | None = None
     for number, (name, stage) in enumerate(self.stages.items()):
@@ -245,7 +190,7 @@ class Pipeline:
     settings: Settings,
   ) -> Video:
     is_base = name == "base"
-    steps = settings.steps if is_base else settings.ssr_steps or settings.steps
+    steps = settings.steps_of(name)
     scale = settings.guidance_scale if is_base else settings.ssr_guidance_scale
     with tqdm(total=steps, desc=name, unit="step", dynamic_ncols=True) as bar:
 
@@ -264,6 +209,10 @@ class Pipeline:
         steps=steps,
         knobs=Knobs(
           guidance_scale=scale,
+          guidance_rescale=settings.guidance_rescale,
+          guidance_interval=settings.guidance_interval,
+          oscillate_after=settings.oscillate_after,
+          oscillate_low=settings.oscillate_low,
           percentile=settings.percentile,
           max_value=settings.max_value,
         ),

@@ -8,7 +8,8 @@ from lumiere_jax.io.image import (
   write_image,
 )
 from lumiere_jax.io.write import check_output, write_video
-from lumiere_jax.pipelines.cascade import Pipeline, Settings
+from lumiere_jax.pipelines.cascade import Pipeline
+from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.typing import UserError, check_choice
 
 TASKS = ("text_to_video",)

@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from lumiere_jax.diffusion.guidance import guide, threshold
+from lumiere_jax.diffusion.guidance import (
+  Scalar,
+  guide,
+  interval,
+  oscillate,
+  threshold,
+)
 from lumiere_jax.diffusion.multidiffusion import multi_diffusion, window_starts
 from lumiere_jax.diffusion.noise import INITIAL, Keys, frame_noise
-from lumiere_jax.diffusion.samplers import (
-  Rule,
-  State,
-  sample,
-  sample_chunk,
-  time_grid,
-)
+from lumiere_jax.diffusion.rules import Rule, State
+from lumiere_jax.diffusion.samplers import sample, sample_chunk, time_grid
 from lumiere_jax.pipelines.stage import StageConfig, network_denoiser
 from lumiere_jax.typing import Cond, FlatParams, Video
 
@@ -48,13 +49,23 @@ class Knobs:
 
   Attributes:
     guidance_scale: w of classifier-free guidance; 1 is the conditional model.
+    guidance_rescale: how far guided frames keep the contrast of unguided ones,
+      in [0, 1].
+    guidance_interval: schedule times (low, high) between which is guided; 0
+      and 1 are always.
+    oscillate_after: steps before guidance alternates; -1 is never.
+    oscillate_low: the scale it then alternates with.
     percentile: of dynamic thresholding, in [0, 1].
     max_value: largest threshold; 1 is static clipping.
   """
 
-  guidance_scale: float | Float[Array, ""] = 7.0
-  percentile: float | Float[Array, ""] = 0.95
-  max_value: float | Float[Array, ""] = 1.5
+  guidance_scale: Scalar = 7.0
+  guidance_rescale: Scalar = 0.0
+  guidance_interval: tuple[Scalar, Scalar] = (0.0, 1.0)
+  oscillate_after: Scalar = -1.0
+  oscillate_low: Scalar = 1.0
+  percentile: Scalar = 0.95
+  max_value: Scalar = 1.5
 
 
 _draw = jax.jit(frame_noise, static_argnums=(2, 3))
@@ -78,8 +89,19 @@ def _run_chunk(
   windows: Windows | None,
   num_frames: int,
 ) -> State:
+  scale = oscillate(
+    knobs.guidance_scale,
+    knobs.oscillate_low,
+    knobs.oscillate_after,
+    log_snrs,
+    first_step,
+  )
+  schedule = config.diffusion.make_schedule()
   denoiser = guide(
-    network_denoiser(config, params), knobs.guidance_scale, null_cond
+    network_denoiser(config, params),
+    interval(scale, *knobs.guidance_interval, schedule),
+    null_cond,
+    knobs.guidance_rescale,
   )
   if windows:
     starts = plan_windows(config, windows, num_frames)

@@ -5,7 +5,10 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from lumiere_jax.diffusion.choices import check_unit
+from lumiere_jax.diffusion.loss import WEIGHTS
 from lumiere_jax.diffusion.process import KINDS, Denoiser, Prediction, predict
 from lumiere_jax.diffusion.schedule import SCHEDULES, Schedule, make_schedule
 from lumiere_jax.models.inflate import unflatten
@@ -22,7 +25,11 @@ class DiffusionConfig:
   Attributes:
     schedule: name of a schedule.
     shift: added to its log-SNR (2 log(base / resolution) for large pictures).
-    prediction: what the network puts out: 'eps', 'v' or 'x0'.
+    prediction: what the network puts out, and the space of the loss: 'eps',
+      'v' or 'x0'. A network of 6 channels adds its log-variance, and the loss
+      the variational bound.
+    loss_weight: of the loss by noise level: 'none' or 'min_snr'.
+    min_snr_gamma: SNR above which 'min_snr' weighs x0 no heavier.
     caption_dropout: probability of training without the caption.
     null_text: what "no caption" is: 'zeros' (Imagen) or 'empty' (IF: the
       embedding of the empty caption).
@@ -33,6 +40,8 @@ class DiffusionConfig:
   schedule: str = "cosine"
   shift: float = 0.0
   prediction: str = "v"
+  loss_weight: str = "none"
+  min_snr_gamma: float = 5.0
   caption_dropout: float = 0.1
   null_text: str = "zeros"
   max_noise_level: float = 0.5
@@ -41,20 +50,21 @@ class DiffusionConfig:
     known = {
       "schedule": SCHEDULES,
       "prediction": KINDS,
+      "loss_weight": WEIGHTS,
       "null_text": NULL_TEXTS,
     }
     for name, options in known.items():
       check_choice(f"config.diffusion.{name}", getattr(self, name), options)
     for name in ("caption_dropout", "max_noise_level"):
-      if not 0 <= getattr(self, name) <= 1:
-        raise UserError(
-          f"config.diffusion.{name}={getattr(self, name)} is not in [0, 1]"
-        )
+      check_unit(f"config.diffusion.{name}", getattr(self, name))
+    if not self.min_snr_gamma > 0:
+      raise UserError(
+        f"config.diffusion.min_snr_gamma={self.min_snr_gamma} must be above 0"
+      )
 
   def make_schedule(self) -> Schedule:
     """The schedule as an object."""
-    shift = {"shift": self.shift} if self.shift else {}
-    return make_schedule(self.schedule, **shift)
+    return make_schedule(self.schedule, shift=self.shift)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +110,11 @@ class StageConfig:
 def network_denoiser(
   config: StageConfig, params: FlatParams, *, bypass_temporal: bool = False
 ) -> Denoiser:
-  """The network with its weights as a Denoiser."""
+  """The network with its weights as a Denoiser.
+
+  Of 6 output channels the last three are v in [-1, 1] of a learned variance,
+  which says where in its range the log-variance lies (IF).
+  """
   network = UNet(config.model)
   schedule = config.diffusion.make_schedule()
   variables = {"params": unflatten(params)}
@@ -113,6 +127,10 @@ def network_denoiser(
       cond,
       bypass_temporal=bypass_temporal,
     )
-    return predict(config.diffusion.prediction, output, z, log_snr)
+    log_var = None
+    if config.model.out_channels == 2 * z.shape[-1]:
+      output, v = jnp.split(output, 2, axis=-1)
+      log_var = (v.astype(jnp.float32) + 1) / 2
+    return predict(config.diffusion.prediction, output, z, log_snr, log_var)
 
   return denoise

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from lumiere_jax.diffusion.loss import (
   diffusion_loss,
+  draw,
   drop_captions,
   loss_per_sample,
 )
@@ -98,8 +99,9 @@ class Task:
     diffusion = self.experiment.diffusion
     input_key, drop_key, loss_key = jax.random.split(key, 3)
     x0, cond = self.inputs(batch, input_key)
+    batch_size = x0.shape[0]
     cond = drop_captions(
-      drop_key,
+      jax.random.split(drop_key, batch_size),
       cond,
       self.null_text,
       self.null_mask,
@@ -109,10 +111,11 @@ class Task:
       self.denoiser(params),
       x0,
       cond,
-      loss_key,
+      draw(loss_key, batch_size),
       schedule=diffusion.make_schedule(),
       kind=diffusion.prediction,
-      stratified=True,
+      weight=diffusion.loss_weight,
+      gamma=diffusion.min_snr_gamma,
     )
 
   def held_out_loss(

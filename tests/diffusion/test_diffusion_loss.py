@@ -1,19 +1,25 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lumiere_jax.diffusion.loss import (
+  Draws,
   diffusion_loss,
+  draw,
   drop_captions,
   loss_per_sample,
+  min_snr_weight,
   sample_time,
 )
-from lumiere_jax.diffusion.process import predict
-from lumiere_jax.diffusion.schedule import Cosine
+from lumiere_jax.diffusion.process import expand, predict
+from lumiere_jax.diffusion.schedule import Cosine, SquaredCosCapV2
 from lumiere_jax.typing import Cond, UserError
 
 SHAPE = (3, 2, 4, 4, 3)
+KEYS = jax.random.split(jax.random.key(0), 2000)
 
 
 def constant(kind, value):
@@ -56,25 +62,112 @@ def test_eps_loss_in_other_forms_is_reweighted(cond):
   np.testing.assert_allclose(loss("v"), loss("eps") * (1 + 1 / snr), rtol=1e-4)
 
 
+def entangled(z, log_snr, cond):
+  """A network whose answer to each sample depends on all it is told of it."""
+  told = log_snr + cond.text.mean(axis=(1, 2))
+  return predict("v", jnp.tanh(z + expand(told)), z, log_snr)
+
+
 def test_diffusion_loss_draws_times_and_noise(cond):
   x0 = jax.random.normal(jax.random.key(5), (512, 1, 4, 4, 1))
   run = jax.jit(
-      lambda key, stratified: diffusion_loss(
-          constant("eps", 0.0), x0, cond(512), key, schedule=Cosine(),
-          stratified=stratified,
-      ),
-      static_argnums=1,
-  )  # fmt: skip
-  for stratified in (False, True):
-    loss, metrics = run(jax.random.key(0), stratified)
-    losses, log_snr = metrics["loss_per_sample"], metrics["log_snr"]
-    # The network says 0, so each loss is the mean of 16 squared normals.
-    np.testing.assert_allclose(loss, losses.mean(), rtol=1e-6)
-    assert abs(float(loss) - 1) < 4 * np.sqrt(2 / (512 * 16))
-    t = np.asarray(Cosine().time(log_snr))
-    assert abs(t.mean() - 0.5) < 4 / np.sqrt(12 * 512)
-    other, _ = run(jax.random.key(1), stratified)
-    assert float(other) != float(loss)
+    lambda key: diffusion_loss(
+      constant("eps", 0.0), x0, cond(512), draw(key, 512), schedule=Cosine()
+    )
+  )
+  loss, metrics = run(jax.random.key(0))
+  losses, log_snr = metrics["loss_per_sample"], metrics["log_snr"]
+  # The network says 0, so each loss is the mean of 16 squared normals.
+  np.testing.assert_allclose(loss, losses.mean(), rtol=1e-6)
+  assert abs(float(loss) - 1) < 4 * np.sqrt(2 / (512 * 16))
+  assert losses.std() > 0.2  # every sample has noise of its own
+  t = np.asarray(Cosine().time(log_snr))
+  np.testing.assert_array_equal(np.sort(np.floor(t * 512)), np.arange(512))
+  other, _ = run(jax.random.key(1))
+  assert float(other) != float(loss)
+
+
+def test_micro_batches_add_up_to_the_batch(cond):
+  """Slices of the draws go with slices of the batch, bit for bit."""
+  x0 = jax.random.normal(jax.random.key(5), (8, 1, 2, 2, 1))
+  full, draws = cond(8), draw(jax.random.key(0), 8)
+  run = jax.jit(
+    lambda *args: diffusion_loss(
+      entangled, *args, schedule=Cosine(), kind="v", weight="min_snr"
+    )
+  )
+  loss, metrics = run(x0, full, draws)
+  parts = []
+  for i in range(4):
+    cut = lambda x, i=i: x[2 * i : 2 * i + 2]
+    part, other = run(cut(x0), full.map_samples(cut), jax.tree.map(cut, draws))
+    parts.append(part)
+    np.testing.assert_array_equal(other["log_snr"], cut(metrics["log_snr"]))
+    np.testing.assert_allclose(
+      other["loss_per_sample"], cut(metrics["loss_per_sample"]), rtol=1e-5
+    )
+  np.testing.assert_allclose(np.mean(parts), loss, rtol=1e-5)
+  assert np.ptp(parts) > 0.01
+
+
+def test_draws_of_a_sample_depend_on_its_place_alone():
+  long, short = draw(jax.random.key(0), 16), draw(jax.random.key(0), 8)
+  np.testing.assert_array_equal(
+    jax.random.key_data(long.keys[:8]), jax.random.key_data(short.keys)
+  )
+  assert len(np.unique(jax.random.key_data(long.keys), axis=0)) == 16
+  np.testing.assert_array_equal(
+    np.sort(np.floor(long.time * 16)), np.arange(16)
+  )
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
+def test_min_snr_weighs_x0_by_the_capped_snr(kind, cond):
+  """Whatever the space of the error: min(SNR, gamma) |x0 error|^2."""
+  x0 = jax.random.normal(jax.random.key(5), (5, 1, 2, 2, 1))
+  draws = Draws(jnp.array([0.02, 0.2, 0.5, 0.8, 0.98]), KEYS[:5])
+
+  @functools.partial(jax.jit, static_argnames=("kind", "weight", "gamma"))
+  def run(kind, **options):
+    return diffusion_loss(
+      entangled, x0, cond(5), draws, schedule=Cosine(), kind=kind, **options
+    )[1]
+
+  plain = run("x0")
+  snr = np.exp(np.float64(plain["log_snr"]))
+  assert snr.min() < 2 < snr.max()
+  want = np.minimum(snr, 2.0) * plain["loss_per_sample"]
+  got = run(kind, weight="min_snr", gamma=2.0)
+  np.testing.assert_allclose(got["loss_per_sample"], want, rtol=2e-3)
+  # Each kind's formula, as the paper gives it.
+  formula = {
+    "x0": np.minimum(snr, 5),
+    "eps": np.minimum(snr, 5) / snr,
+    "v": np.minimum(snr, 5) / (snr + 1),
+  }
+  weight = min_snr_weight(plain["log_snr"], kind, 5.0)
+  np.testing.assert_allclose(weight, formula[kind], rtol=1e-5)
+
+
+def test_the_variance_is_trained_by_the_bound_alone(cond):
+  """The hybrid loss: neither term's gradient reaches the other's output."""
+  x0 = jax.random.normal(jax.random.key(5), (4, 1, 2, 2, 3)).clip(-1, 1)
+  draws = Draws(jnp.array([0.0, 0.001, 0.01, 0.1]), KEYS[:4])
+
+  def loss(eps, place, with_variance):
+    def network(z, log_snr, cond):
+      log_var = jnp.full_like(z, place) if with_variance else None
+      return predict("eps", jnp.full_like(z, eps), z, log_snr, log_var)
+
+    return diffusion_loss(
+      network, x0, cond(4), draws, schedule=SquaredCosCapV2()
+    )[0]
+
+  gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
+  hybrid, plain = gradient(0.3, 0.4, True), gradient(0.3, 0.4, False)
+  np.testing.assert_allclose(hybrid[0], plain[0], rtol=1e-6)
+  assert plain[1] == 0
+  assert np.isfinite(hybrid[1]) and abs(hybrid[1]) > 0.01
 
 
 def test_times_are_uniform():
@@ -97,11 +190,15 @@ def test_stratified_times_fill_every_stratum_and_stay_uniform():
 
 def test_unknown_loss_is_a_user_error(cond):
   x0 = jnp.zeros((1, 1, 1, 1, 1))
-  with pytest.raises(UserError, match="unknown loss 'mse'"):
-    diffusion_loss(
-        constant("eps", 0.0), x0, cond(1), jax.random.key(0),
-        schedule=Cosine(), kind="mse",
-    )  # fmt: skip
+  for options, words in (
+    ({"kind": "mse"}, "loss kind='mse' is not one of eps, v, x0"),
+    ({"weight": "snr"}, "weight='snr' is not one of .*mean \"min_snr\""),
+  ):
+    with pytest.raises(UserError, match=words):
+      diffusion_loss(
+          constant("eps", 0.0), x0, cond(1), draw(jax.random.key(0), 1),
+          schedule=Cosine(), **options,
+      )  # fmt: skip
 
 
 @pytest.fixture
@@ -116,9 +213,9 @@ def captions():
 def test_dropped_captions_are_exactly_the_null_text(captions):
   null_text = jax.random.normal(jax.random.key(9), (3, 2))
   null_mask = jnp.array([True, False, False])
-  out = jax.jit(drop_captions, static_argnums=4)(
-    jax.random.key(2), captions, null_text, null_mask, 0.1
-  )
+  keys = jax.random.split(jax.random.key(2), 2000)
+  drop = jax.jit(drop_captions, static_argnums=4)
+  out = drop(keys, captions, null_text, null_mask, 0.1)
   kept = np.all(np.asarray(out.text) == np.asarray(captions.text), axis=(1, 2))
   null = np.all(np.asarray(out.text) == np.asarray(null_text), axis=(1, 2))
   assert np.all(kept ^ null)
@@ -127,32 +224,34 @@ def test_dropped_captions_are_exactly_the_null_text(captions):
   np.testing.assert_array_equal(out.text_mask[kept], True)
   np.testing.assert_array_equal(out.frames, captions.frames)
   np.testing.assert_array_equal(out.noise_level, captions.noise_level)
+  # A part of the batch loses the same captions.
+  part = drop(keys[:64], captions.map_samples(lambda x: x[:64]), null_text,
+              null_mask, 0.1)  # fmt: skip
+  np.testing.assert_array_equal(part.text, out.text[:64])
 
 
 def test_drop_rates_zero_and_one(captions):
   null = jnp.zeros((3, 2))
-  none = drop_captions(jax.random.key(0), captions, null, None, 0.0)
+  none = drop_captions(KEYS, captions, null, None, 0.0)
   np.testing.assert_array_equal(none.text, captions.text)
-  every = drop_captions(jax.random.key(0), captions, null, None, 1.0)
+  every = drop_captions(KEYS, captions, null, None, 1.0)
   np.testing.assert_array_equal(every.text, 0)
 
 
 def test_masks_that_are_missing_mean_every_token(captions):
   null = jnp.zeros((3, 2))
   plain = captions.replace(text_mask=None)
-  assert (
-    drop_captions(jax.random.key(0), plain, null, None, 1.0).text_mask is None
-  )
+  assert drop_captions(KEYS, plain, null, None, 1.0).text_mask is None
   null_mask = jnp.array([True, False, False])
-  out = drop_captions(jax.random.key(0), plain, null, null_mask, 0.5)
+  out = drop_captions(KEYS, plain, null, null_mask, 0.5)
   null = np.all(np.asarray(out.text) == 0, axis=(1, 2))
   np.testing.assert_array_equal(out.text_mask[:, 1], ~null)
   masked = captions.replace(text_mask=jnp.zeros((2000, 3), bool))
-  out = drop_captions(jax.random.key(0), masked, jnp.zeros((3, 2)), None, 0.5)
+  out = drop_captions(KEYS, masked, jnp.zeros((3, 2)), None, 0.5)
   null = np.all(np.asarray(out.text) == 0, axis=(1, 2))
   np.testing.assert_array_equal(out.text_mask[:, 1], null)
 
 
 def test_bad_rate_is_a_user_error(captions):
   with pytest.raises(UserError, match="rate=10"):
-    drop_captions(jax.random.key(0), captions, jnp.zeros((3, 2)), None, 10.0)
+    drop_captions(KEYS, captions, jnp.zeros((3, 2)), None, 10.0)

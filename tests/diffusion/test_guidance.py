@@ -3,8 +3,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lumiere_jax.diffusion.guidance import guide, threshold
+from lumiere_jax.diffusion.guidance import (
+  guide,
+  interval,
+  oscillate,
+  threshold,
+)
+from lumiere_jax.diffusion.multidiffusion import multi_diffusion
 from lumiere_jax.diffusion.process import predict
+from lumiere_jax.diffusion.samplers import time_grid
+from lumiere_jax.diffusion.schedule import Cosine, SquaredCosCapV2
 from lumiere_jax.typing import Cond
 
 LOG_SNR = jnp.array([-3.0, 1.0])
@@ -96,6 +104,113 @@ def test_guidance_keeps_precision_at_the_noisiest_level(cond):
   alpha, sigma = np.sqrt(1 / (1 + np.exp(15.0))), np.sqrt(1 / (1 + np.exp(-15)))
   want = (alpha - 0.9 * sigma) * np.asarray(z, np.float64)
   np.testing.assert_allclose(got.x0, want, rtol=1e-5, atol=1e-5)
+
+
+def test_guidance_oscillates_by_step():
+  """High for the first steps, then low and high by turns."""
+  grid = time_grid(Cosine(), 8)
+  by_level = lambda after: oscillate(15.0, 1.0, after, grid)(grid[:-1])
+  h, low = 15, 1
+  for after, want in (
+    (3, [h, h, h, low, h, low, h, low]),
+    (0, [low, h, low, h, low, h, low, h]),
+    (8, [h] * 8),
+    (-1, [h] * 8),
+  ):
+    np.testing.assert_array_equal(by_level(after), want)
+    np.testing.assert_array_equal(by_level(float(after)), want)
+  # A chunk of the steps knows their numbers in the whole.
+  chunk = oscillate(15.0, 1.0, 3, grid[4:7], first_step=4)
+  np.testing.assert_array_equal(chunk(grid[4:6]), [h, low])
+
+
+def test_guidance_in_an_interval_of_times():
+  schedule = Cosine()
+  t = jnp.array([1.0, 0.81, 0.8, 0.5, 0.3, 0.29, 0.0])
+  scale = interval(7.0, 0.3, 0.8, schedule)(schedule.log_snr(t))
+  np.testing.assert_array_equal(scale, [1, 1, 7, 7, 7, 1, 1])
+  for schedule in (Cosine(shift=-3.0), Cosine(shift=3.0), SquaredCosCapV2()):
+    always = interval(7.0, 0.0, 1.0, schedule)(schedule.log_snr(t))
+    np.testing.assert_array_equal(always, 7)
+
+
+def test_scales_compose_and_reach_the_prediction(z, cond):
+  """Low outside the interval stays 1; inside it alternates, per sample."""
+  schedule = Cosine()
+  grid = time_grid(schedule, 4)  # t = 1, 3/4, 1/2, 1/4
+  high = jnp.array([5.0, 9.0])
+  scale = interval(oscillate(high, 0.0, 1, grid), 0.2, 0.8, schedule)
+  full, null = cond(2), cond(1, seed=7)
+  for step, want in enumerate([[1, 1], [0, 0], [5, 9], [0, 0]]):
+    log_snr = jnp.full(2, grid[step])
+    got = guide(network, scale, null)(z, log_snr, full)
+    want = guide(network, jnp.float32(want), null)(z, log_snr, full)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def by_hand(guided, conditional, amount):
+  """Lin et al., section 3.4, frame by frame in float64."""
+  x0 = np.array(guided, np.float64)
+  for frame, other in zip(
+    x0.reshape(-1, *x0.shape[2:]),
+    np.asarray(conditional, np.float64).reshape(-1, *x0.shape[2:]),
+    strict=True,
+  ):
+    rescaled = frame * other.std() / frame.std()
+    frame[...] = amount * rescaled + (1 - amount) * frame
+  return x0
+
+
+@pytest.mark.parametrize("amount", [0.7, 1.0])
+def test_rescaling_by_hand_in_all_forms(z, cond, amount):
+  full, null = cond(2), cond(1, seed=7)
+  z = z.at[:, 1].multiply(0.2)  # frames differ
+  plain = guide(network, 3.0, null)(z, LOG_SNR, full)
+  got = guide(network, 3.0, null, amount)(z, LOG_SNR, full)
+  with_text = network(z, LOG_SNR, full)
+  want = by_hand(plain.x0, with_text.x0, amount)
+  assert np.abs(want - plain.x0).max() > 0.1
+  np.testing.assert_allclose(got.x0, want, rtol=1e-5, atol=1e-5)
+  again = predict("x0", got.x0, z, LOG_SNR)
+  np.testing.assert_allclose(got.eps, again.eps, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(got.v, again.v, rtol=1e-4, atol=1e-4)
+  np.testing.assert_array_equal(got.log_var, with_text.log_var)
+
+
+def test_rescaling_that_changes_nothing(z, cond):
+  full, null = cond(2), cond(1, seed=7)
+  with_text = network(z, LOG_SNR, full)
+  without = network(
+    z, LOG_SNR, cond(2).replace(text=jnp.tile(null.text, (2, 1, 1)))
+  )
+  none = guide(network, 3.0, null, 0.0)(z, LOG_SNR, full)
+  for form in ("x0", "eps", "v"):
+    mixed = 3.0 * getattr(with_text, form) - 2.0 * getattr(without, form)
+    np.testing.assert_array_equal(getattr(none, form), mixed)
+  # The conditional model has its own contrast already.
+  plain = guide(network, 1.0, null)(z, LOG_SNR, full)
+  one = guide(network, 1.0, null, 1.0)(z, LOG_SNR, full)
+  jax.tree.map(np.testing.assert_array_equal, one, plain)
+  # A frame without contrast stays as it is.
+  flat = lambda z, log_snr, cond: predict("x0", 0 * z, z, log_snr)
+  out = guide(flat, 3.0, null, 1.0)(z, LOG_SNR, full)
+  np.testing.assert_array_equal(out.x0, 0)
+
+
+def test_rescaled_windows_make_no_seams(cond):
+  """Frames that are alike are rescaled alike, whatever shares their window."""
+
+  def framewise(z, log_snr, cond):
+    mean = cond.text.mean(axis=(1, 2)).reshape(-1, 1, 1, 1, 1)
+    return predict("v", jnp.tanh(z + mean), z, log_snr)
+
+  z = jax.random.normal(jax.random.key(3), (2, 8, 4, 4, 3))
+  z = z * jnp.linspace(0.1, 3.0, 8).reshape(1, 8, 1, 1, 1)
+  guided = guide(framewise, 5.0, cond(1, seed=7), 0.7)
+  whole = guided(z, LOG_SNR, cond(2))
+  windows = multi_diffusion(guided, (0, 3, 5), 3)
+  got = windows(z, LOG_SNR, cond(2))
+  np.testing.assert_allclose(got.x0, whole.x0, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

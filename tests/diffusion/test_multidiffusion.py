@@ -11,7 +11,8 @@ from lumiere_jax.diffusion.multidiffusion import (
 )
 from lumiere_jax.diffusion.noise import INITIAL, frame_noise, sample_keys
 from lumiere_jax.diffusion.process import Prediction, predict
-from lumiere_jax.diffusion.samplers import DDPM, State, sample_chunk, time_grid
+from lumiere_jax.diffusion.rules import DDPM, State
+from lumiere_jax.diffusion.samplers import sample_chunk, time_grid
 from lumiere_jax.diffusion.schedule import Cosine
 from lumiere_jax.typing import UserError
 

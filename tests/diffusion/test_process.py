@@ -88,7 +88,7 @@ def test_log_var_is_carried():
 
 def test_unknown_kind_is_a_user_error():
   z = jnp.ones((1, 1, 1, 1, 1))
-  with pytest.raises(UserError, match="unknown prediction kind 'epsilon'"):
+  with pytest.raises(UserError, match="kind='epsilon' is not one of"):
     predict("epsilon", z, z, jnp.zeros(1))
 
 

@@ -5,26 +5,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lumiere_jax.diffusion.guidance import guide, threshold
+from lumiere_jax.diffusion.guidance import (
+  guide,
+  interval,
+  oscillate,
+  threshold,
+)
 from lumiere_jax.diffusion.multidiffusion import multi_diffusion, window_starts
 from lumiere_jax.diffusion.noise import INITIAL, frame_noise, sample_keys
-from lumiere_jax.diffusion.process import Prediction, predict
-from lumiere_jax.diffusion.samplers import (
-  DDIM,
-  DDPM,
-  State,
-  sample,
-  sample_chunk,
-  time_grid,
-)
-from lumiere_jax.diffusion.schedule import Cosine, Linear
-from lumiere_jax.typing import UserError
+from lumiere_jax.diffusion.process import predict
+from lumiere_jax.diffusion.rules import DDIM, DDPM, DPMSolverPP2M, Heun, State
+from lumiere_jax.diffusion.samplers import sample, sample_chunk, time_grid
+from lumiere_jax.diffusion.schedule import Cosine, Linear, SquaredCosCapV2
+from lumiere_jax.typing import Cond, UserError
 
 
 def scales(log_snr):
   """alpha, sigma in float64, by the definition of log-SNR."""
-  snr = np.exp(np.float64(log_snr))
-  return np.sqrt(snr / (1 + snr)), np.sqrt(1 / (1 + snr))
+  noise = np.exp(-np.float64(log_snr))
+  return np.sqrt(1 / (1 + noise)), np.sqrt(noise / (1 + noise))
 
 
 def test_time_grid_is_even_in_time():
@@ -38,9 +37,29 @@ def test_time_grid_is_even_in_time():
     time_grid(Cosine(), 0)
 
 
+def test_time_grid_of_the_discrete_schedule_is_ifs():
+  schedule = SquaredCosCapV2()
+  for steps, first in ((1, 0), (7, 852), (100, 990), (1000, 999)):
+    grid = time_grid(schedule, steps)
+    assert grid.shape == (steps + 1,) and grid[-1] == np.inf
+    numbers = first - first // max(steps - 1, 1) * np.arange(steps)
+    want = schedule.log_snr(jnp.float32(numbers / 1000))
+    np.testing.assert_array_equal(grid[:-1], want)
+  with pytest.raises(UserError, match="steps=1001 is more than the 1000"):
+    time_grid(schedule, 1001)
+
+
 @pytest.mark.parametrize(
   "rule",
-  [DDPM(), DDPM(gamma=0.3), DDPM(gamma=1.0), DDIM(), DDIM(eta=1.0)],
+  [
+    DDPM(),
+    DDPM(gamma=0.3),
+    DDPM(gamma=1.0),
+    DDIM(),
+    DDIM(eta=1.0),
+    DPMSolverPP2M(),
+    Heun(),
+  ],
   ids=repr,
 )
 def test_samplers_reach_the_data_distribution(rule, cond, gaussian):
@@ -62,27 +81,37 @@ def test_samplers_reach_the_data_distribution(rule, cond, gaussian):
   assert abs(kurtosis - 3) < 4 * np.sqrt(24 / n)
 
 
-def test_ddim_is_a_first_order_solver_of_the_flow(cond, gaussian):
+@pytest.mark.parametrize(
+  "rule, order, bound",
+  [(DDIM(), 1, 5e-3), (DPMSolverPP2M(), 2, 3e-4), (Heun(), 2, 3e-5)],
+  ids=repr,
+)
+def test_solvers_of_the_flow_have_their_order(
+  cond, gaussian, rule, order, bound
+):
   # The flow keeps each value at its quantile, so for Gaussian data its map
-  # from t=1 to t=0 is affine and known.
+  # from level to level is affine and known.
   mean, std, shape = 0.3, 0.5, (1, 1, 8, 8, 1)
-  alpha, sigma = scales(-15.0)
   z = np.random.default_rng(0).standard_normal(shape)
   scan = jax.jit(sample_chunk, static_argnums=1)
   chunk_fn = lambda *args: scan(
-    gaussian(mean, std), DDIM(), *args, sample_keys([0]), cond(1)
+    gaussian(mean, std), rule, *args, sample_keys([0]), cond(1)
   )
-  errors, counts = [], np.array([16, 32, 64, 128, 256])
-  for steps in counts:
+
+  def error(grid):
     # Chunks of one step: one compilation for all the step counts.
-    grid = time_grid(Cosine(), int(steps))
-    video = sample(chunk_fn, DDIM().init(jnp.float32(z)), grid, chunk=1)
-    spread = np.sqrt(alpha**2 * std**2 + sigma**2)
-    exact = mean + std * (z - alpha * mean) / spread
-    errors.append(np.sqrt(np.square(video - exact).mean()))
+    video = sample(chunk_fn, rule.init(jnp.float32(z)), grid, chunk=1)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = map(scales, grid[[0, -1]])
+    spread_t = np.hypot(alpha_t * std, sigma_t)
+    quantile = (z - alpha_t * mean) / spread_t
+    exact = alpha_s * mean + np.hypot(alpha_s * std, sigma_s) * quantile
+    return np.sqrt(np.square(video - exact).mean())
+
+  counts = np.array([16, 32, 64, 128])
+  errors = [error(np.linspace(-6, 6, n + 1, dtype=np.float32)) for n in counts]
   slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-  assert 0.8 < slope < 1.2, (slope, errors)
-  assert errors[-1] < 5e-3
+  assert abs(slope - order) < 0.2, (slope, errors)
+  assert error(np.asarray(time_grid(Cosine(), 256))) < bound
 
 
 class Counted:
@@ -101,7 +130,11 @@ class Counted:
         return predict("v", mixed, z, log_snr)
 
       starts = window_starts(6, 4, 2)
-      guided = guide(network, params["scale"], null)
+      scale = oscillate(
+        params["scale"], params["low"], params["after"], log_snrs, first_step
+      )
+      scale = interval(scale, *params["interval"], Cosine())
+      guided = guide(network, scale, null, params["rescale"])
       windowed = multi_diffusion(guided, starts, 4)
       denoiser = threshold(windowed, params["percentile"], params["max"])
       return sample_chunk(
@@ -121,7 +154,15 @@ class Counted:
     return sample(step, self.rule.init(z), grid, chunk, callback)
 
 
-PARAMS = {"scale": 2.0, "percentile": 0.95, "max": 1.5}
+PARAMS = {
+  "scale": 2.0,
+  "low": 1.0,
+  "after": -1,
+  "interval": (0.0, 1.0),
+  "rescale": 0.0,
+  "percentile": 0.95,
+  "max": 1.5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +175,11 @@ def test_changing_values_never_recompiles(cond, sampler):
   assert sampler.traces == 1
   others = [
     sampler(PARAMS | {"scale": 7.0}, 0, cond(2), cond(1)),
+    sampler(PARAMS | {"after": 2}, 0, cond(2), cond(1)),
+    sampler(PARAMS | {"after": 2, "low": 0.0}, 0, cond(2), cond(1)),
+    sampler(PARAMS | {"interval": (0.3, 1.0)}, 0, cond(2), cond(1)),
+    sampler(PARAMS | {"interval": (0.0, 0.7)}, 0, cond(2), cond(1)),
+    sampler(PARAMS | {"rescale": 0.7}, 0, cond(2), cond(1)),
     sampler(PARAMS | {"percentile": 0.5}, 0, cond(2), cond(1)),
     sampler(PARAMS | {"max": 1.0}, 0, cond(2), cond(1)),
     sampler(PARAMS, 1, cond(2), cond(1)),
@@ -183,24 +229,22 @@ def test_the_callback_sees_the_canvas_and_may_stop():
     sample(chunk_fn, State(z), grid, 0)
 
 
-def test_rules_with_memory_and_two_evaluations_fit(cond):
-  """Heun's method and a memory of predictions, as a rule from outside."""
+@pytest.mark.parametrize("rule", [DPMSolverPP2M(), Heun()], ids=repr)
+def test_what_a_rule_remembers_passes_from_chunk_to_chunk(rule):
+  def network(z, log_snr, cond):
+    mixed = jnp.tanh(2 * z) + jnp.sin(log_snr).reshape(-1, 1, 1, 1, 1)
+    return predict("v", mixed, z, log_snr)
 
-  class HeunWithCount:
-    def init(self, z):
-      return State(z, jnp.int32(0))
-
-    def advance(self, denoise, state, log_snr_t, log_snr_s, noise):
-      first = denoise(state.z, log_snr_t)
-      z = DDIM().step(first, state.z, log_snr_t, log_snr_s, noise)
-      second = denoise(z, jnp.minimum(log_snr_s, 15.0))
-      mean = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
-      z2 = DDIM().step(mean, state.z, log_snr_t, log_snr_s, noise)
-      return State(jnp.where(jnp.isinf(log_snr_s), z, z2), state.memory + 2)
-
-  zero = lambda z, log_snr, cond: Prediction(0 * z, 0 * z, 0 * z)
-  keys, rule = sample_keys([0]), HeunWithCount()
+  keys, cond = sample_keys([0]), Cond(text=jnp.zeros((1, 1, 1)))
+  scan = jax.jit(lambda *args: sample_chunk(network, rule, *args, keys, cond))
   z = frame_noise(keys, INITIAL, 2, (2, 2, 1))
-  grid = time_grid(Cosine(), 4)
-  state = sample_chunk(zero, rule, rule.init(z), grid, 0, keys, cond(1))
-  assert int(state.memory) == 8
+  grid = time_grid(Cosine(), 6)
+  videos = [
+    np.asarray(sample(scan, rule.init(z), grid, chunk)) for chunk in (6, 2, 1)
+  ]
+  np.testing.assert_allclose(videos[1], videos[0], atol=1e-6)
+  np.testing.assert_allclose(videos[2], videos[0], atol=1e-6)
+  forgetful = lambda state, *rest: scan(rule.init(state.z), *rest)
+  other = np.asarray(sample(forgetful, rule.init(z), grid, 2))
+  same = np.abs(other - videos[0]).max() < 1e-3
+  assert same == (rule.init(z).memory == ())

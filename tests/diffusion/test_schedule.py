@@ -8,13 +8,22 @@ from lumiere_jax.diffusion.schedule import (
   Cosine,
   Linear,
   Schedule,
+  SquaredCosCapV2,
   alpha_sigma,
   make_schedule,
 )
 from lumiere_jax.typing import UserError
 
-ALL = [Cosine(), Cosine(shift=-2.77), Cosine(shift=1.0), Linear()]
-NAMES = [repr(s) for s in ALL]
+CONTINUOUS = [
+  Cosine(),
+  Cosine(shift=-2.77),
+  Cosine(shift=1.0),
+  Linear(),
+  Linear(shift=-1.5),
+]
+DISCRETE = [SquaredCosCapV2(), SquaredCosCapV2(shift=-2.77)]
+ALL = CONTINUOUS + DISCRETE
+STEPS = np.arange(1000)
 
 
 def cosine(t, shift=0.0):
@@ -41,6 +50,51 @@ def test_linear_is_ddpms_linear_beta():
   want = np.log((1 - sigma2) / sigma2)
   got = Linear().log_snr(jnp.float32(t))
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-6)
+  got = Linear(shift=-1.5).log_snr(jnp.float32(t))
+  np.testing.assert_allclose(got, want - 1.5, rtol=1e-5, atol=2e-6)
+
+
+def test_squaredcos_cap_v2_is_ifs_product_of_capped_betas():
+  """Step by step in exact arithmetic of alpha^2, as its definition says."""
+  cosine = lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+  alpha2, want = 1.0, []
+  for k in STEPS:
+    beta = min(1 - cosine((k + 1) / 1000) / cosine(k / 1000), 0.999)
+    alpha2 *= 1 - beta
+    want.append(np.log(alpha2 / (1 - alpha2)))
+  got = SquaredCosCapV2().log_snr(jnp.float32(STEPS / 1000))
+  np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+  # Two published values of that table: 1 - beta_0, and the last product.
+  assert abs(1 / (1 + np.exp(-np.float64(got[0]))) - 0.9999587) < 1e-7
+  assert abs(np.exp(np.float64(got[-1])) / 2.4288e-9 - 1) < 1e-3
+  shifted = SquaredCosCapV2(shift=-1.0).log_snr(jnp.float32(STEPS / 1000))
+  clipped = np.maximum(np.array(want) - 1.0, -20.0)
+  np.testing.assert_allclose(shifted, clipped, rtol=1e-6, atol=1e-6)
+
+
+def test_times_of_discrete_steps():
+  schedule = SquaredCosCapV2()
+  times = jnp.float32(STEPS / 1000)
+  table = schedule.log_snr(times)
+  np.testing.assert_array_equal(schedule.time(table), times)
+  np.testing.assert_array_equal(schedule.log_snr(schedule.time(table)), table)
+  # Between steps: the nearest level's time, and beyond the ends the end's.
+  assert float(schedule.time(0.6 * table[300] + 0.4 * table[301])) == times[300]
+  assert float(schedule.time(0.4 * table[300] + 0.6 * table[301])) == times[301]
+  ends = schedule.time(jnp.array([np.inf, 30.0, -30.0]))
+  np.testing.assert_array_equal(ends, times[jnp.array([0, 0, 999])])
+  # t ~ U(0, 1) is a uniform draw of steps.
+  t = (jnp.arange(100_000) + 0.5) / 100_000
+  drawn, counts = np.unique(schedule.log_snr(t), return_counts=True)
+  np.testing.assert_array_equal(drawn, table[::-1])
+  assert counts[1:-1].min() == counts[1:-1].max() == 100
+  assert np.abs(counts - 100).max() <= 1
+
+
+def test_grids():
+  for schedule in CONTINUOUS:
+    np.testing.assert_allclose(schedule.grid(4), [1, 0.75, 0.5, 0.25])
+  np.testing.assert_allclose(SquaredCosCapV2().grid(3), [0.666, 0.333, 0])
 
 
 def test_shift_is_the_noise_of_a_larger_picture():
@@ -53,7 +107,7 @@ def test_shift_is_the_noise_of_a_larger_picture():
   np.testing.assert_allclose(seen, Cosine().log_snr(t), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("schedule", ALL, ids=NAMES)
+@pytest.mark.parametrize("schedule", ALL, ids=repr)
 def test_log_snr_is_finite_and_falls_with_time(schedule):
   t = jnp.linspace(0.0, 1.0, 10001)
   log_snr = np.asarray(schedule.log_snr(t))
@@ -61,14 +115,14 @@ def test_log_snr_is_finite_and_falls_with_time(schedule):
   assert log_snr.dtype == np.float32
   assert np.all(np.isfinite(log_snr))
   assert np.all(np.diff(log_snr) <= 0)
-  assert np.all(np.abs(log_snr) <= 15)
+  assert np.all(np.abs(log_snr) <= (20 if schedule in DISCRETE else 15))
 
 
-@pytest.mark.parametrize("schedule", ALL, ids=NAMES)
+@pytest.mark.parametrize("schedule", CONTINUOUS, ids=repr)
 def test_time_inverts_log_snr(schedule):
   t = jnp.linspace(0.01, 0.99, 397)
   np.testing.assert_allclose(schedule.time(schedule.log_snr(t)), t, atol=2e-6)
-  log_snr = jnp.linspace(-9.9, 9.1, 301)
+  log_snr = jnp.linspace(-9.9, 9.1, 301) + schedule.shift
   back = schedule.log_snr(schedule.time(log_snr))
   np.testing.assert_allclose(back, log_snr, atol=2e-3)
 
@@ -110,7 +164,8 @@ def test_infinite_log_snr_is_clean():
 def test_schedules_by_name():
   assert make_schedule("cosine", shift=-1.0) == Cosine(shift=-1.0)
   assert make_schedule("linear") == Linear()
-  assert set(SCHEDULES) == {"cosine", "linear"}
+  assert make_schedule("squaredcos_cap_v2", shift=1.0).shift == 1.0
+  assert set(SCHEDULES) == {"cosine", "linear", "squaredcos_cap_v2"}
   for schedule in ALL:  # jit keys on them
     assert hash(schedule) == hash(schedule)
   jitted = jax.jit(lambda t: Cosine().log_snr(t))

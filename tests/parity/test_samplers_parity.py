@@ -14,10 +14,16 @@ import pytest
 from lumiere_jax.diffusion.guidance import guide, threshold
 from lumiere_jax.diffusion.noise import frame_noise, sample_keys
 from lumiere_jax.diffusion.process import Prediction, add_noise, predict, to_v
-from lumiere_jax.diffusion.samplers import DDIM, DDPM, sample_chunk
+from lumiere_jax.diffusion.rules import DDIM, DDPM, DPMSolverPP2M, Heun
+from lumiere_jax.diffusion.samplers import sample, sample_chunk, time_grid
+from lumiere_jax.diffusion.schedule import SquaredCosCapV2
 from lumiere_jax.typing import Cond
 
-pytestmark = pytest.mark.parity
+pytestmark = [
+  pytest.mark.parity,
+  # numpy about the way diffusers reads torch's tensors.
+  pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning"),
+]
 
 BETAS = ["squaredcos_cap_v2", "linear"]
 KINDS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
@@ -31,7 +37,9 @@ IF_THRESHOLD = {
 
 def _scheduler(name, steps=20, **options):
   diffusers = pytest.importorskip("diffusers")
-  scheduler = getattr(diffusers, name)(**({"clip_sample": False} | options))
+  if not name.startswith("DPMSolver"):  # which knows no such option
+    options["clip_sample"] = False
+  scheduler = getattr(diffusers, name)(**options)
   scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
   scheduler.set_timesteps(steps)
   return scheduler
@@ -39,7 +47,7 @@ def _scheduler(name, steps=20, **options):
 
 def _log_snrs(scheduler):
   """The log-SNRs of a scheduler's timesteps, then that of the clean video."""
-  alphas = scheduler.alphas_cumprod[scheduler.timesteps].numpy()
+  alphas = scheduler.alphas_cumprod[scheduler.timesteps.long()].numpy()
   log_snr = np.log(alphas) - np.log1p(-alphas)
   return jnp.asarray(np.append(log_snr, np.inf), jnp.float32)
 
@@ -262,3 +270,97 @@ def test_sampling_as_if_does_agrees_with_diffusers(monkeypatch, name):
       )
       z = _numpy(step.prev_sample)
   _compare(np.asarray(ours)[None], [z], 1e-5)
+
+
+def test_the_discrete_schedule_is_diffusers():
+  """Levels, and the steps that fewer than 1000 are spaced to."""
+  for steps in (20, 100, 150, 1000):
+    scheduler = _scheduler("DDPMScheduler", steps, beta_schedule=BETAS[0])
+    ours, theirs = time_grid(SquaredCosCapV2(), steps), _log_snrs(scheduler)
+    # Its table is a product in float32, ours one in float64.
+    np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    times = SquaredCosCapV2().time(ours[:-1]) * 1000
+    np.testing.assert_allclose(times, scheduler.timesteps, atol=1e-3)
+
+
+def _walk(rule, levels, kind, z, text):
+  """Ours: the canvas after every step of the toy network's flow."""
+  cond = Cond(text=jnp.asarray(text))
+
+  def toy(z, log_snr, cond):
+    output, _ = _toy(jnp, z, cond.text[:, :, None, None, :])
+    return predict(kind, output, z, log_snr)
+
+  chunk = jax.jit(
+    lambda *args: sample_chunk(toy, rule, *args, sample_keys([0, 1]), cond)
+  )
+  seen = []
+  keep = lambda step, z: seen.append(np.asarray(z))
+  sample(chunk, rule.init(jnp.asarray(z)), levels, 1, keep)
+  return np.stack(seen)
+
+
+def _exact_sigmas(scheduler):
+  """Gives a scheduler its sigmas in float64; it rounds them to float32."""
+  torch = pytest.importorskip("torch")
+  alphas = scheduler.alphas_cumprod[scheduler.timesteps.long()]
+  sigmas = torch.sqrt((1 - alphas) / alphas)
+  scheduler.sigmas = torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("betas", BETAS)
+def test_dpmpp_2m_agrees_with_diffusers(betas, kind):
+  """Step by step: all of it, the first and the last step of first order."""
+  torch = pytest.importorskip("torch")
+  scheduler = _scheduler(
+    "DPMSolverMultistepScheduler",
+    beta_schedule=betas,
+    prediction_type=KINDS[kind],
+    algorithm_type="dpmsolver++",
+    solver_order=2,
+    solver_type="midpoint",
+    final_sigmas_type="zero",
+  )
+  _exact_sigmas(scheduler)
+  rng = np.random.default_rng(0)
+  first = rng.standard_normal(SHAPE, np.float32)
+  text = rng.standard_normal((SHAPE[0], 1, SHAPE[-1]), np.float32)
+  ours = _walk(DPMSolverPP2M(), _log_snrs(scheduler), kind, first, text)
+  z, theirs = _torch(first), []
+  images = torch.tensor(np.float64(text))[:, 0, :, None, None]
+  for t in scheduler.timesteps:
+    z = scheduler.step(_toy(torch, z, images)[0], t, z).prev_sample
+    theirs.append(_numpy(z))
+  _compare(ours, theirs, 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("betas", BETAS)
+def test_heun_agrees_with_diffusers(betas, kind):
+  """Step by step: two evaluations each, Euler at last."""
+  torch = pytest.importorskip("torch")
+  scheduler = _scheduler(
+    "HeunDiscreteScheduler",
+    beta_schedule=betas,
+    prediction_type=KINDS[kind],
+    timestep_spacing="leading",
+  )
+  # Every level but the first stands there twice, for both evaluations.
+  assert len(scheduler.timesteps) == 39
+  _exact_sigmas(scheduler)
+  levels = _log_snrs(scheduler)[np.r_[0, 1:39:2, 39]]
+  rng = np.random.default_rng(0)
+  first = rng.standard_normal(SHAPE, np.float32)
+  text = rng.standard_normal((SHAPE[0], 1, SHAPE[-1]), np.float32)
+  ours = _walk(Heun(), levels, kind, first, text)
+  # Theirs is the canvas in units of alpha.
+  scale = lambda i: torch.sqrt(1 + scheduler.sigmas[i] ** 2)
+  x, theirs = _torch(first) * scale(0), []
+  images = torch.tensor(np.float64(text))[:, 0, :, None, None]
+  for i, t in enumerate(scheduler.timesteps):
+    output, _ = _toy(torch, scheduler.scale_model_input(x, t), images)
+    x = scheduler.step(output, t, x).prev_sample
+    if i % 2 or i == 38:  # between, it is the end of Euler's step
+      theirs.append(_numpy(x / scale(i + 1)))
+  _compare(ours, theirs, 1e-5)

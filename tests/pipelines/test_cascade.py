@@ -11,14 +11,10 @@ from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.models.inflate import flatten
 from lumiere_jax.models.unet import UNet
 from lumiere_jax.pipelines import sampling
-from lumiere_jax.pipelines.cascade import (
-  Pipeline,
-  Settings,
-  Stage,
-  pair_stages,
-)
+from lumiere_jax.pipelines.cascade import Pipeline, Stage, pair_stages
+from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.typing import UserError
-from tests.conftest import abstract_inputs
+from tests.conftest import abstract_inputs, replace
 
 PROMPT = "a red circle moves left"
 SHORT = Settings(steps=3, sampler="ddpm", num_frames=16, chunk=2)
@@ -84,6 +80,8 @@ def test_nothing_compiles_again_when_values_change(pipeline):
   for changes in (
     {"guidance_scale": 2.5, "ssr_guidance_scale": 1.0},
     {"percentile": 0.99, "max_value": 1.0, "noise_level": 0.3},
+    {"guidance_rescale": 0.7, "guidance_interval": (0.2, 0.8)},
+    {"oscillate_after": 1, "oscillate_low": 2.0},
   ):
     make(pipeline, [12], **changes)
   pipeline.text_to_video(
@@ -118,6 +116,26 @@ def test_negative_prompt_equal_to_the_prompt_cancels_guidance(base_only):
   assert np.abs(run(1.0) - run(9.0)).max() <= 1
 
 
+def test_knobs_of_guidance_reach_the_video(base_only):
+  """Of 3 steps, at t = 1, 2/3 and 1/3, each knob touches some."""
+  strong = dataclasses.replace(SHORT, guidance_scale=50.0)
+  sample = lambda **changes: base_only.sample(
+    [PROMPT], seeds=[1], settings=dataclasses.replace(strong, **changes)
+  )
+  plain = sample()
+  for changes in (
+    {"guidance_rescale": 0.7},
+    {"guidance_interval": (0.5, 0.8)},
+    {"oscillate_after": 1},
+    {"oscillate_after": 1, "oscillate_low": 99.0},
+  ):
+    assert np.abs(sample(**changes) - plain).max() > 1e-3
+  never = sample(oscillate_after=3, oscillate_low=0.0)
+  np.testing.assert_array_equal(never, plain)
+  nowhere = sample(guidance_interval=(0.4, 0.5), oscillate_after=0)
+  np.testing.assert_array_equal(nowhere, sample(guidance_scale=1.0))
+
+
 def test_windows_of_the_last_stage(base_only):
   """Without super-resolution, windows make a video longer than trained."""
   video = make(base_only, [1], num_frames=30, window=16, overlap=2)
@@ -131,8 +149,13 @@ def test_windows_of_the_last_stage(base_only):
     ({"window": 18}, "window of 18 frames is longer than the video of 16"),
     ({"window": 8, "overlap": 8}, "overlap of 8 frames does not fit"),
     ({"window": 7}, "window of 7 frames is not a multiple"),
-    ({"sampler": "euler"}, "unknown sampler 'euler'"),
+    ({"sampler": "euler"}, "--sampler='euler' is not one of ddpm, ddim"),
     ({"steps": 0}, "steps=0"),
+    ({"guidance_rescale": 1.5}, "guidance_rescale=1.5 is not in"),
+    ({"guidance_interval": (0.8, 0.2)}, "guidance_interval=0.8,0.2 is no"),
+    ({"guidance_interval": (0.0, 1.1)}, "guidance_interval=0,1.1 is no"),
+    ({"oscillate_after": -2}, "oscillate_after=-2 must be at least -1"),
+    ({"oscillate_low": -1.0}, "oscillate_low=-1.0 must be at least 0"),
     ({"percentile": 1.5}, "percentile=1.5"),
     ({"noise_level": -0.1}, "noise_level=-0.1"),
     ({"max_value": 0.5}, "max_value=0.5"),
@@ -144,12 +167,25 @@ def test_settings_that_do_not_fit(pipeline, changes, words):
     make(pipeline, [1], **changes)
 
 
-def test_an_image_stage_makes_a_picture(pipeline):
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
+def test_an_image_stage_makes_a_picture(pipeline, sampler):
   """Where there is no base, the text-to-image stage stands in for it."""
   image = Pipeline(pipeline.text, pair_stages({"t2i": random_stage(t2i.TINY)}))
-  settings = dataclasses.replace(SHORT, num_frames=0)
+  settings = dataclasses.replace(SHORT, num_frames=0, sampler=sampler)
   video = image.text_to_video([PROMPT], seeds=[1], settings=settings)
   assert video.shape == (1, 1, 16, 16, 3)
+  assert video.std() > 1
+
+
+def test_too_many_steps_of_a_later_stage_are_said_before_sampling(pipeline):
+  discrete = replace(ssr.TINY, diffusion={"schedule": "squaredcos_cap_v2"})
+  stages = pipeline.stages | {"ssr": random_stage(discrete)}
+  started = []
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Pipeline, "_sample", lambda *args: started.append(args))
+    with pytest.raises(UserError, match="steps=2000 is more than the 1000"):
+      make(Pipeline(pipeline.text, stages), [1], ssr_steps=2000)
+  assert not started
 
 
 def test_each_prompt_needs_a_seed(pipeline):

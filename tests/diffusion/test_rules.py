@@ -1,9 +1,19 @@
+import itertools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lumiere_jax.diffusion.process import predict
-from lumiere_jax.diffusion.samplers import DDIM, DDPM, SAMPLERS, make_sampler
+from lumiere_jax.diffusion.rules import (
+  DDIM,
+  DDPM,
+  SAMPLERS,
+  DPMSolverPP2M,
+  Heun,
+  make_sampler,
+)
 from lumiere_jax.typing import UserError
 
 PAIRS = [(-15.0, -9.0), (-2.0, -1.9), (0.5, 3.0), (6.0, 15.0)]
@@ -109,16 +119,101 @@ def test_the_last_step_returns_x0_without_noise(rule):
   np.testing.assert_allclose(again, -2.0, rtol=1e-5)
 
 
+LEVELS = (-15.0, -15.0, -6.0, -1.0, 0.5, 0.7, 4.0, np.inf)
+"""Of a whole way down, with two equal levels as a clipped schedule has them."""
+
+
+def bent(xp, z, log_snr):
+  """An x0 that depends on all it is given."""
+  return 0.6 * xp.tanh(z - 0.2) + 0.1 * xp.cos(log_snr)
+
+
+def walk(rule, z):
+  """The states of a rule on its way down `LEVELS`, from numbers."""
+
+  def denoise(z, log_snr):
+    x0 = bent(jnp, z, log_snr)
+    return predict("x0", x0, z, jnp.full(z.shape[:1], log_snr))
+
+  state = rule.init(jnp.asarray(z, jnp.float32).reshape(1, 1, 1, 1, -1))
+  advance = jax.jit(lambda *args: rule.advance(denoise, *args))
+  for t, s in itertools.pairwise(LEVELS):
+    state = advance(state, jnp.float32(t), jnp.float32(s), state.z)
+    yield np.asarray(state.z).ravel()
+
+
+Z = np.array([-1.5, 0.1, 0.9])
+
+
+def test_dpmpp_2m_is_algorithm_2_of_its_paper():
+  z, before, lambda_r = Z, None, None
+  steps = itertools.pairwise(LEVELS)
+  for got, (t, s) in zip(walk(DPMSolverPP2M(), Z), steps, strict=True):
+    x0 = target = bent(np, z, t)
+    if s == np.inf:
+      z = x0
+    else:
+      (_, sigma_t), (alpha_s, sigma_s) = scales(t), scales(s)
+      h = s / 2 - t / 2
+      if before is not None and t > lambda_r * 2 and h > 0:
+        r = (t / 2 - lambda_r) / h
+        target = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before
+      z = sigma_s / sigma_t * z - alpha_s * np.expm1(-h) * target
+    np.testing.assert_allclose(got, z, rtol=1e-5, atol=2e-5)
+    before, lambda_r = x0, t / 2
+    z = np.float64(got)  # each step by itself
+
+
+def test_heun_is_algorithm_1_of_edm():
+  z = Z
+  steps = itertools.pairwise(LEVELS)
+  for got, (t, s) in zip(walk(Heun(), Z), steps, strict=True):
+    alpha, sigma = scales(t)
+    x, noise = z / alpha, sigma / alpha
+    slope = (x - bent(np, z, t)) / noise
+    if s == np.inf:
+      z = x - noise * slope
+    else:
+      alpha, sigma = scales(s)
+      span = sigma / alpha - noise
+      euler = x + span * slope
+      slope_s = (euler - bent(np, alpha * euler, s)) / (sigma / alpha)
+      z = alpha * (x + span * (slope + slope_s) / 2)
+    np.testing.assert_allclose(got, z, rtol=1e-5, atol=2e-5)
+    z = np.float64(got)
+
+
+@pytest.mark.parametrize("rule", [DPMSolverPP2M(), Heun()], ids=repr)
+@pytest.mark.parametrize("log_snr", [-15.0, 5.0])
+def test_one_step_to_the_clean_video_returns_x0(rule, log_snr):
+  def denoise(z, log_snr):
+    assert_finite = jnp.where(jnp.isfinite(log_snr), 0.37, jnp.nan)
+    return predict("x0", z * 0 + assert_finite, z, log_snr[None])
+
+  state = rule.init(jnp.full((1, 1, 1, 1, 1), -2.0))
+  for _ in range(2):  # the second one remembers a step
+    out = rule.advance(
+        denoise, state, jnp.float32(log_snr), jnp.float32(np.inf), state.z
+    )  # fmt: skip
+    assert float(out.z.squeeze()) == np.float32(0.37)
+    state = rule.advance(
+        denoise, state, jnp.float32(log_snr - 1), jnp.float32(log_snr), state.z
+    )  # fmt: skip
+
+
 def test_samplers_by_name():
   assert make_sampler("ddpm", gamma=0.3) == DDPM(gamma=0.3)
   assert make_sampler("ddim") == DDIM(eta=0.0)
-  assert set(SAMPLERS) == {"ddpm", "ddim"}
+  assert make_sampler("dpmpp_2m") == DPMSolverPP2M()
+  assert make_sampler("heun") == Heun()
+  assert set(SAMPLERS) == {"ddpm", "ddim", "dpmpp_2m", "heun"}
 
 
 @pytest.mark.parametrize(
   "name, options, message",
   [
-    ("ddmp", {}, 'did you mean "ddpm"'),
+    ("ddmp", {}, "sampler='ddmp' is not one of .*did you mean \"ddpm\""),
+    ("heun", {"eta": 1.0}, "unknown key 'eta'"),
     ("ddim", {"gamma": 1.0}, "unknown key 'gamma'"),
     ("ddim", {"eta": 1.5}, "eta=1.5 is not in"),
     ("ddpm", {"gamma": -0.1}, "gamma=-0.1 is not in"),

@@ -1,0 +1,86 @@
+"""How videos are sampled, as the user says it."""
+
+import dataclasses
+
+from lumiere_jax.diffusion.choices import check_unit
+from lumiere_jax.diffusion.rules import SAMPLERS
+from lumiere_jax.typing import UserError, check_choice
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+  """How videos are sampled; the first field of a pair is the base's.
+
+  Attributes:
+    steps: sampling steps.
+    ssr_steps: of super-resolution; 0: as many as the base.
+    sampler: 'ddpm', 'ddim', 'dpmpp_2m' or 'heun' (two evaluations a step).
+    guidance_scale: 1 is the conditional model itself.
+    ssr_guidance_scale: of super-resolution.
+    guidance_rescale: in [0, 1]; how far guided frames are taken back to the
+      contrast of unguided ones (of all stages, as the next three).
+    guidance_interval: schedule times (low, high) between which is guided.
+    oscillate_after: steps before guidance starts to alternate; -1 is never.
+    oscillate_low: the scale it then alternates with.
+    num_frames: length; 0: as trained.
+    window: frames that the last stage sees at once; 0: as many as it was
+      trained on, or the whole video where that is shorter.
+    overlap: least frames shared by neighbouring windows; 2 in the paper.
+    windows_at_once: windows denoised together; memory grows with it.
+    noise_level: of the low-resolution video, in [0, 1] (Imagen: 0.1 to 0.3).
+    percentile: of dynamic thresholding.
+    max_value: largest threshold.
+    chunk: sampling steps between two updates of the progress bar.
+  """
+
+  steps: int = 50
+  ssr_steps: int = 0
+  sampler: str = "ddim"
+  guidance_scale: float = 7.0
+  ssr_guidance_scale: float = 4.0
+  guidance_rescale: float = 0.0
+  guidance_interval: tuple[float, float] = (0.0, 1.0)
+  oscillate_after: int = -1
+  oscillate_low: float = 1.0
+  num_frames: int = 0
+  window: int = 0
+  overlap: int = 2
+  windows_at_once: int = 1
+  noise_level: float = 0.1
+  percentile: float = 0.95
+  max_value: float = 1.5
+  chunk: int = 5
+
+  def __post_init__(self):
+    least = {
+      "steps": 1,
+      "ssr_steps": 0,
+      "num_frames": 0,
+      "window": 0,
+      "overlap": 0,
+      "windows_at_once": 1,
+      "max_value": 1,
+      "chunk": 1,
+      "guidance_scale": 0,
+      "ssr_guidance_scale": 0,
+      "oscillate_after": -1,
+      "oscillate_low": 0,
+    }
+    for name, low in least.items():
+      if not getattr(self, name) >= low:  # a NaN too
+        raise UserError(
+          f"--{name}={getattr(self, name)} must be at least {low}"
+        )
+    for name in ("noise_level", "percentile", "guidance_rescale"):
+      check_unit(f"--{name}", getattr(self, name))
+    low, high = self.guidance_interval
+    if not 0 <= low <= high <= 1:
+      raise UserError(
+        f"--guidance_interval={low:g},{high:g} is no interval in [0, 1]; give "
+        "the lower time first, such as 0.2,0.8"
+      )
+    check_choice("--sampler", self.sampler, SAMPLERS)
+
+  def steps_of(self, stage: str) -> int:
+    """Sampling steps of 'base' or 'ssr'."""
+    return self.steps if stage == "base" else self.ssr_steps or self.steps
