@@ -31,12 +31,14 @@ setup(
     "safetensors",
     "scipy",
     "sentencepiece",
+    "tensorboardX",
     "tqdm",
   ],
   extras_require={
     "dev": DEV,
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
+    "wandb": ["wandb"],
     "tfds": ["tensorflow-datasets", "tensorflow"],
     # torch is pinned to the CPU build; `make parity` installs this.
     "parity": ["torch==2.13.0", "diffusers", "transformers", "protobuf"],

@@ -3,9 +3,10 @@
 This is the ground floor: it imports no other room.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import difflib
+import math
 import typing
 from typing import Any, TypeVar
 
@@ -83,6 +84,31 @@ def check_choice(what: str, value: str, known) -> None:
       f"{what}={value!r} is not one of {', '.join(known)}"
       f"{suggest(value, known)}"
     )
+
+
+def check_least(
+  config: Any,
+  where: str,
+  names: Iterable[str],
+  *,
+  above: float = -math.inf,
+  least: float = -math.inf,
+) -> None:
+  """Raises a UserError where a value of a config is too small, or no number.
+
+  Args:
+    config: holds the values.
+    where: its name for the user, e.g. "config.train".
+    names: of the values to check.
+    above: they must be greater than this.
+    least: they must be this or greater.
+  """
+  for name in names:
+    value = getattr(config, name)
+    if not value > above:
+      raise UserError(f"{where}.{name}={value} must be above {above:g}")
+    if not value >= least:
+      raise UserError(f"{where}.{name}={value} must be at least {least:g}")
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -5,7 +5,7 @@ import dataclasses
 from lumiere_jax.data.buckets import parse_buckets
 from lumiere_jax.data.masks import MaskMix
 from lumiere_jax.data.source import ClipSpec
-from lumiere_jax.typing import UserError
+from lumiere_jax.typing import UserError, check_least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,21 +67,20 @@ class DataConfig:
   threads: int = 16
 
   def __post_init__(self):
-    for name in ("fps", "num_frames", "num_clips", "threads", "max_enlarge"):
-      if getattr(self, name) <= 0:
-        raise UserError(
-          f"config.data.{name}={getattr(self, name)} must be above 0"
-        )
-    for name in ("scene_cuts", "min_motion", "crop"):
-      if getattr(self, name) < 0:
-        raise UserError(
-          f"config.data.{name}={getattr(self, name)} must be 0 or more"
-        )
+    above_0 = "fps", "num_frames", "num_clips", "threads", "max_enlarge"
+    check_least(self, "config.data", above_0, above=0)
+    from_0 = "scene_cuts", "min_motion", "crop"
+    check_least(self, "config.data", from_0, least=0)
     if not 0 < self.image_share < 1:
       raise UserError(
         f"config.data.image_share={self.image_share} must lie between 0 and 1"
       )
     _ = self.specs, self.mask_mix  # so that what cannot be read is said now
+
+  @property
+  def name(self) -> str:
+    """What was trained on, for a bundle to say."""
+    return self.source if self.source == "procedural" else self.path
 
   @property
   def size(self) -> tuple[int, int]:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lumiere_jax.diffusion.noise import Keys
 from lumiere_jax.diffusion.process import add_noise
 from lumiere_jax.diffusion.schedule import Schedule
 from lumiere_jax.typing import PerSample, Video
@@ -54,28 +55,46 @@ def low_resolution_frames(
   return add_noise(enlarge(low, size), noise, schedule.log_snr(noise_level))
 
 
-def random_crops(key: jax.Array, video: Video, size: int, grid: int) -> Video:
+def given_frames(video: Video, mask: Video) -> Video:
+  """Masked video and mask, as `Cond.frames` wants them: (b, t, h, w, 4).
+
+  The conditioning of Lumiere, section 4.2. What is not given is 0, mid-grey.
+
+  Args:
+    video: (b, t, h, w, 3) in [-1, 1].
+    mask: (b, t, h, w, 1), 1 where pixels are given, 0 elsewhere.
+  """
+  return jnp.concatenate([video * mask, mask], axis=-1)
+
+
+def noise_like(video: Video, keys: Keys) -> Video:
+  """Standard normal noise, each sample's from its own key."""
+  draw = lambda key: jax.random.normal(key, video.shape[1:])
+  return jax.vmap(draw)(keys)
+
+
+def random_crops(keys: Keys, video: Video, size: int, grid: int) -> Video:
   """A random square crop of each clip, the same for all its frames.
 
   Args:
-    key: one key for the batch.
+    keys: (b,) one for each clip.
     video: (b, t, h, w, c).
     size: side of the crops; 0 gives the whole frames.
     grid: offsets are multiples of this many pixels.
   """
   if not size:
     return video
-  b, t, h, w, c = video.shape
+  _, t, h, w, c = video.shape
 
-  def crop(key, clip):
-    keys = jax.random.split(key)
+  def crop(key: jax.Array, clip: Array) -> Array:
+    down, across = jax.random.split(key)
     offsets = [
       grid * jax.random.randint(k, (), 0, (n - size) // grid + 1)
-      for k, n in zip(keys, (h, w), strict=True)
+      for k, n in ((down, h), (across, w))
     ]
     return jax.lax.dynamic_slice(clip, (0, *offsets, 0), (t, size, size, c))
 
-  return jax.vmap(crop)(jax.random.split(key, b), video)
+  return jax.vmap(crop)(keys, video)
 
 
 def to_float(video: Array) -> Video:

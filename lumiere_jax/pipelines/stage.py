@@ -11,6 +11,7 @@ from lumiere_jax.diffusion.choices import check_unit
 from lumiere_jax.diffusion.loss import WEIGHTS
 from lumiere_jax.diffusion.process import KINDS, Denoiser, Prediction, predict
 from lumiere_jax.diffusion.schedule import SCHEDULES, Schedule, make_schedule
+from lumiere_jax.models import lora
 from lumiere_jax.models.inflate import unflatten
 from lumiere_jax.models.unet import UNet, UNetConfig
 from lumiere_jax.typing import Cond, FlatParams, UserError, build, check_choice
@@ -108,25 +109,31 @@ class StageConfig:
 
 
 def network_denoiser(
-  config: StageConfig, params: FlatParams, *, bypass_temporal: bool = False
+  config: StageConfig,
+  params: FlatParams,
+  *,
+  bypass_temporal: bool = False,
+  adapter_scale: float = 1.0,
 ) -> Denoiser:
-  """The network with its weights as a Denoiser.
+  """The network with its weights, and adapters among them, as a Denoiser.
 
   Of 6 output channels the last three are v in [-1, 1] of a learned variance,
   which says where in its range the log-variance lies (IF).
   """
   network = UNet(config.model)
   schedule = config.diffusion.make_schedule()
-  variables = {"params": unflatten(params)}
+  weights, adapter = lora.part(params)
+  variables = {"params": unflatten(weights)}
 
   def denoise(z: jax.Array, log_snr: jax.Array, cond: Cond) -> Prediction:
-    output = network.apply(
-      variables,
-      z,
-      schedule.time(log_snr),
-      cond,
-      bypass_temporal=bypass_temporal,
-    )
+    with lora.applied(adapter, adapter_scale):
+      output = network.apply(
+        variables,
+        z,
+        schedule.time(log_snr),
+        cond,
+        bypass_temporal=bypass_temporal,
+      )
     log_var = None
     if config.model.out_channels == 2 * z.shape[-1]:
       output, v = jnp.split(output, 2, axis=-1)

@@ -5,16 +5,20 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
 from lumiere_jax.io import safetensors
 from lumiere_jax.models.inflate import check_same_leaves, flatten, unflatten
+from lumiere_jax.pipelines.adapters import fingerprint
 from lumiere_jax.training.config import TrainConfig
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.typing import FlatParams
 
+_COUNTS = ("step", "skipped", "skipped_in_a_row")
+
 
 class Checkpoints:
-  """The newest `keep` states of a run, in `folder`.
+  """The newest states of a run and the best ones.
 
   A state is complete or absent: Orbax writes it under a temporary name in the
   background and renames it. Frozen weights are in none of them; `save_frozen`
@@ -23,10 +27,21 @@ class Checkpoints:
 
   def __init__(self, workdir: Path, config: TrainConfig):
     self._frozen = workdir / "frozen"
+    kept = [policies.LatestN(config.keep)]
+    if config.keep_best:
+      kept.append(
+        policies.BestN(
+          get_metric_fn=lambda metrics: metrics["held_out"],
+          reverse=True,  # the lowest are the best
+          n=config.keep_best,
+          keep_checkpoints_without_metrics=False,
+        )
+      )
     self._manager = ocp.CheckpointManager(
       (workdir / "checkpoints").resolve(),
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=config.keep, enable_async_checkpointing=True
+        preservation_policy=policies.AnyPreservationPolicy(kept),
+        enable_async_checkpointing=True,
       ),
     )
 
@@ -34,8 +49,18 @@ class Checkpoints:
     """Step of the newest complete checkpoint."""
     return self._manager.latest_step()
 
-  def save(self, state: TrainState, frozen: str) -> None:
-    """Starts saving; `frozen` is what `save_frozen` returned."""
+  def save(
+    self, state: TrainState, frozen: str, held_out: float | None = None
+  ) -> None:
+    """Starts saving, unless this step is saved.
+
+    Args:
+      state: to save.
+      frozen: what `save_frozen` returned.
+      held_out: its held-out loss, where that was just measured.
+    """
+    if self.latest_step() == int(state.step):
+      return
     shapes = {k: list(leaf.shape) for k, leaf in state.trainable.items()}
     self._manager.save(
       int(state.step),
@@ -43,6 +68,7 @@ class Checkpoints:
         state=ocp.args.StandardSave(_to_tree(state)),
         about=ocp.args.JsonSave({"frozen": frozen, "trainable": shapes}),
       ),
+      metrics=None if held_out is None else {"held_out": held_out},
     )
 
   def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, str]:
@@ -60,8 +86,9 @@ class Checkpoints:
     check_same_leaves(saved, abstract.trainable, name)
     target = ocp.args.StandardRestore(_to_tree(abstract))
     tree = self._restore(step, state=target)["state"]
+    counts = {name: tree[name] for name in _COUNTS}
     state = abstract.replace(
-      step=tree["step"],
+      **counts,
       trainable=flatten(tree["trainable"]),
       ema=flatten(tree["ema"]),
       opt_state=jax.tree.unflatten(
@@ -82,7 +109,7 @@ class Checkpoints:
     """Writes frozen weights unless they are there; returns the file's name."""
     if not frozen:
       return ""
-    name = f"{safetensors.content_hash(frozen)[:16]}.safetensors"
+    name = f"{fingerprint(frozen)}.safetensors"
     if not self.frozen_path(name).exists():
       safetensors.save(self.frozen_path(name), frozen)
     return name
@@ -101,7 +128,7 @@ def _to_tree(state: TrainState) -> dict[str, Any]:
   """Plain nested dicts, which is what Orbax stores most plainly."""
   leaves = jax.tree.leaves(state.opt_state)
   return {
-    "step": state.step,
+    **{name: getattr(state, name) for name in _COUNTS},
     "trainable": unflatten(state.trainable),
     "ema": unflatten(state.ema),
     "opt_state": {f"{i:04d}": leaf for i, leaf in enumerate(leaves)},

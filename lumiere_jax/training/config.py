@@ -11,10 +11,19 @@ from lumiere_jax.pipelines.stage import (
   StageConfig,
   VideoConfig,
 )
-from lumiere_jax.typing import UserError, build, check_choice
+from lumiere_jax.typing import UserError, build, check_choice, check_least
 
-PARENTS = {"t2i": None, "base": "t2i", "ssr_image": None, "ssr": "ssr_image"}
-"""Stages, and the image stage that each video stage inflates."""
+PARENTS = {
+  "t2i": None,
+  "base": "t2i",
+  "conditional": "base",
+  "ssr_image": None,
+  "ssr": "ssr_image",
+}
+"""Stages, and the stage that each starts from."""
+OPTIMIZERS = ("adam", "adafactor")
+DECAYS = ("constant", "cosine", "rsqrt")
+FROZEN_DTYPES = ("source", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,60 +51,148 @@ class TrainConfig:
 
   Attributes:
     steps: to train in all, earlier runs in the workdir included.
-    batch_size: clips a step over all devices.
+    batch_size: clips a step over all devices and micro-batches.
+    accumulate: micro-batches that a batch is worked through in, one after the
+      other: less memory, the same step.
     trainable: regex searched in parameter paths; the rest is frozen.
       `init_from=scratch` trains everything.
-    learning_rate: of Adam, after warm-up.
+    frozen_dtype: of frozen weights on the device: 'source' (as they came) or
+      'bfloat16'. On disk they stay as they came.
+    optimizer: 'adam' or 'adafactor' (Imagen's for its base model).
+    learning_rate: after warm-up.
+    decay: of the learning rate after warm-up: 'constant', 'cosine' (to
+      `final_learning_rate` at the last step) or 'rsqrt' (with the inverse
+      square root of the step).
+    final_learning_rate: what 'cosine' ends at.
     warmup_steps: of linear warm-up.
     cooldown_steps: of linear decay to 0 at the end; a short run needs it.
+    weight_decay: decoupled, of matrices and kernels alone.
     b1: of Adam.
     b2: of Adam.
     eps: of Adam.
     clip_norm: global gradient norm above which gradients are scaled down.
+    max_skips: steps in a row whose gradients are not finite, each skipped,
+      after which the run stops.
     ema_decay: of the averaged weights that bundles hold.
+    ema_warmup: the decay is at most (1 + step) / (ema_warmup + step).
     log_every: steps between lines of metrics.jsonl.
     eval_every: steps between held-out losses; 0: at the start and end only.
     eval_clips: fixed held-out clips.
     eval_levels: noise levels that each of them is tried at.
     save_every: steps between checkpoints; the last step is always saved.
-    keep: checkpoints kept.
+    save_minutes: minutes after which one is saved all the same; 0 is off.
+    keep: newest checkpoints kept.
+    keep_best: checkpoints kept for their held-out loss; the best one also as
+      the bundle `best`. 0 is off.
+    profile_from: step at which a profile begins.
+    profile_steps: steps profiled into `profile`; 0 is off.
+    wandb: project on Weights & Biases to log to as well; '' is none.
   """
 
   steps: int
   batch_size: int
   trainable: str
+  accumulate: int = 1
+  frozen_dtype: str = "source"
+  optimizer: str = "adam"
   learning_rate: float = 1e-4
+  decay: str = "constant"
+  final_learning_rate: float = 0.0
   warmup_steps: int = 10_000
   cooldown_steps: int = 0
+  weight_decay: float = 0.0
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
   clip_norm: float = 1.0
+  max_skips: int = 20
   ema_decay: float = 0.9999
+  ema_warmup: float = 10.0
   log_every: int = 100
   eval_every: int = 5_000
   eval_clips: int = 16
   eval_levels: int = 8
   save_every: int = 5_000
+  save_minutes: float = 0.0
   keep: int = 3
+  keep_best: int = 0
+  profile_from: int = 10
+  profile_steps: int = 0
+  wandb: str = ""
 
   def __post_init__(self):
-    positive = (
-      "steps",
-      "batch_size",
-      "log_every",
-      "save_every",
-      "keep",
-      "eval_clips",
-      "eval_levels",
-      "learning_rate",
-      "clip_norm",
+    above_0 = (
+      *("steps", "batch_size", "accumulate", "log_every", "save_every"),
+      *("keep", "eval_clips", "eval_levels", "learning_rate", "clip_norm"),
+      *("max_skips", "ema_warmup"),
     )
-    for name in positive:
-      if getattr(self, name) <= 0:
-        raise UserError(
-          f"config.train.{name}={getattr(self, name)} must be above 0"
-        )
+    check_least(self, "config.train", above_0, above=0)
+    from_0 = (
+      *("final_learning_rate", "warmup_steps", "cooldown_steps", "keep_best"),
+      *("weight_decay", "eval_every", "save_minutes", "profile_from"),
+      "profile_steps",
+    )
+    check_least(self, "config.train", from_0, least=0)
+    if not 0 <= self.ema_decay < 1:
+      raise UserError(
+        f"config.train.ema_decay={self.ema_decay} must be 0 or more, below 1"
+      )
+    if self.batch_size % self.accumulate:
+      raise UserError(
+        f"config.train.batch_size={self.batch_size} does not divide into "
+        f"accumulate={self.accumulate} micro-batches; take a multiple of that"
+      )
+    check_choice("config.train.optimizer", self.optimizer, OPTIMIZERS)
+    check_choice("config.train.decay", self.decay, DECAYS)
+    check_choice("config.train.frozen_dtype", self.frozen_dtype, FROZEN_DTYPES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreviewConfig:
+  """Clips sampled while training, of held-out captions and given pixels.
+
+  Attributes:
+    every: steps between previews, also at the end; 0 is off.
+    clips: how many.
+    steps: sampling steps.
+    guidance_scale: of the text.
+    prompts: what to show instead of held-out captions; for stages that are
+      conditioned on text alone.
+  """
+
+  every: int = 0
+  clips: int = 2
+  steps: int = 20
+  guidance_scale: float = 4.0
+  prompts: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    check_least(self, "config.preview", ("clips", "steps"), above=0)
+    check_least(self, "config.preview", ("every", "guidance_scale"), least=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+  """Low-rank adapters to train in place of the weights.
+
+  Attributes:
+    rank: of the adapters; 0 is off.
+    alpha: they correct by alpha / rank; 0 is `rank`, a factor of 1.
+    target: layers with adapters: 'temporal', 'spatial' or a regex searched in
+      parameter paths.
+  """
+
+  rank: int = 0
+  alpha: float = 0.0
+  target: str = "spatial"
+
+  def __post_init__(self):
+    check_least(self, "config.lora", ("rank", "alpha"), least=0)
+
+  @property
+  def scale(self) -> float:
+    """What A B is multiplied with."""
+    return self.alpha / self.rank if self.rank and self.alpha else 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,10 +200,12 @@ class Experiment:
   """One training stage.
 
   Attributes:
-    stage: 't2i', 'base', 'ssr_image' or 'ssr'.
+    stage: one of `PARENTS`.
     seed: of initialisation, data order and noise.
     init_from: a bundle or workdir to start from, or 'scratch'; '' is scratch
-      for image stages, an error for stages that inflate one.
+      for image stages, an error for stages that start from another.
+    resume: whether to go on with the run in the workdir; if not, that run is
+      moved to `before-N` in it and a new one begins.
     upscale: super-resolution factor of the ssr stages.
     licence: of the weights, as written into the bundle.
   """
@@ -117,18 +216,25 @@ class Experiment:
   diffusion: DiffusionConfig
   data: DataConfig
   train: TrainConfig
+  preview: PreviewConfig = PreviewConfig()
+  lora: LoraConfig = LoraConfig()
   seed: int = 0
   init_from: str = ""
+  resume: bool = True
   upscale: int = 1
   licence: str = ""
 
   def __post_init__(self):
     check_choice("config.stage", self.stage, PARENTS)
-    height, width = self.data.size
-    self.model.check_video(self.data.num_frames, height, width)
+    for spec in self.data.specs:
+      self._check_clips(spec.num_frames, *spec.resolution)
+    self._check_conditioning()
+
+  def _check_clips(self, frames: int, height: int, width: int) -> None:
     crop = self.data.crop
+    self.model.check_video(frames, height, width)
     if crop:
-      self.model.check_video(self.data.num_frames, crop, crop)
+      self.model.check_video(frames, crop, crop)
       if crop > min(height, width):
         raise UserError(
           f"config.data.crop={crop} is larger than the frames, "
@@ -141,9 +247,27 @@ class Experiment:
           f"config.upscale={self.upscale}"
         )
 
+  def _check_conditioning(self) -> None:
+    channels, masks = self.model.cond_channels, self.data.masks
+    if self.stage == "conditional" and not channels:
+      raise UserError(
+        "config.model.cond_channels=0, but stage 'conditional' is told masked "
+        "video and mask; set it to 4"
+      )
+    if bool(channels) != bool(masks):
+      raise UserError(
+        f"config.model.cond_channels={channels} and config.data.masks="
+        f"{masks!r} go together: give 4 and patterns, or neither"
+      )
+    if self.preview.prompts and (channels or self.upscale > 1):
+      raise UserError(
+        "config.preview.prompts: this stage is told pixels besides text; leave "
+        "prompts out to preview held-out clips"
+      )
+
   @property
   def parent(self) -> str | None:
-    """The image stage that this stage inflates, if it is a video stage."""
+    """The stage that this stage starts from, if there is one."""
     return PARENTS[self.stage]
 
   @property

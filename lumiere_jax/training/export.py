@@ -1,5 +1,6 @@
-"""The bundle that a run keeps up to date: its newest averaged weights."""
+"""What a run keeps up to date for others: bundles and adapters."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -7,43 +8,73 @@ import jax
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.io import bundle as bundles
 from lumiere_jax.io import safetensors
+from lumiere_jax.models import lora
+from lumiere_jax.pipelines.adapters import write_adapter
 from lumiere_jax.pipelines.text import write_text_part
 from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.state import TrainState
 
 
-def save_bundle(
-  folder: Path,
-  experiment: Experiment,
-  state: TrainState,
-  checkpoints: Checkpoints,
-  frozen: str,
-  text: TextEncoder,
-) -> None:
-  """Writes averaged and frozen weights, text encoder and configs.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exporter:
+  """Writes averaged weights of a run.
 
-  Frozen weights and the text encoder are the same for a whole run: they are
-  linked or written the first time alone.
+  Attributes:
+    experiment: the stage.
+    workdir: of the run.
+    checkpoints: hold its frozen weights.
+    frozen: name of these; '' is none.
+    text: the text encoder it trains with.
   """
-  folder.mkdir(parents=True, exist_ok=True)
-  tensors = []
-  if frozen:
-    tensors.append(f"{experiment.stage}-frozen-{frozen}")
-    bundles.link(checkpoints.frozen_path(frozen), folder / tensors[0])
-  step = int(state.step)
-  tensors.append(f"{experiment.stage}-ema-{step:08d}.safetensors")
-  safetensors.save(folder / tensors[-1], jax.device_get(state.ema))
-  data = experiment.data
-  trained_on = data.path if data.source == "files" else data.source
-  stage = bundles.Part(
-    meta={
-      **experiment.sampling.to_meta(),
-      "step": step,
-      "trained_on": trained_on,
-      "licence": experiment.licence or "not stated",
-    },
-    tensors=tuple(tensors),
-  )
-  parts = {"text": write_text_part(folder, text), experiment.stage: stage}
-  bundles.write(folder, parts, {"made_by": "lumiere_jax"})
+
+  experiment: Experiment
+  workdir: Path
+  checkpoints: Checkpoints
+  frozen: str
+  text: TextEncoder
+
+  def save(self, state: TrainState, name: str = "bundle") -> None:
+    """Writes averaged and frozen weights, text encoder and configs.
+
+    Frozen weights and the text encoder are the same for a whole run: they are
+    linked or written the first time alone.
+    """
+    experiment, folder = self.experiment, self.workdir / name
+    folder.mkdir(parents=True, exist_ok=True)
+    step = int(state.step)
+    tensors = []
+    if self.frozen:
+      tensors.append(f"{experiment.stage}-frozen-{self.frozen}")
+      bundles.link(
+        self.checkpoints.frozen_path(self.frozen), folder / tensors[0]
+      )
+    tensors.append(f"{experiment.stage}-ema-{step:08d}.safetensors")
+    weights = lora.scaled(jax.device_get(state.ema), experiment.lora.scale)
+    safetensors.save(folder / tensors[-1], weights)
+    stage = bundles.Part(
+      meta={
+        **experiment.sampling.to_meta(),
+        "step": step,
+        "trained_on": experiment.data.name,
+        "licence": experiment.licence or "not stated",
+      },
+      tensors=tuple(tensors),
+    )
+    parts = {
+      "text": write_text_part(folder, self.text),
+      experiment.stage: stage,
+    }
+    bundles.write(folder, parts, {"made_by": "lumiere_jax"})
+    if experiment.lora.rank:
+      self._save_adapter(weights, step)
+
+  def _save_adapter(self, weights: dict, step: int) -> None:
+    write_adapter(
+      self.workdir / "adapter.safetensors",
+      weights,
+      stage=self.experiment.stage,
+      base=self.frozen.removesuffix(".safetensors"),
+      base_name=self.experiment.init_from,
+      step=step,
+    )

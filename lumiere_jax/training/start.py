@@ -1,25 +1,37 @@
 """Where a run starts: from nothing, from a bundle, or where it stopped."""
 
 import functools
+import re
+import sys
 
 import jax
+import jax.numpy as jnp
 
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.io import bundle as bundles
-from lumiere_jax.models.inflate import inflate, split
+from lumiere_jax.models import lora
+from lumiere_jax.models.inflate import ADDED_LEAVES, inflate, split
 from lumiere_jax.parallel import mesh as meshes
 from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.config import Experiment
-from lumiere_jax.training.state import TrainState, init_state, make_optimizer
+from lumiere_jax.training.optimizer import make_optimizer
+from lumiere_jax.training.state import TrainState, init_state
 from lumiere_jax.training.tasks import Task
 from lumiere_jax.typing import FlatParams, UserError
 
 SCRATCH = "scratch"
 EVERYTHING = ".*"
+# What else a stage can start from than itself and its parent: models that
+# hold all of it and more.
+_LARGER = {
+  "t2i": ("base", "conditional"),
+  "base": ("conditional",),
+  "ssr_image": ("ssr",),
+}
 
 
 def check_init_from(experiment: Experiment, *, resuming: bool) -> None:
-  """Raises a UserError where a stage that inflates another is given none.
+  """Raises a UserError where a stage that needs another is given none.
 
   Args:
     experiment: the stage.
@@ -28,11 +40,16 @@ def check_init_from(experiment: Experiment, *, resuming: bool) -> None:
   """
   if experiment.parent and not experiment.init_from:
     raise UserError(
-      f"config.init_from is missing: stage {experiment.stage!r} inflates a "
+      f"config.init_from is missing: stage {experiment.stage!r} starts from a "
       f"trained {experiment.parent!r} model; give its bundle or workdir with "
       "--config.init_from=DIR (train one with "
       f"--config=configs/{experiment.parent}.py), or "
       f"--config.init_from={SCRATCH} to train every layer from nothing"
+    )
+  if experiment.lora.rank and from_scratch(experiment):
+    raise UserError(
+      f"config.lora.rank={experiment.lora.rank} adapts a trained model; give "
+      "its bundle or workdir with --config.init_from=DIR, or rank 0"
     )
   if not from_scratch(experiment) and not resuming:
     _source(experiment)
@@ -45,6 +62,8 @@ def from_scratch(experiment: Experiment) -> bool:
 
 def trainable_pattern(experiment: Experiment) -> str:
   """Regex of the leaves that train: from scratch, all of them."""
+  if experiment.lora.rank:
+    return f"^{lora.PREFIX}"
   if from_scratch(experiment):
     return EVERYTHING
   return experiment.train.trainable
@@ -53,7 +72,7 @@ def trainable_pattern(experiment: Experiment) -> str:
 def initial_params(
   experiment: Experiment, task: Task, text_identity: str
 ) -> FlatParams:
-  """Fresh weights, or those of `init_from` with fresh temporal ones added.
+  """Fresh weights, or those of `init_from` with fresh ones where it has none.
 
   Raises:
     UserError: `init_from` holds no such stage, was made with another config
@@ -70,7 +89,16 @@ def initial_params(
       "max_length"
     )
   name = f"config.init_from={experiment.init_from}, stage {stage!r},"
-  return inflate(bundle.load(stage), fresh, name)
+  source = _without_surplus(experiment, lora.merge(bundle.load(stage)), name)
+  params = inflate(source, fresh, name)
+  if not experiment.lora.rank:
+    return params
+  if source.keys() != params.keys():
+    raise UserError(
+      f"{name} lacks layers of stage {experiment.stage!r}: there is nothing to "
+      "adapt; train the stage first, then its adapter"
+    )
+  return params | _adapter(experiment, params)
 
 
 def start_or_resume(
@@ -99,6 +127,8 @@ def start_or_resume(
     name = checkpoints.save_frozen(jax.device_get(frozen))
   else:
     shapes = jax.eval_shape(task.init, jax.random.key(0))
+    if experiment.lora.rank:
+      shapes |= jax.eval_shape(lambda: _adapter(experiment, shapes))
     abstract = jax.eval_shape(
       functools.partial(init_state, optimizer=optimizer),
       split(shapes, pattern)[0],
@@ -109,8 +139,9 @@ def start_or_resume(
     )
     state, name = checkpoints.restore(abstract, step)
     frozen = checkpoints.load_frozen(name)
+  _check_pictures(experiment, state.trainable)
   put = functools.partial(jax.device_put, device=everywhere)
-  return put(state), put(frozen), name
+  return put(state), put(_as_held(frozen, experiment)), name
 
 
 def check_text(experiment: Experiment, text: TextEncoder) -> None:
@@ -123,10 +154,50 @@ def check_text(experiment: Experiment, text: TextEncoder) -> None:
     )
 
 
+def _adapter(experiment: Experiment, params: FlatParams) -> FlatParams:
+  config = experiment.lora
+  key = jax.random.key(experiment.seed)
+  return lora.init_adapter(params, config.target, config.rank, key)
+
+
+def _as_held(frozen: FlatParams, experiment: Experiment) -> FlatParams:
+  """Frozen weights as they lie on the device."""
+  if experiment.train.frozen_dtype == "source":
+    return frozen
+  return {k: jnp.asarray(v, jnp.bfloat16) for k, v in frozen.items()}
+
+
+def _check_pictures(experiment: Experiment, trainable: FlatParams) -> None:
+  """Pictures go past what inflation added: something else has to train."""
+  spatial = any(not re.search(ADDED_LEAVES, path) for path in trainable)
+  if experiment.data.images and experiment.model.temporal and not spatial:
+    raise UserError(
+      "config.data.images: pictures teach the spatial layers, which are frozen "
+      "here; leave images out, or set config.train.trainable to train them"
+    )
+
+
+def _without_surplus(
+  experiment: Experiment, source: FlatParams, name: str
+) -> FlatParams:
+  """Leaves out what a larger stage has beyond this one, and says so."""
+  surplus = ["temporal_"] if experiment.model.temporal is None else []
+  surplus += [] if experiment.model.cond_channels else ["cond_in"]
+  kept = {k: v for k, v in source.items() if not k.startswith(tuple(surplus))}
+  if len(kept) < len(source):
+    print(
+      f"{name} has {len(source) - len(kept)} leaves of {' and '.join(surplus)} "
+      f"that stage {experiment.stage!r} does without: they are left out",
+      file=sys.stderr,
+    )
+  return kept
+
+
 def _source(experiment: Experiment) -> tuple[bundles.Bundle, str]:
   """The bundle to start from and the stage in it."""
   bundle = bundles.open_bundle(experiment.init_from, "config.init_from")
   wanted = [s for s in (experiment.stage, experiment.parent) if s]
+  wanted += _LARGER.get(experiment.stage, ())
   for stage in wanted:
     if stage in bundle.parts:
       return bundle, stage

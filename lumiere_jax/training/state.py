@@ -1,12 +1,14 @@
 """Training state: what one step turns into the next."""
 
 import functools
+import re
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
 
+from lumiere_jax.models.inflate import ADDED_LEAVES
 from lumiere_jax.training.config import TrainConfig
 from lumiere_jax.typing import FlatParams
 
@@ -17,54 +19,43 @@ class TrainState:
 
   Frozen weights are not in it: they have no gradient, moment or average, are
   handed to the step beside it, and are saved once a run.
+
+  Attributes:
+    step: steps taken.
+    skipped: steps of these whose gradients were not finite: nothing changed.
+    skipped_in_a_row: the last ones of them, up to now.
+    trainable: weights that train.
+    ema: their average.
+    opt_state: of the optimizer.
   """
 
   step: jax.Array
+  skipped: jax.Array
+  skipped_in_a_row: jax.Array
   trainable: FlatParams
   ema: FlatParams
   opt_state: optax.OptState
-
-
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-  """Clipping by global norm, then Adam with linear warm-up."""
-  return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
-    optax.adam(learning_rate(config), config.b1, config.b2, config.eps),
-  )
-
-
-def learning_rate(config: TrainConfig) -> optax.Schedule:
-  """Linear warm-up from 0, then constant, then linear cool-down to 0."""
-  top, up, down = (
-    config.learning_rate,
-    max(config.warmup_steps, 1),
-    config.cooldown_steps,
-  )
-
-  def rate(step: jax.Array) -> jax.Array:
-    warmup = (step + 1) / up
-    cooldown = (config.steps - step) / down if down else 1.0
-    return top * jnp.clip(jnp.minimum(warmup, cooldown), 0.0, 1.0)
-
-  return rate
 
 
 def init_state(
   trainable: FlatParams, optimizer: optax.GradientTransformation
 ) -> TrainState:
   """State at step 0; the average starts as a copy of the weights."""
+  zero = lambda: jnp.zeros((), jnp.int32)
   return TrainState(
-    step=jnp.zeros((), jnp.int32),
+    step=zero(),
+    skipped=zero(),
+    skipped_in_a_row=zero(),
     trainable=trainable,
     ema=jax.tree.map(jnp.copy, trainable),
     opt_state=optimizer.init(trainable),
   )
 
 
-def ema_decay(step: jax.Array, decay: float) -> jax.Array:
-  """min(decay, (1 + step) / (10 + step)): early steps are forgotten sooner."""
+def ema_decay(step: jax.Array, decay: float, warmup: float = 10.0) -> jax.Array:
+  """min(decay, (1 + step) / (warmup + step)): early steps are forgotten."""
   step = step.astype(jnp.float32)
-  return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return jnp.minimum(decay, (1.0 + step) / (warmup + step))
 
 
 def apply_gradients(
@@ -73,14 +64,41 @@ def apply_gradients(
   optimizer: optax.GradientTransformation,
   config: TrainConfig,
 ) -> TrainState:
-  """One optimizer step and one step of the average."""
+  """One optimizer step and one step of the average.
+
+  A step whose gradients are not all finite changes nothing but the counts.
+  """
   updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
   trainable = optax.apply_updates(state.trainable, updates)
-  decay = ema_decay(state.step, config.ema_decay)
+  decay = ema_decay(state.step, config.ema_decay, config.ema_warmup)
   average = functools.partial(optax.incremental_update, step_size=1.0 - decay)
-  return TrainState(
-    step=state.step + 1,
+  moved = state.replace(
     trainable=trainable,
     ema=average(trainable, state.ema),
     opt_state=opt_state,
   )
+  finite = jnp.isfinite(optax.tree.norm(grads))
+  skip = 1 - finite.astype(jnp.int32)
+  chosen = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old), moved, state
+  )
+  return chosen.replace(
+    step=state.step + 1,
+    skipped=state.skipped + skip,
+    skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
+  )
+
+
+def keep_added(old: TrainState, new: TrainState) -> TrainState:
+  """`new`, with the leaves that an image model does not have as in `old`.
+
+  Their weights, moments and averages alike: a step on pictures, which go past
+  the temporal layers, must not let these drift on old momentum.
+  """
+
+  def choose(path: tuple, before: jax.Array, after: jax.Array) -> jax.Array:
+    names = [str(getattr(key, "key", "")) for key in path]
+    added = any(re.search(ADDED_LEAVES, name) for name in names)
+    return before if added else after
+
+  return jax.tree_util.tree_map_with_path(choose, old, new)

@@ -1,52 +1,92 @@
-"""One training step, compiled."""
+"""One training step."""
 
 from collections.abc import Callable
-import functools
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from lumiere_jax.diffusion.loss import Draws
+from lumiere_jax.training.blocks import by_block
 from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.optimizer import learning_rate, make_optimizer
 from lumiere_jax.training.state import (
   TrainState,
   apply_gradients,
-  learning_rate,
-  make_optimizer,
+  keep_added,
 )
 from lumiere_jax.training.tasks import Batch, Task
 from lumiere_jax.typing import FlatParams
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, Any]
+
+
+def loss_and_gradients(
+  experiment: Experiment, task: Task
+) -> Callable[..., tuple[jax.Array, FlatParams]]:
+  """(trainable, frozen, batch, draws) -> mean loss and its gradients.
+
+  Gradients are taken with respect to the trainable leaves alone. A batch is
+  worked through in `accumulate` micro-batches, one after the other, whose
+  random draws are those of its clips in the whole batch.
+  """
+
+  def loss_of(
+    trainable: FlatParams, frozen: FlatParams, batch: Batch, draws: Draws
+  ) -> jax.Array:
+    return task.loss({**trainable, **frozen}, batch, draws)[0]
+
+  whole = jax.value_and_grad(loss_of)
+  parts = experiment.train.accumulate
+
+  def micro(x: jax.Array) -> jax.Array:
+    # Every parts-th clip: a device's own clips stay on it.
+    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+  def accumulated(
+    trainable: FlatParams, frozen: FlatParams, batch: Batch, draws: Draws
+  ) -> tuple[jax.Array, FlatParams]:
+    def add(total: Any, part: tuple[Batch, Draws]) -> tuple[Any, None]:
+      return jax.tree.map(jnp.add, total, whole(trainable, frozen, *part)), None
+
+    zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), trainable))
+    slices = jax.tree.map(micro, (dict(batch), draws))
+    total, _ = jax.lax.scan(add, zero, slices)
+    return jax.tree.map(lambda x: x / parts, total)
+
+  return whole if parts == 1 else accumulated
 
 
 def make_train_step(
   experiment: Experiment, task: Task
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """The jitted step: (state, frozen, batch, key) -> (state, metrics).
+  """(state, frozen, batch, key) -> (state, metrics), to be compiled.
 
-  Gradients are taken with respect to the trainable leaves alone; random keys
-  are folded from the step, so a resumed run repeats itself bit for bit.
+  Random keys are folded from the step, so a resumed run repeats itself bit
+  for bit.
   """
   optimizer = make_optimizer(experiment.train)
   schedule = learning_rate(experiment.train)
+  gradients = loss_and_gradients(experiment, task)
 
-  @functools.partial(jax.jit, donate_argnums=0)
   def train_step(
     state: TrainState, frozen: FlatParams, batch: Batch, key: jax.Array
   ) -> tuple[TrainState, Metrics]:
     step_key = jax.random.fold_in(key, state.step)
-
-    def loss_of(trainable: FlatParams) -> tuple[jax.Array, Metrics]:
-      return task.loss({**trainable, **frozen}, batch, step_key)
-
-    (loss, _), grads = jax.value_and_grad(loss_of, has_aux=True)(
-      state.trainable
-    )
-    metrics = {
+    draws = task.draw(batch, step_key)
+    loss, grads = gradients(state.trainable, frozen, batch, draws)
+    new = apply_gradients(state, grads, optimizer, experiment.train)
+    if task.is_picture(batch):
+      new = keep_added(state, new)
+    norms = {k: optax.tree.norm(v) for k, v in by_block(grads).items()}
+    return new, {
       "loss": loss,
       "grad_norm": optax.tree.norm(grads),
+      "grad_norms": norms,
       "learning_rate": schedule(state.step),
+      "skipped": new.skipped,
+      "skipped_in_a_row": new.skipped_in_a_row,
     }
-    return apply_gradients(state, grads, optimizer, experiment.train), metrics
 
   return train_step

@@ -8,16 +8,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lumiere_jax.diffusion.loss import (
+  Draws,
   diffusion_loss,
   draw,
   drop_captions,
   loss_per_sample,
 )
+from lumiere_jax.diffusion.noise import Keys
 from lumiere_jax.diffusion.process import Denoiser
 from lumiere_jax.models.inflate import flatten
 from lumiere_jax.models.unet import UNet
 from lumiere_jax.pipelines.conditioning import (
+  given_frames,
   low_resolution_frames,
+  noise_like,
   random_crops,
   shrink,
   to_float,
@@ -27,12 +31,17 @@ from lumiere_jax.training.config import Experiment
 from lumiere_jax.typing import Cond, FlatParams, Video
 
 Batch = Mapping[str, Array]
-"""'video' uint8 (b t h w c), 'text' (b l e), 'text_mask' (b l)."""
+"""'video' uint8 (b t h w c), 'text' (b l e), 'text_mask' (b l), and for
+conditional models 'mask' uint8 (b t h w 1), 1 where pixels are given."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-  """A denoising task; super-resolution where the experiment upscales.
+  """A denoising task.
+
+  Super-resolution where the experiment upscales, conditional where the model
+  has conditioning channels; a batch of one-frame clips goes past the temporal
+  layers of a video model.
 
   Attributes:
     experiment: the stage.
@@ -66,52 +75,71 @@ class Task:
     z = jnp.zeros((*frames.shape[:-1], 3))
     return flatten(UNet(model).init(key, z, jnp.zeros(1), cond)["params"])
 
-  def inputs(self, batch: Batch, key: jax.Array) -> tuple[Video, Cond]:
-    """Clean video in [-1, 1] and what the network is conditioned on."""
+  def draw(self, batch: Batch, key: jax.Array) -> Draws:
+    """What is random in the loss of a whole batch."""
+    return draw(key, len(batch["video"]))
+
+  def inputs(self, batch: Batch, keys: Keys) -> tuple[Video, Cond]:
+    """Clean video in [-1, 1] and what the network is conditioned on.
+
+    Args:
+      batch: see `Batch`.
+      keys: (b,) of what is random in it.
+    """
     experiment = self.experiment
-    crop_key, level_key, noise_key = jax.random.split(key, 3)
-    x0 = random_crops(
-      crop_key,
-      to_float(batch["video"]),
-      experiment.data.crop,
-      experiment.upscale,
-    )
+    crop_keys, level_keys, noise_keys = _split(keys, 3)
+    x0 = to_float(batch["video"])
+    conditional = experiment.model.cond_channels > 0
+    if conditional:
+      x0 = jnp.concatenate([x0, batch["mask"].astype(x0.dtype)], axis=-1)
+    x0 = random_crops(crop_keys, x0, experiment.data.crop, experiment.upscale)
+    x0, mask = x0[..., :3], x0[..., 3:]
     cond = Cond(text=batch["text"], text_mask=batch["text_mask"])
-    if experiment.upscale == 1:
-      return x0, cond
-    diffusion = experiment.diffusion
-    level = diffusion.max_noise_level * jax.random.uniform(
-      level_key, x0.shape[:1]
-    )
-    frames = low_resolution_frames(
-      shrink(x0, experiment.upscale),
-      x0.shape[2:4],
-      diffusion.make_schedule(),
-      level,
-      jax.random.normal(noise_key, x0.shape),
-    )
-    return x0, cond.replace(frames=frames, noise_level=level)
+    frames = []
+    if experiment.upscale > 1:
+      most = experiment.diffusion.max_noise_level
+      level = most * jax.vmap(jax.random.uniform)(level_keys)
+      cond = cond.replace(noise_level=level)
+      frames.append(
+        low_resolution_frames(
+          shrink(x0, experiment.upscale),
+          x0.shape[2:4],
+          experiment.diffusion.make_schedule(),
+          level,
+          noise_like(x0, noise_keys),
+        )
+      )
+    if conditional:
+      frames.append(given_frames(x0, mask))
+    if frames:
+      cond = cond.replace(frames=jnp.concatenate(frames, axis=-1))
+    return x0, cond
 
   def loss(
-    self, params: FlatParams, batch: Batch, key: jax.Array
+    self, params: FlatParams, batch: Batch, draws: Draws
   ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Training loss at random noise levels, captions dropped at random."""
+    """Training loss at random noise levels, captions dropped at random.
+
+    Args:
+      params: all weights.
+      batch: clips, or a part of a batch.
+      draws: what is random, for the same clips.
+    """
     diffusion = self.experiment.diffusion
-    input_key, drop_key, loss_key = jax.random.split(key, 3)
-    x0, cond = self.inputs(batch, input_key)
-    batch_size = x0.shape[0]
+    input_keys, drop_keys, loss_keys = _split(draws.keys, 3)
+    x0, cond = self.inputs(batch, input_keys)
     cond = drop_captions(
-      jax.random.split(drop_key, batch_size),
+      drop_keys,
       cond,
       self.null_text,
       self.null_mask,
       diffusion.caption_dropout,
     )
     return diffusion_loss(
-      self.denoiser(params),
+      self.denoiser(params, bypass_temporal=self.is_picture(batch)),
       x0,
       cond,
-      draw(loss_key, batch_size),
+      draws.replace(keys=loss_keys),
       schedule=diffusion.make_schedule(),
       kind=diffusion.prediction,
       weight=diffusion.loss_weight,
@@ -126,7 +154,7 @@ class Task:
     Noise, crops and augmentation are the same at every call.
     """
     experiment = self.experiment
-    x0, cond = self.inputs(batch, jax.random.key(0))
+    x0, cond = self.held_out_inputs(batch)
     levels = experiment.train.eval_levels
     times = (jnp.arange(levels) + 0.5) / levels
     denoiser = self.denoiser(params, bypass_temporal=bypass_temporal)
@@ -145,10 +173,27 @@ class Task:
 
     return jax.lax.map(at, (times, jax.random.split(jax.random.key(1), levels)))
 
+  def held_out_inputs(self, batch: Batch) -> tuple[Video, Cond]:
+    """`inputs` with the same crops and augmentation at every call."""
+    return self.inputs(batch, self.draw(batch, jax.random.key(0)).keys)
+
+  def is_picture(self, batch: Batch) -> bool:
+    """Whether a video model is shown one-frame clips: joint training."""
+    return bool(self.experiment.model.temporal) and batch["video"].shape[1] == 1
+
   def denoiser(
     self, params: FlatParams, *, bypass_temporal: bool = False
   ) -> Denoiser:
     """The stage's network as a Denoiser."""
     return network_denoiser(
-      self.experiment.sampling, params, bypass_temporal=bypass_temporal
+      self.experiment.sampling,
+      params,
+      bypass_temporal=bypass_temporal,
+      adapter_scale=self.experiment.lora.scale,
     )
+
+
+def _split(keys: Keys, parts: int) -> list[Keys]:
+  """Independent keys for each sample and each purpose."""
+  split = jax.vmap(lambda key: jax.random.split(key, parts))(keys)
+  return [split[:, part] for part in range(parts)]

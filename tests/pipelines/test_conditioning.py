@@ -54,7 +54,8 @@ def test_crops_are_cut_from_the_clip_on_the_grid():
   h = w = 8
   position = jnp.arange(h * w, dtype=jnp.float32).reshape(1, 1, h, w, 1)
   video = jnp.broadcast_to(position, (64, 2, h, w, 3))
-  crops = conditioning.random_crops(jax.random.key(0), video, 4, 2)
+  keys = jax.random.split(jax.random.key(0), 64)
+  crops = conditioning.random_crops(keys, video, 4, 2)
   assert crops.shape == (64, 2, 4, 4, 3)
   corners = np.asarray(crops[:, 0, 0, 0, 0])
   rows, columns = corners // w, corners % w
@@ -64,7 +65,26 @@ def test_crops_are_cut_from_the_clip_on_the_grid():
       :, int(row) : int(row) + 4, int(column) : int(column) + 4
     ]
     np.testing.assert_array_equal(crop, expected)  # same for every frame
-  assert conditioning.random_crops(jax.random.key(0), video, 0, 2) is video
+  assert conditioning.random_crops(keys, video, 0, 2) is video
+
+
+def test_given_pixels_and_their_mask_stand_beside_each_other(rng):
+  video = rng.standard_normal((1, 2, 3, 4, 3)).astype(np.float32)
+  mask = rng.integers(2, size=(1, 2, 3, 4, 1)).astype(np.float32)
+  out = np.asarray(conditioning.given_frames(video, mask))
+  assert out.shape == (1, 2, 3, 4, 4)
+  given = mask[..., 0] == 1
+  np.testing.assert_array_equal(out[given][:, :3], video[given])
+  assert not out[~given].any()
+  np.testing.assert_array_equal(out[..., 3:], mask)
+
+
+def test_noise_of_a_sample_depends_on_its_key_alone():
+  keys = jax.random.split(jax.random.key(3), 4)
+  whole = conditioning.noise_like(jnp.zeros((4, 2, 3, 3, 3)), keys)
+  alone = conditioning.noise_like(jnp.zeros((1, 2, 3, 3, 3)), keys[2:3])
+  np.testing.assert_array_equal(whole[2], alone[0])
+  assert abs(float(whole.std()) - 1) < 0.2
 
 
 @pytest.mark.parametrize("level", [0, 1, 127, 254, 255])

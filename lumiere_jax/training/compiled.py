@@ -1,0 +1,104 @@
+"""The training step compiled once for each shape of batch."""
+
+from collections.abc import Callable
+import dataclasses
+import time
+from typing import Any
+
+import jax
+
+from lumiere_jax.parallel.flops import count_flops
+from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.state import TrainState
+from lumiere_jax.training.step import (
+  Metrics,
+  loss_and_gradients,
+  make_train_step,
+)
+from lumiere_jax.training.tasks import Batch, Task
+from lumiere_jax.typing import FlatParams
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """A compiled step.
+
+  Attributes:
+    run: (state, frozen, batch, key) -> (state, metrics); the state given is
+      used up.
+    flops: model FLOPs of the step over all devices: forward and backward as
+      they need to be, without what is computed again.
+    temporary_bytes: memory on each device while it runs, besides its
+      arguments; None where the compiler does not say.
+    seconds: it took to compile.
+  """
+
+  run: Callable[..., tuple[TrainState, Metrics]]
+  flops: int
+  temporary_bytes: int | None
+  seconds: float
+
+
+class TrainStep:
+  """Programs by the shape of the batch; another shape compiles another."""
+
+  def __init__(
+    self,
+    experiment: Experiment,
+    task: Task,
+    announce: Callable[[tuple[int, ...], Program], None],
+  ):
+    self._experiment, self._task = experiment, task
+    self._announce = announce
+    self._jitted = jax.jit(make_train_step(experiment, task), donate_argnums=0)
+    self.programs: dict[tuple[int, ...], Program] = {}
+
+  def __call__(
+    self, state: TrainState, frozen: FlatParams, batch: Batch, key: jax.Array
+  ) -> tuple[TrainState, Metrics]:
+    """Takes a step; `state` must not be used again."""
+    shape = batch["video"].shape
+    if shape not in self.programs:
+      self.programs[shape] = self._compile(state, frozen, batch, key)
+      self._announce(shape, self.programs[shape])
+    return self.programs[shape].run(state, frozen, batch, key)
+
+  def flops(self, batch: Batch) -> int:
+    """Model FLOPs of a step that has been taken."""
+    return self.programs[batch["video"].shape].flops
+
+  def _compile(self, *args: Any) -> Program:
+    start = time.monotonic()
+    compiled = self._jitted.lower(*args).compile()
+    seconds = time.monotonic() - start
+    memory = compiled.memory_analysis()
+    return Program(
+      run=compiled,
+      flops=model_flops(self._experiment, self._task, *args[:3]),
+      temporary_bytes=memory and memory.temp_size_in_bytes,
+      seconds=seconds,
+    )
+
+
+def model_flops(
+  experiment: Experiment,
+  task: Task,
+  state: TrainState,
+  frozen: FlatParams,
+  batch: Batch,
+) -> int:
+  """FLOPs of the loss and its gradients, counted without rematerialisation."""
+  plain = dataclasses.replace(
+    experiment,
+    model=dataclasses.replace(experiment.model, remat=()),
+    train=dataclasses.replace(experiment.train, accumulate=1),
+  )
+  gradients = loss_and_gradients(
+    plain, dataclasses.replace(task, experiment=plain)
+  )
+  draws = jax.eval_shape(task.draw, batch, jax.random.key(0))
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+    (state.trainable, frozen, dict(batch)),
+  )
+  return count_flops(gradients, *shapes, draws)

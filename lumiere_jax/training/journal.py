@@ -1,0 +1,208 @@
+"""What a run tells while it trains: lines of numbers, a bar, clips."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+from pathlib import Path
+import sys
+import time
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from lumiere_jax.parallel.chips import peak_flops
+from lumiere_jax.training.compiled import Program
+from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.logs import JsonLines
+from lumiere_jax.training.sinks import (
+  Clip,
+  Sink,
+  TensorBoard,
+  WeightsAndBiases,
+)
+from lumiere_jax.training.step import Metrics
+from lumiere_jax.training.tables import MEBI
+from lumiere_jax.typing import UserError
+
+_WAITS_LONG = 0.25  # Share of the time waited for data that is worth a word.
+
+
+class Journal:
+  """The files, bar and sinks of a run; only the first process writes.
+
+  Speed is that of the steps alone: what passes in `apart` does not count.
+  """
+
+  def __init__(self, experiment: Experiment, workdir: Path, start: int):
+    """Opens the files and takes back what a killed run wrote beyond `start`."""
+    self._experiment, self._start = experiment, start
+    self._first = jax.process_index() == 0
+    self._metrics = JsonLines(workdir / "metrics.jsonl")
+    self._held_out = JsonLines(workdir / "held_out.jsonl")
+    self._sinks: list[Sink] = []
+    if self._first:
+      for log in (self._metrics, self._held_out):
+        log.rewind(start)
+      self._sinks = _open_sinks(experiment, workdir, start)
+    self._interval = _Interval()
+    self._warned = False
+    self._bar = tqdm(
+      desc=experiment.stage,
+      initial=start,
+      total=experiment.train.steps,
+      unit="step",
+      mininterval=0.5 if sys.stderr.isatty() else 15,
+      dynamic_ncols=True,
+    )
+
+  def held_out(self) -> list[dict[str, Any]]:
+    """Records of held-out losses up to now."""
+    return self._held_out.read()
+
+  def took_step(self, step: int, metrics: Metrics, flops: int) -> None:
+    """Counts a step, and writes a line where one is due.
+
+    A line is the one place where the host waits for the device.
+
+    Args:
+      step: number of the step, from 1.
+      metrics: what it returned.
+      flops: its model FLOPs.
+
+    Raises:
+      UserError: too many steps in a row had to be skipped.
+    """
+    config = self._experiment.train
+    self._interval.steps += 1
+    self._interval.flops += flops
+    self._bar.update()
+    if step % config.log_every and step != config.steps:
+      return
+    values = jax.tree.map(float, metrics)
+    in_a_row = int(values.pop("skipped_in_a_row"))
+    record = {
+      "step": step,
+      **values,
+      "skipped": int(values["skipped"]),
+      **self._speed(),
+    }
+    self._write(self._metrics, record, "train")
+    self._bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+    if in_a_row >= config.max_skips:
+      raise UserError(
+        f"the gradients of the last {in_a_row} steps, up to step {step}, were "
+        "not finite, so these were skipped; start again with a lower "
+        "config.train.learning_rate or clip_norm, or in float32 "
+        "(--config.model.dtype=float32)"
+      )
+
+  def evaluated(self, record: Mapping[str, Any]) -> None:
+    """Writes a record of the held-out loss."""
+    self._write(self._held_out, record, "held_out")
+
+  def previewed(self, step: int, clips: Sequence[Clip]) -> None:
+    """Shows clips."""
+    for clip in clips:
+      for sink in self._sinks:
+        sink.clip(step, clip)
+    if clips:
+      self.say(f"previews: {clips[0].path} and {len(clips) - 1} more")
+
+  def compiled(self, shape: tuple[int, ...], program: Program) -> None:
+    """Says that a program was compiled, which counts for no step."""
+    self._interval.leave_out(program.seconds)
+    memory = program.temporary_bytes
+    size = "" if memory is None else f", {memory / MEBI:,.0f} MiB to work in"
+    self.say(
+      f"compiled for batches of {'x'.join(map(str, shape))} in "
+      f"{program.seconds:.0f} s: {program.flops / 1e9:,.1f} GFLOP a step{size}"
+    )
+
+  def say(self, text: str) -> None:
+    """One line or more on stderr, above the bar."""
+    if self._first:
+      self._bar.write(text, file=sys.stderr)
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Time in here is spent waiting for data."""
+    before = time.monotonic()
+    yield
+    self._interval.waited += time.monotonic() - before
+
+  @contextlib.contextmanager
+  def apart(self, metrics: Metrics | None) -> Iterator[None]:
+    """Time in here belongs to no step.
+
+    Args:
+      metrics: of the last step, which is waited for first.
+    """
+    jax.block_until_ready(metrics)
+    before = time.monotonic()
+    yield
+    self._interval.leave_out(time.monotonic() - before)
+
+  def close(self) -> None:
+    """All is on disk, or sent, when this returns."""
+    self._bar.close()
+    for sink in self._sinks:
+      sink.close()
+
+  def _write(
+    self, log: JsonLines, record: Mapping[str, Any], name: str
+  ) -> None:
+    if self._first:
+      log.append(record)
+      for sink in self._sinks:
+        sink.scalars(record["step"], {name: record})
+
+  def _speed(self) -> dict[str, Any]:
+    """Speed since the last line, over all devices but for `tflops`, `mfu`."""
+    done, self._interval = self._interval, _Interval()
+    seconds = max(done.seconds, 1e-9)
+    flops = done.flops / seconds / jax.device_count()
+    peak = peak_flops(jax.devices()[0].device_kind)
+    waited = done.waited / seconds
+    if waited > _WAITS_LONG and not self._warned and done.steps > 1:
+      self._warned = True
+      self.say(
+        f"data: {waited:.0%} of the time is spent waiting for clips; raise "
+        "config.data.threads, or prepare the clips (python -m "
+        "lumiere_jax.prepare)"
+      )
+    return {
+      "seconds": round(seconds, 3),
+      "clips_per_s": done.steps * self._experiment.train.batch_size / seconds,
+      "data_wait": waited,
+      "tflops": flops / 1e12,
+      "mfu": peak and flops / peak,
+    }
+
+
+@dataclasses.dataclass
+class _Interval:
+  """What happened since the last line."""
+
+  began: float = dataclasses.field(default_factory=time.monotonic)
+  steps: int = 0
+  flops: int = 0
+  waited: float = 0.0
+  left_out: float = 0.0
+
+  def leave_out(self, seconds: float) -> None:
+    self.left_out += seconds
+
+  @property
+  def seconds(self) -> float:
+    return time.monotonic() - self.began - self.left_out
+
+
+def _open_sinks(
+  experiment: Experiment, workdir: Path, start: int
+) -> list[Sink]:
+  sinks: list[Sink] = [TensorBoard(workdir / "tensorboard", start)]
+  if experiment.train.wandb:
+    config = dataclasses.asdict(experiment)
+    sinks.append(WeightsAndBiases(experiment.train.wandb, workdir, config))
+  return sinks

@@ -1,0 +1,134 @@
+"""Clips sampled while training, to look at."""
+
+import dataclasses
+from pathlib import Path
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lumiere_jax.data.text import TextCache
+from lumiere_jax.diffusion.noise import sample_keys
+from lumiere_jax.diffusion.rules import DDIM
+from lumiere_jax.io.image import write_image
+from lumiere_jax.io.write import write_video
+from lumiere_jax.models import lora
+from lumiere_jax.pipelines.conditioning import to_uint8
+from lumiere_jax.pipelines.sampling import Knobs, sample_stage
+from lumiere_jax.training.sinks import Clip
+from lumiere_jax.training.state import TrainState
+from lumiere_jax.training.tasks import Batch, Task
+from lumiere_jax.typing import Cond, FlatParams, Video
+
+_GAP = 2  # Pixels of white between what is shown side by side.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scene:
+  """What previews are made of.
+
+  Attributes:
+    captions: one for each clip.
+    cond: what the network is told, text and pixels.
+    beside: (b, t, h, w, 3) videos to show to the left of a sample (what it
+      was told) and to the right (what there really was).
+    size: (frames, height, width) of the samples.
+  """
+
+  captions: list[str]
+  cond: Cond
+  beside: tuple[list[Video], list[Video]]
+  size: tuple[int, int, int]
+
+
+def held_out_scene(task: Task, batch: Batch, captions: list[str]) -> Scene:
+  """Held-out clips: their captions, and given or low-resolution pixels."""
+  x0, cond = jax.jit(task.held_out_inputs)(batch)
+  told = [] if cond.frames is None else [cond.frames[..., :3]]
+  if task.experiment.upscale > 1 and task.experiment.model.cond_channels:
+    told.append(cond.frames[..., 3:6])
+  return Scene(
+    captions=captions,
+    cond=cond,
+    beside=(told, [x0] if told else []),
+    size=x0.shape[1:4],
+  )
+
+
+def prompted_scene(task: Task, text: TextCache, prompts: list[str]) -> Scene:
+  """Prompts of the user's, for stages that are told text alone."""
+  features, mask = text(prompts)
+  data = task.experiment.data
+  cond = Cond(text=jnp.asarray(features), text_mask=jnp.asarray(mask))
+  return Scene(
+    captions=prompts,
+    cond=cond,
+    beside=([], []),
+    size=(data.num_frames, *data.size),
+  )
+
+
+class Previews:
+  """Samples the averaged weights and writes what they make.
+
+  The same captions, noise and given pixels every time, so that what changes is
+  what was learned. Nothing here touches the state of training.
+  """
+
+  def __init__(self, task: Task, scene: Scene, folder: Path):
+    self._task, self._scene, self._folder = task, scene, folder
+
+  def __call__(self, state: TrainState, frozen: FlatParams) -> list[Clip]:
+    """Writes STEP-NUMBER-CAPTION.mp4, or .png of pictures."""
+    scene, fps = self._scene, self._task.experiment.data.fps
+    left, right = scene.beside
+    shown = [*left, self._sample(state, frozen), *right]
+    videos = _side_by_side([np.asarray(to_uint8(video)) for video in shown])
+    clips = []
+    for k, (caption, video) in enumerate(
+      zip(scene.captions, videos, strict=True)
+    ):
+      name = f"{int(state.step):08d}-{k}-{_slug(caption)}".rstrip("-")
+      path = self._folder / (name + (".png" if len(video) == 1 else ".mp4"))
+      if len(video) == 1:
+        write_image(path, video[0])
+      else:
+        write_video(path, video, fps)
+      clips.append(Clip(name=f"preview/{k}", path=path, video=video, fps=fps))
+    return clips
+
+  def _sample(self, state: TrainState, frozen: FlatParams) -> Video:
+    experiment, scene = self._task.experiment, self._scene
+    frames, *size = scene.size
+    config = experiment.sampling
+    video = dataclasses.replace(config.video, resolution=tuple(size))
+    count = len(scene.captions)
+    repeat = lambda x: jnp.repeat(jnp.asarray(x)[None], count, axis=0)
+    null = Cond(
+      text=repeat(self._task.null_text), text_mask=repeat(self._task.null_mask)
+    )
+    return sample_stage(
+      dataclasses.replace(config, video=video),
+      lora.scaled({**state.ema, **frozen}, experiment.lora.scale),
+      scene.cond,
+      null,
+      sample_keys(list(range(count))),
+      frames,
+      rule=DDIM(),
+      steps=experiment.preview.steps,
+      knobs=Knobs(guidance_scale=experiment.preview.guidance_scale),
+      chunk=experiment.preview.steps,
+    )
+
+
+def _side_by_side(videos: list[np.ndarray]) -> np.ndarray:
+  """(b, t, h, w, 3) videos next to each other, a white line between."""
+  gap = np.full((*videos[0].shape[:3], _GAP, 3), 255, np.uint8)
+  row = [part for video in videos for part in (gap, video)][1:]
+  return np.concatenate(row, axis=3)
+
+
+def _slug(caption: str) -> str:
+  """A caption as a part of a file name."""
+  return "-".join(re.findall(r"[a-z0-9]+", caption.lower()))[:40].strip("-")

@@ -1,0 +1,168 @@
+"""A run under way: everything the loop touches, opened and checked."""
+
+from collections.abc import Iterator
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lumiere_jax.data.pipeline import Loader, batches, held_out_batches
+from lumiere_jax.data.source import Source
+from lumiere_jax.data.sources import open_sources
+from lumiere_jax.data.text import TextCache, TextEncoder
+from lumiere_jax.parallel import mesh as meshes
+from lumiere_jax.pipelines.text import null_text, open_text_encoder
+from lumiere_jax.training.checkpoints import Checkpoints
+from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.evaluation import HeldOut
+from lumiere_jax.training.export import Exporter
+from lumiere_jax.training.previews import (
+  Previews,
+  held_out_scene,
+  prompted_scene,
+)
+from lumiere_jax.training.start import check_text, start_or_resume
+from lumiere_jax.training.state import TrainState
+from lumiere_jax.training.tasks import Batch, Task
+from lumiere_jax.typing import FlatParams
+
+
+@dataclasses.dataclass(kw_only=True)
+class Run:
+  """See the module.
+
+  Attributes:
+    state: the only thing that changes.
+  """
+
+  experiment: Experiment
+  workdir: Path
+  mesh: jax.sharding.Mesh
+  task: Task
+  text: TextEncoder
+  captions: TextCache
+  sources: tuple[Source, Source]
+  checkpoints: Checkpoints
+  state: TrainState
+  frozen: FlatParams
+  frozen_name: str
+
+  @classmethod
+  def open(
+    cls, experiment: Experiment, workdir: Path, mesh: jax.sharding.Mesh
+  ) -> "Run":
+    """Opens data, text and weights; resumes where a checkpoint is.
+
+    Raises:
+      UserError: any of them cannot be used.
+    """
+    sources = open_sources(
+      experiment.data,
+      seed=experiment.seed,
+      report=workdir / "data_report.jsonl",
+    )
+    config = experiment.text
+    text = open_text_encoder(
+      config.tokenizer, config.weights, config.max_length
+    )
+    check_text(experiment, text)
+    captions = TextCache(text, config.cache or workdir / "text_cache")
+    captions.fill(_captions(experiment, sources))
+    null, mask = null_text(text, experiment.diffusion.null_text)
+    task = Task(
+      experiment=experiment,
+      null_text=jnp.asarray(null),
+      null_mask=jnp.asarray(mask),
+    )
+    checkpoints = Checkpoints(workdir, experiment.train)
+    state, frozen, name = start_or_resume(
+      experiment, task, checkpoints, mesh, text.identity
+    )
+    return cls(
+      experiment=experiment,
+      workdir=workdir,
+      mesh=mesh,
+      task=task,
+      text=text,
+      captions=captions,
+      sources=sources,
+      checkpoints=checkpoints,
+      state=state,
+      frozen=frozen,
+      frozen_name=name,
+    )
+
+  @property
+  def step(self) -> int:
+    """Steps taken; asks the device."""
+    return int(self.state.step)
+
+  def batches(self) -> Iterator[Batch]:
+    """Endless batches on the devices, from the present step on."""
+    return batches(
+      self._loader(self.sources[0]),
+      batch_size=self.experiment.train.batch_size,
+      start_step=self.step,
+      num_threads=self.experiment.data.threads,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      finish=lambda batch: meshes.to_devices(self.mesh, self._arrays(batch)),
+    )
+
+  def held_out(self) -> HeldOut:
+    """Measures the held-out loss."""
+    config = self.experiment.train
+    clips = held_out_batches(
+      self._loader(self.sources[1]), config.eval_clips, config.batch_size
+    )
+    to_devices = lambda batch: meshes.to_devices(self.mesh, self._arrays(batch))
+    return HeldOut(self.task, [(to_devices(b), real) for b, real in clips])
+
+  def previews(self) -> Previews:
+    """Samples clips to look at."""
+    config = self.experiment.preview
+    if config.prompts:
+      scene = prompted_scene(self.task, self.captions, list(config.prompts))
+    else:
+      # Clips of the first shape there is; each device makes all of them.
+      batch, real = held_out_batches(
+        self._loader(self.sources[1]), config.clips, config.clips
+      )[0]
+      arrays = {k: v[:real] for k, v in self._arrays(batch).items()}
+      held = jax.device_put(arrays, meshes.replicated(self.mesh))
+      scene = held_out_scene(self.task, held, batch["caption"][:real])
+    return Previews(self.task, scene, self.workdir / "previews")
+
+  def exporter(self) -> Exporter:
+    """Writes bundles."""
+    return Exporter(
+      experiment=self.experiment,
+      workdir=self.workdir,
+      checkpoints=self.checkpoints,
+      frozen=self.frozen_name,
+      text=self.text,
+    )
+
+  def _loader(self, source: Source) -> Loader:
+    experiment = self.experiment
+    return Loader(
+      source=source, seed=experiment.seed, masks=experiment.data.mask_mix
+    )
+
+  def _arrays(self, batch: dict[str, Any]) -> dict[str, Any]:
+    text, mask = self.captions(batch["caption"])
+    arrays = {k: batch[k] for k in ("video", "mask") if k in batch}
+    return arrays | {"text": text, "text_mask": mask}
+
+
+def _captions(
+  experiment: Experiment, sources: tuple[Source, Source]
+) -> Iterator[str]:
+  """All that will be needed: of training, and of the clips held out."""
+  clips, held_out = sources
+  asked = max(experiment.train.eval_clips, experiment.preview.clips)
+  for source, count in ((clips, len(clips)), (held_out, asked)):
+    for index in range(min(count, len(source))):
+      yield from source.captions(index)

@@ -1,0 +1,69 @@
+"""What a run says of its weights and memory before it starts."""
+
+from collections.abc import Mapping, Sequence
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from lumiere_jax.training.blocks import by_block
+from lumiere_jax.training.state import TrainState
+from lumiere_jax.typing import FlatParams
+
+MEBI = 2**20
+
+
+def parameter_table(trainable: FlatParams, frozen: FlatParams) -> str:
+  """Parameters of each block, trainable and frozen, and their sums."""
+  blocks = [by_block(flat) for flat in (trainable, frozen)]
+  names = list(dict.fromkeys([*blocks[1], *blocks[0]]))
+  count = lambda flat: sum(leaf.size for leaf in flat.values())
+  rows = [
+    (name, *(count(block.get(name, {})) for block in blocks)) for name in names
+  ]
+  rows.append(("all", count(trainable), count(frozen)))
+  cells = [(name, *(f"{n:,}" if n else "" for n in ns)) for name, *ns in rows]
+  return _table(("parameters", "trainable", "frozen"), cells)
+
+
+def memory_by_group(state: TrainState, frozen: FlatParams) -> dict[str, int]:
+  """Bytes on each device of all that stays there between steps.
+
+  And of the gradients, which do not: they are as large as what trains.
+  """
+  return {
+    "frozen weights": _bytes(frozen),
+    "trainable weights": _bytes(state.trainable),
+    "average": _bytes(state.ema),
+    "optimizer": _bytes(state.opt_state),
+    "gradients": _bytes(state.trainable),
+  }
+
+
+def memory_table(groups: Mapping[str, int]) -> str:
+  """Bytes by group as a table in MiB, with their sum."""
+  rows = [*groups.items(), ("all", sum(groups.values()))]
+  cells = [(name, f"{size / MEBI:,.1f}") for name, size in rows]
+  return _table(("memory", "MiB a device"), cells)
+
+
+def _bytes(tree: Any) -> int:
+  """Of one device's part of all leaves."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape))
+    * np.dtype(leaf.dtype).itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+  line = lambda row: (
+    "  "
+    + "  ".join(
+      cell.rjust(width) if i else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+  )
+  return "\n".join(map(line, (head, *rows)))
