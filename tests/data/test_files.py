@@ -75,7 +75,7 @@ def test_report_says_what_became_of_every_video(folder, tmp_path, capsys):
 
   said = capsys.readouterr()
   assert not said.out
-  assert "4 of 10 videos" in said.err
+  assert "4 of 10 files" in said.err
   assert "1 too short" in said.err
   assert "1 no caption" in said.err
   assert str(report_path) in said.err
@@ -87,7 +87,7 @@ def test_nothing_left_counts_the_reasons(tmp_path):
   for k in range(3):
     (tmp_path / f"{k}.mp4").touch()
   write_jsonl(tmp_path, {f"{k}.mp4": "x" for k in range(5)})
-  message = "none of 5 videos can be used: 3 empty file, 2 missing"
+  message = "none of 5 files can be used: 3 empty file, 2 missing"
   with pytest.raises(UserError, match=message):
     FilesSource.open(tmp_path, [SPEC], report_path=tmp_path / "report.jsonl")
   assert len((tmp_path / "report.jsonl").read_text().splitlines()) == 5
@@ -174,7 +174,7 @@ def test_all_real_clips_are_used(capsys):
   spec = ClipSpec(num_frames=16, fps=16, resolution=(64, 64))
   source = FilesSource.open(CLIPS, [spec])
   assert len(source) == 23
-  assert "23 of 23" in capsys.readouterr().err
+  assert "23 of 23 files" in capsys.readouterr().err
   clip = source.clip(0, np.random.default_rng(0))
   assert clip.shape == (16, 64, 64, 3)
 
@@ -214,7 +214,7 @@ def test_each_video_serves_the_shape_that_suits_it(tmp_path, capsys):
   assert rows["shorter.mp4"]["reason"].startswith("too short: 0.25 s make 2")
   assert rows["shorter.mp4"]["clip"] is None
   said = capsys.readouterr().err
-  assert "3 of 4 videos" in said
+  assert "3 of 4 files" in said
   for shape in ("8x16x16 (1)", "8x12x24 (1)", "4x16x16 (1)"):
     assert shape in said
   parts = source.split(0.3)
@@ -321,7 +321,7 @@ def test_clips_are_taken_between_cuts(tmp_path, capsys):
   ]
   assert rows[1]["reason"].startswith("too short: 0.38 s make 3 frames")
   said = capsys.readouterr().err
-  assert "3 of 4 parts of 2 videos" in said
+  assert "3 of 4 parts of 2 files" in said
 
   scenes = blocks(1, 1, 1)[:, :12, :12].reshape(3, -1).astype(int)
   for seed, (index, scene) in itertools.product(range(10), ((0, 0), (1, 2))):
