@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 from fractions import Fraction
-import os
 
 import av
 import numpy as np
 
-from lumiere_jax.typing import UserError
+from lumiere_jax.io.errors import VideoError, require_file
+from lumiere_jax.io.picture import animated_webp
 
 TOLERANCE_S = 1e-3
 """Matroska and FLV round every timestamp to a millisecond."""
@@ -20,20 +20,6 @@ _WITHOUT_TIMESTAMPS = 0x80  # libavformat's AVFMT_NOTIMESTAMPS
 _UNSPECIFIED_RATE = Fraction(25)
 # Formats that seek by an index or by timestamps and find them true there.
 _SEEKABLE = ("mov", "matroska", "avi", "flv", "mpegts")
-
-
-class VideoError(UserError):
-  """A file that cannot serve as a video.
-
-  Attributes:
-    path: the file.
-    reason: "kind: details", the same without the file's name.
-  """
-
-  def __init__(self, path, reason: str):
-    super().__init__(f"{path}: {reason}")
-    self.path = str(path)
-    self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +42,13 @@ class Track:
     return self.stream.codec_context.sample_aspect_ratio or Fraction(1)
 
   @property
+  def start(self) -> int | None:
+    """The timestamp that times count from; None: there are none."""
+    if self.container.format.name == "apng":  # begins at 0 and does not say so
+      return 0
+    return self.stream.start_time
+
+  @property
   def counted(self) -> bool:
     """Whether times must be counted at `rate`, for want of timestamps.
 
@@ -67,13 +60,13 @@ class Track:
       and self.stream.codec_context.has_b_frames
     )
     bare = self.container.format.flags & _WITHOUT_TIMESTAMPS
-    return bool(reordered_avi or bare or self.stream.start_time is None)
+    return bool(reordered_avi or bare or self.start is None)
 
   def time(self, frame: av.VideoFrame, order: int) -> float:
     """When `frame`, the `order`-th from the start, begins to show."""
     if self.counted or frame.pts is None:
       return order / float(self.rate)
-    return float((frame.pts - self.stream.start_time) * frame.time_base)
+    return float((frame.pts - self.start) * frame.time_base)
 
   def lasts(self, frame: av.VideoFrame) -> float:
     """For how many seconds `frame` shows if none comes after it."""
@@ -90,7 +83,7 @@ class Track:
     name = self.container.format.name
     if time_s <= 0 or self.counted or not name.startswith(_SEEKABLE):
       return True
-    ticks = int(time_s / self.stream.time_base) + self.stream.start_time
+    ticks = int(time_s / self.stream.time_base) + self.start
     try:
       self.container.seek(ticks, stream=self.stream)
     except av.FFmpegError:
@@ -115,10 +108,11 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
     VideoError: it is missing, empty, no video or has no picture stream; or
       the decoder gives up while the file is open.
   """
-  _require_file(path)
+  require_file(path)
+  # "file:" keeps a colon in a name from being read as a protocol.
+  source = animated_webp(path) or f"file:{path}"
   try:
-    # "file:" keeps a colon in a name from being read as a protocol.
-    container = av.open(f"file:{path}", metadata_errors="replace")
+    container = av.open(source, metadata_errors="replace")
   except av.FFmpegError as error:
     reason = f"not a video, or cut short: {error.strerror}"
     raise VideoError(path, reason) from error
@@ -131,17 +125,6 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
     except av.FFmpegError as error:
       reason = f"damaged: the decoder gave up ({error.strerror})"
       raise VideoError(path, reason) from error
-
-
-def _require_file(path) -> None:
-  if not os.path.exists(path):
-    raise VideoError(path, "missing: no such file")
-  if not os.path.isfile(path):
-    raise VideoError(path, "not a file: give a video file")
-  if not os.access(path, os.R_OK):
-    raise VideoError(path, "not readable: permission denied")
-  if not os.path.getsize(path):
-    raise VideoError(path, "empty file: 0 bytes")
 
 
 def _picture_stream(path, container) -> av.VideoStream:
