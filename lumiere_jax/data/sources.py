@@ -37,6 +37,11 @@ def open_sources(
 
 def _procedural(config: DataConfig, seed: int, report) -> Sources:
   del report  # nothing is ever dropped
+  if config.buckets:
+    raise UserError(
+      f"config.data.buckets={config.buckets!r}: scenes of 'procedural' are of "
+      "one shape; leave buckets out, or take another config.data.source"
+    )
   train, held_out = (
     ProceduralSource(
       num_clips=config.num_clips,

@@ -15,6 +15,7 @@ from lumiere_jax.io.atomic import writing
 from lumiere_jax.typing import UserError
 
 PAD, EOS, UNK = 0, 1, 2
+_SHOWN = 80  # Characters of each end of what is cut off.
 
 
 def default_tokenizer_path() -> pathlib.Path:
@@ -83,8 +84,8 @@ class Tokenizer:
       kept, lost = self._split(text)
       if lost:
         warnings.warn(
-          f"only {self.max_length} tokens of a text are read; "
-          f'left out: "{lost}"',
+          f"only {self.max_length} tokens of a text are read; left out: "
+          f'"{_shorten(lost)}"',
           stacklevel=2,
         )
       tokens[i, : len(kept)] = kept
@@ -176,3 +177,11 @@ def _parse(
       "1; give a tokenizer of the T5 kind"
     )
   return model
+
+
+def _shorten(text: str) -> str:
+  """Enough of both ends of a text to know it by, on one line."""
+  text = " ".join(text.split())
+  if len(text) <= 2 * _SHOWN:
+    return text
+  return f"{text[:_SHOWN]} [...] {text[-_SHOWN:]}"

@@ -1,0 +1,116 @@
+"""The least experiments that have every kind of leaf a trainer cares for."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import common
+from lumiere_jax.data.config import DataConfig
+from lumiere_jax.models.unet import TemporalConfig
+from lumiere_jax.pipelines.stage import DiffusionConfig
+from lumiere_jax.training.config import Experiment, TrainConfig
+from lumiere_jax.training.loop import train
+from lumiere_jax.training.tasks import Task
+from tests.conftest import replace
+
+# One level: a tenth of the compilation of the real configs' two.
+IMAGE = dataclasses.replace(
+  common.TINY,
+  channels=(8,),
+  num_res_blocks=(1,),
+  attention=("self",),
+  text_channels=8,
+  head_dim=8,
+  norm_groups=4,
+)
+TEMPORAL = TemporalConfig(
+  resample=(), num_attentions=1, head_dim=8, max_distance=4
+)
+TRAIN = TrainConfig(
+  steps=4,
+  batch_size=2,
+  trainable=".*",
+  learning_rate=1e-3,
+  warmup_steps=2,
+  ema_decay=0.9,
+  log_every=1,
+  eval_every=0,
+  eval_clips=2,
+  eval_levels=2,
+  save_every=100,
+)
+T2I = Experiment(
+  stage="t2i",
+  model=IMAGE,
+  text=common.TINY_TEXT,
+  diffusion=DiffusionConfig(),
+  data=DataConfig(
+    source="procedural", num_clips=8, num_frames=1, resolution=8, threads=1
+  ),
+  train=TRAIN,
+)
+BASE = replace(
+  T2I,
+  stage="base",
+  model={"temporal": TEMPORAL},
+  data={"num_frames": 4},
+  train={"trainable": "temporal_"},
+)
+CONDITIONAL = replace(
+  BASE,
+  stage="conditional",
+  model={"cond_channels": 4},
+  data={"masks": "first_frame random_boxes"},
+  train={"trainable": "temporal_|cond_in"},
+)
+
+
+def records(path: pathlib.Path) -> list[dict]:
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def make_task(experiment: Experiment) -> Task:
+  width = experiment.model.text_dim
+  return Task(
+    experiment=experiment,
+    null_text=jnp.zeros((4, width)),
+    null_mask=jnp.ones(4, bool),
+  )
+
+
+def make_batch(experiment: Experiment, size: int, seed: int = 0, **shape):
+  """Random clips, texts and masks."""
+  data = experiment.data
+  frames = shape.get("frames", data.num_frames)
+  keys = jax.random.split(jax.random.key(seed), 3)
+  batch = {
+    "video": jax.random.randint(
+      keys[0], (size, frames, *data.size, 3), 0, 256
+    ).astype(jnp.uint8),
+    "text": jax.random.normal(keys[1], (size, 4, experiment.model.text_dim)),
+    "text_mask": jnp.ones((size, 4), bool),
+  }
+  if experiment.model.cond_channels:
+    mask = jax.random.bernoulli(keys[2], 0.5, (size, frames, *data.size, 1))
+    batch["mask"] = mask.astype(jnp.uint8)
+  return batch
+
+
+@pytest.fixture(scope="session")
+def image_run(tmp_path_factory):
+  """A text-to-image model trained for a few steps."""
+  workdir = tmp_path_factory.mktemp("t2i")
+  train(T2I, workdir)
+  return workdir
+
+
+@pytest.fixture(scope="session")
+def base_run(tmp_path_factory, image_run):
+  """A base inflated from it and trained for a few steps."""
+  workdir = tmp_path_factory.mktemp("base")
+  train(replace(BASE, init_from=str(image_run)), workdir)
+  return workdir
