@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 from fractions import Fraction
+import io
 import os
 
 import av
@@ -34,6 +35,22 @@ class VideoError(UserError):
     super().__init__(f"{path}: {reason}")
     self.path = str(path)
     self.reason = reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Blob:
+  """A video file in memory, to give where a path is asked for.
+
+  Attributes:
+    name: what errors call it.
+    data: the bytes of the file.
+  """
+
+  name: str
+  data: bytes = dataclasses.field(repr=False)
+
+  def __str__(self) -> str:
+    return self.name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +125,7 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
   """Opens a video file.
 
   Args:
-    path: the file.
+    path: the file, or a Blob.
     num_threads: of the decoder; 0: as many as there are cores.
 
   Raises:
@@ -116,9 +133,11 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
       the decoder gives up while the file is open.
   """
   _require_file(path)
+  # "file:" keeps a colon in a name from being read as a protocol.
+  blob = isinstance(path, Blob)
+  source = io.BytesIO(path.data) if blob else f"file:{path}"
   try:
-    # "file:" keeps a colon in a name from being read as a protocol.
-    container = av.open(f"file:{path}", metadata_errors="replace")
+    container = av.open(source, metadata_errors="replace")
   except av.FFmpegError as error:
     reason = f"not a video, or cut short: {error.strerror}"
     raise VideoError(path, reason) from error
@@ -134,6 +153,10 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
 
 
 def _require_file(path) -> None:
+  if isinstance(path, Blob):
+    if not path.data:
+      raise VideoError(path, "empty file: 0 bytes")
+    return
   if not os.path.exists(path):
     raise VideoError(path, "missing: no such file")
   if not os.path.isfile(path):

@@ -105,7 +105,7 @@ def test_a_torn_shard_is_named(tmp_path, damage):
   write(tmp_path, some(2))
   shard = tmp_path / "clips-00001.array_record"
   shard.write_bytes(damage(shard.read_bytes()))
-  with pytest.raises(UserError, match="clips-00001.array_record: damaged"):
+  with pytest.raises(UserError, match=r"clips-00001\.array_record: damaged"):
     Records(tmp_path, "clips")
 
 
@@ -135,7 +135,7 @@ def test_a_full_disk_loses_no_whole_shard(tmp_path):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
   try:
-    with pytest.raises(UserError, match="cannot be written .*too large"):
+    with pytest.raises(UserError, match=r"cannot be written .*too large"):
       write(tmp_path, {"b": bytes(2**21)})
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
