@@ -112,7 +112,7 @@ def loads(data: bytes, name: str) -> FlatParams:
     raise UserError(
       f"{name}: not safetensors, or only a part ({error}); make it again"
     ) from error
-  dtypes = {name: dtype for dtype, name in _DTYPES.items()}
+  dtypes = {code: dtype for dtype, code in _DTYPES.items()}
   return {
     name: np.frombuffer(array["data"], dtypes[array["dtype"]]).reshape(
       array["shape"]
