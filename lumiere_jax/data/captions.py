@@ -1,85 +1,134 @@
-"""Captions of a folder of videos.
+"""Captions of a folder of videos or pictures.
 
-captions.jsonl  one {"file": ..., "caption": ...} a line
+captions.jsonl  {"file": ..., "caption": ...} a line, or several "captions"
 captions.csv    columns file and caption
-NAME.txt        beside each NAME.mp4, .mkv or whatever it is
+NAME.txt        beside NAME.mp4, .mkv or whatever it is: one caption
+NAME.json       beside those without NAME.txt: a caption, a list of captions, or
+                an object with "caption" or "captions"
+
+Where there are none of these, the names of sub-folders are: a sub-folder holds
+the videos of a class; see `labels`.
 """
 
 from collections.abc import Iterator
+from concurrent import futures
 import csv
 import io
 import json
-from pathlib import Path
 import posixpath
+import reprlib
+import sys
 from typing import Any
 
+from lumiere_jax.data.labels import Captions, label_captions
+from lumiere_jax.io.folder import Folder
+from lumiere_jax.io.picture import PICTURE_ENDINGS
+from lumiere_jax.io.remote import is_url
+from lumiere_jax.io.text import read_text
 from lumiere_jax.typing import UserError
 
-_KEYS = ("file", "caption")
+# Only to find videos by; a captioned file of any other ending is read too.
+MEDIA_ENDINGS = PICTURE_ENDINGS | {
+  *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+  *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+}
+_THREADS = 16  # That read captions, which may be remote.
+_Rows = Iterator[tuple[int, Any]]
 
 
-def read_captions(folder) -> dict[str, str]:
-  """Reads the captions of a folder, from whichever of the three is there.
+def read_captions(folder: Folder, prompts: str = "") -> Captions:
+  """Reads the captions of a folder, in whichever way they are there.
 
   A name that is captioned need not exist, and a caption may be empty: whether
   a video can be used is for the reader of the videos to say.
 
+  Args:
+    folder: of videos.
+    prompts: file of 'label|prompt' lines that caption classes; '' takes the
+      words of the labels. Captions of the folder's own go before.
+
   Returns:
-    file name relative to `folder` -> caption, in the order of the names.
+    name in `folder`, or URL -> its captions, in the order of the names.
 
   Raises:
     UserError: no captions, two kinds of them, or a line that cannot be used.
   """
-  folder = Path(folder)
-  if not folder.is_dir():
-    raise UserError(f"{folder}: no such folder; give a folder of videos")
   tables = {"captions.jsonl": _jsonl_rows, "captions.csv": _csv_rows}
-  present = [name for name in tables if (folder / name).exists()]
+  present = [name for name in tables if name in folder.names]
   if len(present) > 1:
     raise UserError(f"{folder}: has {' and '.join(present)}; keep one of them")
   if present:
-    path = folder / present[0]
-    captions = _collect(path, tables[path.name](path, _read_text(path)))
+    name = present[0]
+    rows = tables[name](folder.address(name), _read(folder, name))
+    captions = _collect(folder.address(name), rows)
   else:
-    captions = _beside_videos(folder)
+    captions = _beside_files(folder) or _from_classes(folder, prompts)
   if not captions:
     raise UserError(
       f"{folder}: no captions; write captions.jsonl or captions.csv "
-      "(file, caption), or one .txt beside each video"
+      "(file, caption), one .txt or .json beside each video, or put the videos "
+      "of each class in a sub-folder"
     )
   return dict(sorted(captions.items()))
 
 
-def _read_text(path: Path) -> str:
-  data = path.read_bytes()
-  try:
-    return data.decode("utf-8-sig")  # spreadsheets put a byte order mark
-  except UnicodeDecodeError as error:
-    line = data[: error.start].count(b"\n") + 1
-    raise UserError(
-      f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); "
-      "save it as UTF-8"
-    ) from error
+def is_media(name: str) -> bool:
+  """Whether a name ends as those of videos and pictures do."""
+  return posixpath.splitext(name)[1].lower() in MEDIA_ENDINGS
 
 
-def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+def _read(folder: Folder, name: str) -> str:
+  return read_text(folder.local(name), folder.address(name))
+
+
+def _collect(path: str, rows: _Rows) -> Captions:
+  captions, lines = {}, {}
+  for number, row in rows:
+    where = f"{path}, line {number}"
+    file = _file(where, row)
+    if file in captions:
+      raise UserError(
+        f"{where}: {file} is captioned on line {lines[file]} already; "
+        "keep one of them"
+      )
+    captions[file], lines[file] = _captions(where, row), number
+  return captions
+
+
+def _jsonl_rows(path: str, text: str) -> _Rows:
   for number, line in enumerate(text.split("\n"), 1):
     if not line.strip():
       continue
-    try:
-      yield number, json.loads(line)
-    except json.JSONDecodeError as error:
+    row = _parse_json(
+      f"{path}, line {number}",
+      line,
+      '{"file": "x.mp4", "caption": "..."}',
+    )
+    if not isinstance(row, dict):
       raise UserError(
-        f"{path}, line {number}: not JSON ({error.msg}, column "
-        f'{error.colno}); write {{"file": "x.mp4", "caption": "..."}}'
-      ) from error
+        f"{path}, line {number}: a {type(row).__name__}; write an object"
+      )
+    yield number, row
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+def _csv_rows(path: str, text: str) -> _Rows:
   reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
   try:
+    columns = reader.fieldnames or []
+    missing = [name for name in ("file", "caption") if name not in columns]
+    if missing and columns:
+      raise UserError(
+        f"{path}, line 1: no column {missing[0]!r}; the columns are "
+        f"{', '.join(map(repr, columns))}; name them file,caption"
+      )
     for row in reader:
-      yield reader.line_num, row
+      if None in row or None in row.values():
+        raise UserError(
+          f"{path}, line {reader.line_num}: not {len(columns)} columns; "
+          "quote captions that hold commas"
+        )
+      # Of columns only these: one may be called captions.
+      yield reader.line_num, {k: row[k] for k in ("file", "caption")}
   except csv.Error as error:
     raise UserError(
       f"{path}, line {reader.line_num + 1}: not CSV ({error}); "
@@ -87,47 +136,85 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     ) from error
 
 
-def _collect(path: Path, rows: Iterator[tuple[int, Any]]) -> dict[str, str]:
-  captions, lines = {}, {}
-  for number, row in rows:
-    where = f"{path}, line {number}"
-    name, caption = _file_and_caption(where, row)
-    if name in captions:
+def _parse_json(where: str, text: str, example: str) -> Any:
+  try:
+    return json.loads(text)
+  except json.JSONDecodeError as error:
+    raise UserError(
+      f"{where}: not JSON ({error.msg}, column {error.colno}); write {example}"
+    ) from error
+
+
+def _file(where: str, row: dict[str, Any]) -> str:
+  if "file" not in row:
+    raise UserError(f"{where}: no 'file'; it has {_keys(row)}")
+  if not isinstance(row["file"], str) or not row["file"].strip():
+    raise UserError(
+      f"{where}: 'file' is {reprlib.repr(row['file'])}; name a video"
+    )
+  file = row["file"].strip()
+  return file if is_url(file) else posixpath.normpath(file)
+
+
+def _captions(where: str, row: dict[str, Any]) -> tuple[str, ...]:
+  given = [key for key in ("caption", "captions") if key in row]
+  if not given:
+    raise UserError(f"{where}: no 'caption'; it has {_keys(row)}")
+  if len(given) > 1:
+    raise UserError(f"{where}: both 'caption' and 'captions'; keep one of them")
+  return _texts(where, row[given[0]])
+
+
+def _texts(where: str, value: Any) -> tuple[str, ...]:
+  texts = value if isinstance(value, list) else [value]
+  for text in texts:
+    if not isinstance(text, str):
       raise UserError(
-        f"{where}: {name} is captioned on line {lines[name]} already; "
-        "keep one of them"
+        f"{where}: a caption is {reprlib.repr(text)}; write a string"
       )
-    captions[name], lines[name] = caption, number
-  return captions
+  return tuple(text.strip() for text in texts if text.strip())
 
 
-def _file_and_caption(where: str, row: Any) -> tuple[str, str]:
-  if not isinstance(row, dict):
-    raise UserError(f"{where}: a {type(row).__name__}; write an object")
-  for key in _KEYS:
-    if key not in row:
-      found = ", ".join(map(str, row)) or "nothing"
-      raise UserError(f"{where}: no {key!r}; it has {found}")
-    if not isinstance(row[key], str):
-      raise UserError(f"{where}: {key!r} is {row[key]!r}; write a string")
-  if not row["file"].strip():
-    raise UserError(f"{where}: 'file' is empty; name a video")
-  return posixpath.normpath(row["file"].strip()), row["caption"].strip()
+def _keys(row: dict[str, Any]) -> str:
+  return ", ".join(map(reprlib.repr, row)) or "nothing"
 
 
-def _beside_videos(folder: Path) -> dict[str, str]:
-  files = list(visible_files(folder))
-  texts = {f.with_suffix(""): f for f in files if f.suffix == ".txt"}
-  return {
-    file.relative_to(folder).as_posix(): " ".join(_read_text(text).split())
-    for file in files
-    if file.suffix != ".txt" and (text := texts.get(file.with_suffix("")))
+def _beside_files(folder: Folder) -> Captions:
+  parts = [(name, *posixpath.splitext(name)) for name in folder.names]
+  texts = {stem: name for name, stem, end in parts if end == ".json"}
+  texts |= {stem: name for name, stem, end in parts if end == ".txt"}
+  files = {
+    name: texts[stem]
+    for name, stem, end in parts
+    if end not in (".json", ".txt") and stem in texts
   }
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    captions = pool.map(lambda name: _from_file(folder, name), files.values())
+    return dict(zip(files, captions, strict=True))
 
 
-def visible_files(folder: Path) -> Iterator[Path]:
-  """All files in `folder` and below, in order, without the hidden ones."""
-  for path in sorted(folder.rglob("*")):
-    hidden = any(p.startswith(".") for p in path.relative_to(folder).parts)
-    if not hidden and path.is_file():
-      yield path
+def _from_file(folder: Folder, name: str) -> tuple[str, ...]:
+  text, where = _read(folder, name), folder.address(name)
+  if name.endswith(".txt"):
+    return _texts(where, " ".join(text.split()))
+  value = _parse_json(where, text, '{"caption": "..."}')
+  read = _captions if isinstance(value, dict) else _texts
+  return read(where, value)
+
+
+def _from_classes(folder: Folder, prompts: str) -> Captions:
+  labels = {
+    name: name.split("/")[-2]
+    for name in folder.names
+    if "/" in name and is_media(name)
+  }
+  if not labels:
+    return {}
+  captions = label_captions(sorted(set(labels.values())), prompts)
+  example = next(iter(captions.values()))[0]
+  print(
+    f"data: {folder} has no captions; its {len(captions)} sub-folders are "
+    f"taken for classes, such as {example!r}",
+    file=sys.stderr,
+  )
+  return {name: captions[label] for name, label in labels.items()}

@@ -1,13 +1,16 @@
 """Opens the source that a config names, parted into training and held out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import dataclasses
 import os
+from pathlib import Path
 import sys
 
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.data.files import FilesSource
+from lumiere_jax.data.mix import Mix
 from lumiere_jax.data.procedural import ProceduralSource
-from lumiere_jax.data.source import Source
+from lumiere_jax.data.source import ClipSpec, Source
 from lumiere_jax.typing import UserError, check_choice
 
 Sources = tuple[Source, Source]
@@ -21,13 +24,15 @@ def open_sources(
   Args:
     config: what to open.
     seed: of 'procedural'.
-    report: where to write what became of each video.
+    report: where to write what became of each video; of pictures mixed in,
+      beside it, with _images in its name.
 
   Raises:
     UserError: the source is unknown, or nothing in it can be used.
   """
   check_choice("config.data.source", config.source, KINDS)
-  return KINDS[config.source](config, seed, report)
+  sources = KINDS[config.source](config, seed, report)
+  return _with_images(sources, config, report) if config.images else sources
 
 
 def _procedural(config: DataConfig, seed: int, report) -> Sources:
@@ -55,20 +60,44 @@ def _files(config: DataConfig, seed: int, report) -> Sources:
       "config.data.path is missing; give a folder of captioned videos with "
       "--config.data.path=DIR, or take --config.data.source=procedural"
     )
-  source = FilesSource.open(config.path, config.specs[0], report_path=report)
-  return _hold_out(source, config)
+  source = _open_files(config, config.path, config.specs, report)
+  train, held_out = source.split(config.held_out)
+  if not len(held_out):
+    print(
+      f"{config.path}: no video can be held out; the held-out loss is taken on "
+      "videos that are trained on",
+      file=sys.stderr,
+    )
+    held_out = train
+  return train, held_out
 
 
-def _hold_out(source: FilesSource, config: DataConfig) -> Sources:
-  train, rest = source.split(config.held_out)
-  if len(rest):
-    return train, rest
-  print(
-    f"{config.path}: no video can be held out; the held-out loss is taken on "
-    "videos that are trained on",
-    file=sys.stderr,
+def _open_files(
+  config: DataConfig, path: str, specs: Sequence[ClipSpec], report
+) -> FilesSource:
+  return FilesSource.open(
+    path,
+    specs,
+    report_path=report,
+    num_threads=config.threads,
+    scene_cuts=config.scene_cuts,
+    min_motion=config.min_motion,
+    max_enlarge=config.max_enlarge,
+    prompts=config.prompts,
+    cache=config.cache,
   )
-  return train, train
+
+
+def _with_images(sources: Sources, config: DataConfig, report) -> Sources:
+  """Mixes pictures into the training part, of each size there is."""
+  train, held_out = sources
+  specs = [dataclasses.replace(spec, num_frames=1) for spec in config.specs]
+  if report:
+    report = Path(report).with_stem(f"{Path(report).stem}_images")
+  images = _open_files(
+    config, config.images, list(dict.fromkeys(specs)), report
+  )
+  return Mix(train, images, config.image_share), held_out
 
 
 KINDS: dict[str, Callable[[DataConfig, int, object], Sources]] = {

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 from fractions import Fraction
-import io
-import os
 
 import av
 import numpy as np
 
-from lumiere_jax.typing import UserError
+from lumiere_jax.io.blob import Blob
+from lumiere_jax.io.errors import VideoError, require_file
+from lumiere_jax.io.picture import animated_webp
 
 TOLERANCE_S = 1e-3
 """Matroska and FLV round every timestamp to a millisecond."""
@@ -21,36 +21,6 @@ _WITHOUT_TIMESTAMPS = 0x80  # libavformat's AVFMT_NOTIMESTAMPS
 _UNSPECIFIED_RATE = Fraction(25)
 # Formats that seek by an index or by timestamps and find them true there.
 _SEEKABLE = ("mov", "matroska", "avi", "flv", "mpegts")
-
-
-class VideoError(UserError):
-  """A file that cannot serve as a video.
-
-  Attributes:
-    path: the file.
-    reason: "kind: details", the same without the file's name.
-  """
-
-  def __init__(self, path, reason: str):
-    super().__init__(f"{path}: {reason}")
-    self.path = str(path)
-    self.reason = reason
-
-
-@dataclasses.dataclass(frozen=True)
-class Blob:
-  """A video file in memory, to give where a path is asked for.
-
-  Attributes:
-    name: what errors call it.
-    data: the bytes of the file.
-  """
-
-  name: str
-  data: bytes = dataclasses.field(repr=False)
-
-  def __str__(self) -> str:
-    return self.name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,10 +102,12 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
     VideoError: it is missing, empty, no video or has no picture stream; or
       the decoder gives up while the file is open.
   """
-  _require_file(path)
-  # "file:" keeps a colon in a name from being read as a protocol.
-  blob = isinstance(path, Blob)
-  source = io.BytesIO(path.data) if blob else f"file:{path}"
+  require_file(path)
+  if isinstance(path, Blob):
+    source = path.open()
+  else:
+    # "file:" keeps a colon in a name from being read as a protocol.
+    source = animated_webp(path) or f"file:{path}"
   try:
     container = av.open(source, metadata_errors="replace")
   except av.FFmpegError as error:
@@ -150,21 +122,6 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
     except av.FFmpegError as error:
       reason = f"damaged: the decoder gave up ({error.strerror})"
       raise VideoError(path, reason) from error
-
-
-def _require_file(path) -> None:
-  if isinstance(path, Blob):
-    if not path.data:
-      raise VideoError(path, "empty file: 0 bytes")
-    return
-  if not os.path.exists(path):
-    raise VideoError(path, "missing: no such file")
-  if not os.path.isfile(path):
-    raise VideoError(path, "not a file: give a video file")
-  if not os.access(path, os.R_OK):
-    raise VideoError(path, "not readable: permission denied")
-  if not os.path.getsize(path):
-    raise VideoError(path, "empty file: 0 bytes")
 
 
 def _picture_stream(path, container) -> av.VideoStream:

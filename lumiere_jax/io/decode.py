@@ -1,6 +1,6 @@
 """Reads video files: what they hold, and clips at any frame rate and size."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
 import itertools
 import math
@@ -9,18 +9,15 @@ from pathlib import Path
 import av
 from jaxtyping import UInt8
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from lumiere_jax.io.container import (
-  TOLERANCE_S,
-  Track,
-  VideoError,
-  open_video,
-)
+from lumiere_jax.io.container import TOLERANCE_S, Track, open_video
+from lumiere_jax.io.errors import VideoError
+from lumiere_jax.io.image import read_image
 from lumiere_jax.io.pixels import Framing, upright_size
 from lumiere_jax.typing import UserError
 
 Clip = UInt8[np.ndarray, "t h w 3"]
+Watch = Callable[[float, av.VideoFrame], None]
 # Formats that state how long they are, so that a missing end can be noticed.
 _STATE_LENGTH = ("mov", "matroska", "avi")
 # Seeking by decoding order can overshoot by some reordered frames, and
@@ -49,26 +46,32 @@ class VideoInfo:
     return self.num_frames / self.duration_s
 
   def frames_at(self, fps: float) -> int:
-    """How many of the times k / `fps` fall within it: frames resampled."""
+    """How many of the times k / `fps` fall within it: frames resampled.
+
+    One of a picture, which lasts 0 seconds.
+    """
     return max(1, math.ceil((self.duration_s - TOLERANCE_S) * fps))
 
 
-def probe(path, *, num_threads: int = 0) -> VideoInfo:
+def probe(
+  path, *, num_threads: int = 0, watch: Watch = lambda time_s, frame: None
+) -> VideoInfo:
   """Decodes a video to its end and measures it.
 
   Args:
-    path: anything PyAV opens.
+    path: anything PyAV opens, or an animated WebP.
     num_threads: of the decoder; 0: as many as there are cores.
+    watch: is shown when each frame begins to show, and the frame.
 
   Raises:
     VideoError: the file is missing, empty, not a video, has no picture
       stream, is damaged, or ends before it says it does.
   """
   with open_video(path, num_threads) as track:
-    return _measure(track)
+    return _measure(track, watch)
 
 
-def _measure(track: Track) -> VideoInfo:
+def _measure(track: Track, watch: Watch) -> VideoInfo:
   end_s = packets_end_s = 0.0
   num_frames, damaged, last = 0, [], None
   for packet in track.container.demux():
@@ -80,6 +83,7 @@ def _measure(track: Track) -> VideoInfo:
       time_s = track.time(frame, num_frames)
       if frame.is_corrupt or packet.is_corrupt:
         damaged.append(time_s)
+      watch(time_s, frame)
       end_s = max(end_s, time_s + track.lasts(frame))
       num_frames, last = num_frames + 1, frame
   if last is None:
@@ -91,7 +95,7 @@ def _measure(track: Track) -> VideoInfo:
       f"damaged: {len(damaged)} of {num_frames} frames, the first at "
       f"{damaged[0]:.2f} s; cut or re-encode it",
     )
-  height, width = upright_size(track, last)
+  height, width = upright_size(last, track.pixel_aspect)
   return VideoInfo(
     duration_s=end_s, num_frames=num_frames, height=height, width=width
   )
@@ -184,7 +188,9 @@ def read_frames(
   image, shown = None, None
   for track, frame in _on_screen(path, times, num_threads):
     if frame is not shown:
-      image, shown = framing(track, frame), frame
+      if frame.is_corrupt:
+        raise VideoError(path, "damaged: frames of a clip cannot be decoded")
+      image, shown = framing(frame, track.pixel_aspect), frame
       framing = dataclasses.replace(framing, resolution=image.shape[:2])
     yield image
 
@@ -247,7 +253,7 @@ def read_video(path, *, num_threads: int = 0) -> tuple[Clip, float | None]:
   framing, images, end_s = Framing(), [], 0.0
   with open_video(path, num_threads) as track:
     for begins_s, frame in track.frames():
-      images.append(framing(track, frame))
+      images.append(framing(frame, track.pixel_aspect))
       framing = dataclasses.replace(framing, resolution=images[0].shape[:2])
       end_s = begins_s + track.lasts(frame)
   if not images:
@@ -259,10 +265,7 @@ def _read_images(folder: Path) -> Clip:
   paths = sorted(p for p in folder.glob("*.png") if p.name[0] != ".")
   if not paths:
     raise VideoError(folder, "no frames: no .png files in this folder")
-  try:
-    images = [np.asarray(Image.open(p).convert("RGB")) for p in paths]
-  except (UnidentifiedImageError, OSError) as error:
-    raise VideoError(folder, f"damaged: {error}") from error
+  images = [read_image(path) for path in paths]
   if len({image.shape for image in images}) > 1:
     raise VideoError(folder, "mixed sizes: the images must all be of one size")
   return np.stack(images)

@@ -1,13 +1,17 @@
 """Still images: read, write, and contact sheets of videos."""
 
+from fractions import Fraction
 import math
 from pathlib import Path
 
+import av
 from jaxtyping import UInt8
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from lumiere_jax.io.atomic import replacing
+from lumiere_jax.io.picture import open_picture, rgb
+from lumiere_jax.io.pixels import Framing
 from lumiere_jax.typing import UserError
 
 Pixels = UInt8[np.ndarray, "h w 3"]
@@ -37,19 +41,25 @@ def write_image(path, image: Pixels) -> None:
     image.save(temporary, FORMATS[path.suffix.lower()], quality=95)
 
 
-def read_image(path) -> Pixels:
+def read_image(path, resolution: tuple[int, int] | None = None) -> Pixels:
   """Reads a still image as RGB, turned upright as its EXIF data says.
 
+  What is transparent lies over white.
+
+  Args:
+    path: png, jpg, webp, bmp or whatever else Pillow reads.
+    resolution: (height, width) that it is made to cover, with its aspect
+      kept, and cut to at its centre; None: that of the image.
+
   Raises:
-    UserError: it is missing or not an image.
+    VideoError: it is missing or not an image.
   """
-  try:
-    with Image.open(path) as image:
-      return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-  except (UnidentifiedImageError, OSError) as error:
-    raise UserError(
-      f"{path}: cannot be read as an image ({error}); give a png or a jpg"
-    ) from error
+  with open_picture(path) as image:
+    pixels = rgb(image)
+  if resolution is None:
+    return pixels
+  frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+  return Framing(resolution=resolution)(frame, Fraction(1))
 
 
 def contact_sheet(

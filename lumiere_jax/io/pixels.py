@@ -1,13 +1,14 @@
 """Decoded frames to upright RGB of the wanted size."""
 
 import dataclasses
+from fractions import Fraction
 
 import av
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from jaxtyping import UInt8
 import numpy as np
 
-from lumiere_jax.io.container import Track, display_matrix
+from lumiere_jax.io.container import display_matrix
 
 # swscale's kernels widen as they shrink, so this antialiases; the flags keep
 # chroma at full resolution and round to nearest.
@@ -39,10 +40,10 @@ class Framing:
   )
 
   def __call__(
-    self, track: Track, frame: av.VideoFrame
+    self, frame: av.VideoFrame, pixel_aspect: Fraction
   ) -> UInt8[np.ndarray, "h w 3"]:
     """Converts, shrinks or enlarges to cover `resolution`, turns and cuts."""
-    size = upright_size(track, frame)
+    size = upright_size(frame, pixel_aspect)
     target = self.resolution or size
     scale = max(t / s for t, s in zip(target, size, strict=True))
     cover = [
@@ -72,9 +73,11 @@ class Framing:
     ).to_ndarray()
 
 
-def upright_size(track: Track, frame: av.VideoFrame) -> tuple[int, int]:
+def upright_size(
+  frame: av.VideoFrame, pixel_aspect: Fraction
+) -> tuple[int, int]:
   """(height, width) as shown: turned upright, with square pixels."""
-  shown = frame.height, round(frame.width * float(track.pixel_aspect))
+  shown = frame.height, round(frame.width * float(pixel_aspect))
   return shown[::-1] if _is_turned(display_matrix(frame)) else shown
 
 
@@ -94,3 +97,34 @@ def upright(
 def _is_turned(matrix: np.ndarray | None) -> bool:
   """Whether it exchanges rows and columns: a quarter turn."""
   return matrix is not None and abs(matrix[0, 1]) > abs(matrix[0, 0])
+
+
+class Thumbnails:
+  """Frames of a video shrunk to a few pixels, for looking at all of them.
+
+  Attributes:
+    times_s: when each begins to show.
+  """
+
+  def __init__(self, side: int):
+    self.times_s: list[float] = []
+    self._side, self._images = side, []
+    self._reformatter = VideoReformatter()
+
+  def __call__(self, time_s: float, frame: av.VideoFrame) -> None:
+    """Adds a frame."""
+    small = self._reformatter.reformat(
+      frame,
+      width=self._side,
+      height=self._side,
+      format="rgb24",
+      interpolation=Interpolation.AREA,
+      threads=1,
+    )
+    self.times_s.append(time_s)
+    self._images.append(small.to_ndarray())
+
+  @property
+  def images(self) -> UInt8[np.ndarray, "t h w 3"]:
+    """All of them, in the order they were added."""
+    return np.stack(self._images)

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 
 from lumiere_jax.data.captions import read_captions
-from lumiere_jax.data.files import FilesSource, Video
+from lumiere_jax.data.files import FilesSource
 from lumiere_jax.data.report import Report
 from lumiere_jax.data.source import ClipSpec, UnreadableClip
+from lumiere_jax.data.video import Video
 from lumiere_jax.io.decode import VideoInfo
+from lumiere_jax.io.folder import Folder
 from lumiere_jax.io.write import write_video
 from lumiere_jax.typing import UserError
 
@@ -43,7 +45,7 @@ def folder(tmp_path):
 
 
 def test_captions_in_three_ways(tmp_path):
-  expected = {"a/x.mp4": 'x, "quoted"', "b.anything": "vidéo b"}
+  expected = {"a/x.mp4": ('x, "quoted"',), "b.anything": ("vidéo b",)}
   ways = [tmp_path / name for name in ("jsonl", "csv", "txt")]
   for way in ways:
     (way / "a").mkdir(parents=True)
@@ -60,8 +62,8 @@ def test_captions_in_three_ways(tmp_path):
   (ways[2] / ".hidden.txt").write_text("hidden")
   (ways[2] / "readme.txt").write_text("beside no video")
   for way in ways:
-    assert read_captions(way) == expected
-    assert list(read_captions(way)) == sorted(expected)
+    assert read_captions(Folder(way)) == expected
+    assert list(read_captions(Folder(way))) == sorted(expected)
 
 
 @pytest.mark.parametrize(
@@ -71,17 +73,17 @@ def test_captions_in_three_ways(tmp_path):
     (
       "captions.jsonl",
       b'\n{"file": "a", "text": ""}',
-      "line 2.*file, text",
+      "line 2: no 'caption'; it has 'file', 'text'",
     ),
     (
       "captions.jsonl",
       b'{"file": "a", "caption": 3}',
-      "'caption' is 3",
+      "a caption is 3; write a string",
     ),
     (
       "captions.jsonl",
       b'{"file": " ", "caption": ""}',
-      "'file' is empty",
+      "'file' is ' '; name a video",
     ),
     ("captions.jsonl", b'["a", "b"]', "line 1: a list; write an object"),
     ("captions.jsonl", b'{}\n\n{"file": "\xff"}', "line 3: not UTF-8.*0xff"),
@@ -91,8 +93,12 @@ def test_captions_in_three_ways(tmp_path):
       b'{"file": "a", "caption": "1"}\n{"file": "./a", "caption": "2"}',
       "line 2: a is captioned on line 1 already",
     ),
-    ("captions.csv", b"name,caption\na,b\n", "line 2: no 'file'; it has name"),
-    ("captions.csv", b"file,caption\na,b\nc\n", "line 3: 'caption' is None"),
+    (
+      "captions.csv",
+      b"name,caption\na,b\n",
+      "line 1: no column 'file'; the columns are 'name', 'caption'",
+    ),
+    ("captions.csv", b"file,caption\na,b\nc\n", "line 3: not 2 columns; quote"),
     ("captions.csv", b'file,caption\n"a,b\n', "line 2: not CSV"),
     ("x.txt", b"fine\nnot \xe9", "x.txt, line 2: not UTF-8"),
   ],
@@ -101,18 +107,18 @@ def test_caption_errors_name_the_line(tmp_path, name, text, message):
   (tmp_path / "x.mp4").touch()
   (tmp_path / name).write_bytes(text)
   with pytest.raises(UserError, match=message):
-    read_captions(tmp_path)
+    read_captions(Folder(tmp_path))
 
 
 def test_no_captions_or_two_kinds(tmp_path):
   with pytest.raises(UserError, match="no such folder"):
-    read_captions(tmp_path / "gone")
+    read_captions(Folder(tmp_path / "gone"))
   with pytest.raises(UserError, match=r"no captions; write captions\.jsonl"):
-    read_captions(tmp_path)
+    read_captions(Folder(tmp_path))
   for name in ("captions.jsonl", "captions.csv"):
     (tmp_path / name).touch()
   with pytest.raises(UserError, match=r"captions\.jsonl and captions\.csv"):
-    read_captions(tmp_path)
+    read_captions(Folder(tmp_path))
 
 
 def test_report_says_what_became_of_every_video(folder, tmp_path, capsys):
@@ -133,7 +139,7 @@ def test_report_says_what_became_of_every_video(folder, tmp_path, capsys):
   kinds["bare.mp4"] = "no caption"
 
   report_path = tmp_path / "out" / "data_report.jsonl"
-  source = FilesSource.open(folder, SPEC, report_path=report_path)
+  source = FilesSource.open(folder, [SPEC], report_path=report_path)
   rows = [json.loads(line) for line in report_path.read_text().splitlines()]
   assert [row["file"] for row in rows] == sorted(good | kinds)
   for row in rows:
@@ -165,12 +171,12 @@ def test_nothing_left_counts_the_reasons(tmp_path):
   write_jsonl(tmp_path, {f"{k}.mp4": "x" for k in range(5)})
   message = "none of 5 videos can be used: 3 empty file, 2 missing"
   with pytest.raises(UserError, match=message):
-    FilesSource.open(tmp_path, SPEC, report_path=tmp_path / "report.jsonl")
+    FilesSource.open(tmp_path, [SPEC], report_path=tmp_path / "report.jsonl")
   assert len((tmp_path / "report.jsonl").read_text().splitlines()) == 5
 
 
 def test_clips_start_anywhere(folder):
-  source = FilesSource.open(folder, SPEC)
+  source = FilesSource.open(folder, [SPEC])
   first = set()
   for seed in range(60):
     clip = source.clip(0, np.random.default_rng(seed))
@@ -187,14 +193,14 @@ def test_clips_start_anywhere(folder):
 
 
 def test_without_rng_the_middle(folder):
-  source = FilesSource.open(folder, SPEC)
+  source = FilesSource.open(folder, [SPEC])
   assert frame_numbers(source.clip(2)) == [6, 7, 8, 9]
 
 
 def test_just_long_enough(tmp_path):
   make(tmp_path, "x.mp4", seconds=0.5)
   write_jsonl(tmp_path, {"x.mp4": "x"})
-  source = FilesSource.open(tmp_path, SPEC)
+  source = FilesSource.open(tmp_path, [SPEC])
   for rng in (None, np.random.default_rng(0)):
     assert frame_numbers(source.clip(0, rng)) == [0, 1, 2, 3]
 
@@ -205,13 +211,13 @@ def test_split_parts_the_videos(folder, count):
   for k in range(4, count):
     make(folder, f"{k}.mp4", seconds=0.5)
   files = lambda source: [video.file for video in source.videos]
-  source = FilesSource.open(folder, SPEC)
+  source = FilesSource.open(folder, [SPEC])
   for fraction in (0.01, 0.3, 0.99):
     train, held_out = source.split(fraction)
     assert files(train)
     assert files(held_out)
     assert sorted(files(train) + files(held_out)) == sorted(files(source))
-    again = FilesSource.open(folder, SPEC).split(fraction)
+    again = FilesSource.open(folder, [SPEC]).split(fraction)
     assert files(again[1]) == files(held_out)
   assert files(source.split(0)[0]) == files(source)
   for fraction in (-0.1, 1.0):
@@ -222,10 +228,15 @@ def test_split_parts_the_videos(folder, count):
 def test_split_moves_no_other_video():
   """A video's part does not depend on which others there are."""
   info = VideoInfo(duration_s=9.0, num_frames=9, height=9, width=9)
-  videos = [Video(file=f"{k}.mp4", caption="x", info=info) for k in range(2000)]
+  videos = [
+    Video(file=f"{k}.mp4", captions=("x",), info=info, spec=SPEC)
+    for k in range(2000)
+  ]
   part = lambda some: {
     video.file
-    for video in FilesSource(Path(), SPEC, some, Report()).split(0.1)[1].videos
+    for video in FilesSource(Folder(""), [SPEC], some, Report())
+    .split(0.1)[1]
+    .videos
   }
   everything, half = part(videos), part(videos[::2])
   assert half == everything & {video.file for video in videos[::2]}
@@ -233,16 +244,16 @@ def test_split_moves_no_other_video():
 
 
 def test_one_video_is_not_held_out(folder):
-  source = FilesSource.open(folder, SPEC)
+  source = FilesSource.open(folder, [SPEC])
   for video in source.videos:
-    one = FilesSource(folder, SPEC, [video], Report())
+    one = FilesSource(Folder(folder), [SPEC], [video], Report())
     train, held_out = one.split(0.99)
     assert (len(train), len(held_out)) == (1, 0)
 
 
 def test_a_video_that_breaks_later(folder, tmp_path, capsys):
   report_path = tmp_path / "data_report.jsonl"
-  source = FilesSource.open(folder, SPEC, report_path=report_path)
+  source = FilesSource.open(folder, [SPEC], report_path=report_path)
   (folder / "1.mp4").unlink()
   (folder / "2.mp4").write_bytes((folder / "2.mp4").read_bytes()[:900])
   capsys.readouterr()
@@ -265,7 +276,7 @@ def test_a_video_that_breaks_later(folder, tmp_path, capsys):
 @pytest.mark.skipif(not CLIPS.is_dir(), reason="needs the shared clips")
 def test_all_real_clips_are_used(capsys):
   spec = ClipSpec(num_frames=16, fps=16, resolution=(64, 64))
-  source = FilesSource.open(CLIPS, spec)
+  source = FilesSource.open(CLIPS, [spec])
   assert len(source) == 23
   assert "23 of 23" in capsys.readouterr().err
   clip = source.clip(0, np.random.default_rng(0))

@@ -10,8 +10,8 @@ from PIL import Image
 import pytest
 
 from lumiere_jax.io import container
-from lumiere_jax.io.container import VideoError
 from lumiere_jax.io.decode import VideoInfo, probe, read_clip, read_video
+from lumiere_jax.io.errors import VideoError
 from lumiere_jax.typing import UserError
 
 CLIPS = Path(__file__).parents[2] / "../shared/assets/clips"

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lumiere_jax.io import container
-from lumiere_jax.io.container import Blob, VideoError
+from lumiere_jax.io.blob import Blob
 from lumiere_jax.io.decode import read_clip, read_frames
+from lumiere_jax.io.errors import VideoError
 from lumiere_jax.io.h264 import GROUP, encode_clip
 from lumiere_jax.io.pixels import Framing
 from lumiere_jax.io.write import write_video

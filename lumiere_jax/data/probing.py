@@ -1,0 +1,126 @@
+"""Looks at a file and judges what of it clips can be cut from."""
+
+from collections.abc import Sequence
+
+from lumiere_jax.data.buckets import choose_bucket
+from lumiere_jax.data.filters import Filters, Stretch, stretches
+from lumiere_jax.data.report import Row, shape_name
+from lumiere_jax.data.source import ClipSpec
+from lumiere_jax.data.video import Video
+from lumiere_jax.io.decode import VideoInfo
+from lumiere_jax.io.errors import VideoError
+from lumiere_jax.io.folder import Folder
+from lumiere_jax.io.picture import is_picture, picture_size
+
+Finding = tuple[Row, Video | None]
+"""What is reported of a stretch of video; None: it is not used."""
+
+
+def examine(
+  folder: Folder,
+  file: str,
+  captions: Sequence[str] | None,
+  specs: Sequence[ClipSpec],
+  filters: Filters,
+) -> list[Finding]:
+  """Decodes a file to its end and judges it.
+
+  Args:
+    folder: that it lies in.
+    file: name in the folder, or URL.
+    captions: of the file; None: it has none, not even an empty one.
+    specs: the shapes of clips, all of one frame rate.
+    filters: what else is asked of it.
+
+  Returns:
+    One finding for each stretch between cuts; one, if it is not parted.
+  """
+  if not captions:
+    reason = "no caption" if captions is None else "empty caption"
+    return [(Row(file=file, used=False, reason=reason), None)]
+  try:
+    path = folder.local(file)
+    found = [_picture(path)] if is_picture(path) else stretches(path, filters)
+  except VideoError as error:
+    return [(Row(file=file, used=False, reason=error.reason), None)]
+  parted = len(found) > 1
+  return [
+    _judge(file, tuple(captions), stretch, parted, specs, filters)
+    for stretch in found
+  ]
+
+
+def _picture(path) -> Stretch:
+  height, width = picture_size(path)
+  info = VideoInfo(duration_s=0.0, num_frames=1, height=height, width=width)
+  return Stretch(start_s=0.0, info=info, motion=None)
+
+
+def _judge(
+  file: str,
+  captions: tuple[str, ...],
+  stretch: Stretch,
+  parted: bool,
+  specs: Sequence[ClipSpec],
+  filters: Filters,
+) -> Finding:
+  info, start_s = stretch.info, stretch.start_s
+  chosen = _choose(stretch, specs, filters)
+  spec, reason = (None, chosen) if isinstance(chosen, str) else (chosen, None)
+  row = Row(
+    file=file,
+    used=spec is not None,
+    reason=reason,
+    start_s=round(start_s, 3) if parted else None,
+    end_s=round(start_s + info.duration_s, 3) if parted else None,
+    clip=spec and shape_name(spec),
+    seconds=round(info.duration_s, 3),
+    fps=round(info.fps, 3) if info.duration_s else None,
+    width=info.width,
+    height=info.height,
+    frames_at_fps=info.frames_at(specs[0].fps),
+  )
+  if spec is None:
+    return row, None
+  return row, Video(
+    file=file, captions=captions, info=info, spec=spec, start_s=start_s
+  )
+
+
+def _choose(
+  stretch: Stretch, specs: Sequence[ClipSpec], filters: Filters
+) -> ClipSpec | str:
+  """The shape of its clips, or "kind: details" of why there is none."""
+  info = stretch.info
+  frames = info.frames_at(specs[0].fps)
+  if not info.duration_s and all(spec.num_frames > 1 for spec in specs):
+    return "a picture: clips are of several frames; give videos"
+  fits = [s for s in specs if _enlargement(info, s) <= filters.max_enlarge]
+  if not fits:
+    least = min(specs, key=lambda spec: _enlargement(info, spec))
+    return (
+      f"too small: {info.width}x{info.height} had to be enlarged "
+      f"{_enlargement(info, least):.3g} times to cover {least.resolution[1]}x"
+      f"{least.resolution[0]}, the most is {filters.max_enlarge:g}; use larger "
+      "videos or smaller clips"
+    )
+  bucket = choose_bucket(fits, frames, info.height, info.width)
+  if bucket is None:
+    least = min(fits, key=lambda spec: spec.num_frames)
+    return (
+      f"too short: {info.duration_s:.2f} s make {frames} frames at "
+      f"{least.fps:g} fps, a clip is {least.num_frames} ({least.seconds:.2f} "
+      "s); use longer videos, fewer frames or a higher fps"
+    )
+  if stretch.motion is not None and stretch.motion < filters.min_motion:
+    return (
+      f"static: changes by {stretch.motion:.2f} grey levels, the least is "
+      f"{filters.min_motion:g}"
+    )
+  return fits[bucket]
+
+
+def _enlargement(info: VideoInfo, spec: ClipSpec) -> float:
+  """How many times larger a video must be to cover a clip."""
+  height, width = spec.resolution
+  return max(height / info.height, width / info.width)

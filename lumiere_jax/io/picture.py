@@ -1,0 +1,108 @@
+"""What Pillow reads for us: still pictures, and animated WebP."""
+
+from collections.abc import Iterator
+import contextlib
+import io
+from pathlib import Path
+
+from jaxtyping import UInt8
+import numpy as np
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+
+from lumiere_jax.io.blob import Blob
+from lumiere_jax.io.errors import VideoError, require_file
+
+PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+_ORIENTATION = 0x0112  # EXIF tag; from 5 on rows and columns are exchanged.
+_TURNED = 5
+
+
+@contextlib.contextmanager
+def open_picture(path) -> Iterator[Image.Image]:
+  """Opens a picture.
+
+  Raises:
+    VideoError: it is missing, empty or no picture; or it turns out to be
+      damaged while it is open.
+  """
+  require_file(path)
+  try:
+    source = path.open() if isinstance(path, Blob) else path
+    with Image.open(source) as image:
+      yield image
+  except Image.DecompressionBombError as error:
+    raise VideoError(path, f"too large: {error}") from error
+  except UnidentifiedImageError as error:
+    reason = "not a picture, or cut short: give a png, jpg, webp or bmp"
+    raise VideoError(path, reason) from error
+  except (OSError, SyntaxError, ValueError) as error:
+    reason = f"damaged: {error}; copy it again or re-encode it"
+    raise VideoError(path, reason) from error
+
+
+def is_picture(path) -> bool:
+  """Whether a file is a still picture: by its ending, if it is not animated.
+
+  Raises:
+    VideoError: it has the ending of a picture and cannot be opened as one.
+  """
+  if Path(path).suffix.lower() not in PICTURE_ENDINGS:
+    return False
+  with open_picture(path) as image:
+    return not getattr(image, "is_animated", False)
+
+
+def picture_size(path) -> tuple[int, int]:
+  """(height, width) of an upright picture that can be decoded to its end.
+
+  Raises:
+    VideoError: it cannot.
+  """
+  with open_picture(path) as image:
+    width, height = image.size
+    turned = image.getexif().get(_ORIENTATION, 1) >= _TURNED
+    image.draft("RGB", (1, 1))  # a JPEG is decoded at an eighth of its size
+    image.load()
+  return (width, height) if turned else (height, width)
+
+
+def rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+  """Upright RGB; what is transparent lies over white, as on a page."""
+  image = ImageOps.exif_transpose(image)
+  if image.mode.startswith("I"):  # of 16 bits, which Pillow would clip
+    image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    page = Image.new("RGBA", image.size, "white")
+    image = Image.alpha_composite(page, image)
+  return np.array(image.convert("RGB"))
+
+
+def animated_webp(path) -> io.BytesIO | None:
+  """An animated WebP as an animated PNG, which FFmpeg can read; or None.
+
+  Raises:
+    VideoError: it is damaged.
+  """
+  with open(path, "rb") as file:
+    head = file.read(21)
+  kind, features = head[:4] + head[8:16], head[20:]
+  if kind != b"RIFFWEBPVP8X" or not features or not features[0] & 2:
+    return None
+  png = io.BytesIO()
+  with open_picture(path) as image:
+    frames = [
+      (Image.fromarray(rgb(frame)), frame.info["duration"])
+      for frame in ImageSequence.Iterator(image)
+    ]
+  images, milliseconds = zip(*frames, strict=True)
+  images[0].save(
+    png,
+    "PNG",
+    save_all=True,
+    append_images=images[1:],
+    duration=list(milliseconds),
+    compress_level=1,
+  )
+  png.seek(0)
+  return png
