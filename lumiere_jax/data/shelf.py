@@ -2,28 +2,28 @@
 
 from collections.abc import Iterable
 import functools
-from pathlib import Path
 
 from tqdm import tqdm
 
 from lumiere_jax.data.text import Entry, TextEncoder, caption_key
 from lumiere_jax.io import safetensors
+from lumiere_jax.io.folder import Folder
 from lumiere_jax.io.records import Records, RecordWriter
 
-_NAME = "text"
 _CHUNK = 16  # Captions encoded between two updates of the progress bar.
 
 
 class TextShelf:
   """Features that `fill_shelf` has put into a folder."""
 
-  def __init__(self, folder):
-    """Opens a folder; a shard of it is read when it is asked for.
+  def __init__(self, folder: Folder):
+    """Looks at nothing yet: shards of an encoder are opened when asked for.
 
     Args:
       folder: the one given to `fill_shelf`.
     """
-    self._records = functools.cache(lambda i: Records(_place(folder, i), _NAME))
+    self._folder = folder
+    self._records = functools.cache(lambda i: Records(folder, _name(i)))
 
   def find(self, identity: str, caption: str) -> Entry | None:
     """The features of a caption, or None where they are not there.
@@ -38,12 +38,12 @@ class TextShelf:
     records, key = self._records(identity), caption_key(caption)
     if key not in records:
       return None
-    flat = safetensors.loads(records[key], f"{records.folder}: {caption!r}")
+    flat = safetensors.loads(records[key], f"{self._folder}: {caption!r}")
     return flat["text"], flat["mask"]
 
 
 def fill_shelf(folder, encoder: TextEncoder, captions: Iterable[str]) -> int:
-  """Encodes the captions whose features are not in `folder`.
+  """Encodes the captions whose features are not in `folder`, which exists.
 
   Interrupted anywhere and called again, it goes on where it was.
 
@@ -53,8 +53,8 @@ def fill_shelf(folder, encoder: TextEncoder, captions: Iterable[str]) -> int:
   Raises:
     UserError: the place cannot be written, or a shard is damaged.
   """
-  place = _place(folder, encoder.identity)
-  there = Records(place, _NAME)
+  name = _name(encoder.identity)
+  there = Records(Folder(folder), name)
   missing = [c for c in dict.fromkeys(captions) if caption_key(c) not in there]
   bar = tqdm(
     total=len(missing),
@@ -62,7 +62,7 @@ def fill_shelf(folder, encoder: TextEncoder, captions: Iterable[str]) -> int:
     unit="caption",
     disable=not missing,
   )
-  with bar, RecordWriter(place, _NAME) as writer:
+  with bar, RecordWriter(folder, name) as writer:
     for first in range(0, len(missing), _CHUNK):
       part = missing[first : first + _CHUNK]
       for caption, text, mask in zip(part, *encoder.encode(part), strict=True):
@@ -72,5 +72,5 @@ def fill_shelf(folder, encoder: TextEncoder, captions: Iterable[str]) -> int:
   return len(missing)
 
 
-def _place(folder, identity: str) -> Path:
-  return Path(folder) / "text" / identity
+def _name(identity: str) -> str:
+  return f"text/{identity}/text"

@@ -5,7 +5,7 @@ others: what is there can be told without a second file to keep in step. Of
 records with the same key, the one in the last shard counts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import functools
 import json
 import os
@@ -19,6 +19,7 @@ from array_record.python.array_record_module import (
 )
 
 from lumiere_jax.io.atomic import replacing
+from lumiere_jax.io.folder import Folder
 from lumiere_jax.typing import UserError
 
 SHARD_BYTES = 2**26
@@ -31,10 +32,11 @@ _OPEN_FILES = 128
 
 
 class RecordWriter:
-  """Adds shards to a folder; as a context, also those of what came before.
+  """Adds shards to a folder.
 
   Records are kept in memory until they fill a shard, so a writer that is
-  killed loses these and no others. One that ends by an exception writes them.
+  killed loses these and no others. As a context it writes the last ones when
+  it is left, by an exception too.
   """
 
   def __init__(self, folder, name: str, shard_bytes: int = SHARD_BYTES):
@@ -42,10 +44,10 @@ class RecordWriter:
 
     Args:
       folder: of the shards; made when the first is written.
-      name: what their names begin with.
+      name: what their names begin with; may lead into a folder below.
       shard_bytes: a shard is written when it holds as many.
     """
-    self._folder, self._name = Path(folder), name
+    self._begins = Path(folder, name)
     self._shard_bytes, self._held_bytes = shard_bytes, 0
     self._held: dict[str, bytes] = {}
 
@@ -74,26 +76,26 @@ class RecordWriter:
     """
     held, self._held, self._held_bytes = self._held, {}, 0
     if held:
-      _write(_next_path(self._folder, self._name), held)
+      _write(_next_path(self._begins), held)
 
 
 class Records(Mapping[str, bytes]):
-  """Reads the records of a folder by key; threads may share it.
+  """Reads the records of a folder by key; threads may share it."""
 
-  Attributes:
-    folder: of the shards.
-  """
-
-  def __init__(self, folder, name: str):
+  def __init__(self, folder: Folder, name: str):
     """Reads the keys of all shards; a folder without any is empty.
 
+    Args:
+      folder: of the shards; remote ones are copied to this machine.
+      name: what their names begin with; may lead into a folder below.
+
     Raises:
-      UserError: a shard is damaged.
+      UserError: the folder does not exist, or a shard is damaged.
     """
-    self.folder = Path(folder)
     self._reader = functools.lru_cache(_OPEN_FILES)(_open)
     self._places: dict[str, tuple[Path, int]] = {}
-    for path in _shards(self.folder, name):
+    for shard in _shards(folder.names, name):
+      path = folder.local(shard)
       for position, key in enumerate(self._keys(path)):
         self._places[key] = path, position
 
@@ -128,21 +130,21 @@ class Records(Mapping[str, bytes]):
     return keys
 
 
-def _shards(folder: Path, name: str) -> list[Path]:
-  """Of one name, by number."""
+def _shards(files: Iterable[str], name: str) -> list[str]:
+  """Those of one name among the files of a folder, by number."""
   pattern = re.compile(rf"{re.escape(name)}-\d{{5,}}{re.escape(_SUFFIX)}")
-  found = [p for p in folder.glob("*") if pattern.fullmatch(p.name)]
-  return sorted(found, key=_number)
+  return sorted(filter(pattern.fullmatch, files), key=_number)
 
 
-def _number(path: Path) -> int:
-  return int(path.name.removesuffix(_SUFFIX).rpartition("-")[2])
+def _number(shard: str) -> int:
+  return int(shard.removesuffix(_SUFFIX).rpartition("-")[2])
 
 
-def _next_path(folder: Path, name: str) -> Path:
-  shards = _shards(folder, name)
+def _next_path(begins: Path) -> Path:
+  there = (path.name for path in begins.parent.glob("*"))
+  shards = _shards(there, begins.name)
   number = _number(shards[-1]) + 1 if shards else 0
-  return folder / f"{name}-{number:05d}{_SUFFIX}"
+  return begins.with_name(f"{begins.name}-{number:05d}{_SUFFIX}")
 
 
 def _write(path: Path, records: Mapping[str, bytes]) -> None:

@@ -5,6 +5,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 import numpy as np
 import pytest
 
+from lumiere_jax.io.folder import Folder
 from lumiere_jax.io.records import Records, RecordWriter
 from lumiere_jax.typing import UserError
 
@@ -21,6 +22,10 @@ def write(folder, records, name="clips", **options):
       writer[key] = value
 
 
+def read_all(folder, name):
+  return Records(Folder(folder), name)
+
+
 def files(folder):
   return sorted(path.name for path in folder.iterdir())
 
@@ -28,7 +33,7 @@ def files(folder):
 def test_what_is_written_is_read(tmp_path):
   records = some(50) | {"": b"", "ключ\n": b"\0"}
   write(tmp_path, records)
-  read = Records(tmp_path, "clips")
+  read = read_all(tmp_path, "clips")
   assert dict(read) == records
   assert list(read) == list(records)
   assert "key 3" in read
@@ -42,30 +47,34 @@ def test_shards_are_of_bounded_size(tmp_path):
   records = {str(k): bytes(100) for k in range(10)}
   write(tmp_path, records, shard_bytes=300)
   assert files(tmp_path) == [f"clips-{k:05d}.array_record" for k in range(4)]
-  assert dict(Records(tmp_path, "clips")) == records
+  assert dict(read_all(tmp_path, "clips")) == records
 
 
 def test_a_second_writer_goes_on_after_the_first(tmp_path):
   write(tmp_path, {"a": b"1", "b": b"1"})
   write(tmp_path, {"b": b"2", "c": b"2"})
-  assert dict(Records(tmp_path, "clips")) == {"a": b"1", "b": b"2", "c": b"2"}
+  assert dict(read_all(tmp_path, "clips")) == {"a": b"1", "b": b"2", "c": b"2"}
   for number in (99_999, 100_000):  # as numbers, not as texts
     shard = f"clips-{number:05d}.array_record"
     write(tmp_path / "other", {"a": str(number).encode()})
     (tmp_path / "other/clips-00000.array_record").rename(tmp_path / shard)
-  assert Records(tmp_path, "clips")["a"] == b"100000"
+  assert read_all(tmp_path, "clips")["a"] == b"100000"
   write(tmp_path, {"a": b"last"})
-  assert Records(tmp_path, "clips")["a"] == b"last"
+  assert read_all(tmp_path, "clips")["a"] == b"last"
 
 
 def test_names_do_not_mix(tmp_path):
   write(tmp_path, {"a": b"clip"}, name="clips")
   write(tmp_path, {"a": b"text"}, name="text")
   write(tmp_path, {"a": b"other"}, name="text-0123")
-  assert Records(tmp_path, "text")["a"] == b"text"
-  assert Records(tmp_path, "text-0123")["a"] == b"other"
-  assert not Records(tmp_path, "tex")
-  assert not Records(tmp_path / "nowhere", "clips")
+  assert read_all(tmp_path, "text")["a"] == b"text"
+  assert read_all(tmp_path, "text-0123")["a"] == b"other"
+  assert not read_all(tmp_path, "tex")
+  write(tmp_path / "below", {"a": b"below"}, name="text")
+  assert read_all(tmp_path, "below/text")["a"] == b"below"
+  assert read_all(tmp_path, "text")["a"] == b"text"
+  with pytest.raises(UserError, match="nowhere: no such folder"):
+    read_all(tmp_path / "nowhere", "clips")
 
 
 def test_without_records_there_is_no_shard(tmp_path):
@@ -77,7 +86,7 @@ def test_a_writer_that_ends_early_keeps_what_it_has(tmp_path):
   with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path, "x") as writer:
     writer["a"] = b"1"
     raise KeyboardInterrupt
-  assert dict(Records(tmp_path, "x")) == {"a": b"1"}
+  assert dict(read_all(tmp_path, "x")) == {"a": b"1"}
 
 
 def test_a_killed_writer_leaves_whole_shards(tmp_path):
@@ -85,7 +94,7 @@ def test_a_killed_writer_leaves_whole_shards(tmp_path):
   writer["a"] = b"whole"
   writer["b"] = b"no"
   del writer
-  assert dict(Records(tmp_path, "x")) == {"a": b"whole"}
+  assert dict(read_all(tmp_path, "x")) == {"a": b"whole"}
   assert len(files(tmp_path)) == 1
 
 
@@ -106,14 +115,14 @@ def test_a_torn_shard_is_named(tmp_path, damage):
   shard = tmp_path / "clips-00001.array_record"
   shard.write_bytes(damage(shard.read_bytes()))
   with pytest.raises(UserError, match=r"clips-00001\.array_record: damaged"):
-    Records(tmp_path, "clips")
+    read_all(tmp_path, "clips")
 
 
 def test_a_flipped_byte_is_noticed(tmp_path):
   write(tmp_path, {"a": b"whole", "b": b"x" * 1000})
   shard = tmp_path / "clips-00000.array_record"
   shard.write_bytes(flip(shard.read_bytes()))
-  records = Records(tmp_path, "clips")
+  records = read_all(tmp_path, "clips")
   assert records["a"] == b"whole"
   with pytest.raises(UserError, match=r"clips-00000.*damaged.*hash mismatch"):
     records["b"]
@@ -127,7 +136,7 @@ def test_a_foreign_file_is_told(tmp_path):
     writer.write(last)
     writer.close()
     with pytest.raises(UserError, match="not written by this program"):
-      Records(tmp_path, name)
+      read_all(tmp_path, name)
 
 
 def test_a_full_disk_loses_no_whole_shard(tmp_path):
@@ -140,7 +149,7 @@ def test_a_full_disk_loses_no_whole_shard(tmp_path):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert files(tmp_path) == ["clips-00000.array_record"]
-  assert dict(Records(tmp_path, "clips")) == {"a": b"1"}
+  assert dict(read_all(tmp_path, "clips")) == {"a": b"1"}
 
 
 def test_a_place_that_cannot_be_written(tmp_path):
@@ -152,7 +161,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
 def test_threads_share_a_reader(tmp_path):
   records = some(40)
   write(tmp_path, records, shard_bytes=2000)
-  read = Records(tmp_path, "clips")
+  read = read_all(tmp_path, "clips")
   wrong = []
 
   def work(seed):
