@@ -72,9 +72,8 @@ def _prepared(config: DataConfig, seed: int, report) -> Sources:
         f"config.data.{name} comes too late for prepared clips; leave it out, "
         f"and give --{name} to lumiere_jax.prepare"
       )
-  return _part(
-    _open_prepared(config, config.path, config.specs, report), config
-  )
+  source = _open_prepared(config, config.path, config.specs, report)
+  return _hold_out(source, config)
 
 
 def _require_path(config: DataConfig, what: str) -> None:

@@ -109,6 +109,9 @@ class Records(Mapping[str, bytes]):
     path, position = self._places[key]
     return _read(path, self._reader(path), position)
 
+  def __contains__(self, key: object) -> bool:
+    return key in self._places  # Mapping's own would read the record
+
   def __iter__(self) -> Iterator[str]:
     return iter(self._places)
 
