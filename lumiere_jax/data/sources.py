@@ -13,6 +13,7 @@ from lumiere_jax.data.prepared import is_prepared, open_prepared
 from lumiere_jax.data.procedural import ProceduralSource
 from lumiere_jax.data.shelf import TextShelf
 from lumiere_jax.data.source import ClipSpec, Source
+from lumiere_jax.data.tfds import open_tfds
 from lumiere_jax.io.folder import Folder
 from lumiere_jax.typing import UserError, check_choice
 
@@ -66,13 +67,25 @@ def _files(config: DataConfig, seed: int, report) -> Sources:
 def _prepared(config: DataConfig, seed: int, report) -> Sources:
   del seed
   _require_path(config, "a folder that lumiere_jax.prepare made")
-  for name in ("scene_cuts", "min_motion", "prompts"):
-    if getattr(config, name):
-      raise UserError(
-        f"config.data.{name} comes too late for prepared clips; leave it out, "
-        f"and give --{name} to lumiere_jax.prepare"
-      )
+  _refuse(config, "scene_cuts", "min_motion", "prompts")
   source = _open_prepared(config, config.path, config.specs, report)
+  return _hold_out(source, config)
+
+
+def _tfds(config: DataConfig, seed: int, report) -> Sources:
+  del seed
+  _require_path(config, "the name of a builder, such as ucf101/ucf101_1,")
+  _refuse(config, "scene_cuts", "min_motion")
+  source = open_tfds(
+    config.path,
+    config.specs,
+    data_dir=config.tfds_dir,
+    prompts=config.prompts,
+    report_path=report,
+    num_threads=config.threads,
+    max_enlarge=config.max_enlarge,
+    cache=config.cache,
+  )
   return _hold_out(source, config)
 
 
@@ -82,6 +95,16 @@ def _require_path(config: DataConfig, what: str) -> None:
       f"config.data.path is missing; give {what} with --config.data.path=DIR, "
       "or take --config.data.source=procedural"
     )
+
+
+def _refuse(config: DataConfig, *names: str) -> None:
+  for name in names:
+    if getattr(config, name):
+      raise UserError(
+        f"config.data.{name} is for folders of videos, not for source="
+        f"{config.source}: leave it out, and give it to lumiere_jax.prepare "
+        "where clips are prepared"
+      )
 
 
 def _hold_out(source: FilesSource, config: DataConfig) -> Sources:
@@ -149,4 +172,5 @@ KINDS: dict[str, Callable[[DataConfig, int, object], Sources]] = {
   "files": _files,
   "prepared": _prepared,
   "procedural": _procedural,
+  "tfds": _tfds,
 }

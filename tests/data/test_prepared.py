@@ -214,9 +214,9 @@ def test_the_config_opens_it(original, tmp_path):
   ("values", "message"),
   [
     ({"path": ""}, "path is missing; give a folder that lumiere_jax.prepare"),
-    ({"scene_cuts": 9.0}, "scene_cuts comes too late"),
-    ({"min_motion": 9.0}, "min_motion comes too late"),
-    ({"prompts": "x"}, "prompts comes too late"),
+    ({"scene_cuts": 9.0}, "scene_cuts is for folders of videos"),
+    ({"min_motion": 9.0}, "min_motion is for folders of videos"),
+    ({"prompts": "x"}, "prompts is for folders of videos"),
   ],
 )
 def test_what_only_prepare_can_do(original, values, message):
