@@ -20,6 +20,7 @@ setup(
     "beartype",
     "einops",
     "flax>=0.12",
+    "fsspec",
     "grain",
     "jax>=0.10",
     "jaxtyping",

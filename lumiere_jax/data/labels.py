@@ -43,7 +43,7 @@ def label_captions(labels: Iterable[str], prompts_file="") -> Captions:
 def words(label: str) -> str:
   """'ApplyEyeMakeup' -> 'apply eye makeup'; 'tai_chi' -> 'tai chi'."""
   parted = _WORD_STARTS.sub(" ", label.replace("_", " "))
-  return " ".join(parted.lower().split())
+  return " ".join(parted.lower().split()) or label
 
 
 def _read_prompts(path: Path) -> Captions:

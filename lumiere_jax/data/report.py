@@ -137,4 +137,4 @@ def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:
 def _count(rows: Sequence[Row]) -> str:
   files = len({row.file for row in rows})
   parts = f"{len(rows)} parts of " if len(rows) > files else ""
-  return f"{parts}{files} videos"
+  return f"{parts}{files} files"

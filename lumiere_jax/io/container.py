@@ -43,6 +43,13 @@ class Track:
     return self.stream.codec_context.sample_aspect_ratio or Fraction(1)
 
   @property
+  def start(self) -> int | None:
+    """The timestamp that times count from; None: there are none."""
+    if self.container.format.name == "apng":  # begins at 0 and does not say so
+      return 0
+    return self.stream.start_time
+
+  @property
   def counted(self) -> bool:
     """Whether times must be counted at `rate`, for want of timestamps.
 
@@ -54,13 +61,13 @@ class Track:
       and self.stream.codec_context.has_b_frames
     )
     bare = self.container.format.flags & _WITHOUT_TIMESTAMPS
-    return bool(reordered_avi or bare or self.stream.start_time is None)
+    return bool(reordered_avi or bare or self.start is None)
 
   def time(self, frame: av.VideoFrame, order: int) -> float:
     """When `frame`, the `order`-th from the start, begins to show."""
     if self.counted or frame.pts is None:
       return order / float(self.rate)
-    return float((frame.pts - self.stream.start_time) * frame.time_base)
+    return float((frame.pts - self.start) * frame.time_base)
 
   def lasts(self, frame: av.VideoFrame) -> float:
     """For how many seconds `frame` shows if none comes after it."""
@@ -77,7 +84,7 @@ class Track:
     name = self.container.format.name
     if time_s <= 0 or self.counted or not name.startswith(_SEEKABLE):
       return True
-    ticks = int(time_s / self.stream.time_base) + self.stream.start_time
+    ticks = int(time_s / self.stream.time_base) + self.start
     try:
       self.container.seek(ticks, stream=self.stream)
     except av.FFmpegError:

@@ -118,7 +118,8 @@ def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
       return fsspec.core.url_to_fs(url)
   except ImportError as error:
     module = known_implementations[protocol]["class"].partition(".")[0]
-    package = f"'fsspec[{protocol}]'" if module == "fsspec" else module
+    extra = "http" if protocol == "https" else protocol
+    package = f"'fsspec[{extra}]'" if module == "fsspec" else module
     raise UserError(
       f"{url}: {protocol} needs a package that is not installed "
       f"({_one_line(error)}); pip install {package}"

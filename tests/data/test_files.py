@@ -1,10 +1,13 @@
-import json
+"""A folder of videos and pictures as a source of clips."""
+
+import itertools
 from pathlib import Path
 
+import fsspec
 import numpy as np
+from PIL import Image
 import pytest
 
-from lumiere_jax.data.captions import read_captions
 from lumiere_jax.data.files import FilesSource
 from lumiere_jax.data.report import Report
 from lumiere_jax.data.source import ClipSpec, UnreadableClip
@@ -13,26 +16,15 @@ from lumiere_jax.io.decode import VideoInfo
 from lumiere_jax.io.folder import Folder
 from lumiere_jax.io.write import write_video
 from lumiere_jax.typing import UserError
+from tests.data.videos import (
+  SPEC,
+  frame_numbers,
+  make,
+  read_report,
+  write_jsonl,
+)
 
 CLIPS = Path(__file__).parents[2] / "../shared/assets/clips"
-SPEC = ClipSpec(num_frames=4, fps=8, resolution=(16, 16))
-
-
-def make(folder, name, seconds=2.0, fps=8):
-  """A video whose frame k has the grey level 10 + 10 k."""
-  count = round(seconds * fps)
-  levels = (10 + 10 * np.arange(count)).astype(np.uint8)
-  video = np.broadcast_to(levels[:, None, None, None], (count, 24, 32, 3))
-  write_video(folder / name, video, fps)
-
-
-def write_jsonl(folder, rows):
-  lines = [json.dumps({"file": f, "caption": c}) for f, c in rows.items()]
-  (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
-
-
-def frame_numbers(clip):
-  return ((clip.astype(float).mean((1, 2, 3)) - 10) / 10).round().tolist()
 
 
 @pytest.fixture
@@ -42,83 +34,6 @@ def folder(tmp_path):
     make(folder, f"{k}.mp4")
   write_jsonl(folder, {f"{k}.mp4": f"video {k}" for k in range(4)})
   return folder
-
-
-def test_captions_in_three_ways(tmp_path):
-  expected = {"a/x.mp4": ('x, "quoted"',), "b.anything": ("vidéo b",)}
-  ways = [tmp_path / name for name in ("jsonl", "csv", "txt")]
-  for way in ways:
-    (way / "a").mkdir(parents=True)
-    (way / "a" / "x.mp4").touch()
-    (way / "b.anything").touch()
-    (way / ".hidden.mp4").touch()
-  write_jsonl(ways[0], {"b.anything": "vidéo b", "./a/x.mp4": 'x, "quoted" '})
-  (ways[1] / "captions.csv").write_text(
-    '\ufeffid,file,caption\n1,b.anything,vidéo b\n2,a/x.mp4,"x, ""quoted"""\n',
-    encoding="utf-8",
-  )
-  (ways[2] / "a" / "x.txt").write_text('x,\n  "quoted"\n')
-  (ways[2] / "b.txt").write_text("vidéo b", encoding="utf-8")
-  (ways[2] / ".hidden.txt").write_text("hidden")
-  (ways[2] / "readme.txt").write_text("beside no video")
-  for way in ways:
-    assert read_captions(Folder(way)) == expected
-    assert list(read_captions(Folder(way))) == sorted(expected)
-
-
-@pytest.mark.parametrize(
-  ("name", "text", "message"),
-  [
-    ("captions.jsonl", b'{"file": "a", "caption": ""}\n{"file"', "line 2: not"),
-    (
-      "captions.jsonl",
-      b'\n{"file": "a", "text": ""}',
-      "line 2: no 'caption'; it has 'file', 'text'",
-    ),
-    (
-      "captions.jsonl",
-      b'{"file": "a", "caption": 3}',
-      "a caption is 3; write a string",
-    ),
-    (
-      "captions.jsonl",
-      b'{"file": " ", "caption": ""}',
-      "'file' is ' '; name a video",
-    ),
-    ("captions.jsonl", b'["a", "b"]', "line 1: a list; write an object"),
-    ("captions.jsonl", b'{}\n\n{"file": "\xff"}', "line 3: not UTF-8.*0xff"),
-    ("captions.jsonl", b"\n", "no captions"),
-    (
-      "captions.jsonl",
-      b'{"file": "a", "caption": "1"}\n{"file": "./a", "caption": "2"}',
-      "line 2: a is captioned on line 1 already",
-    ),
-    (
-      "captions.csv",
-      b"name,caption\na,b\n",
-      "line 1: no column 'file'; the columns are 'name', 'caption'",
-    ),
-    ("captions.csv", b"file,caption\na,b\nc\n", "line 3: not 2 columns; quote"),
-    ("captions.csv", b'file,caption\n"a,b\n', "line 2: not CSV"),
-    ("x.txt", b"fine\nnot \xe9", "x.txt, line 2: not UTF-8"),
-  ],
-)
-def test_caption_errors_name_the_line(tmp_path, name, text, message):
-  (tmp_path / "x.mp4").touch()
-  (tmp_path / name).write_bytes(text)
-  with pytest.raises(UserError, match=message):
-    read_captions(Folder(tmp_path))
-
-
-def test_no_captions_or_two_kinds(tmp_path):
-  with pytest.raises(UserError, match="no such folder"):
-    read_captions(Folder(tmp_path / "gone"))
-  with pytest.raises(UserError, match=r"no captions; write captions\.jsonl"):
-    read_captions(Folder(tmp_path))
-  for name in ("captions.jsonl", "captions.csv"):
-    (tmp_path / name).touch()
-  with pytest.raises(UserError, match=r"captions\.jsonl and captions\.csv"):
-    read_captions(Folder(tmp_path))
 
 
 def test_report_says_what_became_of_every_video(folder, tmp_path, capsys):
@@ -140,7 +55,7 @@ def test_report_says_what_became_of_every_video(folder, tmp_path, capsys):
 
   report_path = tmp_path / "out" / "data_report.jsonl"
   source = FilesSource.open(folder, [SPEC], report_path=report_path)
-  rows = [json.loads(line) for line in report_path.read_text().splitlines()]
+  rows = read_report(report_path)
   assert [row["file"] for row in rows] == sorted(good | kinds)
   for row in rows:
     assert row["used"] == (row["file"] in good)
@@ -148,6 +63,9 @@ def test_report_says_what_became_of_every_video(folder, tmp_path, capsys):
       assert row["reason"] is None
       assert (row["seconds"], row["fps"], row["frames_at_fps"]) == (2, 8, 16)
       assert (row["width"], row["height"]) == (32, 24)
+      assert (row["clip"], row["start_s"], row["end_s"]) == (
+        *("4x16x16", None, None),
+      )
     else:
       assert row["reason"].partition(":")[0] == kinds[row["file"]]
   short = next(row for row in rows if row["file"] == "short.mp4")
@@ -157,7 +75,7 @@ def test_report_says_what_became_of_every_video(folder, tmp_path, capsys):
 
   said = capsys.readouterr()
   assert not said.out
-  assert "4 of 10 videos" in said.err
+  assert "4 of 10 files" in said.err
   assert "1 too short" in said.err
   assert "1 no caption" in said.err
   assert str(report_path) in said.err
@@ -169,7 +87,7 @@ def test_nothing_left_counts_the_reasons(tmp_path):
   for k in range(3):
     (tmp_path / f"{k}.mp4").touch()
   write_jsonl(tmp_path, {f"{k}.mp4": "x" for k in range(5)})
-  message = "none of 5 videos can be used: 3 empty file, 2 missing"
+  message = "none of 5 files can be used: 3 empty file, 2 missing"
   with pytest.raises(UserError, match=message):
     FilesSource.open(tmp_path, [SPEC], report_path=tmp_path / "report.jsonl")
   assert len((tmp_path / "report.jsonl").read_text().splitlines()) == 5
@@ -251,36 +169,242 @@ def test_one_video_is_not_held_out(folder):
     assert (len(train), len(held_out)) == (1, 0)
 
 
-def test_a_video_that_breaks_later(folder, tmp_path, capsys):
-  report_path = tmp_path / "data_report.jsonl"
-  source = FilesSource.open(folder, [SPEC], report_path=report_path)
-  (folder / "1.mp4").unlink()
-  (folder / "2.mp4").write_bytes((folder / "2.mp4").read_bytes()[:900])
-  capsys.readouterr()
-  for _ in range(3):
-    for k in (1, 2):
-      with pytest.raises(UnreadableClip, match=f"{k}.mp4"):
-        source.clip(k, np.random.default_rng(0))
-    assert source.clip(0).shape == (4, 16, 16, 3)
-  make(folder, "1.mp4")  # what is dropped stays dropped
-  with pytest.raises(UnreadableClip):
-    source.clip(1)
-  said = capsys.readouterr().err.splitlines()
-  assert len(said) == 2  # once for each
-  assert "1.mp4 dropped: missing" in said[0]
-  rows = [json.loads(line) for line in report_path.read_text().splitlines()]
-  assert [row["file"] for row in rows[4:]] == ["1.mp4", "2.mp4"]
-  assert not any(row["used"] for row in rows[4:])
-
-
 @pytest.mark.skipif(not CLIPS.is_dir(), reason="needs the shared clips")
 def test_all_real_clips_are_used(capsys):
   spec = ClipSpec(num_frames=16, fps=16, resolution=(64, 64))
   source = FilesSource.open(CLIPS, [spec])
   assert len(source) == 23
-  assert "23 of 23" in capsys.readouterr().err
+  assert "23 of 23 files" in capsys.readouterr().err
   clip = source.clip(0, np.random.default_rng(0))
   assert clip.shape == (16, 64, 64, 3)
+
+
+def spec(num_frames, height, width):
+  return ClipSpec(num_frames=num_frames, fps=8, resolution=(height, width))
+
+
+def test_each_video_serves_the_shape_that_suits_it(tmp_path, capsys):
+  """By length, then aspect; all are used or named, and clips fit groups."""
+  sizes = {
+    "long.mp4": (1.0, (24, 24)),
+    "wide.mp4": (1.0, (24, 48)),
+    "short.mp4": (0.5, (24, 48)),
+    "shorter.mp4": (0.25, (24, 24)),
+  }
+  for name, (seconds, size) in sizes.items():
+    make(tmp_path, name, seconds, size=size)
+  write_jsonl(tmp_path, dict.fromkeys(sizes, "x"))
+  specs = [spec(8, 16, 16), spec(8, 12, 24), spec(4, 16, 16), spec(9, 8, 8)]
+  path = tmp_path / "report.jsonl"
+  source = FilesSource.open(tmp_path, specs, report_path=path)
+  names = lambda group: [source.videos[i].file for i in group.indices]
+  assert list(map(names, source.groups)) == [
+    *(["long.mp4"], ["wide.mp4"], ["short.mp4"])
+  ]
+  assert [group.weight for group in source.groups] == [1, 1, 1]
+  for group, shape in zip(source.groups, specs, strict=False):
+    for index, rng in itertools.product(
+      group.indices, (None, np.random.default_rng(0))
+    ):
+      expected = (shape.num_frames, *shape.resolution, 3)
+      assert source.clip(index, rng).shape == expected
+  rows = {row["file"]: row for row in read_report(path)}
+  assert rows["wide.mp4"]["clip"] == "8x12x24"
+  assert rows["short.mp4"]["clip"] == "4x16x16"
+  assert rows["shorter.mp4"]["reason"].startswith("too short: 0.25 s make 2")
+  assert rows["shorter.mp4"]["clip"] is None
+  said = capsys.readouterr().err
+  assert "3 of 4 files" in said
+  for shape in ("8x16x16 (1)", "8x12x24 (1)", "4x16x16 (1)"):
+    assert shape in said
+  parts = source.split(0.3)
+  assert sum(len(g.indices) for p in parts for g in p.groups) == 3
+  assert all(g.indices for p in parts for g in p.groups)
+
+
+def test_enlarging_has_a_limit(tmp_path):
+  """A shape too large for a video is left to others."""
+  make(tmp_path, "small.mp4", size=(8, 8))
+  make(tmp_path, "tiny.mp4", size=(4, 40))
+  make(tmp_path, "large.mp4", size=(32, 32))
+  names = ["small.mp4", "tiny.mp4", "large.mp4"]
+  write_jsonl(tmp_path, dict.fromkeys(names, "x"))
+  specs = [spec(8, 32, 32), spec(4, 16, 16)]
+  path = tmp_path / "report.jsonl"
+  source = FilesSource.open(tmp_path, specs, report_path=path, max_enlarge=3.0)
+  shapes = {video.file: video.spec for video in source.videos}
+  assert shapes == {"small.mp4": specs[1], "large.mp4": specs[0]}
+  reason = next(r["reason"] for r in read_report(path) if not r["used"])
+  assert reason.startswith("too small: 40x4 had to be enlarged 4 times")
+
+
+def picture(folder, name, level=100, size=(24, 32)):
+  Image.new("RGB", size[::-1], (level,) * 3).save(folder / name)
+
+
+def test_pictures_are_clips_of_one_frame(tmp_path):
+  path = tmp_path / "report.jsonl"
+  folder = tmp_path / "mixed"
+  make(folder, "video.mp4")
+  picture(folder, "a.jpg", 40)
+  picture(folder, "b.WEBP", 80)
+  picture(folder, "c.bmp", 120, size=(2, 300))
+  picture(folder, "bare.png")
+  (folder / "broken.png").write_bytes((folder / "bare.png").read_bytes()[:60])
+  captioned = ("video.mp4", "a.jpg", "b.WEBP", "c.bmp", "broken.png")
+  write_jsonl(folder, dict.fromkeys(captioned, "x"))
+
+  source = FilesSource.open(folder, [spec(1, 16, 16)], report_path=path)
+  assert [v.file for v in source.videos] == ["a.jpg", "b.WEBP", "video.mp4"]
+  for index, level in ((0, 40), (1, 80)):
+    clip = source.clip(index, np.random.default_rng(0))
+    assert clip.shape == (1, 16, 16, 3)
+    assert abs(clip.mean() - level) < 4
+    assert source.videos[index].is_picture
+  assert source.clip(2).shape == (1, 16, 16, 3)
+  assert frame_numbers(source.clip(2)) == [7]
+  rows = {row["file"]: row for row in read_report(path)}
+  assert rows["a.jpg"]["seconds"] == 0
+  assert rows["a.jpg"]["fps"] is None
+  assert rows["c.bmp"]["reason"].startswith("too small: 300x2")
+  assert rows["bare.png"]["reason"] == "no caption"
+  assert rows["broken.png"]["reason"].startswith("damaged: ")
+
+  FilesSource.open(folder, [SPEC], report_path=path)
+  reasons = {row["file"]: row["reason"] for row in read_report(path)}
+  assert reasons["video.mp4"] is None
+  assert reasons["a.jpg"].startswith("a picture: ")
+  mixed = FilesSource.open(folder, [SPEC, spec(1, 16, 16)])
+  assert [len(group.indices) for group in mixed.groups] == [1, 2]
+
+
+def test_animations_are_videos(tmp_path):
+  images = [Image.new("RGB", (32, 24), (k, k, k)) for k in range(10, 170, 10)]
+  for name in ("x.gif", "x.webp"):
+    images[0].save(
+      tmp_path / name, save_all=True, append_images=images[1:], duration=120
+    )
+  write_jsonl(tmp_path, {"x.gif": "x", "x.webp": "x"})
+  source = FilesSource.open(tmp_path, [SPEC])
+  assert [source.clip(k).shape[0] for k in range(len(source))] == [4, 4]
+
+
+def blocks(*lengths):
+  """Scenes of a still pattern each, with a square that moves in it."""
+  made = []
+  for seed, length in enumerate(lengths):
+    rng = np.random.default_rng(seed)
+    pattern = rng.integers(0, 255, (4, 4, 3), np.uint8)
+    scene = pattern.repeat(12, 0).repeat(12, 1)[None].repeat(length, 0)
+    for k in range(length):
+      scene[k, 16:32, k % 32 : k % 32 + 16] = 255
+    made.append(scene)
+  return np.concatenate(made)
+
+
+def test_clips_are_taken_between_cuts(tmp_path, capsys):
+  write_video(tmp_path / "x.mp4", blocks(16, 3, 20), fps=8)
+  write_video(tmp_path / "y.mp4", blocks(16), fps=8)
+  write_jsonl(tmp_path, {"x.mp4": "x", "y.mp4": "y"})
+  path = tmp_path / "report.jsonl"
+  source = FilesSource.open(tmp_path, [SPEC], report_path=path, scene_cuts=15.0)
+  spans = [(v.file, v.start_s, v.end_s) for v in source.videos]
+  assert spans == [("x.mp4", 0, 2), ("x.mp4", 2.375, 4.875), ("y.mp4", 0, 2)]
+  assert source.captions(1) == ("x",)
+  rows = read_report(path)
+  times = [(r["file"], r["start_s"], r["end_s"], r["used"]) for r in rows]
+  assert times == [
+    ("x.mp4", 0, 2, True),
+    ("x.mp4", 2, 2.375, False),
+    ("x.mp4", 2.375, 4.875, True),
+    ("y.mp4", None, None, True),
+  ]
+  assert rows[1]["reason"].startswith("too short: 0.38 s make 3 frames")
+  said = capsys.readouterr().err
+  assert "3 of 4 parts of 2 files" in said
+
+  scenes = blocks(1, 1, 1)[:, :12, :12].reshape(3, -1).astype(int)
+  for seed, (index, scene) in itertools.product(range(10), ((0, 0), (1, 2))):
+    clip = source.clip(index, np.random.default_rng(seed))
+    corner = clip[:, :4, :1].reshape(4, -1, 3).mean(1)
+    distance = np.abs(corner[:, None] - scenes.reshape(3, -1, 3).mean(1))
+    assert (distance.sum(-1).argmin(1) == scene).all()
+  # Parts of one file are on one side, or the held-out loss is none.
+  for part in source.split(0.5):
+    assert {v.file for v in part.videos} in ({"x.mp4"}, {"y.mp4"})
+
+
+def test_parts_of_one_file_are_not_held_out(tmp_path):
+  write_video(tmp_path / "x.mp4", blocks(16, 16), fps=8)
+  write_jsonl(tmp_path, {"x.mp4": "x"})
+  source = FilesSource.open(tmp_path, [SPEC], scene_cuts=15.0)
+  train, held_out = source.split(0.9)
+  assert (len(train), len(held_out)) == (2, 0)
+
+
+def test_videos_that_stand_still(tmp_path, capsys):
+  make(tmp_path, "moves.mp4")
+  still = np.full((16, 24, 32, 3), 90, np.uint8)
+  write_video(tmp_path / "still.mp4", still, fps=8)
+  write_jsonl(tmp_path, {"moves.mp4": "x", "still.mp4": "x"})
+  source = FilesSource.open(tmp_path, [SPEC], min_motion=1.0)
+  assert [video.file for video in source.videos] == ["moves.mp4"]
+  said = capsys.readouterr().err
+  assert "dropped 1 static" in said
+  assert "still.mp4: static: changes by 0.00 grey levels" in said
+
+
+def test_folders_of_classes(tmp_path):
+  for label in ("BabyCrawling", "tai_chi"):
+    make(tmp_path / label, "x.mp4")
+  source = FilesSource.open(tmp_path, [SPEC])
+  captions = [source.captions(k) for k in range(2)]
+  assert captions == [("baby crawling",), ("tai chi",)]
+  prompts = tmp_path / "prompts.psv"
+  prompts.write_text("tai_chi|a person does tai chi\nBabyCrawling|a baby\n")
+  source = FilesSource.open(tmp_path, [SPEC], prompts=str(prompts))
+  assert source.captions(1) == ("a person does tai chi",)
+
+
+@pytest.fixture
+def remote(folder):
+  """The folder's files as memory://videos."""
+  system = fsspec.filesystem("memory")
+  for path in folder.iterdir():
+    system.pipe(f"/videos/{path.name}", path.read_bytes())
+  yield system
+  system.rm("/videos", recursive=True)
+
+
+def test_a_remote_folder(remote, folder, tmp_path):
+  cache = tmp_path / "cache"
+  source = FilesSource.open("memory://videos", [SPEC], cache=str(cache))
+  here = FilesSource.open(folder, [SPEC])
+  assert [v.file for v in source.videos] == [v.file for v in here.videos]
+  for k in range(4):
+    assert source.captions(k) == here.captions(k)
+    assert np.array_equal(source.clip(k), here.clip(k))
+    assert source.local_path(k).is_relative_to(cache)
+    assert here.local_path(k) == folder / f"{k}.mp4"
+  remote.rm("/videos/2.mp4")
+  assert source.clip(2).shape[0] == 4  # from the copy
+  source.local_path(2).unlink()
+  with pytest.raises(UnreadableClip, match=r"^memory://videos/2\.mp4: missing"):
+    source.clip(2)
+
+
+def test_remote_files_of_a_local_folder(remote, folder, tmp_path):
+  names = ["0.mp4", "memory://videos/1.mp4", "memory://videos/gone.mp4"]
+  for k in range(1, 4):
+    (folder / f"{k}.mp4").unlink()
+  write_jsonl(folder, dict.fromkeys(names, "x"))
+  path = tmp_path / "report.jsonl"
+  source = FilesSource.open(
+    folder, [SPEC], report_path=path, cache=str(tmp_path / "cache")
+  )
+  assert [video.file for video in source.videos] == names[:2]
+  assert source.clip(1).shape == (4, 16, 16, 3)
+  assert read_report(path)[2]["reason"] == "missing: no such remote file"
 
 
 def test_impossible_specs():

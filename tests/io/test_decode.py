@@ -12,6 +12,7 @@ import pytest
 from lumiere_jax.io import container
 from lumiere_jax.io.decode import VideoInfo, probe, read_clip, read_video
 from lumiere_jax.io.errors import VideoError
+from lumiere_jax.io.pixels import Thumbnails
 from lumiere_jax.typing import UserError
 
 CLIPS = Path(__file__).parents[2] / "../shared/assets/clips"
@@ -97,6 +98,24 @@ def check_shown(numbers, times, starts):
   for n, time in zip(numbers, times, strict=True):
     assert starts[n] <= time + Fraction(1, 1000)
     assert n + 1 == len(starts) or time < starts[n + 1]
+
+
+def test_watches_every_frame(tmp_path):
+  path = encode(tmp_path / "x.mp4", plain(30), kind="h264.mp4")
+  seen = []
+  thumbnails = Thumbnails(side=6)
+
+  def watch(time_s, frame):
+    seen.append(time_s)
+    thumbnails(time_s, frame)
+
+  probe(path, watch=watch)
+  assert seen == pytest.approx([k / 25 for k in range(30)])
+  assert thumbnails.times_s == seen
+  assert thumbnails.images.shape == (30, 6, 6, 3)
+  # The bars that number a frame are one pixel wide.
+  bits = thumbnails.images.mean((1, 3)) > 125
+  assert (bits @ (1 << np.arange(6))).tolist() == list(range(30))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -397,8 +416,12 @@ def test_notices_damage(tmp_path, kind):
     at = rng.randrange(len(data) // 4, 3 * len(data) // 4)
     data[at : at + 40] = rng.randbytes(40)
   path.write_bytes(data)
-  with pytest.raises(VideoError, match="damaged: "):
-    probe(path)
+  for read in (
+    probe,
+    lambda path: read_clip(path, start_s=0, num_frames=60, fps=25),
+  ):
+    with pytest.raises(VideoError, match="damaged: "):
+      read(path)
 
 
 @pytest.mark.parametrize("name", ["a:b.mkv", "http:x.mkv", "%3d.mkv", "ü .mkv"])

@@ -1,0 +1,214 @@
+"""Videos that are odd, broken, or break while they are in use."""
+
+import itertools
+
+import av
+import numpy as np
+from PIL import Image
+import pytest
+
+from lumiere_jax.data.files import FilesSource
+from lumiere_jax.data.pipeline import Loader, batches
+from lumiere_jax.data.source import ClipSpec, UnreadableClip
+from lumiere_jax.io.write import write_video
+from lumiere_jax.models.tokenizer import Tokenizer, default_tokenizer_path
+from tests.data.videos import (
+  SPEC,
+  frame_numbers,
+  make,
+  read_report,
+  write_jsonl,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  folder = tmp_path / "videos"
+  for k in range(4):
+    make(folder, f"{k}.mp4")
+  write_jsonl(folder, {f"{k}.mp4": f"video {k}" for k in range(4)})
+  return folder
+
+
+def test_a_video_that_breaks_later(folder, tmp_path, capsys):
+  report_path = tmp_path / "data_report.jsonl"
+  source = FilesSource.open(folder, [SPEC], report_path=report_path)
+  (folder / "1.mp4").unlink()
+  (folder / "2.mp4").write_bytes((folder / "2.mp4").read_bytes()[:900])
+  capsys.readouterr()
+  for _ in range(3):
+    for k in (1, 2):
+      with pytest.raises(UnreadableClip, match=f"{k}.mp4"):
+        source.clip(k, np.random.default_rng(0))
+    assert source.clip(0).shape == (4, 16, 16, 3)
+  make(folder, "1.mp4")  # what is dropped stays dropped
+  with pytest.raises(UnreadableClip):
+    source.clip(1)
+  said = capsys.readouterr().err.splitlines()
+  assert len(said) == 2  # once for each
+  assert "1.mp4 dropped: missing" in said[0]
+  rows = read_report(report_path)
+  assert [row["file"] for row in rows[4:]] == ["1.mp4", "2.mp4"]
+  assert not any(row["used"] for row in rows[4:])
+
+
+def test_training_goes_on_without_what_vanishes(folder, tmp_path, capsys):
+  path = tmp_path / "report.jsonl"
+  source = FilesSource.open(folder, [SPEC], report_path=path)
+  made = batches(Loader(source=source, seed=0), batch_size=4, num_threads=1)
+  next(made)
+  for k in (0, 3):
+    (folder / f"{k}.mp4").unlink()
+  capsys.readouterr()
+  later = list(itertools.islice(made, 8))[4:]  # some were made ahead
+  assert {int(i) for batch in later for i in batch["index"]} == {1, 2}
+  said = capsys.readouterr().err.splitlines()
+  assert sorted(said) == [
+    "data: 0.mp4 dropped: missing: no such file",
+    "data: 3.mp4 dropped: missing: no such file",
+  ]
+  assert [row["file"] for row in read_report(path)[4:]].count("0.mp4") == 1
+
+
+def noise(count):
+  rng = np.random.default_rng(0)
+  return rng.integers(0, 255, (count, 48, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize("fill", [b"\0", b"\xa5"])
+def test_a_decoder_that_dies_in_the_middle(tmp_path, fill):
+  """What was whole when it was probed, and is not any more."""
+  path = tmp_path / "x.mp4"
+  write_video(path, noise(40), fps=8)
+  write_jsonl(tmp_path, {"x.mp4": "x"})
+  source = FilesSource.open(tmp_path, [SPEC])
+  assert source.clip(0).shape == (4, 16, 16, 3)
+  data = bytearray(path.read_bytes())
+  middle = slice(len(data) // 3, 2 * len(data) // 3)
+  data[middle] = fill * len(data[middle])
+  path.write_bytes(data)
+  with pytest.raises(UnreadableClip, match=r"x\.mp4: damaged"):
+    source.clip(0)
+  with pytest.raises(UnreadableClip, match="was dropped before"):
+    source.clip(0, np.random.default_rng(0))
+
+
+def sound(path):
+  with av.open(str(path), "w") as out:
+    stream = out.add_stream("aac", 16000, layout="mono")
+    frame = av.AudioFrame.from_ndarray(
+      np.zeros((1, 16000), np.float32), "fltp", "mono"
+    )
+    frame.sample_rate = 16000
+    out.mux([*stream.encode(frame), *stream.encode(None)])
+
+
+def test_odd_files_are_named_or_used(tmp_path):
+  """One folder of everything; nothing is lost without a word."""
+  folder = tmp_path / "odd"
+  make(folder, "good.mp4")
+  whole = (folder / "good.mp4").read_bytes()
+  (folder / "zero.mp4").touch()
+  for ending in ("mp4", "mkv", "avi"):
+    (folder / f"head.{ending}").write_bytes(whole[:40])
+  (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+  sound(folder / "sound.mp4")
+  make(folder, "one.mp4", seconds=0.125)
+  dots = [Image.new("RGB", (1, 1), (k, k, k)) for k in range(10, 170, 10)]
+  dots[0].save(
+    folder / "dot.gif", save_all=True, append_images=dots[1:], duration=120
+  )
+  (folder / "loop.mp4").symlink_to("loop.mp4")
+  (folder / "inner").mkdir()
+  (folder / "inner" / "up").symlink_to(folder)
+  (folder / "directory.mp4").mkdir()
+  kinds = {
+    "zero.mp4": "empty file",
+    **{f"head.{e}": "no video stream" for e in ("mp4", "mkv", "avi")},
+    "cut.mp4": "damaged",
+    "sound.mp4": "no video stream",
+    "one.mp4": "too short",
+    "dot.gif": "too small",
+    "loop.mp4": "missing",
+    "directory.mp4": "not a file",
+    "inner/up/gone.mp4": "missing",
+  }
+  write_jsonl(folder, dict.fromkeys(["good.mp4", *kinds], "x"))
+  path = tmp_path / "report.jsonl"
+  source = FilesSource.open(folder, [SPEC], report_path=path)
+  assert [video.file for video in source.videos] == ["good.mp4"]
+  found = {
+    row["file"]: row["reason"].partition(":")[0]
+    for row in read_report(path)
+    if not row["used"]
+  }
+  assert found == kinds
+
+
+def test_one_frame_makes_a_clip_of_one(tmp_path):
+  make(tmp_path, "one.mp4", seconds=0.125)
+  write_jsonl(tmp_path, {"one.mp4": "x"})
+  spec = ClipSpec(num_frames=1, fps=8, resolution=(16, 16))
+  source = FilesSource.open(tmp_path, [spec])
+  assert frame_numbers(source.clip(0, np.random.default_rng(0))) == [0]
+
+
+def test_240_frames_a_second(tmp_path):
+  make(tmp_path, "fast.mp4", seconds=0.1, fps=240)
+  write_jsonl(tmp_path, {"fast.mp4": "x"})
+  spec = ClipSpec(num_frames=4, fps=40, resolution=(16, 16))
+  source = FilesSource.open(tmp_path, [spec], scene_cuts=15.0, min_motion=1.0)
+  assert source.videos[0].info.fps == pytest.approx(240)
+  assert frame_numbers(source.clip(0)) == [0, 6, 12, 18]
+
+
+def test_8k(tmp_path):
+  with av.open(str(tmp_path / "8k.mp4"), "w") as out:
+    stream = out.add_stream("mpeg4", 8)
+    stream.width, stream.height, stream.pix_fmt = 7680, 4320, "yuv420p"
+    for level in (60, 140):
+      frame = av.VideoFrame(7680, 4320, "yuv420p")
+      for plane, value in zip(frame.planes, (level, 128, 128), strict=True):
+        plane.update(bytes([value]) * plane.buffer_size)
+      out.mux(stream.encode(frame))
+    out.mux(stream.encode(None))
+  write_jsonl(tmp_path, {"8k.mp4": "x"})
+  spec = ClipSpec(num_frames=2, fps=8, resolution=(16, 24))
+  source = FilesSource.open(tmp_path, [spec], min_motion=1.0)
+  info = source.videos[0].info
+  assert (info.height, info.width) == (4320, 7680)
+  # Of BT.709's limited range: 16 is black and 235 white.
+  levels = [255 * (level - 16) / 219 for level in (60, 140)]
+  clip = source.clip(0)
+  assert clip.shape == (2, 16, 24, 3)
+  assert clip.mean((1, 2, 3)) == pytest.approx(levels, abs=3)
+
+
+def test_names_that_are_not_unicode(tmp_path):
+  make(tmp_path, "x.mp4")
+  name = b"\xe9.mp4".decode(errors="surrogateescape")
+  (tmp_path / "x.mp4").rename(tmp_path / name)
+  (tmp_path / name).with_suffix(".txt").write_text("x")
+  path = tmp_path / "report.jsonl"
+  source = FilesSource.open(tmp_path, [SPEC], report_path=path)
+  assert read_report(path)[0]["file"] == name
+  (tmp_path / name).unlink()
+  with pytest.raises(UnreadableClip):
+    source.clip(0)
+  assert read_report(path)[1]["file"] == name
+
+
+def test_very_long_captions_train(tmp_path):
+  long = "a dog runs " * 9091
+  assert len(long) > 100_000
+  make(tmp_path, "x.mp4")
+  write_jsonl(tmp_path, {"x.mp4": long})
+  source = FilesSource.open(tmp_path, [SPEC])
+  loader = Loader(source=source, seed=0)
+  batch = next(batches(loader, batch_size=1, num_threads=1))
+  assert batch["caption"] == [long.strip()]
+  tokenizer = Tokenizer(default_tokenizer_path(), max_length=8)
+  with pytest.warns(UserWarning, match="only 8 tokens of a text are read"):
+    tokens, mask = tokenizer.encode(batch["caption"])
+  assert mask.all()
+  assert tokens.shape == (1, 8)

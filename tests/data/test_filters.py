@@ -1,0 +1,133 @@
+"""Cuts and standing pictures, on scenes made here and on real clips."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lumiere_jax.data.filters import (
+  Filters,
+  find_cuts,
+  motion,
+  stretches,
+)
+from lumiere_jax.io.decode import read_clip
+from lumiere_jax.io.write import write_video
+
+CLIPS = Path(__file__).parents[2] / "../shared/assets/clips"
+BUNNY = Path(__file__).parents[2] / "lumiere_jax/data/assets/big_buck_bunny"
+LEAST = 15.0
+
+
+def scene(seed, count, speed=0.1):
+  """A smooth random picture that moves by `speed` pixels of 16 a frame."""
+  rng = np.random.default_rng(seed)
+  waves = rng.uniform(-1, 1, (6, 2)) * 1.2
+  phase = rng.uniform(0, 7, (6, 3))
+  x = np.arange(16)[None, None] + speed * np.arange(count)[:, None, None]
+  y = np.arange(16)[None, :, None] + 0 * x
+  x = x + 0 * y
+  value = sum(
+    np.sin(u * x[..., None] + v * y[..., None] + p)
+    for (u, v), p in zip(waves, phase, strict=True)
+  )
+  return np.clip(128 + 45 * value, 0, 255).astype(np.uint8)
+
+
+def join(*counts):
+  return np.concatenate([scene(k, n) for k, n in enumerate(counts)])
+
+
+@pytest.mark.parametrize("counts", [(40,), (30, 25), (9, 30, 5, 20), (1, 20)])
+def test_cuts_are_where_scenes_meet(counts):
+  starts = list(itertools.accumulate(counts))[:-1]
+  assert find_cuts(join(*counts), LEAST) == starts
+
+
+def test_a_cut_blended_over_two_frames_is_one():
+  """As videos have it whose frame rate was changed."""
+  video = join(20, 20).astype(int)
+  video[20] = (video[19] + video[21]) // 2
+  assert find_cuts(video.astype(np.uint8), LEAST) == [20]
+
+
+def test_what_is_no_cut():
+  still = scene(0, 40)
+  fast = scene(0, 40, speed=3.0)
+  assert np.abs(np.diff(fast.astype(int), axis=0)).mean((1, 2, 3)).min() > LEAST
+  flash = still.copy()
+  flash[20:22] = 255
+  flicker = still.copy()
+  flicker[::2] = flicker[::2] // 2
+  doubled = scene(0, 20, speed=3.0).repeat(2, axis=0)
+  weight = np.linspace(0, 1, 20)[:, None, None, None]
+  dissolve = (1 - weight) * scene(0, 20) + weight * scene(1, 20)
+  for video in (still, fast, flash, flicker, doubled, dissolve):
+    assert find_cuts(video.astype(np.uint8), LEAST) == []
+
+
+def test_changes_below_the_least_are_none():
+  video = np.minimum(scene(0, 30, speed=0.02), 240)
+  video[15:] += 10
+  assert find_cuts(video, 5.0) == [15]
+  assert find_cuts(video, 15.0) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_short_videos(count):
+  assert find_cuts(scene(0, count), LEAST) == []
+
+
+def test_motion_is_the_deviation_over_time():
+  video = np.zeros((4, 16, 16, 3), np.uint8)
+  assert motion(video) == 0
+  video[::2, :, :8] = 20  # half of the picture: 0 and 20 by turns
+  assert motion(video) == pytest.approx(10 / 2)
+  assert motion(video[:1]) == 0
+
+
+def large(images):
+  return images.repeat(4, axis=1).repeat(4, axis=2)
+
+
+def test_stretches_begin_on_their_frame(tmp_path):
+  """Cuts are found in time: no clip of a stretch shows another."""
+  path = tmp_path / "x.mp4"
+  write_video(path, large(join(13, 20, 10)), fps=12.5)
+  found = stretches(path, Filters(scene_cuts=LEAST))
+  assert [s.info.num_frames for s in found] == [13, 20, 10]
+  starts = [s.start_s for s in found]
+  assert starts == pytest.approx([0, 13 / 12.5, 33 / 12.5])
+  assert sum(s.info.duration_s for s in found) == pytest.approx(43 / 12.5)
+  assert all(s.info.fps == pytest.approx(12.5) for s in found)
+  assert min(s.motion for s in found) > 1
+  scenes = large(np.stack([scene(k, 20).mean(0) for k in range(3)]))
+  for k, stretch in enumerate(found):
+    clip = read_clip(
+      path,
+      start_s=stretch.start_s,
+      num_frames=stretch.info.frames_at(16),
+      fps=16,
+    )
+    distance = np.abs(clip[:, None].astype(int) - scenes).mean((2, 3, 4))
+    assert (distance.argmin(1) == k).all()
+
+
+def test_nothing_is_looked_at_unless_asked(tmp_path):
+  write_video(tmp_path / "x.mp4", large(join(10, 10)), fps=10)
+  (whole,) = stretches(tmp_path / "x.mp4", Filters())
+  assert (whole.start_s, whole.motion) == (0.0, None)
+  assert whole.info.num_frames == 20
+  (whole,) = stretches(tmp_path / "x.mp4", Filters(min_motion=1.0))
+  assert whole.info.num_frames == 20
+  assert whole.motion > 1
+
+
+def test_real_clips_have_no_cuts_and_move():
+  paths = sorted(BUNNY.glob("*.mp4"))
+  if CLIPS.is_dir():
+    paths += [CLIPS / name for name in ("no.mkv", "thanks.mkv", "again.mkv")]
+  for path in paths:
+    (whole,) = stretches(path, Filters(scene_cuts=10.0))
+    assert whole.motion > 2
