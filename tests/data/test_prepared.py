@@ -150,7 +150,7 @@ def test_what_cannot_be_used_is_reported(original, tmp_path, capsys):
   assert "dropped 1 too short" in capsys.readouterr().err
   rows = [json.loads(line) for line in report.read_text().splitlines()]
   assert [row["file"] for row in rows if not row["used"]] == ["short.mp4"]
-  with pytest.raises(UserError, match=r"none of 4 videos .*4 too small"):
+  with pytest.raises(UserError, match=r"none of 4 files .*4 too small"):
     open_prepared(original, specs((4, 40, 40)), max_enlarge=1.6)
 
 
@@ -162,7 +162,7 @@ def test_parts_of_a_video_stay_together(videos, tmp_path, capsys):
   )
   report = tmp_path / "report.jsonl"
   source = open_prepared(tmp_path, [SPEC], report_path=report)
-  assert "19 parts of 4 videos" in capsys.readouterr().err
+  assert "19 parts of 4 files" in capsys.readouterr().err
   train, held_out = source.split(0.5)
   names = [{v.file for v in part.videos} for part in (train, held_out)]
   assert not names[0] & names[1]

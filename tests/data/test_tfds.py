@@ -18,7 +18,7 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from lumiere_jax.data import tfds as module
+from lumiere_jax.data import tfds_scan
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.data.source import ClipSpec, UnreadableClip
 from lumiere_jax.data.sources import open_sources
@@ -191,7 +191,7 @@ def test_each_video_is_read_whole(open_small, tmp_path, capsys):
   said = capsys.readouterr().err
   assert "does not say its frame rate; taken for 8 fps" in said
   assert "captions from 'label', such as " in said
-  assert "12 of 12 videos in small_classes" in said
+  assert "12 of 12 files in small_classes" in said
 
 
 def test_clips_start_anywhere(open_small):
@@ -258,7 +258,7 @@ def test_what_was_seen_is_remembered(open_small, monkeypatch):
   def refuse(*args):
     raise AssertionError("looks again")
 
-  monkeypatch.setattr(module, "_look", refuse)
+  monkeypatch.setattr(tfds_scan, "_look", refuse)
   again = open_small("small_classes")
   assert [v.info for v in again.videos] == [v.info for v in first.videos]
   assert [again.captions(k) for k in range(COUNT)] == [
@@ -308,6 +308,17 @@ def test_damaged_files_are_told(data_dir, open_small, tmp_path, capsys):
       broken += 1
   assert 0 < broken < COUNT
   assert capsys.readouterr().err.count("dropped: damaged: Corrupted") == broken
+
+
+def test_what_is_damaged_may_be_mended(data_dir, open_small, tmp_path):
+  folder = tmp_path / "damaged"
+  shutil.copytree(data_dir, folder)
+  shard = next(folder.glob("small_classes/*/*.array_record*"))
+  data = shard.read_bytes()
+  shard.write_bytes(data[:1000] + bytes(1000) + data[2000:])
+  assert len(open_small("small_classes", data_dir=str(folder))) < COUNT
+  shard.write_bytes(data)
+  assert len(open_small("small_classes", data_dir=str(folder))) == COUNT
 
 
 def test_the_config_opens_it(data_dir, tmp_path):
