@@ -99,15 +99,10 @@ def _jsonl_rows(path: str, text: str) -> _Rows:
   for number, line in enumerate(text.split("\n"), 1):
     if not line.strip():
       continue
-    row = _parse_json(
-      f"{path}, line {number}",
-      line,
-      '{"file": "x.mp4", "caption": "..."}',
-    )
+    where = f"{path}, line {number}"
+    row = _parse_json(where, line, '{"file": "x.mp4", "caption": "..."}')
     if not isinstance(row, dict):
-      raise UserError(
-        f"{path}, line {number}: a {type(row).__name__}; write an object"
-      )
+      raise UserError(f"{where}: a {type(row).__name__}; write an object")
     yield number, row
 
 
@@ -115,10 +110,10 @@ def _csv_rows(path: str, text: str) -> _Rows:
   reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
   try:
     columns = reader.fieldnames or []
-    missing = [name for name in ("file", "caption") if name not in columns]
-    if missing and columns:
+    wrong = [name for name in ("file", "caption") if columns.count(name) != 1]
+    if wrong and columns:
       raise UserError(
-        f"{path}, line 1: no column {missing[0]!r}; the columns are "
+        f"{path}, line 1: not one column {wrong[0]!r}; the columns are "
         f"{', '.join(map(repr, columns))}; name them file,caption"
       )
     for row in reader:

@@ -7,14 +7,23 @@ from pathlib import Path
 
 from jaxtyping import UInt8
 import numpy as np
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from lumiere_jax.io.blob import Blob
 from lumiere_jax.io.errors import VideoError, require_file
 
 PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-_ORIENTATION = 0x0112  # EXIF tag; from 5 on rows and columns are exchanged.
-_TURNED = 5
+_ORIENTATION = 0x0112  # EXIF tag
+# What makes each orientation upright; from 5 on, rows become columns.
+_UPRIGHT = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
 
 
 @contextlib.contextmanager
@@ -60,7 +69,7 @@ def picture_size(path) -> tuple[int, int]:
   """
   with open_picture(path) as image:
     width, height = image.size
-    turned = image.getexif().get(_ORIENTATION, 1) >= _TURNED
+    turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
     image.draft("RGB", (1, 1))  # a JPEG is decoded at an eighth of its size
     image.load()
   return (width, height) if turned else (height, width)
@@ -68,7 +77,8 @@ def picture_size(path) -> tuple[int, int]:
 
 def rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
   """Upright RGB; what is transparent lies over white, as on a page."""
-  image = ImageOps.exif_transpose(image)
+  method = _UPRIGHT.get(image.getexif().get(_ORIENTATION))
+  image = image if method is None else image.transpose(method)
   if image.mode.startswith("I"):  # of 16 bits, which Pillow would clip
     image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
   if image.has_transparency_data:

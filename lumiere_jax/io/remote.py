@@ -117,7 +117,8 @@ def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     with _reading(url):
       return fsspec.core.url_to_fs(url)
   except ImportError as error:
-    module = known_implementations[protocol]["class"].partition(".")[0]
+    known = known_implementations.get(protocol, {"class": protocol})
+    module = known["class"].partition(".")[0]
     extra = "http" if protocol == "https" else protocol
     package = f"'fsspec[{extra}]'" if module == "fsspec" else module
     raise UserError(
@@ -131,7 +132,9 @@ def _reading(url: str) -> Iterator[None]:
   try:
     yield
   except FileNotFoundError as error:
-    raise VideoError(url, "missing: no such remote file") from error
+    # Some file systems say this of a server that does not answer, too.
+    reason = "missing: no such remote file, or no answer from its server"
+    raise VideoError(url, reason) from error
   except _errors() as error:
     raise VideoError(
       url, f"cannot be reached: {_one_line(error)}; check URL and credentials"

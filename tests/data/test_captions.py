@@ -180,12 +180,17 @@ def test_captions_of_its_own_go_before_classes(tmp_path):
     (
       "captions.csv",
       b"name,caption\na,b\n",
-      "line 1: no column 'file'; the columns are 'name', 'caption'",
+      "line 1: not one column 'file'; the columns are 'name', 'caption'",
     ),
     (
       "captions.csv",
       b"file;caption\na;b\n",
-      "line 1: no column 'file'; the columns are 'file;caption'",
+      "line 1: not one column 'file'; the columns are 'file;caption'",
+    ),
+    (
+      "captions.csv",
+      b"file,caption,caption\na,b,c\n",
+      "line 1: not one column 'caption'",
     ),
     ("captions.csv", b"file,caption\na,b\nc\n", "line 3: not 2 columns; quote"),
     ("captions.csv", b"file,caption\na,b, c\n", "line 2: not 2 columns; quote"),

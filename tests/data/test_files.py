@@ -404,7 +404,7 @@ def test_remote_files_of_a_local_folder(remote, folder, tmp_path):
   )
   assert [video.file for video in source.videos] == names[:2]
   assert source.clip(1).shape == (4, 16, 16, 3)
-  assert read_report(path)[2]["reason"] == "missing: no such remote file"
+  assert read_report(path)[2]["reason"].startswith("missing: no such remote")
 
 
 def test_impossible_specs():

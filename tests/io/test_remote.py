@@ -1,5 +1,8 @@
 """Remote files, with file systems that need no network."""
 
+import sys
+import types
+
 import fsspec
 import pytest
 
@@ -88,6 +91,22 @@ def test_remote_files_that_cannot_be_had(memory, tmp_path, monkeypatch):
   assert files(tmp_path) == []
 
 
+def test_errors_of_packages_that_have_their_own(memory, tmp_path, monkeypatch):
+  class HttpError(Exception):
+    """Is no OSError, as that of gcsfs."""
+
+  def fail(self, path):
+    raise HttpError("403, forbidden")
+
+  monkeypatch.setattr(type(memory), "info", fail)
+  with pytest.raises(HttpError):
+    fetch("memory://f/x.mp4", tmp_path)
+  package = types.SimpleNamespace(HttpError=HttpError)
+  monkeypatch.setitem(sys.modules, "gcsfs.retry", package)
+  with pytest.raises(VideoError, match="cannot be reached: 403, forbidden"):
+    fetch("memory://f/x.mp4", tmp_path)
+
+
 def test_a_cache_that_cannot_be_written(memory, tmp_path):
   memory.pipe("/f/x.mp4", b"x")
   (tmp_path / "file").touch()
@@ -105,7 +124,7 @@ def test_a_cache_that_cannot_be_written(memory, tmp_path):
   ],
 )
 def test_missing_packages(tmp_path, monkeypatch, protocol, module, install):
-  monkeypatch.setitem(__import__("sys").modules, module, None)
+  monkeypatch.setitem(sys.modules, module, None)
   with pytest.raises(UserError, match=f"{protocol}://.*{install}$") as caught:
     fetch(f"{protocol}://bucket/x.mp4", tmp_path)
   assert not isinstance(caught.value, VideoError)
