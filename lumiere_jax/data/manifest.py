@@ -81,10 +81,7 @@ def read_manifest(folder: Folder) -> Manifest:
     UserError: it has not, it is of a newer version, or the file is broken.
   """
   if NAME not in folder.names:
-    shards = any(name.startswith(f"{CLIPS}-") for name in folder.names)
-    raise UserError(
-      f"{folder}: {_UNFINISHED if shards else _FOREIGN}".format(folder)
-    )
+    raise UserError(f"{folder}: {_why_none(folder)}")
   where = folder.address(NAME)
   try:
     values = json.loads(read_text(folder.local(NAME), where))
@@ -109,11 +106,13 @@ def _clip(values: dict[str, Any]) -> Stored:
   return Stored(**values | {"captions": tuple(values["captions"])})
 
 
-_UNFINISHED = (
-  "unfinished: clips but no prepared.json; run again the lumiere_jax.prepare "
-  "that made it, it goes on where it was"
-)
-_FOREIGN = (
-  "not a prepared folder: no prepared.json; make one with python -m "
-  "lumiere_jax.prepare --input=VIDEOS --out={0}"
-)
+def _why_none(folder: Folder) -> str:
+  if any(name.startswith(f"{CLIPS}-") for name in folder.names):
+    return (
+      f"unfinished: clips but no {NAME}; run again the lumiere_jax.prepare "
+      "that made it, it goes on where it was"
+    )
+  return (
+    f"not a prepared folder: no {NAME}; make one with python -m "
+    f"lumiere_jax.prepare --input=VIDEOS --out={folder}"
+  )

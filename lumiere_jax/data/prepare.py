@@ -8,8 +8,9 @@ encoded, so that what is there is never made again, and what has changed is.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent import futures
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -38,6 +39,7 @@ from lumiere_jax.io.h264 import encode_clip
 from lumiere_jax.io.image import read_image
 from lumiere_jax.io.pixels import Framing
 from lumiere_jax.io.records import Records, RecordWriter
+from lumiere_jax.io.remote import is_url
 from lumiere_jax.typing import UserError
 
 REPORT = "data_report.jsonl"
@@ -69,6 +71,11 @@ class Options:
     for name in ("input", "out"):
       if not getattr(self, name):
         raise UserError(f"--{name} is missing; give a folder")
+    if is_url(self.out):
+      raise UserError(
+        f"--out={self.out} is remote; prepare into a folder of this machine, "
+        "and copy it there"
+      )
     least = {"side": 2, "num_frames": 1, "scene_cuts": 0, "min_motion": 0}
     for name, low in (least | {"max_seconds": 0, "threads": 0}).items():
       if getattr(self, name) < low:
@@ -240,8 +247,10 @@ def _encode(
     bar,
     RecordWriter(options.out, CLIPS) as writer,
     futures.ThreadPoolExecutor(_threads(options)) as pool,
+    contextlib.closing(
+      _map(pool, encode, missing.values(), 2 * _threads(options))
+    ) as made,
   ):
-    made = _map(pool, encode, missing.values(), 2 * _threads(options))
     for part, data in zip(missing.values(), made, strict=True):
       if isinstance(data, VideoError):
         broken.add(part.stored.key)
@@ -268,14 +277,18 @@ def _tell(clips: list[Stored], new: int, there: Records, options: Options):
 
 def _map(
   pool: futures.Executor, function: Callable, items: Iterable, ahead: int
-) -> Iterator:
+) -> Generator:
   """As `pool.map`, with no more than `ahead` results waiting."""
   items = iter(items)
   first = itertools.islice(items, ahead)
   waiting = collections.deque(pool.submit(function, item) for item in first)
-  while waiting:
-    yield waiting.popleft().result()
-    waiting += [pool.submit(function, i) for i in itertools.islice(items, 1)]
+  try:
+    while waiting:
+      yield waiting.popleft().result()
+      waiting += [pool.submit(function, i) for i in itertools.islice(items, 1)]
+  finally:  # closed before its end
+    for future in waiting:
+      future.cancel()
 
 
 def _try_encode(part: Part, options: Options) -> bytes | VideoError:

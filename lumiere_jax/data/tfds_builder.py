@@ -68,7 +68,7 @@ def open_builder(name: str, data_dir: str) -> Any:
     known = tfds.list_builders(with_community_datasets=False)  # these: remote
     near = suggest(re.split("[/:]", name)[0], known)
     raise UserError(
-      f"config.data.path={name}: no such builder{near}{_needs_tensorflow()}"
+      f"config.data.path={name}: no such builder{_needs_tensorflow() or near}"
     ) from error
   except _ERRORS as error:
     hint = _needs_tensorflow() if isinstance(error, ImportError) else ""

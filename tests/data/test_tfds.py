@@ -18,7 +18,7 @@ from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
-from lumiere_jax.data import tfds_scan
+from lumiere_jax.data import tfds_builder, tfds_scan
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.data.source import ClipSpec, UnreadableClip
 from lumiere_jax.data.sources import open_sources
@@ -352,7 +352,8 @@ def test_the_config_opens_it(data_dir, tmp_path):
     ("small_test", "no split 'train'; it has test, validation"),
   ],
 )
-def test_builders_that_cannot_be_used(open_small, name, message):
+def test_builders_that_cannot_be_used(open_small, monkeypatch, name, message):
+  monkeypatch.setattr(tfds_builder, "_needs_tensorflow", lambda: "")
   with pytest.raises(UserError, match=rf"config\.data\.path={name}") as error:
     open_small(name)
   assert re.search(message, str(error.value))
