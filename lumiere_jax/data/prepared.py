@@ -21,7 +21,7 @@ from lumiere_jax.data.manifest import (
   read_manifest,
 )
 from lumiere_jax.data.probing import Finding, judge
-from lumiere_jax.data.report import Report, summarise
+from lumiere_jax.data.report import publish
 from lumiere_jax.data.source import Clip, ClipSpec
 from lumiere_jax.data.stored import StoredSource
 from lumiere_jax.data.video import Video
@@ -93,16 +93,14 @@ def open_prepared(
     for clip in manifest.clips
   ]
   rows = [row for row, _ in found]
-  report = Report(report_path)
-  report.write(rows)
-  lines = [summarise(rows, str(folder), specs[0].fps, report.path)]
+  report = publish(rows, str(folder), specs[0].fps, report_path)
   prepared_fps = manifest.options["fps"]
   if specs[0].fps > prepared_fps:
-    lines.append(
+    print(
       f"data: {folder} was prepared at {prepared_fps:g} fps: at "
-      f"{specs[0].fps:g} fps frames come more than once"
+      f"{specs[0].fps:g} fps frames come more than once",
+      file=sys.stderr,
     )
-  print(*lines, sep="\n", file=sys.stderr)
   videos = [video for _, video in found if video is not None]
   return StoredSource(specs, videos, report)
 

@@ -12,7 +12,7 @@ from lumiere_jax.data import tfds_builder
 from lumiere_jax.data.filters import Filters, Stretch
 from lumiere_jax.data.labels import label_captions
 from lumiere_jax.data.probing import Finding, judge
-from lumiere_jax.data.report import Report, Row, summarise
+from lumiere_jax.data.report import Row, publish
 from lumiere_jax.data.source import Clip, ClipSpec
 from lumiere_jax.data.stored import StoredSource
 from lumiere_jax.data.tfds_builder import Layout, value_at
@@ -38,16 +38,16 @@ class ExampleVideo(Video):
   Attributes:
     examples: of the data set.
     index: of the example.
-    path: to the frames in it.
+    keys: that lead to the frames in it.
   """
 
   examples: Examples
   index: int
-  path: tfds_builder.Path
+  keys: tfds_builder.Keys
 
   def cut(self, path, rng: np.random.Generator | None = None) -> Clip:
     """As for files; `path` is what errors call it."""
-    frames = value_at(example_at(self.examples, self.index), self.path)
+    frames = value_at(example_at(self.examples, self.index), self.keys)
     spare_s = max(0.0, self.info.duration_s - self.spec.seconds)
     at = 0.5 if rng is None else rng.random()
     times_s = at * spare_s + np.arange(self.spec.num_frames) / self.spec.fps
@@ -108,12 +108,10 @@ def open_tfds(
     for index, (looks, texts) in enumerate(zip(seen, captions, strict=True))
   ]
   rows = [row for row, _ in found]
-  report = Report(report_path)
-  report.write(rows)
-  print(summarise(rows, name, specs[0].fps, report.path), file=sys.stderr)
+  report = publish(rows, name, specs[0].fps, report_path)
   videos = [
     ExampleVideo(
-      **vars(video), examples=examples, index=index, path=layout.video
+      **vars(video), examples=examples, index=index, keys=layout.video
     )
     for index, (_, video) in enumerate(found)
     if video is not None

@@ -14,6 +14,8 @@ import re
 import sys
 from typing import Any
 
+import numpy as np
+
 from lumiere_jax.typing import UserError, suggest
 
 SPLIT = "train"
@@ -29,8 +31,8 @@ _ERRORS = (
   OSError,
 )
 
-Path = tuple[str, ...]
-"""Keys that lead to a value in an example, which may be nested."""
+Keys = tuple[str, ...]
+"""That lead to a value in an example, which may be nested."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,10 +47,10 @@ class Layout:
     all_fps: frames per second of all; None: the builder does not say it.
   """
 
-  video: Path
-  caption: Path
+  video: Keys
+  caption: Keys
   labels: Sequence[str] | None
-  fps: Path | None
+  fps: Keys | None
   all_fps: float | None
 
 
@@ -96,6 +98,7 @@ def find_layout(name: str, builder: Any) -> Layout:
       f"({_listed(leaves)}); take a builder with a Video feature"
     )
   texts = [path for path, f in leaves.items() if _is_text(features, f)]
+  numbers = [path for path, f in leaves.items() if _is_number(features, f)]
   caption = _caption(texts, of_kind(features.ClassLabel))
   if caption is None:
     raise UserError(
@@ -115,7 +118,7 @@ def find_layout(name: str, builder: Any) -> Layout:
     video=videos[0],
     caption=caption,
     labels=getattr(leaves[caption], "names", None),
-    fps=next((path for path in leaves if path[-1] in _FPS), None),
+    fps=next((path for path in numbers if path[-1] in _FPS), None),
     all_fps=float(stated[0]) if stated else None,
   )
 
@@ -140,7 +143,7 @@ def open_examples(
     ) from error
 
 
-def value_at(example: Mapping[str, Any], path: Path) -> Any:
+def value_at(example: Mapping[str, Any], path: Keys) -> Any:
   """The value in an example that a path leads to."""
   value: Any = example
   for key in path:
@@ -169,8 +172,8 @@ def _needs_tensorflow() -> str:
 
 
 def _leaves(
-  features: Any, feature: Any, path: Path
-) -> Iterator[tuple[Path, Any]]:
+  features: Any, feature: Any, path: Keys
+) -> Iterator[tuple[Keys, Any]]:
   """(path, feature) of all that are not nested any further."""
   if isinstance(feature, features.FeaturesDict):
     for key, below in feature.items():
@@ -186,7 +189,15 @@ def _is_text(features: Any, feature: Any) -> bool:
   return isinstance(feature, features.Text)
 
 
-def _caption(texts: list[Path], classes: list[Path]) -> Path | None:
+def _is_number(features: Any, feature: Any) -> bool:
+  return (
+    isinstance(feature, features.Tensor)
+    and feature.shape == ()
+    and np.issubdtype(feature.np_dtype, np.number)
+  )
+
+
+def _caption(texts: list[Keys], classes: list[Keys]) -> Keys | None:
   """The best text by its name; then the class; then the only text.
 
   A text by any other name may be an identity or a place.
@@ -196,7 +207,7 @@ def _caption(texts: list[Path], classes: list[Path]) -> Path | None:
   return next(iter([*named, *classes, *only]), None)
 
 
-def _listed(leaves: Mapping[Path, Any]) -> str:
+def _listed(leaves: Mapping[Keys, Any]) -> str:
   return ", ".join(
     f"{'/'.join(path)}: {type(feature).__name__}"
     for path, feature in leaves.items()

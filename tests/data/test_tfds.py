@@ -124,7 +124,7 @@ class SmallSilent(Small):
 
   FEATURES = lambda: {
     "video": Frames(),
-    "id": tfds.features.Text(),
+    "fps": tfds.features.Text(),
     "url": tfds.features.Text(),
   }
 
@@ -348,7 +348,7 @@ def test_the_config_opens_it(data_dir, tmp_path):
     ("small classes", "small classes: Parsing builder name"),
     ("small_numbers", r"no video .*\(a: Tensor, b/c: Text\)"),
     ("mnist", r"no video .*\(image: Image, label: ClassLabel\)"),
-    ("small_silent", "no captions .*video: Frames, id: Text, url: Text"),
+    ("small_silent", "no captions .*video: Frames, fps: Text, url: Text"),
     ("small_test", "no split 'train'; it has test, validation"),
   ],
 )
