@@ -95,10 +95,12 @@ class Part:
   Attributes:
     stored: what will be said of it.
     path: of the file, on this machine.
+    size: (height, width) of the video.
   """
 
   stored: Stored
   path: Path
+  size: tuple[int, int]
 
 
 def prepare(options: Options, encoder: TextEncoder | None = None) -> None:
@@ -178,8 +180,11 @@ def _parts(source: FilesSource, options: Options, report: Report) -> list[Part]:
       case VideoError(reason=reason):
         report.add(Row(file=video.file, used=False, reason=reason))
       case path, digest:
-        cut = _cut(video, digest, options)
-        parts += [Part(stored=stored, path=path) for stored in cut]
+        size = video.info.height, video.info.width
+        parts += [
+          Part(stored=stored, path=path, size=size)
+          for stored in _cut(video, digest, options)
+        ]
   return parts
 
 
@@ -221,11 +226,13 @@ def _cut(video: Video, digest: str, options: Options) -> Iterator[Stored]:
 
 
 def _size(video: Video, options: Options) -> tuple[int, int]:
-  """(height, width), the shorter one as wanted: never larger, always even."""
+  """(height, width), the shorter one as wanted, or as it is if smaller."""
   size = video.info.height, video.info.width
   scale = min(1.0, options.side / min(size))
-  height, width = (max(2, 2 * int(round(s * scale, 6) / 2)) for s in size)
-  return height, width
+  height, width = (max(2, round(s * scale)) for s in size)
+  if video.is_picture:
+    return height, width
+  return height - height % 2, width - width % 2  # H.264 needs it even
 
 
 def _encode(
@@ -306,9 +313,24 @@ def _encode_video(part: Part, options: Options) -> bytes:
     start_s=clip.start_s,
     num_frames=clip.frames,
     fps=options.fps,
-    framing=Framing(resolution=(clip.height, clip.width)),
+    framing=_framing(part),
   )
   return encode_clip(frames, options.fps, crf=options.crf)
+
+
+def _framing(part: Part) -> Framing:
+  """Shrinks, and cuts the pixel that makes a size odd.
+
+  On that side which leaves the square in the middle where it was.
+  """
+  target = part.stored.height, part.stored.width
+  scale = max(t / s for t, s in zip(target, part.size, strict=True))
+  middle = lambda whole: round((whole - min(target)) * 0.5)
+  crop = [
+    float(middle(round(s * scale)) > middle(t))
+    for t, s in zip(target, part.size, strict=True)
+  ]
+  return Framing(resolution=target, crop=(crop[0], crop[1]))
 
 
 def _encode_picture(part: Part, options: Options) -> bytes:

@@ -16,6 +16,7 @@ from lumiere_jax.data.source import ClipSpec, UnreadableClip
 from lumiere_jax.data.sources import open_sources, text_shelves
 from lumiere_jax.io.h264 import encode_clip
 from lumiere_jax.io.image import write_image
+from lumiere_jax.io.write import write_video
 from lumiere_jax.typing import UserError
 from tests.data.test_files import SPEC, frame_numbers, make
 from tests.data.test_shelf import Encoder
@@ -100,6 +101,21 @@ def test_clips_are_those_of_files(videos, original):
         assert frame_numbers(ours) == frame_numbers(theirs)
       error = np.abs(ours.astype(int) - theirs).mean()
       assert error < 4, (video.file, seed)
+
+
+@pytest.mark.parametrize("size", [(30, 44), (30, 46), (44, 30), (46, 30)])
+def test_the_middle_stays_in_the_middle(tmp_path, size, rng):
+  """They shrink to 24 x 35 and 37 pixels; H.264 needs even sizes."""
+  noise = rng.integers(0, 256, (1, *size, 1)).astype(np.uint8)
+  videos, out = tmp_path / "videos", tmp_path / "out"
+  video = np.broadcast_to(noise, (8, *size, 3))
+  write_video(videos / "x.mp4", video, 8, crf=1)
+  write_captions(videos, {"x.mp4": ["x"]})
+  prepare(Options(input=str(videos), out=str(out), fps=8, side=24, crf=1))
+  shape = specs((4, 24, 24))
+  ours = open_prepared(out, shape).clip(0).astype(int)
+  theirs = FilesSource.open(videos, shape).clip(0)
+  assert np.abs(ours - theirs).mean() < 2
 
 
 def test_clips_start_on_any_frame(original):
