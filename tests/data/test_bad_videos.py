@@ -57,9 +57,9 @@ def test_training_goes_on_without_what_vanishes(folder, tmp_path, capsys):
   source = FilesSource.open(folder, [SPEC], report_path=path)
   made = batches(Loader(source=source, seed=0), batch_size=4, num_threads=1)
   next(made)
+  capsys.readouterr()
   for k in (0, 3):
     (folder / f"{k}.mp4").unlink()
-  capsys.readouterr()
   later = list(itertools.islice(made, 24))[16:]  # a few were made ahead
   assert {int(i) for batch in later for i in batch["index"]} == {1, 2}
   said = capsys.readouterr().err.splitlines()
