@@ -33,6 +33,7 @@ setup(
     "scipy",
     "sentencepiece",
     "tensorboardX",
+    "tensorflow-datasets",
     "tqdm",
   ],
   extras_require={
@@ -40,7 +41,9 @@ setup(
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "wandb": ["wandb"],
-    "tfds": ["tensorflow-datasets", "tensorflow"],
+    # Videos need TensorFlow to be described; preparing them needs the second,
+    # which tensorflow-datasets 4.9.10 forgets to ask for.
+    "tfds": ["tensorflow", "importlib-resources"],
     # torch is pinned to the CPU build; `make parity` installs this.
     "parity": ["torch==2.13.0", "diffusers", "transformers", "protobuf"],
   },

@@ -45,7 +45,7 @@ def examine(
     return [(Row(file=file, used=False, reason=error.reason), None)]
   parted = len(found) > 1
   return [
-    _judge(file, tuple(captions), stretch, parted, specs, filters)
+    judge(file, captions, stretch, specs, filters, parted=parted)
     for stretch in found
   ]
 
@@ -56,14 +56,25 @@ def _picture(path) -> Stretch:
   return Stretch(start_s=0.0, info=info, motion=None)
 
 
-def _judge(
+def judge(
   file: str,
-  captions: tuple[str, ...],
+  captions: Sequence[str],
   stretch: Stretch,
-  parted: bool,
   specs: Sequence[ClipSpec],
   filters: Filters,
+  *,
+  parted: bool = False,
 ) -> Finding:
+  """Finds the shape of clips that suits a stretch of video, if any does.
+
+  Args:
+    file: that the stretch is of.
+    captions: of the file.
+    stretch: what was found.
+    specs: the shapes of clips, all of one frame rate.
+    filters: what else is asked of it.
+    parted: the stretch is not all of the file.
+  """
   info, start_s = stretch.info, stretch.start_s
   chosen = _choose(stretch, specs, filters)
   spec, reason = (None, chosen) if isinstance(chosen, str) else (chosen, None)
@@ -83,7 +94,7 @@ def _judge(
   if spec is None:
     return row, None
   return row, Video(
-    file=file, captions=captions, info=info, spec=spec, start_s=start_s
+    file=file, captions=tuple(captions), info=info, spec=spec, start_s=start_s
   )
 
 

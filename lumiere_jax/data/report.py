@@ -96,6 +96,24 @@ def _line(row: Row) -> str:
   return json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n"
 
 
+def publish(rows: Sequence[Row], where: str, fps: float, path) -> Report:
+  """Writes the report and prints its summary, to stderr.
+
+  Args:
+    rows: one for each video or part of one.
+    where: what they are of.
+    fps: of the clips.
+    path: where to write it; None: nowhere.
+
+  Raises:
+    UserError: none can be used.
+  """
+  report = Report(path)
+  report.write(rows)
+  print(summarise(rows, where, fps, report.path), file=sys.stderr)
+  return report
+
+
 def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:
   """What became of the videos of a folder, in a few lines.
 

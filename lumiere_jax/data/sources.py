@@ -9,8 +9,12 @@ import sys
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.data.files import FilesSource
 from lumiere_jax.data.mix import Mix
+from lumiere_jax.data.prepared import is_prepared, open_prepared
 from lumiere_jax.data.procedural import ProceduralSource
+from lumiere_jax.data.shelf import TextShelf
 from lumiere_jax.data.source import ClipSpec, Source
+from lumiere_jax.data.tfds import open_tfds
+from lumiere_jax.io.folder import Folder
 from lumiere_jax.typing import UserError, check_choice
 
 Sources = tuple[Source, Source]
@@ -60,12 +64,55 @@ def _procedural(config: DataConfig, seed: int, report) -> Sources:
 
 def _files(config: DataConfig, seed: int, report) -> Sources:
   del seed
+  _require_path(config, "a folder of captioned videos")
+  source = _open_folder(config, config.path, config.specs, report)
+  return _hold_out(source, config)
+
+
+def _prepared(config: DataConfig, seed: int, report) -> Sources:
+  del seed
+  _require_path(config, "a folder that lumiere_jax.prepare made")
+  _refuse(config, "scene_cuts", "min_motion", "prompts")
+  source = _open_prepared(config, config.path, config.specs, report)
+  return _hold_out(source, config)
+
+
+def _tfds(config: DataConfig, seed: int, report) -> Sources:
+  del seed
+  _require_path(config, "the name of a builder, such as ucf101/ucf101_1,")
+  _refuse(config, "scene_cuts", "min_motion")
+  source = open_tfds(
+    config.path,
+    config.specs,
+    data_dir=config.tfds_dir,
+    prompts=config.prompts,
+    report_path=report,
+    num_threads=config.threads,
+    max_enlarge=config.max_enlarge,
+    cache=config.cache,
+  )
+  return _hold_out(source, config)
+
+
+def _require_path(config: DataConfig, what: str) -> None:
   if not config.path:
     raise UserError(
-      "config.data.path is missing; give a folder of captioned videos with "
-      "--config.data.path=DIR, or take --config.data.source=procedural"
+      f"config.data.path is missing; give {what} with --config.data.path=DIR, "
+      "or take --config.data.source=procedural"
     )
-  source = _open_files(config, config.path, config.specs, report)
+
+
+def _refuse(config: DataConfig, *names: str) -> None:
+  for name in names:
+    if getattr(config, name):
+      raise UserError(
+        f"config.data.{name} is for folders of videos, not for source="
+        f"{config.source}: leave it out, and give it to lumiere_jax.prepare "
+        "where clips are prepared"
+      )
+
+
+def _hold_out(source: FilesSource, config: DataConfig) -> Sources:
   train, held_out = source.split(config.held_out)
   if not len(held_out):
     print(
@@ -77,7 +124,7 @@ def _files(config: DataConfig, seed: int, report) -> Sources:
   return train, held_out
 
 
-def _open_files(
+def _open_folder(
   config: DataConfig, path: str, specs: Sequence[ClipSpec], report
 ) -> FilesSource:
   return FilesSource.open(
@@ -93,19 +140,42 @@ def _open_files(
   )
 
 
+def _open_prepared(
+  config: DataConfig, path: str, specs: Sequence[ClipSpec], report
+) -> FilesSource:
+  return open_prepared(
+    path,
+    specs,
+    report_path=report,
+    max_enlarge=config.max_enlarge,
+    cache=config.cache,
+  )
+
+
 def _with_images(sources: Sources, config: DataConfig, report) -> Sources:
   """Mixes pictures into the training part, of each size there is."""
   train, held_out = sources
   specs = [dataclasses.replace(spec, num_frames=1) for spec in config.specs]
   if report:
     report = Path(report).with_stem(f"{Path(report).stem}_images")
-  images = _open_files(
+  prepared = is_prepared(config.images)
+  images = (_open_prepared if prepared else _open_folder)(
     config, config.images, list(dict.fromkeys(specs)), report
   )
   return Mix(train, images, config.image_share), held_out
 
 
+def text_shelves(config: DataConfig) -> tuple[TextShelf, ...]:
+  """Where text features may be found that were made with the clips."""
+  folders = [config.path] if config.source == "prepared" else []
+  if config.images and is_prepared(config.images):
+    folders.append(config.images)
+  return tuple(TextShelf(Folder(path, config.cache)) for path in folders)
+
+
 KINDS: dict[str, Callable[[DataConfig, int, object], Sources]] = {
   "files": _files,
+  "prepared": _prepared,
   "procedural": _procedural,
+  "tfds": _tfds,
 }

@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import threading
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,8 @@ from lumiere_jax.typing import FlatParams, Params, UserError, suggest
 
 Text = Float[np.ndarray, "b l e"]
 Mask = Bool[np.ndarray, "b l"]
-_Entry = tuple[np.ndarray, np.ndarray]
+Entry = tuple[np.ndarray, np.ndarray]
+"""Features (l, e) float32 and mask (l,) bool of one caption."""
 _CHUNK = 16  # Captions encoded between two updates of the progress bar.
 
 
@@ -134,8 +136,16 @@ class TextEncoder:
     return text, mask
 
 
+class Shelf(Protocol):
+  """Features that others have made."""
+
+  def find(self, identity: str, caption: str) -> Entry | None:
+    """What the encoder of this identity gave for a caption, if it is here."""
+    ...
+
+
 class TextCache:
-  """Features looked up in memory, then on disk, and encoded when in neither.
+  """Features looked up in memory, on shelves, on disk; encoded when in none.
 
   One file per caption, `folder/<identity>/<aa>/<sha256 of the caption>`, that
   is complete or absent: processes may share a folder, and threads a cache. An
@@ -149,6 +159,7 @@ class TextCache:
     folder: str | os.PathLike,
     identity: str | None = None,
     memory_bytes: int = 2**30,
+    shelves: Sequence[Shelf] = (),
   ):
     """Sets up a cache; nothing is read or encoded yet.
 
@@ -158,13 +169,15 @@ class TextCache:
       folder: where entries are kept, those of each encoder by themselves.
       identity: the encoder's, as `identity` told it in an earlier run.
       memory_bytes: how much to keep in memory: what was used last.
+      shelves: where to look before the folder; nothing is put on them.
     """
     self._encoder = encoder if isinstance(encoder, TextEncoder) else None
     self._make_encoder = encoder
     self._folder = pathlib.Path(folder)
     self._identity = identity
-    self._memory: OrderedDict[str, _Entry] = OrderedDict()
+    self._memory: OrderedDict[str, Entry] = OrderedDict()
     self._memory_left = memory_bytes
+    self._shelves = tuple(shelves)
     self._lock = threading.RLock()
 
   @property
@@ -214,7 +227,7 @@ class TextCache:
       self._encoder = self._make_encoder()
     return self._encoder
 
-  def _encode(self, captions: list[str]) -> dict[str, _Entry]:
+  def _encode(self, captions: list[str]) -> dict[str, Entry]:
     if not captions:
       return {}
     encoder = self._get_encoder()
@@ -234,24 +247,32 @@ class TextCache:
       self._remember(caption, (text, mask))
     return entries
 
-  def _find(self, caption: str) -> _Entry | None:
+  def _find(self, caption: str) -> Entry | None:
     if caption in self._memory:
       self._memory.move_to_end(caption)
       return self._memory[caption]
-    entry = _read_entry(self._path(caption))
+    found = (shelf.find(self.identity, caption) for shelf in self._shelves)
+    entry = next((e for e in found if e is not None), None)
+    if entry is None:
+      entry = _read_entry(self._path(caption))
     if entry is not None:
       self._remember(caption, entry)
     return entry
 
-  def _remember(self, caption: str, entry: _Entry) -> None:
+  def _remember(self, caption: str, entry: Entry) -> None:
     self._memory[caption] = entry
     self._memory_left -= _size(entry)
     while self._memory_left < 0:
       self._memory_left += _size(self._memory.popitem(last=False)[1])
 
   def _path(self, caption: str) -> pathlib.Path:
-    key = hashlib.sha256(caption.encode(errors="surrogatepass")).hexdigest()
+    key = caption_key(caption)
     return self._folder / self.identity / key[:2] / f"{key}.safetensors"
+
+
+def caption_key(caption: str) -> str:
+  """The hash (hex) that features of a caption are kept under."""
+  return hashlib.sha256(caption.encode(errors="surrogatepass")).hexdigest()
 
 
 def _refuse_one_text(captions: Iterable[str]) -> None:
@@ -260,7 +281,7 @@ def _refuse_one_text(captions: Iterable[str]) -> None:
     raise TypeError("give a sequence of captions, not one caption")
 
 
-def _size(entry: _Entry) -> int:
+def _size(entry: Entry) -> int:
   return sum(array.nbytes for array in entry)
 
 
@@ -269,7 +290,7 @@ def _proof(path: pathlib.Path, flat: FlatParams) -> dict[str, str]:
   return {"caption": path.stem, "content": safetensors.content_hash(flat)}
 
 
-def _read_entry(path: pathlib.Path) -> _Entry | None:
+def _read_entry(path: pathlib.Path) -> Entry | None:
   """The entry at `path`, or None if it is absent or not as it was written."""
   if not path.exists():
     return None

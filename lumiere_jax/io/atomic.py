@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 import contextlib
+import errno
+import fcntl
 import os
 from pathlib import Path
 import shutil
@@ -55,6 +57,43 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """
   with replacing(path) as temporary, temporary.open("xb") as file:
     yield file
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+  """Makes a folder, and keeps others that ask for it out until the end.
+
+  The lock goes with the process, however that ends. File systems without
+  locks have none.
+
+  Raises:
+    UserError: it cannot be made or written to, or another process has it.
+  """
+  try:
+    os.makedirs(folder, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    handle = os.open(folder, os.O_RDONLY)
+  except OSError as error:
+    raise UserError(
+      f"{folder}: cannot be written ({error.strerror}); choose a place that "
+      "you may write to"
+    ) from error
+  try:
+    with contextlib.suppress(OSError):  # none here
+      _lock(folder, handle)
+    yield
+  finally:
+    os.close(handle)
+
+
+def _lock(folder: str | os.PathLike, handle: int) -> None:
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    raise UserError(
+      f"{folder}: another process is writing to it; wait until it has ended"
+    ) from error
 
 
 def _sync(path: Path) -> None:

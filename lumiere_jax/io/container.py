@@ -11,6 +11,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from lumiere_jax.io.blob import Blob
 from lumiere_jax.io.errors import VideoError, require_file
 from lumiere_jax.io.picture import animated_webp
 
@@ -101,7 +102,7 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
   """Opens a video file.
 
   Args:
-    path: the file.
+    path: the file, or a Blob.
     num_threads: of the decoder; 0: as many as there are cores.
 
   Raises:
@@ -109,8 +110,11 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
       the decoder gives up while the file is open.
   """
   require_file(path)
-  # "file:" keeps a colon in a name from being read as a protocol.
-  source = animated_webp(path) or f"file:{path}"
+  if isinstance(path, Blob):
+    source = path.open()
+  else:
+    # "file:" keeps a colon in a name from being read as a protocol.
+    source = animated_webp(path) or f"file:{path}"
   try:
     container = av.open(source, metadata_errors="replace")
   except av.FFmpegError as error:

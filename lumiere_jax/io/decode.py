@@ -142,7 +142,7 @@ def read_clip(
   `resolution`, and what is to spare is cut off.
 
   Args:
-    path: anything PyAV opens.
+    path: anything PyAV opens, or a Blob of it.
     start_s: seconds since the start of the video.
     num_frames: t, of the clip.
     fps: frames per second, of the clip.
@@ -157,22 +157,42 @@ def read_clip(
     VideoError: the file cannot be decoded, or ends before the clip does.
     UserError: an argument is out of range.
   """
+  framing = Framing(resolution=resolution, crop=crop)
+  frames = read_frames(
+    path,
+    start_s=start_s,
+    num_frames=num_frames,
+    fps=fps,
+    framing=framing,
+    num_threads=num_threads,
+  )
+  return np.stack(list(frames))
+
+
+def read_frames(
+  path,
+  *,
+  start_s: float,
+  num_frames: int,
+  fps: float,
+  framing: Framing,
+  num_threads: int = 1,
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+  """As `read_clip`, one frame at a time: for parts too long for memory."""
   if num_frames < 1 or fps <= 0 or start_s < 0:
     raise UserError(
       f"{path}: cannot read {num_frames} frames at {fps} fps from {start_s} s "
       "on; give 1 frame or more, fps above 0 and a start of 0 or more"
     )
   times = start_s + np.arange(num_frames) / fps
-  framing = Framing(resolution=resolution, crop=crop)
-  images, shown = [], None
+  image, shown = None, None
   for track, frame in _on_screen(path, times, num_threads):
     if frame is not shown:
       if frame.is_corrupt:
         raise VideoError(path, "damaged: frames of a clip cannot be decoded")
       image, shown = framing(frame, track.pixel_aspect), frame
       framing = dataclasses.replace(framing, resolution=image.shape[:2])
-    images.append(image)
-  return np.stack(images)
+    yield image
 
 
 def _on_screen(path, times, num_threads) -> Iterator[tuple[Track, object]]:

@@ -2,6 +2,7 @@
 
 import os
 
+from lumiere_jax.io.blob import Blob
 from lumiere_jax.typing import UserError
 
 
@@ -21,6 +22,10 @@ class VideoError(UserError):
 
 def require_file(path) -> None:
   """Raises a VideoError unless `path` is a file with something in it."""
+  if isinstance(path, Blob):
+    if not path.data:
+      raise VideoError(path, "empty file: 0 bytes")
+    return
   if os.path.islink(path) and not os.path.exists(path):
     raise VideoError(path, "missing: a link that leads to no file")
   if not os.path.exists(path):

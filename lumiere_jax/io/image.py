@@ -56,9 +56,12 @@ def read_image(path, resolution: tuple[int, int] | None = None) -> Pixels:
   """
   with open_picture(path) as image:
     pixels = rgb(image)
-  if resolution is None:
-    return pixels
-  frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+  return pixels if resolution is None else fit(pixels, resolution)
+
+
+def fit(image: Pixels, resolution: tuple[int, int]) -> Pixels:
+  """Makes an image cover (height, width), aspect kept, cut at its centre."""
+  frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24")
   return Framing(resolution=resolution)(frame, Fraction(1))
 
 

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
+from lumiere_jax.io.blob import Blob
 from lumiere_jax.io.errors import VideoError, require_file
 
 PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
@@ -35,7 +36,8 @@ def open_picture(path) -> Iterator[Image.Image]:
   """
   require_file(path)
   try:
-    with Image.open(path) as image:
+    source = path.open() if isinstance(path, Blob) else path
+    with Image.open(source) as image:
       yield image
   except Image.DecompressionBombError as error:
     raise VideoError(path, f"too large: {error}") from error

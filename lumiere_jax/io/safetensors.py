@@ -14,7 +14,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 
 from lumiere_jax.io.atomic import writing
 from lumiere_jax.typing import FlatParams, UserError
@@ -57,6 +57,20 @@ def save(
     UserError: the place cannot be written.
     ValueError: a dtype the format does not have, or the name "__metadata__".
   """
+  with writing(path) as file:
+    for part in _parts(flat, metadata):
+      file.write(part)
+
+
+def dumps(flat: Mapping[str, Any]) -> bytes:
+  """The bytes that `save` would write."""
+  return b"".join(_parts(flat))
+
+
+def _parts(
+  flat: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+  """The header, then the values of each array."""
   if "__metadata__" in flat:
     raise ValueError('a tensor cannot be named "__metadata__"')
   # Widest first, as the format wants, so that every tensor is aligned.
@@ -70,10 +84,8 @@ def save(
     header[name] = {**_spec(flat[name]), "data_offsets": [start, end]}
   head = json.dumps(header, separators=(",", ":")).encode()
   head += b" " * (-len(head) % 8)
-  with writing(path) as file:
-    file.write(len(head).to_bytes(8, "little") + head)
-    for name in names:
-      file.write(_bytes(flat[name]))
+  yield len(head).to_bytes(8, "little") + head
+  yield from (_bytes(flat[name]) for name in names)
 
 
 def load(
@@ -86,6 +98,27 @@ def load(
   """
   with _opened(path) as file:
     return {n: file.get_tensor(n) for n in sorted(file.keys()) if keep(n)}
+
+
+def loads(data: bytes, name: str) -> FlatParams:
+  """Reads the arrays of a file in memory, which errors call `name`.
+
+  Raises:
+    UserError: it is not a whole safetensors file.
+  """
+  try:
+    found = deserialize(data)
+  except SafetensorError as error:
+    raise UserError(
+      f"{name}: not safetensors, or only a part ({error}); make it again"
+    ) from error
+  dtypes = {code: dtype for dtype, code in _DTYPES.items()}
+  return {
+    name: np.frombuffer(array["data"], dtypes[array["dtype"]]).reshape(
+      array["shape"]
+    )
+    for name, array in found
+  }
 
 
 def load_metadata(path: str | os.PathLike) -> dict[str, str]:

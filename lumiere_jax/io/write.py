@@ -15,26 +15,16 @@ from pathlib import Path
 import re
 
 import av
-from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from jaxtyping import UInt8
 import numpy as np
 
 from lumiere_jax.io.atomic import replacing
+from lumiere_jax.io.h264 import write_h264
 from lumiere_jax.io.image import write_image
-from lumiere_jax.io.pixels import SCALING
 from lumiere_jax.typing import UserError
 
 Clip = UInt8[np.ndarray, "t h w 3"]
-_BT709 = 1  # the number of BT.709 in H.264's three colour tables
 _BITEXACT = {"fflags": "+bitexact"}
-# x264's bytes depend on the number of threads, so that is fixed; and without
-# cpu-independent they vary from run to run even with one (seen in 1 of 10).
-_H264 = {
-  "preset": "medium",
-  "threads": "4",
-  "flags": "+bitexact",
-  "x264-params": "cpu-independent=1",
-}
 _GIF_TICKS = 100  # per second
 _GIF_MAX_FPS = 50
 _PNG_NAME = re.compile(r"\d{5,}\.png")
@@ -114,39 +104,11 @@ def _require_ours(folder: Path) -> None:
     )
 
 
-def _frames(video: Clip, times, ticks: Fraction) -> Iterator[av.VideoFrame]:
-  """Frames that begin at `times`, counted in 1 / `ticks` seconds."""
-  for pixels, time in zip(video, times, strict=True):
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
-    frame.pts, frame.time_base = int(time), 1 / ticks
-    yield frame
-
-
 def _write_mp4(path: Path, video: Clip, fps: float, crf: int) -> None:
   h, w = video.shape[1:3]
-  rate = Fraction(fps).limit_denominator(1001)  # 25, 25/2, 30000/1001
   # 4:2:0 chroma needs even sizes.
   video = np.pad(video, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), "edge")
-  options = _BITEXACT | {"movflags": "+faststart"}
-  reformatter = VideoReformatter()
-  with av.open(f"file:{path}", "w", format="mp4", options=options) as out:
-    stream = out.add_stream("libx264", rate, _H264 | {"crf": str(crf)})
-    stream.height, stream.width = video.shape[1:3]
-    stream.pix_fmt = "yuv420p"
-    context = stream.codec_context
-    context.colorspace = context.color_primaries = context.color_trc = _BT709
-    context.color_range = ColorRange.MPEG
-    for frame in _frames(video, range(len(video)), rate):
-      frame = reformatter.reformat(
-        frame,
-        format="yuv420p",
-        dst_colorspace=Colorspace.ITU709,
-        dst_color_range=ColorRange.MPEG,
-        interpolation=SCALING,
-        threads=1,
-      )
-      out.mux(stream.encode(frame))
-    out.mux(stream.encode(None))
+  write_h264(f"file:{path}", video, fps, crf)
 
 
 def _write_gif(path: Path, video: Clip, fps: float) -> None:
@@ -157,7 +119,7 @@ def _write_gif(path: Path, video: Clip, fps: float) -> None:
   with av.open(f"file:{path}", "w", format="gif", options=_BITEXACT) as out:
     stream = out.add_stream("gif", _GIF_TICKS, {"flags": "+bitexact"})
     stream.height, stream.width, stream.pix_fmt = h, w, "pal8"
-    for frame in _frames(video, times[:-1], Fraction(_GIF_TICKS)):
+    for frame in _gif_frames(video, times[:-1]):
       graph.push(frame)
     graph.push(None)
     for k in range(t):
@@ -167,6 +129,14 @@ def _write_gif(path: Path, video: Clip, fps: float) -> None:
         packet.duration = int(times[k + 1] - times[k])
         out.mux(packet)
     out.mux(stream.encode(None))
+
+
+def _gif_frames(video: Clip, times) -> Iterator[av.VideoFrame]:
+  """Frames that begin at `times`, in ticks."""
+  for pixels, time in zip(video, times, strict=True):
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
+    frame.pts, frame.time_base = int(time), Fraction(1, _GIF_TICKS)
+    yield frame
 
 
 def _palette_graph(height: int, width: int) -> av.filter.Graph:

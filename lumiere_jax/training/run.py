@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lumiere_jax.data.pipeline import Loader, batches, held_out_batches
 from lumiere_jax.data.source import Source
-from lumiere_jax.data.sources import open_sources
+from lumiere_jax.data.sources import open_sources, text_shelves
 from lumiere_jax.data.text import TextCache, TextEncoder
 from lumiere_jax.parallel import mesh as meshes
 from lumiere_jax.pipelines.text import null_text, open_text_encoder
@@ -68,7 +68,11 @@ class Run:
       config.tokenizer, config.weights, config.max_length
     )
     check_text(experiment, text)
-    captions = TextCache(text, config.cache or workdir / "text_cache")
+    captions = TextCache(
+      text,
+      config.cache or workdir / "text_cache",
+      shelves=text_shelves(experiment.data),
+    )
     captions.fill(_captions(experiment, sources))
     null, mask = null_text(text, experiment.diffusion.null_text)
     task = Task(

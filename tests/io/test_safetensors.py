@@ -178,3 +178,13 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path):
     safetensors.save(tmp_path / "x", {"x": np.ones(3, np.complex64)})
   with pytest.raises(ValueError, match="__metadata__"):
     safetensors.save(tmp_path / "x", {"__metadata__": np.ones(3)})
+
+
+def test_bytes_in_memory_are_those_of_the_file(tmp_path):
+  path = tmp_path / "x.safetensors"
+  safetensors.save(path, _flat())
+  data = safetensors.dumps(_flat())
+  assert data == path.read_bytes()
+  _same(_flat(), safetensors.loads(data, "x"))
+  with pytest.raises(UserError, match="shelf 3: not safetensors"):
+    safetensors.loads(data[:-1], "shelf 3")

@@ -154,7 +154,6 @@ def test_frozen_leaves_have_no_gradient_moment_or_average():
   """The compiled step's memory against a count by hand."""
   experiment = replace(BASE, model={"channels": (128,), "norm_groups": 4})
   trainable, frozen = split(fresh(experiment), "temporal_mid/")
-  state = init_state(trainable, make_optimizer(experiment.train))
   size = lambda flat: sum(leaf.size for leaf in flat.values())
   assert size(frozen) > 10 * size(trainable)
   batch = make_batch(experiment, 1)

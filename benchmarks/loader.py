@@ -1,0 +1,92 @@
+"""How many clips a second each kind of source gives, all threads together.
+
+python -m benchmarks.loader --path=DIR_OF_VIDEOS
+
+A loader is no bottleneck where it gives more clips a second than a step takes.
+Prepared clips are made of the same videos first, unless --prepared names some.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import tempfile
+import time
+
+from absl import app, flags
+
+from lumiere_jax.data.config import DataConfig
+from lumiere_jax.data.pipeline import Loader, batches
+from lumiere_jax.data.prepare import Options, prepare
+from lumiere_jax.data.sources import open_sources
+
+PATH = flags.DEFINE_string("path", "", "Folder of captioned videos.")
+PREPARED = flags.DEFINE_string("prepared", "", "The same, prepared.")
+TFDS = flags.DEFINE_string("tfds", "", "Builder to measure too, if any.")
+SIDES = flags.DEFINE_multi_integer("side", [128, 16], "Of clips, in pixels.")
+FRAMES = flags.DEFINE_integer("num_frames", 16, "Of clips.")
+SECONDS = flags.DEFINE_float("seconds", 20.0, "To measure each for.")
+THREADS = flags.DEFINE_integer("threads", os.cpu_count(), "That load.")
+_BATCH = 4
+
+
+def measure(config: DataConfig) -> tuple[float, float]:
+  """Seconds to open a source, then clips a second."""
+  start = time.monotonic()
+  source, _ = open_sources(config, seed=0, report=None)
+  opened = time.monotonic()
+  made = batches(
+    Loader(source=source, seed=0),
+    batch_size=_BATCH,
+    num_threads=config.threads,
+  )
+  with contextlib.closing(made):
+    next(made)  # threads have started
+    begin, count = time.monotonic(), 0
+    while time.monotonic() < begin + SECONDS.value:
+      next(made)
+      count += _BATCH
+    return opened - start, count / (time.monotonic() - begin)
+
+
+def configs(side: int, prepared: str) -> Iterator[DataConfig]:
+  """One of each kind of source, for clips of one size."""
+  paths = {
+    "procedural": "-",
+    "files": PATH.value,
+    "prepared": prepared,
+    "tfds": TFDS.value,
+  }
+  for source, path in paths.items():
+    if path:
+      yield DataConfig(
+        source=source,
+        path=path,
+        num_frames=FRAMES.value,
+        resolution=side,
+        threads=THREADS.value,
+        max_enlarge=1e9,
+      )
+
+
+def main(argv: list[str]) -> None:
+  """Measures, then prints one table."""
+  del argv
+  rows = []
+  with tempfile.TemporaryDirectory() as folder:
+    prepared = PREPARED.value
+    if PATH.value and not prepared:
+      prepare(Options(input=PATH.value, out=folder, side=max(SIDES.value)))
+      prepared = folder
+    for side in SIDES.value:
+      for config in configs(side, prepared):
+        opening, rate = measure(config)
+        shape = f"{FRAMES.value}x{side}x{side}"
+        rows.append(
+          f"| {config.source} | {shape} | {opening:.2f} | {rate:.1f} |"
+        )
+  print("| source | clips | seconds to open | clips a second |")
+  print("|---|---|---|---|", *rows, sep="\n")
+
+
+if __name__ == "__main__":
+  app.run(main)
