@@ -64,7 +64,7 @@ SETTINGS = {
   "guidance_interval": flags.DEFINE(
     Interval(),
     "guidance_interval",
-    "0,1",
+    "{:g},{:g}".format(*DEFAULT.guidance_interval),
     "LOW,HIGH: guides between these schedule times alone; 1 is pure noise.",
   ),
   "oscillate_after": flags.DEFINE_integer(

@@ -76,7 +76,8 @@ def oscillate(
 
   `high` for the first `after` steps, then `low` and `high` by turns. Imagen
   Video alternates between e.g. 15 and 1, with scales counted from 0 rather
-  than from 1 as here.
+  than from 1 as here. The step is known by its level: a rule that evaluates
+  at the end of a step too (Heun) takes the next one's scale there.
 
   Args:
     high: scale of the first steps, and of every other one after them.

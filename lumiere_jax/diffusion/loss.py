@@ -109,8 +109,8 @@ def min_snr_weight(
 ) -> PerSample:
   """The weight that makes the loss min(SNR, gamma) times that of x0.
 
-  Min-SNR (Hang et al. 2023, section 3.4): noise levels with little noise, all
-  nearly the same task, do not drown the others.
+  Min-SNR (Hang et al. 2023): levels of little noise, whose tasks are alike, do
+  not drown the others.
 
   Args:
     log_snr: noise levels.

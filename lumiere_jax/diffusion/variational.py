@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import ndtr
 from jaxtyping import Array, Float
 
 from lumiere_jax.diffusion.process import Prediction, expand
@@ -88,6 +89,6 @@ def _decoder(
   distance = x0 - jax.lax.stop_gradient(prediction.x0)
   is_edge = jnp.abs(x0) > 0.999
   distance = -jnp.where(is_edge, jnp.sign(x0) * distance, jnp.abs(distance))
-  cdf = lambda x: jax.scipy.special.ndtr(x / std)
+  cdf = lambda x: ndtr(x / std)
   behind = jnp.where(is_edge, 0.0, cdf(distance - HALF_BIN))
   return -jnp.log(jnp.maximum(cdf(distance + HALF_BIN) - behind, 1e-12))

@@ -128,7 +128,7 @@ class Pipeline:
     base = self.stages["base"].config
     frames = settings.num_frames or base.video.num_frames
     windows = self._windows(settings, frames)
-    for name, stage in self.stages.items():
+    for name, stage in self.stages.items():  # checked before anything runs
       time_grid(stage.config.diffusion.make_schedule(), settings.steps_of(name))
     conds = self._text(prompts, negative_prompt)
     low: Video | None = None

@@ -89,7 +89,7 @@ def _run_chunk(
   windows: Windows | None,
   num_frames: int,
 ) -> State:
-  scale = oscillate(
+  oscillating = oscillate(
     knobs.guidance_scale,
     knobs.oscillate_low,
     knobs.oscillate_after,
@@ -97,12 +97,9 @@ def _run_chunk(
     first_step,
   )
   schedule = config.diffusion.make_schedule()
-  denoiser = guide(
-    network_denoiser(config, params),
-    interval(scale, *knobs.guidance_interval, schedule),
-    null_cond,
-    knobs.guidance_rescale,
-  )
+  scale = interval(oscillating, *knobs.guidance_interval, schedule)
+  network = network_denoiser(config, params)
+  denoiser = guide(network, scale, null_cond, knobs.guidance_rescale)
   if windows:
     starts = plan_windows(config, windows, num_frames)
     denoiser = multi_diffusion(

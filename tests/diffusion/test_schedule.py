@@ -55,7 +55,7 @@ def test_linear_is_ddpms_linear_beta():
 
 
 def test_squaredcos_cap_v2_is_ifs_product_of_capped_betas():
-  """Step by step in exact arithmetic of alpha^2, as its definition says."""
+  """Step by step, as its definition says."""
   cosine = lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
   alpha2, want = 1.0, []
   for k in STEPS:
@@ -64,7 +64,7 @@ def test_squaredcos_cap_v2_is_ifs_product_of_capped_betas():
     want.append(np.log(alpha2 / (1 - alpha2)))
   got = SquaredCosCapV2().log_snr(jnp.float32(STEPS / 1000))
   np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
-  # Two published values of that table: 1 - beta_0, and the last product.
+  # The first and the last alpha^2, as diffusers prints them.
   assert abs(1 / (1 + np.exp(-np.float64(got[0]))) - 0.9999587) < 1e-7
   assert abs(np.exp(np.float64(got[-1])) / 2.4288e-9 - 1) < 1e-3
   shifted = SquaredCosCapV2(shift=-1.0).log_snr(jnp.float32(STEPS / 1000))
