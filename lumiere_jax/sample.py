@@ -30,6 +30,12 @@ MODEL = flags.DEFINE_multi_string(
   [],
   "Bundle, or workdir of a run; give it again to add a stage (base, then ssr).",
 )
+ADAPTER = flags.DEFINE_multi_string(
+  "adapter", [], "Low-rank adapter, or workdir of a run that trained one."
+)
+ADAPTER_SCALE = flags.DEFINE_float(
+  "adapter_scale", 1.0, "How much of the adapters; 1 is as trained."
+)
 TASK = flags.DEFINE_string("task", "text_to_video", "What to do.")
 PROMPT = flags.DEFINE_string("prompt", "", "What the video shows.")
 NEGATIVE = flags.DEFINE_string(
@@ -115,6 +121,8 @@ def main(argv: list[str]) -> None:
       out=OUT.value,
       contact_sheet=CONTACT_SHEET.value,
       settings=settings,
+      adapters=tuple(ADAPTER.value),
+      adapter_scale=ADAPTER_SCALE.value,
     )
   )
 

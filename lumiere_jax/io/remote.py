@@ -7,7 +7,6 @@ package of its own, with the credentials where that package looks for them.
 from collections.abc import Iterator
 import contextlib
 import hashlib
-import os
 from pathlib import Path
 import posixpath
 import re
@@ -17,6 +16,7 @@ import fsspec
 from fsspec.registry import known_implementations
 
 from lumiere_jax.io.atomic import writing
+from lumiere_jax.io.cache import user_cache
 from lumiere_jax.io.errors import VideoError
 from lumiere_jax.typing import UserError
 
@@ -41,8 +41,7 @@ def is_url(name: str) -> bool:
 
 def default_cache() -> Path:
   """Where copies are kept unless a folder is given: in the user's cache."""
-  cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  return Path(cache) / "lumiere_jax" / "remote"
+  return user_cache("remote")
 
 
 def fetch(url: str, cache: Path) -> Path:

@@ -15,7 +15,13 @@ from lumiere_jax.diffusion.noise import INITIAL, Keys, frame_noise, sample_keys
 from lumiere_jax.diffusion.rules import make_sampler
 from lumiere_jax.diffusion.samplers import time_grid
 from lumiere_jax.io import bundle as bundles
-from lumiere_jax.pipelines.conditioning import low_resolution_frames, to_uint8
+from lumiere_jax.models import lora
+from lumiere_jax.pipelines.adapters import read_adapter, wear
+from lumiere_jax.pipelines.conditioning import (
+  given_frames,
+  low_resolution_frames,
+  to_uint8,
+)
 from lumiere_jax.pipelines.sampling import (
   Knobs,
   Windows,
@@ -27,8 +33,9 @@ from lumiere_jax.pipelines.stage import DiffusionConfig, StageConfig
 from lumiere_jax.pipelines.text import PART, null_text, text_encoder_of
 from lumiere_jax.typing import Cond, FlatParams, PerSample, UserError, Video
 
-VIDEO_STAGES = ("base", "ssr")
-IMAGE_STAGES = ("t2i", "ssr_image")
+SLOTS = {"base": ("base", "conditional", "t2i"), "ssr": ("ssr", "ssr_image")}
+"""The two places of a cascade and the stages that can take each, the first
+one there is. Image stages make every frame a picture of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,24 +54,39 @@ class Pipeline:
     self.stages = dict(stages)
 
   @classmethod
-  def from_pretrained(cls, *paths: str | os.PathLike) -> "Pipeline":
+  def from_pretrained(
+    cls,
+    *paths: str | os.PathLike,
+    adapters: Sequence[str | os.PathLike] = (),
+    adapter_scale: float = 1.0,
+  ) -> "Pipeline":
     """Loads the stages of one or several bundles (or workdirs).
 
+    Args:
+      paths: of the bundles; each adds the stages the others lack.
+      adapters: low-rank adapters to merge into the stages they belong to.
+      adapter_scale: how much of them; 1 is as trained.
+
     Raises:
-      UserError: a bundle is missing or damaged, or they do not fit together.
+      UserError: a bundle or an adapter is missing or damaged, or they do not
+        fit together.
     """
     opened = [bundles.open_bundle(path) for path in paths]
     bundles.check_same_text(opened)
-    stages: dict[str, Stage] = {}
+    configs: dict[str, StageConfig] = {}
+    weights: dict[str, FlatParams] = {}
     for bundle in opened:
       for name, part in bundle.parts.items():
-        if name in (PART, *stages):
+        if name in (PART, *configs):
           continue
         where = f"{bundle.folder}: parts.{name}.meta"
-        stages[name] = Stage(
-          config=StageConfig.from_meta(part.meta, where),
-          params=jax.device_put(bundle.load(name)),
-        )
+        configs[name] = StageConfig.from_meta(part.meta, where)
+        weights[name] = lora.merge(bundle.load(name))
+    weights = wear([*map(read_adapter, adapters)], weights, adapter_scale)
+    stages = {
+      name: Stage(config=config, params=jax.device_put(weights[name]))
+      for name, config in configs.items()
+    }
     return cls(text_encoder_of(opened[0]), pair_stages(stages))
 
   @property
@@ -137,6 +159,8 @@ class Pipeline:
       cond, null = conds[name]
       if low is not None:
         cond = _add_low_resolution(stage, cond, low, keys, settings)
+      if stage.config.model.cond_channels:
+        cond = _add_nothing_given(stage, cond, frames)
       low = self._sample(
         name, stage, cond, null, keys, frames, windows.get(name), settings
       )
@@ -251,24 +275,32 @@ def _noised_low_resolution(
   return low_resolution_frames(low, size, schedule, level, noise)
 
 
+def _add_nothing_given(stage: Stage, cond: Cond, frames: int) -> Cond:
+  """Tells a conditional model that no pixel is given: text to video."""
+  size = (len(cond.text), frames, *stage.config.video.resolution)
+  blank = given_frames(jnp.zeros((*size, 3)), jnp.zeros((*size, 1)))
+  told = [blank] if cond.frames is None else [cond.frames, blank]
+  return cond.replace(frames=jnp.concatenate(told, axis=-1))
+
+
 def pair_stages(stages: Mapping[str, Stage]) -> dict[str, Stage]:
   """The base and, if there is one, the super-resolution stage that fits it.
 
-  Image stages stand in where their video stage is missing: each frame is then
-  a picture of its own.
+  Raises:
+    UserError: there is no base, or the two do not fit.
   """
   pair = {}
-  for video, image in zip(VIDEO_STAGES, IMAGE_STAGES, strict=True):
-    chosen = stages.get(video) or stages.get(image)
-    if chosen:
-      pair[video] = chosen
+  for slot, names in SLOTS.items():
+    present = [name for name in names if name in stages]
+    if present:
+      pair[slot] = stages[present[0]]
   if "base" not in pair:
     raise UserError(
       f"--model holds {', '.join(stages) or 'no stage'}; a base (or t2i) stage "
       "is needed to make videos: name its bundle too"
     )
   if "ssr" in pair:
-    base, ssr = (pair[name].config.video for name in VIDEO_STAGES)
+    base, ssr = (pair[slot].config.video for slot in SLOTS)
     expected = tuple(side * ssr.upscale for side in base.resolution)
     if expected != ssr.resolution:
       raise UserError(

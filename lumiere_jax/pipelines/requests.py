@@ -28,6 +28,8 @@ class Request:
     out: file or folder to write.
     contact_sheet: picture of frames to write; '' is none.
     settings: how to sample.
+    adapters: low-rank adapters to merge into the stages they belong to.
+    adapter_scale: how much of them.
   """
 
   models: tuple[str, ...]
@@ -38,6 +40,8 @@ class Request:
   out: str
   contact_sheet: str
   settings: Settings
+  adapters: tuple[str, ...] = ()
+  adapter_scale: float = 1.0
 
 
 def fulfil(request: Request) -> None:
@@ -54,7 +58,11 @@ def fulfil(request: Request) -> None:
   check_output(request.out)
   if request.contact_sheet:
     check_image_output(request.contact_sheet)
-  pipeline = Pipeline.from_pretrained(*request.models)
+  pipeline = Pipeline.from_pretrained(
+    *request.models,
+    adapters=request.adapters,
+    adapter_scale=request.adapter_scale,
+  )
   video = pipeline.text_to_video(
     [request.prompt],
     seeds=[request.seed],

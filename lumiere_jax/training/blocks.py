@@ -26,8 +26,17 @@ def block_of(path: str) -> str:
 
 
 def by_block(flat: FlatParams) -> dict[str, FlatParams]:
-  """{'down_0': its leaves, ...} in the order of first appearance."""
+  """{'down_0': its leaves, ...} in the order that a video passes them."""
   blocks: dict[str, FlatParams] = {}
   for path, leaf in flat.items():
     blocks.setdefault(block_of(path), {})[path] = leaf
-  return blocks
+  return {name: blocks[name] for name in sorted(blocks, key=passed)}
+
+
+def passed(block: str) -> tuple:
+  """Sorts blocks: inputs, down, middle, up, head; what is added comes after."""
+  added = block.startswith("temporal_")
+  side, _, level = block.removeprefix("temporal_").partition("_")
+  rank = {"down": 1, "mid": 2, "up": 3, "head": 4}.get(side, 0)
+  depth = int(level) if rank in (1, 3) else 0
+  return rank, -depth if side == "up" else depth, added, block

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumiere_jax.training.blocks import by_block
+from lumiere_jax.training.blocks import by_block, passed
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.typing import FlatParams
 
@@ -17,7 +17,7 @@ MEBI = 2**20
 def parameter_table(trainable: FlatParams, frozen: FlatParams) -> str:
   """Parameters of each block, trainable and frozen, and their sums."""
   blocks = [by_block(flat) for flat in (trainable, frozen)]
-  names = list(dict.fromkeys([*blocks[1], *blocks[0]]))
+  names = sorted({*blocks[0], *blocks[1]}, key=passed)
   count = lambda flat: sum(leaf.size for leaf in flat.values())
   rows = [
     (name, *(count(block.get(name, {})) for block in blocks)) for name in names
@@ -66,4 +66,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
       for i, (cell, width) in enumerate(zip(row, widths, strict=True))
     )
   )
-  return "\n".join(map(line, (head, *rows)))
+  return "\n".join(line(row).rstrip() for row in (head, *rows))
