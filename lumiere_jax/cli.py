@@ -29,8 +29,11 @@ FLAG_ERRORS = (
 def run(main: Callable[[list[str]], None]) -> None:
   """Runs `main`; what the user can mend ends in one line and exit code 2."""
   warnings.showwarning = _show_warning
+  sys.unraisablehook = _unless_told_already
   _keep_compiled_programs()
-  logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
+  # Orbax tells of every file it writes, and logs with its stack what it then
+  # raises as well.
+  logging.set_verbosity(logging.FATAL)
   app.run(_guarded(main), flags_parser=_parse_flags)
 
 
@@ -87,6 +90,12 @@ def _words(error: BaseException) -> str:
   while error.args and isinstance(error.args[0], BaseException):
     error = error.args[0]
   return str(error.args[0]) if error.args else str(error)
+
+
+def _unless_told_already(unraisable) -> None:
+  """Leaves out what TensorStore's threads say once a failed save is over."""
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None):

@@ -96,6 +96,16 @@ def _lock(folder: str | os.PathLike, handle: int) -> None:
     ) from error
 
 
+def require_space(folder: str | os.PathLike, needed: int) -> None:
+  """Raises a UserError where a file system has fewer than `needed` bytes."""
+  free = shutil.disk_usage(folder).free
+  if free < needed:
+    raise UserError(
+      f"{folder}: {needed / 2**20:,.0f} MiB are needed there and "
+      f"{free / 2**20:,.0f} MiB are free; make room"
+    )
+
+
 def _sync(path: Path) -> None:
   """Waits until a file, or the names in a folder, are on the disk."""
   handle = os.open(path, os.O_RDONLY)

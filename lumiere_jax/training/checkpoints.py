@@ -1,6 +1,9 @@
 """Checkpoints to resume from (Orbax), and the frozen weights beside them."""
 
+from collections.abc import Iterator, Mapping
+import contextlib
 from pathlib import Path
+import sys
 from typing import Any
 
 import jax
@@ -8,13 +11,17 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from lumiere_jax.io import safetensors
+from lumiere_jax.io.atomic import require_space
 from lumiere_jax.models.inflate import check_same_leaves, flatten, unflatten
 from lumiere_jax.pipelines.adapters import fingerprint
 from lumiere_jax.training.config import TrainConfig
 from lumiere_jax.training.state import TrainState
-from lumiere_jax.typing import FlatParams
+from lumiere_jax.typing import FlatParams, UserError
 
 _COUNTS = ("step", "skipped", "skipped_in_a_row")
+_MARGIN = 2**20  # Bytes for all that a checkpoint and a bundle hold besides.
+# What Orbax and TensorStore raise where files are cut short or missing.
+_DAMAGE = (ValueError, OSError, KeyError, TypeError)
 
 
 class Checkpoints:
@@ -27,27 +34,22 @@ class Checkpoints:
 
   def __init__(self, workdir: Path, config: TrainConfig):
     self._frozen = workdir / "frozen"
-    kept = [policies.LatestN(config.keep)]
-    if config.keep_best:
-      kept.append(
-        policies.BestN(
-          get_metric_fn=lambda metrics: metrics["held_out"],
-          reverse=True,  # the lowest are the best
-          n=config.keep_best,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
+    quality = lambda metrics: -metrics["held_out"]
+    best = policies.BestN(
+      get_metric_fn=quality,
+      n=config.keep_best,
+      keep_checkpoints_without_metrics=False,
+    )
+    kept = [policies.LatestN(config.keep), best]
     self._manager = ocp.CheckpointManager(
       (workdir / "checkpoints").resolve(),
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(kept),
+        best_fn=quality,  # without which metrics are not written
         enable_async_checkpointing=True,
+        cleanup_tmp_directories=True,  # what a killed run began to write
       ),
     )
-
-  def latest_step(self) -> int | None:
-    """Step of the newest complete checkpoint."""
-    return self._manager.latest_step()
 
   def save(
     self, state: TrainState, frozen: str, held_out: float | None = None
@@ -59,46 +61,79 @@ class Checkpoints:
       frozen: what `save_frozen` returned.
       held_out: its held-out loss, where that was just measured.
     """
-    if self.latest_step() == int(state.step):
+    if self._manager.latest_step() == int(state.step):
       return
-    shapes = {k: list(leaf.shape) for k, leaf in state.trainable.items()}
-    self._manager.save(
-      int(state.step),
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_to_tree(state)),
-        about=ocp.args.JsonSave({"frozen": frozen, "trainable": shapes}),
-      ),
-      metrics=None if held_out is None else {"held_out": held_out},
+    # Weights and average twice: once more in the bundle that comes with it.
+    require_space(
+      self._manager.directory,
+      _MARGIN
+      + sum(leaf.nbytes for leaf in jax.tree.leaves((state, state.ema))),
     )
+    about = {
+      "frozen": frozen,
+      "trainable": _shapes(state.trainable),
+      "opt_state": _shapes(_opt_leaves(state)),
+    }
+    with self._telling_what_failed():
+      self._manager.save(
+        int(state.step),
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(_to_tree(state)),
+          about=ocp.args.JsonSave(about),
+        ),
+        metrics=None if held_out is None else {"held_out": held_out},
+      )
 
-  def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, str]:
-    """The state at `step`, laid out as `abstract` says, and its frozen name.
+  def restore(self, abstract: TrainState) -> tuple[TrainState, str] | None:
+    """The newest state, laid out as `abstract` says, and its frozen name.
+
+    A checkpoint that is damaged is set aside, with a word, for the one before
+    it.
+
+    Returns:
+      None: there is no checkpoint.
 
     Raises:
-      UserError: it was saved by another config; differing leaves are named.
+      UserError: it was saved by another config (differing leaves are named),
+        or all there are are damaged.
     """
-    about = self._restore(step, about=ocp.args.JsonRestore())["about"]
-    saved = {
-      k: jax.ShapeDtypeStruct(shape, "float32")
-      for k, shape in about["trainable"].items()
-    }
-    name = f"checkpoint {step} of this workdir"
-    check_same_leaves(saved, abstract.trainable, name)
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
+      try:
+        return self._restore(abstract, step)
+      except _DAMAGE as error:
+        print(
+          f"checkpoint {step} is damaged ({str(error).splitlines()[0]:.200}); "
+          f"set aside as damaged-{step}",
+          file=sys.stderr,
+        )
+        folder = self._manager.directory
+        (folder / str(step)).rename(folder / f"damaged-{step}")
+        self._manager.reload()
+    if steps:
+      raise UserError(
+        f"{self._manager.directory}: every checkpoint is damaged; start anew "
+        "with --config.resume=false, from bundle/ if that is whole"
+      )
+    return None
+
+  def _restore(self, abstract: TrainState, step: int) -> tuple[TrainState, str]:
+    about = self._read(step, about=ocp.args.JsonRestore())["about"]
+    _check_config(about, abstract, step)
     target = ocp.args.StandardRestore(_to_tree(abstract))
-    tree = self._restore(step, state=target)["state"]
-    counts = {name: tree[name] for name in _COUNTS}
+    tree = self._read(step, state=target)["state"]
+    leaves = [tree["opt_state"][name] for name in _opt_leaves(abstract)]
     state = abstract.replace(
-      **counts,
+      **{name: tree[name] for name in _COUNTS},
       trainable=flatten(tree["trainable"]),
       ema=flatten(tree["ema"]),
       opt_state=jax.tree.unflatten(
-        jax.tree.structure(abstract.opt_state),
-        [tree["opt_state"][f"{i:04d}"] for i in range(len(tree["opt_state"]))],
+        jax.tree.structure(abstract.opt_state), leaves
       ),
     )
     return state, about["frozen"]
 
-  def _restore(self, step: int, **items: Any) -> Any:
+  def _read(self, step: int, **items: Any) -> Any:
     return self._manager.restore(step, args=ocp.args.Composite(**items))
 
   def frozen_path(self, name: str) -> Path:
@@ -119,17 +154,70 @@ class Checkpoints:
     return safetensors.load(self.frozen_path(name)) if name else {}
 
   def close(self) -> None:
-    """Waits until everything is on disk."""
-    self._manager.wait_until_finished()
+    """Waits until everything is on disk.
+
+    Raises:
+      UserError: what was being saved could not be written.
+    """
+    with self._telling_what_failed():
+      self._manager.wait_until_finished()
     self._manager.close()
+
+  @contextlib.contextmanager
+  def _telling_what_failed(self) -> Iterator[None]:
+    """Orbax writes in the background, and says later that it could not."""
+    try:
+      yield
+    except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+      cause = str(error).rpartition(": ")[2].partition(" [")[0]
+      whole = self._whole_steps()
+      raise UserError(
+        f"{self._manager.directory}: a checkpoint cannot be written ({cause}); "
+        "see to it that there is room and that you may write there, then run "
+        "the same command again: it goes on from "
+        f"{f'step {max(whole)}' if whole else 'the start'}"
+      ) from error
+
+  def _whole_steps(self) -> list[int]:
+    """Steps whose checkpoints are complete, by what lies on the disk."""
+    names = [path.name for path in self._manager.directory.iterdir()]
+    return [int(name) for name in names if name.isdigit()]
 
 
 def _to_tree(state: TrainState) -> dict[str, Any]:
   """Plain nested dicts, which is what Orbax stores most plainly."""
-  leaves = jax.tree.leaves(state.opt_state)
   return {
     **{name: getattr(state, name) for name in _COUNTS},
     "trainable": unflatten(state.trainable),
     "ema": unflatten(state.ema),
-    "opt_state": {f"{i:04d}": leaf for i, leaf in enumerate(leaves)},
+    "opt_state": _opt_leaves(state),
   }
+
+
+def _opt_leaves(state: TrainState) -> FlatParams:
+  """The optimizer's leaves by their number."""
+  return {
+    f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state.opt_state))
+  }
+
+
+def _shapes(flat: FlatParams) -> dict[str, list[int]]:
+  return {name: list(leaf.shape) for name, leaf in flat.items()}
+
+
+def _check_config(
+  about: Mapping[str, Any], abstract: TrainState, step: int
+) -> None:
+  """Raises a UserError where a checkpoint is not of this config."""
+  name = f"checkpoint {step} of this workdir"
+  saved = {
+    k: jax.ShapeDtypeStruct(shape, "float32")
+    for k, shape in about["trainable"].items()
+  }
+  check_same_leaves(saved, abstract.trainable, name)
+  if about["opt_state"] != _shapes(_opt_leaves(abstract)):
+    raise UserError(
+      f"{name} was made with another config.train.optimizer, weight_decay or "
+      "decay; use those it was trained with, or start anew from its bundle "
+      "(--config.init_from) in another workdir"
+    )

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 import dataclasses
+import os
 from pathlib import Path
 import tempfile
+import time
 from typing import Any, Protocol
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from lumiere_jax.io.write import write_video
@@ -50,19 +53,28 @@ class Sink(Protocol):
 
 
 class TensorBoard:
-  """Event files in a folder; what a killed run wrote beyond `start` is void."""
+  """Event files in a folder; what a killed run wrote beyond `start` is void.
+
+  Events are written here and now: a queue with a thread of its own, as
+  tensorboardX's SummaryWriter has, blocks for ever once its disk is full.
+  """
 
   def __init__(self, folder: Path, start: int):
-    self._writer = SummaryWriter(str(folder), purge_step=start)
+    folder.mkdir(parents=True, exist_ok=True)
+    self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+    begins = SessionLog(status=SessionLog.START)
+    self._write(Event(step=start, session_log=begins))
 
   def scalars(self, step: int, record: Mapping[str, Any]) -> None:
     """See `Sink`."""
-    for name, value in flat_numbers(record):
-      self._writer.add_scalar(name, value, step)
+    values = [
+      Summary.Value(tag=name, simple_value=value)
+      for name, value in flat_numbers(record)
+    ]
+    self._write(Event(step=step, summary=Summary(value=values)))
 
   def clip(self, step: int, clip: Clip) -> None:
     """Shows it as a moving picture among the images."""
-    # tensorboardX's own add_video needs moviepy; a gif is an image to it.
     with tempfile.TemporaryDirectory() as folder:
       gif = Path(folder) / "clip.gif"
       write_video(gif, clip.video, min(clip.fps, _GIF_MAX_FPS))
@@ -71,12 +83,17 @@ class TensorBoard:
     image = Summary.Image(
       height=height, width=width, colorspace=3, encoded_image_string=encoded
     )
-    summary = Summary(value=[Summary.Value(tag=clip.name, image=image)])
-    self._writer.file_writer.add_summary(summary, step)
+    value = Summary.Value(tag=clip.name, image=image)
+    self._write(Event(step=step, summary=Summary(value=[value])))
 
   def close(self) -> None:
     """See `Sink`."""
-    self._writer.close()
+    self._file.close()
+
+  def _write(self, event: Event) -> None:
+    event.wall_time = time.time()
+    self._file.write_event(event)
+    self._file.flush()
 
 
 class WeightsAndBiases:

@@ -78,7 +78,7 @@ def initial_params(
     UserError: `init_from` holds no such stage, was made with another config
       (differing leaves are named) or with another text encoder.
   """
-  fresh = jax.jit(task.init)(jax.random.key(experiment.seed))
+  fresh = jax.jit(functools.partial(_fresh, experiment, task))()
   if from_scratch(experiment):
     return fresh
   bundle, stage = _source(experiment)
@@ -90,15 +90,14 @@ def initial_params(
     )
   name = f"config.init_from={experiment.init_from}, stage {stage!r},"
   source = _without_surplus(experiment, lora.merge(bundle.load(stage)), name)
-  params = inflate(source, fresh, name)
-  if not experiment.lora.rank:
-    return params
-  if source.keys() != params.keys():
+  weights, adapter = lora.part(fresh)
+  params = inflate(source, weights, name)
+  if adapter and source.keys() != params.keys():
     raise UserError(
       f"{name} lacks layers of stage {experiment.stage!r}: there is nothing to "
       "adapt; train the stage first, then its adapter"
     )
-  return params | _adapter(experiment, params)
+  return params | adapter
 
 
 def start_or_resume(
@@ -119,25 +118,24 @@ def start_or_resume(
   optimizer = make_optimizer(experiment.train)
   pattern = trainable_pattern(experiment)
   everywhere = meshes.replicated(mesh)
-  step = checkpoints.latest_step()
-  if step is None:
+  shapes = jax.eval_shape(functools.partial(_fresh, experiment, task))
+  abstract = jax.eval_shape(
+    functools.partial(init_state, optimizer=optimizer),
+    split(shapes, pattern)[0],
+  )
+  restored = checkpoints.restore(
+    jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+      abstract,
+    )
+  )
+  if restored is None:
     params = initial_params(experiment, task, text_identity)
     trainable, frozen = split(params, pattern)
     state = init_state(trainable, optimizer)
     name = checkpoints.save_frozen(jax.device_get(frozen))
   else:
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
-    if experiment.lora.rank:
-      shapes |= jax.eval_shape(lambda: _adapter(experiment, shapes))
-    abstract = jax.eval_shape(
-      functools.partial(init_state, optimizer=optimizer),
-      split(shapes, pattern)[0],
-    )
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-      abstract,
-    )
-    state, name = checkpoints.restore(abstract, step)
+    state, name = restored
     frozen = checkpoints.load_frozen(name)
   _check_pictures(experiment, state.trainable)
   put = functools.partial(jax.device_put, device=everywhere)
@@ -154,10 +152,13 @@ def check_text(experiment: Experiment, text: TextEncoder) -> None:
     )
 
 
-def _adapter(experiment: Experiment, params: FlatParams) -> FlatParams:
-  config = experiment.lora
-  key = jax.random.key(experiment.seed)
-  return lora.init_adapter(params, config.target, config.rank, key)
+def _fresh(experiment: Experiment, task: Task) -> FlatParams:
+  """Newly initialised weights, and an adapter where one is to train."""
+  key, config = jax.random.key(experiment.seed), experiment.lora
+  weights = task.init(key)
+  if not config.rank:
+    return weights
+  return weights | lora.init_adapter(weights, config.target, config.rank, key)
 
 
 def _as_held(frozen: FlatParams, experiment: Experiment) -> FlatParams:

@@ -1,0 +1,175 @@
+"""Checkpoints: which are kept, and what is left when one goes wrong."""
+
+import os
+import shutil
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lumiere_jax.training.checkpoints import Checkpoints
+from lumiere_jax.training.state import TrainState, init_state
+from lumiere_jax.typing import UserError
+from tests.conftest import replace
+from tests.training.conftest import BASE
+
+ADAM = optax.adam(0.1)
+SIZE = 300
+
+
+def settings(**changes):
+  return replace(BASE, train=changes).train
+
+
+def state_at(step: int, optimizer=ADAM) -> TrainState:
+  leaves = {"a/b": jnp.full(SIZE, float(step)), "c": jnp.arange(3.0) + step}
+  return init_state(leaves, optimizer).replace(step=jnp.int32(step))
+
+
+def save(workdir, steps, held_out=None, **changes):
+  checkpoints = Checkpoints(workdir, settings(**changes))
+  for step in steps:
+    checkpoints.save(state_at(step), "frozen", (held_out or {}).get(step))
+  checkpoints.close()
+
+
+def restore(workdir, optimizer=ADAM):
+  checkpoints = Checkpoints(workdir, settings())
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    state_at(0, optimizer),
+  )
+  try:
+    return checkpoints.restore(abstract)
+  finally:
+    checkpoints.close()
+
+
+def kept(workdir):
+  names = {path.name for path in (workdir / "checkpoints").iterdir()}
+  return sorted(int(name) for name in names if name.isdigit())
+
+
+def files(workdir, step):
+  folder = workdir / "checkpoints" / str(step)
+  return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_what_is_restored_is_what_was_saved(tmp_path):
+  save(tmp_path, [3, 7])
+  state, frozen = restore(tmp_path)
+  assert frozen == "frozen"
+  for saved, read in zip(
+    jax.tree.leaves(state_at(7)), jax.tree.leaves(state), strict=True
+  ):
+    np.testing.assert_array_equal(saved, read)
+    assert saved.dtype == read.dtype
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+  losses = {2: 0.5, 4: 0.3, 6: 0.4, 8: 0.6, 10: 0.7, 12: 0.9}
+  save(tmp_path / "a", range(1, 13), losses, keep=2)
+  assert kept(tmp_path / "a") == [11, 12]
+  save(tmp_path / "b", range(1, 13), losses, keep=2, keep_best=1)
+  assert kept(tmp_path / "b") == [4, 11, 12]
+  save(tmp_path / "c", range(1, 13), losses, keep=1, keep_best=3)
+  assert kept(tmp_path / "c") == [2, 4, 6, 12]
+
+
+def test_the_best_is_still_known_after_a_restart(tmp_path):
+  save(tmp_path, [1, 2], {1: 0.1, 2: 0.5}, keep=1, keep_best=1)
+  save(tmp_path, [3, 4], {3: 0.4, 4: 0.6}, keep=1, keep_best=1)
+  assert kept(tmp_path) == [1, 4]
+
+
+def damage(workdir, step):
+  """Cuts every file of a checkpoint short, as a power cut may."""
+  for path in files(workdir, step):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
+  save(tmp_path, [3, 7])
+  damage(tmp_path, 7)
+  state, _ = restore(tmp_path)
+  assert int(state.step) == 3
+  assert "checkpoint 7 is damaged" in capsys.readouterr().err
+  assert kept(tmp_path) == [3]
+  assert (tmp_path / "checkpoints" / "damaged-7").is_dir()  # nothing is lost
+  save(tmp_path, [7])  # and the step can be saved again
+  assert int(restore(tmp_path)[0].step) == 7
+
+
+def test_when_all_are_damaged_that_is_said(tmp_path):
+  save(tmp_path, [3])
+  damage(tmp_path, 3)
+  with pytest.raises(UserError, match="every checkpoint is damaged"):
+    restore(tmp_path)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+  assert restore(tmp_path) is None
+
+
+def test_what_a_killed_run_began_to_write_goes(tmp_path):
+  save(tmp_path, [3])
+  folder = tmp_path / "checkpoints"
+  shutil.copytree(folder / "3", folder / "5.orbax-checkpoint-tmp")
+  assert int(restore(tmp_path)[0].step) == 3
+  assert [path.name for path in folder.iterdir()] == ["3"]
+
+
+def test_another_optimizer_is_refused(tmp_path):
+  save(tmp_path, [3])
+  with pytest.raises(UserError, match="with another config"):
+    restore(tmp_path, optax.sgd(0.1, momentum=0.9))
+  assert kept(tmp_path) == [3]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of 6 MiB."""
+  folder = tmp_path / "small"
+  folder.mkdir()
+  mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+  if os.geteuid() or subprocess.run(mount, check=False).returncode:
+    pytest.skip("needs to be root to mount a small disk")
+  yield folder
+  subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_is_said_and_costs_no_checkpoint(small_disk):
+  save(small_disk, [3])
+  filler = small_disk / "filler"
+  free = shutil.disk_usage(small_disk).free
+  filler.write_bytes(bytes(free - 2**16))
+  with pytest.raises(UserError, match=r"1 MiB are needed there and 0 MiB"):
+    save(small_disk, [5])
+  assert int(restore(small_disk)[0].step) == 3
+  filler.unlink()
+  save(small_disk, [5])
+  assert int(restore(small_disk)[0].step) == 5
+
+
+def test_what_orbax_says_of_a_full_disk_becomes_one_line(tmp_path, monkeypatch):
+  """It notices in the background, and raises at the next call."""
+  save(tmp_path, [3])
+  checkpoints = Checkpoints(tmp_path, settings())
+
+  def fail(*args, **kwargs):
+    raise ValueError(
+      'RESOURCE_EXHAUSTED: Failed writing: "x": Failed to write 9 bytes to '
+      "file 9: No space left on device [os_error_code='28']"
+    )
+
+  monkeypatch.setattr(checkpoints._manager, "save", fail)
+  with pytest.raises(UserError) as error:
+    checkpoints.save(state_at(5), "frozen")
+  message = str(error.value)
+  assert "a checkpoint cannot be written (No space left on device)" in message
+  assert "it goes on from step 3" in message
+  assert "\n" not in message
