@@ -5,7 +5,7 @@ VENV := .venv
 PARITY := .venv-parity
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format parity clean
+.PHONY: demo test lint format parity torture clean
 
 demo: $(VENV)/ready  ## train the small cascade, make videos, write a page
 	$(BIN)/python -m launch.demo --out=out/demo
@@ -23,6 +23,9 @@ format: $(VENV)/ready
 
 parity: $(PARITY)/ready  ## compare with torch, diffusers and transformers
 	$(PARITY)/bin/python -m pytest -q tests/parity
+
+torture: $(VENV)/ready  ## kill a run in every way there is; some minutes
+	XLA_FLAGS= $(BIN)/python -m tests.torture --report=docs/reliability.md
 
 clean:
 	rm -rf $(VENV) $(PARITY) out

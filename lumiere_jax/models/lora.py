@@ -107,17 +107,16 @@ def check_fits(weights: FlatParams, adapter: FlatParams, name: str) -> None:
   """Raises a UserError naming the kernels that an adapter does not fit."""
   problems = []
   for path in kernels(adapter):
-    if path not in weights:
-      problems.append(f"has no {path}")
-      continue
     a, b = (adapter[f"{PREFIX}{path}/{x}"].shape for x in "ab")
-    if a[:-1] + b[1:] != tuple(weights[path].shape) or a[-1] != b[0]:
-      problems.append(f"has {path} of another shape")
+    if path not in weights:
+      problems.append(f"no {path}")
+    elif a[:-1] + b[1:] != tuple(weights[path].shape) or a[-1] != b[0]:
+      problems.append(f"{path} of another shape")
   if problems:
-    more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
     raise UserError(
-      f"{name} was trained on another model: this one "
-      f"{'; '.join(problems[:3])}{more}; load it onto the model it was made for"
+      f"{name} was trained on another model: this one has "
+      f"{', '.join(problems[:4])}{more}; give the model it was made for"
     )
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from lumiere_jax.models.inflate import flatten
+from lumiere_jax.models.inflate import flatten, unflatten
 from lumiere_jax.typing import Params, UserError, suggest, typechecked
 
 DTYPES = ("float32", "bfloat16")
@@ -105,12 +105,9 @@ class RelativePositionBias(nn.Module):
   def __call__(self, length: int) -> Float[Array, "n q k"]:
     """The biases of all query-key pairs of a sequence."""
     c = self.config
-    # T5 draws these with d_model ** -0.5. Without training so small a bias
-    # leaves the features nearly blind to word order; 1 is the spread that the
-    # content's logits have.
     table = self.param(
       "rel_embedding",
-      nn.initializers.normal(1.0),
+      nn.initializers.normal(),
       (c.num_heads, c.num_buckets),
       jnp.float32,
     )
@@ -134,13 +131,12 @@ class RMSNorm(nn.Module):
     return x * jax.lax.rsqrt(mean_square + 1e-6) * scale
 
 
-def _dense(features: int, std: float, config: T5Config, name: str) -> nn.Dense:
+def _dense(features: int, config: T5Config, name: str) -> nn.Dense:
   return nn.Dense(
     features,
     use_bias=False,
     dtype=config.dtype,
     param_dtype=config.dtype,
-    kernel_init=nn.initializers.normal(std),
     name=name,
   )
 
@@ -159,11 +155,11 @@ class SelfAttention(nn.Module):
   ) -> Float[Array, "b l e"]:
     """Attends to the tokens where `mask` is True."""
     c = self.config
-    width, std = c.num_heads * c.d_kv, c.d_model**-0.5
+    width = c.num_heads * c.d_kv
     heads = lambda y: y.reshape(*y.shape[:-1], c.num_heads, c.d_kv)
-    query = heads(_dense(width, std * c.d_kv**-0.5, c, "query")(x))
-    key = heads(_dense(width, std, c, "key")(x))
-    value = heads(_dense(width, std, c, "value")(x))
+    query = heads(_dense(width, c, "query")(x))
+    key = heads(_dense(width, c, "key")(x))
+    value = heads(_dense(width, c, "value")(x))
     logits = jnp.einsum(
       "bqnd,bknd->bnqk", query, key, preferred_element_type=jnp.float32
     )
@@ -173,7 +169,7 @@ class SelfAttention(nn.Module):
     weights = jax.nn.softmax(logits, axis=-1).astype(c.dtype)
     mixed = jnp.einsum("bnqk,bknd->bqnd", weights, value)
     mixed = mixed.reshape(*x.shape[:-1], width)
-    return _dense(c.d_model, width**-0.5, c, "out")(mixed)
+    return _dense(c.d_model, c, "out")(mixed)
 
 
 class GatedMlp(nn.Module):
@@ -185,10 +181,10 @@ class GatedMlp(nn.Module):
   def __call__(self, x: Float[Array, "b l e"]) -> Float[Array, "b l e"]:
     """Maps each token by itself."""
     c = self.config
-    gate = _dense(c.d_ff, c.d_model**-0.5, c, "wi_0")(x)
-    value = _dense(c.d_ff, c.d_model**-0.5, c, "wi_1")(x)
+    gate = _dense(c.d_ff, c, "wi_0")(x)
+    value = _dense(c.d_ff, c, "wi_1")(x)
     hidden = jax.nn.gelu(gate, approximate=True) * value
-    return _dense(c.d_model, c.d_ff**-0.5, c, "wo")(hidden)
+    return _dense(c.d_model, c, "wo")(hidden)
 
 
 class EncoderLayer(nn.Module):
@@ -242,7 +238,6 @@ class T5Encoder(nn.Module):
       c.d_model,
       dtype=c.dtype,
       param_dtype=c.dtype,
-      embedding_init=nn.initializers.normal(1.0),
       name="token_embedder",
     )(jnp.asarray(tokens)).astype(jnp.float32)
     bias = RelativePositionBias(c, name="relpos_bias")(tokens.shape[1])
@@ -252,15 +247,30 @@ class T5Encoder(nn.Module):
 
 
 def init_params(config: T5Config, seed: int = 0) -> Params:
-  """Random parameters of an encoder."""
-  tokens = jnp.zeros((1, 1), jnp.int32)
-  # Not jitted: to compile all the drawing takes longer than to do it.
-  return T5Encoder(config).init(jax.random.key(seed), tokens, tokens == 0)[
-    "params"
-  ]
+  """Random parameters of an encoder, the same on every machine.
+
+  Drawn by numpy: what XLA draws differs in its last bits between processors,
+  and would give the same encoder another identity there.
+  """
+  rng = np.random.default_rng(seed)
+
+  def draw(path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    if path.endswith("scale"):
+      return np.ones(leaf.shape, leaf.dtype)
+    # T5 draws the position bias with d_model ** -0.5. Without training so
+    # small a bias leaves the features nearly blind to word order; 1 is the
+    # spread that the content's logits have.
+    std = 1.0 if path.endswith("embedding") else leaf.shape[0] ** -0.5
+    if "/query/" in path:  # holds the scaling of the logits
+      std *= config.d_kv**-0.5
+    return (std * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
+
+  flat = {k: draw(k, leaf) for k, leaf in abstract_params(config).items()}
+  return unflatten(flat)
 
 
 def abstract_params(config: T5Config) -> dict[str, jax.ShapeDtypeStruct]:
   """Shape and dtype of every parameter by path, at no memory."""
-  tree = jax.eval_shape(lambda: init_params(config))
-  return flatten(tree)
+  tokens = jnp.zeros((1, 1), jnp.int32)
+  init = lambda: T5Encoder(config).init(jax.random.key(0), tokens, tokens == 0)
+  return flatten(jax.eval_shape(init)["params"])

@@ -78,7 +78,7 @@ def initial_params(
     UserError: `init_from` holds no such stage, was made with another config
       (differing leaves are named) or with another text encoder.
   """
-  fresh = jax.jit(functools.partial(_fresh, experiment, task))()
+  fresh = jax.jit(functools.partial(fresh_params, experiment, task))()
   if from_scratch(experiment):
     return fresh
   bundle, stage = _source(experiment)
@@ -118,7 +118,7 @@ def start_or_resume(
   optimizer = make_optimizer(experiment.train)
   pattern = trainable_pattern(experiment)
   everywhere = meshes.replicated(mesh)
-  shapes = jax.eval_shape(functools.partial(_fresh, experiment, task))
+  shapes = jax.eval_shape(functools.partial(fresh_params, experiment, task))
   abstract = jax.eval_shape(
     functools.partial(init_state, optimizer=optimizer),
     split(shapes, pattern)[0],
@@ -152,7 +152,7 @@ def check_text(experiment: Experiment, text: TextEncoder) -> None:
     )
 
 
-def _fresh(experiment: Experiment, task: Task) -> FlatParams:
+def fresh_params(experiment: Experiment, task: Task) -> FlatParams:
   """Newly initialised weights, and an adapter where one is to train."""
   key, config = jax.random.key(experiment.seed), experiment.lora
   weights = task.init(key)

@@ -12,7 +12,7 @@ def train(workdir: pathlib.Path, devices: int, batch_size: int):
   """A run in a process of its own: device counts are set at start."""
   return run_command(
     "main",
-    "--config=configs/t2i.py:tiny",
+    "--config=tests/training/micro.py:t2i",
     "--config.train.steps=3",
     f"--config.train.batch_size={batch_size}",
     f"--workdir={workdir}",

@@ -1,0 +1,81 @@
+"""Memory of training, by group, of every stage at full size.
+
+python -m benchmarks.training_memory [--adapter_rank=16]
+
+Counted from shapes, so it needs no memory itself: what stays on a device
+between steps if nothing is sharded, and the gradients. What a step works in
+besides (activations) depends on batch and remat, and is told when a run
+compiles its step.
+"""
+
+import dataclasses
+import functools
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import base, conditional, ssr, ssr_image, t2i
+from lumiere_jax.models.inflate import split
+from lumiere_jax.training.config import Experiment, LoraConfig
+from lumiere_jax.training.optimizer import make_optimizer
+from lumiere_jax.training.start import fresh_params, trainable_pattern
+from lumiere_jax.training.state import init_state
+from lumiere_jax.training.tasks import Task
+
+RANK = flags.DEFINE_integer("adapter_rank", 16, "Of the last row's adapter.")
+GIBI = 2**30
+HEAD = ("frozen", "trainable", "average", "optimizer", "gradients", "all")
+
+
+def main(argv: list[str]) -> None:
+  """Prints the table in Markdown."""
+  del argv
+  given = functools.partial(dataclasses.replace, init_from="given")
+  adam = lambda experiment, **changes: dataclasses.replace(
+    experiment, train=dataclasses.replace(experiment.train, **changes)
+  )
+  rows = {
+    "t2i": t2i.FULL,
+    "t2i, Adafactor": adam(t2i.FULL, optimizer="adafactor"),
+    "base": given(base.FULL),
+    "base, every layer trained": adam(given(base.FULL), trainable=".*"),
+    "conditional": given(conditional.FULL),
+    "ssr_image": ssr_image.FULL,
+    "ssr": given(ssr.FULL),
+    f"base, spatial adapter of rank {RANK.value}": dataclasses.replace(
+      given(base.FULL), lora=LoraConfig(rank=RANK.value)
+    ),
+  }
+  print(f"| GiB | {' | '.join(HEAD)} |")
+  print("|---" * (len(HEAD) + 1) + "|")
+  for name, experiment in rows.items():
+    sizes = memory(experiment)
+    cells = [f"{size / GIBI:.2f}" for size in (*sizes, sum(sizes))]
+    print(f"| {name} | {' | '.join(cells)} |")
+
+
+def memory(experiment: Experiment) -> list[int]:
+  """Bytes of frozen and trainable weights, average, optimizer, gradients."""
+  width = experiment.model.text_dim
+  task = Task(
+    experiment=experiment,
+    null_text=jnp.zeros((1, width)),
+    null_mask=jnp.ones(1, bool),
+  )
+  shapes = jax.eval_shape(functools.partial(fresh_params, experiment, task))
+  trainable, frozen = split(shapes, trainable_pattern(experiment))
+  optimizer = make_optimizer(experiment.train)
+  state = jax.eval_shape(lambda: init_state(_zeros(trainable), optimizer))
+  groups = (frozen, trainable, state.ema, state.opt_state, trainable)
+  size = lambda leaf: leaf.size * np.dtype(leaf.dtype).itemsize
+  return [sum(map(size, jax.tree.leaves(group))) for group in groups]
+
+
+def _zeros(shapes: dict) -> dict:
+  return {k: jnp.zeros(v.shape, v.dtype) for k, v in shapes.items()}
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,302 @@
+"""Kills a run in every way there is, and compares it with one left alone.
+
+python -m tests.torture [--kills=20] [--report=docs/reliability.md]
+
+Twenty SIGKILLs at random moments, some of them while a checkpoint or a bundle
+is being written; SIGTERM; a disk that is full, one that fills while saving, a
+read-only one; files cut short by a power cut. After each, the newest whole
+checkpoint loads, and what the run ends with is bit for bit what it would have
+been. The table of what happened goes into the report, between its markers.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+from absl import app, flags
+
+from configs import base
+from tests.conftest import replace
+from tests.training.killing import (
+  FRAMES,
+  TINY,
+  assert_same_runs,
+  finish,
+  lines,
+  read,
+  start,
+  wait_until,
+  whole_checkpoints,
+)
+
+KILLS = flags.DEFINE_integer("kills", 20, "SIGKILLs of the one run.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the random moments.")
+REPORT = flags.DEFINE_string("report", "", "Page whose table to replace.")
+
+STEPS, SAVE_EVERY = 48, 2
+TINY_BASE = replace(base.TINY, data={"num_frames": FRAMES})
+MARKS = ("<!-- torture: begins -->", "<!-- torture: ends -->")
+Path = pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One thing done to a run, and what came of it."""
+
+  what: str
+  found: str
+  then: str
+
+
+def main(argv: list[str]) -> None:
+  """Runs all, prints the table, writes the report."""
+  del argv
+  began = time.monotonic()
+  with tempfile.TemporaryDirectory() as folder:
+    whole = Path(folder, "whole")
+    finish(begin(whole))
+    rows = [
+      *kill(Path(folder, "killed"), whole),
+      *terminate(Path(folder, "terminated"), whole),
+      *power_cut(Path(folder, "cut"), whole),
+      *full_disk(Path(folder, "small"), whole),
+      *read_only(Path(folder, "readonly"), whole),
+    ]
+  table = format_table(rows, time.monotonic() - began)
+  print(table)
+  if REPORT.value:
+    write_report(Path(REPORT.value), table)
+
+
+def begin(workdir: Path) -> subprocess.Popen:
+  """Starts the run, or goes on with it."""
+  return start(workdir, TINY, STEPS, SAVE_EVERY)
+
+
+def kill(workdir: Path, whole: Path) -> list[Row]:
+  """One run killed many times, then left to finish."""
+  draw = random.Random(SEED.value)
+  ways: list[tuple[str, Callable]] = [
+    ("at a random moment", lambda p: time.sleep(draw.uniform(0, 25))),
+    ("while a checkpoint is written", lambda p: while_saving(p, workdir)),
+    ("at a random moment", lambda p: time.sleep(draw.uniform(5, 25))),
+    ("while a bundle is written", lambda p: while_exporting(p, workdir)),
+  ]
+  rows = []
+  for number in range(KILLS.value):
+    name, wait = ways[number % len(ways)]
+    before = whole_checkpoints(workdir)
+    process = begin(workdir)
+    wait(process)
+    finished = process.poll() is not None
+    process.kill()
+    process.communicate()
+    rows.append(
+      Row(
+        f"SIGKILL {number + 1}, {name}",
+        ("it had finished; " if finished else "") + what_lies_there(workdir),
+        resumed(workdir, before),
+      )
+    )
+  finish(begin(workdir))
+  rows.append(Row("left alone", what_lies_there(workdir), ends(workdir, whole)))
+  return rows
+
+
+def while_saving(process: subprocess.Popen, workdir: Path) -> None:
+  """Returns when a checkpoint has been begun, or the run has ended."""
+  began = lambda: list(workdir.glob("checkpoints/*orbax-checkpoint-tmp*"))
+  old = {path.name for path in began()}
+  new = lambda: {path.name for path in began()} - old
+  wait_until_or_end(process, new)
+
+
+def while_exporting(process: subprocess.Popen, workdir: Path) -> None:
+  """Returns when a file of the bundle is being written, or the run ends."""
+  part = lambda: list(workdir.glob("bundle/.*.part"))
+  old = {path.name for path in part()}
+  wait_until_or_end(process, lambda: {p.name for p in part()} - old)
+
+
+def wait_until_or_end(process: subprocess.Popen, ready: Callable) -> None:
+  """Polls without rest: what is waited for lasts milliseconds."""
+  deadline = time.monotonic() + 120
+  while process.poll() is None and time.monotonic() < deadline:
+    if ready():
+      return
+
+
+def what_lies_there(workdir: Path) -> str:
+  """Newest whole checkpoint, and what is only half written."""
+  steps = whole_checkpoints(workdir)
+  torn = [*workdir.glob("checkpoints/*-tmp*"), *workdir.rglob(".*.part")]
+  newest = f"checkpoint {steps[-1]}" if steps else "no checkpoint"
+  return newest + (f", {len(torn)} half written" if torn else "")
+
+
+def resumed(workdir: Path, before: list[int]) -> str:
+  """Where the run that was just killed had begun."""
+  newest = before[-1] if before else 0
+  runs = read(workdir / "runs.jsonl") if lines(workdir / "runs.jsonl") else []
+  begun = runs[-1]["start_step"] if runs else None
+  if begun != newest:
+    return "killed before it had loaded anything"
+  return f"had begun from step {begun}"
+
+
+def ends(workdir: Path, whole: Path) -> str:
+  """Compares a finished run with the one that was left alone."""
+  assert_same_runs(whole, workdir, TINY_BASE, STEPS)
+  assert not list(workdir.rglob("*-tmp*")), "half-written checkpoints remain"
+  starts = [run["start_step"] for run in read(workdir / "runs.jsonl")]
+  assert starts == sorted(starts)
+  return f"bit-equal after {len(starts)} starts"
+
+
+def terminate(workdir: Path, whole: Path) -> list[Row]:
+  """SIGTERM while it compiles, and in training."""
+  rows = []
+  for name, ready in {
+    "before the first step": lambda: lines(workdir / "runs.jsonl") == 1,
+    "in training": lambda: lines(workdir / "metrics.jsonl") > STEPS // 3,
+  }.items():
+    process = begin(workdir)
+    wait_until(process, ready)
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    logged = lines(workdir / "metrics.jsonl")
+    assert whole_checkpoints(workdir)[-1] == logged
+    rows.append(
+      Row(f"SIGTERM {name}", what_lies_there(workdir), "saved, exit code 0")
+    )
+  finish(begin(workdir))
+  rows.append(Row("left alone", what_lies_there(workdir), ends(workdir, whole)))
+  return rows
+
+
+def power_cut(workdir: Path, whole: Path) -> list[Row]:
+  """The newest checkpoint's files are cut short after a kill."""
+  process = begin(workdir)
+  wait_until(process, lambda: lines(workdir / "metrics.jsonl") > STEPS // 3)
+  process.kill()
+  process.communicate()
+  shutil.rmtree(workdir / "bundle")  # nothing may rest on it
+  newest = whole_checkpoints(workdir)[-1]
+  for path in (workdir / "checkpoints" / str(newest)).rglob("*"):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  found = f"checkpoint {newest}, damaged"
+  said = finish(begin(workdir))
+  assert f"checkpoint {newest} is damaged" in said
+  begun = read(workdir / "runs.jsonl")[-1]["start_step"]
+  assert 0 < begun < newest
+  return [
+    Row(
+      "its newest checkpoint cut short",
+      found,
+      f"went back to step {begun}; {ends(workdir, whole)}",
+    )
+  ]
+
+
+def full_disk(folder: Path, whole: Path) -> list[Row]:
+  """A small disk that is full before a save, and one that fills during it."""
+  if not mount(folder, "size=96m"):
+    return [Row("full disk", "not tried: needs root to mount one", "")]
+  workdir, filler = folder / "run", folder / "filler"
+  rows = []
+  try:
+    for name, left in {"full disk": 0, "disk that fills in a save": 13}.items():
+      process = begin(workdir)
+      more = lines(workdir / "metrics.jsonl") + 5
+      wait_until(process, lambda m=more: lines(workdir / "metrics.jsonl") > m)
+      free = shutil.disk_usage(folder).free
+      filler.write_bytes(bytes(max(0, free - left * 2**20)))
+      said = refused(process)
+      filler.unlink()
+      rows.append(Row(name, what_lies_there(workdir), f"exit code 2: {said}"))
+    finish(begin(workdir))
+    state = what_lies_there(workdir)
+    rows.append(Row("left alone, with room", state, ends(workdir, whole)))
+  finally:
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+  return rows
+
+
+def read_only(folder: Path, whole: Path) -> list[Row]:
+  """A workdir that cannot be written: told at once, and nothing changed."""
+  if not mount(folder, "size=96m"):
+    return [Row("read-only workdir", "not tried: needs root", "")]
+  workdir = folder / "run"
+  try:
+    process = begin(workdir)
+    wait_until(process, lambda: lines(workdir / "metrics.jsonl") > 6)
+    process.kill()
+    process.communicate()
+    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    said = refused(begin(workdir))
+    assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    row = Row(
+      "read-only workdir", what_lies_there(workdir), f"exit code 2: {said}"
+    )
+    subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+    finish(begin(workdir))
+    state = what_lies_there(workdir)
+    return [row, Row("left alone, writable", state, ends(workdir, whole))]
+  finally:
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def mount(folder: Path, options: str) -> bool:
+  """Mounts a file system in memory; False where that is not allowed."""
+  folder.mkdir()
+  command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+  return (
+    os.geteuid() == 0 and not subprocess.run(command, check=False).returncode
+  )
+
+
+def refused(process: subprocess.Popen) -> str:
+  """The one line of a run that must end with exit code 2."""
+  _, errors = process.communicate(timeout=300)
+  assert process.returncode == 2, errors
+  assert "Traceback" not in errors, errors
+  told = [line for line in errors.splitlines() if line.startswith("error: ")]
+  assert len(told) == 1, errors
+  words = told[0].removeprefix("error: ").split()
+  return " ".join(
+    w.rpartition("/")[2] if w.startswith("/") else w for w in words
+  )
+
+
+def format_table(rows: list[Row], seconds: float) -> str:
+  """Markdown."""
+  kills = sum(row.what.startswith("SIGKILL") for row in rows)
+  text = [
+    f"{kills} SIGKILLs of one run of {STEPS} steps, saving every {SAVE_EVERY}; "
+    f"{seconds / 60:.0f} minutes in all.",
+    "",
+    "| what was done | what lay there | what came of it |",
+    "|---|---|---|",
+    *(f"| {row.what} | {row.found} | {row.then} |" for row in rows),
+  ]
+  return "\n".join(text)
+
+
+def write_report(path: Path, table: str) -> None:
+  """Replaces what stands between the markers."""
+  text = path.read_text()
+  begins, ends_ = (text.index(mark) for mark in MARKS)
+  path.write_text(f"{text[:begins]}{MARKS[0]}\n\n{table}\n\n{text[ends_:]}")
+
+
+if __name__ == "__main__":
+  app.run(main)

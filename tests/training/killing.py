@@ -1,0 +1,123 @@
+"""Runs of the real command that can be killed, and what is left of them."""
+
+from collections.abc import Callable
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from lumiere_jax.io import safetensors
+from lumiere_jax.training.checkpoints import Checkpoints
+from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.optimizer import make_optimizer
+from lumiere_jax.training.state import TrainState, init_state
+from tests.training.conftest import make_task
+
+ROOT = pathlib.Path(__file__).parents[2]
+CLIPS = ROOT / "lumiere_jax/data/assets/big_buck_bunny"
+FRAMES = 8
+
+
+TINY, MICRO = "configs/base.py:tiny", "tests/training/micro.py:base"
+
+
+def start(
+  workdir: pathlib.Path, config: str, steps: int, save_every: int = 3
+) -> subprocess.Popen:
+  """A base on real video, in a process that can be killed."""
+  command = [
+    *(sys.executable, "-m", "lumiere_jax.main"),
+    f"--config={config}",
+    "--config.init_from=scratch",
+    "--config.data.source=files",
+    f"--config.data.path={CLIPS}",
+    f"--config.data.num_frames={FRAMES}",
+    f"--config.train.steps={steps}",
+    f"--config.train.save_every={save_every}",
+    "--config.train.eval_every=6",
+    f"--workdir={workdir}",
+  ]
+  return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+  """Waits for a run that should end well; returns what it said."""
+  _, errors = process.communicate(timeout=600)
+  assert process.returncode == 0, errors
+  return errors
+
+
+def read(path: pathlib.Path) -> list[dict]:
+  """Every line must parse: nothing here forgives a torn one."""
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def lines(path: pathlib.Path) -> int:
+  return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def whole_checkpoints(workdir: pathlib.Path) -> list[int]:
+  """Steps of the complete checkpoints."""
+  folder = workdir / "checkpoints"
+  names = [path.name for path in folder.iterdir()] if folder.exists() else []
+  return sorted(int(name) for name in names if name.isdigit())
+
+
+def wait_until(process: subprocess.Popen, ready: Callable[[], object]) -> None:
+  """Returns when `ready`; fails where the process ends before."""
+  deadline = time.monotonic() + 300
+  while not ready():
+    assert process.poll() is None, process.stderr.read()
+    assert time.monotonic() < deadline
+    time.sleep(0.002)
+
+
+def assert_same_runs(
+  one: pathlib.Path, other: pathlib.Path, config: Experiment, steps: int
+) -> None:
+  """Two finished runs left the same, bit for bit.
+
+  Losses and gradient norms of every step, held-out losses, the averaged
+  weights of the bundle; raw weights, their average, the optimizer's moments
+  and the counts of the last checkpoint.
+  """
+  for name in ("metrics.jsonl", "held_out.jsonl"):
+    pick = lambda r: (r["step"], r["loss"], r.get("grad_norm"))
+    expected, got = ([pick(r) for r in read(d / name)] for d in (one, other))
+    assert got == expected
+  logged = [r["step"] for r in read(other / "metrics.jsonl")]
+  assert logged == list(range(1, steps + 1))
+  bundle = f"bundle/base-ema-{steps:08d}.safetensors"
+  weights = [safetensors.load(folder / bundle) for folder in (one, other)]
+  assert weights[0].keys() == weights[1].keys()
+  for path, leaf in weights[0].items():
+    np.testing.assert_array_equal(leaf, weights[1][path], err_msg=path)
+  states = [restore(folder, config) for folder in (one, other)]
+  assert int(states[0].step) == steps
+  paths = jax.tree_util.tree_leaves_with_path(states[0])
+  for (path, leaf), again in zip(
+    paths, jax.tree.leaves(states[1]), strict=True
+  ):
+    name = jax.tree_util.keystr(path)
+    np.testing.assert_array_equal(leaf, again, err_msg=name)
+
+
+def restore(workdir: pathlib.Path, experiment: Experiment) -> TrainState:
+  """The newest state of a run."""
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  fresh = lambda: init_state(
+    make_task(experiment).init(jax.random.key(0)),
+    make_optimizer(experiment.train),
+  )
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    jax.eval_shape(fresh),
+  )
+  checkpoints = Checkpoints(workdir, experiment.train)
+  state, _ = checkpoints.restore(abstract)
+  checkpoints.close()
+  return state
