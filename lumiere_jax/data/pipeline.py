@@ -6,9 +6,12 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
 import dataclasses
 import os
 import sys
+import threading
+import time
 from typing import Any
 
 import grain
@@ -25,6 +28,30 @@ where masks are asked for, mask (b, t, h, w, 1) uint8, 1 where given."""
 _AHEAD = 2  # Batches that are made ready while a step is under way.
 
 
+class Pace:
+  """How long clips take to load, in whatever threads."""
+
+  def __init__(self):
+    self._lock = threading.Lock()
+    self._clips, self._seconds = 0, 0.0
+
+  @contextlib.contextmanager
+  def timing(self) -> Iterator[None]:
+    """One clip is loaded in here."""
+    began = time.monotonic()
+    yield
+    with self._lock:
+      self._clips += 1
+      self._seconds += time.monotonic() - began
+
+  def take(self) -> float | None:
+    """Mean seconds a clip since the last call; None: there were none."""
+    with self._lock:
+      clips, seconds = self._clips, self._seconds
+      self._clips, self._seconds = 0, 0.0
+    return seconds / clips if clips else None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loader:
   """Loads clips of a source.
@@ -33,11 +60,13 @@ class Loader:
     source: gives clips by index.
     seed: 0 or more.
     masks: draws a mask for each clip; None: there are none.
+    pace: is told how long each clip took.
   """
 
   source: Source
   seed: int
   masks: MaskMix | None = None
+  pace: Pace = dataclasses.field(default_factory=Pace)
 
   def __post_init__(self):
     if self.seed < 0:
@@ -159,7 +188,8 @@ class _Clips:
     step, place = divmod(number, self.local)
     step, place = step + self.first_step, place + self.first_place
     candidates = self.plan.candidates(step, place)
-    return self.loader.load(candidates, step * self.batch_size + place)
+    with self.loader.pace.timing():
+      return self.loader.load(candidates, step * self.batch_size + place)
 
   def __repr__(self) -> str:
     return f"clips of {type(self.loader.source).__name__}"

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from lumiere_jax.data.pipeline import Pace
 from lumiere_jax.parallel.chips import peak_flops
 from lumiere_jax.training.compiled import Program
 from lumiere_jax.training.config import Experiment
@@ -34,9 +35,18 @@ class Journal:
   Speed is that of the steps alone: what passes in `apart` does not count.
   """
 
-  def __init__(self, experiment: Experiment, workdir: Path, start: int):
-    """Opens the files and takes back what a killed run wrote beyond `start`."""
-    self._experiment, self._start = experiment, start
+  def __init__(
+    self, experiment: Experiment, workdir: Path, start: int, pace: Pace
+  ):
+    """Opens the files and takes back what a killed run wrote beyond `start`.
+
+    Args:
+      experiment: that is run.
+      workdir: of the run.
+      start: the step it starts from.
+      pace: how long clips take to load.
+    """
+    self._experiment, self._pace = experiment, pace
     self._first = jax.process_index() == 0
     self._metrics = JsonLines(workdir / "metrics.jsonl")
     self._held_out = JsonLines(workdir / "held_out.jsonl")
@@ -55,6 +65,10 @@ class Journal:
       mininterval=0.5 if sys.stderr.isatty() else 15,
       dynamic_ncols=True,
     )
+
+  def start_clock(self) -> None:
+    """Time counts from here on."""
+    self._interval = _Interval()
 
   def held_out(self) -> list[dict[str, Any]]:
     """Records of held-out losses up to now."""
@@ -164,6 +178,8 @@ class Journal:
     flops = done.flops / seconds / jax.device_count()
     peak = peak_flops(jax.devices()[0].device_kind)
     waited = done.waited / seconds
+    to_load = self._pace.take()
+    threads = self._experiment.data.threads
     if waited > _WAITS_LONG and not self._warned and done.steps > 1:
       self._warned = True
       self.say(
@@ -175,27 +191,25 @@ class Journal:
       "seconds": round(seconds, 3),
       "clips_per_s": done.steps * self._experiment.train.batch_size / seconds,
       "data_wait": waited,
+      "loader_clips_per_s": to_load and threads / to_load,
       "tflops": flops / 1e12,
       "mfu": peak and flops / peak,
     }
 
 
-@dataclasses.dataclass
 class _Interval:
   """What happened since the last line."""
 
-  began: float = dataclasses.field(default_factory=time.monotonic)
-  steps: int = 0
-  flops: int = 0
-  waited: float = 0.0
-  left_out: float = 0.0
+  def __init__(self):
+    self._began, self._left_out = time.monotonic(), 0.0
+    self.steps, self.flops, self.waited = 0, 0, 0.0
 
   def leave_out(self, seconds: float) -> None:
-    self.left_out += seconds
+    self._left_out += seconds
 
   @property
   def seconds(self) -> float:
-    return time.monotonic() - self.began - self.left_out
+    return time.monotonic() - self._began - self._left_out
 
 
 def _open_sinks(

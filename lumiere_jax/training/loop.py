@@ -45,7 +45,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
     run = Run.open(experiment, workdir, mesh)
     with contextlib.closing(run.checkpoints):
       announce(run)
-      journal = Journal(experiment, workdir, run.step)
+      journal = Journal(experiment, workdir, run.step, run.pace)
       with contextlib.closing(journal):
         loop(run, journal, stopped)
 
@@ -61,6 +61,7 @@ def loop(run: Run, journal: Journal, stopped: Callable[[], bool]) -> None:
   key = jax.random.key(run.experiment.seed)
   metrics = None
   with contextlib.closing(run.batches()) as batches:
+    journal.start_clock()
     for step in range(start, config.steps):
       if step == 0 or due(config.eval_every, step):
         with journal.apart(metrics):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lumiere_jax.data.pipeline import Loader, batches, held_out_batches
+from lumiere_jax.data.pipeline import Loader, Pace, batches, held_out_batches
 from lumiere_jax.data.source import Source
 from lumiere_jax.data.sources import open_sources, text_shelves
 from lumiere_jax.data.text import TextCache, TextEncoder
@@ -35,6 +35,7 @@ class Run:
 
   Attributes:
     state: the only thing that changes.
+    pace: how long clips take to load.
   """
 
   experiment: Experiment
@@ -48,6 +49,7 @@ class Run:
   state: TrainState
   frozen: FlatParams
   frozen_name: str
+  pace: Pace = dataclasses.field(default_factory=Pace)
 
   @classmethod
   def open(
@@ -152,7 +154,10 @@ class Run:
   def _loader(self, source: Source) -> Loader:
     experiment = self.experiment
     return Loader(
-      source=source, seed=experiment.seed, masks=experiment.data.mask_mix
+      source=source,
+      seed=experiment.seed,
+      masks=experiment.data.mask_mix,
+      pace=self.pace,
     )
 
   def _arrays(self, batch: dict[str, Any]) -> dict[str, Any]:

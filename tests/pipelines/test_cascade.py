@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base, ssr, t2i
+from configs import base, conditional, ssr, t2i
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.models.inflate import flatten
 from lumiere_jax.models.unet import UNet
@@ -165,6 +165,25 @@ def test_windows_of_the_last_stage(base_only):
 def test_settings_that_do_not_fit(pipeline, changes, words):
   with pytest.raises(UserError, match=words):
     make(pipeline, [1], **changes)
+
+
+def test_conditional_stages_that_are_given_nothing_do_as_the_others(pipeline):
+  """The same weights and some on the given pixels: the same video."""
+  told = {}
+  for slot, experiment in (
+    ("conditional", conditional.TINY),
+    ("ssr", conditional.SSR_TINY),
+  ):
+    of_pixels = random_stage(experiment).params["cond_in/kernel"]
+    base_slot = "base" if slot == "conditional" else slot
+    params = pipeline.stages[base_slot].params
+    told[slot] = Stage(
+      config=experiment.sampling,
+      params={**params, "cond_in/kernel": of_pixels},
+    )
+  other = Pipeline(pipeline.text, pair_stages(told))
+  videos = [make(p, [1], steps=1).astype(int) for p in (pipeline, other)]
+  assert np.abs(videos[0] - videos[1]).max() <= 1
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])

@@ -1,5 +1,6 @@
 """Whole runs: what moves, what must not, what is left, what is refused."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -9,12 +10,19 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from configs import conditional, ssr, ssr_image
+from configs import conditional, ssr, ssr_image, t2i
 from lumiere_jax.io import safetensors
 from lumiere_jax.io.bundle import open_bundle
+from lumiere_jax.io.image import write_image
+from lumiere_jax.io.write import write_video
 from lumiere_jax.models import lora
-from lumiere_jax.training import loop
+from lumiere_jax.pipelines.cascade import Pipeline
+from lumiere_jax.training.compiled import model_flops
+from lumiere_jax.training.journal import Journal
 from lumiere_jax.training.loop import train
+from lumiere_jax.training.optimizer import make_optimizer
+from lumiere_jax.training.run import Run
+from lumiere_jax.training.state import init_state
 from lumiere_jax.typing import UserError
 from tests.conftest import replace
 from tests.training.conftest import (
@@ -22,6 +30,7 @@ from tests.training.conftest import (
   CONDITIONAL,
   IMAGE,
   T2I,
+  make_batch,
   make_task,
   records,
 )
@@ -235,8 +244,6 @@ def test_pictures_and_videos_train_together(tmp_path, image_run):
 
 
 def write_pictures(folder, count):
-  from lumiere_jax.io.image import write_image
-
   folder.mkdir()
   rng = np.random.default_rng(0)
   for k in range(count):
@@ -246,24 +253,56 @@ def write_pictures(folder, count):
     (folder / f"{k}.txt").write_text(f"picture {k}")
 
 
-class watching:
-  """Collects the shapes that a run compiles its step for."""
+def test_buckets_compile_once_each_and_use_every_clip(tmp_path, image_run):
+  """Videos of two lengths and two aspects, three shapes of batches."""
+  folder = tmp_path / "videos"
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  for k, (frames, height, width) in enumerate(
+    [(8, 8, 8)] * 2 + [(4, 8, 16)] * 3 + [(4, 16, 16)] * 2
+  ):
+    pixels = rng.integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+    write_video(folder / f"{k}.mp4", pixels, 16.0)
+    (folder / f"{k}.txt").write_text(f"video {k}")
+  seen, compiled = [], []
+  experiment = replace(
+    BASE,
+    init_from=str(image_run),
+    data={
+      "source": "files",
+      "path": str(folder),
+      "buckets": "8x8x8 4x8x16",
+      "held_out": 0.0,
+    },
+    train={"steps": 8},
+  )
+  with watching(compiled, seen):
+    train(experiment, tmp_path / "w")
+  shapes = {(4, 8, 8), (8, 8, 8), (4, 8, 16)}
+  assert sorted(shape[1:4] for shape in compiled) == sorted(shapes)
+  assert {c for batch in seen for c in batch} == {
+    f"video {k}" for k in range(7)
+  }
 
-  def __init__(self, shapes):
-    self._shapes = shapes
 
-  def __enter__(self):
-    self._patch = pytest.MonkeyPatch()
-    said = loop.Journal.compiled
+@contextlib.contextmanager
+def watching(shapes, captions=None):
+  """Collects shapes that a run compiles its step for, captions it trains on."""
+  compiled, clips = Journal.compiled, Run._arrays
 
-    def compiled(journal, shape, program):
-      self._shapes.append(shape)
-      said(journal, shape, program)
+  def note_shape(journal, shape, program):
+    shapes.append(shape)
+    compiled(journal, shape, program)
 
-    self._patch.setattr(loop.Journal, "compiled", compiled)
+  def note_captions(run, batch):
+    if captions is not None:
+      captions.append(batch["caption"])
+    return clips(run, batch)
 
-  def __exit__(self, *error):
-    self._patch.undo()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(Journal, "compiled", note_shape)
+    patch.setattr(Run, "_arrays", note_captions)
+    yield
 
 
 def test_pictures_where_nothing_spatial_trains_are_refused(tmp_path, image_run):
@@ -303,6 +342,19 @@ def test_adapters_train_and_are_small(adapter_run, base_run):
   assert file.stat().st_size < frozen.stat().st_size / 4
   start = json.loads((adapter_run / "runs.jsonl").read_text())
   assert start["parameters"]["frozen"] == sum(v.size for v in base.values())
+
+
+def test_an_adapter_is_worn_by_its_base_alone(adapter_run, base_run, image_run):
+  """Of the base with the adapter and of the run's own bundle: one model."""
+  with_it = Pipeline.from_pretrained(base_run, adapters=[adapter_run])
+  alone = Pipeline.from_pretrained(adapter_run)
+  weights = [p.stages["base"].params for p in (with_it, alone)]
+  assert weights[0].keys() == weights[1].keys() == load(base_run, "base").keys()
+  assert_same(*weights)
+  with pytest.raises(UserError, match=f"base of '{base_run}'"):
+    Pipeline.from_pretrained(adapter_run, adapters=[adapter_run])
+  with pytest.raises(UserError, match="is for stage 'base', --model holds t2i"):
+    Pipeline.from_pretrained(image_run, adapters=[adapter_run])
 
 
 def test_a_bundle_with_its_adapter_can_be_gone_on_from(adapter_run, tmp_path):
@@ -375,8 +427,6 @@ def test_another_text_encoder_is_refused(image_run, tmp_path):
 
 
 def test_full_size_without_t5_weights_says_so(tmp_path):
-  from configs import t2i
-
   experiment = replace(t2i.FULL, data={"source": "procedural", "num_clips": 8})
   with pytest.raises(UserError, match=r"4096.*--config.text.weights=DIR"):
     train(experiment, tmp_path)
@@ -406,11 +456,6 @@ def test_adapters_need_something_to_adapt(image_run, tmp_path):
 
 
 def test_flops_of_a_step_do_not_count_what_is_computed_again():
-  from lumiere_jax.training.compiled import model_flops
-  from lumiere_jax.training.optimizer import make_optimizer
-  from lumiere_jax.training.state import init_state
-  from tests.training.conftest import make_batch
-
   count = {}
   for name, changes in {
     "plain": {},

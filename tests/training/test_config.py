@@ -1,0 +1,108 @@
+"""Experiments: what they refuse, and that what they have is written down."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from configs import base, conditional, demo, ssr, ssr_image, t2i
+from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.loop import train
+from lumiere_jax.typing import UserError
+from tests.conftest import replace
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+FULL = {
+  "t2i": t2i.FULL,
+  "base": base.FULL,
+  "conditional": conditional.FULL,
+  "ssr_image": ssr_image.FULL,
+  "ssr": ssr.FULL,
+  "conditional ssr": conditional.SSR,
+}
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"stage": "bse"}, 'not one of .*did you mean "base"'),
+    ({"data": {"num_frames": 15}}, "num_frames=15 is no multiple of 2"),
+    ({"data": {"buckets": "7x16x16"}}, "num_frames=7 is no multiple of 2"),
+    ({"data": {"buckets": "8x16x17"}}, "width=17 is no multiple of 2"),
+    ({"data": {"crop": 64}}, "crop=64 is larger than the frames"),
+    ({"data": {"masks": "none"}}, "cond_channels=0 and config.data.masks"),
+    ({"model": {"cond_channels": 4}}, "go together"),
+    ({"data": {"image_share": 1.0}}, r"image_share=1\.0 must lie between"),
+    ({"upscale": 3}, r"no multiple of config\.upscale=3"),
+    ({"train": {"steps": 0}}, "steps=0 must be above 0"),
+    ({"train": {"learning_rate": float("nan")}}, "learning_rate=nan must be"),
+    ({"train": {"accumulate": 3}}, "batch_size=2 does not divide into acc"),
+    ({"train": {"optimizer": "adamm"}}, 'did you mean "adam"'),
+    ({"train": {"decay": "cosin"}}, 'did you mean "cosine"'),
+    ({"train": {"frozen_dtype": "bf16"}}, "source, bfloat16"),
+    ({"train": {"ema_decay": 1.0}}, r"ema_decay=1\.0 must be .* below 1"),
+    ({"train": {"keep_best": -1}}, "keep_best=-1 must be at least 0"),
+    ({"preview": {"clips": 0}}, r"config\.preview\.clips=0 must be above 0"),
+    ({"lora": {"rank": -1}}, r"config\.lora\.rank=-1 must be at least 0"),
+    ({"diffusion": {"schedule": "cosin"}}, 'did you mean "cosine"'),
+    ({"diffusion": {"caption_dropout": 2.0}}, "not in"),
+    ({"model": {"remat": ("full",)}}, "remat has 1 entries"),
+  ],
+)
+def test_bad_values(changes, words):
+  with pytest.raises(UserError, match=words):
+    replace(base.TINY, **changes)
+
+
+def test_conditional_stages_need_their_channels():
+  with pytest.raises(UserError, match=r"cond_channels=0, but stage 'conditi"):
+    replace(base.TINY, stage="conditional")
+  with pytest.raises(UserError, match=r"config\.preview\.prompts: this stage"):
+    replace(conditional.TINY, preview={"prompts": ("a dog",)})
+
+
+def test_unknown_keys_are_answered_with_the_nearest_name():
+  config = dataclasses.asdict(base.TINY)
+  config["train"]["lerning_rate"] = 1.0
+  with pytest.raises(
+    UserError, match=r"config.train: unknown key.*mean \"learning_rate\""
+  ):
+    Experiment.from_config(config)
+
+
+@pytest.mark.parametrize("module", [t2i, base, conditional, ssr_image, ssr])
+def test_configs_come_back_as_they_went(module):
+  for size in ("full", "tiny"):
+    config = module.get_config(size).to_dict()
+    assert Experiment.from_config(config) == getattr(module, size.upper())
+
+
+def test_every_demo_stage_has_a_config():
+  for name in ("t2i", "base", "base_real", "ssr_image", "ssr"):
+    Experiment.from_config(demo.get_config(name).to_dict())
+
+
+@pytest.mark.parametrize("stage", ["base", "conditional", "ssr"])
+def test_a_stage_that_starts_from_another_says_what_to_give(stage, tmp_path):
+  with pytest.raises(UserError) as error:
+    train(FULL[stage], tmp_path / "w")
+  message = str(error.value)
+  assert "--config.init_from=DIR" in message
+  assert "--config.init_from=scratch" in message
+  assert "\n" not in message
+  assert not (tmp_path / "w").exists()
+
+
+def leaves(config: dict, prefix: str = "config"):
+  for name, value in config.items():
+    if isinstance(value, dict):
+      yield from leaves(value, f"{prefix}.{name}")
+    else:
+      yield f"{prefix}.{name}"
+
+
+def test_every_key_is_in_the_guide():
+  text = (DOCS / "training.md").read_text()
+  keys = set(leaves(dataclasses.asdict(conditional.FULL)))
+  missing = [key for key in sorted(keys) if f"`{key}`" not in text]
+  assert not missing
