@@ -1,0 +1,127 @@
+"""What remat saves and costs: memory, time and MFU of a training step.
+
+python -m benchmarks.remat --config=configs/base.py:tiny \
+    [--config.model.dtype=bfloat16 ...] [--kinds=none,full] [--steps=5]
+
+Each kind is applied to every level. Weights and clips are random: neither
+time nor memory depends on them. A stage that starts from another is taken to
+have been given it, so its spatial layers are frozen.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import time
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+from ml_collections import config_flags
+
+from lumiere_jax.models.inflate import split
+from lumiere_jax.models.unet import REMAT
+from lumiere_jax.parallel.chips import peak_flops
+from lumiere_jax.training.compiled import Program, TrainStep
+from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.optimizer import make_optimizer
+from lumiere_jax.training.start import trainable_pattern
+from lumiere_jax.training.state import TrainState, init_state
+from lumiere_jax.training.tasks import Batch, Task
+from lumiere_jax.typing import FlatParams
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Of the stage.")
+KINDS = flags.DEFINE_list("kinds", ["none", *REMAT], "Of remat, to compare.")
+STEPS = flags.DEFINE_integer("steps", 5, "Timed, after one that is not.")
+MEBI = 2**20
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints the table in Markdown, a row as soon as it is measured."""
+  del argv
+  experiment = dataclasses.replace(
+    Experiment.from_config(CONFIG.value.to_dict()), init_from="given"
+  )
+  device = jax.devices()[0].device_kind
+  print(f"{device}, {experiment.model.dtype}, batch {batch_shape(experiment)}")
+  print("| remat | MiB to work in | s a step | TFLOP/s | MFU |")
+  print("|---|---|---|---|---|")
+  for kind in dict.fromkeys(KINDS.value):
+    remat = (kind,) * len(experiment.model.channels)
+    model = dataclasses.replace(experiment.model, remat=remat)
+    print(
+      f"| {kind} | {measure(dataclasses.replace(experiment, model=model))} |"
+    )
+
+
+def measure(experiment: Experiment) -> str:
+  """Cells of a row."""
+  task = Task(
+    experiment=experiment,
+    null_text=jnp.zeros((1, experiment.model.text_dim)),
+    null_mask=jnp.ones(1, bool),
+  )
+  programs: list[Program] = []
+  step = TrainStep(experiment, task, lambda _, made: programs.append(made))
+  state, frozen = begin(experiment, task)
+  batch, key = make_batch(experiment), jax.random.key(0)
+  try:
+    state, _ = jax.block_until_ready(step(state, frozen, batch, key))
+    start = time.perf_counter()
+    for _ in range(STEPS.value):
+      state, metrics = step(state, frozen, batch, key)
+    jax.block_until_ready(metrics)
+  except jax.errors.JaxRuntimeError as error:
+    return f"{str(error).splitlines()[0][:60]} | | | "
+  seconds = (time.perf_counter() - start) / STEPS.value
+  speed = step.flops(batch) / seconds
+  peak = peak_flops(jax.devices()[0].device_kind)
+  return " | ".join(
+    [
+      f"{(programs[0].temporary_bytes or 0) / MEBI:,.0f}",
+      f"{seconds:.3f}",
+      f"{speed / 1e12:.3g}",
+      f"{speed / peak:.1%}" if peak else "",
+    ]
+  )
+
+
+def begin(experiment: Experiment, task: Task) -> tuple[TrainState, FlatParams]:
+  """A first state and frozen weights, random, drawn on the device."""
+
+  @jax.jit
+  def draw() -> tuple[TrainState, FlatParams]:
+    trainable, frozen = split(
+      task.init(jax.random.key(0)), trainable_pattern(experiment)
+    )
+    if experiment.train.frozen_dtype == "bfloat16":
+      frozen = {k: v.astype(jnp.bfloat16) for k, v in frozen.items()}
+    return init_state(trainable, make_optimizer(experiment.train)), frozen
+
+  return draw()
+
+
+def make_batch(experiment: Experiment) -> Batch:
+  """Noise for clips and texts."""
+  size, length = batch_shape(experiment), experiment.text.max_length
+  clips = jax.random.randint(jax.random.key(0), size, 0, 256)
+  text = jax.random.normal(
+    jax.random.key(1), (size[0], length, experiment.model.text_dim)
+  )
+  batch = {
+    "video": clips.astype(jnp.uint8),
+    "text": text,
+    "text_mask": jnp.ones(text.shape[:2], bool),
+  }
+  if experiment.model.cond_channels:
+    batch["mask"] = jnp.ones((*size[:-1], 1), jnp.uint8)
+  return batch
+
+
+def batch_shape(experiment: Experiment) -> tuple[int, ...]:
+  """(b, t, h, w, c)."""
+  data = experiment.data
+  return (experiment.train.batch_size, data.num_frames, *data.size, 3)
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main)
