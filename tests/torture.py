@@ -10,6 +10,7 @@ been. The table of what happened goes into the report, between its markers.
 """
 
 from collections.abc import Callable
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -20,7 +21,7 @@ import subprocess
 import tempfile
 import time
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from configs import base
 from tests.conftest import replace
@@ -41,6 +42,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the random moments.")
 REPORT = flags.DEFINE_string("report", "", "Page whose table to replace.")
 
 STEPS, SAVE_EVERY = 48, 2
+MEBI = 2**20
 TINY_BASE = replace(base.TINY, data={"num_frames": FRAMES})
 MARKS = ("<!-- torture: begins -->", "<!-- torture: ends -->")
 Path = pathlib.Path
@@ -58,6 +60,7 @@ class Row:
 def main(argv: list[str]) -> None:
   """Runs all, prints the table, writes the report."""
   del argv
+  logging.set_verbosity(logging.ERROR)
   began = time.monotonic()
   with tempfile.TemporaryDirectory() as folder:
     whole = Path(folder, "whole")
@@ -207,18 +210,17 @@ def power_cut(workdir: Path, whole: Path) -> list[Row]:
 
 
 def full_disk(folder: Path, whole: Path) -> list[Row]:
-  """A small disk that is full before a save, and one that fills during it."""
+  """A small disk without any room left, and with too little."""
   if not mount(folder, "size=96m"):
     return [Row("full disk", "not tried: needs root to mount one", "")]
   workdir, filler = folder / "run", folder / "filler"
   rows = []
   try:
-    for name, left in {"full disk": 0, "disk that fills in a save": 13}.items():
+    for name, left in {"a full disk": 0, "a disk with 13 MiB left": 13}.items():
       process = begin(workdir)
       more = lines(workdir / "metrics.jsonl") + 5
       wait_until(process, lambda m=more: lines(workdir / "metrics.jsonl") > m)
-      free = shutil.disk_usage(folder).free
-      filler.write_bytes(bytes(max(0, free - left * 2**20)))
+      fill(filler, left * MEBI)
       said = refused(process)
       filler.unlink()
       rows.append(Row(name, what_lies_there(workdir), f"exit code 2: {said}"))
@@ -228,6 +230,13 @@ def full_disk(folder: Path, whole: Path) -> list[Row]:
   finally:
     subprocess.run(["umount", "-l", str(folder)], check=True)
   return rows
+
+
+def fill(path: Path, left: int) -> None:
+  """Writes zeros until no more than `left` bytes are free."""
+  with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+    while shutil.disk_usage(path).free > left:
+      file.write(bytes(2**16))
 
 
 def read_only(folder: Path, whole: Path) -> list[Row]:
