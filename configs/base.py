@@ -25,6 +25,7 @@ FULL = Experiment(
   diffusion=DiffusionConfig(prediction="eps"),
   data=DataConfig(num_frames=80),
   train=TrainConfig(steps=500_000, batch_size=256, trainable="temporal_"),
+  preview=common.PREVIEW,
 )
 
 TINY = Experiment(

@@ -8,6 +8,7 @@ from lumiere_jax.data.config import DataConfig
 from lumiere_jax.models.unet import TemporalConfig, UNetConfig
 from lumiere_jax.training.config import (
   Experiment,
+  PreviewConfig,
   TextConfig,
   TrainConfig,
 )
@@ -53,6 +54,8 @@ SSR_1024 = UNetConfig(
 )
 
 T5_XXL = TextConfig()
+
+PREVIEW = PreviewConfig(every=5_000, steps=50)
 
 TINY = UNetConfig(
   channels=(32, 64),

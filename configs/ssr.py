@@ -26,6 +26,7 @@ FULL = Experiment(
   diffusion=DiffusionConfig(prediction="v"),
   data=DataConfig(num_frames=16, resolution=1024, crop=256),
   train=TrainConfig(steps=500_000, batch_size=256, trainable="temporal_"),
+  preview=common.PREVIEW,
 )
 
 TINY = Experiment(

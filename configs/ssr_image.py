@@ -22,6 +22,7 @@ FULL = Experiment(
   diffusion=DiffusionConfig(prediction="v"),
   data=DataConfig(num_frames=1, resolution=1024, crop=256),
   train=TrainConfig(steps=2_500_000, batch_size=2048, trainable=".*"),
+  preview=common.PREVIEW,
 )
 
 TINY = Experiment(

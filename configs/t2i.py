@@ -21,6 +21,7 @@ FULL = Experiment(
   diffusion=DiffusionConfig(prediction="eps"),
   data=DataConfig(num_frames=1),
   train=TrainConfig(steps=2_500_000, batch_size=2048, trainable=".*"),
+  preview=common.PREVIEW,
 )
 
 TINY = Experiment(
