@@ -119,7 +119,7 @@ def make_batch(experiment: Experiment) -> Batch:
 def batch_shape(experiment: Experiment) -> tuple[int, ...]:
   """(b, t, h, w, c)."""
   data = experiment.data
-  return (experiment.train.batch_size, data.num_frames, *data.size, 3)
+  return (experiment.train.batch_size, data.num_frames, *data.resolution, 3)
 
 
 if __name__ == "__main__":

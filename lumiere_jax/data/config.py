@@ -24,7 +24,8 @@ class DataConfig:
     cache: folder for copies of remote files; '' is one in the user's cache.
     fps: frames a second that clips are resampled to.
     num_frames: length of a clip.
-    resolution: side in pixels, or (height, width).
+    resolution: side in pixels, or (height, width); kept as the latter, which
+      a flag can change to either.
     buckets: further shapes of clips, 'FRAMESxHEIGHTxWIDTH' each, separated by
       spaces: a video goes to the longest that it fills, of those to the
       nearest in aspect. '' is off: all clips have the one shape.
@@ -55,7 +56,7 @@ class DataConfig:
   cache: str = ""
   fps: float = 16.0
   num_frames: int = 80
-  resolution: int | tuple[int, int] = 128
+  resolution: int | tuple[int, ...] = 128
   buckets: str = ""
   num_clips: int = 4096
   two_objects: float = 0.25
@@ -78,6 +79,17 @@ class DataConfig:
       raise UserError(
         f"config.data.image_share={self.image_share} must lie between 0 and 1"
       )
+    given = self.resolution
+    sides = given if isinstance(given, tuple) else (given,)
+    if len(sides) not in (1, 2) or not all(
+      isinstance(side, int) and side > 0 for side in sides
+    ):
+      raise UserError(
+        f"config.data.resolution={given!r} is neither a side nor (height, "
+        "width) in pixels"
+      )
+    # Assigned so because the class is frozen.
+    object.__setattr__(self, "resolution", (sides[0], sides[-1]))
     _ = self.specs, self.mask_mix  # so that what cannot be read is said now
 
   @property
@@ -86,15 +98,9 @@ class DataConfig:
     return self.source if self.source == "procedural" else self.path
 
   @property
-  def size(self) -> tuple[int, int]:
-    """(height, width)."""
-    r = self.resolution
-    return (r, r) if isinstance(r, int) else tuple(r)
-
-  @property
   def specs(self) -> tuple[ClipSpec, ...]:
     """The shapes of clips: the main one, then those of `buckets`."""
-    shapes = [(self.num_frames, *self.size), *parse_buckets(self.buckets)]
+    shapes = [(self.num_frames, *self.resolution), *parse_buckets(self.buckets)]
     return tuple(
       ClipSpec(num_frames=t, fps=self.fps, resolution=(h, w))
       for t, h, w in dict.fromkeys(shapes)

@@ -52,7 +52,7 @@ def _procedural(config: DataConfig, seed: int, report) -> Sources:
       seed=seed,
       split=split,
       num_frames=config.num_frames,
-      resolution=config.size,
+      resolution=config.resolution,
       fps=config.fps,
       two_objects=config.two_objects,
       motion_words=config.num_frames > 1,

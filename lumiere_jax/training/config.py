@@ -279,7 +279,7 @@ class Experiment:
       video=VideoConfig(
         num_frames=self.data.num_frames,
         fps=self.data.fps,
-        resolution=self.data.size,
+        resolution=self.data.resolution,
         upscale=self.upscale,
       ),
     )

@@ -130,7 +130,7 @@ class Journal:
     size = "" if memory is None else f", {memory / MEBI:,.0f} MiB to work in"
     self.say(
       f"compiled for batches of {'x'.join(map(str, shape))} in "
-      f"{program.seconds:.0f} s: {program.flops / 1e9:,.1f} GFLOP a step{size}"
+      f"{program.seconds:.0f} s: {program.flops / 1e9:.3g} GFLOP a step{size}"
     )
 
   def say(self, text: str) -> None:

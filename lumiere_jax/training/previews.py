@@ -65,7 +65,7 @@ def prompted_scene(task: Task, text: TextCache, prompts: list[str]) -> Scene:
     captions=prompts,
     cond=cond,
     beside=([], []),
-    size=(data.num_frames, *data.size),
+    size=(data.num_frames, *data.resolution),
   )
 
 

@@ -89,13 +89,15 @@ def make_batch(experiment: Experiment, size: int, seed: int = 0, **shape):
   keys = jax.random.split(jax.random.key(seed), 3)
   batch = {
     "video": jax.random.randint(
-      keys[0], (size, frames, *data.size, 3), 0, 256
+      keys[0], (size, frames, *data.resolution, 3), 0, 256
     ).astype(jnp.uint8),
     "text": jax.random.normal(keys[1], (size, 4, experiment.model.text_dim)),
     "text_mask": jnp.ones((size, 4), bool),
   }
   if experiment.model.cond_channels:
-    mask = jax.random.bernoulli(keys[2], 0.5, (size, frames, *data.size, 1))
+    mask = jax.random.bernoulli(
+      keys[2], 0.5, (size, frames, *data.resolution, 1)
+    )
     batch["mask"] = mask.astype(jnp.uint8)
   return batch
 

@@ -43,6 +43,9 @@ FULL = {
     ({"train": {"ema_decay": 1.0}}, r"ema_decay=1\.0 must be .* below 1"),
     ({"train": {"keep_best": -1}}, "keep_best=-1 must be at least 0"),
     ({"preview": {"clips": 0}}, r"config\.preview\.clips=0 must be above 0"),
+    ({"data": {"resolution": (8, 8, 8)}}, "neither a side nor"),
+    ({"data": {"resolution": (0,)}}, "neither a side nor"),
+    ({"data": {"resolution": ("abc",)}}, "neither a side nor"),
     ({"lora": {"rank": -1}}, r"config\.lora\.rank=-1 must be at least 0"),
     ({"diffusion": {"schedule": "cosin"}}, 'did you mean "cosine"'),
     ({"diffusion": {"caption_dropout": 2.0}}, "not in"),
@@ -68,6 +71,13 @@ def test_unknown_keys_are_answered_with_the_nearest_name():
     UserError, match=r"config.train: unknown key.*mean \"learning_rate\""
   ):
     Experiment.from_config(config)
+
+
+@pytest.mark.parametrize(
+  ("said", "size"), [(24, (24, 24)), ((24,), (24, 24)), ((16, 32), (16, 32))]
+)
+def test_resolution_is_a_side_or_two(said, size):
+  assert replace(base.TINY, data={"resolution": said}).data.resolution == size
 
 
 @pytest.mark.parametrize("module", [t2i, base, conditional, ssr_image, ssr])
