@@ -41,7 +41,7 @@ KILLS = flags.DEFINE_integer("kills", 20, "SIGKILLs of the one run.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the random moments.")
 REPORT = flags.DEFINE_string("report", "", "Page whose table to replace.")
 
-STEPS, SAVE_EVERY = 48, 2
+STEPS, SAVE_EVERY = 60, 2
 MEBI = 2**20
 TINY_BASE = replace(base.TINY, data={"num_frames": FRAMES})
 MARKS = ("<!-- torture: begins -->", "<!-- torture: ends -->")
@@ -86,11 +86,30 @@ def begin(workdir: Path) -> subprocess.Popen:
 def kill(workdir: Path, whole: Path) -> list[Row]:
   """One run killed many times, then left to finish."""
   draw = random.Random(SEED.value)
+  start_up = lambda process: time.sleep(draw.uniform(0, 10))
+
+  def in_training(process: subprocess.Popen) -> None:
+    some_steps(process)
+    time.sleep(draw.uniform(0, 1))
+
+  def some_steps(process: subprocess.Popen) -> None:
+    done = lines(workdir / "metrics.jsonl") + draw.randrange(2, 6)
+    logged = lambda: lines(workdir / "metrics.jsonl") >= done
+    wait_until_or_end(process, logged, rest=0.01)
+
+  def saving(process: subprocess.Popen) -> None:
+    some_steps(process)
+    while_saving(process, workdir)
+
+  def exporting(process: subprocess.Popen) -> None:
+    some_steps(process)
+    while_exporting(process, workdir)
+
   ways: list[tuple[str, Callable]] = [
-    ("at a random moment", lambda p: time.sleep(draw.uniform(0, 25))),
-    ("while a checkpoint is written", lambda p: while_saving(p, workdir)),
-    ("at a random moment", lambda p: time.sleep(draw.uniform(5, 25))),
-    ("while a bundle is written", lambda p: while_exporting(p, workdir)),
+    ("at a random moment in training", in_training),
+    ("while a checkpoint is written", saving),
+    ("at a random moment of its start", start_up),
+    ("while a bundle is written", exporting),
   ]
   rows = []
   for number in range(KILLS.value):
@@ -128,12 +147,16 @@ def while_exporting(process: subprocess.Popen, workdir: Path) -> None:
   wait_until_or_end(process, lambda: {p.name for p in part()} - old)
 
 
-def wait_until_or_end(process: subprocess.Popen, ready: Callable) -> None:
-  """Polls without rest: what is waited for lasts milliseconds."""
+def wait_until_or_end(
+  process: subprocess.Popen, ready: Callable, rest: float = 0
+) -> None:
+  """Polls, by default without rest: for what lasts milliseconds."""
   deadline = time.monotonic() + 120
   while process.poll() is None and time.monotonic() < deadline:
     if ready():
       return
+    if rest:
+      time.sleep(rest)
 
 
 def what_lies_there(workdir: Path) -> str:
@@ -157,7 +180,8 @@ def resumed(workdir: Path, before: list[int]) -> str:
 def ends(workdir: Path, whole: Path) -> str:
   """Compares a finished run with the one that was left alone."""
   assert_same_runs(whole, workdir, TINY_BASE, STEPS)
-  assert not list(workdir.rglob("*-tmp*")), "half-written checkpoints remain"
+  torn = [*workdir.rglob("*-tmp*"), *workdir.glob("[!t]*/.*.part")]
+  assert not torn, f"half-written files remain: {torn}"
   starts = [run["start_step"] for run in read(workdir / "runs.jsonl")]
   assert starts == sorted(starts)
   return f"bit-equal after {len(starts)} starts"

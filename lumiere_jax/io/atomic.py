@@ -12,6 +12,8 @@ import uuid
 
 from lumiere_jax.typing import UserError
 
+_UNFINISHED = ".part"
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -26,7 +28,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     UserError: the place cannot be written.
   """
   path = Path(path)
-  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_UNFINISHED}")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     yield temporary
@@ -42,10 +44,16 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     ) from error
   finally:
     with contextlib.suppress(OSError):  # not to hide the error it follows
-      if temporary.is_dir():
-        shutil.rmtree(temporary)
-      else:
-        temporary.unlink(missing_ok=True)
+      _remove(temporary)
+
+
+def remove_unfinished(folder: str | os.PathLike) -> None:
+  """Removes what killed writers left in a folder, and in those below it.
+
+  Nobody may be writing there meanwhile.
+  """
+  for path in list(Path(folder).rglob(f".*{_UNFINISHED}")):
+    _remove(path)
 
 
 @contextlib.contextmanager
@@ -104,6 +112,14 @@ def require_space(folder: str | os.PathLike, needed: int) -> None:
       f"{folder}: {needed / 2**20:,.0f} MiB are needed there and "
       f"{free / 2**20:,.0f} MiB are free; make room"
     )
+
+
+def _remove(path: Path) -> None:
+  """A file or a folder, if it is there."""
+  if path.is_dir():
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -24,7 +24,7 @@ from lumiere_jax.training.tables import (
   memory_table,
   parameter_table,
 )
-from lumiere_jax.training.workdir import open_workdir, telling_what_failed
+from lumiere_jax.training.workdir import opened_workdir, telling_what_failed
 
 
 def train(experiment: Experiment, workdir: Path) -> None:
@@ -38,8 +38,11 @@ def train(experiment: Experiment, workdir: Path) -> None:
   """
   resuming = experiment.resume and (workdir / "checkpoints").is_dir()
   check_init_from(experiment, resuming=resuming)
-  with telling_what_failed(workdir), interruptible() as stopped:
-    open_workdir(workdir, resume=experiment.resume)
+  with (
+    telling_what_failed(workdir),
+    opened_workdir(workdir, resume=experiment.resume),
+    interruptible() as stopped,
+  ):
     mesh = meshes.make_mesh()
     meshes.check_batch(experiment.train.batch_size, mesh)
     run = Run.open(experiment, workdir, mesh)

@@ -1,39 +1,53 @@
-"""The folder of a run: made, set aside, and complained of."""
+"""The folder of a run: made, locked, set aside, and complained of."""
 
 from collections.abc import Iterator
 import contextlib
 from pathlib import Path
 
+import jax
+
+from lumiere_jax.io.atomic import locked, remove_unfinished
 from lumiere_jax.typing import UserError
 
-_BEFORE = "before-"
+_BEFORE, _TEXT_CACHE = "before-", "text_cache"
 
 
-def open_workdir(workdir: Path, *, resume: bool) -> None:
-  """Makes the folder; sets an earlier run in it aside unless told to resume.
+@contextlib.contextmanager
+def opened_workdir(workdir: Path, *, resume: bool) -> Iterator[None]:
+  """Makes the folder, and keeps other runs out of it until the end.
+
+  Sets an earlier run in it aside unless told to resume, and removes what a
+  killed run had half written. One host of several does it for all.
 
   Raises:
-    UserError: that cannot be.
+    UserError: that cannot be, or another run is under way in it.
   """
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
+  if jax.process_index() != 0:
+    yield
+    return
+  with locked(workdir):
     if not resume:
       _set_aside(workdir)
-  except OSError as error:
-    raise UserError(
-      f"--workdir={workdir} cannot be made or written ({error.strerror}); name "
-      "a folder you may write to"
-    ) from error
+    for path in filter(Path.is_dir, _of_the_run(workdir)):
+      remove_unfinished(path)
+    yield
+
+
+def _of_the_run(workdir: Path) -> list[Path]:
+  """What lies in it of the present run: not what was set aside.
+
+  Nor text features, which any run can use, and other hosts may be writing.
+  """
+  return [
+    path
+    for path in workdir.iterdir()
+    if path.name != _TEXT_CACHE and not path.name.startswith(_BEFORE)
+  ]
 
 
 def _set_aside(workdir: Path) -> None:
-  """Moves all that lies in it to `before-N`; text features stay."""
-  kept = {"text_cache"}
-  old = [
-    path
-    for path in workdir.iterdir()
-    if path.name not in kept and not path.name.startswith(_BEFORE)
-  ]
+  """Moves all of the run to `before-N`."""
+  old = _of_the_run(workdir)
   if not old:
     return
   number = 1 + len(list(workdir.glob(f"{_BEFORE}*")))

@@ -26,13 +26,13 @@ def test_killed_twice_and_told_to_stop_once_equals_never(tmp_path):
   whole, torn = tmp_path / "whole", tmp_path / "torn"
   finish(start(whole, MICRO, STEPS))
 
-  process = start(
-    torn, MICRO, STEPS
-  )  # killed in training, checkpoint 3 is whole
+  # Killed in training, when checkpoint 3 is whole.
+  process = start(torn, MICRO, STEPS)
   wait_until(process, (torn / "checkpoints" / "3").is_dir)
   process.kill()
   process.communicate()
-  process = start(torn, MICRO, STEPS)  # killed as soon as a checkpoint is begun
+  # Killed as soon as a checkpoint is begun.
+  process = start(torn, MICRO, STEPS)
   before = lines(torn / "metrics.jsonl")
   seen = lambda: {p.name for p in (torn / "checkpoints").glob("*")}
   old = seen()
@@ -42,9 +42,8 @@ def test_killed_twice_and_told_to_stop_once_equals_never(tmp_path):
   )
   process.kill()
   process.communicate()
-  process = start(
-    torn, MICRO, STEPS
-  )  # asked to stop: saves where it is, exits 0
+  # Asked to stop: saves where it is, exits 0.
+  process = start(torn, MICRO, STEPS)
   runs = lambda: lines(torn / "runs.jsonl")
   wait_until(process, lambda: runs() == 3)
   process.send_signal(signal.SIGTERM)

@@ -12,6 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from configs import conditional, ssr, ssr_image, t2i
 from lumiere_jax.io import safetensors
+from lumiere_jax.io.atomic import locked
 from lumiere_jax.io.bundle import open_bundle
 from lumiere_jax.io.image import write_image
 from lumiere_jax.io.write import write_video
@@ -111,6 +112,18 @@ def test_a_finished_run_is_left_as_it_is(base_run, image_run):
   before = (base_run / "metrics.jsonl").read_text()
   train(replace(BASE, init_from=str(image_run)), base_run)
   assert (base_run / "metrics.jsonl").read_text() == before
+
+
+def test_what_a_killed_run_had_half_written_goes(base_run, image_run):
+  half = base_run / "bundle" / ".base-ema.safetensors.0f.part"
+  half.write_bytes(b"half")
+  train(replace(BASE, init_from=str(image_run)), base_run)
+  assert not half.exists()
+
+
+def test_a_second_run_in_a_workdir_is_refused(base_run, image_run):
+  with locked(base_run), pytest.raises(UserError, match="another process"):
+    train(replace(BASE, init_from=str(image_run)), base_run)
 
 
 def test_without_resuming_the_old_run_is_set_aside(tmp_path):
