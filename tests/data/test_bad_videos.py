@@ -21,15 +21,6 @@ from tests.data.videos import (
 )
 
 
-@pytest.fixture
-def folder(tmp_path):
-  folder = tmp_path / "videos"
-  for k in range(4):
-    make(folder, f"{k}.mp4")
-  write_jsonl(folder, {f"{k}.mp4": f"video {k}" for k in range(4)})
-  return folder
-
-
 def test_a_video_that_breaks_later(folder, tmp_path, capsys):
   report_path = tmp_path / "data_report.jsonl"
   source = FilesSource.open(folder, [SPEC], report_path=report_path)

@@ -27,15 +27,6 @@ from tests.data.videos import (
 CLIPS = Path(__file__).parents[2] / "../shared/assets/clips"
 
 
-@pytest.fixture
-def folder(tmp_path):
-  folder = tmp_path / "videos"
-  for k in range(4):
-    make(folder, f"{k}.mp4")
-  write_jsonl(folder, {f"{k}.mp4": f"video {k}" for k in range(4)})
-  return folder
-
-
 def test_report_says_what_became_of_every_video(folder, tmp_path, capsys):
   make(folder, "short.mp4", seconds=0.25)
   make(folder, "bare.mp4")
