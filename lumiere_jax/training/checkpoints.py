@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import json
 from pathlib import Path
 import sys
 from typing import Any
@@ -22,6 +23,7 @@ _COUNTS = ("step", "skipped", "skipped_in_a_row")
 _MARGIN = 2**20  # Bytes for all that a checkpoint and a bundle hold besides.
 # What Orbax and TensorStore raise where files are cut short or missing.
 _DAMAGE = (ValueError, OSError, KeyError, TypeError)
+_DAMAGED = "damaged-"
 
 
 class Checkpoints:
@@ -41,8 +43,10 @@ class Checkpoints:
       keep_checkpoints_without_metrics=False,
     )
     kept = [policies.LatestN(config.keep), best]
+    self._folder = (workdir / "checkpoints").resolve()
+    self._set_aside_without_metrics()
     self._manager = ocp.CheckpointManager(
-      (workdir / "checkpoints").resolve(),
+      self._folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(kept),
         best_fn=quality,  # without which metrics are not written
@@ -65,7 +69,7 @@ class Checkpoints:
       return
     # Weights and average twice: once more in the bundle that comes with it.
     require_space(
-      self._manager.directory,
+      self._folder,
       _MARGIN
       + sum(leaf.nbytes for leaf in jax.tree.leaves((state, state.ema))),
     )
@@ -102,17 +106,11 @@ class Checkpoints:
       try:
         return self._restore(abstract, step)
       except _DAMAGE as error:
-        print(
-          f"checkpoint {step} is damaged ({str(error).splitlines()[0]:.200}); "
-          f"set aside as damaged-{step}",
-          file=sys.stderr,
-        )
-        folder = self._manager.directory
-        (folder / str(step)).rename(folder / f"damaged-{step}")
+        self._set_aside(step, error)
         self._manager.reload()
-    if steps:
+    if list(self._folder.glob(f"{_DAMAGED}*")):
       raise UserError(
-        f"{self._manager.directory}: every checkpoint is damaged; start anew "
+        f"{self._folder}: every checkpoint is damaged; start anew "
         "with --config.resume=false, from bundle/ if that is whole"
       )
     return None
@@ -132,6 +130,26 @@ class Checkpoints:
       ),
     )
     return state, about["frozen"]
+
+  def _set_aside(self, step: int, error: Exception) -> None:
+    name = f"{_DAMAGED}{step}"
+    earlier = len(list(self._folder.glob(f"{name}*")))
+    name += f"-{earlier + 1}" if earlier else ""
+    print(
+      f"checkpoint {step} is damaged ({str(error).splitlines()[0]:.200}); "
+      f"set aside as {name}",
+      file=sys.stderr,
+    )
+    (self._folder / str(step)).rename(self._folder / name)
+
+  def _set_aside_without_metrics(self) -> None:
+    """Orbax opens no folder in which it cannot read every step's metrics."""
+    for step in self._whole_steps():
+      path = self._folder / str(step) / "metrics" / "metrics"
+      try:
+        json.loads(path.read_text() if path.parent.exists() else "{}")
+      except _DAMAGE as error:
+        self._set_aside(step, error)
 
   def _read(self, step: int, **items: Any) -> Any:
     return self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -172,7 +190,7 @@ class Checkpoints:
       cause = str(error).rpartition(": ")[2].partition(" [")[0]
       whole = self._whole_steps()
       raise UserError(
-        f"{self._manager.directory}: a checkpoint cannot be written ({cause}); "
+        f"{self._folder}: a checkpoint cannot be written ({cause}); "
         "see to it that there is room and that you may write there, then run "
         "the same command again: it goes on from "
         f"{f'step {max(whole)}' if whole else 'the start'}"
@@ -180,7 +198,9 @@ class Checkpoints:
 
   def _whole_steps(self) -> list[int]:
     """Steps whose checkpoints are complete, by what lies on the disk."""
-    names = [path.name for path in self._manager.directory.iterdir()]
+    if not self._folder.is_dir():
+      return []
+    names = [path.name for path in self._folder.iterdir()]
     return [int(name) for name in names if name.isdigit()]
 
 
