@@ -7,6 +7,7 @@ from pathlib import Path
 import tempfile
 import time
 from typing import Any, Protocol
+import uuid
 
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
@@ -103,7 +104,7 @@ class WeightsAndBiases:
     """Joins the run that the workdir names, or begins one.
 
     Raises:
-      UserError: the wandb package is not installed.
+      UserError: the wandb package is not installed, or cannot be reached.
     """
     try:
       import wandb
@@ -115,15 +116,21 @@ class WeightsAndBiases:
     self._wandb = wandb
     name = workdir / "wandb_run"
     if not name.exists():
-      name.write_text(wandb.util.generate_id())
-    self._run = wandb.init(
-      project=project,
-      id=name.read_text(),
-      name=workdir.name,
-      dir=str(workdir),
-      config=dict(config),
-      resume="allow",
-    )
+      name.write_text(uuid.uuid4().hex[:8])
+    try:
+      self._run = wandb.init(
+        project=project,
+        id=name.read_text(),
+        name=workdir.name,
+        dir=str(workdir),
+        config=dict(config),
+        resume="allow",
+      )
+    except wandb.errors.Error as error:  # no key, no network
+      raise UserError(
+        f"config.train.wandb={project!r} cannot be opened ({error}); log in "
+        "with `wandb login`, set WANDB_MODE=offline, or leave it out"
+      ) from error
 
   def scalars(self, step: int, record: Mapping[str, Any]) -> None:
     """See `Sink`."""

@@ -71,7 +71,7 @@ def wandb(monkeypatch):
     log=lambda what, step: module.calls.append((step, what)),
     finish=lambda: module.calls.append("finished"),
   )
-  module.util = types.SimpleNamespace(generate_id=lambda: "abc")
+  module.errors = types.SimpleNamespace(Error=ConnectionError)
   module.Video = module.Image = lambda path: path
   module.init = lambda **kwargs: module.calls.append(kwargs) or run
   monkeypatch.setitem(sys.modules, "wandb", module)
@@ -91,17 +91,22 @@ def test_weights_and_biases_goes_on_with_the_same_run(wandb, tmp_path):
     sink.clip(4, clip)
     sink.close()
   first = wandb.calls[0]
-  assert (first["project"], first["id"], first["resume"]) == (
-    "project",
-    "abc",
-    "allow",
-  )
+  assert (first["project"], first["resume"]) == ("project", "allow")
   assert wandb.calls[1:4] == [
     (4, {"train/loss": 0.5}),
     (4, {"preview/0": str(clip.path)}),
     "finished",
   ]
-  assert wandb.calls[4]["id"] == "abc"
+  assert wandb.calls[4]["id"] == first["id"] != ""
+
+
+def test_when_weights_and_biases_refuses_the_mend_is_said(wandb, tmp_path):
+  def refuse(**kwargs):
+    raise ConnectionError("no key")
+
+  wandb.init = refuse
+  with pytest.raises(UserError, match=r"\(no key\); log in"):
+    WeightsAndBiases("project", tmp_path, {})
 
 
 def test_without_wandb_the_mend_is_said(monkeypatch, tmp_path):
