@@ -402,3 +402,20 @@ def test_examples_that_come_decoded(monkeypatch, open_small):
   source = open_small("small_classes", data_dir="/nowhere")
   for index in range(2):
     assert read_back(source.clip(index)) == (0, [3, 4, 5, 6])
+
+
+def test_ucf101_made_up_by_the_library(tmp_path, capsys):
+  """The real builder, its examples made up by `mock_data`."""
+  pytest.importorskip("tensorflow", reason="the Video feature needs it")
+  with tfds.testing.mock_data(num_examples=6):
+    source = open_tfds(
+      "ucf101/ucf101_1",
+      [SPEC],
+      data_dir=str(tmp_path),
+      cache=str(tmp_path),
+    )
+    clips = [source.clip(k) for k in range(len(source))]
+    captions = [source.captions(k) for k in range(len(source))]
+  assert "6 of 6" in capsys.readouterr().err
+  assert {clip.shape for clip in clips} == {(4, 16, 16, 3)}
+  assert all(len(texts) == 1 and texts[0].islower() for texts in captions)
