@@ -74,27 +74,31 @@ class Loader:
     if not len(self.source):
       raise UserError("the data source is empty; give it one clip or more")
 
-  def load(self, candidates: Iterable[int], position: int | None) -> Batch:
+  def load(
+    self, candidates: Iterable[int], position: int | None, turn: int = 0
+  ) -> Batch:
     """The first of the candidates that can be read, as a batch without axis.
 
     Args:
       candidates: indices of clips.
       position: number of the clip since the start of training, from which its
         random choices follow; None: held out, always the same.
+      turn: of held-out clips, which time this one comes; its mask is another.
 
     Raises:
       UserError: none can be read any more.
     """
     for index in candidates:
       # Anew for each, so that a clip does not depend on those that failed.
-      key = (self.seed, position) if position is not None else (0, index)
+      held_out = position is None
+      key = (0, index, turn) if held_out else (self.seed, position)
       rng = np.random.default_rng(key)
       try:
-        video = self.source.clip(index, None if position is None else rng)
+        video = self.source.clip(index, None if held_out else rng)
       except UnreadableClip:
         continue
       captions = self.source.captions(index)
-      which = 0 if position is None else rng.integers(len(captions))
+      which = 0 if held_out else rng.integers(len(captions))
       sample = {"video": video, "caption": captions[which], "index": index}
       if self.masks:
         sample["mask"] = self.masks.draw(rng, video.shape[:3])
@@ -210,7 +214,8 @@ def held_out_batches(
 
   Args:
     loader: of the held-out clips.
-    size: how many clips; of a smaller source they come again.
+    size: how many clips; of a smaller source they come again, under other
+      masks.
     batch_size: of each batch.
 
   Returns:
@@ -222,16 +227,17 @@ def held_out_batches(
   """
   made = []
   number = len(loader.source)
-  chosen = [k % number for k in range(size)]
+  chosen = [(k % number, k // number) for k in range(size)]
   for group in loader.source.groups:
     members = list(group.indices)
     inside = set(members)
-    indices = [k for k in chosen if k in inside]
-    for first in range(0, len(indices), batch_size):
-      part = indices[first : first + batch_size]
+    own = [(index, turn) for index, turn in chosen if index in inside]
+    for first in range(0, len(own), batch_size):
+      part = own[first : first + batch_size]
       filled = part + [part[-1]] * (batch_size - len(part))
       samples = [
-        loader.load(_from(members, index), position=None) for index in filled
+        loader.load(_from(members, index), position=None, turn=turn)
+        for index, turn in filled
       ]
       made.append((_collate(samples), len(part)))
   return made

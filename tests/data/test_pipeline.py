@@ -208,6 +208,13 @@ def test_held_out_batches_are_fixed():
     held_out(Numbers(0), 1)
 
 
+def test_a_held_out_clip_comes_again_under_another_mask():
+  masks = MaskMix.parse("random_boxes")
+  twice = [held_out(Numbers(1), 2, masks=masks)[0][0]["mask"] for _ in range(2)]
+  assert not np.array_equal(twice[0][0], twice[0][1])
+  np.testing.assert_array_equal(*twice)
+
+
 class Shapes(Numbers):
   """Clips of two shapes: the first five are short."""
 
