@@ -56,7 +56,9 @@ OPTIONS = {
     "prompts", "", "File of 'label|prompt' lines for folders of classes."
   ),
   "cache": flags.DEFINE_string(
-    "cache", "", "Folder for copies of remote files."
+    "cache",
+    "",
+    "Folder for copies of remote files, and for what was found in videos.",
   ),
   "threads": flags.DEFINE_integer("threads", 0, "0: as many as cores."),
 }

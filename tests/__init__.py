@@ -8,10 +8,11 @@ what one test compiled another, or a process it starts, need not.
 import os
 import pathlib
 
-_CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+_CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache"
 for _name, _value in {
   "XLA_FLAGS": "--xla_backend_optimization_level=0",
-  "JAX_COMPILATION_CACHE_DIR": str(_CACHE),
+  "JAX_COMPILATION_CACHE_DIR": str(_CACHE / "compiled"),
+  "XDG_CACHE_HOME": str(_CACHE / "user"),
   "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
 }.items():
   os.environ.setdefault(_name, _value)

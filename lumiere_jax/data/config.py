@@ -21,7 +21,8 @@ class DataConfig:
     tfds_dir: where 'tfds' keeps its data sets; '' is its own default.
     prompts: file of 'label|prompt' lines that caption the classes of 'tfds'
       and of folders of classes; '' takes the words of the label.
-    cache: folder for copies of remote files; '' is one in the user's cache.
+    cache: folder for copies of remote files, and for what was found in videos;
+      '' is one in the user's cache.
     fps: frames a second that clips are resampled to.
     num_frames: length of a clip.
     resolution: side in pixels, or (height, width); kept as the latter, which

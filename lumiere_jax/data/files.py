@@ -1,7 +1,7 @@
 """The `files` source: a folder of captioned videos and pictures of any kind.
 
-Every file is decoded to its end once, when the folder is opened. What cannot
-be used is dropped with its reason; see `report`.
+Every file is decoded to its end once, when the folder is first opened. What
+cannot be used is dropped with its reason; see `report`.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ import tqdm
 from lumiere_jax.data.captions import is_media, read_captions
 from lumiere_jax.data.filters import Filters
 from lumiere_jax.data.probing import examine
+from lumiere_jax.data.remembered import Remembered
 from lumiere_jax.data.report import Report, Row, summarise
 from lumiere_jax.data.source import Clip, ClipSpec, Group, UnreadableClip
 from lumiere_jax.data.video import Video
@@ -76,7 +77,7 @@ class FilesSource:
       num_threads: that probe; None: as many as there are cores.
       scene_cuts, min_motion, max_enlarge: see `Filters`.
       prompts: see `read_captions`.
-      cache: see `Folder`.
+      cache: see `Folder` and `Remembered`.
 
     Raises:
       UserError: no captions can be read, or no video can be used.
@@ -87,8 +88,9 @@ class FilesSource:
     filters = Filters(
       scene_cuts=scene_cuts, min_motion=min_motion, max_enlarge=max_enlarge
     )
+    remembered = Remembered(str(folder), filters, cache)
     look = lambda name: examine(
-      folder, name, captions.get(name), specs, filters
+      folder, name, captions.get(name), specs, filters, remembered
     )
     with futures.ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
       bar = tqdm.tqdm(

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from lumiere_jax.data.buckets import choose_bucket
-from lumiere_jax.data.filters import Filters, Stretch, stretches
+from lumiere_jax.data.filters import Filters, Stretch
+from lumiere_jax.data.remembered import Remembered
 from lumiere_jax.data.report import Row, shape_name
 from lumiere_jax.data.source import ClipSpec
 from lumiere_jax.data.video import Video
@@ -22,8 +23,9 @@ def examine(
   captions: Sequence[str] | None,
   specs: Sequence[ClipSpec],
   filters: Filters,
+  remembered: Remembered,
 ) -> list[Finding]:
-  """Decodes a file to its end and judges it.
+  """Decodes a file to its end, unless that was done, and judges it.
 
   Args:
     folder: that it lies in.
@@ -31,6 +33,7 @@ def examine(
     captions: of the file; None: it has none, not even an empty one.
     specs: the shapes of clips, all of one frame rate.
     filters: what else is asked of it.
+    remembered: what was found in it before.
 
   Returns:
     One finding for each stretch between cuts; one, if it is not parted.
@@ -40,7 +43,9 @@ def examine(
     return [(Row(file=file, used=False, reason=reason), None)]
   try:
     path = folder.local(file)
-    found = [_picture(path)] if is_picture(path) else stretches(path, filters)
+    found = (
+      [_picture(path)] if is_picture(path) else remembered.stretches(file, path)
+    )
   except VideoError as error:
     return [(Row(file=file, used=False, reason=error.reason), None)]
   parted = len(found) > 1
