@@ -80,7 +80,9 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
   try:
     os.makedirs(folder, exist_ok=True)
     if not os.access(folder, os.W_OK):
-      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+      read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+      number = errno.EROFS if read_only else errno.EACCES
+      raise OSError(number, os.strerror(number))
     handle = os.open(folder, os.O_RDONLY)
   except OSError as error:
     raise UserError(
