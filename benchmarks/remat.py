@@ -10,6 +10,7 @@ have been given it, so its spatial layers are frozen.
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import time
 
 from absl import app, flags
@@ -17,16 +18,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
 
-from lumiere_jax.models.inflate import split
+from benchmarks.beginning import begin, make_task
 from lumiere_jax.models.unet import REMAT
 from lumiere_jax.parallel.chips import peak_flops
 from lumiere_jax.training.compiled import Program, TrainStep
 from lumiere_jax.training.config import Experiment
-from lumiere_jax.training.optimizer import make_optimizer
-from lumiere_jax.training.start import trainable_pattern
-from lumiere_jax.training.state import TrainState, init_state
-from lumiere_jax.training.tasks import Batch, Task
-from lumiere_jax.typing import FlatParams
+from lumiere_jax.training.tasks import Batch
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Of the stage.")
 KINDS = flags.DEFINE_list("kinds", ["none", *REMAT], "Of remat, to compare.")
@@ -54,14 +51,10 @@ def main(argv: Sequence[str]) -> None:
 
 def measure(experiment: Experiment) -> str:
   """Cells of a row."""
-  task = Task(
-    experiment=experiment,
-    null_text=jnp.zeros((1, experiment.model.text_dim)),
-    null_mask=jnp.ones(1, bool),
-  )
   programs: list[Program] = []
-  step = TrainStep(experiment, task, lambda _, made: programs.append(made))
-  state, frozen = begin(experiment, task)
+  announce = lambda _, made: programs.append(made)
+  step = TrainStep(experiment, make_task(experiment), announce)
+  state, frozen = jax.jit(functools.partial(begin, experiment))()
   batch, key = make_batch(experiment), jax.random.key(0)
   try:
     state, _ = jax.block_until_ready(step(state, frozen, batch, key))
@@ -82,21 +75,6 @@ def measure(experiment: Experiment) -> str:
       f"{speed / peak:.1%}" if peak else "",
     ]
   )
-
-
-def begin(experiment: Experiment, task: Task) -> tuple[TrainState, FlatParams]:
-  """A first state and frozen weights, random, drawn on the device."""
-
-  @jax.jit
-  def draw() -> tuple[TrainState, FlatParams]:
-    trainable, frozen = split(
-      task.init(jax.random.key(0)), trainable_pattern(experiment)
-    )
-    if experiment.train.frozen_dtype == "bfloat16":
-      frozen = {k: v.astype(jnp.bfloat16) for k, v in frozen.items()}
-    return init_state(trainable, make_optimizer(experiment.train)), frozen
-
-  return draw()
 
 
 def make_batch(experiment: Experiment) -> Batch:

@@ -13,16 +13,11 @@ import functools
 
 from absl import app, flags
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.beginning import begin
 from configs import base, conditional, ssr, ssr_image, t2i
-from lumiere_jax.models.inflate import split
 from lumiere_jax.training.config import Experiment, LoraConfig
-from lumiere_jax.training.optimizer import make_optimizer
-from lumiere_jax.training.start import fresh_params, trainable_pattern
-from lumiere_jax.training.state import init_state
-from lumiere_jax.training.tasks import Task
 
 RANK = flags.DEFINE_integer("adapter_rank", 16, "Of the last row's adapter.")
 GIBI = 2**30
@@ -58,23 +53,11 @@ def main(argv: list[str]) -> None:
 
 def memory(experiment: Experiment) -> list[int]:
   """Bytes of frozen and trainable weights, average, optimizer, gradients."""
-  width = experiment.model.text_dim
-  task = Task(
-    experiment=experiment,
-    null_text=jnp.zeros((1, width)),
-    null_mask=jnp.ones(1, bool),
-  )
-  shapes = jax.eval_shape(functools.partial(fresh_params, experiment, task))
-  trainable, frozen = split(shapes, trainable_pattern(experiment))
-  optimizer = make_optimizer(experiment.train)
-  state = jax.eval_shape(lambda: init_state(_zeros(trainable), optimizer))
+  state, frozen = jax.eval_shape(functools.partial(begin, experiment))
+  trainable = state.trainable
   groups = (frozen, trainable, state.ema, state.opt_state, trainable)
   size = lambda leaf: leaf.size * np.dtype(leaf.dtype).itemsize
   return [sum(map(size, jax.tree.leaves(group))) for group in groups]
-
-
-def _zeros(shapes: dict) -> dict:
-  return {k: jnp.zeros(v.shape, v.dtype) for k, v in shapes.items()}
 
 
 if __name__ == "__main__":

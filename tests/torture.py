@@ -86,16 +86,19 @@ def begin(workdir: Path) -> subprocess.Popen:
 def kill(workdir: Path, whole: Path) -> list[Row]:
   """One run killed many times, then left to finish."""
   draw = random.Random(SEED.value)
-  start_up = lambda process: time.sleep(draw.uniform(0, 10))
 
-  def in_training(process: subprocess.Popen) -> None:
-    some_steps(process)
-    time.sleep(draw.uniform(0, 1))
+  def start_up(process: subprocess.Popen) -> None:
+    del process
+    time.sleep(draw.uniform(0, 10))
 
   def some_steps(process: subprocess.Popen) -> None:
     done = lines(workdir / "metrics.jsonl") + draw.randrange(2, 6)
     logged = lambda: lines(workdir / "metrics.jsonl") >= done
     wait_until_or_end(process, logged, rest=0.01)
+
+  def in_training(process: subprocess.Popen) -> None:
+    some_steps(process)
+    time.sleep(draw.uniform(0, 1))
 
   def saving(process: subprocess.Popen) -> None:
     some_steps(process)
@@ -114,7 +117,7 @@ def kill(workdir: Path, whole: Path) -> list[Row]:
   rows = []
   for number in range(KILLS.value):
     name, wait = ways[number % len(ways)]
-    before = whole_checkpoints(workdir)
+    starts = lines(workdir / "runs.jsonl")
     process = begin(workdir)
     wait(process)
     finished = process.poll() is not None
@@ -124,7 +127,7 @@ def kill(workdir: Path, whole: Path) -> list[Row]:
       Row(
         f"SIGKILL {number + 1}, {name}",
         ("it had finished; " if finished else "") + what_lies_there(workdir),
-        resumed(workdir, before),
+        resumed(workdir, starts),
       )
     )
   finish(begin(workdir))
@@ -151,8 +154,9 @@ def wait_until_or_end(
   process: subprocess.Popen, ready: Callable, rest: float = 0
 ) -> None:
   """Polls, by default without rest: for what lasts milliseconds."""
-  deadline = time.monotonic() + 120
-  while process.poll() is None and time.monotonic() < deadline:
+  deadline = time.monotonic() + 300
+  while process.poll() is None:
+    assert time.monotonic() < deadline
     if ready():
       return
     if rest:
@@ -167,14 +171,16 @@ def what_lies_there(workdir: Path) -> str:
   return newest + (f", {len(torn)} half written" if torn else "")
 
 
-def resumed(workdir: Path, before: list[int]) -> str:
-  """Where the run that was just killed had begun."""
-  newest = before[-1] if before else 0
-  runs = read(workdir / "runs.jsonl") if lines(workdir / "runs.jsonl") else []
-  begun = runs[-1]["start_step"] if runs else None
-  if begun != newest:
+def resumed(workdir: Path, starts: int) -> str:
+  """Where the run that was just killed had begun.
+
+  Args:
+    workdir: of the run.
+    starts: how many there had been before.
+  """
+  if lines(workdir / "runs.jsonl") == starts:
     return "killed before it had loaded anything"
-  return f"had begun from step {begun}"
+  return f"had begun from step {read(workdir / 'runs.jsonl')[-1]['start_step']}"
 
 
 def ends(workdir: Path, whole: Path) -> str:

@@ -47,13 +47,17 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
       _remove(temporary)
 
 
-def remove_unfinished(folder: str | os.PathLike) -> None:
-  """Removes what killed writers left in a folder, and in those below it.
+def remove_unfinished(path: str | os.PathLike) -> None:
+  """Removes what killed writers left: `path` itself, or in it and below.
 
   Nobody may be writing there meanwhile.
   """
-  for path in list(Path(folder).rglob(f".*{_UNFINISHED}")):
+  path, pattern = Path(path), f".*{_UNFINISHED}"
+  if path.match(pattern):
     _remove(path)
+  elif path.is_dir():
+    for left in list(path.rglob(pattern)):
+      _remove(left)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from lumiere_jax.training.previews import (
 from lumiere_jax.training.start import check_text, start_or_resume
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.training.tasks import Batch, Task
+from lumiere_jax.training.workdir import TEXT_CACHE
 from lumiere_jax.typing import FlatParams
 
 
@@ -72,7 +73,7 @@ class Run:
     check_text(experiment, text)
     captions = TextCache(
       text,
-      config.cache or workdir / "text_cache",
+      config.cache or workdir / TEXT_CACHE,
       shelves=text_shelves(experiment.data),
     )
     captions.fill(_captions(experiment, sources))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import itertools
 from pathlib import Path
 
 import jax
@@ -9,7 +10,9 @@ import jax
 from lumiere_jax.io.atomic import locked, remove_unfinished
 from lumiere_jax.typing import UserError
 
-_BEFORE, _TEXT_CACHE = "before-", "text_cache"
+TEXT_CACHE = "text_cache"
+"""Folder of text features, unless the config names another."""
+_BEFORE = "before-"
 
 
 @contextlib.contextmanager
@@ -28,7 +31,7 @@ def opened_workdir(workdir: Path, *, resume: bool) -> Iterator[None]:
   with locked(workdir):
     if not resume:
       _set_aside(workdir)
-    for path in filter(Path.is_dir, _of_the_run(workdir)):
+    for path in _of_the_run(workdir):
       remove_unfinished(path)
     yield
 
@@ -41,7 +44,7 @@ def _of_the_run(workdir: Path) -> list[Path]:
   return [
     path
     for path in workdir.iterdir()
-    if path.name != _TEXT_CACHE and not path.name.startswith(_BEFORE)
+    if path.name != TEXT_CACHE and not path.name.startswith(_BEFORE)
   ]
 
 
@@ -50,8 +53,8 @@ def _set_aside(workdir: Path) -> None:
   old = _of_the_run(workdir)
   if not old:
     return
-  number = 1 + len(list(workdir.glob(f"{_BEFORE}*")))
-  target = workdir / f"{_BEFORE}{number}"
+  names = (f"{_BEFORE}{number}" for number in itertools.count(1))
+  target = next(p for p in map(workdir.joinpath, names) if not p.exists())
   target.mkdir()
   for path in old:
     path.rename(target / path.name)

@@ -89,7 +89,8 @@ def test_configs_come_back_as_they_went(module):
 
 def test_every_demo_stage_has_a_config():
   for name in ("t2i", "base", "base_real", "ssr_image", "ssr"):
-    Experiment.from_config(demo.get_config(name).to_dict())
+    experiment = Experiment.from_config(demo.get_config(name).to_dict())
+    assert experiment.stage == name.removesuffix("_real")
 
 
 @pytest.mark.parametrize("stage", ["base", "conditional", "ssr"])

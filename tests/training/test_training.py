@@ -115,10 +115,12 @@ def test_a_finished_run_is_left_as_it_is(base_run, image_run):
 
 
 def test_what_a_killed_run_had_half_written_goes(base_run, image_run):
-  half = base_run / "bundle" / ".base-ema.safetensors.0f.part"
-  half.write_bytes(b"half")
+  places = base_run, base_run / "bundle"
+  halves = [place / ".x.safetensors.0f.part" for place in places]
+  for half in halves:
+    half.write_bytes(b"half")
   train(replace(BASE, init_from=str(image_run)), base_run)
-  assert not half.exists()
+  assert not any(half.exists() for half in halves)
 
 
 def test_a_second_run_in_a_workdir_is_refused(base_run, image_run):
