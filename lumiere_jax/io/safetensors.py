@@ -17,9 +17,10 @@ import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 
 from lumiere_jax.io.atomic import writing
+from lumiere_jax.io.lazy import Lazy
 from lumiere_jax.typing import FlatParams, UserError
 
-_DTYPES = {
+_DTYPES: dict[np.dtype, str] = {
   np.dtype(dtype): name
   for name, dtype in {
     "BOOL": np.bool_,
@@ -39,6 +40,9 @@ _DTYPES = {
 }
 
 
+_OF_CODE = {code: dtype for dtype, code in _DTYPES.items()}
+
+
 def save(
   path: str | os.PathLike,
   flat: Mapping[str, Any],
@@ -46,11 +50,11 @@ def save(
 ) -> None:
   """Writes named arrays; the same input always gives the same bytes.
 
-  Arrays on a device are fetched one at a time.
+  Arrays on a device are fetched, and lazy ones made, one at a time.
 
   Args:
     path: the file to write or replace.
-    flat: name -> numpy or jax array of a plain or bfloat16 dtype.
+    flat: name -> numpy, jax or lazy array of a plain or bfloat16 dtype.
     metadata: strings for the file's header.
 
   Raises:
@@ -100,6 +104,33 @@ def load(
     return {n: file.get_tensor(n) for n in sorted(file.keys()) if keep(n)}
 
 
+def load_lazily(path: str | os.PathLike) -> dict[str, Lazy]:
+  """The arrays of a file, each read when it is asked for.
+
+  Raises:
+    UserError: the file is missing, truncated or not a safetensors file, or
+      holds a type that numpy has not; also later, if it is gone by then.
+  """
+  with _opened(path) as file:
+    return {n: _lazy(path, n, file.get_slice(n)) for n in sorted(file.keys())}
+
+
+def _lazy(path: str | os.PathLike, name: str, part: Any) -> Lazy:
+  code = part.get_dtype()
+  if code not in _OF_CODE:
+    raise UserError(
+      f"{path}: {name} is of type {code}; give one of {', '.join(_OF_CODE)}"
+    )
+
+  def read() -> np.ndarray:
+    # Opened anew each time: the pages of a mapped file that were read stay in
+    # memory for as long as it is open.
+    with _opened(path) as file:
+      return file.get_tensor(name)
+
+  return Lazy(tuple(part.get_shape()), _OF_CODE[code], read)
+
+
 def loads(data: bytes, name: str) -> FlatParams:
   """Reads the arrays of a file in memory, which errors call `name`.
 
@@ -112,9 +143,8 @@ def loads(data: bytes, name: str) -> FlatParams:
     raise UserError(
       f"{name}: not safetensors, or only a part ({error}); make it again"
     ) from error
-  dtypes = {code: dtype for dtype, code in _DTYPES.items()}
   return {
-    name: np.frombuffer(array["data"], dtypes[array["dtype"]]).reshape(
+    name: np.frombuffer(array["data"], _OF_CODE[array["dtype"]]).reshape(
       array["shape"]
     )
     for name, array in found
