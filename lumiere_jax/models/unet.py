@@ -7,6 +7,7 @@ pins them.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lumiere_jax.models import blocks, temporal
-from lumiere_jax.typing import Cond, PerSample, UserError, Video
+from lumiere_jax.models.inflate import flatten
+from lumiere_jax.typing import Cond, FlatParams, PerSample, UserError, Video
 
 ATTENTION = ("none", "cross", "self")
 REMAT = {
@@ -72,6 +74,8 @@ class UNetConfig:
     noise_conditioned: embeds `Cond.noise_level` (super-resolution).
     activate_embedding_once: IF-II's "efficient activation".
     skip_scale: factor on every residual sum; IF-II: 0.7071.
+    mask_text: False: padding counts as tokens do, in attention and in pooling
+      (IF).
     temporal: None for an image model.
     dtype: of the computation; parameters are float32, norms and softmax too.
     attention_kernel: 'xla' or 'cudnn' (fused, NVIDIA GPUs).
@@ -96,6 +100,7 @@ class UNetConfig:
   noise_conditioned: bool = False
   activate_embedding_once: bool = False
   skip_scale: float = 1.0
+  mask_text: bool = True
   temporal: TemporalConfig | None = None
   dtype: str = "float32"
   attention_kernel: str = "xla"
@@ -175,6 +180,28 @@ class UNetConfig:
         )
 
 
+def init_params(config: UNetConfig, key: jax.Array) -> FlatParams:
+  """Freshly initialised leaves (or their shapes, under eval_shape)."""
+  side = config.spatial_factor * 2
+  frames = (1, config.temporal_factor, side, side)
+  extra = config.in_channels - 3 + config.cond_channels
+  cond = Cond(
+    text=jnp.zeros((1, 1, config.text_dim)),
+    frames=jnp.zeros((*frames, extra)),
+    noise_level=jnp.zeros(1),
+  )
+  z = jnp.zeros((*frames, 3))
+  return flatten(UNet(config).init(key, z, jnp.zeros(1), cond)["params"])
+
+
+@functools.cache
+def abstract_params(config: UNetConfig) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shape and dtype of every leaf by path, at no memory."""
+  return jax.eval_shape(
+    functools.partial(init_params, config), jax.random.key(0)
+  )
+
+
 class UNet(nn.Module):
   """Noisy video, time and conditioning in; eps, v or x0 out.
 
@@ -214,6 +241,8 @@ class UNet(nn.Module):
     inflated = c.temporal is not None and not bypass_temporal
     c.check_video(z.shape[1] if inflated else c.temporal_factor, *z.shape[2:4])
     last = len(c.channels) - 1
+    if not c.mask_text:
+      cond = cond.replace(text_mask=None)
     emb = self._embedding(time, cond)
     text = self._dense(c.text_channels, "text_proj")(cond.text)
 

@@ -16,8 +16,7 @@ from lumiere_jax.diffusion.loss import (
 )
 from lumiere_jax.diffusion.noise import Keys
 from lumiere_jax.diffusion.process import Denoiser
-from lumiere_jax.models.inflate import flatten
-from lumiere_jax.models.unet import UNet
+from lumiere_jax.models.unet import init_params
 from lumiere_jax.pipelines.conditioning import (
   given_frames,
   low_resolution_frames,
@@ -55,25 +54,7 @@ class Task:
 
   def init(self, key: jax.Array) -> FlatParams:
     """Freshly initialised weights (or their shapes, under eval_shape)."""
-    model = self.experiment.model
-    side = model.spatial_factor * 2
-    frames = jnp.zeros(
-      (
-        1,
-        model.temporal_factor,
-        side,
-        side,
-        model.in_channels - 3 + model.cond_channels,
-      )
-    )
-    cond = Cond(
-      text=self.null_text[None],
-      text_mask=self.null_mask[None],
-      frames=frames,
-      noise_level=jnp.zeros(1),
-    )
-    z = jnp.zeros((*frames.shape[:-1], 3))
-    return flatten(UNet(model).init(key, z, jnp.zeros(1), cond)["params"])
+    return init_params(self.experiment.model, key)
 
   def draw(self, batch: Batch, key: jax.Array) -> Draws:
     """What is random in the loss of a whole batch."""

@@ -11,12 +11,9 @@ import pytest
 from configs import common
 from lumiere_jax.models.inflate import unflatten
 from lumiere_jax.models.unet import UNet, UNetConfig
+from lumiere_jax.models.unet_diffusers import from_diffusers
+from lumiere_jax.models.unet_diffusers_config import config_to_diffusers
 from lumiere_jax.typing import Cond
-from tests.parity.if_mapping import (
-  abstract_leaves,
-  diffusers_config,
-  params_from_diffusers,
-)
 
 pytestmark = pytest.mark.parity
 
@@ -32,6 +29,7 @@ IF_I = UNetConfig(
   pool_heads=8,
   head_dim=16,
   out_channels=6,
+  mask_text=False,
 )
 IF_II = dataclasses.replace(
   IF_I,
@@ -68,7 +66,7 @@ def _model(config):
   torch = pytest.importorskip("torch")
   diffusers = pytest.importorskip("diffusers")
   return torch, functools.partial(
-    diffusers.UNet2DConditionModel, **diffusers_config(config)
+    diffusers.UNet2DConditionModel, **config_to_diffusers(config, 64)
   )
 
 
@@ -127,7 +125,7 @@ def test_unet_agrees_with_diffusers(config):
   model = build().eval()
   _randomise(torch, model)
   state = {k: v.numpy() for k, v in model.state_dict().items()}
-  params = params_from_diffusers(state, config)
+  params = from_diffusers(state, config, "model")
   inputs = _inputs(config)
   ours = np.asarray(_ours(config, params, *inputs))
   theirs = _theirs(torch, model, *inputs)
