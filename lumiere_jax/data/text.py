@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 import threading
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +21,27 @@ from jaxtyping import Bool, Float
 import numpy as np
 from tqdm import tqdm
 
+from lumiere_jax.data.cleaning import CLEANINGS
 from lumiere_jax.io import safetensors
-from lumiere_jax.models.inflate import flatten
+from lumiere_jax.io.lazy import Lazy
+from lumiere_jax.models.inflate import flatten, unflatten
 from lumiere_jax.models.t5 import T5_SIZES, T5Config, T5Encoder, init_params
-from lumiere_jax.models.t5_hf import load_hf
+from lumiere_jax.models.t5_load import open_t5
 from lumiere_jax.models.tokenizer import Tokenizer, default_tokenizer_path
-from lumiere_jax.typing import FlatParams, Params, UserError, suggest
+from lumiere_jax.typing import (
+  FlatParams,
+  Params,
+  UserError,
+  check_choice,
+  suggest,
+)
 
 Text = Float[np.ndarray, "b l e"]
 Mask = Bool[np.ndarray, "b l"]
 Entry = tuple[np.ndarray, np.ndarray]
 """Features (l, e) float32 and mask (l,) bool of one caption."""
 _CHUNK = 16  # Captions encoded between two updates of the progress bar.
+_MOST_SPARE = 128  # Rows of an embedding beyond its tokenizer's pieces.
 
 
 class TextEncoder:
@@ -42,14 +51,29 @@ class TextEncoder:
     tokenizer: gives (b, l) ids, l its `max_length`.
     config: of the encoder.
     params: of the encoder, on the device.
+    cleaning: of captions before they are tokenized, one of `CLEANINGS`.
   """
 
-  def __init__(self, tokenizer: Tokenizer, config: T5Config, params: Params):
+  def __init__(
+    self,
+    tokenizer: Tokenizer,
+    config: T5Config,
+    params: Params,
+    cleaning: str = "none",
+  ):
     """Puts the parameters on the default device, unless they are on one.
 
+    Args:
+      tokenizer: the one that the encoder was trained with.
+      config: of the encoder.
+      params: its parameters; lazy ones are made one at a time.
+      cleaning: one of `CLEANINGS`.
+
     Raises:
-      UserError: the tokenizer has more pieces than the encoder embeddings.
+      UserError: the tokenizer has more pieces than the encoder embeddings, or
+        there is no such cleaning.
     """
+    check_choice("cleaning", cleaning, CLEANINGS)
     if tokenizer.vocab_size > config.vocab_size:
       raise UserError(
         f"{tokenizer.path}: the tokenizer's {tokenizer.vocab_size} pieces "
@@ -58,7 +82,8 @@ class TextEncoder:
       )
     self.tokenizer = tokenizer
     self.config = config
-    self.params = jax.tree.map(jnp.asarray, params)
+    self.cleaning = cleaning
+    self.params = jax.tree.map(_on_device, params)
     self._apply = jax.jit(
       lambda p, *inputs: T5Encoder(config).apply({"params": p}, *inputs)
     )
@@ -69,7 +94,9 @@ class TextEncoder:
     size: str = "tiny",
     max_length: int = 32,
     seed: int = 0,
+    dtype: str = "float32",
     tokenizer: str | os.PathLike | None = None,
+    cleaning: str = "none",
   ) -> "TextEncoder":
     """An untrained encoder, by default with the built-in tokenizer."""
     if size not in T5_SIZES:
@@ -77,32 +104,50 @@ class TextEncoder:
         f"T5 size: {size!r} is not one of {', '.join(T5_SIZES)}"
         f"{suggest(size, T5_SIZES)}"
       )
-    config = T5_SIZES[size]
+    config = dataclasses.replace(T5_SIZES[size], dtype=dtype)
     pieces = Tokenizer(tokenizer or default_tokenizer_path(), max_length)
-    return cls(pieces, config, init_params(config, seed))
+    return cls(pieces, config, init_params(config, seed), cleaning)
 
   @classmethod
-  def from_hf(
+  def pretrained(
     cls,
-    folder: str | os.PathLike,
+    source: str | os.PathLike,
     max_length: int = 77,
     dtype: str = "float32",
     tokenizer: str | os.PathLike | None = None,
+    cleaning: str = "none",
   ) -> "TextEncoder":
-    """Pretrained weights and, unless given, the spiece.model beside them.
+    """Published weights with the tokenizer that belongs to them.
+
+    Args:
+      source: safetensors with config.json, or a T5X checkpoint; see `open_t5`.
+      max_length: tokens.
+      dtype: "float32" or "bfloat16", what the weights are converted to.
+      tokenizer: by default spiece.model beside the weights, or in the folder
+        `tokenizer` beside theirs.
+      cleaning: one of `CLEANINGS`.
 
     Raises:
-      UserError: files are missing, broken, or not T5 v1.1.
+      UserError: files are missing, broken, not T5 v1.1 or not of one model.
     """
-    path = tokenizer or pathlib.Path(folder) / "spiece.model"
-    return cls(Tokenizer(path, max_length), *load_hf(folder, dtype))
+    check_choice("cleaning", cleaning, CLEANINGS)
+    config, leaves = open_t5(source, dtype)
+    pieces = Tokenizer(tokenizer or _find_tokenizer(source), max_length)
+    spare = config.vocab_size - pieces.vocab_size
+    if spare > _MOST_SPARE:
+      raise UserError(
+        f"{pieces.path}: the tokenizer has {pieces.vocab_size} pieces, far "
+        f"fewer than the {config.vocab_size} that {source} embeds; use the "
+        "tokenizer that belongs to the encoder"
+      )
+    return cls(pieces, config, unflatten(leaves), cleaning)
 
   @functools.cached_property
   def identity(self) -> str:
     """A hash of all that features depend on: texts aside, they are fixed.
 
-    That is the tokenizer, the weights, the config and the length. Takes about
-    a second for every 2 GB of weights.
+    That is the tokenizer, the weights, the config, the length and, where there
+    is any, the cleaning. Takes about a second for every 2 GB of weights.
     """
     flat = flatten(self.params)
     parts = {
@@ -111,6 +156,8 @@ class TextEncoder:
       "config": dataclasses.asdict(self.config),
       "params": safetensors.content_hash(flat),
     }
+    if self.cleaning != "none":  # without, identities are as they ever were
+      parts["cleaning"] = self.cleaning
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -122,7 +169,9 @@ class TextEncoder:
     Returns:
       text, (b, l, e) float32, and mask, (b, l) bool.
     """
-    tokens, mask = self.tokenizer.encode(captions)
+    _refuse_one_text(captions)
+    clean = CLEANINGS[self.cleaning]
+    tokens, mask = self.tokenizer.encode([clean(c) for c in captions])
     # One by one: XLA rounds differently at different batch sizes.
     # The calls queue up on the device, so only small encoders lose speed.
     rows = [
@@ -273,6 +322,25 @@ class TextCache:
 def caption_key(caption: str) -> str:
   """The hash (hex) that features of a caption are kept under."""
   return hashlib.sha256(caption.encode(errors="surrogatepass")).hexdigest()
+
+
+def _on_device(leaf: Any) -> jax.Array:
+  return jnp.asarray(np.asarray(leaf) if isinstance(leaf, Lazy) else leaf)
+
+
+def _find_tokenizer(source: str | os.PathLike) -> pathlib.Path:
+  """The tokenizer that was published with some weights."""
+  source = pathlib.Path(source).absolute()
+  folder = source if source.is_dir() else source.parent
+  name = "spiece.model"
+  for path in (folder / name, folder.parent / "tokenizer" / name):
+    if path.is_file():
+      return path
+  raise UserError(
+    f"{folder}: has no {name}, nor is there one in tokenizer/ beside it (T5X "
+    "checkpoints have none); name the encoder's own with --tokenizer or "
+    "config.text.tokenizer"
+  )
 
 
 def _refuse_one_text(captions: Iterable[str]) -> None:

@@ -3,15 +3,15 @@
 The decoder and output head that a full T5 file also holds are left out.
 """
 
-from collections.abc import Collection, Mapping
-import json
+from collections.abc import Mapping
 import os
-import pathlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lumiere_jax.io import safetensors
+from lumiere_jax.io.lazy import Lazy
+from lumiere_jax.io.published import check_tensors, open_weights, read_json
 from lumiere_jax.models.inflate import flatten, unflatten
 from lumiere_jax.models.t5 import T5Config, abstract_params
 from lumiere_jax.typing import FlatParams, Params, UserError, build
@@ -47,6 +47,43 @@ _CONFIG_KEYS = {
 }
 
 
+def open_hf(
+  source: str | os.PathLike, dtype: str = "float32"
+) -> tuple[T5Config, dict[str, Lazy]]:
+  """An encoder as it is published, config.json and safetensors, unread.
+
+  Args:
+    source: a folder with config.json and model.safetensors, or shards with
+      model.safetensors.index.json; or one file with config.json beside it.
+    dtype: "float32" or "bfloat16", what the weights are converted to.
+
+  Returns:
+    The config, and the leaves of `T5Encoder(config)` by path.
+
+  Raises:
+    UserError: files are missing, broken, or not a T5 v1.1 encoder.
+  """
+  source = Path(source)
+  if not source.exists():
+    raise UserError(f"{source}: no such file or folder; check the path")
+  folder = source if source.is_dir() else source.parent
+  config = _read_config(folder / "config.json", dtype)
+  tensors = open_weights(source, "model", keep=_is_encoder)
+  return config, _leaves(tensors, config, str(source))
+
+
+def load_hf(
+  source: str | os.PathLike, dtype: str = "float32"
+) -> tuple[T5Config, Params]:
+  """Reads what `open_hf` opens, one tensor at a time.
+
+  Raises:
+    UserError: files are missing, broken, or not a T5 v1.1 encoder.
+  """
+  config, leaves = open_hf(source, dtype)
+  return config, unflatten({k: np.asarray(x) for k, x in leaves.items()})
+
+
 def params_from_hf(
   tensors: Mapping[str, np.ndarray], config: T5Config
 ) -> Params:
@@ -59,28 +96,9 @@ def params_from_hf(
     UserError: tensors of the encoder are missing, have the wrong shape or do
       not belong to T5 v1.1 of this config (they are named).
   """
-  tensors = {n: t for n, t in tensors.items() if _is_encoder(n)}
-  alias = tensors.pop(_EMBEDDING[1], None)
-  if alias is not None:
-    tensors.setdefault(_EMBEDDING[0], alias)
-  leaves = {_hf_name(p): (p, s) for p, s in abstract_params(config).items()}
-  _refuse("missing", leaves.keys() - tensors.keys(), config)
-  _refuse("unknown", tensors.keys() - leaves.keys(), config)
-  shape = lambda p, s: s.shape[::-1] if _is_transposed(p) else s.shape
-  _refuse(
-    "of the wrong shape",
-    [
-      f"{name} {tensors[name].shape} instead of {shape(path, spec)}"
-      for name, (path, spec) in leaves.items()
-      if tensors[name].shape != shape(path, spec)
-    ],
-    config,
-  )
-  flat = {
-    path: _turn(path, tensors[name]).astype(spec.dtype, copy=False)
-    for name, (path, spec) in leaves.items()
-  }
-  return unflatten(flat)
+  kept = {name: x for name, x in tensors.items() if _is_encoder(name)}
+  leaves = _leaves(kept, config, "T5 weights")
+  return unflatten({k: np.asarray(x) for k, x in leaves.items()})
 
 
 def params_to_hf(params: Params) -> FlatParams:
@@ -89,35 +107,30 @@ def params_to_hf(params: Params) -> FlatParams:
   return {_hf_name(p): _turn(p, np.asarray(v)) for p, v in flat.items()}
 
 
-def load_hf(
-  source: str | os.PathLike, dtype: str = "float32"
-) -> tuple[T5Config, Params]:
-  """Reads an encoder as it is published: safetensors and config.json.
+def _leaves(
+  tensors: dict[str, Any], config: T5Config, source: str
+) -> dict[str, Lazy]:
+  """The encoder's leaves, made of its tensors when they are asked for."""
+  tensors = dict(tensors)
+  alias = tensors.pop(_EMBEDDING[1], None)
+  if alias is not None:
+    tensors.setdefault(_EMBEDDING[0], alias)
+  leaves = abstract_params(config)
+  check_tensors(
+    tensors,
+    {_hf_name(p): _turned(p, leaf.shape) for p, leaf in leaves.items()},
+    f"{source}: give the T5 v1.1 encoder that its config describes (d_model "
+    f"{config.d_model}, {config.num_layers} layers)",
+  )
 
-  Args:
-    source: a folder with config.json and model.safetensors, or shards with
-      model.safetensors.index.json; or one file with config.json beside it.
-    dtype: "float32" or "bfloat16", what the weights are converted to.
+  def leaf(path: str) -> Lazy:
+    tensor, spec = tensors[_hf_name(path)], leaves[path]
+    make = lambda: _turn(path, np.asarray(tensor)).astype(
+      spec.dtype, copy=False
+    )
+    return Lazy(spec.shape, spec.dtype, make)
 
-  Raises:
-    UserError: files are missing, broken, or not a T5 v1.1 encoder.
-  """
-  source = pathlib.Path(source)
-  if not source.exists():
-    raise UserError(f"{source}: no such file or folder; check the path")
-  folder = source if source.is_dir() else source.parent
-  config = _read_config(folder / "config.json", dtype)
-  dtypes = {_hf_name(p): s.dtype for p, s in abstract_params(config).items()}
-  tensors: FlatParams = {}
-  for file in _weight_files(source):
-    # Converted file by file: two whole copies are never in memory.
-    for name, value in safetensors.load(file, _is_encoder).items():
-      if name in tensors:
-        raise UserError(
-          f"{folder}: more than one file holds {name}; name the file to use"
-        )
-      tensors[name] = value.astype(dtypes.get(name, value.dtype), copy=False)
-  return config, params_from_hf(tensors, config)
+  return {path: leaf(path) for path in leaves}
 
 
 def _is_encoder(name: str) -> bool:
@@ -139,33 +152,12 @@ def _turn(path: str, value: np.ndarray) -> np.ndarray:
   return value.T if _is_transposed(path) else value
 
 
-def _refuse(fault: str, names: Collection[str], config: T5Config) -> None:
-  """Raises if there are names, showing the first few."""
-  if names:
-    shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-    raise UserError(
-      f"T5 weights: {len(names)} encoder tensors are {fault} ({shown}); give "
-      f"a T5 v1.1 encoder of d_model {config.d_model} with "
-      f"{config.num_layers} layers"
-    )
+def _turned(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  return shape[::-1] if _is_transposed(path) else shape
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    content = json.loads(path.read_text())
-  except FileNotFoundError as error:
-    raise UserError(
-      f"{path}: no such file; it belongs beside the weights"
-    ) from error
-  except ValueError as error:
-    raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
-  if not isinstance(content, dict):
-    raise UserError(f"{path}: not a JSON object; fetch it again")
-  return content
-
-
-def _read_config(path: pathlib.Path, dtype: str) -> T5Config:
-  content = _read_json(path)
+def _read_config(path: Path, dtype: str) -> T5Config:
+  content = read_json(path)
   kind = content.get("feed_forward_proj")
   if kind != "gated-gelu":
     raise UserError(
@@ -174,19 +166,3 @@ def _read_config(path: pathlib.Path, dtype: str) -> T5Config:
     )
   values = {o: content[hf] for hf, o in _CONFIG_KEYS.items() if hf in content}
   return build(T5Config, {**values, "dtype": dtype}, str(path))
-
-
-def _weight_files(source: pathlib.Path) -> list[pathlib.Path]:
-  if source.is_file():
-    return [source]
-  index = source / "model.safetensors.index.json"
-  if index.exists():
-    shards = _read_json(index).get("weight_map", {})
-    return sorted({source / f for n, f in shards.items() if _is_encoder(n)})
-  files = sorted(source.glob("*.safetensors"))
-  if not files:
-    raise UserError(
-      f"{source}: holds no .safetensors file; pickled weights (.bin) are not "
-      "read, fetch or convert to safetensors"
-    )
-  return files

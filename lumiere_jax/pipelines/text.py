@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from lumiere_jax.data.text import TextEncoder
@@ -18,23 +17,35 @@ PART = "text"
 
 
 def open_text_encoder(
-  tokenizer: str, weights: str, max_length: int
+  tokenizer: str,
+  weights: str,
+  max_length: int,
+  dtype: str = "float32",
+  cleaning: str = "none",
 ) -> TextEncoder:
   """The text encoder that a config names.
 
   Args:
     tokenizer: sentencepiece model; '' is spiece.model beside the weights, or
       the built-in one.
-    weights: T5 v1.1 weights under Hugging Face names; '' is a small encoder
-      of fixed random weights.
+    weights: T5 v1.1 weights under Hugging Face names or T5X's; '' is a small
+      encoder of fixed random weights.
     max_length: tokens.
+    dtype: of the weights, "float32" or "bfloat16".
+    cleaning: of captions, see `lumiere_jax.data.cleaning`.
 
   Raises:
     UserError: a file is missing or does not fit.
   """
+  options = {
+    "max_length": max_length,
+    "dtype": dtype,
+    "tokenizer": tokenizer or None,
+    "cleaning": cleaning,
+  }
   if weights:
-    return TextEncoder.from_hf(weights, max_length, tokenizer=tokenizer or None)
-  return TextEncoder.random(max_length=max_length, tokenizer=tokenizer or None)
+    return TextEncoder.pretrained(weights, **options)
+  return TextEncoder.random(**options)
 
 
 def write_text_part(folder: Path, encoder: TextEncoder) -> bundles.Part:
@@ -45,13 +56,16 @@ def write_text_part(folder: Path, encoder: TextEncoder) -> bundles.Part:
     with writing(folder / tokenizer) as file:
       file.write(encoder.tokenizer.to_bytes())
   if not (folder / tensors).exists():
-    safetensors.save(folder / tensors, jax.device_get(flatten(encoder.params)))
+    safetensors.save(folder / tensors, flatten(encoder.params))
+  meta = {
+    "identity": encoder.identity,
+    "max_length": encoder.tokenizer.max_length,
+    "config": vars(encoder.config),
+  }
+  if encoder.cleaning != "none":  # as in bundles of before there was any
+    meta["cleaning"] = encoder.cleaning
   return bundles.Part(
-    meta={
-      "identity": encoder.identity,
-      "max_length": encoder.tokenizer.max_length,
-      "config": vars(encoder.config),
-    },
+    meta=meta,
     tensors=(tensors,),
     files={"tokenizer": tokenizer},
   )
@@ -68,6 +82,7 @@ def text_encoder_of(bundle: bundles.Bundle) -> TextEncoder:
     Tokenizer(bundle.file(PART, "tokenizer"), meta["max_length"]),
     build(T5Config, meta["config"], f"{bundle.folder}: parts.text.meta.config"),
     unflatten(bundle.load(PART)),
+    meta.get("cleaning", "none"),
   )
 
 

@@ -128,10 +128,12 @@ def test_pretrained_folder_gives_the_same_encoder(encoder, tmp_path):
   content |= {"feed_forward_proj": "gated-gelu"}
   (tmp_path / "config.json").write_text(json.dumps(content))
   safetensors.save(tmp_path / "model.safetensors", params_to_hf(encoder.params))
-  with pytest.raises(UserError, match=r"spiece\.model: .* cannot be read"):
-    TextEncoder.from_hf(tmp_path, 12)
+  with pytest.raises(
+    UserError, match=r"has no spiece\.model, nor .*--tokenizer"
+  ):
+    TextEncoder.pretrained(tmp_path, 12)
   (tmp_path / "spiece.model").write_bytes(encoder.tokenizer.to_bytes())
-  loaded = TextEncoder.from_hf(tmp_path, 12)
+  loaded = TextEncoder.pretrained(tmp_path, 12)
   assert loaded.identity == encoder.identity
   np.testing.assert_array_equal(
     loaded.encode(CAPTIONS[:1])[0], encoder.encode(CAPTIONS[:1])[0]

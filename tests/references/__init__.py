@@ -1,0 +1,1 @@
+"""What outside references gave, kept so that tests need not run them."""
