@@ -13,8 +13,6 @@ from lumiere_jax.data.prepare import Options, prepare
 from lumiere_jax.pipelines.text import open_text_encoder
 from lumiere_jax.training.config import TextConfig
 
-TEXT_LENGTH = TextConfig.max_length
-
 OPTIONS = {
   "input": flags.DEFINE_string(
     "input", "", "Folder of captioned videos or pictures, or its URL."
@@ -62,24 +60,33 @@ OPTIONS = {
   ),
   "threads": flags.DEFINE_integer("threads", 0, "0: as many as cores."),
 }
-TOKENIZER = flags.DEFINE_string("tokenizer", "", "As config.text.tokenizer.")
-WEIGHTS = flags.DEFINE_string("text_weights", "", "As config.text.weights.")
-MAX_LENGTH = flags.DEFINE_integer(
-  "max_length",
-  0,
-  "As config.text.max_length. With this or one of the two above, text features "
-  f"are stored too; 0 is then {TEXT_LENGTH}.",
-)
+TEXT = {
+  "tokenizer": flags.DEFINE_string(
+    "tokenizer", "", "As config.text.tokenizer."
+  ),
+  "weights": flags.DEFINE_string("text_weights", "", "As config.text.weights."),
+  "dtype": flags.DEFINE_string(
+    "text_dtype", TextConfig.dtype, "As config.text.dtype."
+  ),
+  "cleaning": flags.DEFINE_string(
+    "cleaning", TextConfig.cleaning, "As config.text.cleaning."
+  ),
+  "max_length": flags.DEFINE_integer(
+    "max_length",
+    TextConfig.max_length,
+    "As config.text.max_length. With this or one of the four above, text "
+    "features are stored too.",
+  ),
+}
 
 
 def main(argv: list[str]) -> None:
   """Reads the flags and prepares the folder."""
   del argv
   options = Options(**{name: flag.value for name, flag in OPTIONS.items()})
-  tokenizer, weights, length = TOKENIZER.value, WEIGHTS.value, MAX_LENGTH.value
   encoder = None
-  if tokenizer or weights or length:
-    encoder = open_text_encoder(tokenizer, weights, length or TEXT_LENGTH)
+  if any(flag.present for flag in TEXT.values()):
+    encoder = open_text_encoder(**{k: flag.value for k, flag in TEXT.items()})
   prepare(options, encoder)
 
 

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from lumiere_jax.data.cleaning import CLEANINGS
 from lumiere_jax.data.config import DataConfig
+from lumiere_jax.models.t5 import DTYPES
 from lumiere_jax.models.unet import UNetConfig
 from lumiere_jax.pipelines.stage import (
   DiffusionConfig,
@@ -32,17 +34,27 @@ class TextConfig:
 
   Attributes:
     tokenizer: sentencepiece model; '' is the small built-in one.
-    weights: folder or file of T5 v1.1 encoder weights (safetensors, Hugging
-      Face names); '' takes a small encoder with fixed random weights, whose
-      features tell words apart but know nothing of English.
+    weights: folder or file of T5 v1.1 encoder weights (safetensors under
+      Hugging Face names, or a T5X checkpoint); '' takes a small encoder with
+      fixed random weights, whose features tell words apart but know nothing of
+      English.
+    dtype: of the weights: 'float32' or 'bfloat16'.
     max_length: tokens, the end mark included.
+    cleaning: of captions before they are encoded: 'none', 'lower' (lower case)
+      or 'if' (DeepFloyd IF's).
     cache: folder of encoded captions; '' is `text_cache` in the workdir.
   """
 
   tokenizer: str = ""
   weights: str = ""
+  dtype: str = "float32"
   max_length: int = 77
+  cleaning: str = "none"
   cache: str = ""
+
+  def __post_init__(self):
+    check_choice("config.text.dtype", self.dtype, DTYPES)
+    check_choice("config.text.cleaning", self.cleaning, CLEANINGS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,11 @@ class Run:
     )
     config = experiment.text
     text = open_text_encoder(
-      config.tokenizer, config.weights, config.max_length
+      config.tokenizer,
+      config.weights,
+      config.max_length,
+      config.dtype,
+      config.cleaning,
     )
     check_text(experiment, text)
     captions = TextCache(
