@@ -2,13 +2,16 @@
 
 full: 80 frames of 128x128 at 16 fps (Lumiere, section 3.1). Batch, rate and
   steps are not published; these are ours. Never run at this scale. Needs
-  --config.init_from=DIR (a trained t2i), --config.text.weights=DIR (T5 v1.1
-  xxl encoder) and --config.data.path=DIR.
+  --config.init_from=DIR (a t2i of IF-I-XL's form: trained here, or imported),
+  --config.text.weights=DIR (T5 v1.1 xxl encoder) and --config.data.path=DIR.
 tiny: seconds on a CPU; needs --config.init_from=DIR or =scratch.
+if_tiny: the same on a stand-in for IF.
 
 python -m lumiere_jax.main --config=configs/base.py:tiny \
     --config.init_from=out/t2i --workdir=out/base
 """
+
+import dataclasses
 
 from configs import common
 from lumiere_jax.data.config import DataConfig
@@ -21,8 +24,8 @@ FULL = Experiment(
   model=common.inflated(
     common.IF_I_XL, TemporalConfig(resample=(True, True, True))
   ),
-  text=common.T5_XXL,
-  diffusion=DiffusionConfig(prediction="eps"),
+  text=common.IF_TEXT,
+  diffusion=common.IF_DIFFUSION,
   data=DataConfig(num_frames=80),
   train=TrainConfig(steps=500_000, batch_size=256, trainable="temporal_"),
   preview=common.PREVIEW,
@@ -37,6 +40,14 @@ TINY = Experiment(
   train=common.tiny_train(trainable="temporal_"),
 )
 
+IF_TINY = dataclasses.replace(
+  TINY,
+  model=common.inflated(common.IF_TINY, common.TINY_TEMPORAL),
+  text=common.IF_TINY_TEXT,
+  diffusion=common.IF_DIFFUSION,
+  data=common.tiny_data(num_frames=16, resolution=32),
+)
+
 
 def get_config(size: str = "full"):
-  return common.choose(size, {"full": FULL, "tiny": TINY})
+  return common.choose(size, {"full": FULL, "tiny": TINY, "if_tiny": IF_TINY})

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.models.unet import TemporalConfig, UNetConfig
+from lumiere_jax.pipelines.stage import DiffusionConfig
 from lumiere_jax.training.config import (
   Experiment,
   PreviewConfig,
@@ -30,30 +31,49 @@ def inflated(model: UNetConfig, temporal: TemporalConfig) -> UNetConfig:
   return dataclasses.replace(model, temporal=temporal)
 
 
-# DeepFloyd IF-I-XL (4.3 B parameters), at twice its resolution.
+# DeepFloyd IF-I-XL (4.3 B parameters) as it is published, learned variance
+# and all, so that its weights fit.
 IF_I_XL = UNetConfig(
   channels=(704, 1408, 2112, 2816),
   num_res_blocks=(3, 3, 3, 3),
   attention=("none", "self", "self", "self"),
   text_dim=4096,
   text_channels=2816,
+  out_channels=6,
+  mask_text=False,
+)
+
+# IF-II-L (1.2 B), made for 64 -> 256 pixels.
+IF_II_L = UNetConfig(
+  channels=(160, 320, 640, 960, 1280),
+  num_res_blocks=(2, 2, 3, 5, 5),
+  attention=("none", "none", "none", "self", "self"),
+  text_dim=4096,
+  text_channels=1280,
+  in_channels=6,
+  out_channels=6,
+  noise_conditioned=True,
+  activate_embedding_once=True,
+  skip_scale=0.7071,
+  mask_text=False,
+)
+
+IF_DIFFUSION = DiffusionConfig(
+  schedule="squaredcos_cap_v2", prediction="eps", null_text="empty"
 )
 
 # IF-II-L's widths and blocks, with Imagen's 256 -> 1024 choice of attention:
 # to the text alone, and at the coarsest level only, as frames are 1024 wide.
-SSR_1024 = UNetConfig(
-  channels=(160, 320, 640, 960, 1280),
-  num_res_blocks=(2, 2, 3, 5, 5),
+SSR_1024 = dataclasses.replace(
+  IF_II_L,
   attention=("none", "none", "none", "none", "cross"),
-  text_dim=4096,
-  text_channels=1280,
-  in_channels=6,
-  noise_conditioned=True,
-  activate_embedding_once=True,
-  skip_scale=0.7071,
+  out_channels=3,
+  mask_text=True,
 )
 
-T5_XXL = TextConfig()
+# In bfloat16 the XXL encoder takes 9 GB.
+T5_XXL = TextConfig(dtype="bfloat16")
+IF_TEXT = dataclasses.replace(T5_XXL, cleaning="if")
 
 PREVIEW = PreviewConfig(every=5_000, steps=50)
 
@@ -83,6 +103,26 @@ TINY_TEMPORAL = TemporalConfig(
 )
 
 TINY_TEXT = TextConfig(max_length=48)
+
+# DeepFloyd IF's form, small: what the stand-ins of its weights have
+# (tests/stand_ins.py).
+IF_TINY = dataclasses.replace(
+  TINY,
+  norm_groups=32,
+  activation="gelu",
+  out_channels=6,
+  mask_text=False,
+)
+
+IF_TINY_SSR = dataclasses.replace(
+  IF_TINY,
+  in_channels=6,
+  noise_conditioned=True,
+  activate_embedding_once=True,
+  skip_scale=0.7071,
+)
+
+IF_TINY_TEXT = dataclasses.replace(IF_TEXT, dtype="float32")
 
 
 def tiny_data(**changes) -> DataConfig:

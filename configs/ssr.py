@@ -4,11 +4,16 @@ full: 128 -> 1024 in windows of 16 frames (the paper's length is not
   published), to be sampled with an overlap of 2 by MultiDiffusion (Lumiere,
   section 3.2). Never run at this scale. Needs --config.init_from=DIR (a
   trained ssr_image), --config.text.weights=DIR and --config.data.path=DIR.
+if: the same on IF-II-L's network and process. Needs an ssr_image of that form:
+  imported, or fine-tuned by configs/ssr_image.py:if.
 tiny: seconds on a CPU; needs --config.init_from=DIR or =scratch.
+if_tiny: the same on a stand-in for IF-II.
 
 python -m lumiere_jax.main --config=configs/ssr.py:tiny \
     --config.init_from=out/ssr_image --workdir=out/ssr
 """
+
+import dataclasses
 
 from configs import common
 from lumiere_jax.data.config import DataConfig
@@ -16,17 +21,24 @@ from lumiere_jax.models.unet import TemporalConfig
 from lumiere_jax.pipelines.stage import DiffusionConfig
 from lumiere_jax.training.config import Experiment, TrainConfig
 
+TEMPORAL = TemporalConfig(resample=(False, False, True, True))
+
 FULL = Experiment(
   stage="ssr",
   upscale=8,
-  model=common.inflated(
-    common.SSR_1024, TemporalConfig(resample=(False, False, True, True))
-  ),
+  model=common.inflated(common.SSR_1024, TEMPORAL),
   text=common.T5_XXL,
   diffusion=DiffusionConfig(prediction="v"),
   data=DataConfig(num_frames=16, resolution=1024, crop=256),
   train=TrainConfig(steps=500_000, batch_size=256, trainable="temporal_"),
   preview=common.PREVIEW,
+)
+
+IF = dataclasses.replace(
+  FULL,
+  model=common.inflated(common.IF_II_L, TEMPORAL),
+  text=common.IF_TEXT,
+  diffusion=common.IF_DIFFUSION,
 )
 
 TINY = Experiment(
@@ -39,6 +51,14 @@ TINY = Experiment(
   train=common.tiny_train(trainable="temporal_"),
 )
 
+IF_TINY = dataclasses.replace(
+  TINY,
+  model=common.inflated(common.IF_TINY_SSR, common.TINY_TEMPORAL),
+  text=common.IF_TINY_TEXT,
+  diffusion=common.IF_DIFFUSION,
+)
+
 
 def get_config(size: str = "full"):
-  return common.choose(size, {"full": FULL, "tiny": TINY})
+  sizes = {"full": FULL, "if": IF, "tiny": TINY, "if_tiny": IF_TINY}
+  return common.choose(size, sizes)

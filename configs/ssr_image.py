@@ -3,11 +3,17 @@
 full: 128 -> 1024 on crops of 256 pixels (Imagen, appendix F.3, trains its last
   stage on crops of 256 too). Never run at this scale. Needs
   --config.text.weights=DIR (T5 v1.1 xxl encoder) and --config.data.path=DIR.
+if: IF-II-L, which was trained for 64 -> 256, fine-tuned on such crops; its
+  self-attention at the two coarsest levels stays. Never run at this scale.
+  Needs the above and --config.init_from=DIR (IF-II-L as a bundle).
 tiny: seconds on a CPU.
+if_tiny: the same on a stand-in for IF-II.
 
 python -m lumiere_jax.main --config=configs/ssr_image.py:tiny \
     --workdir=out/ssr_image
 """
+
+import dataclasses
 
 from configs import common
 from lumiere_jax.data.config import DataConfig
@@ -25,6 +31,21 @@ FULL = Experiment(
   preview=common.PREVIEW,
 )
 
+IF = dataclasses.replace(
+  FULL,
+  model=common.IF_II_L,
+  text=common.IF_TEXT,
+  diffusion=common.IF_DIFFUSION,
+  train=TrainConfig(
+    steps=50_000,
+    batch_size=512,
+    trainable=".*",
+    optimizer="adafactor",
+    learning_rate=5e-6,
+    warmup_steps=1_000,
+  ),
+)
+
 TINY = Experiment(
   stage="ssr_image",
   upscale=2,
@@ -35,6 +56,14 @@ TINY = Experiment(
   train=common.tiny_train(trainable=".*"),
 )
 
+IF_TINY = dataclasses.replace(
+  TINY,
+  model=common.IF_TINY_SSR,
+  text=common.IF_TINY_TEXT,
+  diffusion=common.IF_DIFFUSION,
+)
+
 
 def get_config(size: str = "full"):
-  return common.choose(size, {"full": FULL, "tiny": TINY})
+  sizes = {"full": FULL, "if": IF, "tiny": TINY, "if_tiny": IF_TINY}
+  return common.choose(size, sizes)

@@ -1,13 +1,19 @@
 """Text-to-image model: one-frame clips, every layer trained.
 
-full: IF-I-XL's network on 128x128 pictures with Imagen's optimisation
-  (arXiv 2205.11487, appendix F.1: batch 2048, 2.5 M steps). Never run at this
-  scale. Needs --config.text.weights=DIR (T5 v1.1 xxl encoder) and
-  --config.data.path=DIR.
+full: DeepFloyd IF-I-XL's network and process on 128x128 pictures, with
+  Imagen's optimisation (arXiv 2205.11487, appendix F.1: batch 2048, 2.5 M
+  steps). Never run at this scale. Needs --config.text.weights=DIR (T5 v1.1 xxl
+  encoder) and --config.data.path=DIR.
+if128: IF-I-XL, which was trained on 64x64, fine-tuned to 128x128. Batch, rate
+  and steps are ours. Never run at this scale. Needs the above and
+  --config.init_from=DIR (IF-I-XL as a bundle, see lumiere_jax/convert.py).
 tiny: seconds on a CPU, to see that everything works.
+if_tiny: the same for if128, on a stand-in for IF.
 
 python -m lumiere_jax.main --config=configs/t2i.py:tiny --workdir=out/t2i
 """
+
+import dataclasses
 
 from configs import common
 from lumiere_jax.data.config import DataConfig
@@ -17,11 +23,24 @@ from lumiere_jax.training.config import Experiment, TrainConfig
 FULL = Experiment(
   stage="t2i",
   model=common.IF_I_XL,
-  text=common.T5_XXL,
-  diffusion=DiffusionConfig(prediction="eps"),
+  text=common.IF_TEXT,
+  diffusion=common.IF_DIFFUSION,
   data=DataConfig(num_frames=1),
   train=TrainConfig(steps=2_500_000, batch_size=2048, trainable=".*"),
   preview=common.PREVIEW,
+)
+
+# A tenth of IF's highest rate: what it knows of pictures is to be kept.
+IF128 = dataclasses.replace(
+  FULL,
+  train=TrainConfig(
+    steps=50_000,
+    batch_size=512,
+    trainable=".*",
+    optimizer="adafactor",
+    learning_rate=5e-6,
+    warmup_steps=1_000,
+  ),
 )
 
 TINY = Experiment(
@@ -33,6 +52,16 @@ TINY = Experiment(
   train=common.tiny_train(trainable=".*"),
 )
 
+# From 16 pixels to 32.
+IF_TINY = dataclasses.replace(
+  TINY,
+  model=common.IF_TINY,
+  text=common.IF_TINY_TEXT,
+  diffusion=common.IF_DIFFUSION,
+  data=common.tiny_data(num_frames=1, resolution=32),
+)
+
 
 def get_config(size: str = "full"):
-  return common.choose(size, {"full": FULL, "tiny": TINY})
+  sizes = {"full": FULL, "if128": IF128, "tiny": TINY, "if_tiny": IF_TINY}
+  return common.choose(size, sizes)

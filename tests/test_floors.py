@@ -14,6 +14,7 @@ FLOORS = [
   {"pipelines"},
   {"metrics"},
   {"training"},
+  {"exchange"},
 ]
 HEIGHT = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / "lumiere_jax").rglob("*.py"))

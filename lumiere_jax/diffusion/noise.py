@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
 import numpy as np
 
 from lumiere_jax.typing import UserError, Video, typechecked
@@ -35,8 +35,13 @@ def sample_keys(seeds: Sequence[int], stream: int = 0) -> Keys:
   for seed in seeds:
     if not 0 <= seed < 2**32:
       raise UserError(f"seed {seed} is not in [0, 2^32); choose one there")
+  return stream_keys(np.asarray(seeds, np.uint32), stream)
+
+
+def stream_keys(seeds: UInt32[Array | np.ndarray, "b"], stream: int) -> Keys:
+  """`sample_keys` of seeds that may be traced, unchecked."""
   key = lambda seed: jax.random.fold_in(jax.random.key(seed), stream)
-  return jax.vmap(key)(np.asarray(seeds, np.uint32))
+  return jax.vmap(key)(seeds)
 
 
 @typechecked

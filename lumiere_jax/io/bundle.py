@@ -2,7 +2,10 @@
 
   bundle.json         format, version, licence, stages and their configs
   NAME-*.safetensors  the weights of the stages and of the text encoder
-  tokenizer.model     sentencepiece
+  tokenizer.model     sentencepiece, with the text encoder
+
+A bundle of stages alone goes with another one that has a text encoder. Put on
+the Hugging Face hub as it is, it is known by its name there.
 
 `bundle.json` names every other file and is replaced last, so a reader finds
 one complete bundle at any moment, also while a newer one is being written.
@@ -18,11 +21,16 @@ from typing import Any
 
 from lumiere_jax.io import safetensors
 from lumiere_jax.io.atomic import writing
+from lumiere_jax.io.hub import fetch, is_hub_name
+from lumiere_jax.io.lazy import Lazy
 from lumiere_jax.typing import FlatParams, UserError
 
 FORMAT = "lumiere_jax"
 VERSION = 1
+TEXT = "text"
+"""The part that is no stage: the text encoder."""
 INDEX = "bundle.json"
+_FILES = (INDEX, "*.safetensors", "*.model")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +50,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bundle:
-  """An opened bundle; weights are read by `load`."""
+  """An opened bundle; weights are read by `load`, or leaf by leaf."""
 
   folder: Path
   parts: Mapping[str, Part]
@@ -59,6 +67,17 @@ class Bundle:
       flat |= safetensors.load(self.folder / file)
     return dict(sorted(flat.items()))
 
+  def leaves(self, name: str) -> dict[str, Lazy]:
+    """The leaves of one part, each read when it is asked for.
+
+    Raises:
+      UserError: a file is missing or damaged.
+    """
+    flat: dict[str, Lazy] = {}
+    for file in self.parts[name].tensors:
+      flat |= safetensors.load_lazily(self.folder / file)
+    return dict(sorted(flat.items()))
+
   def file(self, name: str, role: str) -> Path:
     """Path of a file of a part, e.g. ('text', 'tokenizer')."""
     return self.folder / self.parts[name].files[role]
@@ -68,7 +87,7 @@ def find(path: str | os.PathLike, what: str) -> Path:
   """The bundle at `path`: the folder itself, or `bundle` in a workdir.
 
   Args:
-    path: what the user gave.
+    path: what the user gave; may be the name of a repository on the hub.
     what: the flag it came from, for the error.
 
   Raises:
@@ -78,6 +97,8 @@ def find(path: str | os.PathLike, what: str) -> Path:
   for candidate in (folder, folder / "bundle"):
     if (candidate / INDEX).is_file():
       return candidate
+  if is_hub_name(path):
+    return find(fetch(str(path), _FILES), what)
   state = "has no bundle.json" if folder.is_dir() else "does not exist"
   raise UserError(
     f"{what}={path} {state}; give a bundle, or the workdir of a run that has "
@@ -161,14 +182,23 @@ def join(paths: list[str | os.PathLike], folder: str | os.PathLike) -> None:
   for bundle in reversed(bundles):
     parts |= bundle.parts
     for part in bundle.parts.values():
-      for file in (*part.tensors, *part.files.values()):
-        link(bundle.folder / file, folder / file)
+      link_part(bundle, part, folder)
   write(folder, parts, bundles[0].about)
 
 
+def link_part(bundle: Bundle, part: Part, folder: Path) -> None:
+  """Links the files of a part of a bundle into another one's folder."""
+  for file in (*part.tensors, *part.files.values()):
+    link(bundle.folder / file, folder / file)
+
+
 def check_same_text(bundles: list[Bundle]) -> None:
-  """Raises a UserError unless all bundles were trained on the same text."""
-  texts = {str(b.folder): b.parts["text"].meta.get("identity") for b in bundles}
+  """Raises a UserError unless all bundles that hold text hold the same."""
+  texts = {
+    str(b.folder): b.parts[TEXT].meta.get("identity")
+    for b in bundles
+    if TEXT in b.parts
+  }
   if len(set(texts.values())) > 1:
     raise UserError(
       "these bundles were trained with different text encoders: "

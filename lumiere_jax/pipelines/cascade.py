@@ -1,6 +1,6 @@
 """The cascade at inference: text -> base -> super-resolution in windows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import os
@@ -29,7 +29,11 @@ from lumiere_jax.pipelines.sampling import (
   sample_stage,
 )
 from lumiere_jax.pipelines.settings import Settings
-from lumiere_jax.pipelines.stage import DiffusionConfig, StageConfig
+from lumiere_jax.pipelines.stage import (
+  DiffusionConfig,
+  SamplingConfig,
+  StageConfig,
+)
 from lumiere_jax.pipelines.text import PART, null_text, text_encoder_of
 from lumiere_jax.typing import Cond, FlatParams, PerSample, UserError, Video
 
@@ -45,13 +49,33 @@ class Stage:
   config: StageConfig
   params: FlatParams
 
+  def as_image(self) -> "Stage":
+    """The image stage in it: without what inflation added."""
+    spatial = lambda path: not path.startswith("temporal_")
+    return Stage(
+      config=self.config.as_image(),
+      params={k: v for k, v in self.params.items() if spatial(k)},
+    )
+
 
 class Pipeline:
   """A text encoder and up to two stages, base and super-resolution."""
 
   def __init__(self, text: TextEncoder, stages: Mapping[str, Stage]):
+    """Puts text encoder and stages together.
+
+    Raises:
+      UserError: a stage wants text features of another width.
+    """
     self.text = text
     self.stages = dict(stages)
+    for name, stage in self.stages.items():
+      wanted, given = stage.config.model.text_dim, text.config.d_model
+      if wanted != given:
+        raise UserError(
+          f"--model: the {name} stage takes text features {wanted} wide, the "
+          f"text encoder's are {given}; give the T5 v1.1 it was trained with"
+        )
 
   @classmethod
   def from_pretrained(
@@ -63,7 +87,8 @@ class Pipeline:
     """Loads the stages of one or several bundles (or workdirs).
 
     Args:
-      paths: of the bundles; each adds the stages the others lack.
+      paths: of the bundles, or names of repositories on the Hugging Face
+        hub; each adds the stages, or the text encoder, that others lack.
       adapters: low-rank adapters to merge into the stages they belong to.
       adapter_scale: how much of them; 1 is as trained.
 
@@ -82,12 +107,14 @@ class Pipeline:
         where = f"{bundle.folder}: parts.{name}.meta"
         configs[name] = StageConfig.from_meta(part.meta, where)
         weights[name] = lora.merge(bundle.load(name))
-    weights = wear([*map(read_adapter, adapters)], weights, adapter_scale)
+    models = {name: config.model for name, config in configs.items()}
+    read = [*map(read_adapter, adapters)]
+    weights = wear(read, weights, models, adapter_scale)
     stages = {
       name: Stage(config=config, params=jax.device_put(weights[name]))
       for name, config in configs.items()
     }
-    return cls(text_encoder_of(opened[0]), pair_stages(stages))
+    return cls(find_text_encoder(opened), pair_stages(stages))
 
   @property
   def fps(self) -> float:
@@ -114,6 +141,33 @@ class Pipeline:
       prompts, seeds=seeds, negative_prompt=negative_prompt, settings=settings
     )
     return np.asarray(to_uint8(video))
+
+  def text_to_image(
+    self,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    negative_prompt: str = "",
+    settings: Settings | None = None,
+  ) -> np.ndarray:
+    """Makes one picture for each prompt, by the spatial layers alone.
+
+    With an imported DeepFloyd IF this is IF: its steps, its learned variance,
+    its thresholds and the empty caption come with the bundle.
+
+    Returns:
+      uint8 (b, h, w, 3).
+
+    Raises:
+      UserError: a prompt is empty, or settings do not fit.
+    """
+    images = {name: stage.as_image() for name, stage in self.stages.items()}
+    settings = dataclasses.replace(
+      settings or Settings(), num_frames=1, window=0
+    )
+    return Pipeline(self.text, images).text_to_video(
+      prompts, seeds=seeds, negative_prompt=negative_prompt, settings=settings
+    )[:, 0]
 
   def sample(
     self,
@@ -147,23 +201,67 @@ class Pipeline:
     for prompt in prompts:
       if not prompt.strip():
         raise UserError("--prompt is empty; say what the video should show")
-    base = self.stages["base"].config
-    frames = settings.num_frames or base.video.num_frames
-    windows = self._windows(settings, frames)
-    for name, stage in self.stages.items():  # checked before anything runs
-      time_grid(stage.config.diffusion.make_schedule(), settings.steps_of(name))
+    frames, windows = self.plan(settings)
     conds = self._text(prompts, negative_prompt)
+    stages = list(self.stages)
+
+    def run(name: str, cond: Cond, null: Cond, keys: Keys) -> Video:
+      return self._sample(
+        name, cond, null, keys, frames, windows.get(name), settings
+      )
+
+    keys = [sample_keys(list(seeds), stream=i) for i in range(len(stages))]
+    return self.chain(conds, keys, frames, settings, run)
+
+  def plan(self, settings: Settings) -> tuple[int, dict[str, Windows]]:
+    """Frames of the videos, and windows of the stages that see them so.
+
+    Raises:
+      UserError: steps, lengths or windows do not fit.
+    """
+    frames = settings.num_frames or self.stages["base"].config.video.num_frames
+    windows = self._windows(settings, frames)
+    for name in self.stages:
+      self.log_snrs(name, settings)
+    return frames, windows
+
+  def log_snrs(self, name: str, settings: Settings) -> np.ndarray:
+    """(steps + 1,) noise levels that a stage is sampled at."""
+    config = self.stages[name].config
+    steps = settings.of(name, config.defaults).steps
+    return np.asarray(time_grid(config.diffusion.make_schedule(), steps))
+
+  def chain(
+    self,
+    conds: Mapping[str, tuple[Cond, Cond]],
+    keys: Sequence[Keys],
+    frames: int,
+    settings: Settings,
+    run: Callable[[str, Cond, Cond, Keys], Video],
+  ) -> Video:
+    """One stage after the other, each told what the one before it made.
+
+    Args:
+      conds: for each stage, text of the prompts and of "no caption".
+      keys: for each stage, (b,) random keys.
+      frames: of the videos.
+      settings: how to sample.
+      run: samples a stage, `run(name, cond, null_cond, keys)`.
+
+    Returns:
+      (b, frames, h, w, 3), the last stage's.
+    """
     low: Video | None = None
-    for number, (name, stage) in enumerate(self.stages.items()):
-      keys = sample_keys(list(seeds), stream=number)
+    for (name, stage), stage_keys in zip(
+      self.stages.items(), keys, strict=True
+    ):
       cond, null = conds[name]
       if low is not None:
-        cond = _add_low_resolution(stage, cond, low, keys, settings)
+        level = settings.of(name, stage.config.defaults).noise_level
+        cond = _add_low_resolution(stage, cond, low, stage_keys, level)
       if stage.config.model.cond_channels:
         cond = _add_nothing_given(stage, cond, frames)
-      low = self._sample(
-        name, stage, cond, null, keys, frames, windows.get(name), settings
-      )
+      low = run(name, cond, null, stage_keys)
     return low
 
   def _windows(self, settings: Settings, frames: int) -> dict[str, Windows]:
@@ -205,7 +303,6 @@ class Pipeline:
   def _sample(
     self,
     name: str,
-    stage: Stage,
     cond: Cond,
     null: Cond,
     keys: Keys,
@@ -213,10 +310,11 @@ class Pipeline:
     windows: Windows | None,
     settings: Settings,
   ) -> Video:
-    is_base = name == "base"
-    steps = settings.steps_of(name)
-    scale = settings.guidance_scale if is_base else settings.ssr_guidance_scale
-    with tqdm(total=steps, desc=name, unit="step", dynamic_ncols=True) as bar:
+    stage = self.stages[name]
+    own = settings.of(name, stage.config.defaults)
+    with tqdm(
+      total=own.steps, desc=name, unit="step", dynamic_ncols=True
+    ) as bar:
 
       def progress(done: int, z: Video) -> None:
         z.block_until_ready()  # steps are done, not just queued
@@ -229,29 +327,55 @@ class Pipeline:
         null,
         keys,
         frames,
-        rule=make_sampler(settings.sampler),
-        steps=steps,
-        knobs=Knobs(
-          guidance_scale=scale,
-          guidance_rescale=settings.guidance_rescale,
-          guidance_interval=settings.guidance_interval,
-          oscillate_after=settings.oscillate_after,
-          oscillate_low=settings.oscillate_low,
-          percentile=settings.percentile,
-          max_value=settings.max_value,
-        ),
+        rule=make_sampler(own.sampler),
+        steps=own.steps,
+        knobs=knobs_of(settings, own),
         windows=windows,
         chunk=settings.chunk,
         callback=progress,
       )
 
 
+def knobs_of(settings: Settings, own: SamplingConfig) -> Knobs:
+  """What may change without compiling anew, of one stage.
+
+  Args:
+    settings: of all stages.
+    own: `settings.of` the stage.
+  """
+  return Knobs(
+    guidance_scale=own.guidance_scale,
+    guidance_rescale=settings.guidance_rescale,
+    guidance_interval=settings.guidance_interval,
+    oscillate_after=settings.oscillate_after,
+    oscillate_low=settings.oscillate_low,
+    percentile=own.percentile,
+    max_value=own.max_value,
+  )
+
+
+def find_text_encoder(opened: Sequence[bundles.Bundle]) -> TextEncoder:
+  """The text encoder of the first bundle that has one.
+
+  Raises:
+    UserError: none has.
+  """
+  for bundle in opened:
+    if PART in bundle.parts:
+      return text_encoder_of(bundle)
+  raise UserError(
+    f"--model={', '.join(str(b.folder) for b in opened)} holds no text "
+    "encoder; name a bundle that does too, such as one made by python -m "
+    "lumiere_jax.convert --from=t5 --src=T5_DIR --out=DIR"
+  )
+
+
 def _add_low_resolution(
-  stage: Stage, cond: Cond, low: Video, keys: Keys, settings: Settings
+  stage: Stage, cond: Cond, low: Video, keys: Keys, noise_level: float
 ) -> Cond:
   """Tells super-resolution the video of the stage before it, noised."""
   video = stage.config.video
-  level = jnp.full(low.shape[:1], settings.noise_level)
+  level = jnp.full(low.shape[:1], noise_level)
   frames = _noised_low_resolution(
     jnp.clip(low, -1.0, 1.0),
     level,

@@ -12,12 +12,13 @@ from lumiere_jax.pipelines.cascade import Pipeline
 from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.typing import UserError, check_choice
 
-TASKS = ("text_to_video",)
+TASKS = {"text_to_video": "video.mp4", "text_to_image": "image.png"}
+"""What can be made, and where it is written to unless one says so."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-  """One video to make.
+  """One video or picture to make.
 
   Attributes:
     models: bundles or workdirs; each adds the stages the others lack.
@@ -25,7 +26,7 @@ class Request:
     prompt: what to show.
     negative_prompt: what to steer away from.
     seed: one seed gives one video.
-    out: file or folder to write.
+    out: file or folder to write; '' is the one in `TASKS`.
     contact_sheet: picture of frames to write; '' is none.
     settings: how to sample.
     adapters: low-rank adapters to merge into the stages they belong to.
@@ -45,7 +46,7 @@ class Request:
 
 
 def fulfil(request: Request) -> None:
-  """Makes the video and writes it; what cannot work fails before sampling.
+  """Makes it and writes it; what cannot work fails before sampling.
 
   Raises:
     UserError: a flag or a bundle cannot be used.
@@ -55,7 +56,9 @@ def fulfil(request: Request) -> None:
       "--model is missing; give a bundle, or the workdir of a training run"
     )
   check_choice("--task", request.task, TASKS)
-  check_output(request.out)
+  out = request.out or TASKS[request.task]
+  picture = request.task == "text_to_image"
+  (check_image_output if picture else check_output)(out)
   if request.contact_sheet:
     check_image_output(request.contact_sheet)
   pipeline = Pipeline.from_pretrained(
@@ -63,17 +66,22 @@ def fulfil(request: Request) -> None:
     adapters=request.adapters,
     adapter_scale=request.adapter_scale,
   )
-  video = pipeline.text_to_video(
+  make = pipeline.text_to_image if picture else pipeline.text_to_video
+  made = make(
     [request.prompt],
     seeds=[request.seed],
     negative_prompt=request.negative_prompt,
     settings=request.settings,
   )[0]
-  write_video(request.out, video, pipeline.fps)
+  size = f"{made.shape[-2]}x{made.shape[-3]}"
+  if picture:
+    write_image(out, made)
+    print(f"{out}: {size}")
+    return
+  write_video(out, made, pipeline.fps)
   print(
-    f"{request.out}: {len(video)} frames of {video.shape[2]}x{video.shape[1]} "
-    f"at {pipeline.fps:g} frames a second"
+    f"{out}: {len(made)} frames of {size} at {pipeline.fps:g} frames a second"
   )
   if request.contact_sheet:
-    write_image(request.contact_sheet, contact_sheet(video))
+    write_image(request.contact_sheet, contact_sheet(made))
     print(request.contact_sheet)

@@ -8,6 +8,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+import numpy as np
 
 from lumiere_jax.diffusion.guidance import (
   Scalar,
@@ -126,6 +127,48 @@ def plan_windows(
   )
 
 
+def sample_at_once(
+  config: StageConfig,
+  params: FlatParams,
+  cond: Cond,
+  null_cond: Cond,
+  keys: Keys,
+  num_frames: int,
+  *,
+  rule: Rule,
+  log_snrs: Float[np.ndarray, "n"],
+  knobs: Knobs,
+  windows: Windows | None = None,
+) -> Video:
+  """`sample_stage` as one function of arrays, to be traced and exported.
+
+  Args:
+    log_snrs: (steps + 1,) all noise levels, see `samplers.time_grid`.
+
+  The others, and what it returns, are those of `sample_stage`.
+  """
+  z = frame_noise(keys, INITIAL, num_frames, (*config.video.resolution, 3))
+  return _run_chunk(
+    params,
+    rule.init(z),
+    jnp.asarray(log_snrs),
+    jnp.int32(0),
+    keys,
+    cond,
+    null_cond,
+    _as_arrays(knobs),
+    config=config,
+    rule=rule,
+    windows=windows,
+    num_frames=num_frames,
+  ).z
+
+
+def _as_arrays(knobs: Knobs) -> Knobs:
+  """Values that are traced, so that changing them compiles nothing anew."""
+  return jax.tree.map(functools.partial(jnp.asarray, dtype=jnp.float32), knobs)
+
+
 def sample_stage(
   config: StageConfig,
   params: FlatParams,
@@ -172,8 +215,7 @@ def sample_stage(
   run = functools.partial(
     _run_chunk, config=config, rule=rule, windows=windows, num_frames=num_frames
   )
-  as_array = functools.partial(jnp.asarray, dtype=jnp.float32)
-  knobs = jax.tree.map(as_array, knobs)
+  knobs = _as_arrays(knobs)
   return sample(
     lambda state, levels, first: run(
       params, state, levels, first, keys, cond, null_cond, knobs

@@ -4,6 +4,7 @@ import dataclasses
 
 from lumiere_jax.diffusion.choices import check_unit
 from lumiere_jax.diffusion.rules import SAMPLERS
+from lumiere_jax.pipelines.stage import SamplingConfig
 from lumiere_jax.typing import UserError, check_choice
 
 
@@ -11,9 +12,11 @@ from lumiere_jax.typing import UserError, check_choice
 class Settings:
   """How videos are sampled; the first field of a pair is the base's.
 
+  What is None is as the bundle of each stage says (`StageConfig.defaults`).
+
   Attributes:
     steps: sampling steps.
-    ssr_steps: of super-resolution; 0: as many as the base.
+    ssr_steps: of super-resolution; None: as `steps`, if these are given.
     sampler: 'ddpm', 'ddim', 'dpmpp_2m' or 'heun' (two evaluations a step).
     guidance_scale: 1 is the conditional model itself.
     ssr_guidance_scale: of super-resolution.
@@ -27,17 +30,17 @@ class Settings:
       trained on, or the whole video where that is shorter.
     overlap: least frames shared by neighbouring windows; 2 in the paper.
     windows_at_once: windows denoised together; memory grows with it.
-    noise_level: of the low-resolution video, in [0, 1] (Imagen: 0.1 to 0.3).
+    noise_level: of the low-resolution video, in [0, 1].
     percentile: of dynamic thresholding.
     max_value: largest threshold.
     chunk: sampling steps between two updates of the progress bar.
   """
 
-  steps: int = 50
-  ssr_steps: int = 0
-  sampler: str = "ddim"
-  guidance_scale: float = 7.0
-  ssr_guidance_scale: float = 4.0
+  steps: int | None = None
+  ssr_steps: int | None = None
+  sampler: str | None = None
+  guidance_scale: float | None = None
+  ssr_guidance_scale: float | None = None
   guidance_rescale: float = 0.0
   guidance_interval: tuple[float, float] = (0.0, 1.0)
   oscillate_after: int = -1
@@ -46,15 +49,15 @@ class Settings:
   window: int = 0
   overlap: int = 2
   windows_at_once: int = 1
-  noise_level: float = 0.1
-  percentile: float = 0.95
-  max_value: float = 1.5
+  noise_level: float | None = None
+  percentile: float | None = None
+  max_value: float | None = None
   chunk: int = 5
 
   def __post_init__(self):
     least = {
       "steps": 1,
-      "ssr_steps": 0,
+      "ssr_steps": 1,
       "num_frames": 0,
       "window": 0,
       "overlap": 0,
@@ -66,21 +69,32 @@ class Settings:
       "oscillate_after": -1,
       "oscillate_low": 0,
     }
+    given = {k: v for k, v in vars(self).items() if v is not None}
     for name, low in least.items():
-      if not getattr(self, name) >= low:  # a NaN too
-        raise UserError(
-          f"--{name}={getattr(self, name)} must be at least {low}"
-        )
+      if name in given and not given[name] >= low:  # a NaN too
+        raise UserError(f"--{name}={given[name]} must be at least {low}")
     for name in ("noise_level", "percentile", "guidance_rescale"):
-      check_unit(f"--{name}", getattr(self, name))
+      if name in given:
+        check_unit(f"--{name}", given[name])
     low, high = self.guidance_interval
     if not 0 <= low <= high <= 1:
       raise UserError(
         f"--guidance_interval={low:g},{high:g} is no interval in [0, 1]; give "
         "the lower time first, such as 0.2,0.8"
       )
-    check_choice("--sampler", self.sampler, SAMPLERS)
+    if self.sampler is not None:
+      check_choice("--sampler", self.sampler, SAMPLERS)
 
-  def steps_of(self, stage: str) -> int:
-    """Sampling steps of 'base' or 'ssr'."""
-    return self.steps if stage == "base" else self.ssr_steps or self.steps
+  def of(self, slot: str, defaults: SamplingConfig) -> SamplingConfig:
+    """How 'base' or 'ssr' is sampled: as said here, else as by default."""
+    said = {
+      name: getattr(self, name)
+      for name in ("sampler", "percentile", "max_value", "noise_level", "steps")
+    }
+    said["guidance_scale"] = self.guidance_scale
+    if slot == "ssr":
+      said["guidance_scale"] = self.ssr_guidance_scale
+      said["steps"] = self.ssr_steps or self.steps
+    return dataclasses.replace(
+      defaults, **{k: v for k, v in said.items() if v is not None}
+    )

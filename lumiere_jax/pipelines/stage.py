@@ -86,12 +86,58 @@ class VideoConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+  """How a stage is sampled unless one says otherwise.
+
+  Attributes:
+    sampler: 'ddpm', 'ddim', 'dpmpp_2m' or 'heun'.
+    steps: sampling steps.
+    guidance_scale: 1 is the conditional model itself.
+    percentile: of dynamic thresholding, in [0, 1].
+    max_value: largest threshold, at least 1; 1 is static clipping.
+    noise_level: super-resolution: of what it is told, in [0, 1] (Imagen: 0.1
+      to 0.3).
+  """
+
+  sampler: str = "ddim"
+  steps: int = 50
+  guidance_scale: float = 7.0
+  percentile: float = 0.95
+  max_value: float = 1.5
+  noise_level: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StageConfig:
-  """What sampling from a stage needs to know besides its weights."""
+  """What sampling from a stage needs to know besides its weights.
+
+  Attributes:
+    model: its network.
+    diffusion: the process it was trained on.
+    video: the clips it makes.
+    sampling: how it is best sampled; None: see `defaults`.
+  """
 
   model: UNetConfig
   diffusion: DiffusionConfig
   video: VideoConfig
+  sampling: SamplingConfig | None = None
+
+  @property
+  def defaults(self) -> SamplingConfig:
+    """How it is sampled unless one says otherwise."""
+    if self.sampling:
+      return self.sampling
+    scale = 4.0 if self.video.upscale > 1 else 7.0
+    return SamplingConfig(guidance_scale=scale)
+
+  def as_image(self) -> "StageConfig":
+    """The image stage that a video stage was inflated from, or itself."""
+    return dataclasses.replace(
+      self,
+      model=dataclasses.replace(self.model, temporal=None),
+      video=dataclasses.replace(self.video, num_frames=1),
+    )
 
   @classmethod
   def from_meta(cls, meta: Mapping[str, Any], where: str) -> "StageConfig":

@@ -78,26 +78,37 @@ def initial_params(
     UserError: `init_from` holds no such stage, was made with another config
       (differing leaves are named) or with another text encoder.
   """
-  fresh = jax.jit(functools.partial(fresh_params, experiment, task))()
+  fresh = functools.partial(fresh_params, experiment, task)
   if from_scratch(experiment):
-    return fresh
+    return jax.jit(fresh)()
   bundle, stage = _source(experiment)
-  if bundle.parts["text"].meta["identity"] != text_identity:
-    raise UserError(
-      f"config.init_from={experiment.init_from} was trained with another text "
-      "encoder than config.text names; use the same tokenizer, weights and "
-      "max_length"
-    )
+  _check_same_text(experiment, bundle, text_identity)
   name = f"config.init_from={experiment.init_from}, stage {stage!r},"
   source = _without_surplus(experiment, lora.merge(bundle.load(stage)), name)
-  weights, adapter = lora.part(fresh)
+  weights, adapter = lora.part(jax.eval_shape(fresh))
   params = inflate(source, weights, name)
   if adapter and source.keys() != params.keys():
     raise UserError(
       f"{name} lacks layers of stage {experiment.stage!r}: there is nothing to "
       "adapt; train the stage first, then its adapter"
     )
-  return params | adapter
+  # Fresh weights of what the source has are never made: they are most of it.
+  lacking = (params.keys() | adapter.keys()) - source.keys()
+  made = jax.jit(lambda: {k: v for k, v in fresh().items() if k in lacking})()
+  return {k: source[k] if k in source else made[k] for k in params | adapter}
+
+
+def _check_same_text(
+  experiment: Experiment, bundle: bundles.Bundle, identity: str
+) -> None:
+  """An imported image model brings no text encoder, and takes any as wide."""
+  text = bundle.parts.get(bundles.TEXT)
+  if text and text.meta["identity"] != identity:
+    raise UserError(
+      f"config.init_from={experiment.init_from} was trained with another text "
+      "encoder than config.text names; use the same tokenizer, weights and "
+      "max_length"
+    )
 
 
 def start_or_resume(
@@ -132,6 +143,8 @@ def start_or_resume(
   if restored is None:
     params = initial_params(experiment, task, text_identity)
     trainable, frozen = split(params, pattern)
+    # What trains is float32, whatever the source was (IF's is float16).
+    trainable = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), trainable)
     state = init_state(trainable, optimizer)
     name = checkpoints.save_frozen(jax.device_get(frozen))
   else:

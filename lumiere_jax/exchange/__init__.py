@@ -1,0 +1,1 @@
+"""Weights in and out: other libraries' files, and ours."""
