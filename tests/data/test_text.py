@@ -2,12 +2,15 @@ import dataclasses
 import json
 import threading
 
+from flax import serialization
 import jax
 import numpy as np
 import pytest
 
+from lumiere_jax.data.cleaning import CLEANINGS
 from lumiere_jax.data.text import TextCache, TextEncoder
 from lumiere_jax.io import safetensors
+from lumiere_jax.models.inflate import flatten, unflatten
 from lumiere_jax.models.t5 import T5_SIZES, T5Encoder, init_params
 from lumiere_jax.models.t5_hf import params_to_hf
 from lumiere_jax.models.tokenizer import (
@@ -122,22 +125,81 @@ def test_identity_changes_with_all_that_features_depend_on(encoder, tmp_path):
   assert make(params=on_host) == identities[0] == encoder.identity
 
 
-def test_pretrained_folder_gives_the_same_encoder(encoder, tmp_path):
+def _publish(encoder, folder):
+  """The encoder's weights as Hugging Face folders hold them."""
+  folder.mkdir(parents=True)
   c = encoder.config
   content = {f.name: getattr(c, f.name) for f in dataclasses.fields(c)}
   content |= {"feed_forward_proj": "gated-gelu"}
-  (tmp_path / "config.json").write_text(json.dumps(content))
-  safetensors.save(tmp_path / "model.safetensors", params_to_hf(encoder.params))
-  with pytest.raises(
-    UserError, match=r"has no spiece\.model, nor .*--tokenizer"
-  ):
-    TextEncoder.pretrained(tmp_path, 12)
-  (tmp_path / "spiece.model").write_bytes(encoder.tokenizer.to_bytes())
-  loaded = TextEncoder.pretrained(tmp_path, 12)
-  assert loaded.identity == encoder.identity
+  (folder / "config.json").write_text(json.dumps(content))
+  safetensors.save(folder / "model.safetensors", params_to_hf(encoder.params))
+  return folder
+
+
+@pytest.mark.parametrize("place", ["", "../tokenizer"])
+def test_pretrained_folder_gives_the_same_encoder(encoder, tmp_path, place):
+  folder = _publish(encoder, tmp_path / "text_encoder")
+  with pytest.raises(UserError, match=r"has no spiece\.model, nor .*--token"):
+    TextEncoder.pretrained(folder, 12)
+  (folder / place).mkdir(exist_ok=True)
+  (folder / place / "spiece.model").write_bytes(encoder.tokenizer.to_bytes())
+  for source in (folder, folder / "model.safetensors"):
+    loaded = TextEncoder.pretrained(source, 12)
+    assert loaded.identity == encoder.identity
   np.testing.assert_array_equal(
     loaded.encode(CAPTIONS[:1])[0], encoder.encode(CAPTIONS[:1])[0]
   )
+
+
+def test_pretrained_checkpoint_gives_the_same_encoder(encoder, tmp_path):
+  flat = flatten(encoder.params)
+  inside = lambda k: k if k.startswith("token_") else f"encoder/{k}"
+  tree = {f"target/{inside(k)}": np.asarray(v) for k, v in flat.items()}
+  file = tmp_path / "checkpoint_3"
+  file.write_bytes(serialization.msgpack_serialize(unflatten(tree)))
+  with pytest.raises(
+    UserError, match=r"T5X checkpoints have none.*--tokenizer"
+  ):
+    TextEncoder.pretrained(file, 12)
+  loaded = TextEncoder.pretrained(file, 12, tokenizer=default_tokenizer_path())
+  assert loaded.identity == encoder.identity
+
+
+def test_pretrained_encoder_may_be_bfloat16(encoder, tmp_path):
+  folder = _publish(encoder, tmp_path / "x")
+  half = TextEncoder.pretrained(
+    folder, 12, "bfloat16", tokenizer=default_tokenizer_path()
+  )
+  assert half.config.dtype == "bfloat16"
+  text, exact = half.encode(CAPTIONS)[0], encoder.encode(CAPTIONS)[0]
+  error = np.sqrt(np.mean((text - exact) ** 2) / np.mean(exact**2))
+  assert 0 < error < 0.05
+  random = TextEncoder.random(max_length=12, dtype="bfloat16")
+  assert random.identity == half.identity != encoder.identity
+
+
+def test_tokenizer_with_far_too_few_pieces_is_refused(encoder, tmp_path):
+  train_tokenizer(CAPTIONS, tmp_path / "m", 400)
+  folder = _publish(encoder, tmp_path / "x")
+  with pytest.raises(UserError, match=r"m: .*\d pieces, far fewer.* 1024"):
+    TextEncoder.pretrained(folder, 12, tokenizer=tmp_path / "m")
+
+
+@pytest.mark.parametrize("cleaning", ["lower", "if"])
+def test_captions_are_cleaned_before_they_are_encoded(encoder, cleaning):
+  clean = TextEncoder.random(max_length=12, cleaning=cleaning)
+  caption = " A RED circle &amp; moves"
+  plain = CLEANINGS[cleaning](caption)
+  assert plain != caption
+  np.testing.assert_array_equal(
+    clean.encode([caption])[0], encoder.encode([plain])[0]
+  )
+  assert clean.identity != encoder.identity
+
+
+def test_unknown_cleaning_is_told(encoder):
+  with pytest.raises(UserError, match=r"cleaning='iff' .*none, lower, if"):
+    TextEncoder.random(cleaning="iff")
 
 
 def test_cache_gives_what_the_encoder_gives(encoder, tmp_path):

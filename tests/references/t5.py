@@ -1,0 +1,85 @@
+"""The cases of the T5 references, for the script and the tests."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tests.references.drawn import draw
+
+FOLDER = Path(__file__).parent / "t5"
+SPIECE = (
+  Path(__file__).parents[2] / "../shared/assets/tokenizers/t5/spiece.model"
+)
+"""T5's own tokenizer, where it is at hand."""
+
+LENGTHS = (128, 77, 20, 1)
+SHAPES = {
+  "odd": {"d_model": 24, "d_ff": 40, "num_heads": 3, "d_kv": 16},
+  "few_buckets": {
+    "d_model": 32,
+    "d_ff": 80,
+    "num_heads": 4,
+    "d_kv": 8,
+    "relative_attention_num_buckets": 16,
+    "relative_attention_max_distance": 60,
+  },
+  "one_head": {"d_model": 16, "d_ff": 16, "num_heads": 1, "d_kv": 64},
+}
+CONFIGS = {
+  name: {
+    "vocab_size": 100,
+    "num_layers": 3,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "feed_forward_proj": "gated-gelu",
+    **shape,
+  }
+  for name, shape in SHAPES.items()
+}
+"""Contents of config.json by case."""
+SEED = 0
+STRINGS = 10_000
+TEXTS = (
+  *("", " ", "Hello world", "a red circle moves left.", "don't"),
+  *("café naïve", "cafe\u0301", "Ünïcödé ﬁsh  with   spaces", "世界", "🙂👍🏽"),
+  *("\ttabs\nand lines\r\n", "\u3000wide\u3000", "ℌ½™", "12345678901234567890"),
+)
+"""Texts whose ids are kept one by one."""
+
+
+def weights(
+  config: dict[str, Any], shapes: dict[str, tuple[int, ...]], seed: int
+) -> dict[str, np.ndarray]:
+  """Drawn tensors of an encoder, queries scaled as T5 has them.
+
+  It divides no logits by sqrt(d_kv). Softmax of logits so much too large would
+  multiply differences of rounding by them.
+  """
+  drawn = draw(shapes, seed)
+  for name in drawn:
+    if name.endswith("SelfAttention.q.weight"):
+      drawn[name] *= np.float32(config["d_kv"] ** -0.5)
+  return drawn
+
+
+def tokens(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Ids (4, 128) int32 of texts of `LENGTHS`, padded with 0, and their mask."""
+  rng = np.random.default_rng(SEED)
+  length = max(LENGTHS)
+  mask = np.arange(length) < np.array(LENGTHS)[:, None]
+  ids = rng.integers(2, vocab_size, mask.shape)
+  return np.where(mask, ids, 0).astype(np.int32), mask
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+  """The largest distance of two features over the second's length."""
+  distance = np.linalg.norm(np.float64(ours) - np.float64(theirs), axis=-1)
+  return float((distance / np.linalg.norm(theirs, axis=-1)).max())
+
+
+def digest(values: list) -> str:
+  """SHA-256 (hex) of lists of strings or numbers."""
+  return hashlib.sha256(json.dumps(values).encode()).hexdigest()
