@@ -69,7 +69,7 @@ def open_weights(
   if not source.exists():
     raise UserError(f"{source}: no such file or folder; check the path")
   if source.is_file():
-    _refuse_pickle(source)
+    refuse_pickle(source)
     return _kept(safetensors.load_lazily(source), keep)
   index = _find(source, f"{stem}.safetensors.index", ".json", variant)
   file = _find(source, stem, ".safetensors", variant)
@@ -80,7 +80,7 @@ def open_weights(
     return _open_shards(source, index, keep)
   files = [file] if file else sorted(source.glob("*.safetensors"))
   if not files:
-    _refuse_pickle(*(f for p in _PICKLES for f in sorted(source.glob(p))))
+    refuse_pickle(*(f for p in _PICKLES for f in sorted(source.glob(p))))
     raise UserError(f"{source}: holds no .safetensors file; check the path")
   tensors: dict[str, Lazy] = {}
   for each in files:
@@ -185,7 +185,7 @@ def _require(folder: Path, files: Collection[str], index: Path) -> None:
     )
 
 
-def _refuse_pickle(*files: Path) -> None:
+def refuse_pickle(*files: Path) -> None:
   """Says how to convert pickled weights, which are not read: they run code."""
   pickles = [f for f in files if any(f.match(p) for p in _PICKLES)]
   if pickles:

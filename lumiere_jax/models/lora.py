@@ -7,6 +7,7 @@ kernel at PATH, and a network is run with them or has them merged into it.
 
 from collections.abc import Callable, Iterator
 import contextlib
+import functools
 import re
 from typing import Any
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
+from lumiere_jax.io.lazy import Lazy
 from lumiere_jax.models.temporal import TemporalConv, convolve_time
 from lumiere_jax.typing import FlatParams, UserError
 
@@ -59,7 +61,7 @@ def init_adapter(
   for path, subkey in zip(
     paths, jax.random.split(key, len(paths)), strict=True
   ):
-    inner, outer = _axes(path, flat[path].shape)
+    inner, outer = axes(path, flat[path].shape)
     std = np.prod(inner) ** -0.5
     adapter[f"{PREFIX}{path}/a"] = std * jax.random.normal(
       subkey, (*inner, rank)
@@ -85,8 +87,11 @@ def scaled(flat: FlatParams, scale: float) -> FlatParams:
 def merge(flat: FlatParams) -> FlatParams:
   """Plain weights W + A B, in the precision of W; adapters are gone.
 
+  Sums are float32 and rounded once. Needs the memory of one kernel in float32
+  beside the result; kernels that are lazy stay so.
+
   Args:
-    flat: weights and adapters (numpy or jax), or weights alone.
+    flat: weights (numpy, jax or lazy) and adapters, or weights alone.
 
   Raises:
     UserError: the adapter is for other weights; the leaves are named.
@@ -94,12 +99,13 @@ def merge(flat: FlatParams) -> FlatParams:
   weights, adapter = part(flat)
   check_fits(weights, adapter, "the adapter")
   for path in kernels(adapter):
-    a, b = (
-      np.asarray(adapter[f"{PREFIX}{path}/{x}"], np.float32) for x in "ab"
+    weight = weights[path]
+    a, b = (adapter[f"{PREFIX}{path}/{x}"] for x in "ab")
+    make = functools.partial(_corrected, weight, a, b)
+    is_lazy = isinstance(weight, Lazy)
+    weights[path] = (
+      Lazy(weight.shape, weight.dtype, make) if is_lazy else make()
     )
-    weight = np.asarray(weights[path])
-    delta = np.tensordot(a, b, axes=1)
-    weights[path] = (weight.astype(np.float32) + delta).astype(weight.dtype)
   return weights
 
 
@@ -124,6 +130,14 @@ def kernels(adapter: FlatParams) -> list[str]:
   """Paths of the kernels that an adapter corrects."""
   ends = [k.removeprefix(PREFIX) for k in adapter]
   return [k.removesuffix("/b") for k in ends if k.endswith("/b")]
+
+
+def axes(
+  path: str, shape: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """(input axes, output axes) of a kernel."""
+  inputs = 1 if _ONE_INPUT.search(path) else len(shape) - 1
+  return tuple(shape[:inputs]), tuple(shape[inputs:])
 
 
 @contextlib.contextmanager
@@ -169,9 +183,9 @@ def _contract(
   return jnp.tensordot(x, a, axes=a.ndim - 1)
 
 
-def _axes(
-  path: str, shape: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """(input axes, output axes) of a kernel."""
-  inputs = 1 if _ONE_INPUT.search(path) else len(shape) - 1
-  return tuple(shape[:inputs]), tuple(shape[inputs:])
+def _corrected(weight: Any, a: Any, b: Any) -> np.ndarray:
+  weight = np.asarray(weight)
+  a, b = (np.asarray(x, np.float32) for x in (a, b))
+  total = np.tensordot(a, b, axes=1)
+  total += weight
+  return total.astype(weight.dtype, copy=False)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lumiere_jax.io.lazy import Lazy
 from lumiere_jax.models import lora
 from lumiere_jax.models.inflate import unflatten
 from lumiere_jax.models.unet import TemporalConfig, UNet
@@ -109,3 +110,35 @@ def test_another_model_is_refused_by_leaf():
   assert "no mid_0/conv_0/kernel" in message
   assert "mid_1/conv_0/kernel of another shape" in message
   assert "\n" not in message
+
+
+def test_half_precision_sums_are_rounded_once():
+  """2049.0002 is nearer to 2050 than to 2048; 2049, of a change that was
+  rounded before, is not."""
+  weight = np.full((1, 1), 2048, np.float16)
+  low = {"a": np.float32([[1]]), "b": np.float32([[1.0002]])}
+  adapter = {f"lora/skip/kernel/{x}": value for x, value in low.items()}
+  merged = lora.merge({"skip/kernel": weight, **adapter})["skip/kernel"]
+  assert merged.dtype == np.float16
+  assert merged == 2050
+  assert weight + np.float16(1.0002) == 2048
+
+
+def test_lazy_weights_stay_lazy():
+  made = []
+
+  def make(path):
+    made.append(path)
+    return FLAT[path]
+
+  lazy = {
+    k: Lazy(v.shape, np.dtype(v.dtype), lambda k=k: make(k))
+    for k, v in FLAT.items()
+  }
+  given = adapter("attention")
+  merged = lora.merge({**lazy, **given})
+  assert not made
+  expected = lora.merge({**FLAT, **given})
+  for path, leaf in merged.items():
+    assert isinstance(leaf, Lazy)
+    np.testing.assert_array_equal(leaf, expected[path])
