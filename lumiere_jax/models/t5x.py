@@ -36,6 +36,11 @@ _LEAF = re.compile(r".*/(kernel|scale|embedding|rel_embedding)")
 _ARRAY, _CHUNKED = 1, "__msgpack_chunked_array__"  # as flax writes them
 _PLACEHOLDER = "PLACEHOLDER://"
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
+_MALFORMED = (
+  *(ValueError, TypeError, LookupError, AttributeError),
+  msgpack.UnpackException,
+)
+"""What unpacking anything else can raise."""
 _SIZES = {
   "vocab_size": ("token_embedder/embedding", 0),
   "d_model": ("token_embedder/embedding", 1),
@@ -49,12 +54,11 @@ _SIZES = {
 def is_t5x(source: str | os.PathLike) -> bool:
   """Whether a path looks like a T5X checkpoint: its folder or msgpack file."""
   source = Path(source)
-  if source.is_dir():
-    return (source / INDEX).is_file()
-  if source.suffix == ".safetensors" or not source.is_file():
+  file = source / INDEX if source.is_dir() else source
+  if file.suffix == ".safetensors" or not file.is_file():
     return False
-  with source.open("rb") as file:
-    return _MAP.match(file.read(1)) is not None
+  with file.open("rb") as stream:
+    return _MAP.match(stream.read(1)) is not None
 
 
 def open_t5x(
@@ -124,7 +128,7 @@ def _read_index(file: Path) -> dict[str, Lazy]:
     raise UserError(
       f"{file}: cannot be read ({error.strerror}); give a T5X checkpoint"
     ) from error
-  except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
+  except _MALFORMED as error:
     raise UserError(
       f"{file}: not the msgpack of a T5X checkpoint, or only a part of it "
       f"({str(error) or type(error).__name__}); fetch it again"
@@ -160,13 +164,16 @@ def _describe(code: int, data: bytes) -> Any:
   if code != _ARRAY:
     return msgpack.ExtType(code, data)
   shape, name, values = msgpack.unpackb(data, raw=True)
-  name = str(name, "ascii")
-  if name not in _FLOATS:
-    raise ValueError(f"an array is of type {name}")
-  array = jax.ShapeDtypeStruct(shape, name)
+  array = jax.ShapeDtypeStruct(shape, _float(str(name, "ascii")))
   if array.size * array.dtype.itemsize != len(values):
     raise ValueError("an array does not have the size of its shape")
   return array
+
+
+def _float(name: str) -> np.dtype:
+  if name not in _FLOATS:
+    raise ValueError(f"an array is of type {name}")
+  return np.dtype(name)
 
 
 def _join(parts: dict[str, Any]) -> jax.ShapeDtypeStruct:
@@ -227,6 +234,7 @@ def _open_zarr(index: Path, name: str) -> Lazy:
   )
   try:
     store = tensorstore.open(spec, open=True, read=True).result()
+    dtype = _float(store.dtype.name)
   except ValueError as error:
     raise failed(error) from error
 
@@ -236,7 +244,7 @@ def _open_zarr(index: Path, name: str) -> Lazy:
     except ValueError as error:
       raise failed(error) from error
 
-  return Lazy(tuple(store.shape), store.dtype.numpy_dtype, read)
+  return Lazy(tuple(store.shape), dtype, read)
 
 
 # What the arrays tell.
