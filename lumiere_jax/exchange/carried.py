@@ -52,5 +52,10 @@ def watched(
 def progress(total: int, what: str) -> tqdm:
   """A bar in bytes, with the time that is left."""
   return tqdm(
-    total=total, desc=what, unit="B", unit_scale=True, dynamic_ncols=True
+    total=total,
+    desc=what,
+    unit="B",
+    unit_scale=True,
+    dynamic_ncols=True,
+    disable=not total,
   )

@@ -177,8 +177,8 @@ def _adapted(job: Conversion, stages: Sequence[Carried]) -> list[Carried]:
   worn = wear(
     [*map(read_adapter, job.adapters)],
     {stage.name: stage.leaves for stage in stages},
+    {stage.name: stage.config.model for stage in stages},
     job.adapter_scale,
-    models={stage.name: stage.config.model for stage in stages},
   )
   return [dataclasses.replace(s, leaves=worn[s.name]) for s in stages]
 

@@ -1,0 +1,136 @@
+"""What ours gives on what `make_if` asked diffusers, by the files alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lumiere_jax.diffusion.noise import sample_keys
+from lumiere_jax.diffusion.rules import make_sampler
+from lumiere_jax.exchange.convert import Conversion, convert
+from lumiere_jax.exchange.diffusers import read_stage
+from lumiere_jax.io import safetensors
+from lumiere_jax.models.inflate import unflatten
+from lumiere_jax.models.tokenizer import default_tokenizer_path
+from lumiere_jax.models.unet import UNet
+from lumiere_jax.pipelines.cascade import (
+  Pipeline,
+  _add_low_resolution,
+  knobs_of,
+)
+from lumiere_jax.pipelines.sampling import sample_stage
+from lumiere_jax.pipelines.settings import Settings
+from lumiere_jax.training.config import TextConfig
+from lumiere_jax.typing import Cond
+from tests.references import trajectories, unets
+
+
+def output(folder: Path) -> np.ndarray:
+  """What our network makes of `unets.inputs` after import: (b, h, w, c)."""
+  content = json.loads((folder / "unet" / "config.json").read_text())
+  picture, text, noise_steps = unets.inputs(content)
+  stage = read_stage(folder)
+  params = {k: np.asarray(v) for k, v in stage.leaves.items()}
+  video = picture[:, None]
+  cond = Cond(
+    text=text,
+    text_mask=np.zeros(text.shape[:2], bool),  # which IF pays no heed to
+    frames=video[..., 3:],
+    noise_level=noise_steps / np.float32(1e3),
+  )
+  network = jax.jit(UNet(stage.config.model).apply)
+  time = unets.STEPS / np.float32(1e3)
+  variables = {"params": unflatten(params)}
+  return np.asarray(network(variables, video[..., :3], time, cond))[:, 0]
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+  """The largest of any sample, in standard deviations of what they give."""
+  assert ours.shape == theirs.shape
+  assert theirs.std() > 1e-3
+  return float(np.abs(ours - theirs).max() / theirs.std())
+
+
+def write_t5(folder: Path) -> Path:
+  """The encoder of the trajectories, as it would be published."""
+  folder.mkdir()
+  tensors = trajectories.t5_tensors()
+  safetensors.save(folder / "model.safetensors", tensors, {"format": "pt"})
+  c = trajectories.T5
+  content: dict[str, Any] = {
+    "feed_forward_proj": "gated-gelu",
+    "vocab_size": c.vocab_size,
+    "d_model": c.d_model,
+    "d_ff": c.d_ff,
+    "num_heads": c.num_heads,
+    "d_kv": c.d_kv,
+    "num_layers": c.num_layers,
+  }
+  (folder / "config.json").write_text(json.dumps(content))
+  return folder
+
+
+def import_all(stages: list[Path], t5: Path, out: Path) -> Pipeline:
+  """By what a user runs: three conversions into one bundle."""
+  for folder in stages:
+    convert(
+      Conversion(
+        source="diffusers", target="bundle", src=(str(folder),), out=str(out)
+      )
+    )
+  text = TextConfig(tokenizer=str(default_tokenizer_path()), cleaning="if")
+  convert(
+    Conversion(
+      source="t5", target="bundle", src=(str(t5),), out=str(out), text=text
+    )
+  )
+  return Pipeline.from_pretrained(out)
+
+
+def trajectory(
+  pipeline: Pipeline, slot: str, image: np.ndarray | None = None
+) -> np.ndarray:
+  """A stage's canvas after every step, (steps, b, h, w, 3).
+
+  Args:
+    pipeline: both stages.
+    slot: 'base' or 'ssr'.
+    image: (b, h, w, 3), what the second stage is told.
+  """
+  stage = pipeline.stages[slot]
+  settings = Settings(steps=trajectories.STEPS)
+  own = settings.of(slot, stage.config.defaults)
+  cond, null = pipeline._text(trajectories.PROMPTS, "")[slot]
+  keys = sample_keys(trajectories.SEEDS, list(pipeline.stages).index(slot))
+  if image is not None:
+    cond = _add_low_resolution(
+      stage, cond, image[:, None], keys, own.noise_level
+    )
+  seen = []
+  keep = lambda done, z: seen.append(np.asarray(z)[:, 0])
+  sample_stage(
+    stage.config,
+    stage.params,
+    cond,
+    null,
+    keys,
+    1,
+    rule=make_sampler(own.sampler),
+    steps=own.steps,
+    knobs=knobs_of(settings, own),
+    chunk=1,
+    callback=keep,
+  )
+  return np.stack(seen)
+
+
+def picture(pipeline: Pipeline) -> np.ndarray:
+  """Of both stages, from the prompts: (b, h, w, 3)."""
+  settings = Settings(steps=trajectories.STEPS, num_frames=1)
+  return np.asarray(
+    pipeline.sample(
+      trajectories.PROMPTS, seeds=trajectories.SEEDS, settings=settings
+    )
+  )[:, 0]
