@@ -52,7 +52,7 @@ TEMPORAL = config_flags.DEFINE_config_file(
   "temporal", None, "Config whose temporal layers and clips it has."
 )
 ADAPTER = flags.DEFINE_multi_string(
-  "adapter", [], "Low-rank adapter to merge: ours, diffusers' or PEFT's."
+  "adapter", [], "Low-rank adapter to merge; see sample."
 )
 ADAPTER_SCALE = flags.DEFINE_float(
   "adapter_scale", 1.0, "How much of the adapters; 1 is as trained."

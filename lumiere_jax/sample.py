@@ -17,7 +17,10 @@ MODEL = flags.DEFINE_multi_string(
   "add what is lacking: base, super-resolution, text encoder.",
 )
 ADAPTER = flags.DEFINE_multi_string(
-  "adapter", [], "Low-rank adapter, or workdir of a run that trained one."
+  "adapter",
+  [],
+  "Low-rank adapter: ours, a workdir's, diffusers' or PEFT's; STAGE=PATH "
+  "says which stage it is for.",
 )
 ADAPTER_SCALE = flags.DEFINE_float(
   "adapter_scale", 1.0, "How much of the adapters; 1 is as trained."
