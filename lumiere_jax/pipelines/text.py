@@ -13,7 +13,7 @@ from lumiere_jax.models.t5 import T5Config
 from lumiere_jax.models.tokenizer import Tokenizer
 from lumiere_jax.typing import build
 
-PART = "text"
+PART = bundles.TEXT
 
 
 def open_text_encoder(
