@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lumiere_jax.exchange.card import write_card
 from lumiere_jax.exchange.carried import Carried, progress, watched
 from lumiere_jax.io import bundle as bundles
 from lumiere_jax.io import safetensors
@@ -81,7 +82,9 @@ def add_parts(
     if text:
       parts[bundles.TEXT] = text(folder)
     bundles.write(folder, parts, about)
-  return bundles.open_bundle(folder, "--out")
+    bundle = bundles.open_bundle(folder, "--out")
+    write_card(bundle)
+  return bundle
 
 
 def _unused(folder: Path, stage: str) -> str:

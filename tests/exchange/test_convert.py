@@ -73,6 +73,21 @@ def test_three_conversions_make_one_bundle(bundle):
   assert bundle.parts["text"].meta["cleaning"] == "if"
 
 
+def test_its_card_says_what_is_in_it_and_stays_ones_own(
+  stand_ins, bundle, tmp_path
+):
+  out = run("bundle", bundle.folder, tmp_path / "bundle")
+  card = out / "README.md"
+  told = card.read_text()
+  for part in ("t2i | pictures of 16x16", "| mine |", "T5 v1.1, 64 wide"):
+    assert part in told
+  run("diffusers", stand_ins / "IF-I", out, licence="another")
+  assert "| another |" in card.read_text()
+  card.write_text("my own words")
+  run("diffusers", stand_ins / "IF-I", out)
+  assert card.read_text() == "my own words"
+
+
 def test_source_dtype_is_kept(bundle):
   for stage in ("t2i", "ssr_image"):
     leaves = bundle.leaves(stage).values()
