@@ -14,7 +14,13 @@ from tests.stand_ins import write_all
 
 README = Path(__file__).parents[1] / "README.md"
 NAMES = {"IF-I-XL": "IF-I", "IF-II-L": "IF-II", "T5-XXL": "T5"}
-SHORT = ("--config.train.steps=2", "--config.train.eval_clips=1")
+SHORT = (
+  "--config.train.steps=2",
+  "--config.train.batch_size=1",
+  "--config.train.eval_clips=1",
+  "--config.train.eval_levels=1",
+  "--config.data.resolution=16",
+)
 
 
 def commands():
@@ -56,6 +62,8 @@ def test_every_command_of_the_readme_works_on_stand_ins(tmp_path):
   for module, flags in run:
     flags = [*on_stand_ins(flags, tmp_path)]
     flags += SHORT if module == "main" else ()
+    if "--config=configs/base.py:if_tiny" in flags:
+      flags.append("--config.data.num_frames=4")
     flags += ["--steps=2"] if module == "sample" else []
     done = run_command(module, *flags)
     assert done.returncode == 0, (flags, done.stderr)

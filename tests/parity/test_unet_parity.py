@@ -1,152 +1,77 @@
-"""Our U-Net against DeepFloyd IF's in diffusers, with copied random weights."""
-
-import dataclasses
-import functools
+"""Our U-Net on videos against DeepFloyd IF's in diffusers on their frames; and
+that every tensor of the published sizes has one place in ours."""
 
 import einops
 import jax
 import numpy as np
 import pytest
 
-from configs import common
 from lumiere_jax.models.inflate import unflatten
-from lumiere_jax.models.unet import UNet, UNetConfig
-from lumiere_jax.models.unet_diffusers import from_diffusers
-from lumiere_jax.models.unet_diffusers_config import config_to_diffusers
+from lumiere_jax.models.unet import UNet
+from lumiere_jax.models.unet_diffusers import from_diffusers, spatial_leaves
+from lumiere_jax.models.unet_diffusers_config import config_from_diffusers
 from lumiere_jax.typing import Cond
+from tests.models.test_unet_diffusers import IF_I_XL, IF_II_L
+from tests.references import unets
 
 pytestmark = pytest.mark.parity
 
-STEPS = np.array([0, 1, 500, 999])
 FRAMES = 2
-# At least two channels to a group: a norm of one would hide the bias before.
-IF_I = UNetConfig(
-  channels=(64, 96, 128),
-  num_res_blocks=(1, 2, 1),
-  attention=("none", "self", "self"),
-  text_dim=48,
-  text_channels=128,
-  pool_heads=8,
-  head_dim=16,
-  out_channels=6,
-  mask_text=False,
-)
-IF_II = dataclasses.replace(
-  IF_I,
-  channels=(64, 64, 96, 128),
-  num_res_blocks=(1, 2, 1, 2),
-  attention=("none", "none", "self", "self"),
-  in_channels=6,
-  noise_conditioned=True,
-  activate_embedding_once=True,
-  skip_scale=0.7071,
-)
-CONFIGS = {
-  "IF-I": IF_I,
-  "IF-II": IF_II,
-  "IF-I, text alone": dataclasses.replace(
-    IF_I, attention=("none", "cross", "cross")
-  ),
-  "IF-II, text alone": dataclasses.replace(
-    IF_II, attention=("none", "none", "none", "cross")
-  ),
-  "every kind": dataclasses.replace(IF_I, attention=("self", "cross", "self")),
-}
-PUBLISHED = {
-  "IF-I-XL": dataclasses.replace(common.IF_I_XL, out_channels=6),
-  "IF-II-L": dataclasses.replace(
-    common.SSR_1024,
-    attention=("none", "none", "none", "self", "self"),
-    out_channels=6,
-  ),
-}
 
 
-def _model(config):
+@pytest.mark.parametrize("name", ["IF-I", "IF-II"])
+def test_every_frame_of_a_video_is_a_picture_of_theirs(name):
+  """Text and noise level are those of the video, pixels those of the frame."""
   torch = pytest.importorskip("torch")
-  diffusers = pytest.importorskip("diffusers")
-  return torch, functools.partial(
-    diffusers.UNet2DConditionModel, **config_to_diffusers(config, 64)
-  )
+  pytest.importorskip("diffusers")
+  from tests.references import make_if
 
-
-def _randomise(torch, model):
-  """Random weights, also where the model starts from zeros and ones.
-
-  The text and the first convolution come out small, so that the epsilons of
-  the norms behind them matter.
-  """
-  torch.manual_seed(0)
-  with torch.no_grad():
-    for name, value in model.named_parameters():
-      if value.ndim > 1:
-        value.normal_(std=value[0].numel() ** -0.5)
-      else:
-        value.normal_(mean=float("norm" in name and "weight" in name), std=0.3)
-      if name.startswith(("conv_in", "encoder_hid_proj")):
-        value.mul_(0.01)
-
-
-def _inputs(config, seed=0):
-  """Videos that are wider than high, one sample for each of STEPS."""
-  rng = np.random.default_rng(seed)
-  samples, scale = len(STEPS), 2 ** (len(config.channels) - 1)
-  size = (samples, FRAMES, 2 * scale, 3 * scale)
-  video = rng.standard_normal((*size, config.in_channels), np.float32)
-  text = rng.standard_normal((samples, 7, config.text_dim), np.float32)
-  return video, 0.01 * text, rng.permutation(STEPS)
-
-
-def _ours(config, params, video, text, noise_steps):
+  content = unets.CONFIGS[name]
+  config = config_from_diffusers(content, name)
+  model, _ = make_if.unet(content, 7)
+  state = {k: v.numpy() for k, v in model.state_dict().items()}
+  params = from_diffusers(state, config, name)
+  pictures = [unets.inputs(content, seed)[0] for seed in range(FRAMES)]
+  _, text, noise_steps = unets.inputs(content)
+  video = np.stack(pictures, axis=1)
   cond = Cond(
     text=text, frames=video[..., 3:], noise_level=noise_steps / np.float32(1e3)
   )
-  network = jax.jit(UNet(config).apply)
-  time = STEPS / np.float32(1e3)
-  return network({"params": unflatten(params)}, video[..., :3], time, cond)
-
-
-def _theirs(torch, model, video, text, noise_steps):
+  time = unets.STEPS / np.float32(1e3)
+  variables = {
+    "params": unflatten({k: np.asarray(v) for k, v in params.items()})
+  }
+  ours = jax.jit(UNet(config).apply)(variables, video[..., :3], time, cond)
   per_frame = lambda x: torch.tensor(np.repeat(x, FRAMES, axis=0))
   images = einops.rearrange(video, "b t h w c -> (b t) c h w")
   with torch.no_grad():
-    out = model(
+    theirs = model(
       torch.tensor(images),
-      per_frame(STEPS),
+      per_frame(unets.STEPS),
       per_frame(text),
       class_labels=per_frame(noise_steps),
     ).sample.numpy()
-  return einops.rearrange(out, "(b t) c h w -> b t h w c", t=FRAMES)
+  theirs = einops.rearrange(theirs, "(b t) c h w -> b t h w c", t=FRAMES)
+  error = np.abs(np.asarray(ours) - theirs).max() / theirs.std()
+  print(f"{name}: {error:.1e}")
+  assert error < 1e-4
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_unet_agrees_with_diffusers(config):
-  torch, build = _model(config)
-  model = build().eval()
-  _randomise(torch, model)
-  state = {k: v.numpy() for k, v in model.state_dict().items()}
-  params = from_diffusers(state, config, "model")
-  inputs = _inputs(config)
-  ours = np.asarray(_ours(config, params, *inputs))
-  theirs = _theirs(torch, model, *inputs)
-  assert ours.shape == theirs.shape
-  error = np.abs(ours - theirs).max((1, 2, 3, 4)) / theirs.std()
-  print("largest differences, in standard deviations of the output:")
-  print(*(f"step {k}: {e:.1e}" for k, e in zip(STEPS, error, strict=True)))
-  assert error.max() < 1e-4
-
-
-@pytest.mark.parametrize("config", PUBLISHED.values(), ids=PUBLISHED.keys())
-def test_published_models_have_our_leaves(config):
+@pytest.mark.parametrize(
+  "content", [IF_I_XL, IF_II_L], ids=["IF-I-XL", "IF-II-L"]
+)
+def test_published_models_have_our_leaves(content):
   """At full size, at no memory: every tensor has one place in ours."""
-  torch, build = _model(config)
+  torch = pytest.importorskip("torch")
+  diffusers = pytest.importorskip("diffusers")
   with torch.device("meta"):
-    model = build()
+    model = diffusers.UNet2DConditionModel.from_config(content)
   state = {
     name: jax.ShapeDtypeStruct(tuple(x.shape), np.float32)
     for name, x in model.state_dict().items()
   }
-  mapped = jax.eval_shape(
-    functools.partial(params_from_diffusers, config=config), state
-  )
-  assert mapped == abstract_leaves(config)
+  config = config_from_diffusers(content, "config.json")
+  mapped = from_diffusers(state, config, "model")
+  assert {k: x.shape for k, x in mapped.items()} == {
+    k: x.shape for k, x in spatial_leaves(config).items()
+  }
