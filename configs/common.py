@@ -75,6 +75,17 @@ SSR_1024 = dataclasses.replace(
 T5_XXL = TextConfig(dtype="bfloat16")
 IF_TEXT = dataclasses.replace(T5_XXL, cleaning="if")
 
+# Of IF to other pixels: a tenth of its own highest rate, as what it knows of
+# pictures is to be kept. Batch and steps are ours.
+FINE_TUNE = TrainConfig(
+  steps=50_000,
+  batch_size=512,
+  trainable=".*",
+  optimizer="adafactor",
+  learning_rate=5e-6,
+  warmup_steps=1_000,
+)
+
 PREVIEW = PreviewConfig(every=5_000, steps=50)
 
 TINY = UNetConfig(

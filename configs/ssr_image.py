@@ -36,14 +36,7 @@ IF = dataclasses.replace(
   model=common.IF_II_L,
   text=common.IF_TEXT,
   diffusion=common.IF_DIFFUSION,
-  train=TrainConfig(
-    steps=50_000,
-    batch_size=512,
-    trainable=".*",
-    optimizer="adafactor",
-    learning_rate=5e-6,
-    warmup_steps=1_000,
-  ),
+  train=common.FINE_TUNE,
 )
 
 TINY = Experiment(

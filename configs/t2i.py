@@ -30,18 +30,7 @@ FULL = Experiment(
   preview=common.PREVIEW,
 )
 
-# A tenth of IF's highest rate: what it knows of pictures is to be kept.
-IF128 = dataclasses.replace(
-  FULL,
-  train=TrainConfig(
-    steps=50_000,
-    batch_size=512,
-    trainable=".*",
-    optimizer="adafactor",
-    learning_rate=5e-6,
-    warmup_steps=1_000,
-  ),
-)
+IF128 = dataclasses.replace(FULL, train=common.FINE_TUNE)
 
 TINY = Experiment(
   stage="t2i",

@@ -55,7 +55,7 @@ def config_value(flag: flags.FlagHolder) -> dict[str, Any]:
   try:
     return flag.value.to_dict()  # a missing file shows at first access
   except FLAG_ERRORS as error:
-    raise UserError(f"--config: {_words(error)}") from error
+    raise UserError(f"--{flag.name}: {_words(error)}") from error
 
 
 def fail(message: object) -> None:

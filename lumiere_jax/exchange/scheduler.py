@@ -1,6 +1,7 @@
 """The scheduler_config.json of DeepFloyd IF in diffusers, and our configs."""
 
 from collections.abc import Mapping
+import math
 from typing import Any
 
 from lumiere_jax.pipelines.stage import DiffusionConfig, SamplingConfig
@@ -61,6 +62,8 @@ def from_scheduler(
     _check(content, name, "clip_sample", (True,), True)
     _check(content, name, "clip_sample_range", (1, None), 1)
   thresholding = content.get("thresholding", False)
+  ratio = _number(content, name, "dynamic_thresholding_ratio", 0.995, 0, 1)
+  cap = _number(content, name, "sample_max_value", 1.0, 1, math.inf)
   return (
     DiffusionConfig(
       schedule="squaredcos_cap_v2",
@@ -71,8 +74,8 @@ def from_scheduler(
       sampler="ddpm",
       steps=50 if upscales else 100,
       guidance_scale=4.0 if upscales else 7.0,
-      percentile=content.get("dynamic_thresholding_ratio", 0.995),
-      max_value=content.get("sample_max_value", 1.0) if thresholding else 1.0,
+      percentile=ratio,
+      max_value=cap if thresholding else 1.0,
       noise_level=0.25,
     ),
   )
@@ -100,6 +103,23 @@ def to_scheduler(
     "sample_max_value": sampling.max_value,
     "variance_type": "learned_range" if learned else "fixed_small",
   }
+
+
+def _number(
+  content: Mapping[str, Any],
+  name: str,
+  key: str,
+  default: float,
+  least: float,
+  most: float,
+) -> float:
+  value = content.get(key, default)
+  if type(value) not in (int, float) or not least <= value <= most:
+    raise UserError(
+      f"{name}: {key}={value!r} is no number from {least:g} to {most:g}; give "
+      "the scheduler that the model was published with"
+    )
+  return float(value)
 
 
 def _check(

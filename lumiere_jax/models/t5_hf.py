@@ -72,18 +72,6 @@ def open_hf(
   return config, _leaves(tensors, config, str(source))
 
 
-def load_hf(
-  source: str | os.PathLike, dtype: str = "float32"
-) -> tuple[T5Config, Params]:
-  """Reads what `open_hf` opens, one tensor at a time.
-
-  Raises:
-    UserError: files are missing, broken, or not a T5 v1.1 encoder.
-  """
-  config, leaves = open_hf(source, dtype)
-  return config, unflatten({k: np.asarray(x) for k, x in leaves.items()})
-
-
 def params_from_hf(
   tensors: Mapping[str, np.ndarray], config: T5Config
 ) -> Params:

@@ -21,9 +21,8 @@ import tensorstore
 
 from lumiere_jax.io.lazy import Lazy
 from lumiere_jax.io.published import check_tensors
-from lumiere_jax.models.inflate import unflatten
 from lumiere_jax.models.t5 import T5Config, abstract_params
-from lumiere_jax.typing import Params, UserError
+from lumiere_jax.typing import UserError
 
 INDEX = "checkpoint"
 _MAP = re.compile(rb"[\x81-\x8f\xde\xdf]")
@@ -91,18 +90,6 @@ def open_t5x(
     f"{config.d_model}, {config.num_layers} layers)",
   )
   return config, {p: _cast(arrays[p], leaf.dtype) for p, leaf in leaves.items()}
-
-
-def load_t5x(
-  source: str | os.PathLike, dtype: str = "float32"
-) -> tuple[T5Config, Params]:
-  """Reads what `open_t5x` opens, one array at a time.
-
-  Raises:
-    UserError: files are missing, broken, or not a T5 v1.1 encoder.
-  """
-  config, leaves = open_t5x(source, dtype)
-  return config, unflatten({k: np.asarray(x) for k, x in leaves.items()})
 
 
 def _cast(array: Lazy, dtype: np.dtype) -> Lazy:

@@ -3,7 +3,8 @@
 What our network cannot do is refused by the name of its key.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+import math
 from typing import Any
 
 from lumiere_jax.models.unet import UNetConfig
@@ -73,18 +74,32 @@ class _Keys:
       f"which needs {expected}; give a U-Net of the DeepFloyd IF kind"
     )
 
+  def whole(self, key: str, value: Any) -> Any:
+    """`value`, which is of a key, if it holds positive whole numbers alone."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    if not numbers or not all(type(n) is int and n > 0 for n in numbers):
+      self.refuse(key, "positive whole numbers")
+    return value
+
+  def scale(self, key: str) -> float:
+    """A positive number."""
+    value = self(key, 1.0)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+      self.refuse(key, "a positive number")
+    return value
+
   def same(self, key: str, default: Any = None) -> Any:
     """The one value of a key that may have one for each level."""
     value = self(key, default)
-    values = set(value) if isinstance(value, Sequence) else {value}
-    if len(values) != 1:
+    values = value if isinstance(value, list) else [value]
+    if any(other != values[0] for other in values):
       self.refuse(key, "the same at every level")
-    return values.pop()
+    return values[0] if values else None
 
   def each(self, key: str, levels: int, default: Any = None) -> tuple:
     """The values of a key at every level."""
     value = self(key, default)
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if not isinstance(value, list):
       return (value,) * levels
     if len(value) != levels:
       self.refuse(key, f"{levels} entries, as block_out_channels has")
@@ -111,35 +126,49 @@ def config_from_diffusers(content: Mapping[str, Any], name: str) -> UNetConfig:
   for key, values in _ONLY.items():
     if keys(key) not in values:
       keys.refuse(key, " or ".join(map(repr, values)))
-  channels = tuple(_required(keys, "block_out_channels"))
+  channels = keys("block_out_channels")
+  channels = keys.whole(
+    "block_out_channels", tuple(channels) if isinstance(channels, list) else ()
+  )
+  levels = len(channels)
   once = bool(keys("resnet_skip_time_act", False))
-  activation = _activation(keys, once)
   _check_embedding(keys, channels)
-  scale = keys("resnet_out_scale_factor", 1.0)
+  scale = keys.scale("resnet_out_scale_factor")
   if keys("mid_block_scale_factor", 1.0) != scale:
     keys.refuse("mid_block_scale_factor", f"{scale!r}, as at other blocks")
-  config = UNetConfig(
-    channels=channels,
-    num_res_blocks=keys.each("layers_per_block", len(channels), 2),
-    attention=_attention(keys, len(channels)),
-    text_dim=_required(keys, "encoder_hid_dim"),
-    text_channels=keys.same("cross_attention_dim", 1280),
-    pool_heads=keys("addition_embed_type_num_heads", 64),
-    head_dim=keys.same("attention_head_dim", 8),
-    in_channels=keys("in_channels"),
-    out_channels=keys("out_channels"),
-    activation=activation,
-    noise_conditioned=keys("class_embed_type") == "timestep",
-    activate_embedding_once=once,
-    skip_scale=1 / scale,
-    mask_text=False,
-  )
+  values = {
+    "channels": channels,
+    "num_res_blocks": keys.whole(
+      "layers_per_block", keys.each("layers_per_block", levels, 2)
+    ),
+    "attention": _attention(keys, levels),
+    "text_dim": keys.whole("encoder_hid_dim", keys("encoder_hid_dim")),
+    "text_channels": keys.whole(
+      "cross_attention_dim", keys.same("cross_attention_dim", 1280)
+    ),
+    "pool_heads": keys.whole(
+      "addition_embed_type_num_heads", keys("addition_embed_type_num_heads", 64)
+    ),
+    "head_dim": keys.whole(
+      "attention_head_dim", keys.same("attention_head_dim", 8)
+    ),
+    "in_channels": keys("in_channels"),
+    "out_channels": keys("out_channels"),
+    "activation": _activation(keys, once),
+    "noise_conditioned": keys("class_embed_type") == "timestep",
+    "activate_embedding_once": once,
+    "skip_scale": 1 / scale,
+    "mask_text": False,
+  }
   _refuse_unread(keys)
-  return config
+  try:
+    return UNetConfig(**values)
+  except UserError as error:  # widths that do not divide
+    raise UserError(f"{name}: {error}") from error
 
 
 def config_to_diffusers(config: UNetConfig, sample_size: int) -> dict[str, Any]:
-  """The config.json of a network's spatial part.
+  """The config.json of a network's spatial part: without what Lumiere adds.
 
   Args:
     config: of the network.
@@ -149,7 +178,6 @@ def config_to_diffusers(config: UNetConfig, sample_size: int) -> dict[str, Any]:
     UserError: it has something that theirs cannot follow; it is named.
   """
   for field, value, only in (
-    ("cond_channels", config.cond_channels, 0),
     ("mask_text", config.mask_text, False),
     ("norm_groups", config.norm_groups, 32),
   ):
@@ -198,16 +226,9 @@ def config_to_diffusers(config: UNetConfig, sample_size: int) -> dict[str, Any]:
   }
 
 
-def _required(keys: _Keys, key: str) -> Any:
-  value = keys(key)
-  if value is None:
-    keys.refuse(key, "a value")
-  return value
-
-
 def _activation(keys: _Keys, once: bool) -> str:
   name = keys("act_fn", "silu")
-  if name not in _ACTIVATIONS:
+  if not (isinstance(name, str) and name in _ACTIVATIONS):
     keys.refuse("act_fn", " or ".join(_ACTIVATIONS))
   of_embedding = keys("time_embedding_act_fn")
   if of_embedding != (name if once else None):
@@ -233,7 +254,7 @@ def _attention(keys: _Keys, levels: int) -> tuple[str, ...]:
   down = keys.each("down_block_types", levels)
   up = keys.each("up_block_types", levels)
   for key, blocks in (("down_block_types", down), ("up_block_types", up)):
-    if not set(blocks) <= _KINDS.keys():
+    if not all(isinstance(b, str) and b in _KINDS for b in blocks):
       keys.refuse(key, " and ".join(k for k in _KINDS if key[:2].title() in k))
   attends = [_KINDS[block] for block in down]
   if [_KINDS[block] for block in up] != attends[::-1]:

@@ -241,6 +241,8 @@ def test_a_scheduler_can_be_named(broken):
   ("key", "value"),
   [
     ("beta_schedule", "linear"),
+    ("dynamic_thresholding_ratio", "a"),
+    ("sample_max_value", 0.5),
     ("num_train_timesteps", 500),
     ("prediction_type", "flow"),
     ("rescale_betas_zero_snr", True),

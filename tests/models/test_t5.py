@@ -21,7 +21,8 @@ from lumiere_jax.models.t5 import (
   init_params,
   relative_position_bucket,
 )
-from lumiere_jax.models.t5_hf import load_hf, params_from_hf, params_to_hf
+from lumiere_jax.models.t5_hf import params_from_hf, params_to_hf
+from lumiere_jax.models.t5_load import load_t5
 from lumiere_jax.typing import UserError
 
 SMALL = T5Config(
@@ -343,7 +344,7 @@ def test_one_file_loads_as_a_folder_and_by_name(tmp_path):
   file = tmp_path / "model.safetensors"
   safetensors.save(file, tensors | {"lm_head.weight": np.ones((50, 12))})
   for source in (tmp_path, file, str(file)):
-    config, params = load_hf(source)
+    config, params = load_t5(source)
     assert config == SMALL
     _equal(params, params_from_hf(tensors, SMALL))
 
@@ -363,12 +364,12 @@ def test_shards_load_by_their_index(tmp_path):
   safetensors.save(tmp_path / "copy.safetensors", tensors)
   index = tmp_path / "model.safetensors.index.json"
   index.write_text(json.dumps({"weight_map": weight_map}))
-  _equal(load_hf(tmp_path)[1], params_from_hf(tensors, SMALL))
+  _equal(load_t5(tmp_path)[1], params_from_hf(tensors, SMALL))
   index.unlink()
   with pytest.raises(UserError, match="more than one file holds"):
-    load_hf(tmp_path)
+    load_t5(tmp_path)
   (tmp_path / "copy.safetensors").unlink()
-  _equal(load_hf(tmp_path)[1], params_from_hf(tensors, SMALL))
+  _equal(load_t5(tmp_path)[1], params_from_hf(tensors, SMALL))
 
 
 @pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16])
@@ -377,7 +378,7 @@ def test_weights_become_the_dtype_asked_for(tmp_path, stored):
   _write_config(tmp_path)
   safetensors.save(tmp_path / "model.safetensors", tensors)
   for dtype in ("float32", "bfloat16"):
-    config, params = load_hf(tmp_path, dtype)
+    config, params = load_t5(tmp_path, dtype)
     assert config == dataclasses.replace(SMALL, dtype=dtype)
     kernel = params["layers_2"]["mlp"]["wo"]["kernel"]
     name = "encoder.block.2.layer.1.DenseReluDense.wo.weight"
@@ -390,23 +391,23 @@ def test_weights_become_the_dtype_asked_for(tmp_path, stored):
 
 def test_files_that_are_not_t5_v1_1_are_refused(tmp_path):
   with pytest.raises(UserError, match="none: no such file or folder"):
-    load_hf(tmp_path / "none")
+    load_t5(tmp_path / "none")
   with pytest.raises(UserError, match=r"config\.json: no such file"):
-    load_hf(tmp_path)
+    load_t5(tmp_path)
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(UserError, match=r"config\.json: not JSON"):
-    load_hf(tmp_path)
+    load_t5(tmp_path)
   _write_config(tmp_path, feed_forward_proj="relu")
   with pytest.raises(UserError, match="feed_forward_proj is 'relu'"):
-    load_hf(tmp_path)
+    load_t5(tmp_path)
   _write_config(tmp_path)
   with pytest.raises(UserError, match=r"holds no \.safetensors file"):
-    load_hf(tmp_path)
+    load_t5(tmp_path)
   safetensors.save(tmp_path / "model.safetensors", {"x": np.ones(2)})
   with pytest.raises(
     UserError, match=r"d_model 12, 3 layers\): 30 tensors are missing"
   ):
-    load_hf(tmp_path)
+    load_t5(tmp_path)
   (tmp_path / "config.json").write_text('{"feed_forward_proj": "gated-gelu"}')
   with pytest.raises(UserError, match=r"config\.json: 'd_model' is missing"):
-    load_hf(tmp_path)
+    load_t5(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 
 from lumiere_jax.io import safetensors
 from lumiere_jax.models.t5 import T5Encoder
-from lumiere_jax.models.t5_hf import load_hf
+from lumiere_jax.models.t5_load import load_t5
 from lumiere_jax.models.tokenizer import Tokenizer
 from tests.references import t5
 from tests.references.strings import mixed_strings
@@ -31,7 +31,7 @@ def test_features_are_those_of_transformers(tmp_path, name):
   tensors = t5.weights(**case)
   safetensors.save(tmp_path / "model.safetensors", tensors)
   (tmp_path / "config.json").write_text(json.dumps(case["config"]))
-  config, params = load_hf(tmp_path)
+  config, params = load_t5(tmp_path)
   ids, mask = t5.tokens(config.vocab_size)
   ours = jax.jit(T5Encoder(config).apply)({"params": params}, ids, mask)
   error = t5.relative_error(ours, np.load(t5.FOLDER / f"{name}.npy"))

@@ -14,8 +14,8 @@ from lumiere_jax.io import safetensors
 from lumiere_jax.models.inflate import flatten
 from lumiere_jax.models.t5 import T5Config, T5Encoder, init_params
 from lumiere_jax.models.t5_hf import params_to_hf
-from lumiere_jax.models.t5_load import open_t5
-from lumiere_jax.models.t5x import load_t5x, open_t5x
+from lumiere_jax.models.t5_load import load_t5, open_t5
+from lumiere_jax.models.t5x import open_t5x
 from lumiere_jax.typing import UserError
 
 TINY = (
@@ -106,7 +106,7 @@ every_form = pytest.mark.parametrize("write", FORMS.values(), ids=FORMS)
 @every_form
 def test_every_form_holds_the_same_leaves(tmp_path, write):
   source = write(tmp_path)
-  config, params = load_t5x(source)
+  config, params = load_t5(source)
   assert config == CONFIG
   flat = flatten(params)
   assert flat.keys() == FLAT.keys()
@@ -153,7 +153,7 @@ def test_arrays_too_large_for_one_piece_are_joined(tmp_path, monkeypatch):
   monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 100)
   path = _write_file(tmp_path)
   assert b"__msgpack_chunked_array__" in path.read_bytes()
-  for name, value in flatten(load_t5x(path)[1]).items():
+  for name, value in flatten(load_t5(path)[1]).items():
     np.testing.assert_array_equal(value, FLAT[name])
 
 
@@ -312,7 +312,7 @@ def test_arrays_of_whole_numbers_are_refused(tmp_path):
 def test_broken_arrays_are_told(tmp_path, damage):
   damage(_write_folder(tmp_path) / f"target.encoder.{KERNEL.replace('/', '.')}")
   with pytest.raises(UserError, match=r"wo\.kernel: not a zarr array"):
-    load_t5x(tmp_path)
+    load_t5(tmp_path)
 
 
 def test_other_files_are_not_taken_for_checkpoints(tmp_path):

@@ -142,6 +142,7 @@ def test_every_leaf_is_made_of_tensors_of_its_own():
 
 def test_of_a_video_model_the_spatial_part_is_taken():
   config = common.inflated(common.IF_TINY, common.TINY_TEMPORAL)
+  config = dataclasses.replace(config, cond_channels=4)
   spatial = to_diffusers(random_leaves(config, 0), config)
   image = to_diffusers(random_leaves(common.IF_TINY, 0), common.IF_TINY)
   assert spatial.keys() == image.keys()
@@ -155,6 +156,14 @@ def test_of_a_video_model_the_spatial_part_is_taken():
     ("addition_embed_type", "image"),
     ("attention_head_dim", [64, 64, 64, 32]),
     ("block_out_channels", None),
+    ("block_out_channels", 704),
+    ("block_out_channels", [704, "a", 1, 2]),
+    ("addition_embed_type_num_heads", "64"),
+    ("cross_attention_dim", []),
+    ("layers_per_block", 0),
+    ("resnet_out_scale_factor", 0),
+    ("down_block_types", None),
+    ("up_block_types", [[], 1, None, {}]),
     ("class_embed_type", "projection"),
     ("conv_in_kernel", 5),
     ("cross_attention_norm", None),
@@ -187,9 +196,13 @@ def test_what_our_network_cannot_be_is_refused_by_its_key(key, value):
     config_from_diffusers(IF_I_XL | {key: value}, "x/config.json")
 
 
-@pytest.mark.parametrize(
-  "change", [{"mask_text": True}, {"cond_channels": 4}, {"norm_groups": 16}]
-)
+def test_widths_that_do_not_divide_are_told_with_the_file():
+  content = IF_I_XL | {"attention_head_dim": 60}
+  with pytest.raises(UserError, match=r"x/config\.json.*head_dim=60"):
+    config_from_diffusers(content, "x/config.json")
+
+
+@pytest.mark.parametrize("change", [{"mask_text": True}, {"norm_groups": 16}])
 def test_what_theirs_cannot_be_is_refused_by_its_field(change):
   config = dataclasses.replace(common.IF_TINY, **change)
   with pytest.raises(UserError, match=next(iter(change))):

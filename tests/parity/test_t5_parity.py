@@ -14,7 +14,8 @@ from lumiere_jax.models.t5 import (
   T5Encoder,
   relative_position_bucket,
 )
-from lumiere_jax.models.t5_hf import load_hf, params_from_hf, params_to_hf
+from lumiere_jax.models.t5_hf import params_from_hf, params_to_hf
+from lumiere_jax.models.t5_load import load_t5
 from lumiere_jax.models.tokenizer import Tokenizer
 from tests.references import t5
 from tests.references.captions import nasty_captions
@@ -132,7 +133,7 @@ def test_saved_models_load(make, tmp_path, shard, full):
     saved.load_state_dict(model.state_dict(), strict=False)
   saved.save_pretrained(tmp_path, max_shard_size=shard)
   assert len(list(tmp_path.glob("*.safetensors"))) > (shard == "40KB")
-  config, params = load_hf(tmp_path)
+  config, params = load_t5(tmp_path)
   assert config == SMALL
   expected = params_from_hf(_tensors(model), SMALL)
   jax.tree.map(np.testing.assert_array_equal, params, expected)
