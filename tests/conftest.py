@@ -20,7 +20,10 @@ from lumiere_jax.typing import Cond
 TEXT = (5, 16)
 
 
-SLOW_FIRST = ("test_training", "test_walkthrough", "test_resume", "test_step")
+SLOW_FIRST = (
+  *("test_training", "test_cli", "test_resume", "test_walkthrough"),
+  *("test_if_reference", "test_cascade", "test_unet", "test_learning"),
+)
 """Files that take minutes: begun last, one worker would end alone."""
 
 
