@@ -1,8 +1,9 @@
 """Stages and text encoders as parts of our own bundles, in and out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.exchange.card import write_card
 from lumiere_jax.exchange.carried import Carried, progress, watched
 from lumiere_jax.io import bundle as bundles
@@ -10,6 +11,8 @@ from lumiere_jax.io import safetensors
 from lumiere_jax.io.atomic import locked, require_space
 from lumiere_jax.models import lora
 from lumiere_jax.pipelines.stage import StageConfig
+from lumiere_jax.pipelines.text import write_text_part
+from lumiere_jax.typing import UserError
 
 _ABOUT = ("step", "trained_on", "licence", "imported_from", "inflated_from")
 
@@ -39,7 +42,7 @@ def read_stages(bundle: bundles.Bundle) -> list[Carried]:
 def add_parts(
   folder: Path,
   stages: Sequence[Carried] = (),
-  text: Callable[[Path], bundles.Part] | None = None,
+  text: TextEncoder | None = None,
   linked: Sequence[bundles.Bundle] = (),
 ) -> bundles.Bundle:
   """Writes parts into a bundle, which is made or to which they are added.
@@ -50,7 +53,7 @@ def add_parts(
   Args:
     folder: of the bundle.
     stages: to write.
-    text: writes a text encoder into the folder.
+    text: text encoder to write.
     linked: bundles whose parts are taken as they are: as links, where these
       are possible.
 
@@ -66,6 +69,8 @@ def add_parts(
       parts, about = dict(there[0].parts), dict(there[0].about)
     if text is None:
       bundles.check_same_text([*there, *linked])
+    elif there:
+      _check_replaceable(there[0], text)
     total = sum(stage.nbytes for stage in stages)
     require_space(folder, total)
     for bundle in reversed(linked):
@@ -80,11 +85,31 @@ def add_parts(
           meta={**stage.config.to_meta(), **stage.about}, tensors=(file,)
         )
     if text:
-      parts[bundles.TEXT] = text(folder)
+      parts[bundles.TEXT] = write_text_part(folder, text)
     bundles.write(folder, parts, about)
     bundle = bundles.open_bundle(folder, "--out")
     write_card(bundle)
   return bundle
+
+
+def _check_replaceable(bundle: bundles.Bundle, text: TextEncoder) -> None:
+  """Raises a UserError where stages were trained with another text encoder.
+
+  Imported ones were trained elsewhere, with what is being brought in.
+  """
+  present = bundle.parts.get(bundles.TEXT)
+  if not present or present.meta.get("identity") == text.identity:
+    return
+  trained = [
+    name
+    for name, part in bundle.parts.items()
+    if name != bundles.TEXT and "imported_from" not in part.meta
+  ]
+  if trained:
+    raise UserError(
+      f"--out={bundle.folder}: its {', '.join(trained)} was trained with "
+      "another text encoder; give another --out"
+    )
 
 
 def _unused(folder: Path, stage: str) -> str:

@@ -13,7 +13,7 @@ from lumiere_jax.io import bundle as bundles
 from lumiere_jax.pipelines.adapters import read_adapter, wear
 from lumiere_jax.pipelines.cascade import Pipeline
 from lumiere_jax.pipelines.settings import Settings
-from lumiere_jax.pipelines.text import open_text_encoder, write_text_part
+from lumiere_jax.pipelines.text import open_text_encoder
 from lumiere_jax.training.config import Experiment, TextConfig
 from lumiere_jax.typing import UserError, check_choice
 
@@ -100,9 +100,7 @@ def _import_text(job: Conversion) -> None:
   encoder = open_text_encoder(
     text.tokenizer, job.src[0], text.max_length, text.dtype, text.cleaning
   )
-  bundle = add_parts(
-    Path(job.out), text=lambda folder: write_text_part(folder, encoder)
-  )
+  bundle = add_parts(Path(job.out), text=encoder)
   print(f"{bundle.folder}: {', '.join(bundle.parts)}")
 
 

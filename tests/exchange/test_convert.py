@@ -345,6 +345,20 @@ def test_a_model_that_diffusers_cannot_be_is_refused(bundle, tmp_path):
     run("bundle", bundle.folder, tmp_path / "out", target="diffusers")
 
 
+def test_text_that_stages_were_trained_with_is_not_replaced(
+  stand_ins, bundle, tmp_path
+):
+  out = run("bundle", bundle.folder, tmp_path / "imported")
+  run("t5", stand_ins / "T5", out)  # of no cleaning: another one
+  assert "cleaning" not in bundles.open_bundle(out).parts["text"].meta
+  golden = pathlib.Path(__file__).parents[1] / "pipelines/golden/format_1"
+  out = run("bundle", golden, tmp_path / "trained")
+  before = sorted(out.iterdir())
+  with pytest.raises(UserError, match="base, ssr was trained with another"):
+    run("t5", stand_ins / "T5", out)
+  assert sorted(out.iterdir()) == before
+
+
 def test_text_of_another_width_is_refused(stand_ins, bundle, tmp_path):
   out = run("bundle", bundle.folder, tmp_path / "bundle")
   index = json.loads((out / "bundle.json").read_text())
