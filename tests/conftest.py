@@ -12,9 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lumiere_jax.models.inflate import flatten, unflatten
+from lumiere_jax.models.inflate import unflatten
 from lumiere_jax.models.temporal import identity_taps
-from lumiere_jax.models.unet import TemporalConfig, UNet, UNetConfig
+from lumiere_jax.models.unet import (
+  TemporalConfig,
+  UNet,
+  UNetConfig,
+  abstract_params,
+)
 from lumiere_jax.typing import Cond
 
 TEXT = (5, 16)
@@ -48,19 +53,6 @@ def small_config(**changes) -> UNetConfig:
   return UNetConfig(**(values | changes))
 
 
-def abstract_inputs(config: UNetConfig):
-  """Arguments of a U-Net, of the least size it takes."""
-  side = config.spatial_factor * 2
-  z = jnp.zeros((1, config.temporal_factor, side, side, 3))
-  extra = config.in_channels - 3 + config.cond_channels
-  cond = Cond(
-    text=jnp.zeros((1, 2, config.text_dim)),
-    frames=jnp.zeros((*z.shape[:-1], extra)),
-    noise_level=jnp.zeros(1),
-  )
-  return z, jnp.zeros(1), cond
-
-
 def make_cond(batch: int, frames=None, noise_level=None, seed=1) -> Cond:
   keys = jax.random.split(jax.random.key(seed), 2)
   return Cond(
@@ -75,16 +67,6 @@ def make_cond(batch: int, frames=None, noise_level=None, seed=1) -> Cond:
 def random_leaves(config: UNetConfig, seed: int = 0):
   """Flat parameters, every leaf random except those that start an addition at
   zero (`proj`, `cond_in`) and the identities of temporal resampling."""
-  frames = config.in_channels - 3 + config.cond_channels
-  video = jnp.zeros((1, config.temporal_factor, 8, 8, 3))
-  cond = make_cond(
-    1,
-    jnp.zeros((*video.shape[:-1], frames)) if frames else None,
-    jnp.zeros(1) if config.noise_conditioned else None,
-  )
-  init = jax.eval_shape(
-    UNet(config).init, jax.random.key(0), video, jnp.zeros(1), cond
-  )
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):
@@ -98,8 +80,8 @@ def random_leaves(config: UNetConfig, seed: int = 0):
     scale = 0.3 if leaf.ndim == 1 else np.prod(leaf.shape[:-1]) ** -0.5
     return jnp.asarray(scale * rng.standard_normal(leaf.shape), leaf.dtype)
 
-  flat = flatten(init["params"])
-  return {path: draw(path, leaf) for path, leaf in flat.items()}
+  leaves = abstract_params(config)
+  return {path: draw(path, leaf) for path, leaf in leaves.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("config", "bypass_temporal"))

@@ -10,7 +10,6 @@ call.py               loads and calls it; needs jax, numpy, safetensors and
 
 from collections.abc import Callable
 import dataclasses
-import json
 from pathlib import Path
 import shutil
 from typing import Any
@@ -24,11 +23,10 @@ from lumiere_jax.diffusion.noise import stream_keys
 from lumiere_jax.diffusion.rules import make_sampler
 from lumiere_jax.exchange.carried import progress, watched
 from lumiere_jax.io import safetensors
-from lumiere_jax.io.atomic import require_space, writing
-from lumiere_jax.io.lazy import Lazy
+from lumiere_jax.io.atomic import require_space, write_json, writing
 from lumiere_jax.models.inflate import flatten, unflatten
 from lumiere_jax.models.t5 import T5Encoder
-from lumiere_jax.pipelines.cascade import Pipeline, Stage, knobs_of
+from lumiere_jax.pipelines.cascade import SLOTS, Pipeline, Stage, knobs_of
 from lumiere_jax.pipelines.sampling import sample_at_once
 from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.typing import Cond, FlatParams, UserError, Video
@@ -68,11 +66,7 @@ def write_artefact(
   with writing(folder / "sampler.stablehlo") as file:
     file.write(exported.serialize())
   with progress(total, "weights") as bar:
-    lazy = {
-      k: Lazy(x.shape, np.dtype(x.dtype), lambda x=x: np.asarray(x))
-      for k, x in weights.items()
-    }
-    safetensors.save(folder / "weights.safetensors", watched(lazy, bar))
+    safetensors.save(folder / "weights.safetensors", watched(weights, bar))
   with writing(folder / "tokenizer.model") as file:
     file.write(pipeline.text.tokenizer.to_bytes())
   signature = {
@@ -87,8 +81,7 @@ def write_artefact(
     },
     "output": {"shape": list(exported.out_avals[0].shape), "dtype": "float32"},
   }
-  with writing(folder / "signature.json") as file:
-    file.write(json.dumps(signature, indent=2).encode())
+  write_json(folder / "signature.json", signature)
   source = Path(__file__).parent / "assets" / "call.py"
   with source.open("rb") as old, writing(folder / "call.py") as new:
     shutil.copyfileobj(old, new)
@@ -128,7 +121,7 @@ def sampler_of(
       for name, stage in pipeline.stages.items()
     }
     prompted = Cond(text=text, text_mask=inputs["mask"])
-    scales = dict(zip(("base", "ssr"), inputs["guidance_scale"], strict=True))
+    scales = dict(zip(SLOTS, inputs["guidance_scale"], strict=True))
 
     def run(name: str, cond: Cond, null: Cond, keys: jax.Array) -> Video:
       return sample_at_once(
@@ -154,19 +147,20 @@ def sampler_of(
       run,
     )
 
-  length = pipeline.text.tokenizer.max_length
-  tokens, mask = (
-    np.zeros((batch, length), np.int32),
-    np.ones((batch, length), bool),
-  )
-  scales = [
-    own[slot].guidance_scale if slot in own else 1.0 for slot in ("base", "ssr")
-  ]
-  return sampler, {
-    "tokens": tokens,
-    "mask": mask,
-    "negative_tokens": tokens,
-    "negative_mask": mask,
+  scales = [own[slot].guidance_scale if slot in own else 1.0 for slot in SLOTS]
+  return sampler, _inputs(pipeline, batch, scales)
+
+
+def _inputs(
+  pipeline: Pipeline, batch: int, scales: list[float]
+) -> dict[str, np.ndarray]:
+  """Inputs of the right shapes and dtypes, with the scales there are."""
+  size = (batch, pipeline.text.tokenizer.max_length)
+  return {
+    "tokens": np.zeros(size, np.int32),
+    "mask": np.ones(size, bool),
+    "negative_tokens": np.zeros(size, np.int32),
+    "negative_mask": np.ones(size, bool),
     "negative": np.zeros((), bool),
     "seeds": np.zeros(batch, np.uint32),
     "guidance_scale": np.float32(scales),

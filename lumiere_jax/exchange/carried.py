@@ -44,7 +44,7 @@ def watched(
       bar.update(leaf.nbytes)
       return array
 
-    return Lazy(leaf.shape, leaf.dtype, make)
+    return Lazy(leaf.shape, np.dtype(leaf.dtype), make)
 
   return {path: watch(leaf) for path, leaf in leaves.items()}
 

@@ -1,7 +1,6 @@
 """DeepFloyd IF's stages as folders of diffusers, in and out."""
 
 from collections.abc import Iterator, Mapping
-import json
 from pathlib import Path
 import sys
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from lumiere_jax.exchange import scheduler as schedulers
 from lumiere_jax.exchange.carried import Carried, progress, watched
 from lumiere_jax.io import safetensors
-from lumiere_jax.io.atomic import require_space, writing
+from lumiere_jax.io.atomic import require_space, write_json
 from lumiere_jax.io.lazy import Lazy
 from lumiere_jax.io.published import open_weights, read_json
 from lumiere_jax.models.unet_diffusers import from_diffusers, to_diffusers
@@ -109,13 +108,16 @@ def write_stage(stage: Carried, folder: Path) -> list[Path]:
       where |= dict.fromkeys(shard, name)
       safetensors.save(unet / name, shard, {"format": "pt"})
       written.append(unet / name)
+  about = {
+    unet / "config.json": content,
+    folder / "scheduler" / "scheduler_config.json": scheduler,
+  }
   if len(shards) > 1:
     index = {"metadata": {"total_size": total}, "weight_map": where}
-    written.append(_write_json(unet / f"{STEM}.safetensors.index.json", index))
-  written.append(_write_json(unet / "config.json", content))
-  path = folder / "scheduler" / "scheduler_config.json"
-  written.append(_write_json(path, scheduler))
-  return written
+    about[unet / f"{STEM}.safetensors.index.json"] = index
+  for path, values in about.items():
+    write_json(path, values)
+  return [*written, *about]
 
 
 def _scheduler(
@@ -165,9 +167,3 @@ def _shards(tensors: Mapping[str, Lazy], most: int) -> Iterator[dict]:
     part[name] = tensor
     size += tensor.nbytes
   yield part
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> Path:
-  with writing(path) as file:
-    file.write(json.dumps(content, indent=2).encode())
-  return path

@@ -1,13 +1,14 @@
 """Files and folders that are either whole or not there."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import errno
 import fcntl
+import json
 import os
 from pathlib import Path
 import shutil
-from typing import BinaryIO
+from typing import Any, BinaryIO
 import uuid
 
 from lumiere_jax.typing import UserError
@@ -69,6 +70,16 @@ def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """
   with replacing(path) as temporary, temporary.open("xb") as file:
     yield file
+
+
+def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
+  """Writes a JSON file whole, or not at all.
+
+  Raises:
+    UserError: the place cannot be written.
+  """
+  with writing(path) as file:
+    file.write(json.dumps(content, indent=2).encode())
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import shutil
 from typing import Any
 
 from lumiere_jax.io import safetensors
-from lumiere_jax.io.atomic import writing
+from lumiere_jax.io.atomic import write_json, writing
 from lumiere_jax.io.hub import fetch, is_hub_name
 from lumiere_jax.io.lazy import Lazy
 from lumiere_jax.typing import FlatParams, UserError
@@ -160,8 +160,7 @@ def write(
     "about": dict(about),
     "parts": {k: dataclasses.asdict(v) for k, v in parts.items()},
   }
-  with writing(folder / INDEX) as file:
-    file.write(json.dumps(index, indent=2).encode())
+  write_json(folder / INDEX, index)
   named = {file for part in parts.values() for file in part.tensors}
   for old in folder.glob("*.safetensors"):
     if old.name not in named:

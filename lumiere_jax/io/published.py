@@ -8,7 +8,7 @@
 STEM is `model` for transformers and `diffusion_pytorch_model` for diffusers.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 import json
 import os
 from pathlib import Path
@@ -112,14 +112,18 @@ def check_tensors(
       if k in given and tuple(given[k].shape) != tuple(shape)
     ],
   }
-  told = [
+  if told := tell_faults(faults):
+    raise UserError(f"{name}: {told}")
+
+
+def tell_faults(faults: Mapping[str, Sequence[str]]) -> str:
+  """Tensors by what is wrong with them, in words; '' if there are none."""
+  return "; ".join(
     f"{len(names)} {'tensor is' if len(names) == 1 else 'tensors are'} {fault} "
     f"({', '.join(names)})"
     for fault, names in faults.items()
     if names
-  ]
-  if told:
-    raise UserError(f"{name}: {'; '.join(told)}")
+  )
 
 
 def _kept(

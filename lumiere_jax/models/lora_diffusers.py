@@ -4,7 +4,7 @@ For a layer of theirs such a file holds a matrix down to the rank and one up
 from it; the layer is corrected by scale * up @ down, with scale = alpha / rank.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
 import json
 import math
@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from lumiere_jax.io.lazy import Lazy
+from lumiere_jax.io.published import tell_faults
 from lumiere_jax.models.lora import PREFIX, axes
 from lumiere_jax.models.unet import UNetConfig
 from lumiere_jax.models.unet_diffusers import (
@@ -103,7 +104,7 @@ def read_layers(
     if not _meet(*(tensors[t] for t in names))
     for t in names
   ]
-  if told := _told(faults):
+  if told := tell_faults(faults):
     raise UserError(f"{name}: {told}; give a plain LoRA of a DeepFloyd IF")
   if not whole:
     raise UserError(f"{name}: holds no tensors; give a LoRA")
@@ -178,7 +179,9 @@ def misfits(layers: Mapping[str, Layer], config: UNetConfig) -> str:
       if half.shape != shape:
         wrong.append(f"{tensor} {half.shape} instead of {shape}")
   unknown = [t for m, x in layers.items() if m not in places for t in x.names]
-  return _told({"of layers it has not": unknown, "of the wrong shape": wrong})
+  return tell_faults(
+    {"of layers it has not": unknown, "of the wrong shape": wrong}
+  )
 
 
 def from_diffusers(
@@ -255,15 +258,6 @@ def _module(match: re.Match) -> str:
 def _meet(down: Lazy, up: Lazy) -> bool:
   """Whether one's rank is the other's."""
   return min(down.ndim, up.ndim) > 1 and 0 < down.shape[0] == up.shape[1]
-
-
-def _told(faults: Mapping[str, Sequence[str]]) -> str:
-  return "; ".join(
-    f"{len(names)} {'tensor is' if len(names) == 1 else 'tensors are'} {fault} "
-    f"({', '.join(names)})"
-    for fault, names in faults.items()
-    if names
-  )
 
 
 def _scales(

@@ -34,7 +34,7 @@ from lumiere_jax.pipelines.stage import (
   SamplingConfig,
   StageConfig,
 )
-from lumiere_jax.pipelines.text import PART, null_text, text_encoder_of
+from lumiere_jax.pipelines.text import null_text, text_encoder_of
 from lumiere_jax.typing import Cond, FlatParams, PerSample, UserError, Video
 
 SLOTS = {"base": ("base", "conditional", "t2i"), "ssr": ("ssr", "ssr_image")}
@@ -102,7 +102,7 @@ class Pipeline:
     weights: dict[str, FlatParams] = {}
     for bundle in opened:
       for name, part in bundle.parts.items():
-        if name in (PART, *configs):
+        if name in (bundles.TEXT, *configs):
           continue
         where = f"{bundle.folder}: parts.{name}.meta"
         configs[name] = StageConfig.from_meta(part.meta, where)
@@ -221,7 +221,7 @@ class Pipeline:
     """
     frames = settings.num_frames or self.stages["base"].config.video.num_frames
     windows = self._windows(settings, frames)
-    for name in self.stages:
+    for name in self.stages:  # which says if a schedule has too few steps
       self.log_snrs(name, settings)
     return frames, windows
 
@@ -361,7 +361,7 @@ def find_text_encoder(opened: Sequence[bundles.Bundle]) -> TextEncoder:
     UserError: none has.
   """
   for bundle in opened:
-    if PART in bundle.parts:
+    if bundles.TEXT in bundle.parts:
       return text_encoder_of(bundle)
   raise UserError(
     f"--model={', '.join(str(b.folder) for b in opened)} holds no text "

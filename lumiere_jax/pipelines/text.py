@@ -13,8 +13,6 @@ from lumiere_jax.models.t5 import T5Config
 from lumiere_jax.models.tokenizer import Tokenizer
 from lumiere_jax.typing import build
 
-PART = bundles.TEXT
-
 
 def open_text_encoder(
   tokenizer: str,
@@ -77,11 +75,11 @@ def text_encoder_of(bundle: bundles.Bundle) -> TextEncoder:
   Raises:
     UserError: its files are missing or damaged.
   """
-  meta = bundle.parts[PART].meta
+  meta = bundle.parts[bundles.TEXT].meta
   return TextEncoder(
-    Tokenizer(bundle.file(PART, "tokenizer"), meta["max_length"]),
+    Tokenizer(bundle.file(bundles.TEXT, "tokenizer"), meta["max_length"]),
     build(T5Config, meta["config"], f"{bundle.folder}: parts.text.meta.config"),
-    unflatten(bundle.load(PART)),
+    unflatten(bundle.load(bundles.TEXT)),
     meta.get("cleaning", "none"),
   )
 

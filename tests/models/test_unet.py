@@ -10,11 +10,15 @@ import pytest
 
 from configs import base, common, ssr, ssr_image, t2i
 from lumiere_jax.models import blocks
-from lumiere_jax.models.inflate import flatten, unflatten
-from lumiere_jax.models.unet import TemporalConfig, UNet, UNetConfig
+from lumiere_jax.models.inflate import unflatten
+from lumiere_jax.models.unet import (
+  TemporalConfig,
+  UNet,
+  UNetConfig,
+  abstract_params,
+)
 from lumiere_jax.typing import UserError
 from tests.conftest import (
-  abstract_inputs,
   make_cond,
   random_leaves,
   run,
@@ -24,16 +28,8 @@ from tests.conftest import (
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
-def shapes(config: UNetConfig):
-  """Leaves of a model of any size, at no memory."""
-  init = jax.eval_shape(
-    UNet(config).init, jax.random.key(0), *abstract_inputs(config)
-  )
-  return flatten(init["params"])
-
-
 def count(config: UNetConfig) -> int:
-  return sum(leaf.size for leaf in shapes(config).values())
+  return sum(leaf.size for leaf in abstract_params(config).values())
 
 
 def if_config(channels, blocks=(3, 3, 3, 3), **changes):
@@ -88,7 +84,7 @@ def test_golden_tree():
   )
   tree = "".join(
     f"{path} {'x'.join(map(str, leaf.shape))}\n"
-    for path, leaf in shapes(config).items()
+    for path, leaf in abstract_params(config).items()
   )
   assert tree == (GOLDEN / "unet.txt").read_text()
 
@@ -196,7 +192,7 @@ def test_bfloat16_computes_close_and_keeps_float32_weights(rng):
   z = rng.standard_normal((1, 4, 8, 8, 3)).astype(np.float32)
   half = small_config(dtype="bfloat16")
   exact, rounded = (run(c, flat, z, make_cond(1)) for c in (config, half))
-  assert all(v.dtype == jnp.float32 for v in shapes(half).values())
+  assert all(v.dtype == jnp.float32 for v in abstract_params(half).values())
   assert exact.dtype == rounded.dtype == np.float32
   error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
   assert 1e-5 < error < 0.05

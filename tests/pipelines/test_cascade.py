@@ -8,13 +8,12 @@ import pytest
 
 from configs import base, conditional, ssr, t2i
 from lumiere_jax.data.text import TextEncoder
-from lumiere_jax.models.inflate import flatten
-from lumiere_jax.models.unet import UNet
+from lumiere_jax.models.unet import abstract_params
 from lumiere_jax.pipelines import sampling
 from lumiere_jax.pipelines.cascade import Pipeline, Stage, pair_stages
 from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.typing import UserError
-from tests.conftest import abstract_inputs, replace
+from tests.conftest import replace
 
 PROMPT = "a red circle moves left"
 # Narrow: what is tested here does not depend on it, and time does.
@@ -30,17 +29,14 @@ SHORT = Settings(steps=3, sampler="ddpm", num_frames=16, chunk=2)
 def random_stage(experiment, seed=0):
   """A stage whose every leaf is random, so that nothing is trivially zero."""
   experiment = replace(experiment, model=NARROW)
-  model = experiment.model
-  shapes = jax.eval_shape(
-    UNet(model).init, jax.random.key(0), *abstract_inputs(model)
-  )
+  shapes = abstract_params(experiment.model)
   rng = np.random.default_rng(seed)
   draw = lambda x: np.float32(
     rng.standard_normal(x.shape) * 0.5 / np.sqrt(np.prod(x.shape[:-1]))
   )
   return Stage(
     config=experiment.sampling,
-    params=jax.tree.map(draw, flatten(shapes["params"])),
+    params=jax.tree.map(draw, shapes),
   )
 
 

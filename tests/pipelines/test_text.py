@@ -5,10 +5,9 @@ import pytest
 
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.io import safetensors
-from lumiere_jax.io.bundle import Bundle
+from lumiere_jax.io.bundle import TEXT, Bundle
 from lumiere_jax.models.inflate import flatten
 from lumiere_jax.pipelines.text import (
-  PART,
   open_text_encoder,
   text_encoder_of,
   write_text_part,
@@ -25,7 +24,7 @@ def test_bundles_give_the_encoder_back(tmp_path, dtype, cleaning):
   part = write_text_part(tmp_path, encoder)
   assert part.meta.get("cleaning", "none") == cleaning
   loaded = text_encoder_of(
-    Bundle(folder=tmp_path, parts={PART: part}, about={})
+    Bundle(folder=tmp_path, parts={TEXT: part}, about={})
   )
   assert loaded.cleaning == cleaning
   assert loaded.identity == encoder.identity
