@@ -115,8 +115,7 @@ def batches(
   batch_size: int,
   start_step: int = 0,
   num_threads: int | None = None,
-  process_index: int = 0,
-  process_count: int = 1,
+  places: Sequence[int] | None = None,
   finish: Callable[[Batch], Any] = lambda batch: batch,
 ) -> Iterator[Any]:
   """Endless batches, made ready ahead of when they are asked for.
@@ -126,9 +125,7 @@ def batches(
     batch_size: of all hosts together.
     start_step: the step of the first batch.
     num_threads: that load clips; None: by the number of cores.
-    process_index: which host this is.
-    process_count: how many hosts share each batch; each gets the clips that
-      stand at its own place in the batch.
+    places: of the clips in the batch that this host has to load; None: all.
     finish: what remains to be done to a batch, also ahead, in a thread.
 
   Returns:
@@ -138,22 +135,18 @@ def batches(
   Raises:
     UserError: an argument cannot be used, or no clip can be read any more.
   """
-  if batch_size < 1 or batch_size % process_count:
-    raise UserError(
-      f"batch_size {batch_size} does not divide among {process_count} hosts; "
-      f"give a multiple of {process_count}"
-    )
-  local = batch_size // process_count
+  if batch_size < 1:
+    raise UserError(f"batch_size {batch_size} is too small; give 1 or more")
+  places = tuple(range(batch_size) if places is None else places)
   clips = _Clips(
     loader=loader,
     plan=Plan(loader.source.groups, batch_size, loader.seed),
     first_step=start_step,
-    first_place=process_index * local,
-    local=local,
+    places=places,
     batch_size=batch_size,
   )
   threads = num_threads or min(16, max(2, os.cpu_count() or 2))
-  return _generate(clips, local, threads, finish)
+  return _generate(clips, len(places), threads, finish)
 
 
 def _generate(
@@ -181,16 +174,15 @@ class _Clips:
   loader: Loader
   plan: Plan
   first_step: int
-  first_place: int
-  local: int
+  places: tuple[int, ...]
   batch_size: int
 
   def __len__(self) -> int:
     return sys.maxsize  # never ends
 
   def __getitem__(self, number: int) -> Batch:
-    step, place = divmod(number, self.local)
-    step, place = step + self.first_step, place + self.first_place
+    step, k = divmod(number, len(self.places))
+    step, place = step + self.first_step, self.places[k]
     candidates = self.plan.candidates(step, place)
     with self.loader.pace.timing():
       return self.loader.load(candidates, step * self.batch_size + place)
@@ -208,7 +200,10 @@ def _collate(samples: Sequence[Batch]) -> Batch:
 
 
 def held_out_batches(
-  loader: Loader, size: int, batch_size: int
+  loader: Loader,
+  size: int,
+  batch_size: int,
+  places: Sequence[int] | None = None,
 ) -> list[tuple[Batch, int]]:
   """The first `size` clips in batches, the same ones every time.
 
@@ -217,6 +212,7 @@ def held_out_batches(
     size: how many clips; of a smaller source they come again, under other
       masks.
     batch_size: of each batch.
+    places: see `batches`.
 
   Returns:
     Pairs of a batch and how many of its clips count; the last batch of each
@@ -231,13 +227,14 @@ def held_out_batches(
   for group in loader.source.groups:
     members = list(group.indices)
     inside = set(members)
-    own = [(index, turn) for index, turn in chosen if index in inside]
-    for first in range(0, len(own), batch_size):
-      part = own[first : first + batch_size]
+    here = [(index, turn) for index, turn in chosen if index in inside]
+    for first in range(0, len(here), batch_size):
+      part = here[first : first + batch_size]
       filled = part + [part[-1]] * (batch_size - len(part))
+      own = filled if places is None else [filled[k] for k in places]
       samples = [
         loader.load(_from(members, index), position=None, turn=turn)
-        for index, turn in filled
+        for index, turn in own
       ]
       made.append((_collate(samples), len(part)))
   return made

@@ -161,6 +161,10 @@ class TextEncoder:
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
+  def rest(self) -> None:
+    """Takes the weights off the device until the next caption to encode."""
+    self.params = jax.device_get(self.params)
+
   def encode(self, captions: Sequence[str]) -> tuple[Text, Mask]:
     """Features and mask (True where a token is real) of each caption.
 
@@ -170,6 +174,7 @@ class TextEncoder:
       text, (b, l, e) float32, and mask, (b, l) bool.
     """
     _refuse_one_text(captions)
+    self.params = jax.tree.map(jnp.asarray, self.params)  # if at rest
     clean = CLEANINGS[self.cleaning]
     tokens, mask = self.tokenizer.encode([clean(c) for c in captions])
     # One by one: XLA rounds differently at different batch sizes.

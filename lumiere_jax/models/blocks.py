@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lumiere_jax.models.layers import Conv, Dense, DenseGeneral
 from lumiere_jax.typing import PerSample, Video
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -71,9 +72,9 @@ class TimeEmbedding(nn.Module):
   @nn.compact
   def __call__(self, time: PerSample) -> Float[Array, "b width"]:
     x = sinusoid(time, self.sinusoid_width).astype(self.dtype)
-    x = nn.Dense(self.width, dtype=self.dtype, name="in")(x)
+    x = Dense(self.width, dtype=self.dtype, name="in")(x)
     x = ACTIVATIONS[self.activation](x)
-    return nn.Dense(self.width, dtype=self.dtype, name="out")(x)
+    return Dense(self.width, dtype=self.dtype, name="out")(x)
 
 
 class TextPooling(nn.Module):
@@ -93,9 +94,7 @@ class TextPooling(nn.Module):
     text: Float[Array, "b l e"],
     mask: Bool[Array, "b l"] | None,
   ) -> Float[Array, "b width"]:
-    dense = lambda features, name: nn.Dense(
-      features, dtype=self.dtype, name=name
-    )
+    dense = lambda features, name: Dense(features, dtype=self.dtype, name=name)
     norm = lambda name: nn.LayerNorm(
       epsilon=NORM_EPS, dtype=jnp.float32, name=name
     )
@@ -168,13 +167,13 @@ class ResBlock(nn.Module):
     act = ACTIVATIONS[self.activation]
     resample = RESAMPLE[self.resample]
     h = resample(act(GroupNorm(self.groups, name="norm_0")(x)))
-    h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_0")(h)
+    h = Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_0")(h)
     if self.activate_embedding:
       emb = act(emb)
-    film = nn.Dense(2 * self.channels, dtype=self.dtype, name="film")(emb)
+    film = Dense(2 * self.channels, dtype=self.dtype, name="film")(emb)
     scale, shift = jnp.split(film[:, None, None, None, :], 2, axis=-1)
     h = act(GroupNorm(self.groups, name="norm_1")(h) * (1 + scale) + shift)
-    h = nn.Conv(
+    h = Conv(
       self.channels,
       (3, 3),
       dtype=self.dtype,
@@ -183,7 +182,7 @@ class ResBlock(nn.Module):
     )(h)
     x = resample(x)
     if x.shape[-1] != self.channels:
-      x = nn.Dense(self.channels, dtype=self.dtype, name="skip")(x)
+      x = Dense(self.channels, dtype=self.dtype, name="skip")(x)
     return (x + h) * jnp.asarray(self.out_scale, self.dtype)
 
 
@@ -210,7 +209,7 @@ class TextAttention(nn.Module):
   ) -> Video:
     b, t, h, w, channels = x.shape
     heads = channels // self.head_dim
-    project = lambda parts, name: nn.DenseGeneral(
+    project = lambda parts, name: DenseGeneral(
       (parts, heads, self.head_dim), dtype=self.dtype, name=name
     )
     # The text is projected once per sample, then shared by its frames.
@@ -233,7 +232,7 @@ class TextAttention(nn.Module):
       implementation=self.kernel,
     )
     out = checkpoint_name(out, "attention")
-    out = nn.DenseGeneral(
+    out = DenseGeneral(
       channels,
       axis=(-2, -1),
       dtype=self.dtype,

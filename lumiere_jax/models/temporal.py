@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lumiere_jax.models.blocks import ACTIVATIONS, GroupNorm
+from lumiere_jax.models.layers import Conv, Dense, DenseGeneral
+from lumiere_jax.parallel.sharding import whole
 from lumiere_jax.typing import Video
 
 TAPS = 3
@@ -54,9 +56,8 @@ class TemporalConv(nn.Module):
   @nn.compact
   def __call__(self, x: Video) -> Video:
     channels = x.shape[-1]
-    kernel = self.param(
-      "kernel", self.kernel_init, (TAPS, channels, channels)
-    ).astype(self.dtype)
+    kernel = self.param("kernel", self.kernel_init, (TAPS, channels, channels))
+    kernel = whole(kernel.astype(self.dtype))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
     out = convolve_time(x.astype(self.dtype), kernel, self.stride)
     return out + bias.astype(self.dtype)
@@ -99,7 +100,7 @@ class ConvInflation(nn.Module):
     channels = x.shape[-1]
     act = ACTIVATIONS[self.activation]
     fan_in = nn.initializers.lecun_normal(in_axis=(0, 1))
-    h = nn.Conv(channels, (3, 3), dtype=self.dtype, name="conv_space")(x)
+    h = Conv(channels, (3, 3), dtype=self.dtype, name="conv_space")(x)
     h = act(GroupNorm(self.groups, name="norm_0")(h))
     h = TemporalConv(fan_in, self.dtype, name="conv_time")(h)
     h = act(GroupNorm(self.groups, name="norm_1")(h))
@@ -121,21 +122,27 @@ class TemporalAttention(nn.Module):
 
   @nn.compact
   def __call__(self, x: Video) -> Video:
-    b, _, h, w, channels = x.shape
+    channels = x.shape[-1]
     heads = channels // self.head_dim
     normed = GroupNorm(self.groups, name="norm")(x)
     # No bias on the keys: it would shift all logits of a query alike, which
     # the softmax ignores, so it could never learn.
-    qkv = nn.DenseGeneral(
+    qkv = DenseGeneral(
       (3, heads, self.head_dim), use_bias=False, dtype=self.dtype, name="qkv"
-    )(einops.rearrange(normed, "b t h w c -> (b h w) t c"))
-    out = jax.nn.dot_product_attention(
-      *(qkv[..., part, :, :] for part in range(3)),
-      bias=self._bias(heads, x.shape[1]).astype(self.dtype),
-      implementation=self.kernel,
-    )
-    out = checkpoint_name(out, "attention")
-    out = einops.rearrange(out, "(b h w) t n d -> b t h w (n d)", b=b, h=h, w=w)
+    )(normed)
+    bias = self._bias(heads, x.shape[1]).astype(self.dtype)
+
+    def attend(qkv: Float[Array, "t h w 3 n d"]) -> Float[Array, "t h w c"]:
+      h, w = qkv.shape[1:3]
+      q, k, v = einops.rearrange(qkv, "t h w i n d -> i (h w) t n d")
+      out = jax.nn.dot_product_attention(
+        q, k, v, bias=bias, implementation=self.kernel
+      )
+      return einops.rearrange(out, "(h w) t n d -> t h w (n d)", h=h, w=w)
+
+    # Sample by sample: folding samples and rows into one axis would mix up
+    # which device of a mesh has which.
+    out = checkpoint_name(jax.vmap(attend)(qkv), "attention")
     return x + zero_projection(channels, self.dtype)(out)
 
   def _bias(self, heads: int, frames: int) -> Float[Array, "1 n t t"]:
@@ -179,6 +186,6 @@ class AttentionInflation(nn.Module):
 
 def zero_projection(channels: int, dtype: jnp.dtype) -> nn.Dense:
   """The linear projection that makes a residual block the identity at first."""
-  return nn.Dense(
+  return Dense(
     channels, dtype=dtype, kernel_init=nn.initializers.zeros, name="proj"
   )

@@ -16,6 +16,8 @@ from jaxtyping import Array
 
 from lumiere_jax.models import blocks, temporal
 from lumiere_jax.models.inflate import flatten
+from lumiere_jax.models.layers import Conv, Dense
+from lumiere_jax.parallel.sharding import VIDEO, constrain
 from lumiere_jax.typing import Cond, FlatParams, PerSample, UserError, Video
 
 ATTENTION = ("none", "cross", "self")
@@ -251,7 +253,8 @@ class UNet(nn.Module):
         kind = c.attention[level]
         x = self._res_block(c.channels[level], name)(x, emb)
         x = self._attend(x, f"{name}_attention", kind, text, cond)
-        return self._inflate(x, name, level == last) if inflated else x
+        x = self._inflate(x, name, level == last) if inflated else x
+        return constrain(x, VIDEO)
 
       return self._remat(body, level)(self, x)
 
@@ -262,13 +265,14 @@ class UNet(nn.Module):
         step = level if kind == "down" else level - 1
         if inflated and c.temporal.resample[step]:
           x = self._resample_time(x, name, kind)
-        return x
+        return constrain(x, VIDEO)
 
       return self._remat(body, level)(self, x)
 
     def middle(self, x):
       x = self._middle(x, emb, text, cond)
-      return self._inflate(x, "mid", True) if inflated else x
+      x = self._inflate(x, "mid", True) if inflated else x
+      return constrain(x, VIDEO)
 
     x = self._stem(z, cond)
     skips = [x]
@@ -292,7 +296,7 @@ class UNet(nn.Module):
     x = blocks.GroupNorm(c.norm_groups, name="head_norm")(x)
     x = blocks.ACTIVATIONS[c.activation](x)
     x = self._conv(c.out_channels, "head", nn.initializers.zeros)(x)
-    return x.astype(jnp.float32)
+    return constrain(x.astype(jnp.float32), VIDEO)
 
   @property
   def _dtype(self) -> jnp.dtype:
@@ -308,10 +312,10 @@ class UNet(nn.Module):
     return module(self._dtype, name=f"temporal_{name}")(x)
 
   def _dense(self, features: int, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=self._dtype, name=name)
+    return Dense(features, dtype=self._dtype, name=name)
 
   def _conv(self, features: int, name: str, init=None, bias=True) -> nn.Conv:
-    return nn.Conv(
+    return Conv(
       features,
       (3, 3),
       use_bias=bias,
@@ -347,7 +351,7 @@ class UNet(nn.Module):
     """
     c = self.config
     extra = c.in_channels - 3
-    x = z.astype(self._dtype)
+    x = constrain(z, VIDEO).astype(self._dtype)
     if extra:
       x = jnp.concatenate(
         [x, cond.frames[..., :extra].astype(self._dtype)], axis=-1

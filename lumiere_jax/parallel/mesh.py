@@ -1,47 +1,126 @@
-"""The device mesh and where batches and state lie on it."""
+"""The device mesh: which chips share samples, weights and rows of pixels."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+import dataclasses
+import math
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh
 import numpy as np
 
-from lumiere_jax.typing import UserError
+from lumiere_jax.typing import UserError, check_least
 
-AXES = ("data",)
-
-
-def make_mesh() -> Mesh:
-  """All devices of all processes on the data axis."""
-  return jax.make_mesh(
-    (jax.device_count(),), AXES, axis_types=(AxisType.Auto,) * len(AXES)
-  )
+AXES = ("data", "fsdp", "space")
+BATCH = ("data", "fsdp")
+"""Axes that the samples of a batch are spread over."""
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-  """The same value on every device: state."""
-  return NamedSharding(mesh, PartitionSpec())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+  """How many ways a run is spread over its devices; one may be -1: the rest.
+
+  Attributes:
+    data: groups of devices that hold all weights among them and take samples
+      of their own. In sampling, windows of a long video are spread over it.
+      Slices that only a data-centre network joins are parts of this axis.
+    fsdp: devices in such a group: each keeps a part of all weights, moments
+      and averages, and takes samples of its own.
+    space: devices that share one sample, each with some rows of its pixels.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  space: int = 1
+
+  def __post_init__(self):
+    sizes = self.sizes
+    if sizes.count(-1) > 1:
+      raise UserError(
+        f"config.mesh: {_words(sizes)}; only one of them can be -1, the rest"
+      )
+    given = [name for name in AXES if getattr(self, name) != -1]
+    check_least(self, "config.mesh", given, least=1)
+
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    """In the order of `AXES`."""
+    return tuple(getattr(self, name) for name in AXES)
+
+  def filled(self, count: int) -> tuple[int, ...]:
+    """Sizes of the axes over `count` devices, -1 filled in.
+
+    Raises:
+      UserError: they do not come to that many.
+    """
+    known = math.prod(size for size in self.sizes if size != -1)
+    rest = max(1, count // known)
+    sizes = tuple(rest if size == -1 else size for size in self.sizes)
+    if math.prod(sizes) != count:
+      raise UserError(
+        f"config.mesh: {_words(self.sizes)} does not come to the "
+        f"{count} devices there are; set one of them to -1, and the others to "
+        f"numbers whose product divides {count}"
+      )
+    return sizes
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Axis 0, the samples, spread over the data axis: batches."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+def make_mesh(
+  config: MeshConfig = MeshConfig(), devices: Sequence | None = None
+) -> Mesh:
+  """A mesh over devices of all processes; slow links are on the data axis.
+
+  Args:
+    config: sizes of the axes.
+    devices: by default all there are; those of a described topology, say.
+
+  Raises:
+    UserError: the sizes do not come to the number of devices, or `data` is not
+      shared equally by the slices there are.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = config.filled(len(devices))
+  slices = len({getattr(device, "slice_index", 0) for device in devices})
+  if slices == 1:
+    array = _one_slice(sizes, devices)
+  else:
+    if sizes[0] % slices:
+      raise UserError(
+        f"config.mesh.data={sizes[0]} is not shared equally by {slices} "
+        f"slices, which are parts of it; take a multiple of {slices}"
+      )
+    array = mesh_utils.create_hybrid_device_mesh(
+      (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices
+    )
+  return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-  """Raises a UserError where the global batch does not divide."""
-  if batch_size % mesh.shape["data"]:
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+  """Raises a UserError where a micro-batch does not divide.
+
+  Args:
+    batch_size: clips a step, of all hosts and micro-batches.
+    accumulate: micro-batches.
+    mesh: that they are spread over.
+  """
+  shares = math.prod(mesh.shape[axis] for axis in BATCH)
+  if batch_size % (shares * accumulate):
+    parts = f" in {accumulate} micro-batches" if accumulate > 1 else ""
     raise UserError(
-      f"config.train.batch_size={batch_size} does not divide among "
-      f"{mesh.shape['data']} devices; take a multiple of that"
+      f"config.train.batch_size={batch_size} does not divide among {shares} "
+      f"devices{parts}; take a multiple of {shares * accumulate}, or let more "
+      "devices share a clip with config.mesh.space"
     )
 
 
-def to_devices(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """This process's rows of a batch -> global arrays sharded over samples."""
-  sharding = batch_sharding(mesh)
-  return {
-    name: jax.make_array_from_process_local_data(sharding, rows)
-    for name, rows in batch.items()
-  }
+def _one_slice(sizes: tuple[int, ...], devices: list) -> np.ndarray:
+  """Neighbours on the mesh are neighbours on the wires, where there are any."""
+  try:
+    return mesh_utils.create_device_mesh(sizes, devices)
+  except (NotImplementedError, ValueError, AssertionError):
+    # No such arrangement of the wires is known: any order is right.
+    return np.asarray(devices).reshape(sizes)
+
+
+def _words(sizes: Sequence[int]) -> str:
+  return ", ".join(f"{k}={v}" for k, v in zip(AXES, sizes, strict=True))

@@ -14,6 +14,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from lumiere_jax.io import safetensors
 from lumiere_jax.io.atomic import require_space
 from lumiere_jax.models.inflate import check_same_leaves, flatten, unflatten
+from lumiere_jax.parallel.agree import is_first, wait_for_all
 from lumiere_jax.pipelines.adapters import fingerprint
 from lumiere_jax.training.config import TrainConfig
 from lumiere_jax.training.state import TrainState
@@ -44,7 +45,9 @@ class Checkpoints:
     )
     kept = [policies.LatestN(config.keep), best]
     self._folder = (workdir / "checkpoints").resolve()
-    self._set_aside_without_metrics()
+    if is_first():
+      self._set_aside_without_metrics()
+    wait_for_all("checkpoints")
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
@@ -106,7 +109,9 @@ class Checkpoints:
       try:
         return self._restore(abstract, step)
       except _DAMAGE as error:
-        self._set_aside(step, error)
+        if is_first():
+          self._set_aside(step, error)
+        wait_for_all(f"damaged {step}")
         self._manager.reload()
     if list(self._folder.glob(f"{_DAMAGED}*")):
       raise UserError(
@@ -163,8 +168,9 @@ class Checkpoints:
     if not frozen:
       return ""
     name = f"{fingerprint(frozen)}.safetensors"
-    if not self.frozen_path(name).exists():
+    if is_first() and not self.frozen_path(name).exists():
       safetensors.save(self.frozen_path(name), frozen)
+    wait_for_all(name)
     return name
 
   def load_frozen(self, name: str) -> FlatParams:

@@ -12,8 +12,8 @@ from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.training.step import (
   Metrics,
+  jit_train_step,
   loss_and_gradients,
-  make_train_step,
 )
 from lumiere_jax.training.tasks import Batch, Task
 from lumiere_jax.typing import FlatParams
@@ -50,7 +50,6 @@ class TrainStep:
   ):
     self._experiment, self._task = experiment, task
     self._announce = announce
-    self._jitted = jax.jit(make_train_step(experiment, task), donate_argnums=0)
     self.programs: dict[tuple[int, ...], Program] = {}
 
   def __call__(
@@ -67,14 +66,15 @@ class TrainStep:
     """Model FLOPs of a step that has been taken."""
     return self.programs[batch["video"].shape].flops
 
-  def _compile(self, *args: Any) -> Program:
+  def _compile(self, state: TrainState, *rest: Any) -> Program:
     start = time.monotonic()
-    compiled = self._jitted.lower(*args).compile()
+    step = jit_train_step(self._experiment, self._task, state)
+    compiled = step.lower(state, *rest).compile()
     seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
     return Program(
       run=compiled,
-      flops=model_flops(self._experiment, self._task, *args[:3]),
+      flops=model_flops(self._experiment, self._task, state, *rest[:2]),
       temporary_bytes=memory and memory.temp_size_in_bytes,
       seconds=seconds,
     )

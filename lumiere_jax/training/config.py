@@ -8,6 +8,7 @@ from lumiere_jax.data.cleaning import CLEANINGS
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.models.t5 import DTYPES
 from lumiere_jax.models.unet import UNetConfig
+from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.pipelines.stage import (
   DiffusionConfig,
   StageConfig,
@@ -23,7 +24,7 @@ PARENTS = {
   "ssr": "ssr_image",
 }
 """Stages, and the stage that each starts from."""
-OPTIMIZERS = ("adam", "adafactor")
+OPTIMIZERS = ("adam", "adafactor", "sgd")
 DECAYS = ("constant", "cosine", "rsqrt")
 FROZEN_DTYPES = ("source", "bfloat16")
 
@@ -70,7 +71,7 @@ class TrainConfig:
       `init_from=scratch` trains everything.
     frozen_dtype: of frozen weights on the device: 'source' (as they came) or
       'bfloat16'. On disk they stay as they came.
-    optimizer: 'adam' or 'adafactor' (Imagen's for its base model).
+    optimizer: 'adam', 'adafactor' (Imagen's for its base model) or 'sgd'.
     learning_rate: after warm-up.
     decay: of the learning rate after warm-up: 'constant', 'cosine' (to
       `final_learning_rate` at the last step) or 'rsqrt' (with the inverse
@@ -230,6 +231,7 @@ class Experiment:
   train: TrainConfig
   preview: PreviewConfig = PreviewConfig()
   lora: LoraConfig = LoraConfig()
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   seed: int = 0
   init_from: str = ""
   resume: bool = True

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lumiere_jax.parallel.arrays import replicated
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.training.tasks import Batch, Task
 from lumiere_jax.typing import FlatParams
@@ -13,8 +14,13 @@ from lumiere_jax.typing import FlatParams
 class HeldOut:
   """The held-out loss of a run, the same question at every step."""
 
-  def __init__(self, task: Task, batches: list[tuple[Batch, int]]):
-    """Takes batches and how many clips of each count."""
+  def __init__(
+    self,
+    task: Task,
+    mesh: jax.sharding.Mesh,
+    batches: list[tuple[Batch, int]],
+  ):
+    """Takes batches on the devices of a mesh, and how many clips count."""
     self._batches = batches
     self._inflated = task.experiment.model.temporal is not None
     self._loss = jax.jit(
@@ -22,6 +28,7 @@ class HeldOut:
         {**ema, **frozen}, batch, bypass_temporal=bypass
       ),
       static_argnums=3,
+      out_shardings=replicated(mesh),
     )
 
   def __call__(

@@ -3,12 +3,12 @@
 import dataclasses
 from pathlib import Path
 
-import jax
-
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.io import bundle as bundles
 from lumiere_jax.io import safetensors
 from lumiere_jax.models import lora
+from lumiere_jax.parallel import arrays
+from lumiere_jax.parallel.agree import is_first
 from lumiere_jax.pipelines.adapters import write_adapter
 from lumiere_jax.pipelines.text import write_text_part
 from lumiere_jax.training.checkpoints import Checkpoints
@@ -38,11 +38,13 @@ class Exporter:
     """Writes averaged and frozen weights, text encoder and configs.
 
     Frozen weights and the text encoder are the same for a whole run: they are
-    linked or written the first time alone.
+    linked or written the first time alone. Every process has to call.
     """
     experiment, folder = self.experiment, self.workdir / name
+    step, ema = int(state.step), arrays.to_host(state.ema)
+    if not is_first():  # the others were needed to fetch the weights alone
+      return
     folder.mkdir(parents=True, exist_ok=True)
-    step = int(state.step)
     tensors = []
     if self.frozen:
       tensors.append(f"{experiment.stage}-frozen-{self.frozen}")
@@ -50,7 +52,7 @@ class Exporter:
         self.checkpoints.frozen_path(self.frozen), folder / tensors[0]
       )
     tensors.append(f"{experiment.stage}-ema-{step:08d}.safetensors")
-    weights = lora.scaled(jax.device_get(state.ema), experiment.lora.scale)
+    weights = lora.scaled(ema, experiment.lora.scale)
     safetensors.save(folder / tensors[-1], weights)
     stage = bundles.Part(
       meta={

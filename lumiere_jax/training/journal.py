@@ -12,6 +12,7 @@ import jax
 from tqdm import tqdm
 
 from lumiere_jax.data.pipeline import Pace
+from lumiere_jax.parallel.agree import is_first, wait_for_all
 from lumiere_jax.parallel.chips import peak_flops
 from lumiere_jax.training.compiled import Program
 from lumiere_jax.training.config import Experiment
@@ -47,7 +48,7 @@ class Journal:
       pace: how long clips take to load.
     """
     self._experiment, self._pace = experiment, pace
-    self._first = jax.process_index() == 0
+    self._first = is_first()
     self._metrics = JsonLines(workdir / "metrics.jsonl")
     self._held_out = JsonLines(workdir / "held_out.jsonl")
     self._sinks: list[Sink] = []
@@ -55,6 +56,7 @@ class Journal:
       for log in (self._metrics, self._held_out):
         log.rewind(start)
       self._sinks = _open_sinks(experiment, workdir, start)
+    wait_for_all("journal")  # what was rewound is read by all
     self._interval = _Interval()
     self._warned = False
     self._bar = tqdm(
@@ -64,6 +66,7 @@ class Journal:
       unit="step",
       mininterval=0.5 if sys.stderr.isatty() else 15,
       dynamic_ncols=True,
+      disable=not self._first,
     )
 
   def start_clock(self) -> None:

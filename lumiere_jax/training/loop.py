@@ -9,7 +9,8 @@ import time
 
 import jax
 
-from lumiere_jax.parallel import mesh as meshes
+from lumiere_jax.parallel.agree import is_first
+from lumiere_jax.parallel.mesh import check_batch, make_mesh
 from lumiere_jax.training.compiled import TrainStep
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.interrupt import interruptible
@@ -43,17 +44,17 @@ def train(experiment: Experiment, workdir: Path) -> None:
     opened_workdir(workdir, resume=experiment.resume),
     interruptible() as stopped,
   ):
-    mesh = meshes.make_mesh()
-    meshes.check_batch(experiment.train.batch_size, mesh)
-    run = Run.open(experiment, workdir, mesh)
-    with contextlib.closing(run.checkpoints):
+    mesh = make_mesh(experiment.mesh)
+    config = experiment.train
+    check_batch(config.batch_size, config.accumulate, mesh)
+    with contextlib.closing(Run.open(experiment, workdir, mesh)) as run:
       announce(run)
       journal = Journal(experiment, workdir, run.step, run.pace)
-      with contextlib.closing(journal):
+      with contextlib.closing(journal), jax.set_mesh(mesh):
         loop(run, journal, stopped)
 
 
-def loop(run: Run, journal: Journal, stopped: Callable[[], bool]) -> None:
+def loop(run: Run, journal: Journal, stopped: Callable[[int], bool]) -> None:
   """Evaluate - save - next batch - step - log, until done or told to stop."""
   config, preview = run.experiment.train, run.experiment.preview
   due = lambda every, step: bool(every) and step % every == 0
@@ -75,7 +76,7 @@ def loop(run: Run, journal: Journal, stopped: Callable[[], bool]) -> None:
       if step > start and saver.due(step):
         with journal.apart(metrics):
           saver.save()
-      if stopped():
+      if stopped(step):
         break
       with journal.waiting():
         batch = next(batches)
@@ -91,7 +92,7 @@ def loop(run: Run, journal: Journal, stopped: Callable[[], bool]) -> None:
 
 def announce(run: Run) -> None:
   """Says what will train, and notes the start in runs.jsonl."""
-  if jax.process_index() != 0:
+  if not is_first():
     return
   count = lambda flat: sum(leaf.size for leaf in flat.values())
   trained, frozen = count(run.state.trainable), count(run.frozen)
@@ -101,6 +102,7 @@ def announce(run: Run) -> None:
       "start_step": run.step,
       "devices": jax.device_count(),
       "processes": jax.process_count(),
+      "mesh": dict(run.mesh.shape),
       "platform": jax.devices()[0].device_kind,
       "jax": jax.__version__,
       "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -9,7 +9,7 @@ from lumiere_jax.typing import FlatParams
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-  """Clipping by global norm, Adam or Adafactor, decay of kernels, the rate."""
+  """Clipping by global norm, the optimizer, decay of kernels, the rate."""
   kinds = {
     "adam": lambda: optax.scale_by_adam(config.b1, config.b2, config.eps),
     # Imagen (App. F.1) trains its base model with it: no first moment, the
@@ -17,6 +17,7 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
     "adafactor": lambda: optax.chain(
       optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)
     ),
+    "sgd": optax.identity,
   }
   parts = [optax.clip_by_global_norm(config.clip_norm)]
   parts.append(kinds[config.optimizer]())

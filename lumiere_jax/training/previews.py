@@ -14,6 +14,8 @@ from lumiere_jax.diffusion.rules import DDIM
 from lumiere_jax.io.image import write_image
 from lumiere_jax.io.write import write_video
 from lumiere_jax.models import lora
+from lumiere_jax.parallel.agree import is_first
+from lumiere_jax.parallel.arrays import to_host
 from lumiere_jax.pipelines.conditioning import to_uint8
 from lumiere_jax.pipelines.sampling import Knobs, sample_stage
 from lumiere_jax.training.sinks import Clip
@@ -83,7 +85,9 @@ class Previews:
     """Writes STEP-NUMBER-CAPTION.mp4, or .png of pictures."""
     scene, fps = self._scene, self._task.experiment.data.fps
     left, right = scene.beside
-    shown = [*left, self._sample(state, frozen), *right]
+    shown = to_host([*left, self._sample(state, frozen), *right])
+    if not is_first():
+      return []
     videos = _side_by_side([np.asarray(to_uint8(video)) for video in shown])
     clips = []
     for k, (caption, video) in enumerate(

@@ -12,7 +12,8 @@ from lumiere_jax.data.pipeline import Loader, Pace, batches, held_out_batches
 from lumiere_jax.data.source import Source
 from lumiere_jax.data.sources import open_sources, text_shelves
 from lumiere_jax.data.text import TextCache, TextEncoder
-from lumiere_jax.parallel import mesh as meshes
+from lumiere_jax.parallel import arrays
+from lumiere_jax.parallel.agree import wait_for_all
 from lumiere_jax.pipelines.text import null_text, open_text_encoder
 from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.config import Experiment
@@ -80,7 +81,8 @@ class Run:
       config.cache or workdir / TEXT_CACHE,
       shelves=text_shelves(experiment.data),
     )
-    captions.fill(_captions(experiment, sources))
+    _encode(captions, _captions(experiment, sources))
+    text.rest()
     null, mask = null_text(text, experiment.diffusion.null_text)
     task = Task(
       experiment=experiment,
@@ -112,24 +114,28 @@ class Run:
 
   def batches(self) -> Iterator[Batch]:
     """Endless batches on the devices, from the present step on."""
+    size = self.experiment.train.batch_size
     return batches(
       self._loader(self.sources[0]),
-      batch_size=self.experiment.train.batch_size,
+      batch_size=size,
       start_step=self.step,
       num_threads=self.experiment.data.threads,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      finish=lambda batch: meshes.to_devices(self.mesh, self._arrays(batch)),
+      places=arrays.places(self.mesh, size),
+      finish=self._to_devices,
     )
 
   def held_out(self) -> HeldOut:
     """Measures the held-out loss."""
     config = self.experiment.train
     clips = held_out_batches(
-      self._loader(self.sources[1]), config.eval_clips, config.batch_size
+      self._loader(self.sources[1]),
+      config.eval_clips,
+      config.batch_size,
+      arrays.places(self.mesh, config.batch_size),
     )
-    to_devices = lambda batch: meshes.to_devices(self.mesh, self._arrays(batch))
-    return HeldOut(self.task, [(to_devices(b), real) for b, real in clips])
+    return HeldOut(
+      self.task, self.mesh, [(self._to_devices(b), real) for b, real in clips]
+    )
 
   def previews(self) -> Previews:
     """Samples clips to look at."""
@@ -141,8 +147,8 @@ class Run:
       batch, real = held_out_batches(
         self._loader(self.sources[1]), config.clips, config.clips
       )[0]
-      arrays = {k: v[:real] for k, v in self._arrays(batch).items()}
-      held = jax.device_put(arrays, meshes.replicated(self.mesh))
+      shown = {k: v[:real] for k, v in self._arrays(batch).items()}
+      held = arrays.put_everywhere(self.mesh, shown)
       scene = held_out_scene(self.task, held, batch["caption"][:real])
     return Previews(self.task, scene, self.workdir / "previews")
 
@@ -156,6 +162,10 @@ class Run:
       text=self.text,
     )
 
+  def close(self) -> None:
+    """Waits until everything is saved; see `Checkpoints.close`."""
+    self.checkpoints.close()
+
   def _loader(self, source: Source) -> Loader:
     experiment = self.experiment
     return Loader(
@@ -167,8 +177,20 @@ class Run:
 
   def _arrays(self, batch: dict[str, Any]) -> dict[str, Any]:
     text, mask = self.captions(batch["caption"])
-    arrays = {k: batch[k] for k in ("video", "mask") if k in batch}
-    return arrays | {"text": text, "text_mask": mask}
+    pixels = {k: batch[k] for k in ("video", "mask") if k in batch}
+    return pixels | {"text": text, "text_mask": mask}
+
+  def _to_devices(self, batch: dict[str, Any]) -> Batch:
+    size = self.experiment.train.batch_size
+    return arrays.to_devices(self.mesh, self._arrays(batch), size)
+
+
+def _encode(cache: TextCache, captions: Iterator[str]) -> None:
+  """Each host its share first, then what no folder they share shows it."""
+  every = list(dict.fromkeys(captions))
+  cache.fill(every[jax.process_index() :: jax.process_count()])
+  wait_for_all("captions")
+  cache.fill(every)
 
 
 def _captions(
@@ -176,6 +198,7 @@ def _captions(
 ) -> Iterator[str]:
   """All that will be needed: of training, and of the clips held out."""
   clips, held_out = sources
+  yield from experiment.preview.prompts
   asked = max(experiment.train.eval_clips, experiment.preview.clips)
   for source, count in ((clips, len(clips)), (held_out, asked)):
     for index in range(min(count, len(source))):

@@ -5,8 +5,7 @@ import functools
 import time
 from typing import Any
 
-import jax
-
+from lumiere_jax.parallel.agree import as_the_first_says
 from lumiere_jax.training.evaluation import HeldOut
 from lumiere_jax.training.journal import Journal
 from lumiere_jax.training.previews import Previews
@@ -52,22 +51,27 @@ class Saver:
 
   def due(self, step: int) -> bool:
     """Whether it is time to save: steps, minutes, or the best state yet."""
-    minutes = (time.monotonic() - self._saved_at) / 60
     return (
       step % self._config.save_every == 0
-      or 0 < self._config.save_minutes <= minutes
       or self._is_best(step)
+      or self._is_long_ago(step)
     )
+
+  def _is_long_ago(self, step: int) -> bool:
+    """By the first process's clock, which is asked where a line is logged."""
+    if not self._config.save_minutes or step % self._config.log_every:
+      return False
+    minutes = (time.monotonic() - self._saved_at) / 60
+    return as_the_first_says(minutes >= self._config.save_minutes)
 
   def save(self) -> None:
     """A checkpoint, the bundle of averaged weights, and the best one."""
     run, step = self._run, self._run.step
     run.checkpoints.save(run.state, run.frozen_name, self._records.get(step))
     self._saved_at = time.monotonic()
-    if jax.process_index() == 0:
-      self._exporter.save(run.state)
-      if self._is_best(step):
-        self._exporter.save(run.state, BEST)
+    self._exporter.save(run.state)
+    if self._is_best(step):
+      self._exporter.save(run.state, BEST)
 
   def _is_best(self, step: int) -> bool:
     """Whether this step was measured, and none before it was better."""

@@ -1,5 +1,6 @@
 """Where a run starts: from nothing, from a bundle, or where it stopped."""
 
+from collections.abc import Callable
 import functools
 import re
 import sys
@@ -11,7 +12,8 @@ from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.io import bundle as bundles
 from lumiere_jax.models import lora
 from lumiere_jax.models.inflate import ADDED_LEAVES, inflate, split
-from lumiere_jax.parallel import mesh as meshes
+from lumiere_jax.parallel import arrays
+from lumiere_jax.parallel.sharding import shardings
 from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.optimizer import make_optimizer
@@ -70,9 +72,14 @@ def trainable_pattern(experiment: Experiment) -> str:
 
 
 def initial_params(
-  experiment: Experiment, task: Task, text_identity: str
+  experiment: Experiment,
+  task: Task,
+  mesh: jax.sharding.Mesh,
+  text_identity: str,
 ) -> FlatParams:
   """Fresh weights, or those of `init_from` with fresh ones where it has none.
+
+  Fresh ones are made where they will lie; the source's are on the host.
 
   Raises:
     UserError: `init_from` holds no such stage, was made with another config
@@ -80,7 +87,7 @@ def initial_params(
   """
   fresh = functools.partial(fresh_params, experiment, task)
   if from_scratch(experiment):
-    return jax.jit(fresh)()
+    return _made_in_place(fresh, mesh)
   bundle, stage = _source(experiment)
   _check_same_text(experiment, bundle, text_identity)
   name = f"config.init_from={experiment.init_from}, stage {stage!r},"
@@ -94,8 +101,18 @@ def initial_params(
     )
   # Fresh weights of what the source has are never made: they are most of it.
   lacking = (params.keys() | adapter.keys()) - source.keys()
-  made = jax.jit(lambda: {k: v for k, v in fresh().items() if k in lacking})()
+  made = _made_in_place(
+    lambda: {k: v for k, v in fresh().items() if k in lacking}, mesh
+  )
   return {k: source[k] if k in source else made[k] for k in params | adapter}
+
+
+def _made_in_place(
+  fresh: Callable[[], FlatParams], mesh: jax.sharding.Mesh
+) -> FlatParams:
+  """Fresh leaves, each device making its own parts of them."""
+  where = shardings(jax.eval_shape(fresh), mesh)
+  return jax.jit(fresh, out_shardings=where)()
 
 
 def _check_same_text(
@@ -128,31 +145,47 @@ def start_or_resume(
   """
   optimizer = make_optimizer(experiment.train)
   pattern = trainable_pattern(experiment)
-  everywhere = meshes.replicated(mesh)
-  shapes = jax.eval_shape(functools.partial(fresh_params, experiment, task))
-  abstract = jax.eval_shape(
-    functools.partial(init_state, optimizer=optimizer),
-    split(shapes, pattern)[0],
-  )
-  restored = checkpoints.restore(
-    jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-      abstract,
-    )
-  )
+  abstract, _ = abstract_state(experiment, task, mesh)
+  restored = checkpoints.restore(abstract)
   if restored is None:
-    params = initial_params(experiment, task, text_identity)
+    params = initial_params(experiment, task, mesh, text_identity)
     trainable, frozen = split(params, pattern)
+    name = checkpoints.save_frozen(arrays.to_host(frozen))
     # What trains is float32, whatever the source was (IF's is float16).
-    trainable = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), trainable)
-    state = init_state(trainable, optimizer)
-    name = checkpoints.save_frozen(jax.device_get(frozen))
+    float32 = lambda x: x.astype(jnp.float32) if x.dtype != jnp.float32 else x
+    trainable = arrays.put(
+      jax.tree.map(float32, trainable), shardings(trainable, mesh)
+    )
+    where = jax.tree.map(lambda x: x.sharding, abstract)
+    first = functools.partial(init_state, optimizer=optimizer)
+    state = jax.jit(first, out_shardings=where)(trainable)
   else:
     state, name = restored
     frozen = checkpoints.load_frozen(name)
   _check_pictures(experiment, state.trainable)
-  put = functools.partial(jax.device_put, device=everywhere)
-  return put(state), put(_as_held(frozen, experiment)), name
+  held = arrays.put(_as_held(frozen, experiment), shardings(frozen, mesh))
+  return state, held, name
+
+
+def abstract_state(
+  experiment: Experiment, task: Task, mesh: jax.sharding.Mesh
+) -> tuple[TrainState, FlatParams]:
+  """Shapes of state and frozen weights, and where they lie, at no memory.
+
+  Frozen weights as the config would make them: a source may keep them in
+  another dtype.
+  """
+  optimizer = make_optimizer(experiment.train)
+  shapes = jax.eval_shape(functools.partial(fresh_params, experiment, task))
+  trainable, frozen = split(shapes, trainable_pattern(experiment))
+  state = jax.eval_shape(
+    functools.partial(init_state, optimizer=optimizer), trainable
+  )
+  held = jax.eval_shape(lambda tree: _as_held(tree, experiment), frozen)
+  laid = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+  return tuple(
+    jax.tree.map(laid, tree, shardings(tree, mesh)) for tree in (state, held)
+  )
 
 
 def check_text(experiment: Experiment, text: TextEncoder) -> None:
@@ -178,7 +211,7 @@ def _as_held(frozen: FlatParams, experiment: Experiment) -> FlatParams:
   """Frozen weights as they lie on the device."""
   if experiment.train.frozen_dtype == "source":
     return frozen
-  return {k: jnp.asarray(v, jnp.bfloat16) for k, v in frozen.items()}
+  return {k: v.astype(jnp.bfloat16) for k, v in frozen.items()}
 
 
 def _check_pictures(experiment: Experiment, trainable: FlatParams) -> None:

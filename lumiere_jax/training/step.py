@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from lumiere_jax.diffusion.loss import Draws
+from lumiere_jax.parallel.arrays import replicated
+from lumiere_jax.parallel.sharding import constrain_leaves
 from lumiere_jax.training.blocks import by_block
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.optimizer import learning_rate, make_optimizer
@@ -37,7 +39,10 @@ def loss_and_gradients(
   ) -> jax.Array:
     return task.loss({**trainable, **frozen}, batch, draws)[0]
 
-  whole = jax.value_and_grad(loss_of)
+  def whole(*args: Any) -> tuple[jax.Array, FlatParams]:
+    loss, grads = jax.value_and_grad(loss_of)(*args)
+    return loss, constrain_leaves(grads)
+
   parts = experiment.train.accumulate
 
   def micro(x: jax.Array) -> jax.Array:
@@ -90,3 +95,21 @@ def make_train_step(
     }
 
   return train_step
+
+
+def jit_train_step(
+  experiment: Experiment, task: Task, state: TrainState
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """`make_train_step` jitted: the new state lies where the old one did.
+
+  Args:
+    experiment: the stage.
+    task: of the stage.
+    state: with its shardings; may be abstract.
+  """
+  where = jax.tree.map(lambda leaf: leaf.sharding, state)
+  return jax.jit(
+    make_train_step(experiment, task),
+    donate_argnums=0,
+    out_shardings=(where, replicated(state.step.sharding.mesh)),
+  )

@@ -17,6 +17,7 @@ from lumiere_jax.diffusion.loss import (
 from lumiere_jax.diffusion.noise import Keys
 from lumiere_jax.diffusion.process import Denoiser
 from lumiere_jax.models.unet import init_params
+from lumiere_jax.parallel.sharding import VIDEO, constrain
 from lumiere_jax.pipelines.conditioning import (
   given_frames,
   low_resolution_frames,
@@ -94,7 +95,8 @@ class Task:
       frames.append(given_frames(x0, mask))
     if frames:
       cond = cond.replace(frames=jnp.concatenate(frames, axis=-1))
-    return x0, cond
+    in_place = lambda video: constrain(video, VIDEO)
+    return in_place(x0), cond.map_frames(in_place)
 
   def loss(
     self, params: FlatParams, batch: Batch, draws: Draws

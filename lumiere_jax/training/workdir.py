@@ -5,9 +5,8 @@ import contextlib
 import itertools
 from pathlib import Path
 
-import jax
-
 from lumiere_jax.io.atomic import locked, remove_unfinished
+from lumiere_jax.parallel.agree import is_first, wait_for_all
 from lumiere_jax.typing import UserError
 
 TEXT_CACHE = "text_cache"
@@ -25,7 +24,8 @@ def opened_workdir(workdir: Path, *, resume: bool) -> Iterator[None]:
   Raises:
     UserError: that cannot be, or another run is under way in it.
   """
-  if jax.process_index() != 0:
+  if not is_first():
+    wait_for_all("workdir")
     yield
     return
   with locked(workdir):
@@ -33,6 +33,7 @@ def opened_workdir(workdir: Path, *, resume: bool) -> Iterator[None]:
       _set_aside(workdir)
     for path in _of_the_run(workdir):
       remove_unfinished(path)
+    wait_for_all("workdir")
     yield
 
 

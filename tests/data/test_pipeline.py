@@ -112,18 +112,25 @@ def test_seeds_differ():
   )
 
 
-@pytest.mark.parametrize("hosts", [2, 4])
+@pytest.mark.parametrize("hosts", [[(0, 1), (2, 3)], [(3, 0), (2,), (1,)]])
 def test_hosts_share_each_batch(hosts):
   whole = take(5, Numbers(7))
-  parts = [
-    take(5, Numbers(7), process_index=k, process_count=hosts)
-    for k in range(hosts)
-  ]
+  parts = [take(5, Numbers(7), places=places) for places in hosts]
   for step, batch in enumerate(whole):
-    video = np.concatenate([part[step]["video"] for part in parts])
-    assert np.array_equal(video, batch["video"])
-    captions = [c for part in parts for c in part[step]["caption"]]
-    assert captions == batch["caption"]
+    for places, part in zip(hosts, parts, strict=True):
+      video = batch["video"][list(places)]
+      assert np.array_equal(part[step]["video"], video)
+      captions = [batch["caption"][place] for place in places]
+      assert part[step]["caption"] == captions
+
+
+def test_a_host_reads_its_own_part_and_nothing_else():
+  """Over an epoch each clip is read once, by one host."""
+  read = []
+  for places in [(0, 1), (2, 3)]:
+    source = Numbers(8)
+    read.append(set(indices(take(2, source, places=places)).tolist()))
+  assert sorted([*read[0], *read[1]]) == list(range(8))
 
 
 def test_a_broken_clip_gives_way_to_the_next():
@@ -178,7 +185,6 @@ def test_leaves_no_threads(end):
 def test_refuses_when_called():
   """Not when the first batch is asked for."""
   for options, message in (
-    ({"batch_size": 6, "process_count": 4}, "6 does not divide among 4 hosts"),
     ({"batch_size": 0}, "batch_size 0"),
     ({"seed": -1}, "seed is -1"),
   ):
