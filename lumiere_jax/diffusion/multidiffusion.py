@@ -107,31 +107,60 @@ def multi_diffusion(
     # One window is no window: bit for bit, and without a scan to compile.
     if window == num_frames and tuple(starts) == (0,):
       return denoiser(z, log_snr, cond)
-    shares = _shares(starts, window, num_frames, weights)
-    groups = _group(np.asarray(starts, np.int32), shares, chunk)
-
-    def evaluate(starts: Int[Array, "k"]) -> list[Prediction]:
-      return _denoise_windows(denoiser, z, log_snr, cond, starts, window)
-
-    def accumulate(canvas: Prediction, group: tuple) -> tuple[Prediction, None]:
-      starts, shares = group
-      for i, out in enumerate(evaluate(starts)):
-        canvas = _add_window(canvas, out, starts[i], shares[i])
-      return canvas, None
-
-    one = jax.eval_shape(evaluate, groups[0][0])[0]
-    canvas = jax.tree.map(
-      lambda x: jnp.zeros(z.shape[:2] + x.shape[2:], x.dtype), one
-    )
-    return jax.lax.scan(accumulate, canvas, groups)[0]
+    shares = window_shares(starts, window, num_frames, weights)
+    places = np.asarray(starts, np.int32)
+    return sum_windows(denoiser, z, log_snr, cond, places, shares, chunk)
 
   return averaged
 
 
-def _shares(
+def sum_windows(
+  denoiser: Denoiser,
+  z: Video,
+  log_snr: PerSample,
+  cond: Cond,
+  starts: Int[Array | np.ndarray, "k"],
+  shares: Float[Array | np.ndarray, "k window"],
+  chunk: int,
+) -> Prediction:
+  """Windows' predictions, each by its share, summed up where they lie.
+
+  Args:
+    denoiser: see `multi_diffusion`.
+    z: (b, t, h, w, c).
+    log_snr: (b,).
+    cond: conditioning of all frames.
+    starts: first frames of the windows; may be traced.
+    shares: of each of their frames.
+    chunk: windows denoised at once.
+  """
+  window = shares.shape[1]
+  groups = _group(starts, shares, chunk)
+
+  def evaluate(starts: Int[Array, "k"]) -> list[Prediction]:
+    return _denoise_windows(denoiser, z, log_snr, cond, starts, window)
+
+  def accumulate(canvas: Prediction, group: tuple) -> tuple[Prediction, None]:
+    starts, shares = group
+    for i, out in enumerate(evaluate(starts)):
+      canvas = _add_window(canvas, out, starts[i], shares[i])
+    return canvas, None
+
+  one = jax.eval_shape(evaluate, groups[0][0])[0]
+  canvas = jax.tree.map(
+    lambda x: jnp.zeros(z.shape[:2] + x.shape[2:], x.dtype), one
+  )
+  return jax.lax.scan(accumulate, canvas, groups)[0]
+
+
+def window_shares(
   starts: Sequence[int], window: int, num_frames: int, weights: str
 ) -> Float[np.ndarray, "k window"]:
-  """Each window's share in the mean of each of its frames; they sum to 1."""
+  """Each window's share in the mean of each of its frames; they sum to 1.
+
+  Raises:
+    UserError: windows leave the video or miss a frame of it.
+  """
   ramp = np.minimum(np.arange(window) + 1, window - np.arange(window))
   weight = np.ones(window) if weights == "uniform" else ramp.astype(float)
   total = np.zeros(num_frames)
@@ -152,10 +181,10 @@ def _shares(
 
 
 def _group(
-  starts: Int[np.ndarray, "k"],
-  shares: Float[np.ndarray, "k window"],
+  starts: Int[Array | np.ndarray, "k"],
+  shares: Float[Array | np.ndarray, "k window"],
   chunk: int,
-) -> tuple[Int[np.ndarray, "n m"], Float[np.ndarray, "n m window"]]:
+) -> tuple[Int[Array, "n m"], Float[Array, "n m window"]]:
   """Groups of at most `chunk` windows, as equal as can be.
 
   The last one is filled up with windows that have no share in the mean: one
@@ -164,8 +193,8 @@ def _group(
   groups = -(-len(starts) // chunk)
   size = -(-len(starts) // groups)
   missing = groups * size - len(starts)
-  starts = np.pad(starts, (0, missing), mode="edge")
-  shares = np.pad(shares, ((0, missing), (0, 0)))
+  starts = jnp.pad(starts, (0, missing), mode="edge")
+  shares = jnp.pad(shares, ((0, missing), (0, 0)))
   return starts.reshape(groups, size), shares.reshape(groups, size, -1)
 
 

@@ -40,6 +40,7 @@ def sample_chunk(
   first_step: int | Int[Array, ""],
   keys: Keys,
   cond: Cond,
+  first_frame: int | Int[Array, ""] = 0,
 ) -> State:
   """Runs consecutive sampling steps as one scan; to be jitted by the caller.
 
@@ -53,6 +54,8 @@ def sample_chunk(
       keyed by it, so that chunks of any size draw the same.
     keys: (b,) keys of the samples.
     cond: conditioning.
+    first_frame: number of the canvas's first frame in the video, where it is
+      but a part of it: each frame has noise of its own.
   """
   num_frames, *shape = state.z.shape[1:]
 
@@ -61,7 +64,7 @@ def sample_chunk(
 
   def body(state: State, step: tuple) -> tuple[State, None]:
     number, log_snr_t, log_snr_s = step
-    noise = frame_noise(keys, number, num_frames, tuple(shape))
+    noise = frame_noise(keys, number, num_frames, tuple(shape), first_frame)
     return rule.advance(denoise, state, log_snr_t, log_snr_s, noise), None
 
   numbers = first_step + jnp.arange(log_snrs.shape[0] - 1)

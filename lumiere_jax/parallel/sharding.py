@@ -13,6 +13,8 @@ from lumiere_jax.parallel.mesh import BATCH
 
 VIDEO = P(BATCH, None, "space", None, None)
 """(b, t, h, w, c): samples over groups, rows over the devices of a sample."""
+WHOLE_VIDEO = P(BATCH)
+"""The same, whole on each device that shares a sample."""
 
 RULES: tuple[tuple[str, P], ...] = (
   # Kernels are cut along their output features: all devices then hold equal

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 import dataclasses
 import functools
+from typing import TypeVar
 
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 import numpy as np
 
@@ -21,8 +24,19 @@ from lumiere_jax.diffusion.multidiffusion import multi_diffusion, window_starts
 from lumiere_jax.diffusion.noise import INITIAL, Keys, frame_noise
 from lumiere_jax.diffusion.rules import Rule, State
 from lumiere_jax.diffusion.samplers import sample, sample_chunk, time_grid
+from lumiere_jax.diffusion.windows_over_devices import (
+  Division,
+  Tables,
+  divide,
+  multi_diffusion_over_devices,
+)
+from lumiere_jax.parallel import arrays
+from lumiere_jax.parallel.sharding import VIDEO, fit, shardings
 from lumiere_jax.pipelines.stage import StageConfig, network_denoiser
 from lumiere_jax.typing import Cond, FlatParams, Video
+
+_WINDOWS = "data"  # The axis of a mesh that windows are dealt out over.
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,10 +86,45 @@ class Knobs:
 _draw = jax.jit(frame_noise, static_argnums=(2, 3))
 
 
-@functools.partial(
-  jax.jit, static_argnames=("config", "rule", "windows", "num_frames")
-)
-def _run_chunk(
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """What a sampling program is compiled for; see `sample_stage`.
+
+  Attributes:
+    config: of the stage.
+    rule: step rule.
+    windows: None: all frames at once.
+    num_frames: of the video.
+    devices: of the mesh's data axis, among which windows are dealt out.
+  """
+
+  config: StageConfig
+  rule: Rule
+  windows: Windows | None
+  num_frames: int
+  devices: int = 1
+
+  @property
+  def starts(self) -> tuple[int, ...]:
+    """First frames of the windows."""
+    return plan_windows(self.config, self.windows, self.num_frames)
+
+  @property
+  def division(self) -> Division | None:
+    """Which device has what; None: each has the whole canvas."""
+    if not self.windows or self.devices == 1:
+      return None
+    return divide(
+      self.starts,
+      self.windows.size,
+      self.num_frames,
+      self.devices,
+      self.windows.weights,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="program")
+def run_chunk(
   params: FlatParams,
   state: State,
   log_snrs: Float[Array, "n"],
@@ -85,11 +134,46 @@ def _run_chunk(
   null_cond: Cond,
   knobs: Knobs,
   *,
-  config: StageConfig,
-  rule: Rule,
-  windows: Windows | None,
-  num_frames: int,
+  program: Program,
 ) -> State:
+  """`samplers.sample_chunk` of a stage, on one device or on a mesh.
+
+  Where windows are dealt out to devices, `state` and `cond` hold frames in the
+  order of `Division.frames`.
+  """
+  division = program.division
+  rest = (params, log_snrs, first_step, keys, null_cond, knobs)
+  if division is None:
+    return _chunk(program, None, {"first": [0]}, state, cond, *rest)
+  cut = lambda tree: jax.tree.map(
+    lambda x: P(None, _WINDOWS) if x.ndim == 5 else P(), tree
+  )
+  tables = division.tables
+  owned = jax.tree.map(lambda _: P(_WINDOWS), tables)
+  return jax.shard_map(
+    functools.partial(_chunk, program, division),
+    in_specs=(owned, cut(state), cut(cond), *(P() for _ in rest)),
+    out_specs=cut(state),
+    axis_names={_WINDOWS},
+    check_vma=False,
+  )(tables, state, cond, *rest)
+
+
+def _chunk(
+  program: Program,
+  division: Division | None,
+  tables: Tables,
+  state: State,
+  cond: Cond,
+  params: FlatParams,
+  log_snrs: Float[Array, "n"],
+  first_step: Array,
+  keys: Keys,
+  null_cond: Cond,
+  knobs: Knobs,
+) -> State:
+  """A chunk of steps; with a `division`, one device's part of them."""
+  config, windows = program.config, program.windows
   oscillating = oscillate(
     knobs.guidance_scale,
     knobs.oscillate_low,
@@ -101,13 +185,25 @@ def _run_chunk(
   scale = interval(oscillating, *knobs.guidance_interval, schedule)
   network = network_denoiser(config, params)
   denoiser = guide(network, scale, null_cond, knobs.guidance_rescale)
-  if windows:
-    starts = plan_windows(config, windows, num_frames)
+  if division:
+    denoiser = multi_diffusion_over_devices(
+      denoiser, division, tables, _WINDOWS, windows.chunk
+    )
+  elif windows:
     denoiser = multi_diffusion(
-      denoiser, starts, windows.size, windows.chunk, windows.weights
+      denoiser, program.starts, windows.size, windows.chunk, windows.weights
     )
   denoiser = threshold(denoiser, knobs.percentile, knobs.max_value)
-  return sample_chunk(denoiser, rule, state, log_snrs, first_step, keys, cond)
+  return sample_chunk(
+    denoiser,
+    program.rule,
+    state,
+    log_snrs,
+    first_step,
+    keys,
+    cond,
+    tables["first"][0],
+  )
 
 
 def plan_windows(
@@ -148,7 +244,10 @@ def sample_at_once(
   The others, and what it returns, are those of `sample_stage`.
   """
   z = frame_noise(keys, INITIAL, num_frames, (*config.video.resolution, 3))
-  return _run_chunk(
+  program = Program(
+    config=config, rule=rule, windows=windows, num_frames=num_frames
+  )
+  return run_chunk(
     params,
     rule.init(z),
     jnp.asarray(log_snrs),
@@ -157,10 +256,7 @@ def sample_at_once(
     cond,
     null_cond,
     _as_arrays(knobs),
-    config=config,
-    rule=rule,
-    windows=windows,
-    num_frames=num_frames,
+    program=program,
   ).z
 
 
@@ -183,6 +279,7 @@ def sample_stage(
   windows: Windows | None = None,
   chunk: int = 10,
   callback: Callable[[int, Video], bool | None] | None = None,
+  mesh: Mesh | None = None,
 ) -> Video:
   """Samples clips from one stage.
 
@@ -199,6 +296,8 @@ def sample_stage(
     windows: None: all frames at once.
     chunk: most steps run on the device without the host in between.
     callback: see `samplers.sample`.
+    mesh: devices to share the work: windows are dealt out over its data axis,
+      weights lie cut up over fsdp, rows of pixels over space. None: one device.
 
   Returns:
     (b, num_frames, h, w, 3) in about [-1, 1].
@@ -211,17 +310,51 @@ def sample_stage(
     plan_windows(config, windows, num_frames)
   else:
     config.model.check_video(num_frames, height, width)
+  program = Program(
+    config=config,
+    rule=rule,
+    windows=windows,
+    num_frames=num_frames,
+    devices=mesh.shape[_WINDOWS] if mesh else 1,
+  )
   z = _draw(keys, INITIAL, num_frames, (height, width, 3))
-  run = functools.partial(
-    _run_chunk, config=config, rule=rule, windows=windows, num_frames=num_frames
-  )
   knobs = _as_arrays(knobs)
-  return sample(
-    lambda state, levels, first: run(
-      params, state, levels, first, keys, cond, null_cond, knobs
-    ),
-    rule.init(z),
-    time_grid(config.diffusion.make_schedule(), steps),
-    chunk,
-    callback,
-  )
+  log_snrs = time_grid(config.diffusion.make_schedule(), steps)
+
+  def run(state: State, levels: np.ndarray, first: np.int32) -> State:
+    return run_chunk(
+      params,
+      state,
+      levels,
+      first,
+      keys,
+      cond,
+      null_cond,
+      knobs,
+      program=program,
+    )
+
+  if mesh is None:
+    return sample(run, rule.init(z), log_snrs, chunk, callback)
+  params = arrays.put(params, shardings(params, mesh))
+  z, cond = _laid_out(mesh, program.division, (z, cond))
+  with jax.set_mesh(mesh):
+    video = sample(run, rule.init(z), log_snrs, chunk, callback)
+  video = arrays.to_host(video)
+  return video[:, program.division.places] if program.division else video
+
+
+def _laid_out(mesh: Mesh, division: Division | None, tree: T) -> T:
+  """Videos in `tree` cut up as the program wants them, the rest whole."""
+
+  def whole(x: Array) -> np.ndarray:
+    x = arrays.to_host(x)
+    return x[:, division.frames] if division and x.ndim == 5 else x
+
+  def where(x: np.ndarray) -> NamedSharding:
+    spec = P(None, _WINDOWS, "space") if division else VIDEO
+    fitted = fit(spec, x.shape, mesh) if x.ndim == 5 else P()
+    return NamedSharding(mesh, fitted)
+
+  tree = jax.tree.map(whole, tree)
+  return arrays.put(tree, jax.tree.map(where, tree))

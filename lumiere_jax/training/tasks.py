@@ -17,7 +17,7 @@ from lumiere_jax.diffusion.loss import (
 from lumiere_jax.diffusion.noise import Keys
 from lumiere_jax.diffusion.process import Denoiser
 from lumiere_jax.models.unet import init_params
-from lumiere_jax.parallel.sharding import VIDEO, constrain
+from lumiere_jax.parallel.sharding import VIDEO, WHOLE_VIDEO, constrain
 from lumiere_jax.pipelines.conditioning import (
   given_frames,
   low_resolution_frames,
@@ -82,9 +82,13 @@ class Task:
       most = experiment.diffusion.max_noise_level
       level = most * jax.vmap(jax.random.uniform)(level_keys)
       cond = cond.replace(noise_level=level)
+      # Whole on each device that shares the clip: it is small, and each row
+      # of the large one wants two of its rows.
+      low = shrink(constrain(x0, WHOLE_VIDEO), experiment.upscale)
+      low = constrain(low, WHOLE_VIDEO)
       frames.append(
         low_resolution_frames(
-          shrink(x0, experiment.upscale),
+          low,
           x0.shape[2:4],
           experiment.diffusion.make_schedule(),
           level,

@@ -80,7 +80,7 @@ def test_one_seed_is_one_video_in_any_batch_and_chunking(pipeline):
 
 def test_nothing_compiles_again_when_values_change(pipeline):
   make(pipeline, [1])
-  compiled = sampling._run_chunk._cache_size()
+  compiled = sampling.run_chunk._cache_size()
   for changes in (
     {"guidance_scale": 2.5, "ssr_guidance_scale": 1.0},
     {"percentile": 0.99, "max_value": 1.0, "noise_level": 0.3},
@@ -94,7 +94,7 @@ def test_nothing_compiles_again_when_values_change(pipeline):
     negative_prompt="grey",
     settings=SHORT,
   )
-  assert sampling._run_chunk._cache_size() == compiled
+  assert sampling.run_chunk._cache_size() == compiled
 
 
 def test_prompt_and_negative_prompt_matter(pipeline):

@@ -1,0 +1,1 @@
+"""Many devices and many processes against one, in processes of their own."""

@@ -1,0 +1,35 @@
+"""Real configs shrunk to what eight devices of a laptop compile in seconds."""
+
+import dataclasses
+
+from configs import base, common, ssr
+from lumiere_jax.training.config import Experiment
+from tests.conftest import replace
+
+_SMALL = {
+  "channels": (8, 16),
+  "text_channels": 8,
+  "head_dim": 8,
+  "norm_groups": 4,
+  "temporal": dataclasses.replace(common.TINY_TEMPORAL, head_dim=8),
+}
+BASE = replace(
+  base.TINY,
+  init_from="scratch",
+  model=_SMALL,
+  data={"num_frames": 4, "num_clips": 16},
+  train={"batch_size": 8, "steps": 10},
+)
+SSR = replace(
+  ssr.TINY, init_from="scratch", model=_SMALL, train={"batch_size": 8}
+)
+
+
+def get_config(size: str):
+  return common.choose(size, {"base": BASE, "ssr": SSR})
+
+
+def with_optimizer(experiment: Experiment, name: str) -> Experiment:
+  """At a rate that moves weights visibly in ten steps."""
+  rate = {"sgd": 0.1, "adam": 1e-3}[name]
+  return replace(experiment, train={"optimizer": name, "learning_rate": rate})
