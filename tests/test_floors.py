@@ -15,6 +15,7 @@ FLOORS = [
   {"metrics"},
   {"training"},
   {"exchange"},
+  {"planning"},
 ]
 HEIGHT = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / "lumiere_jax").rglob("*.py"))

@@ -344,6 +344,11 @@ def sample_stage(
   return video[:, program.division.places] if program.division else video
 
 
+def video_spec(divided: bool) -> P:
+  """How videos lie on a mesh; where windows are dealt out, frames do so."""
+  return P(None, _WINDOWS, "space") if divided else VIDEO
+
+
 def _laid_out(mesh: Mesh, division: Division | None, tree: T) -> T:
   """Videos in `tree` cut up as the program wants them, the rest whole."""
 
@@ -352,7 +357,7 @@ def _laid_out(mesh: Mesh, division: Division | None, tree: T) -> T:
     return x[:, division.frames] if division and x.ndim == 5 else x
 
   def where(x: np.ndarray) -> NamedSharding:
-    spec = P(None, _WINDOWS, "space") if division else VIDEO
+    spec = video_spec(division is not None)
     fitted = fit(spec, x.shape, mesh) if x.ndim == 5 else P()
     return NamedSharding(mesh, fitted)
 

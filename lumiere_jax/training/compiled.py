@@ -90,7 +90,9 @@ def model_flops(
   """FLOPs of the loss and its gradients, counted without rematerialisation."""
   plain = dataclasses.replace(
     experiment,
-    model=dataclasses.replace(experiment.model, remat=()),
+    model=dataclasses.replace(
+      experiment.model, remat=(), attention_kernel="xla"
+    ),
     train=dataclasses.replace(experiment.train, accumulate=1),
   )
   gradients = loss_and_gradients(

@@ -1,0 +1,2 @@
+"""What a job would take on TPUs that are not there: described, compiled for,
+measured."""
