@@ -3,15 +3,23 @@
 PYTHON ?= python3
 VENV := .venv
 PARITY := .venv-parity
+BEAM := .venv-beam
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format parity torture clean
+.PHONY: demo test scale beam lint format parity torture clean
 
 demo: $(VENV)/ready  ## train the small cascade, make videos, write a page
 	$(BIN)/python -m launch.demo --out=out/demo
 
 test: $(VENV)/ready  ## the whole suite, without torch
-	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not parity"
+	$(BIN)/python -m pytest -q -n auto --dist loadfile \
+	  -m "not parity and not scale"
+
+scale: $(VENV)/ready  ## eight devices and several processes against one
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/scale
+
+beam: $(BEAM)/ready  ## data preparation at scale, against the small one
+	$(BEAM)/bin/python -m pytest -q tests/launch/test_prepare_beam.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -28,13 +36,16 @@ torture: $(VENV)/ready  ## kill a run in every way there is; some minutes
 	XLA_FLAGS= $(BIN)/python -m tests.torture --report=docs/reliability.md
 
 clean:
-	rm -rf $(VENV) $(PARITY) out
+	rm -rf $(VENV) $(PARITY) $(BEAM) out
 
 $(VENV)/ready: requirements.txt requirements-dev.txt
 	$(call install,$(VENV),requirements-dev.txt)
 
 $(PARITY)/ready: requirements.txt requirements-dev.txt requirements-parity.txt
 	$(call install,$(PARITY),requirements-parity.txt)
+
+$(BEAM)/ready: requirements-beam.txt
+	$(call install,$(BEAM),requirements-beam.txt)
 
 define install
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -47,6 +47,7 @@ setup(
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
     "wandb": ["wandb"],
+    "beam": ["apache-beam"],
     # Videos need TensorFlow to be described; preparing them needs the second,
     # which tensorflow-datasets 4.9.10 forgets to ask for.
     "tfds": ["tensorflow", "importlib-resources"],

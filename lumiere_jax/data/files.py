@@ -83,18 +83,17 @@ class FilesSource:
       UserError: no captions can be read, or no video can be used.
     """
     folder = Folder(folder, cache)
-    captions = read_captions(folder, prompts)
-    names = sorted({*captions, *filter(is_media, folder.names)})
+    captions = list_videos(folder, prompts)
     filters = Filters(
       scene_cuts=scene_cuts, min_motion=min_motion, max_enlarge=max_enlarge
     )
     remembered = Remembered(str(folder), filters, cache)
     look = lambda name: examine(
-      folder, name, captions.get(name), specs, filters, remembered
+      folder, name, captions[name], specs, filters, remembered
     )
     with futures.ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
       bar = tqdm.tqdm(
-        pool.map(look, names), "probing videos", len(names), disable=None
+        pool.map(look, captions), "probing videos", len(captions), disable=None
       )
       found = [finding for findings in bar for finding in findings]
     rows = [row for row, _ in found]
@@ -186,6 +185,27 @@ class FilesSource:
       self._report,
     )
     return part(False), part(True)
+
+
+def list_videos(
+  folder: Folder, prompts: str = ""
+) -> dict[str, tuple[str, ...] | None]:
+  """All videos and pictures of a folder, by name, and their captions.
+
+  Args:
+    folder: see `read_captions`.
+    prompts: see `read_captions`.
+
+  Returns:
+    name in `folder`, or URL -> its captions, None where it has none, not even
+    an empty one. In the order of the names.
+
+  Raises:
+    UserError: no captions can be read.
+  """
+  captions = read_captions(folder, prompts)
+  names = sorted({*captions, *filter(is_media, folder.names)})
+  return {name: captions.get(name) for name in names}
 
 
 def _rank(file: str) -> float:

@@ -1,6 +1,6 @@
 """Text features in shards, `FOLDER/text/IDENTITY/text-00000`, by caption."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 import functools
 
 from tqdm import tqdm
@@ -23,7 +23,7 @@ class TextShelf:
       folder: the one given to `fill_shelf`.
     """
     self._folder = folder
-    self._records = functools.cache(lambda i: Records(folder, _name(i)))
+    self._records = functools.cache(lambda i: Records(folder, shelf_name(i)))
 
   def find(self, identity: str, caption: str) -> Entry | None:
     """The features of a caption, or None where they are not there.
@@ -53,7 +53,7 @@ def fill_shelf(folder, encoder: TextEncoder, captions: Iterable[str]) -> int:
   Raises:
     UserError: the place cannot be written, or a shard is damaged.
   """
-  name = _name(encoder.identity)
+  name = shelf_name(encoder.identity)
   there = Records(Folder(folder), name)
   missing = [c for c in dict.fromkeys(captions) if caption_key(c) not in there]
   bar = tqdm(
@@ -65,12 +65,23 @@ def fill_shelf(folder, encoder: TextEncoder, captions: Iterable[str]) -> int:
   with bar, RecordWriter(folder, name) as writer:
     for first in range(0, len(missing), _CHUNK):
       part = missing[first : first + _CHUNK]
-      for caption, text, mask in zip(part, *encoder.encode(part), strict=True):
-        flat = {"text": text, "mask": mask}
-        writer[caption_key(caption)] = safetensors.dumps(flat)
+      for key, entry in make_entries(encoder, part):
+        writer[key] = entry
       bar.update(len(part))
   return len(missing)
 
 
-def _name(identity: str) -> str:
+def make_entries(
+  encoder: TextEncoder, captions: Sequence[str]
+) -> Iterator[tuple[str, bytes]]:
+  """Encodes captions: the key of each, and its features as they are stored."""
+  for caption, text, mask in zip(
+    captions, *encoder.encode(captions), strict=True
+  ):
+    flat = {"text": text, "mask": mask}
+    yield caption_key(caption), safetensors.dumps(flat)
+
+
+def shelf_name(identity: str) -> str:
+  """What the names of the shards of an encoder's features begin with."""
   return f"text/{identity}/text"

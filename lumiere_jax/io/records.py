@@ -7,6 +7,7 @@ records with the same key, the one in the last shard counts.
 
 from collections.abc import Iterable, Iterator, Mapping
 import functools
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -18,8 +19,8 @@ from array_record.python.array_record_module import (
   ArrayRecordWriter,
 )
 
-from lumiere_jax.io.atomic import replacing
 from lumiere_jax.io.folder import Folder
+from lumiere_jax.io.transfer import placing
 from lumiere_jax.typing import UserError
 
 SHARD_BYTES = 2**26
@@ -39,15 +40,25 @@ class RecordWriter:
   it is left, by an exception too.
   """
 
-  def __init__(self, folder, name: str, shard_bytes: int = SHARD_BYTES):
+  def __init__(
+    self,
+    folder,
+    name: str,
+    shard_bytes: int = SHARD_BYTES,
+    *,
+    by_keys: bool = False,
+  ):
     """Sets up a writer; nothing is written yet.
 
     Args:
       folder: of the shards; made when the first is written.
       name: what their names begin with; may lead into a folder below.
       shard_bytes: a shard is written when it holds as many.
+      by_keys: number shards by a hash of their keys: writers need not know of
+        one another, what is written again lies there once, and the folder may
+        be a URL. Otherwise on from the last one there.
     """
-    self._begins = Path(folder, name)
+    self._folder, self._name, self._by_keys = folder, name, by_keys
     self._shard_bytes, self._held_bytes = shard_bytes, 0
     self._held: dict[str, bytes] = {}
 
@@ -75,8 +86,13 @@ class RecordWriter:
       UserError: the place cannot be written.
     """
     held, self._held, self._held_bytes = self._held, {}, 0
-    if held:
-      _write(_next_path(self._begins), held)
+    if not held:
+      return
+    if self._by_keys:
+      shard = _shard(self._name, _number_by_keys(held))
+      _write(f"{self._folder}/{shard}", held)
+    else:
+      _write(_next_path(Path(self._folder, self._name)), held)
 
 
 class Records(Mapping[str, bytes]):
@@ -94,9 +110,9 @@ class Records(Mapping[str, bytes]):
     """
     self._reader = functools.lru_cache(_OPEN_FILES)(_open)
     self._places: dict[str, tuple[Path, int]] = {}
-    for shard in _shards(folder.names, name):
+    for shard in shards(folder.names, name):
       path = folder.local(shard)
-      for position, key in enumerate(self._keys(path)):
+      for position, key in enumerate(_keys(path, self._reader(path))):
         self._places[key] = path, position
 
   def __getitem__(self, key: str) -> bytes:
@@ -118,22 +134,31 @@ class Records(Mapping[str, bytes]):
   def __len__(self) -> int:
     return len(self._places)
 
-  def _keys(self, path: Path) -> list[str]:
-    reader = self._reader(path)
-    count = reader.num_records() - 1
-    try:
-      keys = json.loads(_read(path, reader, count))["keys"]
-    except (ValueError, KeyError, TypeError) as error:
-      raise UserError(
-        f"{path}: does not end with the list of its keys; it was not written "
-        "by this program, move it away"
-      ) from error
-    if len(keys) != count:
-      raise _damaged(path, f"{count} records, {len(keys)} keys")
-    return keys
+
+def read_keys(path: Path) -> list[str]:
+  """The keys of the records in one shard.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  return _keys(path, _open(path))
 
 
-def _shards(files: Iterable[str], name: str) -> list[str]:
+def _keys(path: Path, reader: ArrayRecordReader) -> list[str]:
+  count = reader.num_records() - 1
+  try:
+    keys = json.loads(_read(path, reader, count))["keys"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(
+      f"{path}: does not end with the list of its keys; it was not written "
+      "by this program, move it away"
+    ) from error
+  if len(keys) != count:
+    raise _damaged(path, f"{count} records, {len(keys)} keys")
+  return keys
+
+
+def shards(files: Iterable[str], name: str) -> list[str]:
   """Those of one name among the files of a folder, by number."""
   pattern = re.compile(rf"{re.escape(name)}-\d{{5,}}{re.escape(_SUFFIX)}")
   return sorted(filter(pattern.fullmatch, files), key=_number)
@@ -143,16 +168,25 @@ def _number(shard: str) -> int:
   return int(shard.removesuffix(_SUFFIX).rpartition("-")[2])
 
 
+def _shard(name: str, number: int) -> str:
+  return f"{name}-{number:05d}{_SUFFIX}"
+
+
 def _next_path(begins: Path) -> Path:
   there = (path.name for path in begins.parent.glob("*"))
-  shards = _shards(there, begins.name)
-  number = _number(shards[-1]) + 1 if shards else 0
-  return begins.with_name(f"{begins.name}-{number:05d}{_SUFFIX}")
+  numbers = [_number(shard) for shard in shards(there, begins.name)]
+  return begins.with_name(_shard(begins.name, max(numbers, default=-1) + 1))
 
 
-def _write(path: Path, records: Mapping[str, bytes]) -> None:
+def _number_by_keys(keys: Iterable[str]) -> int:
+  """19 or 20 digits: far above what is counted, and as good as unique."""
+  digest = hashlib.sha256(json.dumps(sorted(keys)).encode()).digest()
+  return int.from_bytes(digest[:8], "big") | 2**63
+
+
+def _write(address: str | os.PathLike, records: Mapping[str, bytes]) -> None:
   index = json.dumps({"keys": list(records)}).encode()
-  with replacing(path) as temporary:
+  with placing(address) as temporary:
     try:
       writer = ArrayRecordWriter(os.fspath(temporary), _WRITER)
       for value in (*records.values(), index):

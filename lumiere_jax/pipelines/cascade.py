@@ -7,6 +7,7 @@ import os
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 from tqdm import tqdm
 
@@ -16,6 +17,9 @@ from lumiere_jax.diffusion.rules import make_sampler
 from lumiere_jax.diffusion.samplers import time_grid
 from lumiere_jax.io import bundle as bundles
 from lumiere_jax.models import lora
+from lumiere_jax.parallel import arrays
+from lumiere_jax.parallel.mesh import MeshConfig, make_mesh
+from lumiere_jax.parallel.sharding import shardings
 from lumiere_jax.pipelines.adapters import read_adapter, wear
 from lumiere_jax.pipelines.conditioning import (
   given_frames,
@@ -61,13 +65,23 @@ class Stage:
 class Pipeline:
   """A text encoder and up to two stages, base and super-resolution."""
 
-  def __init__(self, text: TextEncoder, stages: Mapping[str, Stage]):
+  def __init__(
+    self,
+    text: TextEncoder,
+    stages: Mapping[str, Stage],
+    mesh: Mesh | None = None,
+  ):
     """Puts text encoder and stages together.
+
+    Args:
+      text: what reads the prompts.
+      stages: 'base' and, if there is one, 'ssr'.
+      mesh: devices to sample on; see `sample_stage`.
 
     Raises:
       UserError: a stage wants text features of another width.
     """
-    self.text = text
+    self.text, self.mesh = text, mesh
     self.stages = dict(stages)
     for name, stage in self.stages.items():
       wanted, given = stage.config.model.text_dim, text.config.d_model
@@ -83,6 +97,7 @@ class Pipeline:
     *paths: str | os.PathLike,
     adapters: Sequence[str | os.PathLike] = (),
     adapter_scale: float = 1.0,
+    mesh: MeshConfig | None = None,
   ) -> "Pipeline":
     """Loads the stages of one or several bundles (or workdirs).
 
@@ -91,6 +106,8 @@ class Pipeline:
         hub; each adds the stages, or the text encoder, that others lack.
       adapters: low-rank adapters to merge into the stages they belong to.
       adapter_scale: how much of them; 1 is as trained.
+      mesh: how to share the work among the devices of all processes; None:
+        one device does it.
 
     Raises:
       UserError: a bundle or an adapter is missing or damaged, or they do not
@@ -110,11 +127,12 @@ class Pipeline:
     models = {name: config.model for name, config in configs.items()}
     read = [*map(read_adapter, adapters)]
     weights = wear(read, weights, models, adapter_scale)
+    devices = None if mesh is None else make_mesh(mesh)
     stages = {
-      name: Stage(config=config, params=jax.device_put(weights[name]))
+      name: Stage(config=config, params=_put(weights[name], devices))
       for name, config in configs.items()
     }
-    return cls(find_text_encoder(opened), pair_stages(stages))
+    return cls(find_text_encoder(opened), pair_stages(stages), devices)
 
   @property
   def fps(self) -> float:
@@ -165,7 +183,7 @@ class Pipeline:
     settings = dataclasses.replace(
       settings or Settings(), num_frames=1, window=0
     )
-    return Pipeline(self.text, images).text_to_video(
+    return Pipeline(self.text, images, self.mesh).text_to_video(
       prompts, seeds=seeds, negative_prompt=negative_prompt, settings=settings
     )[:, 0]
 
@@ -333,7 +351,15 @@ class Pipeline:
         windows=windows,
         chunk=settings.chunk,
         callback=progress,
+        mesh=self.mesh,
       )
+
+
+def _put(params: FlatParams, mesh: Mesh | None) -> FlatParams:
+  """Weights on the device, or cut up over a mesh."""
+  if mesh is None:
+    return jax.device_put(params)
+  return arrays.put(params, shardings(params, mesh))
 
 
 def knobs_of(settings: Settings, own: SamplingConfig) -> Knobs:

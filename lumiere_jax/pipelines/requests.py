@@ -8,6 +8,8 @@ from lumiere_jax.io.image import (
   write_image,
 )
 from lumiere_jax.io.write import check_output, write_video
+from lumiere_jax.parallel.agree import is_first
+from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.pipelines.cascade import Pipeline
 from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.typing import UserError, check_choice
@@ -31,6 +33,7 @@ class Request:
     settings: how to sample.
     adapters: low-rank adapters to merge into the stages they belong to.
     adapter_scale: how much of them.
+    mesh: how the devices share the work; None: one does it.
   """
 
   models: tuple[str, ...]
@@ -43,6 +46,7 @@ class Request:
   settings: Settings
   adapters: tuple[str, ...] = ()
   adapter_scale: float = 1.0
+  mesh: MeshConfig | None = None
 
 
 def fulfil(request: Request) -> None:
@@ -65,6 +69,7 @@ def fulfil(request: Request) -> None:
     *request.models,
     adapters=request.adapters,
     adapter_scale=request.adapter_scale,
+    mesh=request.mesh,
   )
   make = pipeline.text_to_image if picture else pipeline.text_to_video
   made = make(
@@ -73,6 +78,8 @@ def fulfil(request: Request) -> None:
     negative_prompt=request.negative_prompt,
     settings=request.settings,
   )[0]
+  if not is_first():
+    return
   size = f"{made.shape[-2]}x{made.shape[-3]}"
   if picture:
     write_image(out, made)

@@ -89,6 +89,24 @@ def test_a_writer_that_ends_early_keeps_what_it_has(tmp_path):
   assert dict(read_all(tmp_path, "x")) == {"a": b"1"}
 
 
+def test_shards_named_by_their_keys_lie_there_once(tmp_path):
+  """Whoever writes the same keys writes the same file, in any order."""
+  records = {str(k): bytes(100) for k in range(6)}
+  options = {"shard_bytes": 300, "by_keys": True}
+  write(tmp_path, records, **options)
+  before = files(tmp_path)
+  assert len(before) == 2
+  parts = [["5", "3", "4"], ["2", "1", "0"]]
+  write(tmp_path, {k: records[k] for part in parts for k in part}, **options)
+  assert files(tmp_path) == before
+  write(tmp_path, {"6": b"new"}, **options)
+  write(tmp_path, {"6": b"newer"})  # numbered on from those
+  assert len(files(tmp_path)) == 4
+  assert read_all(tmp_path, "clips") == records | {"6": b"newer"}
+  write("memory://by_keys", records, **options)
+  assert read_all("memory://by_keys", "clips") == records
+
+
 def test_a_killed_writer_leaves_whole_shards(tmp_path):
   writer = RecordWriter(tmp_path, "x", shard_bytes=3)
   writer["a"] = b"whole"

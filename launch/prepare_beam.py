@@ -1,0 +1,90 @@
+"""Prepares videos for training on many machines, by Apache Beam.
+
+python launch/prepare_beam.py --input=DIR_OR_URL --output=DIR_OR_URL
+
+The flags are those of lumiere_jax.prepare; those it does not know are Beam's:
+--runner=DataflowRunner --project=... and so on. It writes what
+lumiere_jax.prepare writes, always with text features: train with
+--config.data.source=prepared --config.data.path=OUTPUT. Run it again to go on
+where it was stopped, or to take in what has changed. Needs the `beam` extra.
+"""
+
+import functools
+from pathlib import Path
+import sys
+
+from absl import flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lumiere_jax import cli
+from lumiere_jax.pipelines.text import open_text_encoder
+from lumiere_jax.prepare import OPTIONS, TEXT
+from lumiere_jax.training.config import TextConfig
+from lumiere_jax.typing import UserError, suggest
+
+flags.DEFINE_alias("output", "out")
+
+
+def part_flags(argv: list[str]) -> tuple[list[str], list[str]]:
+  """Arguments that are ours, and those that are Beam's.
+
+  What does not begin with -- goes with the one before it.
+  """
+  ours, beams = argv[:1], []
+  side = ours
+  for word in argv[1:]:
+    if word.startswith("-"):
+      name = word.lstrip("-").partition("=")[0]
+      known = {*flags.FLAGS, "help", "helpfull", "helpshort"}
+      side = ours if name in known else beams
+    side.append(word)
+  return ours, beams
+
+
+def on_this_machine(beams: list[str]) -> list[str]:
+  """Beam's arguments, completed where no other runner is named.
+
+  Raises:
+    UserError: one of them is nobody's.
+  """
+  from apache_beam.options import pipeline_options as known
+
+  options = known.PipelineOptions(beams)
+  runner = options.view_as(known.StandardOptions).runner
+  if runner not in (None, "DirectRunner"):
+    return beams  # the flags of others are only known to themselves
+  named = known.PipelineOptions([]).get_all_options()
+  for word in beams:
+    name = word.lstrip("-").partition("=")[0]
+    if word.startswith("-") and name not in named:
+      raise UserError(
+        f"{word}: neither this program nor Beam has such a flag"
+        f"{suggest(name, [*OPTIONS, *TEXT, 'output', *named])}; see --help"
+      )
+  # Beam's DirectRunner would first try to download a server, to run on that.
+  return [*beams, "--runner=FnApiRunner"]
+
+
+def main(argv: list[str], beams: list[str]) -> None:
+  """Reads the flags and runs the pipeline."""
+  del argv
+  try:
+    from lumiere_jax.data.at_scale import ScaleOptions, prepare_at_scale
+  except ModuleNotFoundError as error:
+    if error.name != "apache_beam":
+      raise
+    raise UserError(
+      "apache_beam is not installed; pip install 'lumiere_jax[beam]', or use "
+      "lumiere_jax.prepare, which does the same on one machine"
+    ) from error
+  options = ScaleOptions(**{name: flag.value for name, flag in OPTIONS.items()})
+  text = {name: flag.value for name, flag in TEXT.items()}
+  TextConfig(**text)  # says what is out of range
+  open_encoder = functools.partial(open_text_encoder, **text)
+  prepare_at_scale(options, open_encoder, on_this_machine(beams))
+
+
+if __name__ == "__main__":
+  sys.argv, beams = part_flags(sys.argv)
+  cli.run(functools.partial(main, beams=beams))
