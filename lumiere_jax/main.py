@@ -1,6 +1,8 @@
 """Trains one stage.
 
 python -m lumiere_jax.main --config=configs/base.py --workdir=DIR
+
+On several hosts: the same command on each; see docs/launch.md.
 """
 
 from pathlib import Path
@@ -9,6 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from lumiere_jax import cli
+from lumiere_jax.parallel import hosts
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.loop import train
 
@@ -23,13 +26,32 @@ WORKDIR = flags.DEFINE_string(
   "",
   "Folder of the run, gone on from if it holds one; default out/STAGE.",
 )
+COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  None,
+  "HOST:PORT of process 0, where several processes are started by hand; "
+  "default: LUMIERE_COORDINATOR, else what SLURM or the TPU says, else alone.",
+)
+NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes",
+  None,
+  "Processes of the run, with --coordinator; default: LUMIERE_NUM_PROCESSES.",
+)
+PROCESS_ID = flags.DEFINE_integer(
+  "process_id",
+  None,
+  "Number of this process, from 0; default: LUMIERE_PROCESS_ID, else "
+  "JOB_COMPLETION_INDEX.",
+)
 
 
 def main(argv: list[str]) -> None:
   """Reads the flags and trains."""
   del argv
   experiment = Experiment.from_config(cli.config_value(CONFIG))
-  train(experiment, Path(WORKDIR.value or f"out/{experiment.stage}"))
+  workdir = Path(WORKDIR.value or f"out/{experiment.stage}")
+  with hosts.joined(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value):
+    train(experiment, workdir)
 
 
 if __name__ == "__main__":

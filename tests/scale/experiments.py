@@ -5,6 +5,7 @@ import dataclasses
 from configs import base, common, ssr
 from lumiere_jax.training.config import Experiment
 from tests.conftest import replace
+from tests.training import conftest
 
 _SMALL = {
   "channels": (8, 16),
@@ -23,10 +24,14 @@ BASE = replace(
 SSR = replace(
   ssr.TINY, init_from="scratch", model=_SMALL, train={"batch_size": 8}
 )
+# One level, for what needs many processes rather than all kinds of layers.
+MICRO = replace(
+  conftest.BASE, init_from="scratch", train={"batch_size": 8, "save_every": 2}
+)
 
 
 def get_config(size: str):
-  return common.choose(size, {"base": BASE, "ssr": SSR})
+  return common.choose(size, {"base": BASE, "ssr": SSR, "micro": MICRO})
 
 
 def with_optimizer(experiment: Experiment, name: str) -> Experiment:

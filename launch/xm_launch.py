@@ -1,0 +1,237 @@
+"""Trains through XManager: on a slice of TPUs in GKE, on Vertex AI, or here.
+
+python -m launch.xm_launch --image=REGISTRY/lumiere:1 \
+    --config=configs/base.py --workdir=gs://BUCKET/base \
+    --resources=tpu_v5p=4x4x8 \
+    --sweep=config.train.learning_rate=1e-4,3e-4 --sweep=config.seed=0,1 \
+    [--dry_run] -- --config.init_from=gs://BUCKET/t2i
+
+Every combination of what is swept is a work unit with a workdir of its own.
+What follows `--` goes to `lumiere_jax.main`. XManager builds the image from
+launch/Dockerfile and pushes it to --image (--nobuild: it is there already).
+
+XManager 0.8.5 asks neither GKE nor Vertex AI for TPUs newer than v3, so TPUs
+go through an executor of our own, which applies launch/gke.yaml.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import itertools
+from pathlib import Path
+import subprocess
+
+from absl import app, flags
+from xmanager import xm, xm_local
+from xmanager.xm import utils
+from xmanager.xm_local import registry
+
+CONFIG = flags.DEFINE_string("config", "configs/base.py", "As of the trainer.")
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of the runs; swept ones have a folder each in it."
+)
+IMAGE = flags.DEFINE_string(
+  "image", None, "Container image: REGISTRY/NAME:TAG."
+)
+BUILD = flags.DEFINE_bool("build", True, "Build the image and push it.")
+EXECUTOR = flags.DEFINE_enum(
+  "executor",
+  "gke",
+  ["gke", "vertex", "local"],
+  "Where to run: a TPU slice in GKE, Vertex AI (GPUs), docker here.",
+)
+RESOURCES = flags.DEFINE_multi_string(
+  "resources",
+  [],
+  "NAME=QUANTITY as XManager names them: tpu_v5p=4x4x8, a100=8, ram=64e9.",
+)
+SWEEP = flags.DEFINE_multi_string(
+  "sweep", [], "FLAG=VALUE,VALUE...: tried in all combinations."
+)
+TITLE = flags.DEFINE_string("title", "lumiere", "Name of the experiment.")
+DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Print the package and every job, start nothing."
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+GKE_NAMES = {
+  xm.ResourceType.TPU_V4: "tpu-v4-podslice",
+  xm.ResourceType.TPU_V5E: "tpu-v5-lite-podslice",
+  xm.ResourceType.TPU_V5P: "tpu-v5p-slice",
+  xm.ResourceType.TPU_V6E: "tpu-v6e-slice",
+}
+"""What GKE calls them: its label gke-tpu-accelerator."""
+
+
+class TpuSlice(xm_local.Kubernetes):
+  """Runs a job on a slice of TPUs in GKE, by launch/gke.sh."""
+
+  def __attrs_post_init__(self):
+    registry.register(TpuSlice, launch=_launch_slices)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """An experiment.
+
+  Attributes:
+    package: what is built.
+    executor: where it runs.
+    arguments: work unit -> arguments of the trainer.
+  """
+
+  package: xm.Packageable
+  executor: xm.Executor
+  arguments: dict[str, list[str]]
+
+
+def main(argv: list[str]) -> None:
+  """Plans the experiment by the flags, and launches or prints it."""
+  if not WORKDIR.value or not IMAGE.value:
+    raise app.UsageError("--workdir and --image must be given")
+  executor = make_executor(EXECUTOR.value, RESOURCES.value)
+  plan = Plan(
+    package=package(executor, IMAGE.value, build=BUILD.value),
+    executor=executor,
+    arguments=work_units(CONFIG.value, WORKDIR.value, SWEEP.value, argv[1:]),
+  )
+  if DRY_RUN.value:
+    show(plan)
+  else:
+    with xm_local.create_experiment(TITLE.value) as experiment:
+      launch(plan, experiment)
+
+
+def make_executor(kind: str, resources: Sequence[str]) -> xm.Executor:
+  """The executor `kind` with what it asks for.
+
+  Raises:
+    app.UsageError: a resource is not known, or not by that executor.
+  """
+  quantities = dict(_split("--resources", resource) for resource in resources)
+  try:
+    requirements = xm.JobRequirements(**quantities)
+  except (KeyError, ValueError, xm.InvalidTpuTopologyError) as error:
+    raise app.UsageError(f"--resources: {error.args[0]}") from error
+  accelerator = requirements.accelerator
+  if kind == "gke" and accelerator not in GKE_NAMES:
+    known = ", ".join(name.name.lower() for name in GKE_NAMES)
+    raise app.UsageError(
+      f"--resources must hold one of {known} for --executor=gke, e.g. "
+      "tpu_v5p=4x4x8"
+    )
+  if kind != "gke" and accelerator in GKE_NAMES:
+    raise app.UsageError(
+      f"--executor={kind} has no {accelerator.name.lower()}; take gke"
+    )
+  classes = {
+    "gke": TpuSlice,
+    "vertex": xm_local.Vertex,
+    "local": xm_local.Local,
+  }
+  return classes[kind](requirements=requirements)
+
+
+def package(
+  executor: xm.Executor, image: str, *, build: bool
+) -> xm.Packageable:
+  """What runs: the image, built of launch/Dockerfile unless it is there."""
+  spec = executor.Spec()
+  if not build:
+    return xm.container(spec, image_path=image)
+  if not isinstance(executor, xm_local.Local):
+    spec.push_image_tag = image
+  return xm.dockerfile_container(
+    spec, path=str(ROOT), dockerfile=str(ROOT / "launch/Dockerfile")
+  )
+
+
+def work_units(
+  config: str, workdir: str, sweep: Sequence[str], others: Sequence[str]
+) -> dict[str, list[str]]:
+  """Name of each combination of the swept values -> arguments of the trainer.
+
+  Args:
+    config: the trainer's --config.
+    workdir: its --workdir, or where those of the combinations are.
+    sweep: "FLAG=VALUE,VALUE..." each.
+    others: arguments that all share.
+  """
+  swept = [_split("--sweep", text) for text in sweep]
+  choices = [[(flag, v) for v in values.split(",")] for flag, values in swept]
+  units = {}
+  for chosen in itertools.product(*choices):
+    name = ",".join(f"{f.removeprefix('config.')}={v}" for f, v in chosen)
+    name = name.replace("/", "_")
+    units[name] = [
+      f"--config={config}",
+      *others,
+      *(f"--{flag}={value}" for flag, value in chosen),
+      f"--workdir={workdir.rstrip('/')}/{name}".rstrip("/"),
+    ]
+  return units
+
+
+def launch(plan: Plan, experiment: xm.Experiment) -> None:
+  """Builds the package and starts all work units."""
+  [executable] = experiment.package([plan.package])
+  for arguments in plan.arguments.values():
+    job = xm.Job(executable, plan.executor, name="train", args=arguments)
+    experiment.add(job)
+
+
+def show(plan: Plan) -> None:
+  """Prints what `launch` would do."""
+  print(f"package: {plan.package.executable_spec}")
+  print(f"  for {plan.package.executor_spec}")
+  for number, (name, arguments) in enumerate(plan.arguments.items(), 1):
+    print(f"job {number} {name}".rstrip())
+    print(f"  on {plan.executor.requirements}")
+    if isinstance(plan.executor, TpuSlice):
+      command = slice_command(
+        plan.executor, str(number), IMAGE.value, arguments
+      )
+      print(f"  $ {' '.join(command)}")
+    else:
+      print(f"  $ python -m lumiere_jax.main {' '.join(arguments)}")
+
+
+def slice_command(
+  executor: TpuSlice, name: str, image: str, arguments: Sequence[str]
+) -> list[str]:
+  """The command that starts a work unit on its slice."""
+  requirements = executor.requirements
+  return [
+    str(ROOT / "launch/gke.sh"),
+    f"--name=lumiere-{name.replace('_', '-')}",
+    f"--image={image}",
+    f"--accelerator={GKE_NAMES[requirements.accelerator]}",
+    f"--topology={requirements.topology.name}",
+    "--",
+    *arguments,
+  ]
+
+
+async def _launch_slices(unit, job_group: xm.JobGroup) -> list:
+  """Called by XManager for the jobs of a work unit."""
+  ours = lambda job: isinstance(job.executor, TpuSlice)
+  for job in xm.job_operators.collect_jobs_by_filter(job_group, ours):
+    arguments = xm.merge_args(job.executable.args, job.args)
+    command = slice_command(
+      job.executor,
+      unit.experiment_unit_name,
+      job.executable.image_path,
+      arguments.to_list(utils.ARGV_ESCAPER),
+    )
+    subprocess.run(command, check=True)
+  return []
+
+
+def _split(flag: str, text: str) -> tuple[str, str]:
+  name, equals, value = text.partition("=")
+  if not name or not equals or not value:
+    raise app.UsageError(f"{flag}={text} is not NAME=VALUE")
+  return name.lstrip("-"), value
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,22 @@
+"""Running things on eight devices, in a process that has them."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run_module(name: str, *args: object, devices: int = 8) -> None:
+  """`python -m tests.scale.NAME ARGS` on so many CPU devices."""
+  environ = os.environ | {
+    "JAX_NUM_CPU_DEVICES": str(devices),
+    "PYTHONPATH": str(ROOT),
+  }
+  command = [sys.executable, "-m", f"tests.scale.{name}", *map(str, args)]
+  done = subprocess.run(command, env=environ, capture_output=True, text=True)
+  if done.returncode:
+    pytest.fail(f"{name} failed:\n{done.stderr[-3000:]}")

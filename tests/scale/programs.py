@@ -1,0 +1,49 @@
+"""What the compiler makes of our programs: python -m ... OUT.json.
+
+On a mesh of 2 x 2 x 2: every collective of a training step of the base and of
+super-resolution, and of a step of sampling in windows.
+"""
+
+import json
+import sys
+
+import jax
+
+from lumiere_jax.parallel.collectives import collectives
+from lumiere_jax.parallel.hlo import parse
+from lumiere_jax.parallel.mesh import MeshConfig, make_mesh
+from lumiere_jax.pipelines.sampling import Windows
+from lumiere_jax.planning.jobs import Job, sample_job, train_job
+from tests.conftest import replace
+from tests.scale.experiments import BASE, SSR
+
+FRAMES = 22
+"""Of the sampled video: windows of 8 from frames 0, 6, 12 and 14."""
+
+
+def told(job: Job, mesh: jax.sharding.Mesh) -> list[dict]:
+  """Its collectives."""
+  module = parse(job.lower(mesh).compile().as_text())
+  return [
+    {"kind": c.kind, "results": [s.dims for s in c.results], "of": c.op_name}
+    for c in collectives(module)
+  ]
+
+
+def main(out: str) -> None:
+  """Saves the collectives of the three programs."""
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2, space=2))
+  inflated = lambda e: replace(e, init_from="elsewhere")
+  jobs = {
+    "base": train_job(inflated(BASE), mesh),
+    "ssr": train_job(inflated(SSR), mesh),
+    "windows": sample_job(
+      SSR, mesh, num_frames=FRAMES, windows=Windows(size=8)
+    ),
+  }
+  with open(out, "w") as file:
+    json.dump({name: told(job, mesh) for name, job in jobs.items()}, file)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1])

@@ -1,0 +1,37 @@
+"""Restores a run's checkpoint on a mesh: python -m ... WORKDIR MESH OUT.npz."""
+
+from pathlib import Path
+import sys
+
+import jax
+import numpy as np
+
+from lumiere_jax.parallel import arrays, hosts
+from lumiere_jax.parallel.agree import is_first
+from lumiere_jax.parallel.mesh import AXES, MeshConfig, make_mesh
+from lumiere_jax.training.checkpoints import Checkpoints
+from lumiere_jax.training.start import abstract_state
+from tests.scale.experiments import MICRO
+from tests.training.conftest import make_task
+
+
+def main(workdir: str, shape: str, out: str) -> None:
+  """Saves all leaves of the state as they were restored."""
+  sizes = map(int, shape.split("x"))
+  with hosts.joined():
+    mesh = make_mesh(MeshConfig(**dict(zip(AXES, sizes, strict=True))))
+    state, _ = abstract_state(MICRO, make_task(MICRO), mesh)
+    checkpoints = Checkpoints(Path(workdir), MICRO.train)
+    restored, _ = checkpoints.restore(state)
+    for leaf, wanted in zip(
+      jax.tree.leaves(restored), jax.tree.leaves(state), strict=True
+    ):
+      assert leaf.sharding == wanted.sharding
+    leaves = jax.tree.leaves(arrays.to_host(restored))
+    if is_first():
+      np.savez(out, *leaves)
+    checkpoints.close()
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

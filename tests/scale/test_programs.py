@@ -1,0 +1,59 @@
+"""What travels between devices, read from the compiled programs."""
+
+import json
+
+import pytest
+
+from tests.scale.conftest import run_module
+from tests.scale.experiments import SSR
+
+pytestmark = pytest.mark.scale
+PROGRAMS = ("base", "ssr", "windows")
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+  path = tmp_path_factory.mktemp("programs") / "collectives.json"
+  run_module("programs", path)
+  return json.loads(path.read_text())
+
+
+def of_kind(program, kind):
+  return [c for c in program if c["kind"] == kind]
+
+
+def is_weight(collective):
+  """`sharding.whole` gathers weights, and names what it does so."""
+  return collective["of"].endswith("sharding_constraint")
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_of_activations_keys_and_values_alone_are_gathered(programs, name):
+  gathered = of_kind(programs[name], "all-gather")
+  assert any(map(is_weight, gathered))
+  for collective in gathered:
+    if is_weight(collective):
+      # A weight has no axis of samples, frames, rows and columns.
+      assert all(len(dims) <= 4 for dims in collective["results"])
+    elif "linspace" not in collective["of"]:  # sixteen numbers
+      assert "attention" in collective["of"], collective
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_rows_at_the_edge_travel_for_convolutions(programs, name):
+  permuted = of_kind(programs[name], "collective-permute")
+  assert any("conv_general_dilated" in c["of"] for c in permuted)
+
+
+def test_of_the_canvas_the_overlap_alone_travels(programs):
+  """Two frames of eight: z and the conditioning come, predictions go back."""
+  height, width = SSR.sampling.video.resolution
+  sent = [
+    dims
+    for c in of_kind(programs["windows"], "collective-permute")
+    if "ppermute" in c["of"]
+    for dims in c["results"]
+  ]
+  assert sent
+  for dims in sent:
+    assert dims == [1, 2, height // 2, width, 3]  # rows on two devices
