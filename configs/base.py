@@ -16,18 +16,27 @@ import dataclasses
 from configs import common
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.models.unet import TemporalConfig
+from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.pipelines.stage import DiffusionConfig
 from lumiere_jax.training.config import Experiment, TrainConfig
 
 FULL = Experiment(
   stage="base",
   model=common.inflated(
-    common.IF_I_XL, TemporalConfig(resample=(True, True, True))
+    common.on_chips(common.IF_I_XL),
+    TemporalConfig(resample=(True, True, True)),
   ),
   text=common.IF_TEXT,
   diffusion=common.IF_DIFFUSION,
   data=DataConfig(num_frames=80),
-  train=TrainConfig(steps=500_000, batch_size=256, trainable="temporal_"),
+  train=TrainConfig(
+    steps=500_000,
+    batch_size=256,
+    accumulate=16,
+    trainable="temporal_",
+    frozen_dtype="bfloat16",
+  ),
+  mesh=MeshConfig(fsdp=16, space=4),
   preview=common.PREVIEW,
 )
 

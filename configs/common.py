@@ -26,6 +26,17 @@ def choose(size: str, sizes: dict[str, Experiment]) -> ConfigDict:
   return ConfigDict(dataclasses.asdict(sizes[size]))
 
 
+def on_chips(model: UNetConfig) -> UNetConfig:
+  """The model as accelerators run it: in bfloat16, no scores of attention in
+  memory, and of each block the input alone kept for the backward pass."""
+  return dataclasses.replace(
+    model,
+    dtype="bfloat16",
+    attention_kernel="auto",
+    remat=("full",) * len(model.channels),
+  )
+
+
 def inflated(model: UNetConfig, temporal: TemporalConfig) -> UNetConfig:
   """The video model of an image model: nothing spatial differs."""
   return dataclasses.replace(model, temporal=temporal)

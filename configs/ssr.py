@@ -18,6 +18,7 @@ import dataclasses
 from configs import common
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.models.unet import TemporalConfig
+from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.pipelines.stage import DiffusionConfig
 from lumiere_jax.training.config import Experiment, TrainConfig
 
@@ -26,17 +27,24 @@ TEMPORAL = TemporalConfig(resample=(False, False, True, True))
 FULL = Experiment(
   stage="ssr",
   upscale=8,
-  model=common.inflated(common.SSR_1024, TEMPORAL),
+  model=common.inflated(common.on_chips(common.SSR_1024), TEMPORAL),
   text=common.T5_XXL,
   diffusion=DiffusionConfig(prediction="v"),
   data=DataConfig(num_frames=16, resolution=1024, crop=256),
-  train=TrainConfig(steps=500_000, batch_size=256, trainable="temporal_"),
+  train=TrainConfig(
+    steps=500_000,
+    batch_size=256,
+    accumulate=4,
+    trainable="temporal_",
+    frozen_dtype="bfloat16",
+  ),
+  mesh=MeshConfig(fsdp=16),
   preview=common.PREVIEW,
 )
 
 IF = dataclasses.replace(
   FULL,
-  model=common.inflated(common.IF_II_L, TEMPORAL),
+  model=common.inflated(common.on_chips(common.IF_II_L), TEMPORAL),
   text=common.IF_TEXT,
   diffusion=common.IF_DIFFUSION,
 )

@@ -17,23 +17,25 @@ import dataclasses
 
 from configs import common
 from lumiere_jax.data.config import DataConfig
+from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.pipelines.stage import DiffusionConfig
 from lumiere_jax.training.config import Experiment, TrainConfig
 
 FULL = Experiment(
   stage="ssr_image",
   upscale=8,
-  model=common.SSR_1024,
+  model=common.on_chips(common.SSR_1024),
   text=common.T5_XXL,
   diffusion=DiffusionConfig(prediction="v"),
   data=DataConfig(num_frames=1, resolution=1024, crop=256),
   train=TrainConfig(steps=2_500_000, batch_size=2048, trainable=".*"),
+  mesh=MeshConfig(fsdp=16),
   preview=common.PREVIEW,
 )
 
 IF = dataclasses.replace(
   FULL,
-  model=common.IF_II_L,
+  model=common.on_chips(common.IF_II_L),
   text=common.IF_TEXT,
   diffusion=common.IF_DIFFUSION,
   train=common.FINE_TUNE,

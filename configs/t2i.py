@@ -17,16 +17,18 @@ import dataclasses
 
 from configs import common
 from lumiere_jax.data.config import DataConfig
+from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.pipelines.stage import DiffusionConfig
 from lumiere_jax.training.config import Experiment, TrainConfig
 
 FULL = Experiment(
   stage="t2i",
-  model=common.IF_I_XL,
+  model=common.on_chips(common.IF_I_XL),
   text=common.IF_TEXT,
   diffusion=common.IF_DIFFUSION,
   data=DataConfig(num_frames=1),
   train=TrainConfig(steps=2_500_000, batch_size=2048, trainable=".*"),
+  mesh=MeshConfig(fsdp=16),
   preview=common.PREVIEW,
 )
 

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # Trains on a slice of TPUs in GKE, by launch/gke.yaml.
 #
-# launch/gke.sh --image=IMAGE [OPTIONS] -- ARGS OF lumiere_jax.main
+# launch/gke.sh --image=IMAGE --bucket=NAME [OPTIONS] \
+#   -- ARGS OF lumiere_jax.main
+#
+# The bucket of Cloud Storage is mounted as /mnt/run, where --workdir must be.
 #
 #   --name=lumiere
 #   --accelerator=tpu-v5p-slice   tpu-v5-lite-podslice is v5e
@@ -10,11 +13,12 @@
 #   --dry_run                     print the manifest and the command
 #
 # The image: docker build -f launch/Dockerfile -t IMAGE . && docker push IMAGE
-# The cluster needs JobSet (jobset.sigs.k8s.io) and a node pool of that slice.
+# The cluster needs JobSet (jobset.sigs.k8s.io), the Cloud Storage FUSE CSI
+# driver, and a node pool of that slice.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-name=lumiere image='' accelerator=tpu-v5p-slice topology=4x4x8
+name=lumiere image='' bucket='' accelerator=tpu-v5p-slice topology=4x4x8
 chips=4 dry='' arguments=()
 
 fail() {
@@ -26,6 +30,7 @@ while (($#)); do
   case $1 in
     --name=*) name=${1#*=} ;;
     --image=*) image=${1#*=} ;;
+    --bucket=*) bucket=${1#*=} ;;
     --accelerator=*) accelerator=${1#*=} ;;
     --topology=*) topology=${1#*=} ;;
     --chips_per_host=*) chips=${1#*=} ;;
@@ -40,6 +45,10 @@ while (($#)); do
   shift
 done
 [[ $image ]] || fail "--image is missing; see the head of launch/gke.sh"
+[[ $bucket =~ ^[a-z0-9][-._a-z0-9]*$ ]] ||
+  fail "--bucket=$bucket is no name of a bucket; give it without gs://"
+[[ " ${arguments[*]}" =~ \ --workdir[=\ ]/mnt/run/. ]] ||
+  fail "--workdir must be in /mnt/run, where --bucket=$bucket is mounted"
 [[ $topology =~ ^[0-9]+(x[0-9]+){1,2}$ ]] ||
   fail "--topology=$topology is none; give e.g. 4x4 or 4x4x8"
 [[ $chips =~ ^[1-9][0-9]*$ ]] ||
@@ -65,6 +74,7 @@ fill() { # fill NAME VALUE
 manifest=$(grep -v '^#' launch/gke.yaml)
 fill NAME "$(quoted "$name")"
 fill IMAGE "$(quoted "$image")"
+fill BUCKET "$(quoted "$bucket")"
 fill ACCELERATOR "$(quoted "$accelerator")"
 fill TOPOLOGY "$(quoted "$topology")"
 fill HOSTS $((all / chips))

@@ -14,21 +14,23 @@
 #
 #   --name=lumiere --zone=us-east5-a --type=v5p-128 --version=v2-alpha-tpuv5
 #   --project=...  default: gcloud's own
+#   --bucket=NAME  of Cloud Storage; mounted as /mnt/run on all hosts
 #   --spot         cheaper, and can be preempted
 #   --repo=URL     clone this instead of copying the checkout
 #   --poll=30      seconds between looks at the state
 #   --dry_run      print every command, run none
 #
-# launch/tpu_vm.sh watch --spot --type=v5p-128 -- --config=configs/base.py \
-#   --workdir=gs://BUCKET/base --config.init_from=gs://BUCKET/t2i
+# launch/tpu_vm.sh watch --spot --type=v5p-128 --bucket=NAME -- \
+#   --config=configs/base.py --workdir=/mnt/run/base \
+#   --config.init_from=/mnt/run/t2i
 #
-# --workdir must be one place for all hosts that outlives them: a run that is
+# --workdir must be one folder for all hosts that outlives them: a run that is
 # started again with it goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 name=lumiere zone=us-east5-a type=v5p-128 version=v2-alpha-tpuv5
-project='' spot='' repo='' poll=30 dry='' arguments=()
+project='' bucket='' spot='' repo='' poll=30 dry='' arguments=()
 
 fail() {
   echo "error: $*" >&2
@@ -45,6 +47,7 @@ while (($#)); do
     --type=*) type=${1#*=} ;;
     --version=*) version=${1#*=} ;;
     --project=*) project=${1#*=} ;;
+    --bucket=*) bucket=${1#*=} ;;
     --repo=*) repo=${1#*=} ;;
     --poll=*) poll=${1#*=} ;;
     --spot) spot=1 ;;
@@ -59,6 +62,18 @@ while (($#)); do
   shift
 done
 
+[[ ! $bucket || $bucket =~ ^[a-z0-9][-._a-z0-9]*$ ]] ||
+  fail "--bucket=$bucket is no name of a bucket; give it without gs://"
+if [[ $command == run || $command == watch ]]; then
+  # Better said now than once the TPU is there.
+  [[ ! $bucket || " ${arguments[*]}" =~ \ --workdir[=\ ]/mnt/run/. ]] ||
+    fail "--workdir must be in /mnt/run, where --bucket=$bucket is mounted"
+  [[ ! " ${arguments[*]}" =~ \ --workdir[=\ ][^\ ]*:// ]] ||
+    fail "--workdir must be a folder; give --bucket=NAME and one in /mnt/run"
+fi
+
+# What mounts it on a host, in the checkout.
+mount=${bucket:+"bash launch/mount_bucket.sh $bucket /mnt/run && "}
 where=("--zone=$zone")
 [[ $project ]] && where+=("--project=$project")
 
@@ -121,18 +136,18 @@ setup() {
     get="mkdir lumiere && tar -xzf $archive -C lumiere"
   fi
   # The image's Python may be older than 3.11; uv brings its own.
-  on all "rm -rf lumiere && $get && cd lumiere \
-&& curl -LsSf https://astral.sh/uv/install.sh | sh \
+  on all "rm -rf lumiere && $get && cd lumiere && ${mount}\
+curl -LsSf https://astral.sh/uv/install.sh | sh \
 && ~/.local/bin/uv venv --python=3.12 .venv \
 && ~/.local/bin/uv pip install -r requirements.txt 'jax[tpu]' gcsfs"
 }
 
 # The run does not hang on the connection: it goes on by itself, and is
-# followed by its log.
+# followed by its log. A host that was restarted has lost its mount.
 run() {
   local line
   line=$(printf '%q ' .venv/bin/python -m lumiere_jax.main "${arguments[@]}")
-  on all "cd lumiere && rm -f run.code && { \
+  on all "cd lumiere && ${mount}rm -f run.code && { \
 nohup bash -c $(printf %q "bash launch/until_done.sh $line; echo \$? >run.code") \
 >run.log 2>&1 </dev/null & echo \$! >run.pid; }" || return
   follow

@@ -1,10 +1,10 @@
 """Trains through XManager: on a slice of TPUs in GKE, on Vertex AI, or here.
 
 python -m launch.xm_launch --image=REGISTRY/lumiere:1 \
-    --config=configs/base.py --workdir=gs://BUCKET/base \
+    --bucket=NAME --config=configs/base.py --workdir=/mnt/run/base \
     --resources=tpu_v5p=4x4x8 \
     --sweep=config.train.learning_rate=1e-4,3e-4 --sweep=config.seed=0,1 \
-    [--dry_run] -- --config.init_from=gs://BUCKET/t2i
+    [--dry_run] -- --config.init_from=/mnt/run/t2i
 
 Every combination of what is swept is a work unit with a workdir of its own.
 What follows `--` goes to `lumiere_jax.main`. XManager builds the image from
@@ -27,7 +27,13 @@ from xmanager.xm_local import registry
 
 CONFIG = flags.DEFINE_string("config", "configs/base.py", "As of the trainer.")
 WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of the runs; swept ones have a folder each in it."
+  "workdir",
+  None,
+  "Folder of the runs, as the container sees it: in /mnt/run for gke, in "
+  "/gcs/BUCKET for vertex. Swept ones have a folder each in it.",
+)
+BUCKET = flags.DEFINE_string(
+  "bucket", None, "Bucket that is mounted as /mnt/run, for gke."
 )
 IMAGE = flags.DEFINE_string(
   "image", None, "Container image: REGISTRY/NAME:TAG."
@@ -60,6 +66,8 @@ GKE_NAMES = {
   xm.ResourceType.TPU_V6E: "tpu-v6e-slice",
 }
 """What GKE calls them: its label gke-tpu-accelerator."""
+PLACES = {"gke": "/mnt/run/", "vertex": "/gcs/", "local": "/"}
+"""Where workdirs outlive the container; Vertex AI mounts buckets itself."""
 
 
 class TpuSlice(xm_local.Kubernetes):
@@ -88,7 +96,8 @@ def main(argv: list[str]) -> None:
   """Plans the experiment by the flags, and launches or prints it."""
   if not WORKDIR.value or not IMAGE.value:
     raise app.UsageError("--workdir and --image must be given")
-  executor = make_executor(EXECUTOR.value, RESOURCES.value)
+  check_workdir(EXECUTOR.value, WORKDIR.value, BUCKET.value)
+  executor = make_executor(EXECUTOR.value, RESOURCES.value, WORKDIR.value)
   plan = Plan(
     package=package(executor, IMAGE.value, build=BUILD.value),
     executor=executor,
@@ -101,8 +110,23 @@ def main(argv: list[str]) -> None:
       launch(plan, experiment)
 
 
-def make_executor(kind: str, resources: Sequence[str]) -> xm.Executor:
-  """The executor `kind` with what it asks for.
+def check_workdir(kind: str, workdir: str, bucket: str | None) -> None:
+  """Raises app.UsageError where the runs would be lost with the container."""
+  if not workdir.startswith(PLACES[kind]):
+    raise app.UsageError(
+      f"--workdir={workdir} must be a folder in {PLACES[kind]} for "
+      f"--executor={kind}"
+    )
+  if kind == "gke" and not bucket:
+    raise app.UsageError(
+      "--bucket must be given for --executor=gke; it is mounted as /mnt/run"
+    )
+
+
+def make_executor(
+  kind: str, resources: Sequence[str], workdir: str
+) -> xm.Executor:
+  """The executor `kind` with what it asks for; docker here is given `workdir`.
 
   Raises:
     app.UsageError: a resource is not known, or not by that executor.
@@ -123,11 +147,10 @@ def make_executor(kind: str, resources: Sequence[str]) -> xm.Executor:
     raise app.UsageError(
       f"--executor={kind} has no {accelerator.name.lower()}; take gke"
     )
-  classes = {
-    "gke": TpuSlice,
-    "vertex": xm_local.Vertex,
-    "local": xm_local.Local,
-  }
+  if kind == "local":
+    shared = xm_local.DockerOptions(volumes={workdir: workdir})
+    return xm_local.Local(requirements=requirements, docker_options=shared)
+  classes = {"gke": TpuSlice, "vertex": xm_local.Vertex}
   return classes[kind](requirements=requirements)
 
 
@@ -204,6 +227,7 @@ def slice_command(
     str(ROOT / "launch/gke.sh"),
     f"--name=lumiere-{name.replace('_', '-')}",
     f"--image={image}",
+    f"--bucket={BUCKET.value}",
     f"--accelerator={GKE_NAMES[requirements.accelerator]}",
     f"--topology={requirements.topology.name}",
     "--",

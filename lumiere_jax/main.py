@@ -5,8 +5,6 @@ python -m lumiere_jax.main --config=configs/base.py --workdir=DIR
 On several hosts: the same command on each; see docs/launch.md.
 """
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -14,6 +12,7 @@ from lumiere_jax import cli
 from lumiere_jax.parallel import hosts
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.loop import train
+from lumiere_jax.training.workdir import check_workdir
 
 CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -49,7 +48,7 @@ def main(argv: list[str]) -> None:
   """Reads the flags and trains."""
   del argv
   experiment = Experiment.from_config(cli.config_value(CONFIG))
-  workdir = Path(WORKDIR.value or f"out/{experiment.stage}")
+  workdir = check_workdir(WORKDIR.value or f"out/{experiment.stage}")
   with hosts.joined(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value):
     train(experiment, workdir)
 

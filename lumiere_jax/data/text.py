@@ -28,6 +28,7 @@ from lumiere_jax.models.inflate import flatten, unflatten
 from lumiere_jax.models.t5 import T5_SIZES, T5Config, T5Encoder, init_params
 from lumiere_jax.models.t5_load import open_t5
 from lumiere_jax.models.tokenizer import Tokenizer, default_tokenizer_path
+from lumiere_jax.parallel.agree import is_first
 from lumiere_jax.typing import (
   FlatParams,
   Params,
@@ -265,7 +266,7 @@ class TextCache:
         total=len(missing),
         desc="encoding captions",
         unit="caption",
-        disable=not missing,
+        disable=not missing or not is_first(),
       ) as bar:
         for i in range(0, len(missing), _CHUNK):
           bar.update(len(self._encode(missing[i : i + _CHUNK])))

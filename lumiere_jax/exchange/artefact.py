@@ -174,7 +174,7 @@ def _portable(pipeline: Pipeline) -> Pipeline:
       config=dataclasses.replace(
         stage.config,
         model=dataclasses.replace(
-          stage.config.model, attention_kernel="xla", remat=()
+          stage.config.model, attention_kernel="chunked", remat=()
         ),
       ),
       params=stage.params,

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lumiere_jax.models.attention import attend
 from lumiere_jax.models.layers import Conv, Dense, DenseGeneral
 from lumiere_jax.typing import PerSample, Video
 
@@ -36,16 +37,21 @@ class GroupNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, "... h w c"]) -> Array:
     channels = x.shape[-1]
-    grouped = x.astype(jnp.float32).reshape(
-      *x.shape[:-1], self.groups, channels // self.groups
-    )
-    axes = (-4, -3, -1)
-    mean = grouped.mean(axes, keepdims=True)
-    var = jnp.square(grouped - mean).mean(axes, keepdims=True)
-    y = ((grouped - mean) * jax.lax.rsqrt(var + NORM_EPS)).reshape(x.shape)
+
+    def mean_of_group(values: Array) -> Float[Array, "... 1 1 c"]:
+      # Pixels first, then the few channels: no large array is cut into groups,
+      # which would be written out, padded, on accelerators.
+      means = values.mean((-3, -2), keepdims=True)
+      split = means.reshape(*means.shape[:-1], self.groups, -1)
+      means = jnp.broadcast_to(split.mean(-1, keepdims=True), split.shape)
+      return means.reshape(*means.shape[:-2], channels)
+
+    wide = x.astype(jnp.float32)
+    centred = wide - mean_of_group(wide)
+    inverse = jax.lax.rsqrt(mean_of_group(jnp.square(centred)) + NORM_EPS)
     scale = self.param("scale", nn.initializers.ones, (channels,))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
-    return (y * scale + bias).astype(x.dtype)
+    return (centred * (inverse * scale) + bias).astype(x.dtype)
 
 
 def sinusoid(time: PerSample, width: int) -> Float[Array, "b width"]:
@@ -111,13 +117,16 @@ class TextPooling(nn.Module):
     keys = jnp.concatenate([query, tokens], axis=1)
     split = lambda x: einops.rearrange(x, "b l (n d) -> b l n d", n=self.heads)
     mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
-    pooled = jax.nn.dot_product_attention(
-      split(dense(width, "query")(query)),
-      split(dense(width, "key")(keys)),
-      split(dense(width, "value")(keys)),
-      mask=mask[:, None, None, :],
+    pooled = attend(
+      split(dense(width, "query")(query))[:, None],
+      None,
+      jnp.stack(
+        [split(dense(width, name)(keys)) for name in ("key", "value")], axis=2
+      ),
+      mask,
+      kernel="xla",
     )
-    pooled = einops.rearrange(pooled, "b 1 n d -> b (n d)")
+    pooled = einops.rearrange(pooled, "b 1 1 n d -> b (n d)")
     return norm("norm_out")(dense(self.width, "out")(pooled))
 
 
@@ -191,7 +200,7 @@ class TextAttention(nn.Module):
 
   Attributes:
     self_attention: False: keys and values are the text alone.
-    kernel: implementation of `jax.nn.dot_product_attention`.
+    kernel: one of `attention.KERNELS`.
   """
 
   head_dim: int
@@ -214,22 +223,17 @@ class TextAttention(nn.Module):
     )
     # The text is projected once per sample, then shared by its frames.
     text = GroupNorm(self.groups, name="norm_text")(text[:, None])[:, 0]
-    text_kv = einops.repeat(
-      project(2, "text_kv")(text), "b l p n d -> (b t) l p n d", t=t
-    )
+    text_kv = project(2, "text_kv")(text)
     pixels = einops.rearrange(
-      GroupNorm(self.groups, name="norm")(x), "b t h w c -> (b t) (h w) c"
+      GroupNorm(self.groups, name="norm")(x), "b t h w c -> b t (h w) c"
     )
     parts = project(3 if self.self_attention else 1, "qkv")(pixels)
-    kv = text_kv
-    if self.self_attention:
-      kv = jnp.concatenate([text_kv, parts[..., 1:, :, :]], axis=1)
-    out = jax.nn.dot_product_attention(
+    out = attend(
       parts[..., 0, :, :],
-      kv[..., 0, :, :],
-      kv[..., 1, :, :],
-      mask=self._key_mask(mask, t, kv.shape[1]),
-      implementation=self.kernel,
+      parts[..., 1:, :, :] if self.self_attention else None,
+      text_kv,
+      mask,
+      kernel=self.kernel,
     )
     out = checkpoint_name(out, "attention")
     out = DenseGeneral(
@@ -240,10 +244,3 @@ class TextAttention(nn.Module):
       name="out",
     )(out)
     return x + out.reshape(b, t, h, w, channels)
-
-  def _key_mask(self, mask, frames: int, keys: int):
-    if mask is None:
-      return None
-    pixels = ((0, 0), (0, keys - mask.shape[1]))
-    mask = jnp.pad(mask, pixels, constant_values=True)
-    return jnp.repeat(mask, frames, axis=0)[:, None, None, :]

@@ -3,11 +3,11 @@
 
 import einops
 import flax.linen as nn
-import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lumiere_jax.models.attention import attend
 from lumiere_jax.models.blocks import ACTIVATIONS, GroupNorm
 from lumiere_jax.models.layers import Conv, Dense, DenseGeneral
 from lumiere_jax.parallel.sharding import whole
@@ -112,6 +112,7 @@ class TemporalAttention(nn.Module):
 
   Attributes:
     max_distance: offsets between frames beyond it share their bias.
+    kernel: one of `attention.KERNELS`.
   """
 
   head_dim: int
@@ -132,20 +133,20 @@ class TemporalAttention(nn.Module):
     )(normed)
     bias = self._bias(heads, x.shape[1]).astype(self.dtype)
 
-    def attend(qkv: Float[Array, "t h w 3 n d"]) -> Float[Array, "t h w c"]:
-      h, w = qkv.shape[1:3]
-      q, k, v = einops.rearrange(qkv, "t h w i n d -> i (h w) t n d")
-      out = jax.nn.dot_product_attention(
-        q, k, v, bias=bias, implementation=self.kernel
-      )
-      return einops.rearrange(out, "(h w) t n d -> t h w (n d)", h=h, w=w)
-
-    # Sample by sample: folding samples and rows into one axis would mix up
-    # which device of a mesh has which.
-    out = checkpoint_name(jax.vmap(attend)(qkv), "attention")
+    h, w = x.shape[2:4]
+    qkv = einops.rearrange(qkv, "b t h w i n d -> b (h w) t i n d")
+    out = attend(
+      qkv[..., 0, :, :],
+      qkv[..., 1:, :, :],
+      bias=bias,
+      kernel=self.kernel,
+      rows="groups",
+    )
+    out = einops.rearrange(out, "b (h w) t n d -> b t h w (n d)", h=h, w=w)
+    out = checkpoint_name(out, "attention")
     return x + zero_projection(channels, self.dtype)(out)
 
-  def _bias(self, heads: int, frames: int) -> Float[Array, "1 n t t"]:
+  def _bias(self, heads: int, frames: int) -> Float[Array, "n t t"]:
     """Relative position bias: logits depend on key frame - query frame."""
     table = self.param(
       "position_bias",
@@ -157,7 +158,7 @@ class TemporalAttention(nn.Module):
       index[None, :] - index[:, None], -self.max_distance, self.max_distance
     )
     bias = table[offset + self.max_distance]
-    return einops.rearrange(bias, "q k n -> 1 n q k")
+    return einops.rearrange(bias, "q k n -> n q k")
 
 
 class AttentionInflation(nn.Module):

@@ -15,10 +15,18 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lumiere_jax.models import blocks, temporal
+from lumiere_jax.models.attention import KERNELS
 from lumiere_jax.models.inflate import flatten
 from lumiere_jax.models.layers import Conv, Dense
 from lumiere_jax.parallel.sharding import VIDEO, constrain
-from lumiere_jax.typing import Cond, FlatParams, PerSample, UserError, Video
+from lumiere_jax.typing import (
+  Cond,
+  FlatParams,
+  PerSample,
+  UserError,
+  Video,
+  suggest,
+)
 
 ATTENTION = ("none", "cross", "self")
 REMAT = {
@@ -80,7 +88,7 @@ class UNetConfig:
       (IF).
     temporal: None for an image model.
     dtype: of the computation; parameters are float32, norms and softmax too.
-    attention_kernel: 'xla' or 'cudnn' (fused, NVIDIA GPUs).
+    attention_kernel: one of `attention.KERNELS`.
     remat: of each level, what the backward pass keeps of its blocks: 'none'
       computes nothing again, 'full' keeps nothing, 'attention' the outputs of
       attention alone, 'products' those of convolutions and matrix products.
@@ -140,6 +148,11 @@ class UNetConfig:
       yield (
         f"text_dim={self.text_dim} is no multiple of "
         f"pool_heads={self.pool_heads}"
+      )
+    if (kernel := self.attention_kernel) not in KERNELS:
+      yield (
+        f"attention_kernel={kernel!r} is not one of {', '.join(KERNELS)}"
+        + suggest(kernel, KERNELS)
       )
     if self.activation not in blocks.ACTIVATIONS:
       yield f"activation {self.activation!r} is not gelu or silu"

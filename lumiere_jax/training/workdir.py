@@ -6,12 +6,29 @@ import itertools
 from pathlib import Path
 
 from lumiere_jax.io.atomic import locked, remove_unfinished
+from lumiere_jax.io.remote import is_url
 from lumiere_jax.parallel.agree import is_first, wait_for_all
 from lumiere_jax.typing import UserError
 
 TEXT_CACHE = "text_cache"
 """Folder of text features, unless the config names another."""
 _BEFORE = "before-"
+
+
+def check_workdir(workdir: str) -> Path:
+  """The folder that --workdir names.
+
+  Raises:
+    UserError: it is a URL. A run locks its folder, appends to logs and renames
+      folders, which only a file system can do.
+  """
+  if is_url(workdir):
+    raise UserError(
+      f"--workdir={workdir} is a URL, but a run needs a folder of a file "
+      "system, one that all its hosts share; mount the bucket with gcsfuse "
+      "(docs/launch.md), or take NFS or Filestore, and give the folder"
+    )
+  return Path(workdir)
 
 
 @contextlib.contextmanager

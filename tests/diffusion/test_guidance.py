@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from lumiere_jax.diffusion.guidance import (
+  frame_quantile,
   guide,
   interval,
   oscillate,
@@ -242,3 +243,20 @@ def test_static_threshold_is_a_clip(z, cond):
   net = lambda z, log_snr, cond: predict("x0", z, z, log_snr)
   got = threshold(net, 0.95, 1.0)(z, LOG_SNR, cond(2))
   np.testing.assert_array_equal(got.x0, np.clip(z, -1, 1))
+
+
+@pytest.mark.parametrize("percentile", [0.0, 0.3, 0.5, 0.95, 0.995, 1.0])
+@pytest.mark.parametrize("kind", ["normal", "ties", "zeros", "huge"])
+def test_the_quantile_of_frames_is_numpys(percentile, kind):
+  x = np.abs(np.random.default_rng(0).standard_normal((2, 3, 5, 4, 3)))
+  x = {
+    "normal": x,
+    "ties": np.round(2 * x),
+    "zeros": 0 * x,
+    "huge": x * 1e30,
+  }[kind].astype(np.float32)
+  found = jax.jit(frame_quantile)(jnp.asarray(x), percentile)
+  expected = np.quantile(
+    x.astype(np.float64), percentile, axis=(2, 3, 4), keepdims=True
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -18,7 +18,12 @@ import yaml
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
-NAMES = ("gcloud", "kubectl", "sbatch", "srun", "scontrol", "git")
+NAMES = (
+  *("gcloud", "kubectl", "sbatch", "srun", "scontrol", "git"),
+  *("gcsfuse", "findmnt", "sudo", "curl", "lsb_release"),
+)
+GKE = ("--image=r/n:1", "--bucket=b-1")
+IN_BUCKET = "-- --workdir=/mnt/run/x"
 # The fields of JobSet's and Job's API that are used, by the path to them.
 JOBSET = {
   "": {"apiVersion", "kind", "metadata", "spec"},
@@ -39,16 +44,21 @@ JOB = {
   "podFailurePolicy.rules": {"action", "onPodConditions", "onExitCodes"},
   "podFailurePolicy.rules.onExitCodes": {"containerName", "operator", "values"},
   "podFailurePolicy.rules.onPodConditions": {"type", "status"},
-  "template": {"spec"},
+  "template": {"metadata", "spec"},
+  "template.metadata": {"annotations"},
   "template.spec": {
     *("restartPolicy", "terminationGracePeriodSeconds", "nodeSelector"),
-    *("tolerations", "containers"),
+    *("tolerations", "containers", "volumes"),
   },
+  "template.spec.volumes": {"name", "csi"},
+  "template.spec.volumes.csi": {"driver", "volumeAttributes"},
   "template.spec.tolerations": {"key", "operator", "effect"},
   "template.spec.containers": {
     *("name", "image", "command", "args", "ports", "resources"),
+    "volumeMounts",
   },
   "template.spec.containers.ports": {"containerPort"},
+  "template.spec.containers.volumeMounts": {"name", "mountPath"},
 }
 
 
@@ -72,6 +82,9 @@ class Desk:
         f'printf "%q " {name} "$@" >>calls; echo >>calls\n{script}\n'
       )
       program.chmod(0o755)
+
+  def without(self, name: str) -> None:
+    (self.folder / "bin" / name).unlink()
 
   def begin(self, *command: str) -> subprocess.Popen:
     return subprocess.Popen(
@@ -121,7 +134,7 @@ def tpu_vm(desk, command, *options, arguments=()):
     command,
     *options,
     "--",
-    "--workdir=gs://b/w",
+    "--workdir=/mnt/run/w",
     *arguments,
   )
 
@@ -154,6 +167,8 @@ def test_a_dry_run_prints_every_command_and_runs_none(desk):
   install = calls[4][-1]
   assert "-r requirements.txt" in install
   assert "'jax[tpu]'" in install
+  assert "gcsfuse" not in out
+  assert "mount" not in install
 
 
 @pytest.mark.parametrize(
@@ -181,9 +196,17 @@ def test_a_repository_can_be_cloned_instead(desk):
     "launch/tpu_vm.sh",
     "launch/tpu_vm.sh fly",
     "launch/tpu_vm.sh run --nmae=x",
-    "launch/gke.sh",
-    "launch/gke.sh --image=i --topology=4by4",
-    "launch/gke.sh --image=i --topology=3x3",
+    "launch/tpu_vm.sh run --bucket=gs://b -- --workdir=/mnt/run/x",
+    "launch/tpu_vm.sh watch --bucket=b -- --workdir=out/x",
+    "launch/tpu_vm.sh watch -- --workdir=gs://b/x",
+    "launch/tpu_vm.sh run -- --config.x=1 --workdir s3://b/x",
+    f"launch/gke.sh {GKE[1]} {IN_BUCKET}",
+    f"launch/gke.sh {GKE[0]} {IN_BUCKET}",
+    f"launch/gke.sh {GKE[0]} --bucket=gs://b/x {IN_BUCKET}",
+    f"launch/gke.sh {' '.join(GKE)} -- --workdir=gs://b/x",
+    f"launch/gke.sh {' '.join(GKE)} -- --workdir=/mnt/runs/x",
+    f"launch/gke.sh {' '.join(GKE)} --topology=4by4 {IN_BUCKET}",
+    f"launch/gke.sh {' '.join(GKE)} --topology=3x3 {IN_BUCKET}",
     "launch/slurm.sh",
   ],
 )
@@ -213,11 +236,12 @@ def test_what_runs_on_the_hosts_gets_its_arguments_and_leaves_its_code(desk):
     )
     assert result.returncode == code, result.stderr
   assert result.stdout.split("\n")[:-1] == [
-    *("-m", "lumiere_jax.main", "--workdir=gs://b/w"),
+    *("-m", "lumiere_jax.main", "--workdir=/mnt/run/w"),
     *odd,
   ]
 
 
+MOUNT = "bash launch/mount_bucket.sh b-1 /mnt/run && "
 WATCHED = """
 next() { head -n1 "$1"; sed -i 1d "$1"; }
 case $* in
@@ -233,7 +257,7 @@ def watched(desk, states: str, codes: str):
   (desk.folder / "states").write_text("\n".join(states.split()) + "\n")
   (desk.folder / "codes").write_text("\n".join(codes.split()) + "\n")
   desk.answer(WATCHED.replace("next states", "next states | grep -v NONE"))
-  code, _, err = tpu_vm(desk, "watch", "--poll=0")
+  code, _, err = tpu_vm(desk, "watch", "--poll=0", "--bucket=b-1")
   return code, verbs(desk.calls), err
 
 
@@ -257,7 +281,12 @@ def test_a_preempted_run_is_given_a_new_tpu_and_the_same_workdir(desk):
   runs = [c[-1] for c in desk.calls if "lumiere_jax.main" in c[-1]]
   assert len(runs) == 2
   assert runs[0] == runs[1]
-  assert "--workdir=gs://b/w" in runs[0]
+  assert "--workdir=/mnt/run/w" in runs[0]
+  # Both TPUs had the bucket mounted, when set up and again before the run.
+  mounts = [c[-1] for c in desk.calls if MOUNT in c[-1]]
+  assert len(mounts) == 4
+  assert runs == [mounts[1], mounts[3]]
+  assert runs[0].index(MOUNT) < runs[0].index("lumiere_jax.main")
 
 
 def test_a_request_that_fails_is_made_again(desk):
@@ -295,6 +324,64 @@ def test_a_run_under_way_is_only_followed(desk):
   assert code == 0, err
   did = verbs(desk.calls)
   assert did == ["describe", "describe", "ssh 0", "ssh 0", "describe"]
+
+
+# mount_bucket.sh
+
+MOUNTED = [
+  *("gcsfuse", "--implicit-dirs", "--rename-dir-limit=200000"),
+  *("--metadata-cache-ttl-secs=0", "--metadata-cache-negative-ttl-secs=0"),
+  "b-1",
+]
+INSTALLS = r"""
+case "$*" in
+  -cs) echo jammy ;;
+  *.gpg) echo key ;;
+  tee\ *) cat >>"wrote-${2##*/}" ;;
+  *install*gcsfuse) sed s/curl/gcsfuse/ bin/curl >bin/gcsfuse
+    chmod +x bin/gcsfuse ;;
+esac
+"""
+
+
+def mount(desk):
+  folder = str(desk.folder / "run")
+  code, _, err = desk.run("launch/mount_bucket.sh", "b-1", folder)
+  assert code == 0, err
+  return folder, desk.calls
+
+
+def test_gcsfuse_is_installed_and_mounts(desk):
+  desk.answer(INSTALLS)
+  desk.without("gcsfuse")
+  folder, calls = mount(desk)
+  assert ["sudo", "mkdir", "-p", folder] in calls
+  assert calls[-1] == [*MOUNTED, folder]
+  assert (desk.folder / "wrote-cloud.google.asc").read_text() == "key\n"
+  assert (desk.folder / "wrote-gcsfuse.list").read_text() == (
+    "deb [signed-by=/usr/share/keyrings/cloud.google.asc] "
+    "https://packages.cloud.google.com/apt gcsfuse-jammy main\n"
+  )
+
+
+@pytest.mark.parametrize(
+  ("there", "alive", "remounted"),
+  [
+    ("", True, True),
+    ("b-1", True, False),
+    ("b-1", False, True),
+    ("b-2", True, True),
+  ],
+)
+def test_a_bucket_is_mounted_unless_it_is_there(there, alive, remounted, desk):
+  desk.answer(f"[[ $0 != */findmnt ]] || echo {there}")
+  if alive:
+    (desk.folder / "run").mkdir()
+  folder, calls = mount(desk)
+  assert ([*MOUNTED, folder] in calls) == remounted
+  unmounted = ["sudo", "umount", "--lazy", folder] in calls
+  assert unmounted == (remounted and bool(there))
+  assert not any("apt-get" in call for call in calls)
 
 
 # slurm.sh
@@ -383,7 +470,7 @@ def test_until_done_tells_of_an_early_end(code, expected, desk):
 
 def manifest(desk, *options, arguments=("--config=c.py",)):
   code, out, err = desk.run(
-    *("launch/gke.sh", "--image=r/n:1", "--dry_run", *options, "--"),
+    *("launch/gke.sh", *GKE, "--dry_run", *options, *IN_BUCKET.split()),
     *arguments,
   )
   assert (code, err, desk.calls) == (0, "", [])
@@ -428,6 +515,26 @@ def test_the_manifest_is_a_jobset(desk):
   assert container["image"] == "r/n:1"
 
 
+def test_the_bucket_is_mounted_in_the_pods(desk):
+  [job] = manifest(desk)["spec"]["replicatedJobs"]
+  template = job["template"]["spec"]["template"]
+  assert template["metadata"]["annotations"]["gke-gcsfuse/volumes"] == "true"
+  pod = template["spec"]
+  [volume] = pod["volumes"]
+  [container] = pod["containers"]
+  assert container["volumeMounts"] == [
+    {"name": volume["name"], "mountPath": "/mnt/run"}
+  ]
+  assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
+  attributes = volume["csi"]["volumeAttributes"]
+  assert attributes["bucketName"] == "b-1"
+  # Those of launch/mount_bucket.sh; the driver takes some by their place in
+  # gcsfuse's config file.
+  options = attributes["mountOptions"].replace("metadata-cache:", "")
+  expected = [x.replace("--metadata-cache-", "--") for x in MOUNTED[1:-1]]
+  assert [f"--{x.replace(':', '=')}" for x in options.split(",")] == expected
+
+
 def test_preemption_is_not_counted_among_the_restarts(desk):
   spec = manifest(desk)["spec"]
   assert spec["failurePolicy"]["maxRestarts"] > 0
@@ -465,15 +572,14 @@ def test_arguments_come_through_yaml_and_kubernetes(desk):
   [container] = spec["template"]["spec"]["containers"]
   assert container["command"][-2:] == ["-m", "lumiere_jax.main"]
   # Kubernetes makes $$ a $, and would fill in what one $ stands before.
-  assert [x.replace("$$", "$") for x in container["args"]] == odd
+  assert [x.replace("$$", "$") for x in container["args"][1:]] == odd
   assert not any("$" in x.replace("$$", "") for x in container["args"])
 
 
 def test_the_manifest_is_applied(desk):
   expected = manifest(desk)
   desk.answer("cat >applied")
-  assert (
-    desk.run("launch/gke.sh", "--image=r/n:1", "--", "--config=c.py")[0] == 0
-  )
+  options = [*GKE, *IN_BUCKET.split(), "--config=c.py"]
+  assert desk.run("launch/gke.sh", *options)[0] == 0
   assert desk.calls == [["kubectl", "apply", "-f", "-"]]
   assert yaml.safe_load((desk.folder / "applied").read_text()) == expected

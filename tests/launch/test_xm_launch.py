@@ -23,7 +23,8 @@ IMAGE = "gcr.io/project/lumiere:1"
 
 
 FLAGS = [
-  *(f"--image={IMAGE}", "--workdir=gs://bucket/base"),
+  *(f"--image={IMAGE}", "--workdir=/mnt/run/base"),
+  "--bucket=b-1",
   *("--resources=tpu_v5p=2x2x2", *(f"--sweep={values}" for values in SWEEP)),
 ]
 # No docker, and no account to ask for its project.
@@ -56,7 +57,7 @@ def run(tmp_path, *command):
 
 
 def test_a_sweep_is_the_product_with_a_workdir_each():
-  units = xm_launch.work_units("c.py", "gs://b/w/", SWEEP, ["--config.x=a b"])
+  units = xm_launch.work_units("c.py", "/mnt/run/w/", SWEEP, ["--config.x=a b"])
   assert list(units) == [
     "train.learning_rate=1e-4,seed=0",
     "train.learning_rate=1e-4,seed=1",
@@ -68,18 +69,18 @@ def test_a_sweep_is_the_product_with_a_workdir_each():
     "--config.x=a b",
     "--config.train.learning_rate=3e-4",
     "--config.seed=0",
-    "--workdir=gs://b/w/train.learning_rate=3e-4,seed=0",
+    "--workdir=/mnt/run/w/train.learning_rate=3e-4,seed=0",
   ]
   assert len({arguments[-1] for arguments in units.values()}) == 4
 
 
 def test_without_a_sweep_the_workdir_is_the_one_given():
-  units = xm_launch.work_units("c.py", "gs://b/w", [], [])
-  assert units == {"": ["--config=c.py", "--workdir=gs://b/w"]}
+  units = xm_launch.work_units("c.py", "/mnt/run/w", [], [])
+  assert units == {"": ["--config=c.py", "--workdir=/mnt/run/w"]}
 
 
 def test_a_slice_is_asked_for_by_its_topology():
-  executor = xm_launch.make_executor("gke", ["tpu_v5p=4x4x8", "ram=64e9"])
+  executor = xm_launch.make_executor("gke", ["tpu_v5p=4x4x8", "ram=64e9"], "w")
   requirements = executor.requirements
   assert requirements.accelerator == xm.ResourceType.TPU_V5P
   assert requirements.topology == xm.Topology("4x4x8")
@@ -87,7 +88,7 @@ def test_a_slice_is_asked_for_by_its_topology():
 
 
 def test_the_package_is_built_of_the_repository():
-  executor = xm_launch.make_executor("gke", ["tpu_v5p=2x2x1"])
+  executor = xm_launch.make_executor("gke", ["tpu_v5p=2x2x1"], "w")
   built = xm_launch.package(executor, IMAGE, build=True)
   assert isinstance(built.executable_spec, xm.Dockerfile)
   assert pathlib.Path(built.executable_spec.path) == ROOT
@@ -110,13 +111,13 @@ def test_the_package_is_built_of_the_repository():
 )
 def test_resources_that_cannot_be(kind, resources, words):
   with pytest.raises(app.UsageError, match=words):
-    xm_launch.make_executor(kind, resources)
+    xm_launch.make_executor(kind, resources, "w")
 
 
 def test_a_dry_run_prints_all_and_starts_nothing(tmp_path):
   result = run(
     *(tmp_path, "-m", "launch.xm_launch", *FLAGS, "--dry_run", "--"),
-    "--config.init_from=gs://bucket/t2i",
+    "--config.init_from=/mnt/run/t2i",
   )
   assert result.returncode == 0, result.stderr
   out = result.stdout
@@ -126,7 +127,7 @@ def test_a_dry_run_prints_all_and_starts_nothing(tmp_path):
   for number in range(1, 5):
     assert f"job {number} train.learning_rate=" in out
     assert f"--name=lumiere-{number} " in out
-  assert out.count("--config.init_from=gs://bucket/t2i") == 4
+  assert out.count("--config.init_from=/mnt/run/t2i") == 4
   assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
@@ -144,9 +145,10 @@ def test_work_units_become_jobsets(tmp_path):
     pod = job["template"]["spec"]["template"]["spec"]
     [container] = pod["containers"]
     assert container["image"] == IMAGE
+    assert pod["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == "b-1"
     arguments.append([a.replace("$$", "$") for a in container["args"]])
   expected = xm_launch.work_units(
-    "configs/base.py", "gs://bucket/base", SWEEP, [odd]
+    "configs/base.py", "/mnt/run/base", SWEEP, [odd]
   )
   assert sorted(map(json.dumps, arguments)) == sorted(
     map(json.dumps, expected.values())
@@ -157,3 +159,25 @@ def test_what_is_missing_is_said(tmp_path):
   result = run(tmp_path, "-m", "launch.xm_launch", "--workdir=w")
   assert result.returncode == 1
   assert "--workdir and --image must be given" in result.stderr
+
+
+@pytest.mark.parametrize(
+  ("kind", "workdir", "words"),
+  [
+    ("gke", "gs://b/x", "--workdir=gs://b/x must be a folder in /mnt/run/"),
+    ("gke", "/mnt/run/x", "--bucket must be given"),
+    ("vertex", "/mnt/run/x", "must be a folder in /gcs/"),
+    ("local", "out/x", "must be a folder in / for"),
+  ],
+)
+def test_a_workdir_that_would_be_lost(kind, workdir, words):
+  with pytest.raises(app.UsageError, match=words):
+    xm_launch.check_workdir(kind, workdir, None)
+
+
+def test_workdirs_that_outlive_the_container():
+  xm_launch.check_workdir("gke", "/mnt/run/x", "b")
+  xm_launch.check_workdir("vertex", "/gcs/b/x", None)
+  xm_launch.check_workdir("local", "/data/x", None)
+  local = xm_launch.make_executor("local", [], "/data/x")
+  assert local.docker_options.volumes == {"/data/x": "/data/x"}

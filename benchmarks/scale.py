@@ -1,0 +1,151 @@
+"""Tables of docs/scale.md, from the plans in docs/plans and from counts.
+
+python -m benchmarks.scale > tables.md
+
+Plans are made by the commands that the first table gives; this reads them.
+What grows with frames and windows is counted from the traced programs, which
+needs no compiler.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from absl import app, flags
+import jax
+
+from configs import base, ssr
+from lumiere_jax.diffusion.multidiffusion import window_starts
+from lumiere_jax.parallel.mesh import MeshConfig, make_mesh
+from lumiere_jax.pipelines.sampling import Windows
+from lumiere_jax.planning.jobs import sample_job, train_job
+from lumiere_jax.training.config import Experiment
+
+PLANS = flags.DEFINE_string("plans", "docs/plans", "Folder of plans.")
+COUNTS = flags.DEFINE_bool("counts", True, "Tables that need tracing, too.")
+GIB = 2**30
+
+
+def main(argv: list[str]) -> None:
+  """Prints the tables."""
+  del argv
+  plans = [read(path) for path in sorted(Path(PLANS.value).glob("*.json"))]
+  print(commands(plans), plan_table(plans), sep="\n\n")
+  if COUNTS.value:
+    print("", frames_table(), "", windows_table(), sep="\n")
+
+
+def read(path: Path) -> dict:
+  """A plan, with its name."""
+  return {"name": path.stem, **json.loads(path.read_text())}
+
+
+def commands(plans: list[dict]) -> str:
+  """What made each."""
+  lines = ["| plan | `python -m lumiere_jax.plan --fast` and |", "|---|---|"]
+  for plan in plans:
+    about = plan["about"]
+    words = [f"--config={about['config']}", f"--job={about['job']}"]
+    words.append(f"--topology={plan['topology'].split()[-3]}")
+    words += [
+      f'"{word}"' if "(" in word else word for word in about["overrides"]
+    ]
+    if about["job"] == "sample":
+      words.append(f"--num_frames={about['clip'][0]}")
+    lines.append(f"| {plan['name']} | `{' '.join(words)}` |")
+  return "\n".join(lines)
+
+
+def plan_table(plans: list[dict]) -> str:
+  """What each takes."""
+  lines = [
+    "| plan | slice | mesh (data x fsdp x space) | videos a step | GiB a chip,"
+    " of | model TFLOP a video | compiled / model | GB sent a chip | least s a"
+    " step, by | MFU at most |",
+    "|---|---|---|---|---|---|---|---|---|---|",
+  ]
+  for plan in plans:
+    about, memory = plan["about"], plan["memory"]
+    mesh = " x ".join(str(size) for size in about["mesh"].values())
+    cells = [
+      plan["name"],
+      plan["topology"],
+      mesh,
+      about["videos"],
+      f"{memory['needed'] / GIB:.1f} of {memory['limit'] / GIB:.1f}",
+      f"{plan['model_flops'] / about['videos'] / 1e12:,.0f}",
+    ]
+    if plan["measured"]:
+      measured, line = plan["measured"], plan["measured"]["roofline"]
+      sent = sum(t["sent"] for t in measured["traffic"])
+      cells += [
+        f"{measured['flops'] * plan['devices'] / plan['model_flops']:.2f}",
+        f"{sent / 1e9:.1f}",
+        f"{line['bound']:.2f}, {line['bound_by']}",
+        f"{line['mfu']:.0%}",
+      ]
+    else:
+      cells += ["does not fit", "", "", ""]
+    lines.append("| " + " | ".join(map(str, cells)) + " |")
+  return "\n".join(lines)
+
+
+def frames_table() -> str:
+  """Model FLOPs of base and windows by length."""
+  lines = [
+    "| frames | base, train, TFLOP a video | base, one step of sampling | SSR, "
+    "one step of sampling (windows of 16) |",
+    "|---|---|---|---|",
+  ]
+  for frames in (16, 32, 80, 160, 320):
+    cells = [
+      frames,
+      tera(train_job(of_length(base.FULL, frames), alone()).model_flops),
+      tera(sample_job(base.FULL, alone(), num_frames=frames).model_flops),
+      f"{tera(ssr_flops(frames, 2))} ({len(window_starts(frames, 16))})",
+    ]
+    lines.append("| " + " | ".join(map(str, cells)) + " |")
+  return "\n".join(lines)
+
+
+def windows_table() -> str:
+  """Model FLOPs of super-resolution of 80 frames by overlap."""
+  lines = [
+    "| windows (overlap at least) | SSR, one step of 80 frames, TFLOP |",
+    "|---|---|",
+  ]
+  for overlap in (0, 2, 4, 8, 12):
+    count = len(window_starts(80, 16, overlap))
+    lines.append(f"| {count} ({overlap}) | {tera(ssr_flops(80, overlap))} |")
+  return "\n".join(lines)
+
+
+def ssr_flops(frames: int, overlap: int) -> int:
+  """Of a guided step of sampling."""
+  windows = Windows(size=16, overlap=overlap)
+  job = sample_job(ssr.FULL, alone(), num_frames=frames, windows=windows)
+  return job.model_flops
+
+
+def of_length(experiment: Experiment, frames: int) -> Experiment:
+  """The stage trained on one clip of so many frames."""
+  return dataclasses.replace(
+    experiment,
+    init_from="elsewhere",
+    data=dataclasses.replace(experiment.data, num_frames=frames),
+    train=dataclasses.replace(experiment.train, batch_size=1, accumulate=1),
+  )
+
+
+def alone() -> jax.sharding.Mesh:
+  """One device."""
+  return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def tera(flops: float) -> str:
+  """In units of 1e12."""
+  return f"{flops / 1e12:,.0f}"
+
+
+if __name__ == "__main__":
+  app.run(main)

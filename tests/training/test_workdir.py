@@ -1,0 +1,50 @@
+"""The folder of a run: what cannot be one."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from lumiere_jax.training.workdir import check_workdir
+from lumiere_jax.typing import UserError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/x", "s3://b", "file:///tmp/x"])
+def test_a_url_is_refused_in_one_line(url):
+  with pytest.raises(UserError) as error:
+    check_workdir(url)
+  message = str(error.value)
+  assert message.startswith(f"--workdir={url} is a URL")
+  assert "gcsfuse" in message
+  assert "\n" not in message
+
+
+@pytest.mark.parametrize("folder", ["out/x", "/mnt/run/x", "gs:/b", "a:b"])
+def test_a_folder_is_taken_as_it_is(folder):
+  assert check_workdir(folder) == pathlib.Path(folder)
+
+
+def test_the_trainer_refuses_before_it_waits_for_others(tmp_path):
+  command = [
+    *(sys.executable, "-m", "lumiere_jax.main"),
+    f"--config={ROOT}/configs/base.py:tiny",
+    "--workdir=gs://bucket/x",
+    *("--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1"),
+  ]
+  result = subprocess.run(
+    command,
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert result.returncode == 2
+  assert result.stderr.startswith("error: --workdir=gs://bucket/x is a URL")
+  assert len(result.stderr.splitlines()) == 1
+  assert not list(tmp_path.iterdir())
