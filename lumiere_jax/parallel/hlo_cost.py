@@ -9,6 +9,7 @@ import re
 from lumiere_jax.parallel.hlo import Computation, Instruction, Module
 from lumiere_jax.parallel.hlo_shapes import Shape
 
+_SPLASH = re.compile(r"splash_mha_(fwd|dq|dkv)_")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _ELSEWHERE = (
   *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
@@ -58,6 +59,8 @@ def compiled_flops(module: Module) -> int:
         return _dot(computation, instruction)
       if instruction.opcode == "convolution":
         return _convolution(computation, instruction)
+      if kind := _SPLASH.match(instruction.name):
+        return _fused_attention(computation, instruction, kind[1])
       called = {
         part: [of(n) for n in names if n in module.computations]
         for part, names in instruction.called.items()
@@ -70,6 +73,20 @@ def compiled_flops(module: Module) -> int:
     return count
 
   return of(module.entry)
+
+
+def _fused_attention(
+  computation: Computation, instruction: Instruction, kind: str
+) -> int:
+  """Of the kernels of `models.attention`, which no instruction shows.
+
+  Queries and keys are (heads, width, length): its `SEQ_MINOR` layout. Forward
+  makes two products, gradients of queries three, of keys and values four.
+  """
+  shapes = [s for (s, *_) in computation.operand_shapes(instruction)]
+  query, key = [s for s in shapes if s.dtype != "s8" and len(s.dims) == 3][:2]
+  products = {"fwd": 2, "dq": 3, "dkv": 4}[kind]
+  return products * 2 * query.size * key.dims[-1]
 
 
 def _dot(computation: Computation, instruction: Instruction) -> int:
