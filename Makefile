@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 PARITY := .venv-parity
 BEAM := .venv-beam
+XMANAGER := .venv-xmanager
 BIN := $(VENV)/bin
 
-.PHONY: demo test scale beam lint format parity torture clean
+.PHONY: demo test scale beam xmanager lint format parity torture clean
 
 demo: $(VENV)/ready  ## train the small cascade, make videos, write a page
 	$(BIN)/python -m launch.demo --out=out/demo
@@ -20,6 +21,9 @@ scale: $(VENV)/ready  ## eight devices and several processes against one
 
 beam: $(BEAM)/ready  ## data preparation at scale, against the small one
 	$(BEAM)/bin/python -m pytest -q tests/launch/test_prepare_beam.py
+
+xmanager: $(XMANAGER)/ready  ## the XManager launcher, against a stand-in
+	$(XMANAGER)/bin/python -m pytest -q tests/launch/test_xm_launch.py
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -36,7 +40,7 @@ torture: $(VENV)/ready  ## kill a run in every way there is; some minutes
 	XLA_FLAGS= $(BIN)/python -m tests.torture --report=docs/reliability.md
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(BEAM) out
+	rm -rf $(VENV) $(PARITY) $(BEAM) $(XMANAGER) out
 
 $(VENV)/ready: requirements.txt requirements-dev.txt
 	$(call install,$(VENV),requirements-dev.txt)
@@ -46,6 +50,9 @@ $(PARITY)/ready: requirements.txt requirements-dev.txt requirements-parity.txt
 
 $(BEAM)/ready: requirements-beam.txt
 	$(call install,$(BEAM),requirements-beam.txt)
+
+$(XMANAGER)/ready: requirements.txt requirements-dev.txt requirements-xmanager.txt
+	$(call install,$(XMANAGER),requirements-xmanager.txt)
 
 define install
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

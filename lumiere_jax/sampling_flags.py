@@ -2,6 +2,7 @@
 
 from absl import flags
 
+from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.pipelines.settings import Settings
 
 DEFAULT = Settings()
@@ -18,6 +19,20 @@ class Interval(flags.ArgumentParser):
     except ValueError as error:
       raise ValueError("two numbers are needed, such as 0.2,0.8") from error
     return low, high
+
+
+class MeshParser(flags.ArgumentParser):
+  """DATA,FSDP,SPACE as a `MeshConfig`."""
+
+  def parse(self, argument: str | MeshConfig | None) -> MeshConfig | None:
+    """Absl reports the ValueError with the flag's name and value."""
+    if not isinstance(argument, str):
+      return argument
+    try:
+      data, fsdp, space = map(int, argument.split(","))
+    except ValueError as error:
+      raise ValueError("three numbers are needed, such as 4,1,2") from error
+    return MeshConfig(data=data, fsdp=fsdp, space=space)
 
 
 def read_settings(holders: Flags) -> Settings:

@@ -169,9 +169,7 @@ def threshold(
   return thresholded
 
 
-def frame_quantile(
-  x: Video, percentile: Scalar
-) -> Float[Array, "b t 1 1 1"]:
+def frame_quantile(x: Video, percentile: Scalar) -> Float[Array, "b t 1 1 1"]:
   """The linearly interpolated quantile of each frame, without a sort.
 
   A sort would gather frames whose rows lie on several devices. Here a value is

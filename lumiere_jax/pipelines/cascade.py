@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import functools
 import os
 
 import jax
@@ -12,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lumiere_jax.data.text import TextEncoder
-from lumiere_jax.diffusion.noise import INITIAL, Keys, frame_noise, sample_keys
+from lumiere_jax.diffusion.noise import Keys, sample_keys
 from lumiere_jax.diffusion.rules import make_sampler
 from lumiere_jax.diffusion.samplers import time_grid
 from lumiere_jax.io import bundle as bundles
@@ -21,10 +20,10 @@ from lumiere_jax.parallel import arrays
 from lumiere_jax.parallel.mesh import MeshConfig, make_mesh
 from lumiere_jax.parallel.sharding import shardings
 from lumiere_jax.pipelines.adapters import read_adapter, wear
-from lumiere_jax.pipelines.conditioning import (
-  given_frames,
-  low_resolution_frames,
-  to_uint8,
+from lumiere_jax.pipelines.conditioning import to_uint8
+from lumiere_jax.pipelines.handing_on import (
+  add_low_resolution,
+  add_nothing_given,
 )
 from lumiere_jax.pipelines.sampling import (
   Knobs,
@@ -33,13 +32,9 @@ from lumiere_jax.pipelines.sampling import (
   sample_stage,
 )
 from lumiere_jax.pipelines.settings import Settings
-from lumiere_jax.pipelines.stage import (
-  DiffusionConfig,
-  SamplingConfig,
-  StageConfig,
-)
+from lumiere_jax.pipelines.stage import SamplingConfig, StageConfig
 from lumiere_jax.pipelines.text import null_text, text_encoder_of
-from lumiere_jax.typing import Cond, FlatParams, PerSample, UserError, Video
+from lumiere_jax.typing import Cond, FlatParams, UserError, Video
 
 SLOTS = {"base": ("base", "conditional", "t2i"), "ssr": ("ssr", "ssr_image")}
 """The two places of a cascade and the stages that can take each, the first
@@ -276,9 +271,9 @@ class Pipeline:
       cond, null = conds[name]
       if low is not None:
         level = settings.of(name, stage.config.defaults).noise_level
-        cond = _add_low_resolution(stage, cond, low, stage_keys, level)
+        cond = add_low_resolution(stage.config, cond, low, stage_keys, level)
       if stage.config.model.cond_channels:
-        cond = _add_nothing_given(stage, cond, frames)
+        cond = add_nothing_given(stage.config, cond, frames)
       low = run(name, cond, null, stage_keys)
     return low
 
@@ -394,43 +389,6 @@ def find_text_encoder(opened: Sequence[bundles.Bundle]) -> TextEncoder:
     "encoder; name a bundle that does too, such as one made by python -m "
     "lumiere_jax.convert --from=t5 --src=T5_DIR --out=DIR"
   )
-
-
-def _add_low_resolution(
-  stage: Stage, cond: Cond, low: Video, keys: Keys, noise_level: float
-) -> Cond:
-  """Tells super-resolution the video of the stage before it, noised."""
-  video = stage.config.video
-  level = jnp.full(low.shape[:1], noise_level)
-  frames = _noised_low_resolution(
-    jnp.clip(low, -1.0, 1.0),
-    level,
-    jax.vmap(jax.random.fold_in, (0, None))(keys, INITIAL),
-    video.resolution,
-    stage.config.diffusion,
-  )
-  return cond.replace(frames=frames, noise_level=level)
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _noised_low_resolution(
-  low: Video,
-  level: PerSample,
-  keys: Keys,
-  size: tuple[int, int],
-  diffusion: DiffusionConfig,
-) -> Video:
-  noise = frame_noise(keys, INITIAL, low.shape[1], (*size, 3))
-  schedule = diffusion.make_schedule()
-  return low_resolution_frames(low, size, schedule, level, noise)
-
-
-def _add_nothing_given(stage: Stage, cond: Cond, frames: int) -> Cond:
-  """Tells a conditional model that no pixel is given: text to video."""
-  size = (len(cond.text), frames, *stage.config.video.resolution)
-  blank = given_frames(jnp.zeros((*size, 3)), jnp.zeros((*size, 1)))
-  told = [blank] if cond.frames is None else [cond.frames, blank]
-  return cond.replace(frames=jnp.concatenate(told, axis=-1))
 
 
 def pair_stages(stages: Mapping[str, Stage]) -> dict[str, Stage]:

@@ -4,8 +4,6 @@ Whatever the numbers of windows, frames and devices, and in however many hops
 the overlap has to come.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
