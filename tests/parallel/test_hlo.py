@@ -307,3 +307,27 @@ def test_eight_devices_of_two_slices_on_a_cpu():
   # The sum, one number, goes to all.
   assert [c[1:4] for c in summed] == [[1, 2 * 7 / 8 * 4, 8]]
   assert summed[0][5]
+
+
+def test_the_fused_attention_kernel_counts_its_products():
+  """As the TPU compiler writes it: queries (n, d, q), keys (n, d, k)."""
+  line = (
+    "  %splash_mha_{kind}_segmented_residuals.6 = bf16[4,1024,64]{{2,1,0}} "
+    'custom-call(%a, %q, %k, %k), custom_call_target="tpu_custom_call"'
+  )
+  lines = [
+    "HloModule m",
+    "",
+    "ENTRY %main (a: s8[1,2,9], q: bf16[4,64,1024], k: bf16[4,64,4608]) -> x {",
+    "  %a = s8[1,2,9]{2,1,0} parameter(0)",
+    "  %q = bf16[4,64,1024]{2,1,0} parameter(1)",
+    "  %k = bf16[4,64,4608]{2,1,0} parameter(2)",
+    "  ROOT %x = bf16[4,1024,64]{2,1,0} copy(%q)",
+    "}",
+  ]
+  flops = {}
+  for kind in ("fwd", "dq", "dkv"):
+    text = "\n".join([*lines[:-2], line.format(kind=kind), *lines[-2:]])
+    flops[kind] = compiled_flops(parse(text))
+  one = 2 * 4 * 1024 * 4608 * 64  # scores of four heads, 64 wide
+  assert flops == {"fwd": 2 * one, "dq": 3 * one, "dkv": 4 * one}

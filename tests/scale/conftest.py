@@ -12,11 +12,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def run_module(name: str, *args: object, devices: int = 8) -> None:
   """`python -m tests.scale.NAME ARGS` on so many CPU devices."""
-  environ = os.environ | {
-    "JAX_NUM_CPU_DEVICES": str(devices),
-    "PYTHONPATH": str(ROOT),
-  }
+  environ = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
   command = [sys.executable, "-m", f"tests.scale.{name}", *map(str, args)]
-  done = subprocess.run(command, env=environ, capture_output=True, text=True)
+  done = subprocess.run(
+    command, cwd=ROOT, env=environ, capture_output=True, text=True
+  )
   if done.returncode:
     pytest.fail(f"{name} failed:\n{done.stderr[-3000:]}")
