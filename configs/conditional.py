@@ -1,8 +1,9 @@
 """The base told a masked video and a mask: one model for image-to-video,
 extension, inpainting, outpainting and cinemagraphs (Lumiere, section 4.2).
 
-full: the base fine-tuned on a mix of masks. The paper says neither its masks
-  nor its steps; these are ours. Never run at this scale. Needs
+full: the base fine-tuned on a mix of masks, on the slice that base.py is for.
+  The paper says neither its masks nor its steps; these are ours. Never run at
+  this scale. Needs
   --config.init_from=DIR (a trained base), --config.text.weights=DIR and
   --config.data.path=DIR.
 ssr: super-resolution told given pixels too, from a trained ssr. Never run at

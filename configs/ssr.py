@@ -2,8 +2,11 @@
 
 full: 128 -> 1024 in windows of 16 frames (the paper's length is not
   published), to be sampled with an overlap of 2 by MultiDiffusion (Lumiere,
-  section 3.2). Never run at this scale. Needs --config.init_from=DIR (a
-  trained ssr_image), --config.text.weights=DIR and --config.data.path=DIR.
+  section 3.2). Trains on crops, with a mesh and micro-batches for 64 chips of
+  TPU v5p (v5p:4x4x4); other slices, and sampling of whole frames:
+  docs/scale.md. Compiled for them, never run at this scale. Needs
+  --config.init_from=DIR (a trained ssr_image), --config.text.weights=DIR and
+  --config.data.path=DIR.
 if: the same on IF-II-L's network and process. Needs an ssr_image of that form:
   imported, or fine-tuned by configs/ssr_image.py:if.
 tiny: seconds on a CPU; needs --config.init_from=DIR or =scratch.

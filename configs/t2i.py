@@ -2,8 +2,9 @@
 
 full: DeepFloyd IF-I-XL's network and process on 128x128 pictures, with
   Imagen's optimisation (arXiv 2205.11487, appendix F.1: batch 2048, 2.5 M
-  steps). Never run at this scale. Needs --config.text.weights=DIR (T5 v1.1 xxl
-  encoder) and --config.data.path=DIR.
+  steps). Its mesh is for a multiple of 16 chips; neither planned nor run at
+  this scale. Needs --config.text.weights=DIR (T5 v1.1 xxl encoder) and
+  --config.data.path=DIR.
 if128: IF-I-XL, which was trained on 64x64, fine-tuned to 128x128. Batch, rate
   and steps are ours. Never run at this scale. Needs the above and
   --config.init_from=DIR (IF-I-XL as a bundle, see lumiere_jax/convert.py).
