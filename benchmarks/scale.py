@@ -10,6 +10,7 @@ needs no compiler.
 import dataclasses
 import json
 from pathlib import Path
+import sys
 
 from absl import app, flags
 import jax
@@ -17,7 +18,6 @@ import jax
 from configs import base, ssr
 from lumiere_jax.diffusion.multidiffusion import window_starts
 from lumiere_jax.parallel.mesh import MeshConfig, make_mesh
-from lumiere_jax.pipelines.sampling import Windows
 from lumiere_jax.planning.jobs import sample_job, train_job
 from lumiere_jax.training.config import Experiment
 
@@ -32,7 +32,8 @@ def main(argv: list[str]) -> None:
   plans = [read(path) for path in sorted(Path(PLANS.value).glob("*.json"))]
   print(commands(plans), plan_table(plans), sep="\n\n")
   if COUNTS.value:
-    print("", frames_table(), "", windows_table(), sep="\n")
+    window = window_flops()
+    print("", frames_table(window), "", windows_table(window), sep="\n")
 
 
 def read(path: Path) -> dict:
@@ -90,40 +91,46 @@ def plan_table(plans: list[dict]) -> str:
   return "\n".join(lines)
 
 
-def frames_table() -> str:
-  """Model FLOPs of base and windows by length."""
+def frames_table(window: int) -> str:
+  """Model FLOPs of base and windows by length.
+
+  Args:
+    window: of a guided step of super-resolution on one window.
+  """
   lines = [
-    "| frames | base, train, TFLOP a video | base, one step of sampling | SSR, "
-    "one step of sampling (windows of 16) |",
-    "|---|---|---|---|",
+    "| frames | base, training, TFLOP a video | base, a step of sampling | "
+    "windows of 16 | SSR, a step of sampling |",
+    "|---|---|---|---|---|",
   ]
-  for frames in (16, 32, 80, 160, 320):
-    cells = [
-      frames,
-      tera(train_job(of_length(base.FULL, frames), alone()).model_flops),
-      tera(sample_job(base.FULL, alone(), num_frames=frames).model_flops),
-      f"{tera(ssr_flops(frames, 2))} ({len(window_starts(frames, 16))})",
-    ]
+  for frames in (16, 80, 160, 320):
+    trained = train_job(of_length(base.FULL, frames), alone()).model_flops
+    sampled = sample_job(
+      of_length(base.FULL, frames), alone(), num_frames=frames
+    )
+    windows = len(window_starts(frames, 16))
+    cells = [frames, tera(trained), tera(sampled.model_flops), windows]
+    cells.append(tera(windows * window))
+    print(cells, file=sys.stderr, flush=True)
     lines.append("| " + " | ".join(map(str, cells)) + " |")
   return "\n".join(lines)
 
 
-def windows_table() -> str:
+def windows_table(window: int) -> str:
   """Model FLOPs of super-resolution of 80 frames by overlap."""
   lines = [
-    "| windows (overlap at least) | SSR, one step of 80 frames, TFLOP |",
+    "| windows of 80 frames (overlap at least) | SSR, a step of sampling, "
+    "TFLOP |",
     "|---|---|",
   ]
   for overlap in (0, 2, 4, 8, 12):
     count = len(window_starts(80, 16, overlap))
-    lines.append(f"| {count} ({overlap}) | {tera(ssr_flops(80, overlap))} |")
+    lines.append(f"| {count} ({overlap}) | {tera(count * window)} |")
   return "\n".join(lines)
 
 
-def ssr_flops(frames: int, overlap: int) -> int:
-  """Of a guided step of sampling."""
-  windows = Windows(size=16, overlap=overlap)
-  job = sample_job(ssr.FULL, alone(), num_frames=frames, windows=windows)
+def window_flops() -> int:
+  """Of a guided step of super-resolution on one window of 16 frames."""
+  job = sample_job(of_length(ssr.FULL, 16), alone(), num_frames=16)
   return job.model_flops
 
 

@@ -442,7 +442,8 @@ def test_another_text_encoder_is_refused(image_run, tmp_path):
 
 
 def test_full_size_without_t5_weights_says_so(tmp_path):
-  experiment = replace(t2i.FULL, data={"source": "procedural", "num_clips": 8})
+  data = {"source": "procedural", "num_clips": 8}
+  experiment = replace(t2i.FULL, data=data, mesh={"fsdp": 1})
   with pytest.raises(UserError, match=r"4096.*--config.text.weights=DIR"):
     train(experiment, tmp_path)
 
