@@ -48,6 +48,8 @@ def commands(plans: list[dict]) -> str:
     about = plan["about"]
     words = [f"--config={about['config']}", f"--job={about['job']}"]
     words.append(f"--topology={plan['topology'].split()[-3]}")
+    if plan["num_slices"] > 1:
+      words.append(f"--num_slices={plan['num_slices']}")
     words += [
       f'"{word}"' if "(" in word else word for word in about["overrides"]
     ]
