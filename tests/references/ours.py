@@ -15,11 +15,8 @@ from lumiere_jax.io import safetensors
 from lumiere_jax.models.inflate import unflatten
 from lumiere_jax.models.tokenizer import default_tokenizer_path
 from lumiere_jax.models.unet import UNet
-from lumiere_jax.pipelines.cascade import (
-  Pipeline,
-  _add_low_resolution,
-  knobs_of,
-)
+from lumiere_jax.pipelines.cascade import Pipeline, knobs_of
+from lumiere_jax.pipelines.handing_on import add_low_resolution
 from lumiere_jax.pipelines.sampling import sample_stage
 from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.training.config import TextConfig
@@ -105,8 +102,8 @@ def trajectory(
   cond, null = pipeline._text(trajectories.PROMPTS, "")[slot]
   keys = sample_keys(trajectories.SEEDS, list(pipeline.stages).index(slot))
   if image is not None:
-    cond = _add_low_resolution(
-      stage, cond, image[:, None], keys, own.noise_level
+    cond = add_low_resolution(
+      stage.config, cond, image[:, None], keys, own.noise_level
     )
   seen = []
   keep = lambda done, z: seen.append(np.asarray(z)[:, 0])
