@@ -10,11 +10,12 @@ import numpy as np
 from lumiere_jax.parallel import arrays
 from lumiere_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from lumiere_jax.parallel.sharding import shardings
+from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.optimizer import make_optimizer
 from lumiere_jax.training.start import fresh_params
 from lumiere_jax.training.state import apply_gradients, init_state
 from lumiere_jax.training.step import loss_and_gradients
-from tests.scale.experiments import BASE, with_optimizer
+from tests.scale.experiments import BASE, MICRO, with_optimizer
 from tests.training.conftest import make_batch, make_task
 
 SHAPES = [
@@ -22,22 +23,29 @@ SHAPES = [
   for shape in itertools.product((1, 2, 4, 8), repeat=3)
   if np.prod(shape) == 8
 ]
+RUNS = {
+  "micro": (MICRO, SHAPES),
+  # All kinds of layers, which takes a compiler ten times as long.
+  "base": (BASE, [(2, 2, 2), (1, 2, 4)]),
+}
 OPTIMIZERS = ("sgd", "adam")
 STEPS = 10
 
 
-def run(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
+def run(
+  experiment: Experiment, mesh: jax.sharding.Mesh
+) -> dict[str, np.ndarray]:
   """Losses of ten steps with each optimizer, and the weights after them.
 
   The two halves of the train step, each jitted: the gradients, which take
   most of the time to compile, are the same for both optimizers.
   """
-  task = make_task(BASE)
-  gradients = jax.jit(loss_and_gradients(BASE, task))
-  weights = fresh_params(BASE, task)
+  task = make_task(experiment)
+  gradients = jax.jit(loss_and_gradients(experiment, task))
+  weights = fresh_params(experiment, task)
   results = {}
   for name in OPTIMIZERS:
-    config = with_optimizer(BASE, name).train
+    config = with_optimizer(experiment, name).train
     optimizer = make_optimizer(config)
     state = init_state(weights, optimizer)
     where = shardings(state, mesh)
@@ -49,7 +57,7 @@ def run(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
     losses = []
     with jax.set_mesh(mesh):
       for step in range(STEPS):
-        batch = jax.device_get(make_batch(BASE, 8, seed=step))
+        batch = jax.device_get(make_batch(experiment, 8, seed=step))
         batch = arrays.to_devices(mesh, batch, 8)
         draws = task.draw(batch, jax.random.key(step))
         loss, grads = gradients(state.trainable, {}, batch, draws)
@@ -64,11 +72,12 @@ def run(mesh: jax.sharding.Mesh) -> dict[str, np.ndarray]:
 def main(out: str) -> None:
   """Saves what comes of each mesh."""
   results = {}
-  for shape in [(1, 1, 1), *SHAPES]:
-    config = MeshConfig(**dict(zip(AXES, shape, strict=True)))
-    mesh = make_mesh(config, jax.devices()[: np.prod(shape)])
-    for name, value in run(mesh).items():
-      results[f"{'x'.join(map(str, shape))}/{name}"] = value
+  for model, (experiment, shapes) in RUNS.items():
+    for shape in [(1, 1, 1), *shapes]:
+      config = MeshConfig(**dict(zip(AXES, shape, strict=True)))
+      mesh = make_mesh(config, jax.devices()[: np.prod(shape)])
+      for name, value in run(experiment, mesh).items():
+        results[f"{model}/{'x'.join(map(str, shape))}/{name}"] = value
   np.savez(out, **results)
 
 
