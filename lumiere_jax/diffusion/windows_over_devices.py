@@ -41,7 +41,6 @@ class Division:
     windows: of each device, the first frames of its windows, in the video.
     shares: of each of them, its share in the mean of each of its frames.
     first: of each device, the first frame it owns.
-    counts: how many frames it owns; devices without windows own none.
     num_frames: of the video.
   """
 
@@ -49,13 +48,17 @@ class Division:
   windows: tuple[tuple[int, ...], ...]
   shares: tuple[tuple[tuple[float, ...], ...], ...]
   first: tuple[int, ...]
-  counts: tuple[int, ...]
   num_frames: int
 
   @property
   def devices(self) -> int:
     """How many there are."""
     return len(self.windows)
+
+  @property
+  def counts(self) -> tuple[int, ...]:
+    """Frames that each device owns; those without windows own none."""
+    return tuple(map(int, np.diff([*self.first, self.num_frames])))
 
   @property
   def size(self) -> int:
@@ -171,7 +174,6 @@ def divide(
     windows=tuple(windows),
     shares=tuple(cut([tuple(map(float, share)) for share in shares])),
     first=tuple(first),
-    counts=tuple(int(n) for n in np.diff([*first, num_frames])),
     num_frames=num_frames,
   )
 

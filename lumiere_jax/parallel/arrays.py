@@ -63,9 +63,7 @@ def put(tree: T, shardings: Any) -> T:
   """
 
   def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-      return jax.device_put(leaf, sharding)
-    if sharding.is_fully_addressable:
+    if sharding.is_fully_addressable or _is_of_many_hosts(leaf):
       return jax.device_put(leaf, sharding)
     leaf = np.asarray(leaf)
     return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
@@ -78,12 +76,25 @@ def put_everywhere(mesh: Mesh, tree: T) -> T:
   return put(tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
 
+def abstract(tree: T, shardings: Any) -> T:
+  """Shapes and dtypes of a tree, as if it lay so."""
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    tree,
+    shardings,
+  )
+
+
 def to_host(tree: T) -> T:
   """Whole values as numpy, one leaf at a time; every process has to call."""
 
   def fetch(leaf: Any) -> np.ndarray:
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    if _is_of_many_hosts(leaf):
       return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
     return np.asarray(jax.device_get(leaf))
 
   return jax.tree.map(fetch, tree)
+
+
+def _is_of_many_hosts(leaf: Any) -> bool:
+  return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable

@@ -20,7 +20,6 @@ RULES: tuple[tuple[str, P], ...] = (
   # Kernels are cut along their output features: all devices then hold equal
   # parts, and what is gathered is whole matrices one beside the other.
   (r"(qkv|text_kv)/kernel$", P("fsdp", None, None, None)),
-  (r"temporal_.*attention_\d+/qkv/kernel$", P("fsdp", None, None, None)),
   (r"attention/out/kernel$", P(None, None, "fsdp")),
   (r"(conv_time|resample/conv)/kernel$", P(None, None, "fsdp")),
   (r"(conv_\w+|stem|head|cond_in)/kernel$", P(None, None, None, "fsdp")),

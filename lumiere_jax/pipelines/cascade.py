@@ -16,9 +16,7 @@ from lumiere_jax.diffusion.rules import make_sampler
 from lumiere_jax.diffusion.samplers import time_grid
 from lumiere_jax.io import bundle as bundles
 from lumiere_jax.models import lora
-from lumiere_jax.parallel import arrays
 from lumiere_jax.parallel.mesh import MeshConfig, make_mesh
-from lumiere_jax.parallel.sharding import shardings
 from lumiere_jax.pipelines.adapters import read_adapter, wear
 from lumiere_jax.pipelines.conditioning import to_uint8
 from lumiere_jax.pipelines.handing_on import (
@@ -32,7 +30,7 @@ from lumiere_jax.pipelines.sampling import (
   sample_stage,
 )
 from lumiere_jax.pipelines.settings import Settings
-from lumiere_jax.pipelines.stage import SamplingConfig, StageConfig
+from lumiere_jax.pipelines.stage import SamplingConfig, StageConfig, lay_out
 from lumiere_jax.pipelines.text import null_text, text_encoder_of
 from lumiere_jax.typing import Cond, FlatParams, UserError, Video
 
@@ -124,7 +122,12 @@ class Pipeline:
     weights = wear(read, weights, models, adapter_scale)
     devices = None if mesh is None else make_mesh(mesh)
     stages = {
-      name: Stage(config=config, params=_put(weights[name], devices))
+      name: Stage(
+        config=config,
+        params=jax.device_put(weights[name])
+        if devices is None
+        else lay_out(config.model, weights[name], devices),
+      )
       for name, config in configs.items()
     }
     return cls(find_text_encoder(opened), pair_stages(stages), devices)
@@ -348,13 +351,6 @@ class Pipeline:
         callback=progress,
         mesh=self.mesh,
       )
-
-
-def _put(params: FlatParams, mesh: Mesh | None) -> FlatParams:
-  """Weights on the device, or cut up over a mesh."""
-  if mesh is None:
-    return jax.device_put(params)
-  return arrays.put(params, shardings(params, mesh))
 
 
 def knobs_of(settings: Settings, own: SamplingConfig) -> Knobs:

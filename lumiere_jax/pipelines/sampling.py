@@ -31,7 +31,7 @@ from lumiere_jax.diffusion.windows_over_devices import (
   multi_diffusion_over_devices,
 )
 from lumiere_jax.parallel import arrays
-from lumiere_jax.parallel.sharding import VIDEO, fit, shardings
+from lumiere_jax.parallel.sharding import VIDEO, fit
 from lumiere_jax.pipelines.stage import StageConfig, network_denoiser
 from lumiere_jax.typing import Cond, FlatParams, Video
 
@@ -285,7 +285,7 @@ def sample_stage(
 
   Args:
     config: of the stage.
-    params: its weights.
+    params: its weights; with a mesh, as `stage.lay_out` puts them there.
     cond: conditioning of every clip.
     null_cond: text of "no caption", or of a negative prompt.
     keys: (b,) one key per clip; see `noise.sample_keys`.
@@ -336,7 +336,6 @@ def sample_stage(
 
   if mesh is None:
     return sample(run, rule.init(z), log_snrs, chunk, callback)
-  params = arrays.put(params, shardings(params, mesh))
   z, cond = _laid_out(mesh, program.division, (z, cond))
   with jax.set_mesh(mesh):
     video = sample(run, rule.init(z), log_snrs, chunk, callback)
@@ -344,9 +343,17 @@ def sample_stage(
   return video[:, program.division.places] if program.division else video
 
 
-def video_spec(divided: bool) -> P:
-  """How videos lie on a mesh; where windows are dealt out, frames do so."""
-  return P(None, _WINDOWS, "space") if divided else VIDEO
+def layout(tree: T, mesh: Mesh, *, divided: bool) -> T:
+  """Where arrays of a sampling program lie: videos cut up, the rest whole.
+
+  Args:
+    tree: of arrays or shapes.
+    mesh: that they lie on.
+    divided: whether windows are dealt out; then frames are, else samples.
+  """
+  video = P(None, _WINDOWS, "space") if divided else VIDEO
+  spec = lambda x: fit(video, x.shape, mesh) if x.ndim == 5 else P()
+  return jax.tree.map(lambda x: NamedSharding(mesh, spec(x)), tree)
 
 
 def _laid_out(mesh: Mesh, division: Division | None, tree: T) -> T:
@@ -356,10 +363,6 @@ def _laid_out(mesh: Mesh, division: Division | None, tree: T) -> T:
     x = arrays.to_host(x)
     return x[:, division.frames] if division and x.ndim == 5 else x
 
-  def where(x: np.ndarray) -> NamedSharding:
-    spec = video_spec(division is not None)
-    fitted = fit(spec, x.shape, mesh) if x.ndim == 5 else P()
-    return NamedSharding(mesh, fitted)
-
   tree = jax.tree.map(whole, tree)
-  return arrays.put(tree, jax.tree.map(where, tree))
+  where = layout(tree, mesh, divided=division is not None)
+  return arrays.put(tree, where)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from lumiere_jax.diffusion.choices import check_unit
 from lumiere_jax.diffusion.loss import WEIGHTS
@@ -14,6 +15,8 @@ from lumiere_jax.diffusion.schedule import SCHEDULES, Schedule, make_schedule
 from lumiere_jax.models import lora
 from lumiere_jax.models.inflate import unflatten
 from lumiere_jax.models.unet import UNet, UNetConfig
+from lumiere_jax.parallel import arrays
+from lumiere_jax.parallel.sharding import shardings
 from lumiere_jax.typing import Cond, FlatParams, UserError, build, check_choice
 
 NULL_TEXTS = ("zeros", "empty")
@@ -152,6 +155,29 @@ class StageConfig:
   def to_meta(self) -> dict[str, Any]:
     """For bundle.json."""
     return dataclasses.asdict(self)
+
+
+def held(config: UNetConfig, params: FlatParams) -> FlatParams:
+  """Weights, or their shapes, as sampling on a mesh holds them.
+
+  Kernels are in the dtype that the network computes in: it would round them to
+  it anyway, so nothing changes but the memory.
+  """
+
+  def hold(path: str, leaf: Any) -> Any:
+    if not path.endswith("/kernel"):
+      return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+      return leaf.update(dtype=jnp.dtype(config.dtype))
+    return leaf.astype(config.dtype)
+
+  return {path: hold(path, leaf) for path, leaf in params.items()}
+
+
+def lay_out(config: UNetConfig, params: FlatParams, mesh: Mesh) -> FlatParams:
+  """Weights cut up over a mesh, as `held`."""
+  params = held(config, params)
+  return arrays.put(params, shardings(params, mesh))
 
 
 def network_denoiser(

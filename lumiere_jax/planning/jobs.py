@@ -2,33 +2,36 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from lumiere_jax.diffusion.rules import make_sampler
 from lumiere_jax.models.unet import abstract_params
 from lumiere_jax.parallel import arrays
 from lumiere_jax.parallel.flops import count_flops
 from lumiere_jax.parallel.mesh import BATCH, check_batch
-from lumiere_jax.parallel.sharding import fit, shardings
+from lumiere_jax.parallel.sharding import shardings
 from lumiere_jax.pipelines.sampling import (
   Knobs,
   Program,
   Windows,
+  layout,
   run_chunk,
-  video_spec,
 )
+from lumiere_jax.pipelines.stage import held
 from lumiere_jax.training.compiled import model_flops
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.start import abstract_state
 from lumiere_jax.training.step import jit_train_step
 from lumiere_jax.training.tasks import Task
 from lumiere_jax.typing import Cond, UserError
+
+JOBS = ("train", "sample")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,9 +86,11 @@ def train_job(experiment: Experiment, mesh: Mesh) -> Job:
     name: jax.ShapeDtypeStruct(*what, sharding=arrays.by_sample(mesh))
     for name, what in shapes.items()
   }
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = arrays.abstract(key, arrays.replicated(mesh))
   return Job(
     function=jit_train_step(experiment, task, state),
-    arguments=(state, frozen, batch, _whole(mesh, jax.random.key(0))),
+    arguments=(state, frozen, batch, key),
     model_flops=model_flops(experiment, task, state, frozen, batch),
     videos=size,
     about={"clip": clip[1:], "parameters": _count(state.trainable, frozen)},
@@ -128,25 +133,17 @@ def sample_job(
     config.model.check_video(num_frames, *config.video.resolution)
   videos = 1 if windows else math.prod(mesh.shape[axis] for axis in BATCH)
   arguments = lambda frames: _sample_arguments(experiment, videos, frames)
-  laid = jax.tree.map(
-    lambda x: _laid(mesh, x, division is not None), arguments(frames)
-  )
-  params = abstract_params(config.model)
-  if experiment.model.dtype == "bfloat16":  # as `convert` may keep them
-    params = {
-      k: jax.ShapeDtypeStruct(v.shape, jnp.bfloat16) for k, v in params.items()
-    }
-  where = shardings(params, mesh)
-  held = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    params,
-    where,
-  )
+  seen = arguments(frames)
+  where = layout(seen, mesh, divided=division is not None)
+  params = held(config.model, abstract_params(config.model))
   one_device = dataclasses.replace(program, devices=1, config=_plain(config))
   return Job(
-    function=_Bound(program),
-    arguments=(held, *laid),
-    model_flops=count_flops(_Bound(one_device), params, *arguments(num_frames)),
+    function=_of(program),
+    arguments=(
+      arrays.abstract(params, shardings(params, mesh)),
+      *arrays.abstract(seen, where),
+    ),
+    model_flops=count_flops(_of(one_device), params, *arguments(num_frames)),
     videos=videos,
     about={
       "clip": (num_frames, *config.video.resolution),
@@ -157,17 +154,9 @@ def sample_job(
   )
 
 
-class _Bound:
-  """`run_chunk` of a program."""
-
-  def __init__(self, program: Program):
-    self._program = program
-
-  def __call__(self, *args: Any) -> Any:
-    return run_chunk(*args, program=self._program)
-
-  def lower(self, *args: Any) -> jax.stages.Lowered:
-    return run_chunk.lower(*args, program=self._program)
+def _of(program: Program) -> Callable[..., Any]:
+  """`run_chunk` of a program, jitted."""
+  return jax.jit(functools.partial(run_chunk, program=program))
 
 
 def _sample_arguments(
@@ -210,24 +199,8 @@ def _plain(config: Any) -> Any:
   return dataclasses.replace(config, model=model)
 
 
-def _laid(mesh: Mesh, x: Any, divided: bool) -> jax.ShapeDtypeStruct:
-  spec = fit(video_spec(divided), x.shape, mesh) if x.ndim == 5 else P()
-  return jax.ShapeDtypeStruct(
-    x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
-  )
-
-
-def _whole(mesh: Mesh, x: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(
-    x.shape, x.dtype, sharding=arrays.replicated(mesh)
-  )
-
-
 def _count(*trees: Any) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(trees))
-
-
-JOBS = ("train", "sample")
 
 
 def make_job(

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from lumiere_jax.parallel.agree import is_first
+
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Callable[[int], bool]]:
@@ -35,13 +37,10 @@ def _ctrl_c_as_sigterm() -> Iterator[Callable[[int], bool]]:
     os.kill(os.getpid(), signal.SIGTERM)
 
   old = signal.signal(signal.SIGINT, ask)
-  said = False
 
   def stopped(step: int) -> bool:
-    nonlocal said
     stop = multihost_utils.reached_preemption_sync_point(step)
-    if stop and not said and jax.process_index() == 0:
-      said = True
+    if stop and is_first():
       _say()
     return stop
 

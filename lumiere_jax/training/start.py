@@ -182,9 +182,8 @@ def abstract_state(
     functools.partial(init_state, optimizer=optimizer), trainable
   )
   held = jax.eval_shape(lambda tree: _as_held(tree, experiment), frozen)
-  laid = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
   return tuple(
-    jax.tree.map(laid, tree, shardings(tree, mesh)) for tree in (state, held)
+    arrays.abstract(tree, shardings(tree, mesh)) for tree in (state, held)
   )
 
 

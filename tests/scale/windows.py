@@ -10,6 +10,7 @@ from lumiere_jax.diffusion.noise import sample_keys
 from lumiere_jax.diffusion.rules import make_sampler
 from lumiere_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from lumiere_jax.pipelines.sampling import Knobs, Windows, sample_stage
+from lumiere_jax.pipelines.stage import lay_out
 from lumiere_jax.typing import Cond
 from tests.conftest import random_leaves
 from tests.scale.experiments import SSR
@@ -25,7 +26,7 @@ def sample(mesh: jax.sharding.Mesh | None) -> np.ndarray:
   """A video of random weights, with noise at every step."""
   config = SSR.sampling
   size = (1, FRAMES, *config.video.resolution)
-  key = jax.random.key(7)
+  key, weights = jax.random.key(7), random_leaves(config.model)
   text = Cond(
     text=jax.random.normal(key, (1, 5, config.model.text_dim)),
     text_mask=jnp.ones((1, 5), bool),
@@ -36,7 +37,7 @@ def sample(mesh: jax.sharding.Mesh | None) -> np.ndarray:
   return np.asarray(
     sample_stage(
       config,
-      random_leaves(config.model),
+      weights if mesh is None else lay_out(config.model, weights, mesh),
       cond,
       text.replace(text=jnp.zeros_like(text.text)),
       sample_keys([3]),
