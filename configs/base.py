@@ -49,6 +49,7 @@ TINY = Experiment(
   diffusion=DiffusionConfig(),
   data=common.tiny_data(num_frames=16, resolution=16),
   train=common.tiny_train(trainable="temporal_"),
+  mesh=common.TINY_MESH,
 )
 
 IF_TINY = dataclasses.replace(

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.models.unet import TemporalConfig, UNetConfig
+from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.pipelines.stage import DiffusionConfig
 from lumiere_jax.training.config import (
   Experiment,
@@ -125,6 +126,9 @@ TINY_TEMPORAL = TemporalConfig(
 )
 
 TINY_TEXT = TextConfig(max_length=48)
+
+# A batch of two clips does not divide among many devices: these share them.
+TINY_MESH = MeshConfig(data=1, space=-1)
 
 # DeepFloyd IF's form, small: what the stand-ins of its weights have
 # (tests/stand_ins.py).

@@ -60,6 +60,7 @@ TINY = Experiment(
   diffusion=DiffusionConfig(),
   data=common.tiny_data(num_frames=8, resolution=32, crop=16),
   train=common.tiny_train(trainable="temporal_"),
+  mesh=common.TINY_MESH,
 )
 
 IF_TINY = dataclasses.replace(

@@ -50,6 +50,7 @@ TINY = Experiment(
   diffusion=DiffusionConfig(),
   data=common.tiny_data(num_frames=1, resolution=32, crop=16),
   train=common.tiny_train(trainable=".*"),
+  mesh=common.TINY_MESH,
 )
 
 IF_TINY = dataclasses.replace(

@@ -42,6 +42,7 @@ TINY = Experiment(
   diffusion=DiffusionConfig(),
   data=common.tiny_data(num_frames=1, resolution=16),
   train=common.tiny_train(trainable=".*"),
+  mesh=common.TINY_MESH,
 )
 
 # From 16 pixels to 32.

@@ -1,11 +1,14 @@
 """Experiments: what they refuse, and that what they have is written down."""
 
 import dataclasses
+import importlib
 import pathlib
 
+from jax.sharding import AbstractMesh, AxisType
 import pytest
 
 from configs import base, conditional, demo, ssr, ssr_image, t2i
+from lumiere_jax.parallel.mesh import AXES, check_batch
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.loop import train
 from lumiere_jax.typing import UserError
@@ -117,3 +120,13 @@ def test_every_key_is_in_the_guide():
   keys = set(leaves(dataclasses.asdict(conditional.FULL)))
   missing = [key for key in sorted(keys) if f"`{key}`" not in text]
   assert not missing
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("name", sorted(FULL.keys() - {"conditional ssr"}))
+def test_tiny_configs_run_on_any_number_of_devices(name, devices):
+  """Their two clips divide among few devices: the others share rows."""
+  tiny = importlib.import_module(f"configs.{name}").TINY
+  kinds = (AxisType.Auto,) * len(AXES)
+  mesh = AbstractMesh(tiny.mesh.filled(devices), AXES, axis_types=kinds)
+  check_batch(tiny.train.batch_size, tiny.train.accumulate, mesh)
