@@ -94,9 +94,8 @@ def find(path: str | os.PathLike, what: str) -> Path:
     UserError: there is none.
   """
   folder = Path(path)
-  for candidate in (folder, folder / "bundle"):
-    if (candidate / INDEX).is_file():
-      return candidate
+  if found := _local(folder):
+    return found
   if is_hub_name(path):
     return find(fetch(str(path), _FILES), what)
   state = "has no bundle.json" if folder.is_dir() else "does not exist"
@@ -104,6 +103,18 @@ def find(path: str | os.PathLike, what: str) -> Path:
     f"{what}={path} {state}; give a bundle, or the workdir of a run that has "
     "saved one"
   )
+
+
+def is_bundle(path: str | os.PathLike) -> bool:
+  """Whether there is a bundle at `path` on this machine; see `find`."""
+  return _local(Path(path)) is not None
+
+
+def _local(folder: Path) -> Path | None:
+  for candidate in (folder, folder / "bundle"):
+    if (candidate / INDEX).is_file():
+      return candidate
+  return None
 
 
 def open_bundle(path: str | os.PathLike, what: str = "--model") -> Bundle:

@@ -86,6 +86,9 @@ class UNetConfig:
     skip_scale: factor on every residual sum; IF-II: 0.7071.
     mask_text: False: padding counts as tokens do, in attention and in pooling
       (IF).
+    patch: side of the squares of pixels that make up one position of the finest
+      level, as channels (space to depth); 1: each pixel is one. A small model
+      is wide where a processor is fast, and still sees every pixel.
     temporal: None for an image model.
     dtype: of the computation; parameters are float32, norms and softmax too.
     attention_kernel: one of `attention.KERNELS`.
@@ -111,6 +114,7 @@ class UNetConfig:
   activate_embedding_once: bool = False
   skip_scale: float = 1.0
   mask_text: bool = True
+  patch: int = 1
   temporal: TemporalConfig | None = None
   dtype: str = "float32"
   attention_kernel: str = "xla"
@@ -130,6 +134,8 @@ class UNetConfig:
         f"remat has {len(self.remat)} entries, channels has {levels}; give "
         "one a level, or none"
       )
+    if self.patch < 1:
+      yield f"patch={self.patch} must be at least 1; 1 is no patches"
     for name, known in (("attention", ATTENTION), ("remat", REMAT)):
       for kind in sorted(set(getattr(self, name)) - set(known)):
         yield f"{name} {kind!r} is not one of {', '.join(known)}"
@@ -175,7 +181,7 @@ class UNetConfig:
   @property
   def spatial_factor(self) -> int:
     """Height and width must be multiples of this."""
-    return 2 ** (len(self.channels) - 1)
+    return self.patch * 2 ** (len(self.channels) - 1)
 
   def check_video(self, frames: int, height: int, width: int) -> None:
     """Raises a UserError where a video of this size does not fit."""
@@ -308,8 +314,9 @@ class UNet(nn.Module):
 
     x = blocks.GroupNorm(c.norm_groups, name="head_norm")(x)
     x = blocks.ACTIVATIONS[c.activation](x)
-    x = self._conv(c.out_channels, "head", nn.initializers.zeros)(x)
-    return constrain(x.astype(jnp.float32), VIDEO)
+    out = c.out_channels * c.patch**2
+    x = self._conv(out, "head", nn.initializers.zeros)(x)
+    return constrain(blocks.to_pixels(x.astype(jnp.float32), c.patch), VIDEO)
 
   @property
   def _dtype(self) -> jnp.dtype:
@@ -369,9 +376,10 @@ class UNet(nn.Module):
       x = jnp.concatenate(
         [x, cond.frames[..., :extra].astype(self._dtype)], axis=-1
       )
-    x = self._conv(c.channels[0], "stem")(x)
+    x = self._conv(c.channels[0], "stem")(blocks.to_patches(x, c.patch))
     if c.cond_channels:
       given = cond.frames[..., extra:].astype(self._dtype)
+      given = blocks.to_patches(given, c.patch)
       zeros = nn.initializers.zeros
       x = x + self._conv(c.channels[0], "cond_in", zeros, bias=False)(given)
     return x

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumiere_jax.data.text import TextCache
 from lumiere_jax.diffusion.noise import sample_keys
 from lumiere_jax.diffusion.rules import DDIM
 from lumiere_jax.io.image import write_image
@@ -32,13 +31,15 @@ class Scene:
 
   Attributes:
     captions: one for each clip.
-    cond: what the network is told, text and pixels.
+    told: the captions, as a batch holds them.
+    cond: what the network is told besides.
     beside: (b, t, h, w, 3) videos to show to the left of a sample (what it
       was told) and to the right (what there really was).
     size: (frames, height, width) of the samples.
   """
 
   captions: list[str]
+  told: Batch
   cond: Cond
   beside: tuple[list[Video], list[Video]]
   size: tuple[int, int, int]
@@ -52,20 +53,26 @@ def held_out_scene(task: Task, batch: Batch, captions: list[str]) -> Scene:
     told.append(cond.frames[..., 3:6])
   return Scene(
     captions=captions,
+    told=batch,
     cond=cond,
     beside=(told, [x0] if told else []),
     size=x0.shape[1:4],
   )
 
 
-def prompted_scene(task: Task, text: TextCache, prompts: list[str]) -> Scene:
-  """Prompts of the user's, for stages that are told text alone."""
-  features, mask = text(prompts)
+def prompted_scene(task: Task, told: Batch, prompts: list[str]) -> Scene:
+  """Prompts of the user's, for stages that are told text alone.
+
+  Args:
+    task: of the stage.
+    told: the prompts, as a batch holds them.
+    prompts: as they were said.
+  """
   data = task.experiment.data
-  cond = Cond(text=jnp.asarray(features), text_mask=jnp.asarray(mask))
   return Scene(
     captions=prompts,
-    cond=cond,
+    told=told,
+    cond=Cond(text=None, text_mask=jnp.asarray(told["text_mask"])),
     beside=([], []),
     size=(data.num_frames, *data.resolution),
   )
@@ -112,10 +119,12 @@ class Previews:
     null = Cond(
       text=repeat(self._task.null_text), text_mask=repeat(self._task.null_mask)
     )
+    weights = {**state.ema, **frozen}
+    told = self._task.encode(weights, scene.told)
     return sample_stage(
       dataclasses.replace(config, video=video),
-      lora.scaled({**state.ema, **frozen}, experiment.lora.scale),
-      scene.cond,
+      lora.scaled(weights, experiment.lora.scale),
+      scene.cond.replace(text=jnp.asarray(told["text"])),
       null,
       sample_keys(list(range(count))),
       frames,

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Trains the cascade that ships, stage by stage; started again, it goes on.
+#
+#   launch/train_demo.sh [WORKDIR]      default: out/train_demo
+#
+# Stages that are done are left as they are. docs/model_card.md says what this
+# took and what it reached.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out="${1:-out/train_demo}"
+python="${PYTHON:-python}"
+
+train() { # STAGE FROM
+  local flags=(--config="configs/demo.py:$1" --workdir="$out/$1")
+  [ "$1" = t2i ] || flags+=(--config.text.weights="$out/t2i")
+  [ -z "$2" ] || flags+=(--config.init_from="$out/$2")
+  "$python" -m lumiere_jax.main "${flags[@]}"
+}
+
+train t2i ""
+train base t2i
+train base_long base
+train conditional base_long
+train ssr_image ""
+train ssr ssr_image
+"$python" -m launch.ship_demo --runs="$out"
