@@ -60,7 +60,7 @@ TEMPORAL = TemporalConfig(
   resample=(True, True), num_attentions=1, head_dim=32, max_distance=20
 )
 
-TEXT = TextConfig(max_length=32)
+TEXT = TextConfig(max_length=48)
 
 DATA = DataConfig(
   source="procedural",
