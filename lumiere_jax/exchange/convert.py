@@ -11,7 +11,7 @@ from lumiere_jax.exchange.carried import Carried
 from lumiere_jax.exchange.inflation import inflated
 from lumiere_jax.io import bundle as bundles
 from lumiere_jax.pipelines.adapters import read_adapter, wear
-from lumiere_jax.pipelines.cascade import Pipeline
+from lumiere_jax.pipelines.pipeline import Pipeline
 from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.pipelines.text import open_text_encoder
 from lumiere_jax.training.config import Experiment, TextConfig

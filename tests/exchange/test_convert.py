@@ -22,7 +22,7 @@ from lumiere_jax.models.inflate import unflatten
 from lumiere_jax.models.unet import UNet
 from lumiere_jax.models.unet_diffusers import to_diffusers
 from lumiere_jax.models.unet_diffusers_config import config_from_diffusers
-from lumiere_jax.pipelines.cascade import Pipeline
+from lumiere_jax.pipelines.pipeline import Pipeline
 from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.training.config import TextConfig
 from lumiere_jax.typing import Cond, UserError
@@ -375,7 +375,7 @@ def test_a_bundle_without_text_says_where_to_get_it(stand_ins, tmp_path):
   text = run("t5", stand_ins / "T5", tmp_path / "text")
   pipeline = Pipeline.from_pretrained(out, text)
   picture = pipeline.text_to_image(
-    ["a dog"], seeds=[1], settings=Settings(steps=2)
+    ["a dog"], seed=[1], settings=Settings(steps=2)
   )
   assert picture.shape == (1, 16, 16, 3)
 
