@@ -136,6 +136,11 @@ def settings_flags() -> Flags:
     "window_batch": flags.DEFINE_integer(
       "window_batch", DEFAULT.window_batch, "Windows denoised together."
     ),
+    "frame_chunk": flags.DEFINE_integer(
+      "frame_chunk",
+      DEFAULT.frame_chunk,
+      "Frames that spatial layers work on at once; 0: all.",
+    ),
     "noise_level": flags.DEFINE_float(
       "noise_level", DEFAULT.noise_level, "Noise on what super-resolution sees."
     ),

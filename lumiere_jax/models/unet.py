@@ -9,6 +9,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,8 @@ class UNetConfig:
     patch: side of the squares of pixels that make up one position of the finest
       level, as channels (space to depth); 1: each pixel is one. A small model
       is wide where a processor is fast, and still sees every pixel.
+    frame_chunk: frames that spatial layers work on at once, one part of the
+      clip after the other; 0 is all. No number changes, only memory and time.
     temporal: None for an image model.
     dtype: of the computation; parameters are float32, norms and softmax too.
     attention_kernel: one of `attention.KERNELS`.
@@ -115,6 +118,7 @@ class UNetConfig:
   skip_scale: float = 1.0
   mask_text: bool = True
   patch: int = 1
+  frame_chunk: int = 0
   temporal: TemporalConfig | None = None
   dtype: str = "float32"
   attention_kernel: str = "xla"
@@ -134,6 +138,8 @@ class UNetConfig:
         f"remat has {len(self.remat)} entries, channels has {levels}; give "
         "one a level, or none"
       )
+    if self.frame_chunk < 0:
+      yield f"frame_chunk={self.frame_chunk} must be at least 0; 0 is all"
     if self.patch < 1:
       yield f"patch={self.patch} must be at least 1; 1 is no patches"
     for name, known in (("attention", ATTENTION), ("remat", REMAT)):
@@ -269,9 +275,12 @@ class UNet(nn.Module):
 
     def block(x, name, level):
       def body(self, x):
-        kind = c.attention[level]
-        x = self._res_block(c.channels[level], name)(x, emb)
-        x = self._attend(x, f"{name}_attention", kind, text, cond)
+        def spatial(self, x):
+          kind = c.attention[level]
+          x = self._res_block(c.channels[level], name)(x, emb)
+          return self._attend(x, f"{name}_attention", kind, text, cond)
+
+        x = self._in_chunks(spatial, x)
         x = self._inflate(x, name, level == last) if inflated else x
         return constrain(x, VIDEO)
 
@@ -279,7 +288,10 @@ class UNet(nn.Module):
 
     def resample(x, name, kind, level):
       def body(self, x):
-        x = self._res_block(c.channels[level], name, kind)(x, emb)
+        spatial = lambda self, x: self._res_block(
+          c.channels[level], name, kind
+        )(x, emb)
+        x = self._in_chunks(spatial, x)
         # Up-sampling from level k + 1 undoes down-sampling from level k.
         step = level if kind == "down" else level - 1
         if inflated and c.temporal.resample[step]:
@@ -326,6 +338,21 @@ class UNet(nn.Module):
     """`body(self, x)`, forgetting what the backward pass may compute again."""
     kind = self.config.remat[level] if self.config.remat else "none"
     return body if kind == "none" else nn.remat(body, policy=REMAT[kind])
+
+  def _in_chunks(self, spatial: Callable, x: Video) -> Video:
+    """`spatial(self, x)`, which takes frames one by one, of some at a time."""
+    most, frames = self.config.frame_chunk, x.shape[1]
+    if not 0 < most < frames or self.is_initializing():
+      return spatial(self, x)
+    size = max(n for n in range(1, most + 1) if frames % n == 0)
+    chunks = einops.rearrange(x, "b (k t) h w c -> k b t h w c", t=size)
+    scan = nn.scan(
+      lambda self, carry, chunk: (carry, spatial(self, chunk)),
+      variable_broadcast="params",
+      split_rngs={"params": False},
+    )
+    _, chunks = scan(self, (), chunks)
+    return einops.rearrange(chunks, "k b t h w c -> b (k t) h w c")
 
   def _resample_time(self, x: Video, name: str, kind: str) -> Video:
     module = temporal.TemporalDown if kind == "down" else temporal.TemporalUp

@@ -184,7 +184,8 @@ class Cascade:
     video = dataclasses.replace(
       config.video, resolution=self.sizes(settings)[name]
     )
-    return dataclasses.replace(config, video=video)
+    model = dataclasses.replace(config.model, frame_chunk=settings.frame_chunk)
+    return dataclasses.replace(config, video=video, model=model)
 
   def log_snrs(self, name: str, settings: Settings) -> np.ndarray:
     """(steps + 1,) noise levels that a stage is sampled at."""

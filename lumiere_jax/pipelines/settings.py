@@ -33,6 +33,8 @@ class Settings:
       trained on, or the whole video where that is shorter.
     overlap: least frames shared by neighbouring windows; 2 in the paper.
     window_batch: windows denoised together; memory grows with it.
+    frame_chunk: frames that spatial layers work on at once; 0: all. Less
+      memory, the same video.
     noise_level: of the low-resolution video, in [0, 1].
     percentile: of dynamic thresholding.
     max_value: largest threshold.
@@ -54,6 +56,7 @@ class Settings:
   window: int = 0
   overlap: int = 2
   window_batch: int = 1
+  frame_chunk: int = 0
   noise_level: float | None = None
   percentile: float | None = None
   max_value: float | None = None
@@ -67,6 +70,7 @@ class Settings:
       "window": 0,
       "overlap": 0,
       "window_batch": 1,
+      "frame_chunk": 0,
       "max_value": 1,
       "chunk": 1,
       "guidance_scale": 0,

@@ -302,3 +302,23 @@ def test_a_model_of_patches_takes_and_gives_pixels():
   assert out.shape == z.shape
   with pytest.raises(UserError, match="width=12 is no multiple of 8"):
     config.check_video(4, 16, 12)
+
+
+def test_frames_in_chunks_are_the_same(rng):
+  config = small_config()
+  shapes = abstract_params(config)
+  params = unflatten(
+    {
+      k: jnp.asarray(rng.normal(size=v.shape) * 0.1, v.dtype)
+      for k, v in shapes.items()
+    }
+  )
+  z = jnp.asarray(rng.normal(size=(1, 8, 8, 8, 3)), jnp.float32)
+  run = lambda config: jax.jit(UNet(config).apply)(
+    {"params": params}, z, jnp.full(1, 0.5), make_cond(1)
+  )
+  whole = run(config)
+  chunked = dataclasses.replace(config, frame_chunk=3)  # 2 of 8, 2 of 4, all
+  np.testing.assert_allclose(run(chunked), whole, atol=2e-5)
+  assert abstract_params(chunked).keys() == shapes.keys()
+  assert whole.std() > 0.1
