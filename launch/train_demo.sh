@@ -23,4 +23,5 @@ train base_long base
 train conditional base_long
 train ssr_image ""
 train ssr ssr_image
-"$python" -m launch.ship_demo --runs="$out"
+"$python" -m lumiere_jax.convert --from=workdir --half \
+  --src="$out/conditional" --src="$out/ssr" --out="$out/bundle"
