@@ -39,8 +39,8 @@ SEED = flags.DEFINE_integer("seed", 0, "One seed, one video.")
 OUT = flags.DEFINE_string(
   "out",
   "",
-  "File: .mp4, .gif or .npy, or FOLDER/ of png files; of a picture .png or "
-  ".jpg. Without it video.mp4 or image.png.",
+  "File: .mp4, .webm, .gif or .npy, or FOLDER/ of png files; of a picture "
+  ".png or .jpg. Without it video.mp4 or image.png.",
 )
 CONTACT_SHEET = flags.DEFINE_string(
   "contact_sheet", "", "Picture of frames side by side: .png or .jpg."
