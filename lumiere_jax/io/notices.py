@@ -1,8 +1,8 @@
-"""What the user should know and need not mend."""
+"""What the user should know, and need not mend."""
 
 import sys
 
 
 def notice(text: str) -> None:
-  """One line on stderr."""
-  print(f"notice: {text}", file=sys.stderr)
+  """Prints one line to stderr: 'notice: ' and the text."""
+  print("notice: " + " ".join(text.split()), file=sys.stderr)

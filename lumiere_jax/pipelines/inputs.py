@@ -4,6 +4,7 @@ from jaxtyping import Bool, UInt8
 import numpy as np
 
 from lumiere_jax.io.image import fit
+from lumiere_jax.io.masks import check_mask, fit_mask
 from lumiere_jax.io.notices import notice
 from lumiere_jax.pipelines.told import Clip
 from lumiere_jax.typing import UserError
@@ -103,18 +104,8 @@ def mask_of_size(
   stack = mask[None] if mask.ndim == 2 else mask[:frames]
   if stack.shape[1:] != size:
     _tell(name, stack.shape[1:], size)
-    grey = lambda frame: np.repeat(np.uint8(frame)[..., None] * 255, 3, axis=2)
-    stack = np.stack([fit(grey(frame), size)[..., 0] >= 128 for frame in stack])
-  if not stack.any():
-    raise UserError(
-      f"{name} marks no pixel: nothing would be made anew; mark what is to "
-      "change (white)"
-    )
-  if stack.all():
-    raise UserError(
-      f"{name} marks every pixel: nothing would be kept; leave out the mask, "
-      "or use --task=text_to_video"
-    )
+    stack = np.stack([fit_mask(frame, size) for frame in stack])
+  check_mask(stack, name)
   missing = frames - len(stack)
   return np.concatenate([stack, np.repeat(stack[-1:], missing, axis=0)])
 

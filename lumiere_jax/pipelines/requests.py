@@ -152,7 +152,10 @@ def _jobs(request: Request, task: Task) -> Iterator[Job]:
   check_options(request.lines, known)
   paths = _paths(request, task)
   for line in request.lines:
-    own = {k: _parse(k, v, known[k]) for k, v in line.options.items()}
+    own = {
+      name: _parse(line.where, name, text, known[name])
+      for name, text in line.options.items()
+    }
     first = request.seed if line.seed is None else line.seed
     of = lambda config, own=own: dataclasses.replace(
       config, **{k: v for k, v in own.items() if hasattr(config, k)}
@@ -168,11 +171,11 @@ def _jobs(request: Request, task: Task) -> Iterator[Job]:
     )
 
 
-def _parse(name: str, text: str, kind: Any) -> Any:
+def _parse(where: str, name: str, text: str, kind: Any) -> Any:
   """An option of a prompt file as its type."""
   kinds = [k for k in (bool, int, float, str) if k in (kind, *_parts(kind))]
   if not kinds:
-    raise UserError(f"prompt file: {name} cannot differ by line; use --{name}")
+    raise UserError(f"{where}: {name} cannot differ by line; give --{name}")
   if kinds[0] is bool:
     words = {"true": True, "1": True, "false": False, "0": False}
     if text.lower() in words:
@@ -183,7 +186,7 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     except ValueError:
       pass
   raise UserError(
-    f"prompt file: {name}={text!r} is no {kinds[0].__name__}; mend the line"
+    f"{where}: {name}={text!r} is no {kinds[0].__name__}; mend the line"
   )
 
 
@@ -202,7 +205,7 @@ def _paths(request: Request, task: Task) -> Callable[[str, int], str]:
     number = next(count)
     name = "-".join(filter(None, (request.task, slug(prompt), f"seed{seed}")))
     if not output.out:
-      return os.fspath(unused(Path(name + ending)))
+      return unused(name + ending)
     if not several:
       return output.out
     out = Path(output.out)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import numpy as np
 from lumiere_jax.diffusion.noise import sample_keys
 from lumiere_jax.diffusion.rules import DDIM
 from lumiere_jax.io.image import write_image
+from lumiere_jax.io.names import slug
 from lumiere_jax.io.write import write_video
 from lumiere_jax.models import lora
 from lumiere_jax.parallel.agree import is_first
@@ -100,7 +100,7 @@ class Previews:
     for k, (caption, video) in enumerate(
       zip(scene.captions, videos, strict=True)
     ):
-      name = f"{int(state.step):08d}-{k}-{_slug(caption)}".rstrip("-")
+      name = f"{int(state.step):08d}-{k}-{slug(caption)}".rstrip("-")
       path = self._folder / (name + (".png" if len(video) == 1 else ".mp4"))
       if len(video) == 1:
         write_image(path, video[0])
@@ -140,8 +140,3 @@ def _side_by_side(videos: list[np.ndarray]) -> np.ndarray:
   gap = np.full((*videos[0].shape[:3], _GAP, 3), 255, np.uint8)
   row = [part for video in videos for part in (gap, video)][1:]
   return np.concatenate(row, axis=3)
-
-
-def _slug(caption: str) -> str:
-  """A caption as a part of a file name."""
-  return "-".join(re.findall(r"[a-z0-9]+", caption.lower()))[:40].strip("-")

@@ -252,7 +252,7 @@ def test_inputs_of_other_sizes_are_made_to_fit_and_told(
 
 def test_masks_that_do_not_do(pipeline, video):
   ask = lambda mask: pipeline.inpaint(PROMPT, video, mask, settings=SHORT)
-  for fill, words in ((False, "marks no pixel"), (True, "marks every pixel")):
+  for fill, words in ((False, "marks nothing"), (True, "marks everything")):
     with pytest.raises(UserError, match=words):
       ask(np.full((SIDE, SIDE), fill))
   with pytest.raises(UserError, match="--mask is uint8"):
