@@ -35,6 +35,8 @@ class Drawing(Pipeline):
   Attributes:
     pause: seconds a step takes.
     taken: steps that were ever taken.
+    running: stages that are being sampled.
+    most: of these at a time, ever.
     styles: (style, alpha) that was asked for, each time.
   """
 
@@ -47,7 +49,8 @@ class Drawing(Pipeline):
       {"base": stage(base.TINY), "ssr": stage(ssr.TINY)},
       conditional=(lambda: stage(conditional.TINY)) if told else None,
     )
-    self.pause, self.taken, self.styles, self.prompt = pause, 0, [], ""
+    self.pause, self.taken, self.running, self.most = pause, 0, 0, 0
+    self.styles, self.prompt = [], ""
 
   def styled(self, style: str, alpha: float) -> "Drawing":
     """As `Pipeline.styled` will be."""
@@ -73,10 +76,15 @@ class Drawing(Pipeline):
     del params, null, keys
     canvas = jnp.zeros((1, 1, 1, 1, 3))
     steps, start = rest["steps"], rest["start"]
-    for step in range(round(steps * start.strength) if start else steps):
-      time.sleep(self.pause)
-      self.taken += 1
-      rest["callback"](step + 1, canvas)
+    self.running += 1
+    self.most = max(self.most, self.running)
+    try:
+      for step in range(round(steps * start.strength) if start else steps):
+        time.sleep(self.pause)
+        self.taken += 1
+        rest["callback"](step + 1, canvas)
+    finally:
+      self.running -= 1
     drawn = to_float(jnp.asarray(_draw(self.prompt, frames, config)))
     return jnp.broadcast_to(drawn, (len(cond.text), *drawn.shape))
 
