@@ -34,15 +34,15 @@ class Example:
 
   Attributes:
     prompt: what it shows.
-    picture: png of its first frame.
-    last_picture: png of its last frame.
+    image: png of its first frame.
+    last_image: png of its last frame.
     video: mp4 of it.
     box: x0,y0,x1,y1 around all that ever moves.
   """
 
   prompt: str
-  picture: str
-  last_picture: str
+  image: str
+  last_image: str
   video: str
   box: str
 
@@ -76,8 +76,8 @@ def _example(source: ProceduralSource, index: int, folder: Path) -> Example:
   plain = np.array(BACKGROUNDS[source.scene(index).background])
   return Example(
     prompt=source.caption(index),
-    picture=os.fspath(path(".png")),
-    last_picture=os.fspath(path("-end.png")),
+    image=os.fspath(path(".png")),
+    last_image=os.fspath(path("-end.png")),
     video=os.fspath(path(".mp4")),
     box=",".join(map(str, _around(clip, plain))),
   )

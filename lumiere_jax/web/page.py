@@ -35,14 +35,15 @@ footer { display: none !important; }
 _DAY_S = 24 * 3600
 _ERROR_S = 20.0
 _TELL_S = 0.2  # A fast model would keep the browser busy drawing bars.
-# Beside the queue of jobs, which is behind these: what Gradio answers without
-# a queue, the page shows no errors of.
+# Of what does not wait for its turn. Gradio could answer it without any queue,
+# but then the page would not show its errors.
 _AT_ONCE = {
   "concurrency_limit": 4,
   "show_progress": "hidden",
   "api_visibility": "private",
 }
 _PROGRESS = gr.Progress()
+_AROUND = dict.fromkeys(("left", "top", "right", "bottom"), 64)
 _STYLES = (
   "There is no style to choose: start the server with --style=NAME=PATH, a "
   "style's name and folder, once for each."
@@ -160,16 +161,8 @@ class _Page:
   def _examples(self, names: Sequence[str]) -> list[list]:
     if names == ("prompt",):
       return [[prompt] for prompt in PROMPTS]
-    of = lambda drawn: {
-      "prompt": drawn.prompt,
-      "image": drawn.picture,
-      "last_image": drawn.last_picture,
-      "video": drawn.video,
-      "box": drawn.box,
-      "left": 64,
-      "right": 64,
-    }
-    return [[of(drawn)[name] for name in names] for drawn in self._drawn]
+    values = [vars(drawn) | _AROUND for drawn in self._drawn]
+    return [[row[name] for name in names] for row in values]
 
   def _shared(self) -> dict[str, Component]:
     """Seed, negative prompt and settings, the same for all tabs."""

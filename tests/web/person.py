@@ -90,6 +90,8 @@ class Person:
     """Presses an example of the tab."""
     rows = self.tab.locator(".gallery-item, tbody tr")
     rows.nth(number).click()
+    prompt = self.tab.get_by_label("Prompt").first
+    expect(prompt).to_have_value(re.compile("^a "), timeout=WAIT_MS)
 
   def make(self) -> str:
     """Presses the button and waits for the end.
@@ -115,10 +117,16 @@ class Person:
       self.page.wait_for_timeout(100)
     return status.input_value()
 
-  def refused(self) -> str:
-    """The message that pops up; it is closed again."""
+  def refused(self, shot: str = "") -> str:
+    """The message that pops up; it is closed again.
+
+    Args:
+      shot: name of a picture to take of it; '' takes none.
+    """
     toast = self.page.locator(".toast-body")
     expect(toast.first).to_be_visible()
+    if shot:
+      self.shoot(shot)
     text = toast.first.inner_text().splitlines()[-1]
     toast.first.locator(".toast-close").click()
     expect(toast).to_have_count(0)

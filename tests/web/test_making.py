@@ -43,12 +43,13 @@ def job(desk, drawing):
 
 
 BOX = {"box": "8,8,40,40"}
+AROUND = dict.fromkeys(("left", "top", "right", "bottom"), 32)
 TASKS = {
   "text_to_video": ({}, (FRAMES, LARGE, LARGE)),
   "image_to_video": ({"image": "picture"}, (FRAMES, LARGE, LARGE)),
   "extend": ({"video": "video", "context": 8}, (24, LARGE, LARGE)),
   "inpaint": ({"video": "video"} | BOX, (FRAMES, LARGE, LARGE)),
-  "outpaint": ({"video": "video", "left": 64}, (FRAMES, LARGE, LARGE)),
+  "outpaint": ({"video": "video"} | AROUND, (FRAMES, LARGE, LARGE)),
   "cinemagraph": ({"image": "picture"} | BOX, (FRAMES, LARGE, LARGE)),
   "stylize": ({"style": "ink", "alpha": 0.5}, (FRAMES, LARGE, LARGE)),
   "video_to_video": ({"video": "video"}, (FRAMES, LARGE, LARGE)),

@@ -70,7 +70,7 @@ def test_examples_are_what_the_reader_of_scenes_knows(tmp_path):
     assert parse_caption(prompt)
   for example in drawn:
     assert probe(example.video).num_frames == 16
-    height, width, _ = read_image(example.picture).shape
+    height, width, _ = read_image(example.image).shape
     x0, y0, x1, y1 = map(int, example.box.split(","))
     assert 0 <= x0 < x1 <= width
     assert 0 <= y0 < y1 <= height
