@@ -114,6 +114,7 @@ class _Page:
     self._pipeline, self._options = pipeline, options
     self._desk, self._drawn = desk, drawn
     self._maker = Maker(pipeline, options)
+    gr.Markdown(_about(pipeline))
     with gr.Row():
       with gr.Column(scale=3):
         with gr.Tabs(overflow_behavior="wrap"):
@@ -285,6 +286,14 @@ class _Page:
       return {"background": pixels, "layers": [], "composite": None}
 
     return background
+
+
+def _about(pipeline: Pipeline) -> str:
+  frames, (height, width) = pipeline.frames({}), pipeline.resolution()
+  return (
+    f"**{TITLE}**: {frames} frames of {width}x{height}, {pipeline.fps:g} a "
+    "second, unless you ask for another length"
+  )
 
 
 def _shown(error: UserError) -> gr.Error:

@@ -56,6 +56,7 @@ def serve(
     app = application(
       page, options, names=names_for(host, names), root_path=root_path
     )
+    listener.listen()  # who reads the address may come at once
     shown = f"[{host}]" if ":" in host else host
     port = listener.getsockname()[1]
     print(f"http://{shown}:{port}{root_path}/ (Ctrl-C ends it)", flush=True)

@@ -75,6 +75,13 @@ class Person:
     """Types into a field of the tab."""
     self.tab.get_by_label(label).first.fill(value)
 
+  def settle(self, label: str, value: str) -> None:
+    """Types into one of the settings, which are folded away at first."""
+    field = self.page.get_by_label(label, exact=True)
+    if not field.is_visible():
+      self.page.get_by_text("Advanced").click()
+    field.fill(value)
+
   def upload(self, label: str, path: str) -> None:
     """Gives a file to the part of the tab with this label."""
     part = self.part(label)

@@ -57,16 +57,33 @@ class Site:
     Returns:
       The message that says how it ended.
     """
+    event = self.join(name, data, session)
+    told = [x for x in self.hear(session) if x.get("event_id") == event]
+    (done,) = (x for x in told if x["msg"] == "process_completed")
+    return done
+
+  def join(self, name: str, data: list, session: str) -> str:
+    """Queues a call, without waiting for it.
+
+    Returns:
+      What it is known by in what is heard of it.
+    """
     body = {"fn_index": self.behind(name)["id"], "data": data}
     status, answer = self.ask(
       "/gradio_api/queue/join", body | {"session_hash": session}
     )
     assert status == 200, answer
-    _, stream = self.ask(f"/gradio_api/queue/data?session_hash={session}")
-    lines = stream.decode().splitlines()
-    told = [json.loads(x[6:]) for x in lines if x.startswith("data: ")]
-    (done,) = (x for x in told if x["msg"] == "process_completed")
-    return done
+    return json.loads(answer)["event_id"]
+
+  def hear(self, session: str) -> Iterator[dict]:
+    """What a session is told, until all its calls have ended."""
+    connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+    with contextlib.closing(connection):
+      path = f"/gradio_api/queue/data?session_hash={session}"
+      connection.request("GET", path)
+      for line in connection.getresponse():
+        if line.startswith(b"data: "):
+          yield json.loads(line[6:])
 
   def behind(self, name: str) -> dict:
     """What the page knows of a function."""

@@ -86,6 +86,26 @@ def test_it_samples_what_is_asked_for(app, tmp_path):
   assert fps == pytest.approx(16)
 
 
+def test_it_stops_in_the_midst_of_sampling(app):
+  site, _ = app
+  values = {"Prompt": "a small red circle moves left", "Steps": "1000"}
+  filled = site.filled("check_text_to_video", **values)
+  site.call("check_text_to_video", filled, SESSION)
+  making = site.join("make_text_to_video", [], SESSION)
+  seen, ended = 0, {}
+  for told in site.hear(SESSION):
+    steps = told.get("progress_data") or [{}]
+    if told["msg"] == "progress" and steps[0].get("index"):
+      if not seen:
+        site.join("cancel_text_to_video", [], SESSION)
+      seen = steps[0]["index"]
+    if told["msg"] == "process_completed":
+      ended[told["event_id"]] = told["output"]["data"][0]
+  assert 0 < seen < 1000
+  assert ended.pop(making) == "Cancelled."
+  assert [*ended.values()] == ["Cancelled."]  # so said the button
+
+
 def test_files_of_its_bundle_are_refused(app, place):
   site, _ = app
   for file in place[0].iterdir():

@@ -1,5 +1,6 @@
 """What is said in one line before anything is served."""
 
+from pathlib import Path
 import sys
 
 import pytest
@@ -10,6 +11,18 @@ from lumiere_jax.web.examples import PROMPTS, draw
 from lumiere_jax.web.options import Limits, Options, parse_styles
 from lumiere_jax.web.start import Source, start
 from tests.conftest import run_command
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_its_packages_are_those_of_the_rest_but_for_one():
+  def pinned(name):
+    lines = (ROOT / name).read_text().splitlines()
+    return dict(x.split("==") for x in lines if "==" in x)
+
+  rest, app = pinned("requirements.txt"), pinned("requirements-app.txt")
+  differ = {k for k, version in rest.items() if app.get(k) != version}
+  assert differ == {"pillow"}
 
 
 def test_styles():
