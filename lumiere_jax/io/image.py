@@ -1,5 +1,6 @@
 """Still images: read, write, and contact sheets of videos."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 import math
 from pathlib import Path
@@ -100,3 +101,18 @@ def contact_sheet(
     top, left = border + row * (h + border), border + column * (w + border)
     sheet[top : top + h, left : left + w] = video[k]
   return sheet
+
+
+def side_by_side(
+  pictures: Sequence[UInt8[np.ndarray, "... h w 3"]], gap: int = 2
+) -> UInt8[np.ndarray, "... h W 3"]:
+  """Pictures, or videos, of one size in a row, white between them.
+
+  Args:
+    pictures: (..., h, w, 3) each.
+    gap: pixels of white.
+  """
+  first = pictures[0]
+  white = np.full((*first.shape[:-2], gap, 3), 255, np.uint8)
+  row = [part for picture in pictures for part in (white, picture)][1:]
+  return np.concatenate(row, axis=-2)

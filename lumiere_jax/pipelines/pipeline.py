@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import math
 import os
 from typing import TypedDict, Unpack
@@ -23,6 +24,8 @@ from lumiere_jax.pipelines.inputs import (
 )
 from lumiere_jax.pipelines.loading import load
 from lumiere_jax.pipelines.settings import Settings
+from lumiere_jax.pipelines.styles import read_style
+from lumiere_jax.pipelines.styles import styled as blend_in
 from lumiere_jax.pipelines.told import (
   NOTHING,
   Clip,
@@ -104,6 +107,35 @@ class Pipeline(Cascade):
     """
     loaded = load(paths, adapters, adapter_scale, mesh)
     return cls(loaded.text, loaded.pair(), loaded.mesh, loaded.conditional)
+
+  def styled(self, style: str | os.PathLike, alpha: float) -> "Pipeline":
+    """The same with a style blended into its spatial layers (section 4.1).
+
+    Args:
+      style: a fine-tuned image model or adapter; see `styles.read_style`.
+      alpha: how much of it: 0 is none, 1 all, up to 1.5 is beyond it.
+
+    Raises:
+      UserError: it is missing, of another architecture, or alpha is outside.
+    """
+    read = read_style(style)
+
+    def in_style(stages: dict[str, Stage]) -> dict[str, Stage]:
+      flat = blend_in(
+        {name: stage.params for name, stage in stages.items()},
+        {name: stage.config.model for name, stage in stages.items()},
+        read,
+        alpha,
+      )
+      return {
+        name: dataclasses.replace(stage, params=flat[name])
+        for name, stage in stages.items()
+      }
+
+    plain = told = self._conditional
+    if plain and read.slot != "ssr":
+      told = functools.cache(lambda: in_style({"base": plain()})["base"])
+    return Pipeline(self.text, in_style(self.stages), self.mesh, told)
 
   def text_to_video(
     self, prompt: str | Sequence[str], **how: Unpack[How]
