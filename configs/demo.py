@@ -72,10 +72,10 @@ DATA = DataConfig(
 )
 
 TRAIN = TrainConfig(
-  steps=6_000,
+  steps=3_000,
   batch_size=32,
   trainable="temporal_",
-  learning_rate=1e-3,
+  learning_rate=2e-3,
   decay="cosine",
   final_learning_rate=5e-5,
   warmup_steps=200,
@@ -89,7 +89,7 @@ TRAIN = TrainConfig(
   keep=1,
 )
 
-PREVIEW = PreviewConfig(every=1_000, steps=20, clips=4)
+PREVIEW = PreviewConfig(every=500, steps=20, clips=4)
 
 
 def experiment(stage: str, **changes) -> Experiment:
@@ -118,7 +118,7 @@ BASE = experiment(
   "base",
   model=common.inflated(IMAGE, TEMPORAL),
   data={"num_frames": 16},
-  train={"steps": 4_000, "batch_size": 8, "eval_clips": 32},
+  train={"steps": 2_000, "batch_size": 8, "eval_clips": 32},
 )
 
 LONG = {"batch_size": 4, "eval_clips": 16, "learning_rate": 5e-4}
@@ -127,14 +127,14 @@ BASE_LONG = experiment(
   "base",
   model=BASE.model,
   data={"num_frames": 80},
-  train={"steps": 1_500, "eval_every": 500, **LONG},
+  train={"steps": 400, "eval_every": 200, **LONG},
 )
 
 CONDITIONAL = experiment(
   "conditional",
   model=dataclasses.replace(BASE.model, cond_channels=4),
   data={"num_frames": 80, "masks": MASKS},
-  train={"steps": 1_500, "eval_every": 500, "trainable": TRAINABLE, **LONG},
+  train={"steps": 400, "eval_every": 200, "trainable": TRAINABLE, **LONG},
 )
 
 SSR_IMAGE_STAGE = experiment(
@@ -142,7 +142,7 @@ SSR_IMAGE_STAGE = experiment(
   model=SSR_IMAGE,
   upscale=UPSCALE,
   data={"num_frames": 1, "resolution": SIDE * UPSCALE, "crop": CROP},
-  train={"steps": 4_000, "batch_size": 16, "trainable": ".*"},
+  train={"batch_size": 16, "trainable": ".*"},
 )
 
 SSR = experiment(
@@ -150,7 +150,7 @@ SSR = experiment(
   model=common.inflated(SSR_IMAGE, TEMPORAL),
   upscale=UPSCALE,
   data={"num_frames": 16, "resolution": SIDE * UPSCALE, "crop": CROP},
-  train={"steps": 1_500, **LONG},
+  train={"steps": 1_000, **LONG},
 )
 
 

@@ -178,7 +178,7 @@ def test_tasks_read_their_files(made, files):
   ask("cinemagraph", inputs=Inputs(image="image.png", box="8,0,16,24"))
   ask("outpaint", inputs=Inputs(video="video.mp4", expand="1,2,3,4"))
   ask("video_to_video", inputs=Inputs(video="video.mp4", strength=0.4))
-  ask("extend", inputs=Inputs(video="video.mp4", times=3, context=4))
+  ask("extend", inputs=Inputs(video="video.npy", times=3, context=4))
   ask("super_resolve", [""], inputs=Inputs(video="video.mp4"))
   ask("panorama", inputs=Inputs(width=64))
   asked = {name: (args, how) for name, args, how in made.asked}
