@@ -507,6 +507,12 @@ class Pipeline(Cascade):
     trained = self.stages["base"].config.video.num_frames
     return settings.num_frames or trained
 
+  @property
+  def takes_pixels(self) -> bool:
+    """Whether there is a base that is told pixels."""
+    channels = self.stages["base"].config.model.cond_channels
+    return bool(channels) or self._conditional is not None
+
   def _telling(self) -> "Pipeline":
     """The cascade whose base is told pixels.
 
