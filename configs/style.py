@@ -14,8 +14,8 @@ full: every layer of IF-I-XL's form, at 128x128. Its mesh is for a multiple of
   xxl encoder).
 lora: spatial adapters of rank 16 in place of that. Never run at this scale.
   Needs --config.text.weights=DIR.
-demo, demo_lora: the same for the t2i of demo.py; minutes on a CPU. Need
-  --config.text.weights=DIR, the same as --config.init_from: it trained its
+shipped, shipped_lora: the same for the t2i of shipped.py; minutes on a CPU.
+  Need --config.text.weights=DIR, the same as --config.init_from: it trained its
   text encoder.
 tiny, tiny_lora: the same for t2i.py:tiny; seconds on a CPU, to see that
   everything works.
@@ -28,7 +28,7 @@ python -m lumiere_jax.main --config=configs/style.py:tiny \
 
 import dataclasses
 
-from configs import common, demo, t2i
+from configs import common, shipped, t2i
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.training.config import Experiment, LoraConfig
 
@@ -84,9 +84,9 @@ LORA = dataclasses.replace(
   preview=PREVIEW,
 )
 
-DEMO_SHORT = SHORT | {"steps": 600, "warmup_steps": 50}
-DEMO = style(demo.T2I, learning_rate=3e-4, **DEMO_SHORT)
-DEMO_LORA = style(demo.T2I, rank=16, learning_rate=2e-3, **DEMO_SHORT)
+SHIPPED_SHORT = SHORT | {"steps": 600, "warmup_steps": 50}
+SHIPPED = style(shipped.T2I, learning_rate=3e-4, **SHIPPED_SHORT)
+SHIPPED_LORA = style(shipped.T2I, rank=16, learning_rate=2e-3, **SHIPPED_SHORT)
 
 TINY = style(t2i.TINY)
 TINY_LORA = style(t2i.TINY, rank=4)
@@ -98,8 +98,8 @@ def get_config(size: str = "full"):
     {
       "full": FULL,
       "lora": LORA,
-      "demo": DEMO,
-      "demo_lora": DEMO_LORA,
+      "shipped": SHIPPED,
+      "shipped_lora": SHIPPED_LORA,
       "tiny": TINY,
       "tiny_lora": TINY_LORA,
     },

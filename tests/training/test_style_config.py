@@ -22,8 +22,8 @@ from tests.training.conftest import BASE, IMAGE, T2I, records
 SIZES = {
   "full": ("base", "FULL"),
   "lora": ("base", "FULL"),
-  "demo": ("demo", "CONDITIONAL"),
-  "demo_lora": ("demo", "CONDITIONAL"),
+  "shipped": ("shipped", "CONDITIONAL"),
+  "shipped_lora": ("shipped", "CONDITIONAL"),
   "tiny": ("base", "TINY"),
   "tiny_lora": ("base", "TINY"),
 }
@@ -48,8 +48,8 @@ def test_every_size_is_a_style_of_its_base(size):
 
 
 def test_an_unknown_size_is_answered_with_the_nearest():
-  with pytest.raises(UserError, match='did you mean "demo_lora"'):
-    style.get_config("demolora")
+  with pytest.raises(UserError, match='did you mean "shipped_lora"'):
+    style.get_config("shippedlora")
 
 
 @pytest.mark.parametrize("size", SIZES)
