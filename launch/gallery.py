@@ -1,6 +1,6 @@
 """Makes the pictures and clips of docs/gallery.md: every task, prompt, command.
 
-python -m launch.gallery [--out=docs/gallery] [--page=docs/gallery.md]
+python -m launch.gallery [--model=demo] [--out=docs/gallery]
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from launch.showcase import SHOWS, Show, draw_inputs
 from lumiere_jax.io.decode import read_video
 from lumiere_jax.io.write import write_video
 
+MODEL = flags.DEFINE_string("model", "demo", "Bundle that makes it all.")
 OUT = flags.DEFINE_string("out", "docs/gallery", "Folder for what is made.")
 PAGE = flags.DEFINE_string("page", "docs/gallery.md", "Page that shows it.")
 ONLY = flags.DEFINE_list("only", [], "Names of shows to make; default: all.")
@@ -33,8 +34,8 @@ def main(argv: list[str]) -> None:
 
 def make(show: Show, inputs: Path, out: Path) -> None:
   """Runs the command of a show; of a video, a gif for pages is left too."""
-  command = show.command(inputs, out, "--overwrite")
-  print(f"\n$ {show.line(inputs, out)}", flush=True)
+  command = show.command(MODEL.value, inputs, out, "--overwrite")
+  print(f"\n$ {show.line(MODEL.value, inputs, out)}", flush=True)
   if subprocess.run([sys.executable, "-m", *command], check=False).returncode:
     sys.exit(f"{show.name} failed; what it said is above")
   if show.ending == ".mp4":
@@ -58,7 +59,7 @@ def page(inputs: Path, out: Path) -> str:
       f"## {show.name.replace('_', ' ')}",
       f"![{show.prompt or show.name}]({file})",
       show.says + (f" *{show.prompt}*" if show.prompt else ""),
-      f"```\n{show.line(inputs, out)}\n```",
+      f"```\n{show.line(MODEL.value, inputs, out)}\n```",
     ]
   return "\n\n".join(parts) + "\n"
 

@@ -42,13 +42,15 @@ class Show:
   seed: int = 1
   ending: str = ".mp4"
 
-  def command(self, inputs: Path, out: Path, *more: str) -> list[str]:
-    """Arguments of `python -m`, `more` flags at their end."""
+  def command(
+    self, model: str, inputs: Path, out: Path, *more: str
+  ) -> list[str]:
+    """Arguments of `python -m`, `more` flags among them."""
     places = {"inputs": inputs, "out": out}
     prompt = [f"--prompt={self.prompt}"] if self.prompt else []
     return [
       "lumiere_jax.sample",
-      "--model=demo",
+      f"--model={model}",
       f"--task={self.task}",
       *prompt,
       *(argument.format(**places) for argument in self.arguments),
@@ -57,9 +59,9 @@ class Show:
       f"--out={out / self.name}{self.ending}",
     ]
 
-  def line(self, inputs: Path, out: Path) -> str:
+  def line(self, model: str, inputs: Path, out: Path) -> str:
     """The command as one would type it."""
-    return "python -m " + shlex.join(self.command(inputs, out))
+    return "python -m " + shlex.join(self.command(model, inputs, out))
 
 
 SHOWS = (
