@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from lumiere_jax.io.atomic import replacing
+from lumiere_jax.io.notices import notice
 from lumiere_jax.io.picture import open_picture, rgb
 from lumiere_jax.io.pixels import Framing
 from lumiere_jax.typing import UserError
@@ -45,7 +46,8 @@ def write_image(path, image: Pixels) -> None:
 def read_image(path, resolution: tuple[int, int] | None = None) -> Pixels:
   """Reads a still image as RGB, turned upright as its EXIF data says.
 
-  What is transparent lies over white.
+  What is transparent lies over white; of what moves the first frame is taken,
+  and said so.
 
   Args:
     path: png, jpg, webp, bmp or whatever else Pillow reads.
@@ -56,6 +58,8 @@ def read_image(path, resolution: tuple[int, int] | None = None) -> Pixels:
     VideoError: it is missing or not an image.
   """
   with open_picture(path) as image:
+    if getattr(image, "is_animated", False):
+      notice(f"{path} is animated; its first frame is taken")
     pixels = rgb(image)
   return pixels if resolution is None else fit(pixels, resolution)
 
