@@ -45,6 +45,9 @@ SCHEDULER = flags.DEFINE_string(
 )
 STAGE = flags.DEFINE_string("stage", "", "Stage to take, where there are more.")
 LICENCE = flags.DEFINE_string("licence", "", "Of imported weights.")
+HALF = flags.DEFINE_bool(
+  "half", False, "Write weights in float16: half the size, for sampling."
+)
 INFLATE = flags.DEFINE_bool(
   "inflate", False, "Make the video model that training starts from."
 )
@@ -91,6 +94,7 @@ def main(argv: list[str]) -> None:
       adapters=tuple(ADAPTER.value),
       adapter_scale=ADAPTER_SCALE.value,
       licence=LICENCE.value,
+      half=HALF.value,
       text=TextConfig(**{name: flag.value for name, flag in TEXT.items()}),
       settings=read_settings(SETTINGS),
       batch=BATCH.value,

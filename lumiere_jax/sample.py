@@ -1,16 +1,26 @@
 """Makes videos and pictures from bundles.
 
 python -m lumiere_jax.sample --model=BUNDLE --task=text_to_video \
-    --prompt="a small red circle moves left" --seed=1 --out=x.mp4
+    --prompt="a small red circle moving left on a black background" --out=x.mp4
+
+--task is text_to_video, text_to_image, image_to_video, extend, inpaint,
+outpaint, cinemagraph, stylize, video_to_video, super_resolve or panorama;
+README shows a command for each.
 """
 
 from absl import flags
 
 from lumiere_jax import cli
 from lumiere_jax.host_flags import host_flags, joined
-from lumiere_jax.pipelines.requests import TASKS, Request, fulfil
+from lumiere_jax.pipelines.prompts import PromptLine, read_prompt_file
+from lumiere_jax.pipelines.requests import Output, Request, fulfil
+from lumiere_jax.pipelines.styles import parse_alphas
+from lumiere_jax.pipelines.tasks import TASKS, Inputs
 from lumiere_jax.sampling_flags import (
   MeshParser,
+  fields_of,
+  inputs_flags,
+  output_flags,
   read_settings,
   settings_flags,
 )
@@ -30,20 +40,39 @@ ADAPTER = flags.DEFINE_multi_string(
 ADAPTER_SCALE = flags.DEFINE_float(
   "adapter_scale", 1.0, "How much of the adapters; 1 is as trained."
 )
+STYLE = flags.DEFINE_multi_string(
+  "style",
+  [],
+  "Style to blend into the spatial layers, with any task: bundle or workdir of "
+  "a fine-tuned image model (configs/style.py), or an adapter. Again for "
+  "super-resolution.",
+)
+ALPHA = flags.DEFINE_string(
+  "alpha",
+  "1",
+  "How much of the style, 0 to 1 (1.5 exaggerates); several, such as "
+  "0,0.5,1, are shown side by side.",
+)
 TASK = flags.DEFINE_string("task", "text_to_video", " or ".join(TASKS) + ".")
 PROMPT = flags.DEFINE_string("prompt", "", "What the video shows.")
+PROMPT_FILE = flags.DEFINE_string(
+  "prompt_file",
+  "",
+  "Prompts in place of --prompt: .txt (a line each), .csv or .jsonl with "
+  "'prompt' and, if they differ, 'seed' and any flag of a task or of sampling.",
+)
 NEGATIVE = flags.DEFINE_string(
   "negative_prompt", "", "What it should steer away from."
 )
 SEED = flags.DEFINE_integer("seed", 0, "One seed, one video.")
-OUT = flags.DEFINE_string(
-  "out",
-  "",
-  "File: .mp4, .gif or .npy, or FOLDER/ of png files; of a picture .png or "
-  ".jpg. Without it video.mp4 or image.png.",
+NUM_SAMPLES = flags.DEFINE_integer(
+  "num_samples",
+  1,
+  "Videos of each prompt, from --seed on.",
+  lower_bound=1,
 )
-CONTACT_SHEET = flags.DEFINE_string(
-  "contact_sheet", "", "Picture of frames side by side: .png or .jpg."
+BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", 1, "Of these, how many are sampled at once.", lower_bound=1
 )
 MESH = flags.DEFINE(
   MeshParser(),
@@ -53,24 +82,35 @@ MESH = flags.DEFINE(
   "windows go to DATA, weights are cut up over FSDP, rows of pixels over "
   "SPACE. Default: one device.",
 )
+INPUTS = inputs_flags()
+OUTPUT = output_flags()
 SETTINGS = settings_flags()
 HOSTS = host_flags()
 
 
 def main(argv: list[str]) -> None:
-  """Reads the flags and makes the video."""
+  """Reads the flags and makes the videos."""
   del argv
+  lines = (
+    read_prompt_file(PROMPT_FILE.value)
+    if PROMPT_FILE.value
+    else [PromptLine(prompt=PROMPT.value)]
+  )
   request = Request(
     models=tuple(MODEL.value),
     task=TASK.value,
-    prompt=PROMPT.value,
+    lines=tuple(lines),
     negative_prompt=NEGATIVE.value,
     seed=SEED.value,
-    out=OUT.value,
-    contact_sheet=CONTACT_SHEET.value,
+    num_samples=NUM_SAMPLES.value,
+    batch_size=BATCH_SIZE.value,
+    inputs=fields_of(Inputs, INPUTS),
+    output=fields_of(Output, OUTPUT),
     settings=read_settings(SETTINGS),
     adapters=tuple(ADAPTER.value),
     adapter_scale=ADAPTER_SCALE.value,
+    styles=tuple(STYLE.value),
+    alphas=parse_alphas(ALPHA.value, "--alpha"),
     mesh=MESH.value,
   )
   with joined(HOSTS):

@@ -1,5 +1,7 @@
 """The flags of how videos are sampled, for the entry modules that ask."""
 
+from typing import TypeVar
+
 from absl import flags
 
 from lumiere_jax.parallel.mesh import MeshConfig
@@ -7,6 +9,7 @@ from lumiere_jax.pipelines.settings import Settings
 
 DEFAULT = Settings()
 Flags = dict[str, flags.FlagHolder]
+T = TypeVar("T")
 
 
 class Interval(flags.ArgumentParser):
@@ -35,13 +38,32 @@ class MeshParser(flags.ArgumentParser):
     return MeshConfig(data=data, fsdp=fsdp, space=space)
 
 
+class SizeParser(flags.ArgumentParser):
+  """HEIGHT,WIDTH as two whole numbers."""
+
+  def parse(self, argument: str | tuple | None) -> tuple[int, int] | None:
+    """Absl reports the ValueError with the flag's name and value."""
+    if not isinstance(argument, str):
+      return argument
+    try:
+      height, width = map(int, argument.split(","))
+    except ValueError as error:
+      raise ValueError("two numbers are needed, such as 128,384") from error
+    return height, width
+
+
+def fields_of(cls: type[T], holders: Flags) -> T:
+  """The dataclass that flags of its fields' names say."""
+  return cls(**{name: flag.value for name, flag in holders.items()})
+
+
 def read_settings(holders: Flags) -> Settings:
   """What the flags say.
 
   Raises:
     UserError: a value is out of range.
   """
-  return Settings(**{name: flag.value for name, flag in holders.items()})
+  return fields_of(Settings, holders)
 
 
 def settings_flags() -> Flags:
@@ -90,6 +112,18 @@ def settings_flags() -> Flags:
     "num_frames": flags.DEFINE_integer(
       "num_frames", DEFAULT.num_frames, "Length; 0: as trained."
     ),
+    "size": flags.DEFINE(
+      SizeParser(),
+      "size",
+      None,
+      "HEIGHT,WIDTH of the finished video in pixels; default: as trained. "
+      "Larger frames are seen in windows.",
+    ),
+    "tile_overlap": flags.DEFINE_float(
+      "tile_overlap",
+      DEFAULT.tile_overlap,
+      "Share of such a window that neighbours have in common.",
+    ),
     "window": flags.DEFINE_integer(
       "window",
       DEFAULT.window,
@@ -98,8 +132,13 @@ def settings_flags() -> Flags:
     "overlap": flags.DEFINE_integer(
       "overlap", DEFAULT.overlap, "Least frames shared by neighbouring windows."
     ),
-    "windows_at_once": flags.DEFINE_integer(
-      "windows_at_once", DEFAULT.windows_at_once, "Windows denoised together."
+    "window_batch": flags.DEFINE_integer(
+      "window_batch", DEFAULT.window_batch, "Windows denoised together."
+    ),
+    "frame_chunk": flags.DEFINE_integer(
+      "frame_chunk",
+      DEFAULT.frame_chunk,
+      "Frames that spatial layers work on at once; 0: all.",
     ),
     "noise_level": flags.DEFINE_float(
       "noise_level", DEFAULT.noise_level, "Noise on what super-resolution sees."
@@ -109,5 +148,65 @@ def settings_flags() -> Flags:
     ),
     "max_value": flags.DEFINE_float(
       "max_value", DEFAULT.max_value, "Largest threshold; 1: static clipping."
+    ),
+  }
+
+
+def inputs_flags() -> Flags:
+  """Defines a flag for each of `tasks.Inputs`; read them by `fields_of`."""
+  # Here, so that an entry module that takes settings alone imports no tasks.
+  from lumiere_jax.pipelines.tasks import Inputs
+
+  default = Inputs()
+  text = lambda name, words: flags.DEFINE_string(name, "", words)
+  number = lambda name, words: flags.DEFINE_integer(
+    name, getattr(default, name), words
+  )
+  return {
+    "image": text("image", "Picture to begin with, of any size."),
+    "last_image": text("last_image", "Picture to end with."),
+    "video": text("video", "Video to work on, of any size and frame rate."),
+    "mask": text("mask", "Picture or video: white where pixels are made anew."),
+    "box": text(
+      "box", "x0,y0,x1,y1 in pixels of the picture or video, for a mask."
+    ),
+    "expand": text("expand", "left,top,right,bottom pixels to add around."),
+    "feather": number("feather", "Pixels over which the edge fades."),
+    "strength": flags.DEFINE_float(
+      "strength",
+      default.strength,
+      "How much of the video is made over, above 0 to 1.",
+    ),
+    "times": number("times", "How often the video is gone on with."),
+    "context": number("context", "Last frames that are gone on from."),
+    "width": number("width", "Of a panorama, in pixels."),
+    "uncomposited": flags.DEFINE_bool(
+      "uncomposited",
+      default.uncomposited,
+      "Leaves given pixels as the model made them.",
+    ),
+  }
+
+
+def output_flags() -> Flags:
+  """Defines a flag for each of `requests.Output`."""
+  return {
+    "out": flags.DEFINE_string(
+      "out",
+      "",
+      "File: .mp4, .webm, .gif or .npy, or FOLDER/ of png files; of a picture "
+      ".png or .jpg; of several a folder. Without it a name is made.",
+    ),
+    "format": flags.DEFINE_string(
+      "format", "", "Ending of several files in a folder; default mp4 or png."
+    ),
+    "overwrite": flags.DEFINE_bool(
+      "overwrite", False, "Replaces what is there already."
+    ),
+    "contact_sheet": flags.DEFINE_string(
+      "contact_sheet", "", "Picture of frames side by side: .png or .jpg."
+    ),
+    "preview_every": flags.DEFINE_integer(
+      "preview_every", 0, "Steps between pictures of what is being made."
     ),
   }

@@ -32,6 +32,9 @@ class DataConfig:
       nearest in aspect. '' is off: all clips have the one shape.
     num_clips: scenes of 'procedural'.
     two_objects: share of 'procedural' scenes with two objects.
+    moments: share of 'procedural' pictures that are a moment of a moving scene,
+      captioned with its motion; the others stand still, and no word is said of
+      motion.
     held_out: share of the videos kept from training for the held-out loss.
     crop: side of the random crops trained on; 0 is the whole frame.
     scene_cuts: change from one frame to the next, the mean over small
@@ -61,6 +64,7 @@ class DataConfig:
   buckets: str = ""
   num_clips: int = 4096
   two_objects: float = 0.25
+  moments: float = 0.0
   held_out: float = 0.05
   crop: int = 0
   scene_cuts: float = 0.0

@@ -33,6 +33,8 @@ Combination = tuple[str, str, str]
 """(colour, shape, motion)."""
 _MARGIN = 0.03  # Of the frame, kept clear around what does not cross it.
 _SPLITS = ("train", "held_out")
+_MOMENTS = 2  # Draws of their own, beside those of the splits.
+_LONG = 5.0  # Seconds within which moments lie.
 _NAMES = {
   "colours": COLOURS,
   "shapes": SHAPES,
@@ -138,7 +140,9 @@ class ProceduralSource:
     split: "train", or "held_out": only triples of (colour, shape, motion)
       that "train" never shows (see `is_held_out`).
     two_objects: the fraction of scenes that have two sprites.
-    motion_words: False: captions do not say the motion, as fits images.
+    moments: of images, the fraction that show a scene at any moment of its
+      motion and say it in the caption. The others show it as it begins, and
+      their captions leave its motion out.
     colours, shapes, motions, backgrounds: names to draw from.
 
   Raises:
@@ -152,7 +156,7 @@ class ProceduralSource:
   seed: int = 0
   split: str = "train"
   two_objects: float = 0.25
-  motion_words: bool = True
+  moments: float = 0.0
   colours: tuple[str, ...] = tuple(COLOURS)
   shapes: tuple[str, ...] = tuple(SHAPES)
   motions: tuple[str, ...] = tuple(MOTIONS)
@@ -166,7 +170,8 @@ class ProceduralSource:
       _require(getattr(self, field) >= 1, field, "1 or more", self)
     _require(np.min(self.resolution) >= 8, "resolution", "8 or more", self)
     _require(self.seed >= 0, "seed", "0 or more", self)
-    _require(0 <= self.two_objects <= 1, "two_objects", "in [0, 1]", self)
+    for field in ("two_objects", "moments"):
+      _require(0 <= getattr(self, field) <= 1, field, "in [0, 1]", self)
     rates = (MOTIONS[m].rates.values() for m in self.motions)
     fastest = max(high for _, high in itertools.chain(*rates))
     least = 2 * fastest if self.num_frames > 1 else 0
@@ -223,7 +228,14 @@ class ProceduralSource:
 
   def caption(self, index: int) -> str:
     """What clip `index` shows; `parse_caption` reads it back."""
-    return describe(self.scene(index), self.motion_words)
+    return describe(self.scene(index), self._says_motion(index))
+
+  def _says_motion(self, index: int) -> bool:
+    """Of clips always, of images that are a moment of one."""
+    if self.num_frames > 1:
+      return True
+    rng = np.random.default_rng((self.seed, _MOMENTS, index))
+    return rng.random() < self.moments
 
   def clip(
     self, index: int, rng: np.random.Generator | None = None
@@ -234,11 +246,19 @@ class ProceduralSource:
       rng: starts every sprite elsewhere on its path, which no caption
         contradicts; None: where `scene(index)` has it.
     """
+    scene = self.restarted(index, rng)
+    return render(scene, self.num_frames, self.resolution, self.fps)
+
+  def restarted(self, index: int, rng: np.random.Generator | None) -> Scene:
+    """The scene that `clip` draws of the same arguments."""
     scene = self.scene(index)
     if rng is not None:
-      sprites = tuple(_restart(rng, s) for s in scene.sprites)
-      scene = dataclasses.replace(scene, sprites=sprites)
-    return render(scene, self.num_frames, self.resolution, self.fps)
+      sprites = [_restart(rng, s) for s in scene.sprites]
+      if self.num_frames == 1 and self._says_motion(index):
+        seconds = rng.uniform(0, _LONG)
+        sprites = [_later(s, seconds) for s in sprites]
+      scene = dataclasses.replace(scene, sprites=tuple(sprites))
+    return scene
 
 
 def _choose(rng: np.random.Generator, options: Sequence[T]) -> T:
@@ -278,6 +298,12 @@ def _restart(rng: np.random.Generator, sprite: Sprite) -> Sprite:
   """The same sprite, elsewhere on its path at time 0."""
   start = MOTIONS[sprite.description.motion].start
   return dataclasses.replace(sprite, phase=rng.uniform(*start))
+
+
+def _later(sprite: Sprite, seconds: float) -> Sprite:
+  """The same sprite, so much further on its path at time 0."""
+  phase = sprite.phase + sprite.rate * seconds
+  return dataclasses.replace(sprite, phase=phase)
 
 
 def _check_names(

@@ -55,7 +55,7 @@ def _procedural(config: DataConfig, seed: int, report) -> Sources:
       resolution=config.resolution,
       fps=config.fps,
       two_objects=config.two_objects,
-      motion_words=config.num_frames > 1,
+      moments=config.moments,
     )
     for split in ("train", "held_out")
   )

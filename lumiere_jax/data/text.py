@@ -166,6 +166,15 @@ class TextEncoder:
     """Takes the weights off the device until the next caption to encode."""
     self.params = jax.device_get(self.params)
 
+  def wearing(self, params: Params) -> "TextEncoder":
+    """The same encoder with other parameters."""
+    return TextEncoder(self.tokenizer, self.config, params, self.cleaning)
+
+  def tokenize(self, captions: Sequence[str]) -> tuple[np.ndarray, Mask]:
+    """Token ids (b, l) and mask (b, l) of captions, cleaned first."""
+    clean = CLEANINGS[self.cleaning]
+    return self.tokenizer.encode([clean(c) for c in captions])
+
   def encode(self, captions: Sequence[str]) -> tuple[Text, Mask]:
     """Features and mask (True where a token is real) of each caption.
 
@@ -176,8 +185,7 @@ class TextEncoder:
     """
     _refuse_one_text(captions)
     self.params = jax.tree.map(jnp.asarray, self.params)  # if at rest
-    clean = CLEANINGS[self.cleaning]
-    tokens, mask = self.tokenizer.encode([clean(c) for c in captions])
+    tokens, mask = self.tokenize(captions)
     # One by one: XLA rounds differently at different batch sizes.
     # The calls queue up on the device, so only small encoders lose speed.
     rows = [

@@ -1,4 +1,4 @@
-"""MultiDiffusion in time: long videos from a denoiser of short windows."""
+"""MultiDiffusion: videos longer or wider than the windows that are denoised."""
 
 from collections.abc import Sequence
 
@@ -17,6 +17,8 @@ from lumiere_jax.typing import (
   typechecked,
 )
 
+AXES = {1: "frames", 2: "rows", 3: "columns"}
+"""Axes of a video (b, t, h, w, c) that windows can be cut along."""
 WEIGHTS = ("uniform", "ramp")
 """How the predictions of overlapping windows are weighted."""
 
@@ -28,10 +30,12 @@ def window_starts(
   overlap: int = 2,
   multiple_of: int = 1,
   spread: bool = False,
+  unit: str = "frames",
 ) -> tuple[int, ...]:
   """First frames of the windows that cover a video.
 
-  As few windows as cover it, neighbours sharing at least `overlap` frames.
+  As few windows as cover it, neighbours sharing at least `overlap` frames. Of
+  rows and columns it is the same.
 
   Args:
     num_frames: T, frames of the video.
@@ -40,24 +44,26 @@ def window_starts(
     multiple_of: the model's temporal factor; the window must be a multiple.
     spread: spread the windows evenly; otherwise they stand as far apart as
       `overlap` allows and the last one is shifted back to end at T.
+    unit: one of `AXES`, for the errors.
 
   Raises:
     UserError: no such windows exist.
   """
   if window < 1 or window % multiple_of:
     raise UserError(
-      f"window of {window} frames is not a multiple of the model's temporal "
-      f"factor {multiple_of}; use {max(1, window // multiple_of)} x "
-      f"{multiple_of} = {max(1, window // multiple_of) * multiple_of} frames"
+      f"window of {window} {unit} is not a multiple of the model's "
+      f"{'temporal ' if unit == 'frames' else ''}factor {multiple_of}; use "
+      f"{max(1, window // multiple_of)} x {multiple_of} = "
+      f"{max(1, window // multiple_of) * multiple_of} {unit}"
     )
   if window > num_frames:
     raise UserError(
-      f"window of {window} frames is longer than the video of {num_frames}; "
-      f"use a window of at most {num_frames} frames or a longer video"
+      f"window of {window} {unit} is longer than the video of {num_frames}; "
+      f"use a window of at most {num_frames} {unit} or a longer video"
     )
   if not 0 <= overlap < window:
     raise UserError(
-      f"overlap of {overlap} frames does not fit a window of {window}; "
+      f"overlap of {overlap} {unit} does not fit a window of {window}; "
       f"use an overlap from 0 to {window - 1}"
     )
   last, stride = num_frames - window, window - overlap
@@ -74,6 +80,7 @@ def multi_diffusion(
   window: int,
   chunk: int = 1,
   weights: str = "uniform",
+  axis: int = 1,
 ) -> Denoiser:
   """Averages a denoiser's predictions over overlapping windows of a video.
 
@@ -93,6 +100,8 @@ def multi_diffusion(
     weights: W_i^2, "uniform" (the paper's mean) or "ramp": falling linearly
       from the middle of a window to its ends, which fades windows into each
       other.
+    axis: one of `AXES`; with rows and columns, what is said of frames is true
+      of these, and one such denoiser goes into the next.
 
   Raises:
     UserError: a bad `chunk` or `weights`, and, when called, windows that miss
@@ -103,13 +112,13 @@ def multi_diffusion(
     raise UserError(f"chunk={chunk} is too small; use at least 1 window")
 
   def averaged(z: Video, log_snr: PerSample, cond: Cond) -> Prediction:
-    num_frames = z.shape[1]
+    num_frames = z.shape[axis]
     # One window is no window: bit for bit, and without a scan to compile.
     if window == num_frames and tuple(starts) == (0,):
       return denoiser(z, log_snr, cond)
     shares = window_shares(starts, window, num_frames, weights)
     places = np.asarray(starts, np.int32)
-    return sum_windows(denoiser, z, log_snr, cond, places, shares, chunk)
+    return sum_windows(denoiser, z, log_snr, cond, places, shares, chunk, axis)
 
   return averaged
 
@@ -122,6 +131,7 @@ def sum_windows(
   starts: Int[Array | np.ndarray, "k"],
   shares: Float[Array | np.ndarray, "k window"],
   chunk: int,
+  axis: int = 1,
 ) -> Prediction:
   """Windows' predictions, each by its share, summed up where they lie.
 
@@ -133,22 +143,26 @@ def sum_windows(
     starts: first frames of the windows; may be traced.
     shares: of each of their frames.
     chunk: windows denoised at once.
+    axis: that they are cut along.
   """
   window = shares.shape[1]
   groups = _group(starts, shares, chunk)
 
   def evaluate(starts: Int[Array, "k"]) -> list[Prediction]:
-    return _denoise_windows(denoiser, z, log_snr, cond, starts, window)
+    return _denoise_windows(denoiser, z, log_snr, cond, starts, window, axis)
 
   def accumulate(canvas: Prediction, group: tuple) -> tuple[Prediction, None]:
     starts, shares = group
     for i, out in enumerate(evaluate(starts)):
-      canvas = _add_window(canvas, out, starts[i], shares[i])
+      canvas = _add_window(canvas, out, starts[i], shares[i], axis)
     return canvas, None
 
   one = jax.eval_shape(evaluate, groups[0][0])[0]
   canvas = jax.tree.map(
-    lambda x: jnp.zeros(z.shape[:2] + x.shape[2:], x.dtype), one
+    lambda x: jnp.zeros(
+      (*x.shape[:axis], z.shape[axis], *x.shape[axis + 1 :]), x.dtype
+    ),
+    one,
   )
   return jax.lax.scan(accumulate, canvas, groups)[0]
 
@@ -205,11 +219,12 @@ def _denoise_windows(
   cond: Cond,
   starts: Int[Array, "k"],
   window: int,
+  axis: int,
 ) -> list[Prediction]:
   """Denoises windows as one batch, all samples of a window side by side."""
 
   def cut(start: Int[Array, ""]) -> tuple[Video, PerSample, Cond]:
-    take = lambda x: jax.lax.dynamic_slice_in_dim(x, start, window, axis=1)
+    take = lambda x: jax.lax.dynamic_slice_in_dim(x, start, window, axis)
     return take(z), log_snr, cond.map_frames(take)
 
   windows = [cut(starts[i]) for i in range(starts.shape[0])]
@@ -224,12 +239,15 @@ def _add_window(
   out: Prediction,
   start: Int[Array, ""],
   share: Float[Array, "window"],
+  axis: int,
 ) -> Prediction:
   """Adds a window's prediction, by its share, to its frames of the canvas."""
+  beside = tuple(range(1, 5 - axis))
 
   def add(whole: Video, part: Video) -> Video:
-    before = jax.lax.dynamic_slice_in_dim(whole, start, part.shape[1], axis=1)
-    after = before + share[:, None, None, None] * part
-    return jax.lax.dynamic_update_slice_in_dim(whole, after, start, axis=1)
+    size = part.shape[axis]
+    before = jax.lax.dynamic_slice_in_dim(whole, start, size, axis)
+    after = before + jnp.expand_dims(share, beside) * part
+    return jax.lax.dynamic_update_slice_in_dim(whole, after, start, axis)
 
   return jax.tree.map(add, canvas, out)

@@ -31,6 +31,25 @@ def time_grid(schedule: Schedule, steps: int) -> Float[Array, "n"]:
   return jnp.append(schedule.log_snr(schedule.grid(steps)), jnp.inf)
 
 
+def part_way(log_snrs: Float[Array, "n"], strength: float) -> int:
+  """The step to start at for SDEdit (Meng et al. 2021): `strength` of them.
+
+  Args:
+    log_snrs: (steps + 1,) of `time_grid`.
+    strength: in (0, 1]: 1 takes all steps, near 0 the last one alone.
+
+  Raises:
+    UserError: it is outside.
+  """
+  if not 0 < strength <= 1:
+    raise UserError(
+      f"--strength={strength:g} is not in (0, 1]; 1 keeps nothing of the "
+      "video, a small one nearly all"
+    )
+  steps = len(log_snrs) - 1
+  return steps - max(1, round(strength * steps))
+
+
 @typechecked
 def sample_chunk(
   denoiser: Denoiser,

@@ -26,7 +26,8 @@ from lumiere_jax.io import safetensors
 from lumiere_jax.io.atomic import require_space, write_json, writing
 from lumiere_jax.models.inflate import flatten, unflatten
 from lumiere_jax.models.t5 import T5Encoder
-from lumiere_jax.pipelines.cascade import SLOTS, Pipeline, Stage, knobs_of
+from lumiere_jax.pipelines.cascade import SLOTS, Stage, knobs_of
+from lumiere_jax.pipelines.pipeline import Pipeline
 from lumiere_jax.pipelines.sampling import sample_at_once
 from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.typing import Cond, FlatParams, UserError, Video

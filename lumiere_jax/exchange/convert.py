@@ -7,11 +7,11 @@ from pathlib import Path
 from lumiere_jax.exchange import diffusers
 from lumiere_jax.exchange.artefact import write_artefact
 from lumiere_jax.exchange.bundles import add_parts, read_stages
-from lumiere_jax.exchange.carried import Carried
+from lumiere_jax.exchange.carried import Carried, halved
 from lumiere_jax.exchange.inflation import inflated
 from lumiere_jax.io import bundle as bundles
 from lumiere_jax.pipelines.adapters import read_adapter, wear
-from lumiere_jax.pipelines.cascade import Pipeline
+from lumiere_jax.pipelines.pipeline import Pipeline
 from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.pipelines.text import open_text_encoder
 from lumiere_jax.training.config import Experiment, TextConfig
@@ -38,6 +38,8 @@ class Conversion:
     adapters: low-rank adapters to merge.
     adapter_scale: how much of them.
     licence: of the weights, where the source says none.
+    half: whether weights are written in float16: a bundle of half the size,
+      for sampling.
     text: how the text encoder is read; its `weights` are `src`.
     settings: of the sampler in an artefact.
     batch: videos that an artefact makes at once.
@@ -54,6 +56,7 @@ class Conversion:
   adapters: tuple[str, ...] = ()
   adapter_scale: float = 1.0
   licence: str = ""
+  half: bool = False
   text: TextConfig = dataclasses.field(default_factory=TextConfig)
   settings: Settings = dataclasses.field(default_factory=Settings)
   batch: int = 1
@@ -115,6 +118,8 @@ def _carry(job: Conversion) -> None:
     stages = _adapted(job, stages)
   if job.temporal:
     stages = [inflated(stage, job.temporal) for stage in stages]
+  if job.half:
+    stages = [halved(stage) for stage in stages]
   if job.target == "diffusers":
     if len(stages) > 1:
       raise UserError(
@@ -142,7 +147,7 @@ def _open(job: Conversion) -> list[bundles.Bundle]:
 
 def _changes(job: Conversion) -> bool:
   """Whether weights differ from the source's, or not all are wanted."""
-  return bool(job.temporal or job.adapters or job.stage)
+  return bool(job.temporal or job.adapters or job.stage or job.half)
 
 
 def _read(job: Conversion, opened: list[bundles.Bundle]) -> list[Carried]:

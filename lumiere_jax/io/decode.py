@@ -10,6 +10,7 @@ import av
 from jaxtyping import UInt8
 import numpy as np
 
+from lumiere_jax.io.array import read_npy
 from lumiere_jax.io.container import TOLERANCE_S, Track, open_video
 from lumiere_jax.io.errors import VideoError
 from lumiere_jax.io.image import read_image
@@ -272,11 +273,7 @@ def _read_images(folder: Path) -> Clip:
 
 
 def _read_array(path: Path) -> Clip:
-  try:
-    with open(path, "rb") as file:
-      video = np.lib.format.read_array(file, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
-    raise VideoError(path, f"not an array: {error}") from error
+  video = read_npy(path)
   if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
     raise VideoError(
       path,

@@ -75,16 +75,15 @@ def picture_size(path) -> tuple[int, int]:
   return (width, height) if turned else (height, width)
 
 
-def rgb(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-  """Upright RGB; what is transparent lies over white, as on a page."""
+def rgb(image: Image.Image, page: str = "white") -> UInt8[np.ndarray, "h w 3"]:
+  """Upright RGB; what is transparent lies over `page`, a colour."""
   method = _UPRIGHT.get(image.getexif().get(_ORIENTATION))
   image = image if method is None else image.transpose(method)
   if image.mode.startswith("I"):  # of 16 bits, which Pillow would clip
     image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
   if image.has_transparency_data:
     image = image.convert("RGBA")
-    page = Image.new("RGBA", image.size, "white")
-    image = Image.alpha_composite(page, image)
+    image = Image.alpha_composite(Image.new("RGBA", image.size, page), image)
   return np.array(image.convert("RGB"))
 
 

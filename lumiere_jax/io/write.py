@@ -1,6 +1,7 @@
 """Writes videos, in the format that the ending of their path says.
 
   .mp4            H.264, yuv420p, faststart: plays in browsers
+  .webm           VP9, yuv420p: as well; smaller, and slower to write
   .gif            looping, one palette made for the video
   .npy            the uint8 array itself
   no ending, or / a folder of numbered png images
@@ -21,6 +22,7 @@ import numpy as np
 from lumiere_jax.io.atomic import replacing
 from lumiere_jax.io.h264 import write_h264
 from lumiere_jax.io.image import write_image
+from lumiere_jax.io.vp9 import write_vp9
 from lumiere_jax.typing import UserError
 
 Clip = UInt8[np.ndarray, "t h w 3"]
@@ -39,20 +41,20 @@ def write_video(path, video: Clip, fps: float, *, crf: int = 17) -> None:
   """Writes a video as the ending of `path` says; see the head of this module.
 
   Parent folders are made. The file appears under its name when it is whole.
-  For mp4, odd heights and widths grow by one repeated row or column.
+  For mp4 and webm, odd heights and widths grow by one repeated row or column.
 
   Args:
     path: str or Path.
     video: (t, h, w, 3) uint8, RGB.
     fps: frames per second; npy and png do not hold it.
-    crf: quality of mp4, 1 (best) to 51; 17 looks like the original.
+    crf: quality of mp4 and webm, 1 (best) to 51; 17 looks like the original.
 
   Raises:
     UserError: the ending is not known or an argument is out of range.
   """
   _check(path, video, fps, crf)
   write = _writer_for(path)
-  settings = {"crf": crf} if write is _write_mp4 else {}
+  settings = {"crf": crf} if write in (_write_mp4, _write_webm) else {}
   with replacing(path) as temporary:
     write(temporary, video, fps, **settings)
 
@@ -72,12 +74,17 @@ def _check(path, video: Clip, fps: float, crf: int) -> None:
   if Path(path).suffix.lower() == ".gif" and fps > _GIF_MAX_FPS:
     raise UserError(
       f"{path}: gif shows at most {_GIF_MAX_FPS} frames per second, not "
-      f"{fps:g}; write mp4"
+      f"{fps:g}; write mp4 or webm"
     )
 
 
 def _writer_for(path):
-  writers = {".mp4": _write_mp4, ".gif": _write_gif, ".npy": _write_npy}
+  writers = {
+    ".mp4": _write_mp4,
+    ".webm": _write_webm,
+    ".gif": _write_gif,
+    ".npy": _write_npy,
+  }
   suffix = Path(path).suffix.lower()
   if not suffix or os.fspath(path).endswith("/"):
     _require_ours(Path(path))
@@ -105,10 +112,17 @@ def _require_ours(folder: Path) -> None:
 
 
 def _write_mp4(path: Path, video: Clip, fps: float, crf: int) -> None:
+  write_h264(f"file:{path}", _even(video), fps, crf)
+
+
+def _write_webm(path: Path, video: Clip, fps: float, crf: int) -> None:
+  write_vp9(f"file:{path}", _even(video), fps, crf)
+
+
+def _even(video: Clip) -> Clip:
+  """What 4:2:0 chroma needs."""
   h, w = video.shape[1:3]
-  # 4:2:0 chroma needs even sizes.
-  video = np.pad(video, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), "edge")
-  write_h264(f"file:{path}", video, fps, crf)
+  return np.pad(video, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), "edge")
 
 
 def _write_gif(path: Path, video: Clip, fps: float) -> None:

@@ -142,6 +142,20 @@ def double(x: Video) -> Video:
   return einops.repeat(x, "b t h w c -> b t (h i) (w j) c", i=2, j=2)
 
 
+def to_patches(x: Video, side: int) -> Video:
+  """Space to depth: (b t h w c) -> (b t h/side w/side side*side*c)."""
+  return einops.rearrange(
+    x, "b t (h i) (w j) c -> b t h w (i j c)", i=side, j=side
+  )
+
+
+def to_pixels(x: Video, side: int) -> Video:
+  """Depth to space: the inverse of `to_patches`."""
+  return einops.rearrange(
+    x, "b t h w (i j c) -> b t (h i) (w j) c", i=side, j=side
+  )
+
+
 RESAMPLE: dict[str, Callable[[Video], Video]] = {
   "none": lambda x: x,
   "down": halve,

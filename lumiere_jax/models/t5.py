@@ -16,9 +16,17 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 from lumiere_jax.models.inflate import flatten, unflatten
-from lumiere_jax.typing import Params, UserError, suggest, typechecked
+from lumiere_jax.typing import (
+  FlatParams,
+  Params,
+  UserError,
+  suggest,
+  typechecked,
+)
 
 DTYPES = ("float32", "bfloat16")
+PREFIX = "text_encoder/"
+"""Of an encoder's leaves among those of a network that it trains with."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,3 +282,19 @@ def abstract_params(config: T5Config) -> dict[str, jax.ShapeDtypeStruct]:
   tokens = jnp.zeros((1, 1), jnp.int32)
   init = lambda: T5Encoder(config).init(jax.random.key(0), tokens, tokens == 0)
   return flatten(jax.eval_shape(init)["params"])
+
+
+def beside(params: Params) -> FlatParams:
+  """An encoder's parameters as leaves to go among those of a network."""
+  return {PREFIX + path: leaf for path, leaf in flatten(params).items()}
+
+
+def part(flat: FlatParams) -> tuple[Params, FlatParams]:
+  """The inverse of `beside`: (the encoder's parameters, the network's)."""
+  encoder = {
+    path.removeprefix(PREFIX): leaf
+    for path, leaf in flat.items()
+    if path.startswith(PREFIX)
+  }
+  rest = {k: v for k, v in flat.items() if not k.startswith(PREFIX)}
+  return unflatten(encoder), rest

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,11 @@ class UNetConfig:
     skip_scale: factor on every residual sum; IF-II: 0.7071.
     mask_text: False: padding counts as tokens do, in attention and in pooling
       (IF).
+    patch: side of the squares of pixels that make up one position of the finest
+      level, as channels (space to depth); 1: each pixel is one. A small model
+      is wide where a processor is fast, and still sees every pixel.
+    frame_chunk: frames that spatial layers work on at once, one part of the
+      clip after the other; 0 is all. No number changes, only memory and time.
     temporal: None for an image model.
     dtype: of the computation; parameters are float32, norms and softmax too.
     attention_kernel: one of `attention.KERNELS`.
@@ -111,6 +117,8 @@ class UNetConfig:
   activate_embedding_once: bool = False
   skip_scale: float = 1.0
   mask_text: bool = True
+  patch: int = 1
+  frame_chunk: int = 0
   temporal: TemporalConfig | None = None
   dtype: str = "float32"
   attention_kernel: str = "xla"
@@ -130,6 +138,10 @@ class UNetConfig:
         f"remat has {len(self.remat)} entries, channels has {levels}; give "
         "one a level, or none"
       )
+    if self.frame_chunk < 0:
+      yield f"frame_chunk={self.frame_chunk} must be at least 0; 0 is all"
+    if self.patch < 1:
+      yield f"patch={self.patch} must be at least 1; 1 is no patches"
     for name, known in (("attention", ATTENTION), ("remat", REMAT)):
       for kind in sorted(set(getattr(self, name)) - set(known)):
         yield f"{name} {kind!r} is not one of {', '.join(known)}"
@@ -175,7 +187,7 @@ class UNetConfig:
   @property
   def spatial_factor(self) -> int:
     """Height and width must be multiples of this."""
-    return 2 ** (len(self.channels) - 1)
+    return self.patch * 2 ** (len(self.channels) - 1)
 
   def check_video(self, frames: int, height: int, width: int) -> None:
     """Raises a UserError where a video of this size does not fit."""
@@ -263,9 +275,12 @@ class UNet(nn.Module):
 
     def block(x, name, level):
       def body(self, x):
-        kind = c.attention[level]
-        x = self._res_block(c.channels[level], name)(x, emb)
-        x = self._attend(x, f"{name}_attention", kind, text, cond)
+        def spatial(self, x):
+          kind = c.attention[level]
+          x = self._res_block(c.channels[level], name)(x, emb)
+          return self._attend(x, f"{name}_attention", kind, text, cond)
+
+        x = self._in_chunks(spatial, x)
         x = self._inflate(x, name, level == last) if inflated else x
         return constrain(x, VIDEO)
 
@@ -273,7 +288,10 @@ class UNet(nn.Module):
 
     def resample(x, name, kind, level):
       def body(self, x):
-        x = self._res_block(c.channels[level], name, kind)(x, emb)
+        spatial = lambda self, x: self._res_block(
+          c.channels[level], name, kind
+        )(x, emb)
+        x = self._in_chunks(spatial, x)
         # Up-sampling from level k + 1 undoes down-sampling from level k.
         step = level if kind == "down" else level - 1
         if inflated and c.temporal.resample[step]:
@@ -308,8 +326,9 @@ class UNet(nn.Module):
 
     x = blocks.GroupNorm(c.norm_groups, name="head_norm")(x)
     x = blocks.ACTIVATIONS[c.activation](x)
-    x = self._conv(c.out_channels, "head", nn.initializers.zeros)(x)
-    return constrain(x.astype(jnp.float32), VIDEO)
+    out = c.out_channels * c.patch**2
+    x = self._conv(out, "head", nn.initializers.zeros)(x)
+    return constrain(blocks.to_pixels(x.astype(jnp.float32), c.patch), VIDEO)
 
   @property
   def _dtype(self) -> jnp.dtype:
@@ -319,6 +338,21 @@ class UNet(nn.Module):
     """`body(self, x)`, forgetting what the backward pass may compute again."""
     kind = self.config.remat[level] if self.config.remat else "none"
     return body if kind == "none" else nn.remat(body, policy=REMAT[kind])
+
+  def _in_chunks(self, spatial: Callable, x: Video) -> Video:
+    """`spatial(self, x)`, which takes frames one by one, of some at a time."""
+    most, frames = self.config.frame_chunk, x.shape[1]
+    if not 0 < most < frames or self.is_initializing():
+      return spatial(self, x)
+    size = max(n for n in range(1, most + 1) if frames % n == 0)
+    chunks = einops.rearrange(x, "b (k t) h w c -> k b t h w c", t=size)
+    scan = nn.scan(
+      lambda self, carry, chunk: (carry, spatial(self, chunk)),
+      variable_broadcast="params",
+      split_rngs={"params": False},
+    )
+    _, chunks = scan(self, (), chunks)
+    return einops.rearrange(chunks, "k b t h w c -> b (k t) h w c")
 
   def _resample_time(self, x: Video, name: str, kind: str) -> Video:
     module = temporal.TemporalDown if kind == "down" else temporal.TemporalUp
@@ -369,9 +403,10 @@ class UNet(nn.Module):
       x = jnp.concatenate(
         [x, cond.frames[..., :extra].astype(self._dtype)], axis=-1
       )
-    x = self._conv(c.channels[0], "stem")(x)
+    x = self._conv(c.channels[0], "stem")(blocks.to_patches(x, c.patch))
     if c.cond_channels:
       given = cond.frames[..., extra:].astype(self._dtype)
+      given = blocks.to_patches(given, c.patch)
       zeros = nn.initializers.zeros
       x = x + self._conv(c.channels[0], "cond_in", zeros, bias=False)(given)
     return x

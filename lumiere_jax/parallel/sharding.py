@@ -26,6 +26,7 @@ RULES: tuple[tuple[str, P], ...] = (
   (r"(\w+_embed|text_pool)/\w+/kernel$", P(None, "fsdp")),
   (r"(film|skip|proj|text_proj)/kernel$", P(None, "fsdp")),
   # Small, or of a shape of its own: whole on every device.
+  (r"(^|/)text_encoder/", P()),  # that trains along
   (r"kernel/[ab]$", P()),  # of adapters
   (r"/(bias|scale|position|position_bias)$", P()),
   (r"(^|/)(step|skipped|skipped_in_a_row|count)$", P()),

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import os
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
@@ -13,25 +11,20 @@ from tqdm import tqdm
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.diffusion.noise import Keys, sample_keys
 from lumiere_jax.diffusion.rules import make_sampler
-from lumiere_jax.diffusion.samplers import time_grid
-from lumiere_jax.io import bundle as bundles
-from lumiere_jax.models import lora
-from lumiere_jax.parallel.mesh import MeshConfig, make_mesh
-from lumiere_jax.pipelines.adapters import read_adapter, wear
-from lumiere_jax.pipelines.conditioning import to_uint8
-from lumiere_jax.pipelines.handing_on import (
-  add_low_resolution,
-  add_nothing_given,
-)
-from lumiere_jax.pipelines.sampling import (
-  Knobs,
+from lumiere_jax.diffusion.samplers import part_way, time_grid
+from lumiere_jax.parallel.agree import is_first
+from lumiere_jax.pipelines.canvas import (
+  Tiles,
   Windows,
+  check_canvas,
   plan_windows,
-  sample_stage,
 )
+from lumiere_jax.pipelines.handing_on import add_given, add_low_resolution
+from lumiere_jax.pipelines.sampling import Knobs, Start, sample_stage
 from lumiere_jax.pipelines.settings import Settings
-from lumiere_jax.pipelines.stage import SamplingConfig, StageConfig, lay_out
-from lumiere_jax.pipelines.text import null_text, text_encoder_of
+from lumiere_jax.pipelines.stage import SamplingConfig, StageConfig
+from lumiere_jax.pipelines.text import null_text
+from lumiere_jax.pipelines.told import NOTHING, Given, Progress, Told, Watch
 from lumiere_jax.typing import Cond, FlatParams, UserError, Video
 
 SLOTS = {"base": ("base", "conditional", "t2i"), "ssr": ("ssr", "ssr_image")}
@@ -55,7 +48,7 @@ class Stage:
     )
 
 
-class Pipeline:
+class Cascade:
   """A text encoder and up to two stages, base and super-resolution."""
 
   def __init__(
@@ -84,106 +77,36 @@ class Pipeline:
           f"text encoder's are {given}; give the T5 v1.1 it was trained with"
         )
 
-  @classmethod
-  def from_pretrained(
-    cls,
-    *paths: str | os.PathLike,
-    adapters: Sequence[str | os.PathLike] = (),
-    adapter_scale: float = 1.0,
-    mesh: MeshConfig | None = None,
-  ) -> "Pipeline":
-    """Loads the stages of one or several bundles (or workdirs).
-
-    Args:
-      paths: of the bundles, or names of repositories on the Hugging Face
-        hub; each adds the stages, or the text encoder, that others lack.
-      adapters: low-rank adapters to merge into the stages they belong to.
-      adapter_scale: how much of them; 1 is as trained.
-      mesh: how to share the work among the devices of all processes; None:
-        one device does it.
-
-    Raises:
-      UserError: a bundle or an adapter is missing or damaged, or they do not
-        fit together.
-    """
-    opened = [bundles.open_bundle(path) for path in paths]
-    bundles.check_same_text(opened)
-    configs: dict[str, StageConfig] = {}
-    weights: dict[str, FlatParams] = {}
-    for bundle in opened:
-      for name, part in bundle.parts.items():
-        if name in (bundles.TEXT, *configs):
-          continue
-        where = f"{bundle.folder}: parts.{name}.meta"
-        configs[name] = StageConfig.from_meta(part.meta, where)
-        weights[name] = lora.merge(bundle.load(name))
-    models = {name: config.model for name, config in configs.items()}
-    read = [*map(read_adapter, adapters)]
-    weights = wear(read, weights, models, adapter_scale)
-    devices = None if mesh is None else make_mesh(mesh)
-    stages = {
-      name: Stage(
-        config=config,
-        params=jax.device_put(weights[name])
-        if devices is None
-        else lay_out(config.model, weights[name], devices),
-      )
-      for name, config in configs.items()
-    }
-    return cls(find_text_encoder(opened), pair_stages(stages), devices)
-
   @property
   def fps(self) -> float:
     """Frames a second of the videos."""
     return self.stages["base"].config.video.fps
 
-  def text_to_video(
-    self,
-    prompts: Sequence[str],
-    *,
-    seeds: Sequence[int],
-    negative_prompt: str = "",
-    settings: Settings | None = None,
-  ) -> np.ndarray:
-    """Makes one video for each prompt: `sample`, as pixels.
+  @property
+  def upscale(self) -> int:
+    """How many times larger the finished video is than the base's."""
+    return (
+      self.stages["ssr"].config.video.upscale if "ssr" in self.stages else 1
+    )
 
-    Returns:
-      uint8 (b, t, h, w, 3).
+  def sizes(self, settings: Settings) -> dict[str, tuple[int, int]]:
+    """(height, width) of what each stage makes.
 
     Raises:
-      UserError: a prompt is empty, or lengths or windows do not fit.
+      UserError: the size wanted does not divide.
     """
-    video = self.sample(
-      prompts, seeds=seeds, negative_prompt=negative_prompt, settings=settings
-    )
-    return np.asarray(to_uint8(video))
-
-  def text_to_image(
-    self,
-    prompts: Sequence[str],
-    *,
-    seeds: Sequence[int],
-    negative_prompt: str = "",
-    settings: Settings | None = None,
-  ) -> np.ndarray:
-    """Makes one picture for each prompt, by the spatial layers alone.
-
-    With an imported DeepFloyd IF this is IF: its steps, its learned variance,
-    its thresholds and the empty caption come with the bundle.
-
-    Returns:
-      uint8 (b, h, w, 3).
-
-    Raises:
-      UserError: a prompt is empty, or settings do not fit.
-    """
-    images = {name: stage.as_image() for name, stage in self.stages.items()}
-    settings = dataclasses.replace(
-      settings or Settings(), num_frames=1, window=0
-    )
-    return Pipeline(self.text, images, self.mesh).text_to_video(
-      prompts, seeds=seeds, negative_prompt=negative_prompt, settings=settings
-    )[:, 0]
+    if settings.size is None:
+      return {k: v.config.video.resolution for k, v in self.stages.items()}
+    sizes = {"ssr": settings.size, "base": settings.size}
+    if any(side % self.upscale for side in settings.size):
+      raise UserError(
+        f"--size={settings.size[0]},{settings.size[1]} is no multiple of "
+        f"{self.upscale}, which super-resolution enlarges by; take "
+        + ",".join(str(n - n % self.upscale) for n in settings.size)
+      )
+    height, width = settings.size
+    sizes["base"] = height // self.upscale, width // self.upscale
+    return {name: sizes[name] for name in self.stages}
 
   def sample(
     self,
@@ -192,54 +115,77 @@ class Pipeline:
     seeds: Sequence[int],
     negative_prompt: str = "",
     settings: Settings | None = None,
+    told: Told = NOTHING,
+    watch: Watch | None = None,
   ) -> Video:
     """Samples one clip for each prompt through all stages.
 
     The same prompt and seed give the same clip in any batch, to rounding.
 
     Args:
-      prompts: what to show.
+      prompts: what to show; '' is "no caption".
       seeds: one for each prompt.
       negative_prompt: what to steer away from, instead of "no caption".
       settings: how to sample.
+      told: what else the stages are told.
+      watch: is told how far it is, besides the progress bar.
 
     Returns:
       (b, t, h, w, 3) in about [-1, 1].
 
     Raises:
-      UserError: a prompt is empty, or lengths or windows do not fit.
+      UserError: lengths, sizes or windows do not fit.
     """
     settings = settings or Settings()
     if len(prompts) != len(seeds):
       raise UserError(
         f"{len(prompts)} prompts and {len(seeds)} seeds; give one for each"
       )
-    for prompt in prompts:
-      if not prompt.strip():
-        raise UserError("--prompt is empty; say what the video should show")
-    frames, windows = self.plan(settings)
+    frames, windows = self.plan(settings, told)
     conds = self._text(prompts, negative_prompt)
-    stages = list(self.stages)
 
     def run(name: str, cond: Cond, null: Cond, keys: Keys) -> Video:
+      own = (windows.get(name), self._tiles(name, settings))
       return self._sample(
-        name, cond, null, keys, frames, windows.get(name), settings
+        name, cond, null, keys, frames, own, settings, told, watch
       )
 
-    keys = [sample_keys(list(seeds), stream=i) for i in range(len(stages))]
-    return self.chain(conds, keys, frames, settings, run)
+    keys = [
+      sample_keys(list(seeds), stream=i + told.segment * len(SLOTS))
+      for i in range(len(self.stages))
+    ]
+    return self.chain(conds, keys, frames, settings, run, told)
 
-  def plan(self, settings: Settings) -> tuple[int, dict[str, Windows]]:
+  def plan(
+    self, settings: Settings, told: Told = NOTHING
+  ) -> tuple[int, dict[str, Windows]]:
     """Frames of the videos, and windows of the stages that see them so.
 
     Raises:
-      UserError: steps, lengths or windows do not fit.
+      UserError: steps, lengths, sizes or windows do not fit.
     """
     frames = settings.num_frames or self.stages["base"].config.video.num_frames
     windows = self._windows(settings, frames)
-    for name in self.stages:  # which says if a schedule has too few steps
-      self.log_snrs(name, settings)
+    for name in self.stages:
+      if name == "base" and told.low is not None:
+        continue
+      self.log_snrs(name, settings)  # which says if there are too few steps
+      check_canvas(
+        self.config(name, settings),
+        frames,
+        windows.get(name),
+        self._tiles(name, settings),
+      )
     return frames, windows
+
+  def config(self, name: str, settings: Settings) -> StageConfig:
+    """Of a stage, at the size that is wanted of it."""
+    config = self.stages[name].config
+    video = dataclasses.replace(
+      config.video, resolution=self.sizes(settings)[name]
+    )
+    model = dataclasses.replace(config.model, frame_chunk=settings.frame_chunk)
+    return dataclasses.replace(config, video=video, model=model)
 
   def log_snrs(self, name: str, settings: Settings) -> np.ndarray:
     """(steps + 1,) noise levels that a stage is sampled at."""
@@ -254,6 +200,7 @@ class Pipeline:
     frames: int,
     settings: Settings,
     run: Callable[[str, Cond, Cond, Keys], Video],
+    told: Told = NOTHING,
   ) -> Video:
     """One stage after the other, each told what the one before it made.
 
@@ -263,20 +210,22 @@ class Pipeline:
       frames: of the videos.
       settings: how to sample.
       run: samples a stage, `run(name, cond, null_cond, keys)`.
+      told: what else they are told.
 
     Returns:
       (b, frames, h, w, 3), the last stage's.
     """
-    low: Video | None = None
-    for (name, stage), stage_keys in zip(
-      self.stages.items(), keys, strict=True
-    ):
+    low = told.low
+    for name, stage_keys in zip(self.stages, keys, strict=True):
+      if name == "base" and low is not None:
+        continue
+      config = self.config(name, settings)
       cond, null = conds[name]
-      if low is not None:
-        level = settings.of(name, stage.config.defaults).noise_level
-        cond = add_low_resolution(stage.config, cond, low, stage_keys, level)
-      if stage.config.model.cond_channels:
-        cond = add_nothing_given(stage.config, cond, frames)
+      if name != "base":
+        level = settings.of(name, config.defaults).noise_level
+        cond = add_low_resolution(config, cond, low, stage_keys, level)
+      if config.model.cond_channels:
+        cond = add_given(config, cond, frames, told.given)
       low = run(name, cond, null, stage_keys)
     return low
 
@@ -284,34 +233,52 @@ class Pipeline:
     """Windows of the last stage, checked before anything runs."""
     name = list(self.stages)[-1]
     config = self.stages[name].config
-    if name != "base" or not settings.window:
-      base = self.stages["base"].config
-      base.model.check_video(frames, *base.video.resolution)
     trained = config.video.num_frames if name == "ssr" else frames
     size = settings.window or min(trained, frames)
     if size == frames and not settings.window:
       return {}
     windows = Windows(
-      size=size, overlap=settings.overlap, chunk=settings.windows_at_once
+      size=size, overlap=settings.overlap, chunk=settings.window_batch
     )
     plan_windows(config, windows, frames)
     return {} if size == frames else {name: windows}
+
+  def _tiles(self, name: str, settings: Settings) -> Tiles:
+    """Windows of frames larger than the stage makes by itself."""
+    trained = self.stages[name].config.video.resolution
+    both = [
+      Windows(
+        size=side,
+        overlap=round(side * settings.tile_overlap),
+        chunk=settings.window_batch,
+        weights="ramp",
+      )
+      if wanted > side
+      else None
+      for wanted, side in zip(self.sizes(settings)[name], trained, strict=True)
+    ]
+    return Tiles(rows=both[0], columns=both[1])
 
   def _text(
     self, prompts: Sequence[str], negative_prompt: str
   ) -> dict[str, tuple[Cond, Cond]]:
     """For each stage, the conditioning on the prompts and on "no text"."""
-    text, mask = self.text.encode(list(prompts))
-    prompted = Cond(text=jnp.asarray(text), text_mask=jnp.asarray(mask))
+    repeat = lambda x: jnp.repeat(jnp.asarray(x)[None], len(prompts), axis=0)
     conds = {}
     for name, stage in self.stages.items():
-      if negative_prompt.strip():
-        null, null_mask = (x[0] for x in self.text.encode([negative_prompt]))
-      else:
-        null, null_mask = null_text(self.text, stage.config.diffusion.null_text)
-      repeat = lambda x: jnp.repeat(jnp.asarray(x)[None], len(prompts), axis=0)
+      nothing = null_text(self.text, stage.config.diffusion.null_text)
+      said = [
+        [part[0] for part in self.text.encode([prompt])]
+        if prompt.strip()
+        else nothing
+        for prompt in (negative_prompt, *prompts)
+      ]
+      (null, null_mask), *prompted = said
+      text, mask = (
+        jnp.asarray(np.stack(part)) for part in zip(*prompted, strict=True)
+      )
       conds[name] = (
-        prompted,
+        Cond(text=text, text_mask=mask),
         Cond(text=repeat(null), text_mask=repeat(null_mask)),
       )
     return conds
@@ -323,21 +290,36 @@ class Pipeline:
     null: Cond,
     keys: Keys,
     frames: int,
-    windows: Windows | None,
+    windows: tuple[Windows | None, Tiles],
     settings: Settings,
+    told: Told,
+    watch: Watch | None,
   ) -> Video:
     stage = self.stages[name]
     own = settings.of(name, stage.config.defaults)
+    start = None
+    if name == "base" and told.start is not None:
+      start = self._start(told, settings, len(keys))
+    steps = own.steps
+    if start:
+      steps -= part_way(self.log_snrs(name, settings), start.strength)
     with tqdm(
-      total=own.steps, desc=name, unit="step", dynamic_ncols=True
+      total=steps,
+      desc=name,
+      unit="step",
+      dynamic_ncols=True,
+      leave=None,  # it stays, unless it is below a bar of many videos
+      disable=not is_first(),
     ) as bar:
 
       def progress(done: int, z: Video) -> None:
         z.block_until_ready()  # steps are done, not just queued
         bar.update(done - bar.n)
+        if watch:
+          watch(Progress(stage=name, done=done, total=steps, canvas=z))
 
       return sample_stage(
-        stage.config,
+        self.config(name, settings),
         stage.params,
         cond,
         null,
@@ -346,11 +328,21 @@ class Pipeline:
         rule=make_sampler(own.sampler),
         steps=own.steps,
         knobs=knobs_of(settings, own),
-        windows=windows,
+        windows=windows[0],
+        tiles=windows[1],
+        start=start,
         chunk=settings.chunk,
         callback=progress,
         mesh=self.mesh,
       )
+
+  def _start(self, told: Told, settings: Settings, count: int) -> Start:
+    """The video to start from as the base would have made it."""
+    everything = np.ones(told.start.shape[:3], bool)
+    given = Given(video=told.start, mask=everything)
+    small, _ = given.at(self.sizes(settings)["base"])
+    video = jnp.broadcast_to(small, (count, *small.shape))
+    return Start(video=video, strength=told.strength)
 
 
 def knobs_of(settings: Settings, own: SamplingConfig) -> Knobs:
@@ -369,46 +361,3 @@ def knobs_of(settings: Settings, own: SamplingConfig) -> Knobs:
     percentile=own.percentile,
     max_value=own.max_value,
   )
-
-
-def find_text_encoder(opened: Sequence[bundles.Bundle]) -> TextEncoder:
-  """The text encoder of the first bundle that has one.
-
-  Raises:
-    UserError: none has.
-  """
-  for bundle in opened:
-    if bundles.TEXT in bundle.parts:
-      return text_encoder_of(bundle)
-  raise UserError(
-    f"--model={', '.join(str(b.folder) for b in opened)} holds no text "
-    "encoder; name a bundle that does too, such as one made by python -m "
-    "lumiere_jax.convert --from=t5 --src=T5_DIR --out=DIR"
-  )
-
-
-def pair_stages(stages: Mapping[str, Stage]) -> dict[str, Stage]:
-  """The base and, if there is one, the super-resolution stage that fits it.
-
-  Raises:
-    UserError: there is no base, or the two do not fit.
-  """
-  pair = {}
-  for slot, names in SLOTS.items():
-    present = [name for name in names if name in stages]
-    if present:
-      pair[slot] = stages[present[0]]
-  if "base" not in pair:
-    raise UserError(
-      f"--model holds {', '.join(stages) or 'no stage'}; a base (or t2i) stage "
-      "is needed to make videos: name its bundle too"
-    )
-  if "ssr" in pair:
-    base, ssr = (pair[slot].config.video for slot in SLOTS)
-    expected = tuple(side * ssr.upscale for side in base.resolution)
-    if expected != ssr.resolution:
-      raise UserError(
-        f"the base makes {base.resolution} pixels and super-resolution takes "
-        f"{ssr.resolution} / {ssr.upscale}; use stages trained for each other"
-      )
-  return pair

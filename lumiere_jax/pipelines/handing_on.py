@@ -11,6 +11,7 @@ from lumiere_jax.pipelines.conditioning import (
   low_resolution_frames,
 )
 from lumiere_jax.pipelines.stage import DiffusionConfig, StageConfig
+from lumiere_jax.pipelines.told import Given
 from lumiere_jax.typing import Cond, PerSample, Video
 
 
@@ -43,9 +44,18 @@ def _noised_low_resolution(
   return low_resolution_frames(low, size, schedule, level, noise)
 
 
-def add_nothing_given(config: StageConfig, cond: Cond, frames: int) -> Cond:
-  """Tells a conditional model that no pixel is given: text to video."""
+def add_given(
+  config: StageConfig, cond: Cond, frames: int, given: Given | None
+) -> Cond:
+  """Tells a conditional model which pixels are given; None: text to video."""
   size = (len(cond.text), frames, *config.video.resolution)
-  blank = given_frames(jnp.zeros((*size, 3)), jnp.zeros((*size, 1)))
-  told = [blank] if cond.frames is None else [cond.frames, blank]
+  if given is None:
+    video, mask = jnp.zeros((*size, 3)), jnp.zeros((*size, 1))
+  else:
+    parts = given.at(config.video.resolution)
+    video, mask = (
+      jnp.broadcast_to(part, (len(cond.text), *part.shape)) for part in parts
+    )
+  said = given_frames(video, mask)
+  told = [said] if cond.frames is None else [cond.frames, said]
   return cond.replace(frames=jnp.concatenate(told, axis=-1))

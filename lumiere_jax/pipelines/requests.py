@@ -1,56 +1,121 @@
 """What `sample` is asked for, checked, done and written."""
 
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
+import os
+from pathlib import Path
+import sys
+import typing
+from typing import Any
+
+import numpy as np
 
 from lumiere_jax.io.image import (
   check_image_output,
   contact_sheet,
+  side_by_side,
   write_image,
 )
+from lumiere_jax.io.names import check_unused, slug, unused
 from lumiere_jax.io.write import check_output, write_video
 from lumiere_jax.parallel.agree import is_first
 from lumiere_jax.parallel.mesh import MeshConfig
-from lumiere_jax.pipelines.cascade import Pipeline
+from lumiere_jax.pipelines.conditioning import to_uint8
+from lumiere_jax.pipelines.pipeline import How, Pipeline
+from lumiere_jax.pipelines.prompts import PromptLine, check_options
 from lumiere_jax.pipelines.settings import Settings
+from lumiere_jax.pipelines.tasks import TASKS, Inputs, Task
+from lumiere_jax.pipelines.told import Progress
 from lumiere_jax.typing import UserError, check_choice
 
-TASKS = {"text_to_video": "video.mp4", "text_to_image": "image.png"}
-"""What can be made, and where it is written to unless one says so."""
+_OPTIONS = ("negative_prompt",)
+"""What a line of a prompt file can say besides inputs and settings."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+  """Where and how what is made is written.
+
+  Attributes:
+    out: file, or FOLDER/ of png files; of several videos a folder for them,
+      or a file whose name they are told apart by numbers behind. '' is a name
+      of the task, prompt and seed that is not taken.
+    format: ending of the files in a folder of several.
+    overwrite: whether what is there is replaced; else that is an error.
+    contact_sheet: picture of frames to write; '' is none.
+    preview_every: steps between pictures of the canvas beside `out`; 0: none.
+  """
+
+  out: str = ""
+  format: str = ""
+  overwrite: bool = False
+  contact_sheet: str = ""
+  preview_every: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-  """One video or picture to make.
+  """Videos or pictures to make.
 
   Attributes:
     models: bundles or workdirs; each adds the stages the others lack.
     task: one of `TASKS`.
-    prompt: what to show.
+    lines: prompts, with what is their own.
     negative_prompt: what to steer away from.
-    seed: one seed gives one video.
-    out: file or folder to write; '' is the one in `TASKS`.
-    contact_sheet: picture of frames to write; '' is none.
+    seed: one seed gives one video; the next samples take the next ones.
+    num_samples: videos of each prompt.
+    batch_size: of these, sampled at once.
+    inputs: files and numbers that the task takes.
+    output: where what is made goes.
     settings: how to sample.
     adapters: low-rank adapters to merge into the stages they belong to.
     adapter_scale: how much of them.
+    styles: fine-tuned image models or adapters to blend in.
+    alphas: how much of these; of several, videos are shown side by side.
     mesh: how the devices share the work; None: one does it.
   """
 
   models: tuple[str, ...]
   task: str
-  prompt: str
-  negative_prompt: str
-  seed: int
-  out: str
-  contact_sheet: str
-  settings: Settings
+  lines: tuple[PromptLine, ...]
+  negative_prompt: str = ""
+  seed: int = 0
+  num_samples: int = 1
+  batch_size: int = 1
+  inputs: Inputs = dataclasses.field(default_factory=Inputs)
+  output: Output = dataclasses.field(default_factory=Output)
+  settings: Settings = dataclasses.field(default_factory=Settings)
   adapters: tuple[str, ...] = ()
   adapter_scale: float = 1.0
+  styles: tuple[str, ...] = ()
+  alphas: tuple[float, ...] = (1.0,)
   mesh: MeshConfig | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """One prompt of a request, with all its own options put in.
+
+  Attributes:
+    prompt: what to show.
+    seeds: one for each video.
+    paths: where each goes.
+    negative_prompt, inputs, settings: see `Request`.
+  """
+
+  prompt: str
+  seeds: tuple[int, ...]
+  paths: tuple[str, ...]
+  negative_prompt: str
+  inputs: Inputs
+  settings: Settings
+
+
 def fulfil(request: Request) -> None:
-  """Makes it and writes it; what cannot work fails before sampling.
+  """Makes and writes all; what cannot work fails before sampling.
+
+  An interruption keeps what is written, and says how much that is.
 
   Raises:
     UserError: a flag or a bundle cannot be used.
@@ -60,35 +125,182 @@ def fulfil(request: Request) -> None:
       "--model is missing; give a bundle, or the workdir of a training run"
     )
   check_choice("--task", request.task, TASKS)
-  out = request.out or TASKS[request.task]
-  picture = request.task == "text_to_image"
-  (check_image_output if picture else check_output)(out)
-  if request.contact_sheet:
-    check_image_output(request.contact_sheet)
+  task = TASKS[request.task]
+  if request.task == "stylize" and not request.styles:
+    raise UserError(
+      "--style is missing: --task=stylize needs one, made by "
+      "--config=configs/style.py"
+    )
+  jobs = list(_jobs(request, task))
+  for job in jobs:
+    task.check(request.task, job.inputs)
+    if task.prompted and not job.prompt.strip():
+      raise UserError("--prompt is empty; say what the video should show")
+  _check_paths(request, task, jobs)
   pipeline = Pipeline.from_pretrained(
     *request.models,
     adapters=request.adapters,
     adapter_scale=request.adapter_scale,
     mesh=request.mesh,
   )
-  make = pipeline.text_to_image if picture else pipeline.text_to_video
-  made = make(
-    [request.prompt],
-    seeds=[request.seed],
-    negative_prompt=request.negative_prompt,
-    settings=request.settings,
-  )[0]
+  pipelines = _in_styles(pipeline, request)
+  done, total = 0, sum(len(job.seeds) for job in jobs)
+  try:
+    for job in jobs:
+      for seeds, paths in _batches(job, request.batch_size):
+        _make(pipelines, request, task, job, seeds, paths)
+        done += len(seeds)
+  except KeyboardInterrupt:
+    print(f"\nstopped: {done} of {total} are made, and kept", file=sys.stderr)
+    sys.exit(130)
+
+
+def _jobs(request: Request, task: Task) -> Iterator[Job]:
+  known = {
+    name: kind
+    for cls in (Inputs, Settings)
+    for name, kind in typing.get_type_hints(cls).items()
+  } | dict.fromkeys(_OPTIONS, str)
+  check_options(request.lines, known)
+  paths = _paths(request, task)
+  for line in request.lines:
+    own = {
+      name: _parse(line.where, name, text, known[name])
+      for name, text in line.options.items()
+    }
+    first = request.seed if line.seed is None else line.seed
+    of = lambda config, own=own: dataclasses.replace(
+      config, **{k: v for k, v in own.items() if hasattr(config, k)}
+    )
+    seeds = tuple(first + k for k in range(request.num_samples))
+    yield Job(
+      prompt=line.prompt,
+      seeds=seeds,
+      paths=tuple(paths(line.prompt, seed) for seed in seeds),
+      negative_prompt=own.get("negative_prompt", request.negative_prompt),
+      inputs=of(request.inputs),
+      settings=of(request.settings),
+    )
+
+
+def _parse(where: str, name: str, text: str, kind: Any) -> Any:
+  """An option of a prompt file as its type."""
+  kinds = [k for k in (bool, int, float, str) if k in (kind, *_parts(kind))]
+  if not kinds:
+    raise UserError(f"{where}: {name} cannot differ by line; give --{name}")
+  if kinds[0] is bool:
+    words = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() in words:
+      return words[text.lower()]
+  else:
+    try:
+      return kinds[0](text)
+    except ValueError:
+      pass
+  raise UserError(
+    f"{where}: {name}={text!r} is no {kinds[0].__name__}; mend the line"
+  )
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+  return typing.get_args(kind)
+
+
+def _paths(request: Request, task: Task) -> Callable[[str, int], str]:
+  """(prompt, seed) -> where that video goes; no name comes twice."""
+  output = request.output
+  ending = "." + (output.format or ("png" if task.picture else "mp4"))
+  several = len(request.lines) * request.num_samples > 1
+  count = iter(range(1, 10**9))
+
+  def path(prompt: str, seed: int) -> str:
+    number = next(count)
+    name = "-".join(filter(None, (request.task, slug(prompt), f"seed{seed}")))
+    if not output.out:
+      return unused(name + ending)
+    if not several:
+      return output.out
+    out = Path(output.out)
+    if out.suffix and not output.out.endswith("/"):
+      return os.fspath(out.with_name(f"{out.stem}-{number}{out.suffix}"))
+    return os.fspath(out / f"{number:04d}-{slug(prompt)}-seed{seed}{ending}")
+
+  return path
+
+
+def _check_paths(request: Request, task: Task, jobs: Sequence[Job]) -> None:
+  output = request.output
+  check = check_image_output if task.picture else check_output
+  for job in jobs:
+    for path in job.paths:
+      check(path)
+      check_unused(path, output.overwrite)
+  if output.contact_sheet:
+    check_image_output(output.contact_sheet)
+    check_unused(output.contact_sheet, output.overwrite)
+
+
+def _batches(
+  job: Job, size: int
+) -> Iterator[tuple[tuple[int, ...], tuple[str, ...]]]:
+  for first in range(0, len(job.seeds), size):
+    part = slice(first, first + size)
+    yield job.seeds[part], job.paths[part]
+
+
+def _in_styles(pipeline: Pipeline, request: Request) -> list[Pipeline]:
+  """One for each alpha; the one there is where no style is asked for."""
+  if not request.styles:
+    return [pipeline]
+  return [
+    functools.reduce(
+      lambda styled, style, alpha=alpha: styled.styled(style, alpha),
+      request.styles,
+      pipeline,
+    )
+    for alpha in request.alphas
+  ]
+
+
+def _make(
+  pipelines: Sequence[Pipeline],
+  request: Request,
+  task: Task,
+  job: Job,
+  seeds: tuple[int, ...],
+  paths: tuple[str, ...],
+) -> None:
+  settings, output = job.settings, request.output
+  how = How(seed=seeds, negative_prompt=job.negative_prompt, settings=settings)
+  preview = Path(paths[0]).with_name(f"{Path(paths[0]).stem}-preview.png")
+  if output.preview_every:
+    how["settings"] = dataclasses.replace(settings, chunk=output.preview_every)
+    how["watch"] = lambda progress: _preview(preview, progress)
+  made = side_by_side(
+    [task.make(each, job.inputs, job.prompt, how) for each in pipelines]
+  )
   if not is_first():
     return
+  preview.unlink(missing_ok=True)
+  for path, one in zip(paths, made, strict=True):
+    _write(path, one, task, pipelines[0].fps)
+  if output.contact_sheet:
+    write_image(output.contact_sheet, contact_sheet(made[0]))
+    print(output.contact_sheet)
+
+
+def _preview(path: Path, progress: Progress) -> None:
+  """A picture of the first sample's canvas, noise and all."""
+  canvas = np.asarray(to_uint8(progress.canvas[:1]))[0]
+  if is_first():
+    write_image(path, contact_sheet(canvas))
+
+
+def _write(path: str, made: np.ndarray, task: Task, fps: float) -> None:
   size = f"{made.shape[-2]}x{made.shape[-3]}"
-  if picture:
-    write_image(out, made)
-    print(f"{out}: {size}")
+  if task.picture:
+    write_image(path, made)
+    print(f"{path}: {size}")
     return
-  write_video(out, made, pipeline.fps)
-  print(
-    f"{out}: {len(made)} frames of {size} at {pipeline.fps:g} frames a second"
-  )
-  if request.contact_sheet:
-    write_image(request.contact_sheet, contact_sheet(made))
-    print(request.contact_sheet)
+  write_video(path, made, fps)
+  print(f"{path}: {len(made)} frames of {size} at {fps:g} frames a second")

@@ -20,10 +20,16 @@ from lumiere_jax.diffusion.guidance import (
   oscillate,
   threshold,
 )
-from lumiere_jax.diffusion.multidiffusion import multi_diffusion, window_starts
+from lumiere_jax.diffusion.multidiffusion import multi_diffusion
 from lumiere_jax.diffusion.noise import INITIAL, Keys, frame_noise
+from lumiere_jax.diffusion.process import add_noise
 from lumiere_jax.diffusion.rules import Rule, State
-from lumiere_jax.diffusion.samplers import sample, sample_chunk, time_grid
+from lumiere_jax.diffusion.samplers import (
+  part_way,
+  sample,
+  sample_chunk,
+  time_grid,
+)
 from lumiere_jax.diffusion.windows_over_devices import (
   Division,
   Tables,
@@ -32,6 +38,14 @@ from lumiere_jax.diffusion.windows_over_devices import (
 )
 from lumiere_jax.parallel import arrays
 from lumiere_jax.parallel.sharding import VIDEO, fit
+from lumiere_jax.pipelines.canvas import (
+  WHOLE,
+  Tiles,
+  Windows,
+  check_canvas,
+  plan_tiles,
+  plan_windows,
+)
 from lumiere_jax.pipelines.stage import StageConfig, network_denoiser
 from lumiere_jax.typing import Cond, FlatParams, Video
 
@@ -40,22 +54,16 @@ T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Windows:
-  """How a stage sees a video that is longer than it can take at once.
+class Start:
+  """A video to start from in place of noise: SDEdit (Meng et al. 2021).
 
   Attributes:
-    size: frames of a window.
-    overlap: least number of frames that neighbours share (2 in the paper).
-    chunk: windows denoised at once; memory grows with it.
-    weights: 'uniform' (the paper) or 'ramp'.
-    spread: windows spread evenly, instead of the last one shifted.
+    video: (b, t, h, w, 3) in [-1, 1].
+    strength: in (0, 1], the share of the steps that are taken.
   """
 
-  size: int
-  overlap: int = 2
-  chunk: int = 1
-  weights: str = "uniform"
-  spread: bool = False
+  video: Video
+  strength: float
 
 
 @struct.dataclass
@@ -95,6 +103,7 @@ class Program:
     rule: step rule.
     windows: None: all frames at once.
     num_frames: of the video.
+    tiles: of its frames.
     devices: of the mesh's data axis, among which windows are dealt out.
   """
 
@@ -102,6 +111,7 @@ class Program:
   rule: Rule
   windows: Windows | None
   num_frames: int
+  tiles: Tiles = WHOLE
   devices: int = 1
 
   @property
@@ -185,6 +195,11 @@ def _chunk(
   scale = interval(oscillating, *knobs.guidance_interval, schedule)
   network = network_denoiser(config, params)
   denoiser = guide(network, scale, null_cond, knobs.guidance_rescale)
+  for axis, part in program.tiles.by_axis.items():
+    starts = plan_tiles(config, part, axis)
+    denoiser = multi_diffusion(
+      denoiser, starts, part.size, part.chunk, part.weights, axis
+    )
   if division:
     denoiser = multi_diffusion_over_devices(
       denoiser, division, tables, _WINDOWS, windows.chunk
@@ -203,23 +218,6 @@ def _chunk(
     keys,
     cond,
     tables["first"][0],
-  )
-
-
-def plan_windows(
-  config: StageConfig, windows: Windows, num_frames: int
-) -> tuple[int, ...]:
-  """First frames of the windows of a video.
-
-  Raises:
-    UserError: the windows do not fit the video or the model.
-  """
-  return window_starts(
-    num_frames,
-    windows.size,
-    windows.overlap,
-    config.model.temporal_factor,
-    windows.spread,
   )
 
 
@@ -277,6 +275,8 @@ def sample_stage(
   steps: int,
   knobs: Knobs,
   windows: Windows | None = None,
+  tiles: Tiles = WHOLE,
+  start: Start | None = None,
   chunk: int = 10,
   callback: Callable[[int, Video], bool | None] | None = None,
   mesh: Mesh | None = None,
@@ -294,6 +294,8 @@ def sample_stage(
     steps: sampling steps.
     knobs: guidance and thresholding.
     windows: None: all frames at once.
+    tiles: of frames larger than the network should see.
+    start: a video to start from; None: noise.
     chunk: most steps run on the device without the host in between.
     callback: see `samplers.sample`.
     mesh: devices to share the work: windows are dealt out over its data axis,
@@ -303,23 +305,23 @@ def sample_stage(
     (b, num_frames, h, w, 3) in about [-1, 1].
 
   Raises:
-    UserError: the length does not fit the model or the windows.
+    UserError: the size does not fit the model or the windows.
   """
-  height, width = config.video.resolution
-  if windows:
-    plan_windows(config, windows, num_frames)
-  else:
-    config.model.check_video(num_frames, height, width)
+  check_canvas(config, num_frames, windows, tiles)
   program = Program(
     config=config,
     rule=rule,
     windows=windows,
     num_frames=num_frames,
+    tiles=tiles,
     devices=mesh.shape[_WINDOWS] if mesh else 1,
   )
-  z = _draw(keys, INITIAL, num_frames, (height, width, 3))
+  z = _draw(keys, INITIAL, num_frames, (*config.video.resolution, 3))
   knobs = _as_arrays(knobs)
   log_snrs = time_grid(config.diffusion.make_schedule(), steps)
+  if start:
+    log_snrs = log_snrs[part_way(log_snrs, start.strength) :]
+    z = add_noise(start.video, z, jnp.full(len(z), log_snrs[0]))
 
   def run(state: State, levels: np.ndarray, first: np.int32) -> State:
     return run_chunk(

@@ -26,10 +26,15 @@ class Settings:
     oscillate_after: steps before guidance starts to alternate; -1 is never.
     oscillate_low: the scale it then alternates with.
     num_frames: length; 0: as trained.
+    size: (height, width) of the finished video in pixels; None: as trained.
+      Larger frames are seen in windows (MultiDiffusion in space).
+    tile_overlap: share of such a window that neighbours have in common.
     window: frames that the last stage sees at once; 0: as many as it was
       trained on, or the whole video where that is shorter.
     overlap: least frames shared by neighbouring windows; 2 in the paper.
-    windows_at_once: windows denoised together; memory grows with it.
+    window_batch: windows denoised together; memory grows with it.
+    frame_chunk: frames that spatial layers work on at once; 0: all. Less
+      memory, the same video.
     noise_level: of the low-resolution video, in [0, 1].
     percentile: of dynamic thresholding.
     max_value: largest threshold.
@@ -46,9 +51,12 @@ class Settings:
   oscillate_after: int = -1
   oscillate_low: float = 1.0
   num_frames: int = 0
+  size: tuple[int, int] | None = None
+  tile_overlap: float = 0.5
   window: int = 0
   overlap: int = 2
-  windows_at_once: int = 1
+  window_batch: int = 1
+  frame_chunk: int = 0
   noise_level: float | None = None
   percentile: float | None = None
   max_value: float | None = None
@@ -61,7 +69,8 @@ class Settings:
       "num_frames": 0,
       "window": 0,
       "overlap": 0,
-      "windows_at_once": 1,
+      "window_batch": 1,
+      "frame_chunk": 0,
       "max_value": 1,
       "chunk": 1,
       "guidance_scale": 0,
@@ -76,6 +85,10 @@ class Settings:
     for name in ("noise_level", "percentile", "guidance_rescale"):
       if name in given:
         check_unit(f"--{name}", given[name])
+    if not 0 <= self.tile_overlap < 1:
+      raise UserError(
+        f"--tile_overlap={self.tile_overlap:g} must be 0 or more, below 1"
+      )
     low, high = self.guidance_interval
     if not 0 <= low <= high <= 1:
       raise UserError(

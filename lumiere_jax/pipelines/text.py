@@ -11,7 +11,7 @@ from lumiere_jax.io.atomic import writing
 from lumiere_jax.models.inflate import flatten, unflatten
 from lumiere_jax.models.t5 import T5Config
 from lumiere_jax.models.tokenizer import Tokenizer
-from lumiere_jax.typing import build
+from lumiere_jax.typing import UserError, build
 
 
 def open_text_encoder(
@@ -26,8 +26,9 @@ def open_text_encoder(
   Args:
     tokenizer: sentencepiece model; '' is spiece.model beside the weights, or
       the built-in one.
-    weights: T5 v1.1 weights under Hugging Face names or T5X's; '' is a small
-      encoder of fixed random weights.
+    weights: T5 v1.1 weights under Hugging Face names or T5X's, or a bundle or
+      workdir, whose encoder it takes as it is; '' is a small encoder of fixed
+      random weights.
     max_length: tokens.
     dtype: of the weights, "float32" or "bfloat16".
     cleaning: of captions, see `lumiere_jax.data.cleaning`.
@@ -41,6 +42,8 @@ def open_text_encoder(
     "tokenizer": tokenizer or None,
     "cleaning": cleaning,
   }
+  if weights and bundles.is_bundle(weights):
+    return text_encoder_of(bundles.open_bundle(weights, "config.text.weights"))
   if weights:
     return TextEncoder.pretrained(weights, **options)
   return TextEncoder.random(**options)
@@ -73,8 +76,12 @@ def text_encoder_of(bundle: bundles.Bundle) -> TextEncoder:
   """The text encoder in a bundle.
 
   Raises:
-    UserError: its files are missing or damaged.
+    UserError: it has none, or its files are missing or damaged.
   """
+  if bundles.TEXT not in bundle.parts:
+    raise UserError(
+      f"{bundle.folder} holds no text encoder; name a bundle that does"
+    )
   meta = bundle.parts[bundles.TEXT].meta
   return TextEncoder(
     Tokenizer(bundle.file(bundles.TEXT, "tokenizer"), meta["max_length"]),

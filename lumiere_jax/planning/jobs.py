@@ -16,13 +16,8 @@ from lumiere_jax.parallel import arrays
 from lumiere_jax.parallel.flops import count_flops
 from lumiere_jax.parallel.mesh import BATCH, check_batch
 from lumiere_jax.parallel.sharding import shardings
-from lumiere_jax.pipelines.sampling import (
-  Knobs,
-  Program,
-  Windows,
-  layout,
-  run_chunk,
-)
+from lumiere_jax.pipelines.canvas import Windows
+from lumiere_jax.pipelines.sampling import Knobs, Program, layout, run_chunk
 from lumiere_jax.pipelines.stage import held
 from lumiere_jax.training.compiled import model_flops
 from lumiere_jax.training.config import Experiment

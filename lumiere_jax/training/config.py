@@ -31,14 +31,16 @@ FROZEN_DTYPES = ("source", "bfloat16")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
-  """The frozen text encoder.
+  """The text encoder, frozen unless it is told to train.
 
   Attributes:
     tokenizer: sentencepiece model; '' is the small built-in one.
     weights: folder or file of T5 v1.1 encoder weights (safetensors under
-      Hugging Face names, or a T5X checkpoint); '' takes a small encoder with
-      fixed random weights, whose features tell words apart but know nothing of
-      English.
+      Hugging Face names, or a T5X checkpoint), or a bundle or workdir, whose
+      encoder it takes; '' takes a small encoder with fixed random weights,
+      whose features tell words apart but know nothing of English.
+    train: whether it trains along with an image stage, from these weights on;
+      the stages after it then take it from its bundle.
     dtype: of the weights: 'float32' or 'bfloat16'.
     max_length: tokens, the end mark included.
     cleaning: of captions before they are encoded: 'none', 'lower' (lower case)
@@ -48,6 +50,7 @@ class TextConfig:
 
   tokenizer: str = ""
   weights: str = ""
+  train: bool = False
   dtype: str = "float32"
   max_length: int = 77
   cleaning: str = "none"
@@ -243,6 +246,8 @@ class Experiment:
     for spec in self.data.specs:
       self._check_clips(spec.num_frames, *spec.resolution)
     self._check_conditioning()
+    if self.text.train:
+      self._check_text_trains()
 
   def _check_clips(self, frames: int, height: int, width: int) -> None:
     crop = self.data.crop
@@ -278,6 +283,23 @@ class Experiment:
         "config.preview.prompts: this stage is told pixels besides text; leave "
         "prompts out to preview held-out clips"
       )
+
+  def _check_text_trains(self) -> None:
+    """Later stages and adapters share the encoder with the first stage."""
+    hindrances = {
+      f"config.stage={self.stage!r}": self.parent is not None,
+      f"config.lora.rank={self.lora.rank}": self.lora.rank > 0,
+      "config.diffusion.null_text='empty'": (
+        self.diffusion.null_text == "empty"  # which would change under it
+      ),
+      f"config.text.dtype={self.text.dtype!r}": self.text.dtype != "float32",
+    }
+    for name, hinders in hindrances.items():
+      if hinders:
+        raise UserError(
+          f"config.text.train=True does not go with {name}; train the encoder "
+          "in an image stage, in float32 and with null_text='zeros'"
+        )
 
   @property
   def parent(self) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.io import bundle as bundles
 from lumiere_jax.io import safetensors
-from lumiere_jax.models import lora
+from lumiere_jax.models import lora, t5
 from lumiere_jax.parallel import arrays
 from lumiere_jax.parallel.agree import is_first
 from lumiere_jax.pipelines.adapters import write_adapter
@@ -25,7 +25,7 @@ class Exporter:
     workdir: of the run.
     checkpoints: hold its frozen weights.
     frozen: name of these; '' is none.
-    text: the text encoder it trains with.
+    text: the text encoder it trains with; if that trains, as it was at first.
   """
 
   experiment: Experiment
@@ -37,8 +37,8 @@ class Exporter:
   def save(self, state: TrainState, name: str = "bundle") -> None:
     """Writes averaged and frozen weights, text encoder and configs.
 
-    Frozen weights and the text encoder are the same for a whole run: they are
-    linked or written the first time alone. Every process has to call.
+    Frozen weights and a frozen text encoder are the same for a whole run: they
+    are linked or written the first time alone. Every process has to call.
     """
     experiment, folder = self.experiment, self.workdir / name
     step, ema = int(state.step), arrays.to_host(state.ema)
@@ -52,6 +52,8 @@ class Exporter:
         self.checkpoints.frozen_path(self.frozen), folder / tensors[0]
       )
     tensors.append(f"{experiment.stage}-ema-{step:08d}.safetensors")
+    trained, ema = t5.part(ema)
+    text = self.text.wearing(trained) if trained else self.text
     weights = lora.scaled(ema, experiment.lora.scale)
     safetensors.save(folder / tensors[-1], weights)
     stage = bundles.Part(
@@ -64,7 +66,7 @@ class Exporter:
       tensors=tuple(tensors),
     )
     parts = {
-      "text": write_text_part(folder, self.text),
+      "text": write_text_part(folder, text),
       experiment.stage: stage,
     }
     bundles.write(folder, parts, {"made_by": "lumiere_jax"})

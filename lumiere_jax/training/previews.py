@@ -2,16 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumiere_jax.data.text import TextCache
 from lumiere_jax.diffusion.noise import sample_keys
 from lumiere_jax.diffusion.rules import DDIM
-from lumiere_jax.io.image import write_image
+from lumiere_jax.io.image import side_by_side, write_image
+from lumiere_jax.io.names import slug
 from lumiere_jax.io.write import write_video
 from lumiere_jax.models import lora
 from lumiere_jax.parallel.agree import is_first
@@ -23,8 +22,6 @@ from lumiere_jax.training.state import TrainState
 from lumiere_jax.training.tasks import Batch, Task
 from lumiere_jax.typing import Cond, FlatParams, Video
 
-_GAP = 2  # Pixels of white between what is shown side by side.
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
@@ -32,13 +29,15 @@ class Scene:
 
   Attributes:
     captions: one for each clip.
-    cond: what the network is told, text and pixels.
+    told: the captions, as a batch holds them.
+    cond: what the network is told besides.
     beside: (b, t, h, w, 3) videos to show to the left of a sample (what it
       was told) and to the right (what there really was).
     size: (frames, height, width) of the samples.
   """
 
   captions: list[str]
+  told: Batch
   cond: Cond
   beside: tuple[list[Video], list[Video]]
   size: tuple[int, int, int]
@@ -52,20 +51,26 @@ def held_out_scene(task: Task, batch: Batch, captions: list[str]) -> Scene:
     told.append(cond.frames[..., 3:6])
   return Scene(
     captions=captions,
+    told=batch,
     cond=cond,
     beside=(told, [x0] if told else []),
     size=x0.shape[1:4],
   )
 
 
-def prompted_scene(task: Task, text: TextCache, prompts: list[str]) -> Scene:
-  """Prompts of the user's, for stages that are told text alone."""
-  features, mask = text(prompts)
+def prompted_scene(task: Task, told: Batch, prompts: list[str]) -> Scene:
+  """Prompts of the user's, for stages that are told text alone.
+
+  Args:
+    task: of the stage.
+    told: the prompts, as a batch holds them.
+    prompts: as they were said.
+  """
   data = task.experiment.data
-  cond = Cond(text=jnp.asarray(features), text_mask=jnp.asarray(mask))
   return Scene(
     captions=prompts,
-    cond=cond,
+    told=told,
+    cond=Cond(text=None, text_mask=jnp.asarray(told["text_mask"])),
     beside=([], []),
     size=(data.num_frames, *data.resolution),
   )
@@ -88,12 +93,12 @@ class Previews:
     shown = to_host([*left, self._sample(state, frozen), *right])
     if not is_first():
       return []
-    videos = _side_by_side([np.asarray(to_uint8(video)) for video in shown])
+    videos = side_by_side([np.asarray(to_uint8(video)) for video in shown])
     clips = []
     for k, (caption, video) in enumerate(
       zip(scene.captions, videos, strict=True)
     ):
-      name = f"{int(state.step):08d}-{k}-{_slug(caption)}".rstrip("-")
+      name = f"{int(state.step):08d}-{k}-{slug(caption)}".rstrip("-")
       path = self._folder / (name + (".png" if len(video) == 1 else ".mp4"))
       if len(video) == 1:
         write_image(path, video[0])
@@ -112,10 +117,12 @@ class Previews:
     null = Cond(
       text=repeat(self._task.null_text), text_mask=repeat(self._task.null_mask)
     )
+    weights = {**state.ema, **frozen}
+    told = self._task.encode(weights, scene.told)
     return sample_stage(
       dataclasses.replace(config, video=video),
-      lora.scaled({**state.ema, **frozen}, experiment.lora.scale),
-      scene.cond,
+      lora.scaled(weights, experiment.lora.scale),
+      scene.cond.replace(text=jnp.asarray(told["text"])),
       null,
       sample_keys(list(range(count))),
       frames,
@@ -124,15 +131,3 @@ class Previews:
       knobs=Knobs(guidance_scale=experiment.preview.guidance_scale),
       chunk=experiment.preview.steps,
     )
-
-
-def _side_by_side(videos: list[np.ndarray]) -> np.ndarray:
-  """(b, t, h, w, 3) videos next to each other, a white line between."""
-  gap = np.full((*videos[0].shape[:3], _GAP, 3), 255, np.uint8)
-  row = [part for video in videos for part in (gap, video)][1:]
-  return np.concatenate(row, axis=3)
-
-
-def _slug(caption: str) -> str:
-  """A caption as a part of a file name."""
-  return "-".join(re.findall(r"[a-z0-9]+", caption.lower()))[:40].strip("-")

@@ -81,17 +81,19 @@ class Run:
       config.cache or workdir / TEXT_CACHE,
       shelves=text_shelves(experiment.data),
     )
-    _encode(captions, _captions(experiment, sources))
-    text.rest()
+    if not config.train:
+      _encode(captions, _captions(experiment, sources))
+      text.rest()
     null, mask = null_text(text, experiment.diffusion.null_text)
     task = Task(
       experiment=experiment,
       null_text=jnp.asarray(null),
       null_mask=jnp.asarray(mask),
+      text_encoder=text.config if config.train else None,
     )
     checkpoints = Checkpoints(workdir, experiment.train)
     state, frozen, name = start_or_resume(
-      experiment, task, checkpoints, mesh, text.identity
+      experiment, task, checkpoints, mesh, text
     )
     return cls(
       experiment=experiment,
@@ -141,7 +143,8 @@ class Run:
     """Samples clips to look at."""
     config = self.experiment.preview
     if config.prompts:
-      scene = prompted_scene(self.task, self.captions, list(config.prompts))
+      prompts = list(config.prompts)
+      scene = prompted_scene(self.task, self._told(prompts), prompts)
     else:
       # Clips of the first shape there is; each device makes all of them.
       batch, real = held_out_batches(
@@ -176,9 +179,16 @@ class Run:
     )
 
   def _arrays(self, batch: dict[str, Any]) -> dict[str, Any]:
-    text, mask = self.captions(batch["caption"])
     pixels = {k: batch[k] for k in ("video", "mask") if k in batch}
-    return pixels | {"text": text, "text_mask": mask}
+    return pixels | self._told(batch["caption"])
+
+  def _told(self, captions: list[str]) -> dict[str, Any]:
+    """Captions as the step takes them: tokens where the encoder trains."""
+    if self.task.text_encoder:
+      name, (text, mask) = "tokens", self.text.tokenize(captions)
+    else:
+      name, (text, mask) = "text", self.captions(captions)
+    return {name: text, "text_mask": mask}
 
   def _to_devices(self, batch: dict[str, Any]) -> Batch:
     size = self.experiment.train.batch_size

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.io import bundle as bundles
-from lumiere_jax.models import lora
+from lumiere_jax.models import lora, t5
 from lumiere_jax.models.inflate import ADDED_LEAVES, inflate, split
 from lumiere_jax.parallel import arrays
 from lumiere_jax.parallel.sharding import shardings
@@ -75,7 +75,7 @@ def initial_params(
   experiment: Experiment,
   task: Task,
   mesh: jax.sharding.Mesh,
-  text_identity: str,
+  text: TextEncoder,
 ) -> FlatParams:
   """Fresh weights, or those of `init_from` with fresh ones where it has none.
 
@@ -86,12 +86,14 @@ def initial_params(
       (differing leaves are named) or with another text encoder.
   """
   fresh = functools.partial(fresh_params, experiment, task)
+  encoder = t5.beside(text.params) if task.text_encoder else {}
   if from_scratch(experiment):
-    return _made_in_place(fresh, mesh)
+    return _made_in_place(fresh, mesh) | encoder
   bundle, stage = _source(experiment)
-  _check_same_text(experiment, bundle, text_identity)
+  _check_same_text(experiment, bundle, text.identity)
   name = f"config.init_from={experiment.init_from}, stage {stage!r},"
   source = _without_surplus(experiment, lora.merge(bundle.load(stage)), name)
+  source |= encoder
   weights, adapter = lora.part(jax.eval_shape(fresh))
   params = inflate(source, weights, name)
   if adapter and source.keys() != params.keys():
@@ -133,7 +135,7 @@ def start_or_resume(
   task: Task,
   checkpoints: Checkpoints,
   mesh: jax.sharding.Mesh,
-  text_identity: str,
+  text: TextEncoder,
 ) -> tuple[TrainState, FlatParams, str]:
   """The newest state of the workdir, or the first one.
 
@@ -148,7 +150,7 @@ def start_or_resume(
   abstract, _ = abstract_state(experiment, task, mesh)
   restored = checkpoints.restore(abstract)
   if restored is None:
-    params = initial_params(experiment, task, mesh, text_identity)
+    params = initial_params(experiment, task, mesh, text)
     trainable, frozen = split(params, pattern)
     name = checkpoints.save_frozen(arrays.to_host(frozen))
     # What trains is float32, whatever the source was (IF's is float16).

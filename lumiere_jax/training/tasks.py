@@ -16,6 +16,8 @@ from lumiere_jax.diffusion.loss import (
 )
 from lumiere_jax.diffusion.noise import Keys
 from lumiere_jax.diffusion.process import Denoiser
+from lumiere_jax.models import t5
+from lumiere_jax.models.t5 import T5Config, T5Encoder
 from lumiere_jax.models.unet import init_params
 from lumiere_jax.parallel.sharding import VIDEO, WHOLE_VIDEO, constrain
 from lumiere_jax.pipelines.conditioning import (
@@ -32,7 +34,8 @@ from lumiere_jax.typing import Cond, FlatParams, Video
 
 Batch = Mapping[str, Array]
 """'video' uint8 (b t h w c), 'text' (b l e), 'text_mask' (b l), and for
-conditional models 'mask' uint8 (b t h w 1), 1 where pixels are given."""
+conditional models 'mask' uint8 (b t h w 1), 1 where pixels are given. Where
+the text encoder trains, 'tokens' (b l) are in place of 'text'."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,25 +50,40 @@ class Task:
     experiment: the stage.
     null_text: (l, e) what stands for "no caption".
     null_mask: (l,) its mask.
+    text_encoder: the encoder that trains along; None: text comes encoded.
   """
 
   experiment: Experiment
   null_text: Float[Array, "l e"]
   null_mask: Array
+  text_encoder: T5Config | None = None
 
   def init(self, key: jax.Array) -> FlatParams:
     """Freshly initialised weights (or their shapes, under eval_shape)."""
-    return init_params(self.experiment.model, key)
+    weights = init_params(self.experiment.model, key)
+    if self.text_encoder:
+      weights |= t5.beside(t5.init_params(self.text_encoder))
+    return weights
 
   def draw(self, batch: Batch, key: jax.Array) -> Draws:
     """What is random in the loss of a whole batch."""
     return draw(key, len(batch["video"]))
 
+  def encode(self, params: FlatParams, batch: Batch) -> Batch:
+    """The batch with its captions encoded, where that is not done before."""
+    if not self.text_encoder:
+      return batch
+    encoder, _ = t5.part(params)
+    text = T5Encoder(self.text_encoder).apply(
+      {"params": encoder}, batch["tokens"], batch["text_mask"]
+    )
+    return {**batch, "text": text}
+
   def inputs(self, batch: Batch, keys: Keys) -> tuple[Video, Cond]:
     """Clean video in [-1, 1] and what the network is conditioned on.
 
     Args:
-      batch: see `Batch`.
+      batch: see `Batch`; without 'text', none is in what is returned.
       keys: (b,) of what is random in it.
     """
     experiment = self.experiment
@@ -76,7 +94,7 @@ class Task:
       x0 = jnp.concatenate([x0, batch["mask"].astype(x0.dtype)], axis=-1)
     x0 = random_crops(crop_keys, x0, experiment.data.crop, experiment.upscale)
     x0, mask = x0[..., :3], x0[..., 3:]
-    cond = Cond(text=batch["text"], text_mask=batch["text_mask"])
+    cond = Cond(text=batch.get("text"), text_mask=batch["text_mask"])
     frames = []
     if experiment.upscale > 1:
       most = experiment.diffusion.max_noise_level
@@ -114,7 +132,7 @@ class Task:
     """
     diffusion = self.experiment.diffusion
     input_keys, drop_keys, loss_keys = _split(draws.keys, 3)
-    x0, cond = self.inputs(batch, input_keys)
+    x0, cond = self.inputs(self.encode(params, batch), input_keys)
     cond = drop_captions(
       drop_keys,
       cond,
@@ -141,7 +159,7 @@ class Task:
     Noise, crops and augmentation are the same at every call.
     """
     experiment = self.experiment
-    x0, cond = self.held_out_inputs(batch)
+    x0, cond = self.held_out_inputs(self.encode(params, batch))
     levels = experiment.train.eval_levels
     times = (jnp.arange(levels) + 0.5) / levels
     denoiser = self.denoiser(params, bypass_temporal=bypass_temporal)

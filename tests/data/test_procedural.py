@@ -138,7 +138,7 @@ def test_held_out_triples_are_never_trained_on():
 
 
 def test_captions_say_the_scene_and_parse_back():
-  source, silent = _source(), _source(motion_words=False)
+  source, silent = _source(), _source(num_frames=1)
   seen, two = set(), 0
   for index in range(300):
     scene = source.scene(index)
@@ -317,3 +317,22 @@ def test_small_vocabularies_and_bounds():
   for index in (-1, 300):
     with pytest.raises(IndexError):
       demo.clip(index)
+
+
+def test_moments_are_frames_of_moving_scenes_and_say_so():
+  moments = _source(num_frames=1, moments=1.0, two_objects=0.0)
+  clips = _source(num_frames=80, two_objects=0.0)
+  still = _source(num_frames=1, two_objects=0.0)
+  elsewhere = 0
+  for index in range(20):
+    assert moments.caption(index) == clips.caption(index)
+    rng = lambda index=index: np.random.default_rng(index)
+    picture = moments.clip(index, rng())
+    elsewhere += not np.array_equal(picture, still.clip(index, rng()))
+    np.testing.assert_array_equal(moments.clip(index), clips.clip(index)[:1])
+  assert elsewhere > 10  # what stands still, or spins a ring, looks the same
+  half = _source(num_frames=1, moments=0.5, two_objects=0.0)
+  says = [half.caption(k) == clips.caption(k) for k in range(200)]
+  assert 70 < sum(says) < 130
+  with pytest.raises(UserError, match="moments is 2"):
+    _source(num_frames=1, moments=2.0)

@@ -180,7 +180,7 @@ def test_a_repeated_frame_stands_still():
 
 
 def test_images_are_read_without_their_motion():
-  source = _source(60, num_frames=1, motion_words=False)
+  source = _source(60, num_frames=1)
   verdicts = [matches(source.clip(k), source.caption(k)) for k in range(60)]
   assert all(v == {"colour": True, "shape": True} for v in verdicts)
 

@@ -260,3 +260,40 @@ def test_canvas_holds_what_the_denoiser_predicts(z, cond):
   assert got.log_var is None
   np.testing.assert_allclose(got.x0, z, rtol=1e-6)
   np.testing.assert_allclose(got.v, 3 * z, rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [2, 3])
+def test_windows_of_rows_and_columns_are_as_those_of_frames(z, cond, axis):
+  frames = jax.random.normal(jax.random.key(5), z.shape)
+  full = cond(2, frames=frames)
+  swap = lambda x: jnp.swapaxes(x, 1, axis)
+
+  def turned(z, log_snr, cond):
+    out = entangled(swap(z), log_snr, cond.map_frames(swap))
+    return jax.tree.map(swap, out)
+
+  want = multi_diffusion(entangled, (0, 2, 5), 4, 2, "ramp")(z, LOG_SNR, full)
+  got = multi_diffusion(turned, (0, 2, 5), 4, 2, "ramp", axis)(
+    swap(z), LOG_SNR, full.map_frames(swap)
+  )
+  for form in FORMS:
+    np.testing.assert_allclose(
+      swap(getattr(got, form)), getattr(want, form), atol=1e-5, err_msg=form
+    )
+
+
+def test_windows_within_windows_change_nothing_that_is_of_one_pixel(cond):
+  z = jax.random.normal(jax.random.key(0), (2, 6, 5, 7, 3))
+  of_pixels = lambda z, log_snr, cond: predict("x0", jnp.tanh(z), z, log_snr)
+  tiled = of_pixels
+  for axis, starts, window in ((2, (0, 2), 3), (3, (0, 3), 4), (1, (0, 3), 3)):
+    tiled = multi_diffusion(tiled, starts, window, axis=axis)
+  got, want = (f(z, LOG_SNR, cond(2)) for f in (tiled, of_pixels))
+  np.testing.assert_allclose(got.x0, want.x0, atol=1e-6)
+
+
+def test_windows_of_columns_are_named_so():
+  with pytest.raises(UserError, match="window of 40 columns is longer"):
+    window_starts(32, 40, unit="columns")
+  with pytest.raises(UserError, match="window of 3 rows is not a multiple of"):
+    window_starts(32, 3, multiple_of=2, unit="rows")

@@ -15,7 +15,12 @@ from lumiere_jax.diffusion.multidiffusion import multi_diffusion, window_starts
 from lumiere_jax.diffusion.noise import INITIAL, frame_noise, sample_keys
 from lumiere_jax.diffusion.process import predict
 from lumiere_jax.diffusion.rules import DDIM, DDPM, DPMSolverPP2M, Heun, State
-from lumiere_jax.diffusion.samplers import sample, sample_chunk, time_grid
+from lumiere_jax.diffusion.samplers import (
+  part_way,
+  sample,
+  sample_chunk,
+  time_grid,
+)
 from lumiere_jax.diffusion.schedule import Cosine, Linear, SquaredCosCapV2
 from lumiere_jax.typing import Cond, UserError
 
@@ -248,3 +253,16 @@ def test_what_a_rule_remembers_passes_from_chunk_to_chunk(rule):
   other = np.asarray(sample(forgetful, rule.init(z), grid, 2))
   same = np.abs(other - videos[0]).max() < 1e-3
   assert same == (rule.init(z).memory == ())
+
+
+@pytest.mark.parametrize(
+  "strength, first", [(1.0, 0), (0.5, 5), (0.75, 2), (0.05, 9), (1e-9, 9)]
+)
+def test_part_of_the_way_is_a_share_of_the_steps(strength, first):
+  assert part_way(time_grid(Cosine(), 10), strength) == first
+
+
+@pytest.mark.parametrize("strength", [0.0, -0.1, 1.01, float("nan")])
+def test_no_other_share_is_taken(strength):
+  with pytest.raises(UserError, match=r"is not in \(0, 1\]"):
+    part_way(time_grid(Cosine(), 10), strength)

@@ -12,7 +12,7 @@ import pytest
 
 from lumiere_jax.exchange.artefact import sampler_of, write_artefact
 from lumiere_jax.exchange.convert import Conversion, convert
-from lumiere_jax.pipelines.cascade import Pipeline
+from lumiere_jax.pipelines.pipeline import Pipeline
 from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.typing import UserError
 
@@ -66,7 +66,7 @@ def test_it_gives_the_live_samplers_videos(pipeline, artefact, negative):
     "--out=x.npy",
   )
   live = pipeline.text_to_video(
-    PROMPTS, seeds=SEEDS, settings=SETTINGS, negative_prompt=negative
+    PROMPTS, seed=SEEDS, settings=SETTINGS, negative_prompt=negative
   )
   made = np.load(artefact / "x.npy")
   assert made.std() > 1

@@ -15,6 +15,8 @@ import pytest
 
 from configs import base, ssr, t2i
 from lumiere_jax.exchange import diffusers
+from lumiere_jax.exchange.bundles import add_parts
+from lumiere_jax.exchange.carried import Carried
 from lumiere_jax.exchange.convert import Conversion, convert
 from lumiere_jax.io import bundle as bundles
 from lumiere_jax.io import safetensors
@@ -22,8 +24,13 @@ from lumiere_jax.models.inflate import unflatten
 from lumiere_jax.models.unet import UNet
 from lumiere_jax.models.unet_diffusers import to_diffusers
 from lumiere_jax.models.unet_diffusers_config import config_from_diffusers
-from lumiere_jax.pipelines.cascade import Pipeline
+from lumiere_jax.pipelines.pipeline import Pipeline
 from lumiere_jax.pipelines.settings import Settings
+from lumiere_jax.pipelines.stage import (
+  DiffusionConfig,
+  StageConfig,
+  VideoConfig,
+)
 from lumiere_jax.training.config import TextConfig
 from lumiere_jax.typing import Cond, UserError
 from tests.references import unets
@@ -375,7 +382,7 @@ def test_a_bundle_without_text_says_where_to_get_it(stand_ins, tmp_path):
   text = run("t5", stand_ins / "T5", tmp_path / "text")
   pipeline = Pipeline.from_pretrained(out, text)
   picture = pipeline.text_to_image(
-    ["a dog"], seeds=[1], settings=Settings(steps=2)
+    ["a dog"], seed=[1], settings=Settings(steps=2)
   )
   assert picture.shape == (1, 16, 16, 3)
 
@@ -415,3 +422,30 @@ def test_a_merged_adapter_is_in_the_weights(bundle, tmp_path):
     expected.astype(np.float32),
     rtol=1e-3,
   )
+
+
+def test_half_is_half_the_size(tmp_path):
+  model = config_from_diffusers(unets.IF_I, "config.json")
+  leaves = random_leaves(model, 0, np.float32)
+  stage = Carried(
+    name="t2i",
+    config=StageConfig(
+      model=model,
+      diffusion=DiffusionConfig(),
+      video=VideoConfig(num_frames=1, fps=16.0, resolution=(16, 16)),
+    ),
+    leaves=leaves,
+    about={"licence": "mine"},
+  )
+  add_parts(tmp_path / "whole", [stage])
+  out = run("bundle", tmp_path / "whole", tmp_path / "half", half=True)
+  half = bundles.open_bundle(out)
+  assert half.parts["t2i"].meta["licence"] == "mine"
+  sizes = [
+    sum(f.stat().st_size for f in (tmp_path / name).glob("*.safetensors"))
+    for name in ("half", "whole")
+  ]
+  assert sizes[0] < 0.55 * sizes[1]
+  for path, leaf in half.load("t2i").items():
+    assert leaf.dtype == np.float16
+    np.testing.assert_allclose(leaf, leaves[path], rtol=1e-3, atol=1e-7)

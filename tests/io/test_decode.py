@@ -463,7 +463,7 @@ def test_refuses_other_arrays_and_folders(tmp_path):
     "float.npy": r"float32 \(2, 4, 4, 3\); save uint8",
     "text.npy": "not an array",
     "zip.npy": "not an array",
-    "gone.npy": "not an array",
+    "gone.npy": "missing",
     "none": "no .png files",
     "mixed": "mixed sizes",
   }

@@ -6,13 +6,14 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from lumiere_jax.io import vp9
 from lumiere_jax.io.atomic import replacing
 from lumiere_jax.io.decode import probe, read_clip, read_video
 from lumiere_jax.io.image import contact_sheet, read_image, write_image
 from lumiere_jax.io.write import write_video
 from lumiere_jax.typing import UserError
 
-ENDINGS = (".mp4", ".gif", ".npy", "")
+ENDINGS = (".mp4", ".webm", ".gif", ".npy", "")
 
 
 def moving(count=20, height=48, width=64):
@@ -37,8 +38,8 @@ def test_reads_back(tmp_path, ending):
   video, fps = read_video(path)
   assert video.shape == moving().shape
   error = np.abs(video.astype(int) - moving()).mean()
-  assert error <= {".mp4": 3, ".gif": 4}.get(ending, 0)
-  if ending in (".mp4", ".gif"):
+  assert error <= {".mp4": 3, ".webm": 3, ".gif": 4}.get(ending, 0)
+  if ending in (".mp4", ".webm", ".gif"):
     assert fps == pytest.approx(16, rel=5e-3)
   assert os.listdir(path.parent) == [path.name]
 
@@ -53,6 +54,15 @@ def test_same_video_same_bytes(tmp_path, ending):
     write_video(tmp_path / f"x{ending}", moving(), 16)
     written.append(all_bytes(tmp_path / f"x{ending}"))
   assert all(again == written[0] for again in written)
+
+
+def test_webm_is_the_same_on_any_number_of_threads(tmp_path, monkeypatch):
+  written = set()
+  for threads in ("1", "2", "3", "8"):
+    monkeypatch.setitem(vp9._VP9, "threads", threads)
+    write_video(tmp_path / "x.webm", moving(), 16)
+    written.add((tmp_path / "x.webm").read_bytes())
+  assert len(written) == 1
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
@@ -81,38 +91,64 @@ def test_mp4_plays_in_browsers(tmp_path):
   assert probe(path).duration_s == pytest.approx(20 / 12.5)
 
 
+def test_webm_plays_in_browsers(tmp_path):
+  path = tmp_path / "x.webm"
+  write_video(path, moving(), 12.5)
+  assert b"webm" in path.read_bytes()[:64]  # the DocType, and not matroska
+  with av.open(str(path)) as file:
+    stream = file.streams.video[0]
+    frame = next(file.decode(stream))
+    assert stream.codec_context.name in ("vp9", "libvpx-vp9")
+    assert stream.codec_context.profile == "Profile 0"
+    assert frame.format.name == "yuv420p"
+    bt709, limited = 1, 1
+    assert (frame.colorspace, frame.color_range) == (bt709, limited)
+    assert (frame.color_primaries, frame.color_trc) == (bt709, bt709)
+  assert probe(path).duration_s == pytest.approx(20 / 12.5, abs=2e-3)
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".webm"])
 @pytest.mark.parametrize("fps", [8, 16, 23.976, 30000 / 1001, 60])
-def test_mp4_keeps_the_frame_rate(tmp_path, fps):
-  write_video(tmp_path / "x.mp4", moving(), fps)
-  info = probe(tmp_path / "x.mp4")
+def test_keeps_the_frame_rate(tmp_path, ending, fps):
+  path = tmp_path / f"x{ending}"
+  write_video(path, moving(), fps)
+  info = probe(path)
   assert info.num_frames == 20
-  assert info.fps == pytest.approx(fps, rel=1e-4)
+  off_s = 2e-3 if ending == ".webm" else 0  # webm's times are milliseconds
+  assert info.duration_s == pytest.approx(20 / fps, rel=1e-4, abs=off_s)
+  with av.open(str(path)) as file:
+    rate = file.streams.video[0].average_rate
+  assert float(rate) == pytest.approx(fps, rel=1e-4)
 
 
-def test_mp4_colours(tmp_path):
+@pytest.mark.parametrize("ending", [".mp4", ".webm"])
+def test_colours(tmp_path, ending):
   """Large flat fields, so that halved chroma cannot blur them."""
   colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]])
   video = colours.repeat(32, 0)[None, None].repeat(64, 1).astype(np.uint8)
-  write_video(tmp_path / "x.mp4", video, 10, crf=1)
-  read = read_video(tmp_path / "x.mp4")[0].astype(int)
+  write_video(tmp_path / f"x{ending}", video, 10, crf=1)
+  read = read_video(tmp_path / f"x{ending}")[0].astype(int)
   np.testing.assert_allclose(read[0, 32, 16::32], colours, atol=4)
 
 
-def test_mp4_repeats_an_edge_to_an_even_size(tmp_path):
+@pytest.mark.parametrize("ending", [".mp4", ".webm"])
+def test_repeats_an_edge_to_an_even_size(tmp_path, ending):
   video = moving(3, 47, 63)
-  write_video(tmp_path / "x.mp4", video, 10, crf=1)
-  read, _ = read_video(tmp_path / "x.mp4")
+  write_video(tmp_path / f"x{ending}", video, 10, crf=1)
+  read, _ = read_video(tmp_path / f"x{ending}")
   assert read.shape == (3, 48, 64, 3)
   padded = np.pad(video, ((0, 0), (0, 1), (0, 1), (0, 0)), "edge").astype(int)
   assert np.abs(read[:, -4:, -4:].astype(int) - padded[:, -4:, -4:]).max() < 12
 
 
-def test_crf_trades_size_for_quality(tmp_path):
+@pytest.mark.parametrize("ending", [".mp4", ".webm"])
+def test_crf_trades_size_for_quality(tmp_path, ending):
   noise = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), np.uint8)
   sizes = []
   for crf in (5, 17, 40):
-    write_video(tmp_path / f"{crf}.mp4", noise, 10, crf=crf)
-    sizes.append((tmp_path / f"{crf}.mp4").stat().st_size)
+    path = tmp_path / f"{crf}{ending}"
+    write_video(path, noise, 10, crf=crf)
+    sizes.append(path.stat().st_size)
   assert sizes[0] > sizes[1] > sizes[2]
 
 
@@ -172,11 +208,12 @@ def test_failing_leaves_the_old_file(tmp_path):
 @pytest.mark.parametrize(
   ("name", "change", "message"),
   [
-    ("x.webm", {}, r"'\.webm'; known: \.mp4, \.gif, \.npy"),
+    ("x.avi", {}, r"'\.avi'; known: \.mp4, \.webm, \.gif, \.npy"),
     ("x.v2", {}, "known"),
     ("x.mp4", {"fps": 0}, "fps is 0"),
     ("x.mp4", {"crf": 0}, "crf is 0; give 1"),
     ("x.mp4", {"crf": 52}, "crf is 52"),
+    ("x.webm", {"crf": 52}, "crf is 52"),
     ("x.gif", {"fps": 60}, "at most 50"),
     ("x.mp4", {"video": np.zeros((2, 4, 4, 3))}, "float64"),
     ("x.mp4", {"video": np.zeros((4, 4, 3), np.uint8)}, r"\(4, 4, 3\)"),
@@ -242,7 +279,9 @@ def test_contact_sheet_of_few_frames():
       contact_sheet(video, **bad)
 
 
-def test_written_clips_read_in_part(tmp_path):
-  write_video(tmp_path / "x.mp4", moving(), 10)
-  clip = read_clip(tmp_path / "x.mp4", start_s=1.5, num_frames=5, fps=10)
-  assert np.abs(clip.astype(int) - moving()[15:]).mean() < 2
+@pytest.mark.parametrize(("ending", "error"), [(".mp4", 2), (".webm", 2.5)])
+def test_written_clips_read_in_part(tmp_path, ending, error):
+  path = tmp_path / f"x{ending}"
+  write_video(path, moving(), 10)
+  clip = read_clip(path, start_s=1.5, num_frames=5, fps=10)
+  assert np.abs(clip.astype(int) - moving()[15:]).mean() < error

@@ -273,3 +273,52 @@ def test_computing_again_changes_no_gradient():
     np.testing.assert_allclose(
       got[path], leaf, atol=1e-5 * scale + 1e-9, err_msg=path
     )
+
+
+def test_patches_hold_every_pixel(rng):
+  x = jnp.asarray(rng.normal(size=(2, 3, 6, 4, 5)), jnp.float32)
+  patches = blocks.to_patches(x, 2)
+  assert patches.shape == (2, 3, 3, 2, 20)
+  np.testing.assert_array_equal(
+    patches[0, 1, 2, 1].reshape(2, 2, 5), x[0, 1, 4:6, 2:4]
+  )
+  np.testing.assert_array_equal(blocks.to_pixels(patches, 2), x)
+
+
+def test_a_model_of_patches_takes_and_gives_pixels():
+  config = small_config(patch=2, in_channels=6, cond_channels=4)
+  shapes = abstract_params(config)
+  assert shapes["stem/kernel"].shape == (3, 3, 6 * 4, 16)
+  assert shapes["cond_in/kernel"].shape == (3, 3, 4 * 4, 16)
+  assert shapes["head/kernel"].shape == (3, 3, 16, 3 * 4)
+  params = jax.tree.map(
+    lambda x: jnp.ones(x.shape, x.dtype) * 0.01, unflatten(shapes)
+  )
+  cond = make_cond(1, noise_level=jnp.zeros(1)).replace(
+    frames=jnp.ones((1, 4, 16, 8, 7))
+  )
+  z = jnp.ones((1, 4, 16, 8, 3))
+  out = UNet(config).apply({"params": params}, z, jnp.zeros(1), cond)
+  assert out.shape == z.shape
+  with pytest.raises(UserError, match="width=12 is no multiple of 8"):
+    config.check_video(4, 16, 12)
+
+
+def test_frames_in_chunks_are_the_same(rng):
+  config = small_config()
+  shapes = abstract_params(config)
+  params = unflatten(
+    {
+      k: jnp.asarray(rng.normal(size=v.shape) * 0.1, v.dtype)
+      for k, v in shapes.items()
+    }
+  )
+  z = jnp.asarray(rng.normal(size=(1, 8, 8, 8, 3)), jnp.float32)
+  run = lambda config: jax.jit(UNet(config).apply)(
+    {"params": params}, z, jnp.full(1, 0.5), make_cond(1)
+  )
+  whole = run(config)
+  chunked = dataclasses.replace(config, frame_chunk=3)  # 2 of 8, 2 of 4, all
+  np.testing.assert_allclose(run(chunked), whole, atol=2e-5)
+  assert abstract_params(chunked).keys() == shapes.keys()
+  assert whole.std() > 0.1

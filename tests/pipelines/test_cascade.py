@@ -10,7 +10,9 @@ from configs import base, conditional, ssr, t2i
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.models.unet import abstract_params
 from lumiere_jax.pipelines import sampling
-from lumiere_jax.pipelines.cascade import Pipeline, Stage, pair_stages
+from lumiere_jax.pipelines.cascade import Stage
+from lumiere_jax.pipelines.loading import choose
+from lumiere_jax.pipelines.pipeline import Pipeline
 from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.typing import UserError
 from tests.conftest import replace
@@ -53,10 +55,15 @@ def base_only(pipeline):
   return Pipeline(pipeline.text, {"base": pipeline.stages["base"]})
 
 
+def pair(stages):
+  chosen = choose({name: stage.config for name, stage in stages.items()})
+  return {slot: stages[name] for slot, name in chosen.items()}
+
+
 def make(pipeline, seeds, **changes):
   settings = dataclasses.replace(SHORT, **changes)
   prompts = [PROMPT] * len(seeds)
-  return pipeline.text_to_video(prompts, seeds=seeds, settings=settings)
+  return pipeline.text_to_video(prompts, seed=seeds, settings=settings)
 
 
 def test_text_becomes_a_video_through_both_stages(pipeline):
@@ -73,7 +80,7 @@ def test_one_seed_is_one_video_in_any_batch_and_chunking(pipeline):
   together = pipeline.sample(
     [PROMPT] * 4,
     seeds=[9, 3, 5, 7],
-    settings=dataclasses.replace(SHORT, windows_at_once=3),
+    settings=dataclasses.replace(SHORT, window_batch=3),
   )[1]
   np.testing.assert_allclose(alone, together, atol=1e-4)
 
@@ -90,7 +97,7 @@ def test_nothing_compiles_again_when_values_change(pipeline):
     make(pipeline, [12], **changes)
   pipeline.text_to_video(
     ["a large blue star spins"],
-    seeds=[4],
+    seed=[4],
     negative_prompt="grey",
     settings=SHORT,
   )
@@ -100,10 +107,10 @@ def test_nothing_compiles_again_when_values_change(pipeline):
 def test_prompt_and_negative_prompt_matter(pipeline):
   one = make(pipeline, [1])
   other = pipeline.text_to_video(
-    ["a blue star spins"], seeds=[1], settings=SHORT
+    ["a blue star spins"], seed=[1], settings=SHORT
   )
   away = pipeline.text_to_video(
-    [PROMPT], seeds=[1], settings=SHORT, negative_prompt="a blue star"
+    [PROMPT], seed=[1], settings=SHORT, negative_prompt="a blue star"
   )
   assert (one != other).mean() > 0.1
   assert (one != away).mean() > 0.1
@@ -113,7 +120,7 @@ def test_negative_prompt_equal_to_the_prompt_cancels_guidance(base_only):
   """w eps(p) + (1 - w) eps(p) = eps(p), whatever w."""
   run = lambda scale: base_only.text_to_video(
     [PROMPT],
-    seeds=[1],
+    seed=[1],
     negative_prompt=PROMPT,
     settings=dataclasses.replace(SHORT, guidance_scale=scale),
   ).astype(int)
@@ -186,7 +193,7 @@ def test_conditional_stages_that_are_given_nothing_do_as_the_others(pipeline):
       config=stage.config,
       params={**params, "cond_in/kernel": of_pixels},
     )
-  other = Pipeline(pipeline.text, pair_stages(told))
+  other = Pipeline(pipeline.text, pair(told))
   videos = [make(p, [1], steps=1).astype(int) for p in (pipeline, other)]
   assert np.abs(videos[0] - videos[1]).max() <= 1
 
@@ -194,9 +201,9 @@ def test_conditional_stages_that_are_given_nothing_do_as_the_others(pipeline):
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun"])
 def test_an_image_stage_makes_a_picture(pipeline, sampler):
   """Where there is no base, the text-to-image stage stands in for it."""
-  image = Pipeline(pipeline.text, pair_stages({"t2i": random_stage(t2i.TINY)}))
+  image = Pipeline(pipeline.text, pair({"t2i": random_stage(t2i.TINY)}))
   settings = dataclasses.replace(SHORT, num_frames=0, sampler=sampler)
-  video = image.text_to_video([PROMPT], seeds=[1], settings=settings)
+  video = image.text_to_video([PROMPT], seed=[1], settings=settings)
   assert video.shape == (1, 1, 16, 16, 3)
   assert video.std() > 1
 
@@ -220,7 +227,7 @@ def test_each_prompt_needs_a_seed(pipeline):
 @pytest.mark.parametrize("prompt", ["", "  \n"])
 def test_empty_prompts(pipeline, prompt):
   with pytest.raises(UserError, match="--prompt is empty"):
-    pipeline.text_to_video([prompt], seeds=[1], settings=SHORT)
+    pipeline.text_to_video([prompt], seed=[1], settings=SHORT)
 
 
 def test_stages_that_do_not_fit_each_other(pipeline):
@@ -230,6 +237,6 @@ def test_stages_that_do_not_fit_each_other(pipeline):
     stage, config=dataclasses.replace(stage.config, video=video)
   )
   with pytest.raises(UserError, match="use stages trained for each other"):
-    pair_stages({"base": pipeline.stages["base"], "ssr": other})
+    pair({"base": pipeline.stages["base"], "ssr": other})
   with pytest.raises(UserError, match=r"a base .* stage is needed"):
-    pair_stages({"ssr": stage})
+    pair({"ssr": stage})

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lumiere_jax.pipelines.cascade import Pipeline, Settings
+from lumiere_jax.pipelines.pipeline import Pipeline
+from lumiere_jax.pipelines.settings import Settings
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -8,7 +8,7 @@ from lumiere_jax.models.inflate import unflatten
 from lumiere_jax.models.unet import UNet, abstract_params
 from lumiere_jax.parallel.flops import count_flops
 from lumiere_jax.parallel.mesh import MeshConfig, make_mesh
-from lumiere_jax.pipelines.sampling import Windows
+from lumiere_jax.pipelines.canvas import Windows
 from lumiere_jax.planning.jobs import make_job, sample_job, train_job
 from lumiere_jax.training.compiled import model_flops
 from lumiere_jax.typing import UserError

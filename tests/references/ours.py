@@ -15,8 +15,9 @@ from lumiere_jax.io import safetensors
 from lumiere_jax.models.inflate import unflatten
 from lumiere_jax.models.tokenizer import default_tokenizer_path
 from lumiere_jax.models.unet import UNet
-from lumiere_jax.pipelines.cascade import Pipeline, knobs_of
+from lumiere_jax.pipelines.cascade import knobs_of
 from lumiere_jax.pipelines.handing_on import add_low_resolution
+from lumiere_jax.pipelines.pipeline import Pipeline
 from lumiere_jax.pipelines.sampling import sample_stage
 from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.training.config import TextConfig

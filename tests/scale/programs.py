@@ -12,7 +12,7 @@ import jax
 from lumiere_jax.parallel.collectives import collectives
 from lumiere_jax.parallel.hlo import parse
 from lumiere_jax.parallel.mesh import MeshConfig, make_mesh
-from lumiere_jax.pipelines.sampling import Windows
+from lumiere_jax.pipelines.canvas import Windows
 from lumiere_jax.planning.jobs import Job, sample_job, train_job
 from tests.conftest import replace
 from tests.scale.experiments import BASE, SSR

@@ -9,7 +9,8 @@ import numpy as np
 from lumiere_jax.diffusion.noise import sample_keys
 from lumiere_jax.diffusion.rules import make_sampler
 from lumiere_jax.parallel.mesh import AXES, MeshConfig, make_mesh
-from lumiere_jax.pipelines.sampling import Knobs, Windows, sample_stage
+from lumiere_jax.pipelines.canvas import Windows
+from lumiere_jax.pipelines.sampling import Knobs, sample_stage
 from lumiere_jax.pipelines.stage import lay_out
 from lumiere_jax.typing import Cond
 from tests.conftest import random_leaves

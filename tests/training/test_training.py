@@ -17,7 +17,7 @@ from lumiere_jax.io.bundle import open_bundle
 from lumiere_jax.io.image import write_image
 from lumiere_jax.io.write import write_video
 from lumiere_jax.models import lora
-from lumiere_jax.pipelines.cascade import Pipeline
+from lumiere_jax.pipelines.pipeline import Pipeline
 from lumiere_jax.training.compiled import model_flops
 from lumiere_jax.training.journal import Journal
 from lumiere_jax.training.loop import train

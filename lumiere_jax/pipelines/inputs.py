@@ -1,0 +1,118 @@
+"""Pictures, videos and masks of users, made as large as a model's."""
+
+from jaxtyping import Bool, UInt8
+import numpy as np
+
+from lumiere_jax.io.image import fit
+from lumiere_jax.io.masks import check_mask, fit_mask
+from lumiere_jax.io.notices import notice
+from lumiere_jax.pipelines.told import Clip
+from lumiere_jax.typing import UserError
+
+Size = tuple[int, int]
+"""(height, width)."""
+
+
+def picture_of_size(
+  image: UInt8[np.ndarray, "h w 3"], size: Size, name: str
+) -> UInt8[np.ndarray, "H W 3"]:
+  """A picture that covers `size`, its aspect kept, cut at its centre.
+
+  Args:
+    image: of any size.
+    size: wanted.
+    name: of the input, for the notice and the error.
+
+  Raises:
+    UserError: it is no RGB picture of bytes.
+  """
+  if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+    raise UserError(
+      f"{name} is {image.dtype} {image.shape}; give uint8 (height, width, 3)"
+    )
+  if image.shape[:2] == size:
+    return image
+  _tell(name, image.shape[:2], size)
+  return fit(image, size)
+
+
+def video_of_size(
+  video: Clip, size: Size, frames: int, multiple_of: int, name: str
+) -> Clip:
+  """A video of at most `frames` frames that covers `size`.
+
+  Args:
+    video: of any length and size.
+    size: wanted, see `picture_of_size`.
+    frames: what is beyond them is left out.
+    multiple_of: fewer frames are cut to a multiple of this.
+    name: of the input, for notices and errors.
+
+  Raises:
+    UserError: it is no RGB video of bytes, or too short.
+  """
+  check_video(video, name)
+  kept = min(len(video), frames)
+  kept -= kept % multiple_of
+  if not kept:
+    raise UserError(
+      f"{name} has {len(video)} frames; give at least {multiple_of}"
+    )
+  if kept < len(video):
+    notice(
+      f"{name} has {len(video)} frames; the first {kept} are taken"
+      + (f", the model makes {frames}" if kept == frames else "")
+    )
+  if video.shape[1:3] == size:
+    return video[:kept]
+  _tell(name, video.shape[1:3], size)
+  return np.stack([fit(frame, size) for frame in video[:kept]])
+
+
+def check_video(video: Clip, name: str) -> None:
+  """Raises a UserError unless it is an RGB video of bytes."""
+  if video.ndim != 4 or video.shape[3] != 3 or video.dtype != np.uint8:
+    raise UserError(
+      f"{name} is {video.dtype} {video.shape}; give uint8 (frames, height, "
+      "width, 3)"
+    )
+
+
+def mask_of_size(
+  mask: Bool[np.ndarray, "h w"] | Bool[np.ndarray, "t h w"],
+  size: Size,
+  frames: int,
+  name: str = "--mask",
+) -> Bool[np.ndarray, "t H W"]:
+  """A mask for every frame, covering `size` as pictures are made to.
+
+  Args:
+    mask: True where pixels are to be made anew; of one picture, for all
+      frames, or of a video, whose last frame holds for what is longer.
+    size: wanted.
+    frames: wanted.
+    name: of the input, for notices and errors.
+
+  Raises:
+    UserError: it is no mask, or marks no pixel or every one.
+  """
+  if mask.ndim not in (2, 3) or mask.dtype != bool or not mask.size:
+    raise UserError(
+      f"{name} is {mask.dtype} {mask.shape}; give bool (height, width) or "
+      "(frames, height, width)"
+    )
+  stack = mask[None] if mask.ndim == 2 else mask[:frames]
+  if stack.shape[1:] != size:
+    _tell(name, stack.shape[1:], size)
+    stack = np.stack([fit_mask(frame, size) for frame in stack])
+  check_mask(stack, name)
+  missing = frames - len(stack)
+  return np.concatenate([stack, np.repeat(stack[-1:], missing, axis=0)])
+
+
+def _tell(name: str, given: Size, size: Size) -> None:
+  sides = lambda s: f"{s[1]}x{s[0]}"
+  how = "resized"
+  if given[0] * size[1] != given[1] * size[0]:
+    how = "resized and cropped at its centre"
+  notice(f"{name} is {sides(given)}, {how} to {sides(size)}")

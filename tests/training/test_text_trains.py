@@ -1,0 +1,83 @@
+"""A text encoder that trains along with the first stage."""
+
+import numpy as np
+import pytest
+
+from lumiere_jax.io.bundle import open_bundle
+from lumiere_jax.models.inflate import flatten
+from lumiere_jax.pipelines.text import open_text_encoder, text_encoder_of
+from lumiere_jax.training.loop import train
+from lumiere_jax.typing import UserError
+from tests.conftest import replace
+from tests.training.conftest import BASE, T2I, records
+
+TRAINING = replace(
+  T2I,
+  text={"train": True},
+  train={"save_every": 2},
+  preview={"every": 2, "steps": 2, "prompts": ("a red ring",)},
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("t2i")
+  train(TRAINING, workdir)
+  return workdir
+
+
+def test_the_encoder_learns_and_goes_into_the_bundle(run):
+  bundle = open_bundle(run)
+  trained = flatten(text_encoder_of(bundle).params)
+  untrained = flatten(open_text_encoder("", "", 48).params)
+  assert trained.keys() == untrained.keys()
+  moved = [k for k in trained if not np.array_equal(trained[k], untrained[k])]
+  assert len(moved) == len(trained)
+  assert not [k for k in bundle.load("t2i") if k.startswith("text_encoder")]
+  assert "text" in records(run / "metrics.jsonl")[-1]["grad_norms"]
+  assert not (run / "text_cache").exists()
+
+
+def test_previews_show_the_encoder_as_it_is(run):
+  names = sorted(p.name for p in (run / "previews").iterdir())
+  assert names == ["00000002-0-a-red-ring.png", "00000004-0-a-red-ring.png"]
+
+
+def test_it_goes_on_where_it_stopped(run, tmp_path):
+  train(replace(TRAINING, train={"steps": 2}), tmp_path)
+  train(TRAINING, tmp_path)
+  for part in ("text", "t2i"):
+    whole, parted = (open_bundle(path).load(part) for path in (run, tmp_path))
+    for path, leaf in whole.items():
+      np.testing.assert_array_equal(leaf, parted[path], err_msg=path)
+
+
+def test_later_stages_take_it_from_the_bundle(run, tmp_path):
+  base = replace(BASE, init_from=str(run), text={"weights": str(run)})
+  train(base, tmp_path)
+  identity = lambda path: open_bundle(path).parts["text"].meta["identity"]
+  assert identity(tmp_path) == identity(run)
+  with pytest.raises(UserError, match="another text encoder"):
+    train(replace(base, text={"weights": ""}), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"stage": "base", "init_from": "scratch"}, "config.stage='base'"),
+    ({"diffusion": {"null_text": "empty"}}, "null_text='empty'"),
+    ({"text": {"train": True, "dtype": "bfloat16"}}, "dtype='bfloat16'"),
+    ({"lora": {"rank": 2}, "init_from": "somewhere"}, "rank=2"),
+  ],
+)
+def test_what_does_not_go_with_it(changes, words):
+  with pytest.raises(UserError, match=words):
+    replace(TRAINING, **changes)
+
+
+def test_a_bundle_without_an_encoder_is_told(run, tmp_path):
+  (tmp_path / "bundle.json").write_text(
+    '{"format": "lumiere_jax", "version": 1, "parts": {}}'
+  )
+  with pytest.raises(UserError, match="holds no text encoder"):
+    open_text_encoder("", str(tmp_path), 48)
