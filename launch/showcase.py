@@ -4,19 +4,21 @@ Each show is one `python -m lumiere_jax.sample` command that a user can run;
 what it needs is drawn into a folder first.
 """
 
+from collections.abc import Sequence
 import dataclasses
-from importlib import resources
 from pathlib import Path
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 
 from lumiere_jax.data.scenes import Description, Scene, Sprite, render
+from lumiere_jax.io.decode import read_video
 from lumiere_jax.io.image import write_image
 from lumiere_jax.io.write import write_video
 
 SIDE, FRAMES = 128, 80
-_REAL = "data/assets/big_buck_bunny"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,10 +147,54 @@ SHOWS = (
 )
 
 
-def real_video() -> Path:
-  """A clip of Big Buck Bunny (CC BY 3.0, Blender Foundation)."""
-  folder = Path(str(resources.files("lumiere_jax"))) / _REAL
-  return min(folder.glob("*.mp4"))
+def make_gallery(
+  model: str, out: Path, page: Path, only: Sequence[str] = ()
+) -> None:
+  """Runs the commands of the shows and writes the page that shows them.
+
+  Args:
+    model: bundle that makes it all.
+    out: folder for what is made.
+    page: Markdown file.
+    only: names of shows to make; () is all.
+  """
+  inputs = out / "inputs"
+  draw_inputs(inputs)
+  for show in SHOWS:
+    if not only or show.name in only:
+      make(show, model, inputs, out)
+  page.write_text(gallery_page(model, inputs, out, page.parent))
+  print(page)
+
+
+def make(show: Show, model: str, inputs: Path, out: Path) -> None:
+  """Runs the command of a show; of a video, a gif for pages is left too."""
+  command = show.command(model, inputs, out, "--overwrite")
+  print(f"\n$ {show.line(model, inputs, out)}", flush=True)
+  if subprocess.run([sys.executable, "-m", *command], check=False).returncode:
+    sys.exit(f"{show.name} failed; what it said is above")
+  if show.ending == ".mp4":
+    made = out / f"{show.name}.mp4"
+    write_video(made.with_suffix(".gif"), read_video(made)[0][::2], 8)
+
+
+def gallery_page(model: str, inputs: Path, out: Path, base: Path) -> str:
+  """Markdown of all shows; pictures are named relative to `base`."""
+  parts = [
+    "# Gallery",
+    f"Made by the bundle `{model}` with `python -m launch.gallery`; below each "
+    "is the command that makes it, to the same pixels on the same machine.",
+  ]
+  for show in SHOWS:
+    ending = ".gif" if show.ending == ".mp4" else show.ending
+    file = (out / (show.name + ending)).relative_to(base)
+    parts += [
+      f"## {show.name.replace('_', ' ')}",
+      f"![{show.prompt or show.name}]({file})",
+      show.says + (f" *{show.prompt}*" if show.prompt else ""),
+      f"```\n{show.line(model, inputs, out)}\n```",
+    ]
+  return "\n\n".join(parts) + "\n"
 
 
 def draw_inputs(folder: Path) -> None:

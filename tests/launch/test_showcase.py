@@ -1,13 +1,17 @@
 """What the gallery shows can be asked for; it needs its drawings alone."""
 
-import dataclasses
 from pathlib import Path
 import typing
 
 import pytest
 
-from launch.gallery import page
-from launch.showcase import FRAMES, SHOWS, SIDE, draw_inputs
+from launch.showcase import (
+  FRAMES,
+  SHOWS,
+  SIDE,
+  draw_inputs,
+  gallery_page,
+)
 from lumiere_jax.data.procedural import parse_caption
 from lumiere_jax.io.decode import probe
 from lumiere_jax.io.image import read_image
@@ -48,16 +52,9 @@ def test_every_task_but_the_style_is_shown():
   assert len({show.name for show in SHOWS}) == len(SHOWS)
 
 
-def test_the_page_shows_each_with_its_command(drawn, monkeypatch):
-  monkeypatch.setattr("launch.gallery.PAGE", _Flag("docs/gallery.md"))
-  monkeypatch.setattr("launch.gallery.MODEL", _Flag("demo"))
-  text = page(Path("docs/gallery/inputs"), Path("docs/gallery"))
+def test_the_page_shows_each_with_its_command():
+  out = Path("docs/gallery")
+  text = gallery_page("demo", out / "inputs", out, Path("docs"))
   for show in SHOWS:
     assert f"](gallery/{show.name}." in text
     assert f"--task={show.task}" in text
-  assert str(drawn) not in text
-
-
-@dataclasses.dataclass(frozen=True)
-class _Flag:
-  value: str
