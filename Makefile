@@ -5,16 +5,20 @@ VENV := .venv
 PARITY := .venv-parity
 BEAM := .venv-beam
 XMANAGER := .venv-xmanager
+APP := .venv-app
 BIN := $(VENV)/bin
+# Event loops that Gradio makes and never closes.
+GRADIO_LEAVES := -W ignore::ResourceWarning \
+  -W ignore::pytest.PytestUnraisableExceptionWarning
 
-.PHONY: demo test scale beam xmanager lint format parity torture clean
+.PHONY: demo test scale beam xmanager app-test lint format parity torture clean
 
 demo: $(VENV)/ready  ## train the small cascade, make videos, write a page
 	$(BIN)/python -m launch.demo --out=out/demo
 
 test: $(VENV)/ready  ## the whole suite, without torch
 	$(BIN)/python -m pytest -q -n auto --dist loadfile \
-	  -m "not parity and not scale"
+	  -m "not parity and not scale and not app"
 
 scale: $(VENV)/ready  ## eight devices and several processes against one
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/scale
@@ -24,6 +28,9 @@ beam: $(BEAM)/ready  ## data preparation at scale, against the small one
 
 xmanager: $(XMANAGER)/ready  ## the XManager launcher, against a stand-in
 	$(XMANAGER)/bin/python -m pytest -q tests/launch/test_xm_launch.py
+
+app-test: $(APP)/ready  ## the web page, in a browser too (Debian: chromium)
+	$(APP)/bin/python -m pytest -q $(GRADIO_LEAVES) tests/web
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -40,7 +47,7 @@ torture: $(VENV)/ready  ## kill a run in every way there is; some minutes
 	XLA_FLAGS= $(BIN)/python -m tests.torture --report=docs/reliability.md
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(BEAM) $(XMANAGER) out
+	rm -rf $(VENV) $(PARITY) $(BEAM) $(XMANAGER) $(APP) out
 
 $(VENV)/ready: requirements.txt requirements-dev.txt
 	$(call install,$(VENV),requirements-dev.txt)
@@ -53,6 +60,9 @@ $(BEAM)/ready: requirements-beam.txt
 
 $(XMANAGER)/ready: requirements.txt requirements-dev.txt requirements-xmanager.txt
 	$(call install,$(XMANAGER),requirements-xmanager.txt)
+
+$(APP)/ready: requirements-app.txt
+	$(call install,$(APP),requirements-app.txt)
 
 define install
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

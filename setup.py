@@ -49,6 +49,8 @@ setup(
     "wandb": ["wandb"],
     "beam": ["apache-beam"],
     "xmanager": ["xmanager>=0.8.5"],
+    # The page is written against the parts of this version that it tames.
+    "app": ["gradio>=6.31,<7"],
     # Videos need TensorFlow to be described; preparing them needs the second,
     # which tensorflow-datasets 4.9.10 forgets to ask for.
     "tfds": ["tensorflow", "importlib-resources"],

@@ -16,6 +16,7 @@ FLOORS = [
   {"training"},
   {"exchange"},
   {"planning"},
+  {"web"},
 ]
 HEIGHT = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / "lumiere_jax").rglob("*.py"))

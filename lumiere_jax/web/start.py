@@ -1,0 +1,94 @@
+"""From what a user names to the page that is served."""
+
+from collections.abc import Sequence
+import dataclasses
+import os
+
+from lumiere_jax.parallel.mesh import MeshConfig
+from lumiere_jax.pipelines.pipeline import Pipeline
+from lumiere_jax.typing import UserError
+from lumiere_jax.web.options import Options
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+  """What is loaded, once.
+
+  Attributes:
+    models: bundles or workdirs; each adds the stages the others lack.
+    adapters: low-rank adapters to merge into the stages they belong to.
+    adapter_scale: how much of them.
+    mesh: how the devices of this machine share the work; None: one does it.
+  """
+
+  models: tuple[str, ...]
+  adapters: tuple[str, ...] = ()
+  adapter_scale: float = 1.0
+  mesh: MeshConfig | None = None
+
+  def load(self) -> Pipeline:
+    """The pipeline; see `Pipeline.from_pretrained`."""
+    return Pipeline.from_pretrained(
+      *self.models,
+      adapters=self.adapters,
+      adapter_scale=self.adapter_scale,
+      mesh=self.mesh,
+    )
+
+
+def start(
+  source: Source,
+  options: Options,
+  *,
+  host: str,
+  port: int,
+  names: Sequence[str] = (),
+  root_path: str = "",
+) -> None:
+  """Serves the page until it is interrupted.
+
+  Args:
+    source: what to load.
+    options: of the page; files of the source and of styles are added to its
+      secrets.
+    host, port, names, root_path: see `server.serve`.
+
+  Raises:
+    UserError: Gradio is not there, a flag or a bundle cannot be used, or the
+      address cannot be listened to.
+  """
+  if not source.models:
+    raise UserError(
+      "--model is missing; give a bundle, or the workdir of a training run"
+    )
+  for name, path in options.styles.items():
+    if not os.path.exists(path):
+      raise UserError(f"--style={name}={path}: {path} is not there; mend it")
+  if root_path and (root_path[0] != "/" or root_path[-1] == "/"):
+    raise UserError(
+      f"--root_path={root_path} must begin with / and not end with it"
+    )
+  serve = _server()
+  adapters = (path.rpartition("=")[2] for path in source.adapters)
+  secret = (*source.models, *adapters, *options.styles.values())
+  options = dataclasses.replace(options, secret=(*options.secret, *secret))
+  serve(
+    source.load,
+    options,
+    host=host,
+    port=port,
+    names=names,
+    root_path=root_path,
+  )
+
+
+def _server():
+  """`server.serve`, which needs packages that the rest does not."""
+  try:
+    from lumiere_jax.web.server import serve
+  except ModuleNotFoundError as error:
+    raise UserError(
+      f"the page needs {error.name}, which is not installed: pip install -r "
+      "requirements-app.txt"
+    ) from error
+  return serve

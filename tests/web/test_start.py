@@ -1,0 +1,86 @@
+"""What is said in one line before anything is served."""
+
+import sys
+
+import pytest
+
+from lumiere_jax.io.notices import listening, notice
+from lumiere_jax.typing import UserError
+from lumiere_jax.web.examples import PROMPTS, draw
+from lumiere_jax.web.options import Limits, Options, parse_styles
+from lumiere_jax.web.start import Source, start
+from tests.conftest import run_command
+
+
+def test_styles():
+  styles = parse_styles(["ink=/a", "oil on canvas=/b=c"])
+  assert styles == {"ink": "/a", "oil on canvas": "/b=c"}
+  for wrong in ("ink", "=path", "ink=", " =path"):
+    with pytest.raises(UserError, match=f"--style={wrong} is not NAME=PATH"):
+      parse_styles([wrong])
+  with pytest.raises(UserError, match="ink is there twice"):
+    parse_styles(["ink=/a", "ink=/b"])
+
+
+def test_limits_are_above_zero():
+  for name in vars(Limits()):
+    with pytest.raises(UserError, match=f"--{name}=0 must be above 0"):
+      Limits(**{name: 0})
+  with pytest.raises(UserError, match="--queue=0 must be at least 1"):
+    Options(queue=0)
+
+
+def test_what_cannot_work_is_said_before_anything_is_loaded(tmp_path):
+  there = Source(models=(str(tmp_path),))
+  where = {"host": "127.0.0.1", "port": 0}
+  with pytest.raises(UserError, match="--model is missing; give a bundle"):
+    start(Source(models=()), Options(), **where)
+  options = Options(styles={"ink": "/no/such/place"})
+  with pytest.raises(UserError, match="--style=ink=/no/such/place: /no/such"):
+    start(there, options, **where)
+  for root_path in ("lumiere", "/lumiere/"):
+    with pytest.raises(UserError, match="must begin with / and not end with"):
+      start(there, Options(), **where, root_path=root_path)
+
+
+def test_without_its_packages_the_page_names_the_file_of_them(monkeypatch):
+  for name in list(sys.modules):
+    if name.startswith("lumiere_jax.web.server"):
+      monkeypatch.delitem(sys.modules, name)
+  monkeypatch.setitem(sys.modules, "fastapi", None)
+  with pytest.raises(UserError, match="pip install -r requirements-app"):
+    start(Source(models=("x",)), Options(), host="127.0.0.1", port=0)
+
+
+def test_mistakes_in_flags_end_in_one_line():
+  for flag, word in (("--port=70000", "port"), ("--max_mb=0", "max_mb=0")):
+    result = run_command("app", "--model=x", flag)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert word in result.stderr.splitlines()[-1]
+
+
+def test_examples_are_what_the_reader_of_scenes_knows(tmp_path):
+  from lumiere_jax.data.procedural import parse_caption
+  from lumiere_jax.io.decode import probe
+  from lumiere_jax.io.image import read_image
+
+  drawn = draw(tmp_path, 16)
+  for prompt in [*PROMPTS, *(example.prompt for example in drawn)]:
+    assert parse_caption(prompt)
+  for example in drawn:
+    assert probe(example.video).num_frames == 16
+    height, width, _ = read_image(example.picture).shape
+    x0, y0, x1, y1 = map(int, example.box.split(","))
+    assert 0 <= x0 < x1 <= width
+    assert 0 <= y0 < y1 <= height
+    assert (x1 - x0) * (y1 - y0) < 0.9 * width * height  # some is kept
+
+
+def test_notices_go_to_who_listens(capsys):
+  heard = []
+  with listening(heard.append):
+    notice("one\n line")
+  notice("another")
+  assert heard == ["one line"]
+  assert capsys.readouterr().err == "notice: another\n"
