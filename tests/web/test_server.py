@@ -7,12 +7,13 @@ from pathlib import Path
 import shutil
 from urllib.parse import quote
 
-import httpx
 import numpy as np
 from PIL import Image
 import pytest
 
 pytest.importorskip("gradio", reason="needs the app extra")
+
+import httpx
 
 from lumiere_jax.typing import UserError
 from lumiere_jax.web.canvas import painted
