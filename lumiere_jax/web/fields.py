@@ -69,7 +69,12 @@ def make(name: str, pipeline: Pipeline, options: Options) -> Component:
   }
   if name in makers:
     return makers[name]()
-  return gr.Number(_first(name, pipeline), label=label, info=hint, min_width=90)
+  number = _first(name, pipeline)
+  if number is None:  # which Gradio's own part would show and send as 0
+    return gr.Textbox(
+      label=label, info=hint, placeholder=AS_TRAINED, min_width=90
+    )
+  return gr.Number(number, label=label, info=hint, min_width=90)
 
 
 def _picture(label: str) -> Picture:

@@ -7,6 +7,7 @@ from pathlib import Path
 import secrets
 import sys
 import tempfile
+import time
 import traceback
 
 import gradio as gr
@@ -33,6 +34,7 @@ footer { display: none !important; }
 """
 _DAY_S = 24 * 3600
 _ERROR_S = 20.0
+_TELL_S = 0.2  # A fast model would keep the browser busy drawing bars.
 # Beside the queue of jobs, which is behind these: what Gradio answers without
 # a queue, the page shows no errors of.
 _AT_ONCE = {
@@ -255,8 +257,13 @@ class _Page:
     if job is None:
       return [gr.skip(), *self._results.unchanged]
 
+    told_s = 0.0
+
     def tell(at: Progress) -> None:
-      progress((at.done, at.total), desc=STAGES[at.stage], unit="steps")
+      nonlocal told_s
+      if time.monotonic() - told_s > _TELL_S or at.done == at.total:
+        told_s = time.monotonic()
+        progress((at.done, at.total), desc=STAGES[at.stage], unit="steps")
 
     progress(0.0, desc="Beginning; a new size or length takes longer")
     try:
