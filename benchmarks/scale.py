@@ -30,7 +30,7 @@ def main(argv: list[str]) -> None:
   """Prints the tables."""
   del argv
   plans = [read(path) for path in sorted(Path(PLANS.value).glob("*.json"))]
-  print(commands(plans), plan_table(plans), sep="\n\n")
+  print(commands(plans), plan_table(plans), chips_table(plans), sep="\n\n")
   if COUNTS.value:
     window = window_flops()
     print("", frames_table(window), "", windows_table(window), sep="\n")
@@ -118,15 +118,45 @@ def frames_table(window: int) -> str:
 
 
 def windows_table(window: int) -> str:
-  """Model FLOPs of super-resolution of 80 frames by overlap."""
+  """Model FLOPs of super-resolution by number of windows."""
   lines = [
-    "| windows of 80 frames (overlap at least) | SSR, a step of sampling, "
-    "TFLOP |",
-    "|---|---|",
+    "| windows of 16 frames | frames they cover, overlap of 2 | overlap of 8 | "
+    "SSR, a step of sampling |",
+    "|---|---|---|---|",
   ]
-  for overlap in (0, 2, 4, 8, 12):
-    count = len(window_starts(80, 16, overlap))
-    lines.append(f"| {count} ({overlap}) | {tera(count * window)} |")
+  for count in (3, 6, 12, 20):
+    covered = [16 + (16 - overlap) * (count - 1) for overlap in (2, 8)]
+    cells = [count, *covered, tera(count * window)]
+    lines.append("| " + " | ".join(map(str, cells)) + " |")
+  return "\n".join(lines)
+
+
+def chips_table(plans: list[dict]) -> str:
+  """How training of the base changes with the chips of one kind."""
+  lines = [
+    "| chips of TPU v5p | GiB a chip | GB sent a chip | least s a step | "
+    "videos a chip and hour, at most |",
+    "|---|---|---|---|---|",
+  ]
+  kind = lambda plan: (plan["about"]["job"], plan["about"]["config"])
+  trained = [
+    plan
+    for plan in plans
+    if kind(plan) == ("train", "configs/base.py") and "v5p" in plan["topology"]
+  ]
+  for plan in sorted(trained, key=lambda plan: plan["devices"]):
+    seconds = plan["measured"]["roofline"]["bound"]
+    sent = sum(t["sent"] for t in plan["measured"]["traffic"])
+    rate = plan["about"]["videos"] / plan["devices"] / seconds * 3600
+    slices = plan["num_slices"]
+    cells = [
+      f"{plan['devices']}" + (f" in {slices} slices" if slices > 1 else ""),
+      f"{plan['memory']['needed'] / GIB:.1f}",
+      f"{sent / 1e9:,.0f}",
+      f"{seconds:.2f}",
+      f"{rate:,.0f}",
+    ]
+    lines.append("| " + " | ".join(cells) + " |")
   return "\n".join(lines)
 
 

@@ -1,40 +1,32 @@
-"""The cascade that ships (lumiere_jax/assets/demo): scenes of moving shapes,
-80 frames of 32x32 pixels, then 128x128. launch/train_demo.sh trains it.
+"""The small cascade of `make demo`: every stage, minutes on two CPU cores.
 
-  t2i          pictures, every layer and the text encoder
-  base         its temporal layers, on clips of 16 frames
-  base_long    the same, on clips of 80
-  conditional  told given pixels as well; what is shipped makes all videos
-  ssr_image    super-resolution of pictures, on crops
-  ssr          its temporal layers, on crops of 16 frames
+Scenes drawn by the program and, for `base_real`, six clips of Big Buck Bunny
+(CC BY 3.0, Blender Foundation). The base sees scenes of 16 frames, as many
+different ones as the minutes allow, then real clips of 80; it makes videos of
+80 frames of 16x16 pixels, and super-resolution takes them to 64x64 in windows
+of 16 frames.
 
-Every stage starts from the one before it (ssr_image takes the text encoder of
-t2i alone). What they reach, and on what machine: docs/model_card.md.
+t2i -> base -> base_real; ssr_image -> ssr; see launch/demo.py for the commands
+and README for what they print.
 """
 
 import dataclasses
+from importlib import resources
 
 from configs import common
-from configs.conditional import MASKS, TRAINABLE
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.models.unet import TemporalConfig, UNetConfig
 from lumiere_jax.pipelines.stage import DiffusionConfig
-from lumiere_jax.training.config import (
-  Experiment,
-  PreviewConfig,
-  TextConfig,
-  TrainConfig,
-)
+from lumiere_jax.training.config import Experiment, TrainConfig
 
-SIDE = 32
+SIDE = 16
 UPSCALE = 4
-CROP = 64
+CROP = 32
 
-# Patches of 2x2 pixels: narrow where positions are many, for a CPU is slow
-# there, and no wider than fits into a package.
+# Narrow where pixels are many: a CPU is slow there, and fast at 128 channels
+# on a small grid.
 IMAGE = UNetConfig(
-  patch=2,
-  channels=(48, 96, 128),
+  channels=(32, 64, 128),
   num_res_blocks=(1, 1, 1),
   attention=("none", "self", "self"),
   text_dim=64,
@@ -47,9 +39,9 @@ IMAGE = UNetConfig(
 
 SSR_IMAGE = dataclasses.replace(
   IMAGE,
-  patch=4,
-  channels=(48, 64, 96),
+  channels=(32, 64, 96),
   attention=("none", "none", "cross"),
+  text_channels=32,
   in_channels=6,
   noise_conditioned=True,
   activate_embedding_once=True,
@@ -57,84 +49,75 @@ SSR_IMAGE = dataclasses.replace(
 )
 
 TEMPORAL = TemporalConfig(
-  resample=(True, True), num_attentions=1, head_dim=32, max_distance=20
+  resample=(True, True), num_attentions=1, head_dim=32, max_distance=4
 )
 
-TEXT = TextConfig(max_length=48)
-
 DATA = DataConfig(
-  source="procedural",
-  num_clips=100_000,
-  two_objects=0.1,
-  moments=0.5,
-  resolution=SIDE,
-  threads=2,
+  source="procedural", num_clips=2000, two_objects=0.1, threads=2
 )
 
 TRAIN = TrainConfig(
-  steps=6_000,
-  batch_size=32,
+  steps=200,
+  batch_size=2,
   trainable="temporal_",
-  learning_rate=1e-3,
-  decay="cosine",
-  final_learning_rate=5e-5,
-  warmup_steps=200,
-  ema_decay=0.999,
-  log_every=20,
-  eval_every=1_000,
-  eval_clips=64,
+  learning_rate=2e-3,
+  warmup_steps=20,
+  cooldown_steps=150,
+  ema_decay=0.98,
+  log_every=5,
+  eval_every=0,
+  eval_clips=4,
   eval_levels=4,
-  save_every=500,
-  save_minutes=10.0,
+  save_every=1000,
   keep=1,
 )
 
-PREVIEW = PreviewConfig(every=1_000, steps=20, clips=4)
-
 
 def experiment(stage: str, **changes) -> Experiment:
-  """A stage: what all of them share, then `changes`."""
+  """An experiment of the demo: what all stages share, then `changes`."""
   data = dataclasses.replace(DATA, **changes.pop("data"))
   train = dataclasses.replace(TRAIN, **changes.pop("train"))
-  shared = {"text": TEXT, "diffusion": DiffusionConfig(), "preview": PREVIEW}
   return Experiment(
     stage=stage,
+    text=common.TINY_TEXT,
+    diffusion=DiffusionConfig(),
     data=data,
     train=train,
-    licence="Apache-2.0",
-    **(shared | changes),
+    **changes,
   )
 
 
 T2I = experiment(
   "t2i",
   model=IMAGE,
-  text=dataclasses.replace(TEXT, train=True),
-  data={"num_frames": 1},
-  train={"trainable": ".*"},
+  data={"num_frames": 1, "resolution": SIDE},
+  train={"steps": 280, "batch_size": 32, "trainable": ".*", "eval_clips": 64},
 )
 
 BASE = experiment(
   "base",
   model=common.inflated(IMAGE, TEMPORAL),
-  data={"num_frames": 16},
-  train={"steps": 4_000, "batch_size": 8, "eval_clips": 32},
+  data={"num_frames": 16, "resolution": SIDE},
+  train={"steps": 320, "batch_size": 4, "eval_clips": 32},
 )
 
-LONG = {"batch_size": 4, "eval_clips": 16, "learning_rate": 5e-4}
-
-BASE_LONG = experiment(
+BASE_REAL = experiment(
   "base",
-  model=BASE.model,
-  data={"num_frames": 80},
-  train={"steps": 1_500, "eval_every": 500, **LONG},
-)
-
-CONDITIONAL = experiment(
-  "conditional",
-  model=dataclasses.replace(BASE.model, cond_channels=4),
-  data={"num_frames": 80, "masks": MASKS},
-  train={"steps": 1_500, "eval_every": 500, "trainable": TRAINABLE, **LONG},
+  model=common.inflated(IMAGE, TEMPORAL),
+  data={
+    "num_frames": 80,
+    "resolution": SIDE,
+    "source": "files",
+    "path": str(resources.files("lumiere_jax.data") / "assets/big_buck_bunny"),
+    "held_out": 0.2,
+  },
+  train={
+    "steps": 60,
+    "learning_rate": 5e-4,
+    "cooldown_steps": 40,
+    "eval_clips": 2,
+  },
+  licence="trained on Big Buck Bunny, CC BY 3.0, Blender Foundation",
 )
 
 SSR_IMAGE_STAGE = experiment(
@@ -142,7 +125,7 @@ SSR_IMAGE_STAGE = experiment(
   model=SSR_IMAGE,
   upscale=UPSCALE,
   data={"num_frames": 1, "resolution": SIDE * UPSCALE, "crop": CROP},
-  train={"steps": 4_000, "batch_size": 16, "trainable": ".*"},
+  train={"steps": 180, "batch_size": 16, "trainable": ".*", "eval_clips": 64},
 )
 
 SSR = experiment(
@@ -150,7 +133,12 @@ SSR = experiment(
   model=common.inflated(SSR_IMAGE, TEMPORAL),
   upscale=UPSCALE,
   data={"num_frames": 16, "resolution": SIDE * UPSCALE, "crop": CROP},
-  train={"steps": 1_500, **LONG},
+  train={
+    "steps": 60,
+    "batch_size": 4,
+    "cooldown_steps": 45,
+    "eval_clips": 16,
+  },
 )
 
 
@@ -160,8 +148,7 @@ def get_config(size: str = "base"):
     {
       "t2i": T2I,
       "base": BASE,
-      "base_long": BASE_LONG,
-      "conditional": CONDITIONAL,
+      "base_real": BASE_REAL,
       "ssr_image": SSR_IMAGE_STAGE,
       "ssr": SSR,
     },

@@ -14,6 +14,7 @@ from lumiere_jax import cli
 from lumiere_jax.host_flags import host_flags, joined
 from lumiere_jax.pipelines.prompts import PromptLine, read_prompt_file
 from lumiere_jax.pipelines.requests import Output, Request, fulfil
+from lumiere_jax.pipelines.styles import parse_alphas
 from lumiere_jax.pipelines.tasks import TASKS, Inputs
 from lumiere_jax.sampling_flags import (
   MeshParser,
@@ -38,6 +39,19 @@ ADAPTER = flags.DEFINE_multi_string(
 )
 ADAPTER_SCALE = flags.DEFINE_float(
   "adapter_scale", 1.0, "How much of the adapters; 1 is as trained."
+)
+STYLE = flags.DEFINE_multi_string(
+  "style",
+  [],
+  "Style to blend into the spatial layers, with any task: bundle or workdir of "
+  "a fine-tuned image model (configs/style.py), or an adapter. Again for "
+  "super-resolution.",
+)
+ALPHA = flags.DEFINE_string(
+  "alpha",
+  "1",
+  "How much of the style, 0 to 1 (1.5 exaggerates); several, such as "
+  "0,0.5,1, are shown side by side.",
 )
 TASK = flags.DEFINE_string("task", "text_to_video", " or ".join(TASKS) + ".")
 PROMPT = flags.DEFINE_string("prompt", "", "What the video shows.")
@@ -95,6 +109,8 @@ def main(argv: list[str]) -> None:
     settings=read_settings(SETTINGS),
     adapters=tuple(ADAPTER.value),
     adapter_scale=ADAPTER_SCALE.value,
+    styles=tuple(STYLE.value),
+    alphas=parse_alphas(ALPHA.value, "--alpha"),
     mesh=MESH.value,
   )
   with joined(HOSTS):

@@ -6,7 +6,6 @@ from absl import flags
 
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.pipelines.settings import Settings
-from lumiere_jax.pipelines.tasks import Inputs
 
 DEFAULT = Settings()
 Flags = dict[str, flags.FlagHolder]
@@ -155,6 +154,9 @@ def settings_flags() -> Flags:
 
 def inputs_flags() -> Flags:
   """Defines a flag for each of `tasks.Inputs`; read them by `fields_of`."""
+  # Here, so that an entry module that takes settings alone imports no tasks.
+  from lumiere_jax.pipelines.tasks import Inputs
+
   default = Inputs()
   text = lambda name, words: flags.DEFINE_string(name, "", words)
   number = lambda name, words: flags.DEFINE_integer(

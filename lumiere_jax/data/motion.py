@@ -82,18 +82,23 @@ def _to_and_fro(path: Array, seconds: Array, strays: float) -> str | None:
     return None
   both = spread.min() > 0.2 * spread.max()
   axes = (0, 1) if both else (spread.argmax(),)
-  cycles = [_cycle(path[:, axis], seconds) for axis in axes]
+  cycles = [cycle(path[:, axis], seconds) for axis in axes]
   name = "circling" if both else ("swinging", "bouncing")[axes[0]]
   fast = min(rate for rate, _ in cycles) >= _FAST
   regular = min(explained for _, explained in cycles) > 0.6
   return name if regular and fast == (name == "swinging") else UNCLEAR
 
 
-def _cycle(signal: Array, seconds: Array) -> tuple[float, float]:
-  """The sinusoid (n,) that fits best.
+def cycle(signal: Array, seconds: Array) -> tuple[float, float]:
+  """The sinusoid that fits best.
+
+  Args:
+    signal: (n,) not all the same.
+    seconds: (n,) when, ascending; with gaps, if need be.
 
   Returns:
-    Its cycles per second, and the fraction of the variance it explains.
+    Its cycles per second, and the fraction of the variance it explains; both
+    are 0 of fewer than four values.
   """
   if len(signal) < 4:
     return 0.0, 0.0

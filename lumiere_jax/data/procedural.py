@@ -246,6 +246,11 @@ class ProceduralSource:
       rng: starts every sprite elsewhere on its path, which no caption
         contradicts; None: where `scene(index)` has it.
     """
+    scene = self.restarted(index, rng)
+    return render(scene, self.num_frames, self.resolution, self.fps)
+
+  def restarted(self, index: int, rng: np.random.Generator | None) -> Scene:
+    """The scene that `clip` draws of the same arguments."""
     scene = self.scene(index)
     if rng is not None:
       sprites = [_restart(rng, s) for s in scene.sprites]
@@ -253,7 +258,7 @@ class ProceduralSource:
         seconds = rng.uniform(0, _LONG)
         sprites = [_later(s, seconds) for s in sprites]
       scene = dataclasses.replace(scene, sprites=tuple(sprites))
-    return render(scene, self.num_frames, self.resolution, self.fps)
+    return scene
 
 
 def _choose(rng: np.random.Generator, options: Sequence[T]) -> T:

@@ -242,7 +242,9 @@ def pose(sprite: Sprite, seconds: Array) -> Pose:
   return Pose(**{k: np.broadcast_to(v, seconds.shape) for k, v in fields})
 
 
-def _paste(video: Array, sprite: Sprite, seconds: Array) -> None:
+def _paste(
+  video: Array, sprite: Sprite, seconds: Array, opacity: float
+) -> None:
   """Draws `sprite` onto `video` (t, h, w, 3), in place."""
   _, height, width, _ = video.shape
   short = min(height, width)
@@ -250,7 +252,7 @@ def _paste(video: Array, sprite: Sprite, seconds: Array) -> None:
   x, y = at.x * width, at.y * height
   left, top = np.floor(x).astype(int), np.floor(y).astype(int)
   half = math.ceil(sprite.radius * short) + 2
-  cover = coverage(
+  cover = opacity * coverage(
     sprite.description.shape,
     x - left,
     y - top,
@@ -276,14 +278,19 @@ def render(
   num_frames: int,
   resolution: int | tuple[int, int],
   fps: float = 16.0,
+  *,
+  backgrounds: Mapping[str, tuple[int, int, int]] = BACKGROUNDS,
+  opacity: float = 1.0,
 ) -> UInt8[Array, "t h w 3"]:
   """Draws frames 0, 1, ... of `scene`, frame k at k / fps seconds.
 
   Args:
     resolution: (height, width) in pixels, or the side of a square.
+    backgrounds: the colours that they are drawn in, by their names.
+    opacity: of the shapes, in (0, 1].
   """
   height, width = np.broadcast_to(resolution, 2)
-  background = np.array(BACKGROUNDS[scene.background], np.uint8)
+  background = np.array(backgrounds[scene.background], np.uint8)
   video = np.tile(background, (num_frames, height, width, 1))
   seconds = np.arange(num_frames) / fps
   side = 3 * max(SIZES.values()) * max(min(height, width), _FINE)
@@ -291,5 +298,5 @@ def render(
   for start in range(0, num_frames, chunk):
     part = slice(start, start + chunk)
     for sprite in scene.sprites:
-      _paste(video[part], sprite, seconds[part])
+      _paste(video[part], sprite, seconds[part], opacity)
   return video

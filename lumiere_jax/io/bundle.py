@@ -13,6 +13,7 @@ one complete bundle at any moment, also while a newer one is being written.
 
 from collections.abc import Mapping
 import dataclasses
+from importlib import resources
 import json
 import os
 from pathlib import Path
@@ -30,6 +31,8 @@ VERSION = 1
 TEXT = "text"
 """The part that is no stage: the text encoder."""
 INDEX = "bundle.json"
+SHIPPED = "demo"
+"""The name of the bundle that comes with the package."""
 _FILES = (INDEX, "*.safetensors", "*.model")
 
 
@@ -94,7 +97,7 @@ def find(path: str | os.PathLike, what: str) -> Path:
     UserError: there is none.
   """
   folder = Path(path)
-  if found := _local(folder):
+  if found := _local(folder) or _shipped(path):
     return found
   if is_hub_name(path):
     return find(fetch(str(path), _FILES), what)
@@ -115,6 +118,13 @@ def _local(folder: Path) -> Path | None:
     if (candidate / INDEX).is_file():
       return candidate
   return None
+
+
+def _shipped(path: str | os.PathLike) -> Path | None:
+  """'demo': the small cascade that comes with the package."""
+  if str(path) != SHIPPED:
+    return None
+  return _local(Path(str(resources.files("lumiere_jax"))) / "assets" / SHIPPED)
 
 
 def open_bundle(path: str | os.PathLike, what: str = "--model") -> Bundle:

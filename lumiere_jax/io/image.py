@@ -1,5 +1,6 @@
 """Still images: read, write, and contact sheets of videos."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 import math
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from lumiere_jax.io.atomic import replacing
+from lumiere_jax.io.notices import notice
 from lumiere_jax.io.picture import open_picture, rgb
 from lumiere_jax.io.pixels import Framing
 from lumiere_jax.typing import UserError
@@ -44,7 +46,8 @@ def write_image(path, image: Pixels) -> None:
 def read_image(path, resolution: tuple[int, int] | None = None) -> Pixels:
   """Reads a still image as RGB, turned upright as its EXIF data says.
 
-  What is transparent lies over white.
+  What is transparent lies over white; of what moves the first frame is taken,
+  and said so.
 
   Args:
     path: png, jpg, webp, bmp or whatever else Pillow reads.
@@ -55,6 +58,8 @@ def read_image(path, resolution: tuple[int, int] | None = None) -> Pixels:
     VideoError: it is missing or not an image.
   """
   with open_picture(path) as image:
+    if getattr(image, "is_animated", False):
+      notice(f"{path} is animated; its first frame is taken")
     pixels = rgb(image)
   return pixels if resolution is None else fit(pixels, resolution)
 
@@ -100,3 +105,18 @@ def contact_sheet(
     top, left = border + row * (h + border), border + column * (w + border)
     sheet[top : top + h, left : left + w] = video[k]
   return sheet
+
+
+def side_by_side(
+  pictures: Sequence[UInt8[np.ndarray, "... h w 3"]], gap: int = 2
+) -> UInt8[np.ndarray, "... h W 3"]:
+  """Pictures, or videos, of one size in a row, white between them.
+
+  Args:
+    pictures: (..., h, w, 3) each.
+    gap: pixels of white.
+  """
+  first = pictures[0]
+  white = np.full((*first.shape[:-2], gap, 3), 255, np.uint8)
+  row = [part for picture in pictures for part in (white, picture)][1:]
+  return np.concatenate(row, axis=-2)

@@ -93,12 +93,21 @@ def write_adapter(
   safetensors.save(path, flat, about)
 
 
-def read_adapter(path: str | os.PathLike) -> Adapter | PublishedAdapter:
+def is_adapter(path: str | os.PathLike) -> bool:
+  """Whether there is a file, or a folder with the file of an adapter."""
+  place = Path(path)
+  return place.is_file() or any((place / file).is_file() for file in _FILES)
+
+
+def read_adapter(
+  path: str | os.PathLike, flag: str = "--adapter"
+) -> Adapter | PublishedAdapter:
   """Reads an adapter of ours, or one of DeepFloyd IF by diffusers or PEFT.
 
   Args:
     path: the file, a workdir, or a folder as diffusers or PEFT write it;
       STAGE=PATH puts it on that stage.
+    flag: it came from, for the error.
 
   Raises:
     UserError: it is missing, damaged, pickled or no low-rank adapter.
@@ -107,7 +116,7 @@ def read_adapter(path: str | os.PathLike) -> Adapter | PublishedAdapter:
   if not place.exists() and "=" in str(path):
     stage, _, rest = str(path).partition("=")
     place = Path(rest)
-  name = f"--adapter={path}"
+  name = f"{flag}={path}"
   file = _file(place, name)
   about = safetensors.load_metadata(file)
   if not about.get("format", "").startswith("lumiere_jax"):

@@ -308,6 +308,7 @@ class Cascade:
       desc=name,
       unit="step",
       dynamic_ncols=True,
+      leave=None,  # it stays, unless it is below a bar of many videos
       disable=not is_first(),
     ) as bar:
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import math
 import os
 from typing import TypedDict, Unpack
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
 from lumiere_jax.data.text import TextEncoder
@@ -23,6 +24,8 @@ from lumiere_jax.pipelines.inputs import (
 )
 from lumiere_jax.pipelines.loading import load
 from lumiere_jax.pipelines.settings import Settings
+from lumiere_jax.pipelines.styles import read_style
+from lumiere_jax.pipelines.styles import styled as blend_in
 from lumiere_jax.pipelines.told import (
   NOTHING,
   Clip,
@@ -104,6 +107,35 @@ class Pipeline(Cascade):
     """
     loaded = load(paths, adapters, adapter_scale, mesh)
     return cls(loaded.text, loaded.pair(), loaded.mesh, loaded.conditional)
+
+  def styled(self, style: str | os.PathLike, alpha: float) -> "Pipeline":
+    """The same with a style blended into its spatial layers (section 4.1).
+
+    Args:
+      style: a fine-tuned image model or adapter; see `styles.read_style`.
+      alpha: how much of it: 0 is none, 1 all, up to 1.5 is beyond it.
+
+    Raises:
+      UserError: it is missing, of another architecture, or alpha is outside.
+    """
+    read = read_style(style)
+
+    def in_style(stages: dict[str, Stage]) -> dict[str, Stage]:
+      flat = blend_in(
+        {name: stage.params for name, stage in stages.items()},
+        {name: stage.config.model for name, stage in stages.items()},
+        read,
+        alpha,
+      )
+      return {
+        name: dataclasses.replace(stage, params=flat[name])
+        for name, stage in stages.items()
+      }
+
+    plain = told = self._conditional
+    if plain and read.slot != "ssr":
+      told = functools.cache(lambda: in_style({"base": plain()})["base"])
+    return Pipeline(self.text, in_style(self.stages), self.mesh, told)
 
   def text_to_video(
     self, prompt: str | Sequence[str], **how: Unpack[How]
@@ -364,44 +396,54 @@ class Pipeline(Cascade):
       )
     prompts, seeds, alone = _requests(prompt, how)
     cascade = self._telling()
-    base = Cascade(self.text, {"base": cascade.stages["base"]}, self.mesh)
+    # Each by itself: what it goes on from is its own.
+    low = np.stack(
+      [
+        cascade._go_on(video, text, seed, times, context, how)
+        for text, seed in zip(prompts, seeds, strict=True)
+      ]
+    )
     settings = how.get("settings") or Settings()
-    small = dataclasses.replace(
-      settings, num_frames=frames, size=self.sizes(settings)["base"]
-    )
-    lows = []
-    for text, seed in zip(prompts, seeds, strict=True):
-      low, _ = Given(video=video, mask=np.ones(video.shape[:3], bool)).at(
-        small.size
-      )
-      for segment in range(times):
-        seen = np.zeros((frames, *low.shape[1:]), np.uint8)
-        seen[:context] = to_uint8(low[-context:])
-        mask = np.zeros(seen.shape[:3], bool)
-        mask[:context] = True
-        told = Told(given=Given(video=seen, mask=mask), segment=segment)
-        made = base.sample(
-          [text],
-          seeds=[seed],
-          negative_prompt=how.get("negative_prompt", ""),
-          settings=small,
-          told=told,
-          watch=how.get("watch"),
-        )
-        low = np.concatenate([low, np.asarray(made[0, context:])])
-      lows.append(low)
-    low = np.stack(lows)
     long = {"settings": dataclasses.replace(settings, num_frames=low.shape[1])}
-    behind = low.shape[1] - len(video)
-    beyond = lambda x: np.pad(x, ((0, behind), *[(0, 0)] * (x.ndim - 1)))
-    given = Given(
-      video=beyond(video), mask=beyond(np.ones(video.shape[:3], bool))
-    )
     made = cascade._pixels(
       prompts, seeds, Told(low=jnp.asarray(low)), **(how | long)
     )
-    made = composite(made, given) if composited else made
+    if composited:
+      made[:, : len(video)] = video
     return made[0] if alone else made
+
+  def _go_on(
+    self,
+    video: Clip,
+    prompt: str,
+    seed: int,
+    times: int,
+    context: int,
+    how: How,
+  ) -> Float[np.ndarray, "t h w 3"]:
+    """The base's part of `extend`: the video and what follows, in [-1, 1]."""
+    settings = how.get("settings") or Settings()
+    base = Cascade(self.text, {"base": self.stages["base"]}, self.mesh)
+    size = self.sizes(settings)["base"]
+    whole = lambda video: np.ones(video.shape[:3], bool)
+    low, _ = Given(video=video, mask=whole(video)).at(size)
+    frames = self.frames(how)
+    small = dataclasses.replace(settings, num_frames=frames, size=size)
+    for segment in range(times):
+      seen = np.zeros((frames, *low.shape[1:]), np.uint8)
+      seen[:context] = to_uint8(low[-context:])
+      mask = whole(seen)
+      mask[context:] = False
+      made = base.sample(
+        [prompt],
+        seeds=[seed],
+        negative_prompt=how.get("negative_prompt", ""),
+        settings=small,
+        told=Told(given=Given(video=seen, mask=mask), segment=segment),
+        watch=how.get("watch"),
+      )
+      low = np.concatenate([low, np.asarray(made[0, context:])])
+    return low
 
   def super_resolve(
     self, video: Clip, *, prompt: str = "", **how: Unpack[How]
@@ -464,6 +506,12 @@ class Pipeline(Cascade):
     settings = how.get("settings") or Settings()
     trained = self.stages["base"].config.video.num_frames
     return settings.num_frames or trained
+
+  @property
+  def takes_pixels(self) -> bool:
+    """Whether there is a base that is told pixels."""
+    channels = self.stages["base"].config.model.cond_channels
+    return bool(channels) or self._conditional is not None
 
   def _telling(self) -> "Pipeline":
     """The cascade whose base is told pixels.
@@ -540,7 +588,7 @@ class Pipeline(Cascade):
       told=told,
       watch=how.get("watch"),
     )
-    return np.asarray(to_uint8(video))
+    return np.array(to_uint8(video))
 
 
 def _requests(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
 import os
 from pathlib import Path
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 from lumiere_jax.io.image import (
   check_image_output,
   contact_sheet,
+  side_by_side,
   write_image,
 )
 from lumiere_jax.io.names import check_unused, slug, unused
@@ -69,6 +71,8 @@ class Request:
     settings: how to sample.
     adapters: low-rank adapters to merge into the stages they belong to.
     adapter_scale: how much of them.
+    styles: fine-tuned image models or adapters to blend in.
+    alphas: how much of these; of several, videos are shown side by side.
     mesh: how the devices share the work; None: one does it.
   """
 
@@ -84,6 +88,8 @@ class Request:
   settings: Settings = dataclasses.field(default_factory=Settings)
   adapters: tuple[str, ...] = ()
   adapter_scale: float = 1.0
+  styles: tuple[str, ...] = ()
+  alphas: tuple[float, ...] = (1.0,)
   mesh: MeshConfig | None = None
 
 
@@ -120,6 +126,11 @@ def fulfil(request: Request) -> None:
     )
   check_choice("--task", request.task, TASKS)
   task = TASKS[request.task]
+  if request.task == "stylize" and not request.styles:
+    raise UserError(
+      "--style is missing: --task=stylize needs one, made by "
+      "--config=configs/style.py"
+    )
   jobs = list(_jobs(request, task))
   for job in jobs:
     task.check(request.task, job.inputs)
@@ -132,11 +143,12 @@ def fulfil(request: Request) -> None:
     adapter_scale=request.adapter_scale,
     mesh=request.mesh,
   )
+  pipelines = _in_styles(pipeline, request)
   done, total = 0, sum(len(job.seeds) for job in jobs)
   try:
     for job in jobs:
       for seeds, paths in _batches(job, request.batch_size):
-        _make(pipeline, request, task, job, seeds, paths)
+        _make(pipelines, request, task, job, seeds, paths)
         done += len(seeds)
   except KeyboardInterrupt:
     print(f"\nstopped: {done} of {total} are made, and kept", file=sys.stderr)
@@ -236,8 +248,22 @@ def _batches(
     yield job.seeds[part], job.paths[part]
 
 
+def _in_styles(pipeline: Pipeline, request: Request) -> list[Pipeline]:
+  """One for each alpha; the one there is where no style is asked for."""
+  if not request.styles:
+    return [pipeline]
+  return [
+    functools.reduce(
+      lambda styled, style, alpha=alpha: styled.styled(style, alpha),
+      request.styles,
+      pipeline,
+    )
+    for alpha in request.alphas
+  ]
+
+
 def _make(
-  pipeline: Pipeline,
+  pipelines: Sequence[Pipeline],
   request: Request,
   task: Task,
   job: Job,
@@ -250,12 +276,14 @@ def _make(
   if output.preview_every:
     how["settings"] = dataclasses.replace(settings, chunk=output.preview_every)
     how["watch"] = lambda progress: _preview(preview, progress)
-  made = task.make(pipeline, job.inputs, job.prompt, how)
+  made = side_by_side(
+    [task.make(each, job.inputs, job.prompt, how) for each in pipelines]
+  )
   if not is_first():
     return
   preview.unlink(missing_ok=True)
   for path, one in zip(paths, made, strict=True):
-    _write(path, one, task, pipeline.fps)
+    _write(path, one, task, pipelines[0].fps)
   if output.contact_sheet:
     write_image(output.contact_sheet, contact_sheet(made[0]))
     print(output.contact_sheet)

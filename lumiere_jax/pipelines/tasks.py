@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 import dataclasses
+from pathlib import Path
 
 from jaxtyping import Bool
 import numpy as np
 
-from lumiere_jax.io.decode import probe, read_clip
+from lumiere_jax.io.decode import probe, read_clip, read_video
 from lumiere_jax.io.image import read_image
 from lumiere_jax.io.masks import box_mask, parse_box, parse_expand, read_mask
 from lumiere_jax.pipelines.pipeline import How, Pipeline
@@ -204,8 +205,12 @@ tasks take as well."""
 def _read_video(pipeline: Pipeline, path: str, most: int = 0) -> Clip:
   """At the frame rate of the model; at most `most` frames, 0 is all.
 
-  One frame more is read where there is one, so that its lack is told.
+  One frame more is read where there is one, so that its lack is told. Arrays
+  and folders of pictures have no rate: all their frames are taken.
   """
+  if path.endswith(".npy") or Path(path).is_dir():
+    video, _ = read_video(path)
+    return video[: most + 1] if most else video
   frames = probe(path).frames_at(pipeline.fps)
   if most:
     frames = min(frames, most + 1)

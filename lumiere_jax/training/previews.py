@@ -9,7 +9,7 @@ import numpy as np
 
 from lumiere_jax.diffusion.noise import sample_keys
 from lumiere_jax.diffusion.rules import DDIM
-from lumiere_jax.io.image import write_image
+from lumiere_jax.io.image import side_by_side, write_image
 from lumiere_jax.io.names import slug
 from lumiere_jax.io.write import write_video
 from lumiere_jax.models import lora
@@ -21,8 +21,6 @@ from lumiere_jax.training.sinks import Clip
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.training.tasks import Batch, Task
 from lumiere_jax.typing import Cond, FlatParams, Video
-
-_GAP = 2  # Pixels of white between what is shown side by side.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +93,7 @@ class Previews:
     shown = to_host([*left, self._sample(state, frozen), *right])
     if not is_first():
       return []
-    videos = _side_by_side([np.asarray(to_uint8(video)) for video in shown])
+    videos = side_by_side([np.asarray(to_uint8(video)) for video in shown])
     clips = []
     for k, (caption, video) in enumerate(
       zip(scene.captions, videos, strict=True)
@@ -133,10 +131,3 @@ class Previews:
       knobs=Knobs(guidance_scale=experiment.preview.guidance_scale),
       chunk=experiment.preview.steps,
     )
-
-
-def _side_by_side(videos: list[np.ndarray]) -> np.ndarray:
-  """(b, t, h, w, 3) videos next to each other, a white line between."""
-  gap = np.full((*videos[0].shape[:3], _GAP, 3), 255, np.uint8)
-  row = [part for video in videos for part in (gap, video)][1:]
-  return np.concatenate(row, axis=3)

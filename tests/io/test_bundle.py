@@ -36,6 +36,18 @@ def test_what_is_written_is_read(tmp_path):
   assert bundle.file("text", "tokenizer").read_bytes() == b"pieces"
 
 
+def test_the_bundle_that_ships_is_known_by_its_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(bundles.resources, "files", lambda name: tmp_path / name)
+  with pytest.raises(UserError, match="--model=demo does not exist"):
+    bundles.open_bundle("demo")
+  (tmp_path / "lumiere_jax" / "assets").mkdir(parents=True)
+  shipped = make(tmp_path / "lumiere_jax" / "assets" / "demo", "base", 1)
+  assert bundles.open_bundle("demo").folder == shipped
+  own = make(tmp_path / "demo", "base", 2)
+  assert bundles.open_bundle("demo").folder.resolve() == own
+
+
 def test_a_newer_bundle_takes_the_place_of_the_old(tmp_path):
   folder = make(tmp_path / "b", "base", 1)
   make(folder, "base", 2)

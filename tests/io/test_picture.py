@@ -148,3 +148,14 @@ def test_a_broken_animation(tmp_path):
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   with pytest.raises(VideoError, match="damaged: "):
     probe(path)
+
+
+def test_of_what_moves_the_first_frame_is_taken(tmp_path, capsys):
+  frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue")]
+  path = tmp_path / "moving.gif"
+  frames[0].save(path, save_all=True, append_images=frames[1:])
+  np.testing.assert_array_equal(read_image(path)[0, 0], [255, 0, 0])
+  assert "is animated; its first frame is taken" in capsys.readouterr().err
+  frames[0].save(tmp_path / "still.png")
+  read_image(tmp_path / "still.png")
+  assert not capsys.readouterr().err

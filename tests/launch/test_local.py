@@ -65,17 +65,22 @@ def alive(number: int) -> bool:
   return state.split()[0] != "Z"
 
 
+def said(out):
+  """Without what Gloo tells of itself where processes come late."""
+  return sorted(line for line in out if "peer ranks" not in line)
+
+
 def test_two_processes_of_two_devices_are_one_run():
   code, out, err = ended(begin(JOINED, devices=2))
   assert code == 0, err
-  assert sorted(out) == ["2 4 [0, 10]", "[1] 2 4 [0, 10]"]
+  assert said(out) == ["2 4 [0, 10]", "[1] 2 4 [0, 10]"]
 
 
 def test_one_that_fails_does_not_wait_for_one_that_waits_for_it():
   # JAX by itself would take five minutes, which is longer than is waited here.
   code, out, err = ended(begin(JOINED, "fail", grace_s=0.2))
   assert code == 1
-  assert sorted(out) == ["2 2 [0, 10]", "[1] 2 2 [0, 10]"]
+  assert said(out) == ["2 2 [0, 10]", "[1] 2 2 [0, 10]"]
   assert "[1] RuntimeError: out of luck" in err
 
 

@@ -7,14 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base, conditional, ssr
+from configs import base, conditional, ssr, t2i
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.models.unet import abstract_params
 from lumiere_jax.pipelines import cascade
+from lumiere_jax.pipelines import pipeline as pipelines
 from lumiere_jax.pipelines.cascade import Stage
 from lumiere_jax.pipelines.conditioning import to_float, to_uint8
 from lumiere_jax.pipelines.pipeline import Pipeline
 from lumiere_jax.pipelines.settings import Settings
+from lumiere_jax.pipelines.styles import Style
 from lumiere_jax.pipelines.told import Given, composite
 from lumiere_jax.typing import UserError
 
@@ -327,3 +329,38 @@ def test_given_pixels_of_a_smaller_stage_are_means(rng):
   )
   same, _ = Given(video=video, mask=mask).at((8, 8))
   np.testing.assert_array_equal(to_uint8(same), video)
+
+
+def test_a_style_is_blended_into_all_spatial_layers(text, monkeypatch, rng):
+  """Of the base and of the one that is told pixels; temporal ones stay."""
+  draw = lambda experiment: {
+    path: rng.normal(size=leaf.shape).astype(np.float32)
+    for path, leaf in abstract_params(experiment.model).items()
+  }
+  stages = {
+    "base": Stage(config=base.TINY.sampling, params=draw(base.TINY)),
+    "ssr": Stage(config=ssr.TINY.sampling, params=draw(ssr.TINY)),
+  }
+  told = Stage(config=conditional.TINY.sampling, params=draw(conditional.TINY))
+  leaves = draw(t2i.TINY)
+  style = Style(path="wood", slot="base", leaves=leaves)
+  monkeypatch.setattr(pipelines, "read_style", lambda path: style)
+  plain = Pipeline(text, stages, conditional=lambda: told)
+  half = plain.styled("wood", 0.5)
+  for before, after in (
+    (stages["base"], half.stages["base"]),
+    (told, half._conditional()),
+  ):
+    changed = {
+      path
+      for path, leaf in before.params.items()
+      if not np.array_equal(leaf, after.params[path])
+    }
+    assert changed == leaves.keys()
+    for path in changed:
+      np.testing.assert_allclose(
+        after.params[path],
+        (before.params[path] + leaves[path]) / 2,
+        atol=1e-6,
+      )
+  assert half.stages["ssr"].params is stages["ssr"].params

@@ -7,7 +7,7 @@ import pathlib
 from jax.sharding import AbstractMesh, AxisType
 import pytest
 
-from configs import base, conditional, demo, ssr, ssr_image, t2i
+from configs import base, conditional, demo, shipped, ssr, ssr_image, t2i
 from lumiere_jax.parallel.mesh import AXES, check_batch
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.loop import train
@@ -94,6 +94,13 @@ def test_every_demo_stage_has_a_config():
   for name in ("t2i", "base", "base_real", "ssr_image", "ssr"):
     experiment = Experiment.from_config(demo.get_config(name).to_dict())
     assert experiment.stage == name.removesuffix("_real")
+
+
+def test_every_shipped_stage_has_a_config():
+  for name in ("t2i", "base", "base_long", "conditional", "ssr_image", "ssr"):
+    experiment = Experiment.from_config(shipped.get_config(name).to_dict())
+    assert experiment.stage == name.removesuffix("_long")
+    assert experiment.model.text_dim == shipped.IMAGE.text_dim
 
 
 @pytest.mark.parametrize("stage", ["base", "conditional", "ssr"])

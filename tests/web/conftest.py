@@ -17,7 +17,7 @@ def pytest_addoption(parser):
   )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer: it stands in for all sampling
 def drawing():
   with Drawing().drawing() as pipeline:
     yield pipeline

@@ -1,0 +1,168 @@
+"""The cascade that ships (lumiere_jax/assets/demo): scenes of moving shapes,
+80 frames of 32x32 pixels, then 128x128. launch/train_shipped.sh trains it.
+
+  t2i          pictures, every layer and the text encoder
+  base         its temporal layers, on clips of 16 frames
+  base_long    the same, on clips of 80
+  conditional  told given pixels as well; what is shipped makes all videos
+  ssr_image    super-resolution of pictures, on crops
+  ssr          its temporal layers, on crops of 16 frames
+
+Every stage starts from the one before it (ssr_image takes the text encoder of
+t2i alone). What they reach, and on what machine: docs/model_card.md.
+"""
+
+import dataclasses
+
+from configs import common
+from configs.conditional import MASKS, TRAINABLE
+from lumiere_jax.data.config import DataConfig
+from lumiere_jax.models.unet import TemporalConfig, UNetConfig
+from lumiere_jax.pipelines.stage import DiffusionConfig
+from lumiere_jax.training.config import (
+  Experiment,
+  PreviewConfig,
+  TextConfig,
+  TrainConfig,
+)
+
+SIDE = 32
+UPSCALE = 4
+CROP = 64
+
+# Patches of 2x2 pixels: narrow where positions are many, for a CPU is slow
+# there, and no wider than fits into a package.
+IMAGE = UNetConfig(
+  patch=2,
+  channels=(48, 96, 128),
+  num_res_blocks=(1, 1, 1),
+  attention=("none", "self", "self"),
+  text_dim=64,
+  text_channels=64,
+  pool_heads=4,
+  head_dim=32,
+  norm_groups=16,
+  activation="silu",
+)
+
+SSR_IMAGE = dataclasses.replace(
+  IMAGE,
+  patch=4,
+  channels=(48, 64, 96),
+  attention=("none", "none", "cross"),
+  in_channels=6,
+  noise_conditioned=True,
+  activate_embedding_once=True,
+  skip_scale=0.7071,
+)
+
+TEMPORAL = TemporalConfig(
+  resample=(True, True), num_attentions=1, head_dim=32, max_distance=20
+)
+
+TEXT = TextConfig(max_length=48)
+
+DATA = DataConfig(
+  source="procedural",
+  num_clips=100_000,
+  two_objects=0.1,
+  moments=0.5,
+  resolution=SIDE,
+  threads=2,
+)
+
+TRAIN = TrainConfig(
+  steps=3_000,
+  batch_size=32,
+  trainable="temporal_",
+  learning_rate=2e-3,
+  decay="cosine",
+  final_learning_rate=5e-5,
+  warmup_steps=200,
+  ema_decay=0.999,
+  log_every=20,
+  eval_every=1_000,
+  eval_clips=64,
+  eval_levels=4,
+  save_every=500,
+  save_minutes=10.0,
+  keep=1,
+)
+
+PREVIEW = PreviewConfig(every=500, steps=20, clips=4)
+
+
+def experiment(stage: str, **changes) -> Experiment:
+  """A stage: what all of them share, then `changes`."""
+  data = dataclasses.replace(DATA, **changes.pop("data"))
+  train = dataclasses.replace(TRAIN, **changes.pop("train"))
+  shared = {"text": TEXT, "diffusion": DiffusionConfig(), "preview": PREVIEW}
+  return Experiment(
+    stage=stage,
+    data=data,
+    train=train,
+    licence="Apache-2.0",
+    **(shared | changes),
+  )
+
+
+T2I = experiment(
+  "t2i",
+  model=IMAGE,
+  text=dataclasses.replace(TEXT, train=True),
+  data={"num_frames": 1},
+  train={"trainable": ".*"},
+)
+
+BASE = experiment(
+  "base",
+  model=common.inflated(IMAGE, TEMPORAL),
+  data={"num_frames": 16},
+  train={"steps": 2_000, "batch_size": 8, "eval_clips": 32},
+)
+
+LONG = {"batch_size": 4, "eval_clips": 16, "learning_rate": 5e-4}
+
+BASE_LONG = experiment(
+  "base",
+  model=BASE.model,
+  data={"num_frames": 80},
+  train={"steps": 400, "eval_every": 200, **LONG},
+)
+
+CONDITIONAL = experiment(
+  "conditional",
+  model=dataclasses.replace(BASE.model, cond_channels=4),
+  data={"num_frames": 80, "masks": MASKS},
+  train={"steps": 400, "eval_every": 200, "trainable": TRAINABLE, **LONG},
+)
+
+SSR_IMAGE_STAGE = experiment(
+  "ssr_image",
+  model=SSR_IMAGE,
+  upscale=UPSCALE,
+  data={"num_frames": 1, "resolution": SIDE * UPSCALE, "crop": CROP},
+  train={"batch_size": 16, "trainable": ".*"},
+)
+
+SSR = experiment(
+  "ssr",
+  model=common.inflated(SSR_IMAGE, TEMPORAL),
+  upscale=UPSCALE,
+  data={"num_frames": 16, "resolution": SIDE * UPSCALE, "crop": CROP},
+  train={"steps": 1_000, **LONG},
+)
+
+
+def get_config(size: str = "base"):
+  return common.choose(
+    size,
+    {
+      "t2i": T2I,
+      "base": BASE,
+      "base_long": BASE_LONG,
+      "conditional": CONDITIONAL,
+      "ssr_image": SSR_IMAGE_STAGE,
+      "ssr": SSR,
+    },
+  )

@@ -1,0 +1,106 @@
+"""A style: a trained text-to-image model fine-tuned on a few pictures of it.
+
+Its spatial layers are then blended into those of the videos' model (Lumiere,
+section 4.1). The folder holds pictures and, beside each, what it shows (see
+docs/training.md). A style is best bound by a phrase that ends every caption,
+and later the prompt: "a teapot in wooden sculpture style". Rates, steps and
+ranks are ours: the paper takes fine-tuned weights of others.
+
+All sizes need --config.init_from=DIR (the t2i that the base was inflated from)
+and --config.data.path=DIR (the pictures).
+
+full: every layer of IF-I-XL's form, at 128x128. Its mesh is for a multiple of
+  16 chips. Never run at this scale. Needs --config.text.weights=DIR (T5 v1.1
+  xxl encoder).
+lora: spatial adapters of rank 16 in place of that. Never run at this scale.
+  Needs --config.text.weights=DIR.
+shipped, shipped_lora: the same for the t2i of shipped.py; minutes on a CPU.
+  Need --config.text.weights=DIR, the same as --config.init_from: it trained its
+  text encoder.
+tiny, tiny_lora: the same for t2i.py:tiny; seconds on a CPU, to see that
+  everything works.
+
+python -c "from lumiere_jax.data.style_scenes import write_style_folder; \
+    write_style_folder('out/pastel')"
+python -m lumiere_jax.main --config=configs/style.py:tiny \
+    --config.init_from=out/t2i --config.data.path=out/pastel --workdir=out/style
+"""
+
+import dataclasses
+
+from configs import common, shipped, t2i
+from lumiere_jax.parallel.mesh import MeshConfig
+from lumiere_jax.training.config import Experiment, LoraConfig
+
+# What is to be given. '' would train from nothing, and nothing would say so.
+T2I = "A_TRAINED_T2I"
+
+
+def style(start: Experiment, *, rank: int = 0, **train) -> Experiment:
+  """The experiment that goes on from `start`, on a folder of pictures.
+
+  Args:
+    start: of stage 't2i'.
+    rank: of spatial adapters to train in place of the weights; 0: none.
+    train: changes to how it trains.
+  """
+  return dataclasses.replace(
+    start,
+    init_from=T2I,
+    text=dataclasses.replace(start.text, train=False),
+    data=dataclasses.replace(start.data, source="files"),
+    train=dataclasses.replace(start.train, **train),
+    lora=LoraConfig(rank=rank, target="spatial"),
+  )
+
+
+# Few pictures are learnt by heart soon: it is looked at often, and the best
+# state is kept.
+SHORT = {
+  "steps": 1_000,
+  "warmup_steps": 100,
+  "ema_decay": 0.99,
+  "log_every": 10,
+  "eval_every": 100,
+  "save_every": 200,
+  "keep_best": 1,
+}
+PREVIEW = dataclasses.replace(common.PREVIEW, every=200)
+
+FULL = dataclasses.replace(
+  style(t2i.IF128, batch_size=64, **SHORT), preview=PREVIEW
+)
+LORA = dataclasses.replace(
+  style(
+    t2i.IF128,
+    rank=16,
+    batch_size=8,
+    frozen_dtype="bfloat16",
+    optimizer="adam",
+    learning_rate=1e-4,
+    **SHORT,
+  ),
+  mesh=MeshConfig(),
+  preview=PREVIEW,
+)
+
+SHIPPED_SHORT = SHORT | {"steps": 600, "warmup_steps": 50}
+SHIPPED = style(shipped.T2I, learning_rate=3e-4, **SHIPPED_SHORT)
+SHIPPED_LORA = style(shipped.T2I, rank=16, learning_rate=2e-3, **SHIPPED_SHORT)
+
+TINY = style(t2i.TINY)
+TINY_LORA = style(t2i.TINY, rank=4)
+
+
+def get_config(size: str = "full"):
+  return common.choose(
+    size,
+    {
+      "full": FULL,
+      "lora": LORA,
+      "shipped": SHIPPED,
+      "shipped_lora": SHIPPED_LORA,
+      "tiny": TINY,
+      "tiny_lora": TINY_LORA,
+    },
+  )

@@ -1,0 +1,240 @@
+"""What the shipped model makes, as commands: for the gallery and the demo.
+
+Each show is one `python -m lumiere_jax.sample` command that a user can run;
+what it needs is drawn into a folder first.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from pathlib import Path
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+
+from lumiere_jax.data.scenes import Description, Scene, Sprite, render
+from lumiere_jax.io.decode import read_video
+from lumiere_jax.io.image import write_image
+from lumiere_jax.io.write import write_video
+
+SIDE, FRAMES = 128, 80
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Show:
+  """One thing to make.
+
+  Attributes:
+    name: of the file.
+    task: of `sample`.
+    prompt: what it shows.
+    says: one line about it.
+    arguments: further flags; {inputs} is the folder of what was drawn, {out}
+      that of what is made.
+    seed: of the noise.
+    ending: of the file.
+  """
+
+  name: str
+  task: str
+  prompt: str
+  says: str
+  arguments: tuple[str, ...] = ()
+  seed: int = 1
+  ending: str = ".mp4"
+
+  def command(
+    self, model: str, inputs: Path, out: Path, *more: str
+  ) -> list[str]:
+    """Arguments of `python -m`, `more` flags among them."""
+    places = {"inputs": inputs, "out": out}
+    prompt = [f"--prompt={self.prompt}"] if self.prompt else []
+    return [
+      "lumiere_jax.sample",
+      f"--model={model}",
+      f"--task={self.task}",
+      *prompt,
+      *(argument.format(**places) for argument in self.arguments),
+      f"--seed={self.seed}",
+      *more,
+      f"--out={out / self.name}{self.ending}",
+    ]
+
+  def line(self, model: str, inputs: Path, out: Path) -> str:
+    """The command as one would type it."""
+    return "python -m " + shlex.join(self.command(model, inputs, out))
+
+
+SHOWS = (
+  Show(
+    name="text_to_video",
+    task="text_to_video",
+    prompt="a large red circle moving left slowly on a black background",
+    says="All 80 frames at once, five seconds at 16 frames a second.",
+  ),
+  Show(
+    name="fast",
+    task="text_to_video",
+    prompt="a large green square blinking on a white background",
+    says="Three to four times a second: key frames a quarter second apart "
+    "would not show it.",
+  ),
+  Show(
+    name="image_to_video",
+    task="image_to_video",
+    prompt="a large yellow star moving right slowly on a navy background",
+    says="The first frame is given.",
+    arguments=("--image={inputs}/star.png",),
+  ),
+  Show(
+    name="extend",
+    task="extend",
+    prompt="a large cyan triangle circling slowly on a black background",
+    says="Goes on twice with five seconds.",
+    arguments=("--video={inputs}/triangle.mp4", "--times=2"),
+  ),
+  Show(
+    name="inpaint",
+    task="inpaint",
+    prompt="a large blue square bouncing slowly on a black background",
+    says="What is in the box is made anew; the rest is as it was.",
+    arguments=("--video={inputs}/triangle.mp4", "--box=16,16,112,112"),
+  ),
+  Show(
+    name="outpaint",
+    task="outpaint",
+    prompt="a small cyan triangle circling slowly on a black background",
+    says="More to see on both sides.",
+    arguments=("--video={inputs}/triangle.mp4", "--expand=32,32,32,32"),
+  ),
+  Show(
+    name="cinemagraph",
+    task="cinemagraph",
+    prompt="a small red circle bouncing slowly and a small yellow star "
+    "standing still on a navy background",
+    says="The left half moves; no pixel of the right half changes.",
+    arguments=("--image={inputs}/pair.png", "--mask={inputs}/left.png"),
+  ),
+  Show(
+    name="video_to_video",
+    task="video_to_video",
+    prompt="a large orange triangle circling slowly on a black background",
+    says="Made over: the motion stays, the colour does not.",
+    arguments=("--video={inputs}/triangle.mp4",),
+  ),
+  Show(
+    name="super_resolve",
+    task="super_resolve",
+    prompt="",
+    says="Super-resolution alone, of any video: here a scene of 48x32 pixels.",
+    arguments=("--video={inputs}/wide.mp4",),
+  ),
+  Show(
+    name="panorama",
+    task="panorama",
+    prompt="a large purple circle moving right slowly on a white background",
+    says="Three times as wide as trained, in overlapping windows of space.",
+    arguments=("--width=384",),
+  ),
+  Show(
+    name="text_to_image",
+    task="text_to_image",
+    prompt="a large orange star on a grey background",
+    says="The picture model inside.",
+    ending=".png",
+  ),
+)
+
+
+def make_gallery(
+  model: str, out: Path, page: Path, only: Sequence[str] = ()
+) -> None:
+  """Runs the commands of the shows and writes the page that shows them.
+
+  Args:
+    model: bundle that makes it all.
+    out: folder for what is made.
+    page: Markdown file.
+    only: names of shows to make; () is all.
+  """
+  inputs = out / "inputs"
+  draw_inputs(inputs)
+  for show in SHOWS:
+    if not only or show.name in only:
+      make(show, model, inputs, out)
+  page.write_text(gallery_page(model, inputs, out, page.parent))
+  print(page)
+
+
+def make(show: Show, model: str, inputs: Path, out: Path) -> None:
+  """Runs the command of a show; of a video, a gif for pages is left too."""
+  command = show.command(model, inputs, out, "--overwrite")
+  print(f"\n$ {show.line(model, inputs, out)}", flush=True)
+  if subprocess.run([sys.executable, "-m", *command], check=False).returncode:
+    sys.exit(f"{show.name} failed; what it said is above")
+  if show.ending == ".mp4":
+    made = out / f"{show.name}.mp4"
+    write_video(made.with_suffix(".gif"), read_video(made)[0][::2], 8)
+
+
+def gallery_page(model: str, inputs: Path, out: Path, base: Path) -> str:
+  """Markdown of all shows; pictures are named relative to `base`."""
+  parts = [
+    "# Gallery",
+    f"Made by the bundle `{model}` with `python -m launch.gallery`; below each "
+    "is the command that makes it, to the same pixels on the same machine.",
+  ]
+  for show in SHOWS:
+    ending = ".gif" if show.ending == ".mp4" else show.ending
+    file = (out / (show.name + ending)).relative_to(base)
+    parts += [
+      f"## {show.name.replace('_', ' ')}",
+      f"![{show.prompt or show.name}]({file})",
+      show.says + (f" *{show.prompt}*" if show.prompt else ""),
+      f"```\n{show.line(model, inputs, out)}\n```",
+    ]
+  return "\n\n".join(parts) + "\n"
+
+
+def draw_inputs(folder: Path) -> None:
+  """Draws the pictures, clips and masks that the shows need."""
+  folder.mkdir(parents=True, exist_ok=True)
+  star = _sprite("yellow", "star", "right", phase=0.3, rate=0.15)
+  triangle = _sprite("cyan", "triangle", "circling", rate=0.3)
+  triangle = dataclasses.replace(triangle, reach=(0.22, 0.22))
+  pair = (
+    _sprite("red", "circle", "still", (0.27, 0.5), radius=0.115),
+    _sprite("yellow", "star", "still", (0.73, 0.5), radius=0.115),
+  )
+  picture = lambda background, *sprites: render(
+    Scene(sprites=sprites, background=background), 1, SIDE
+  )[0]
+  write_image(folder / "star.png", picture("navy", star))
+  write_image(folder / "pair.png", picture("navy", *pair))
+  left = np.zeros((SIDE, SIDE, 3), np.uint8)
+  left[:, : SIDE // 2] = 255
+  write_image(folder / "left.png", left)
+  circling = Scene(sprites=(triangle,), background="black")
+  write_video(folder / "triangle.mp4", render(circling, FRAMES, SIDE), 16)
+  write_video(folder / "wide.mp4", render(circling, FRAMES, (32, 48)), 16)
+
+
+def _sprite(
+  colour: str,
+  shape: str,
+  motion: str,
+  centre: tuple[float, float] = (0.5, 0.5),
+  *,
+  radius: float = 0.17,
+  rate: float = 0.0,
+  phase: float = 0.0,
+) -> Sprite:
+  return Sprite(
+    description=Description(colour=colour, shape=shape, motion=motion),
+    centre=centre,
+    reach=(0.0, 0.0),
+    radius=radius,
+    rate=rate,
+    phase=phase,
+  )

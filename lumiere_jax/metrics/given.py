@@ -1,0 +1,214 @@
+"""What the conditional model makes of given pixels (Lumiere, section 4.2)."""
+
+import numpy as np
+
+from lumiere_jax.data.reader import agreement, read
+from lumiere_jax.data.scenes import Description
+from lumiere_jax.metrics.judged import (
+  Hear,
+  Judged,
+  Sheet,
+  Table,
+  Verdict,
+  ignore,
+  with_all,
+)
+from lumiere_jax.metrics.movement import displacement
+from lumiere_jax.metrics.pixels import most_changed, psnr
+from lumiere_jax.metrics.scenes import (
+  DISPLACING,
+  STAYING,
+  another,
+  path_box,
+  unseen,
+)
+from lumiere_jax.pipelines.pipeline import Pipeline
+from lumiere_jax.pipelines.settings import Settings
+from lumiere_jax.pipelines.told import Clip
+
+FAITHFUL = 26.0
+"""dB of PSNR from which on a first frame is the given one."""
+MOVED = 2.0
+"""Pixels of a frame of 32x32 by which an object has moved."""
+# Of the region of a cinemagraph: it moves if in some frame one pixel in a
+# hundred differs from the picture by more than the faintest object does from
+# its background.
+_LEVELS, _SHARE = 28, 0.01
+
+
+def image_to_video(
+  pipeline: Pipeline,
+  count: int,
+  settings: Settings,
+  seed: int,
+  *,
+  hear: Hear = ignore,
+) -> Table:
+  """Whether videos begin with the given picture, and move.
+
+  Args:
+    pipeline: to score.
+    count: of the pictures: first frames of unseen scenes, with their captions.
+    settings: to sample with.
+    seed: of scenes and noise.
+    hear: is told every video.
+
+  Returns:
+    Rows 'unseen' and, of what can be said of them, real renders.
+    'first_frame_psnr_db' compares the first frame as the model made it with
+    the given one; 'faithful' is the share of at least `FAITHFUL`. 'displaced'
+    is, of prompts whose motion takes the object elsewhere (`DISPLACING`), the
+    share of a `movement.displacement` above `MOVED`.
+
+  Raises:
+    UserError: there is no conditional base.
+  """
+  source = unseen(pipeline, count, settings, seed)
+  sheet = Sheet(hear)
+  for k in range(count):
+    prompt, clip = source.caption(k), source.clip(k)
+    video = pipeline.image_to_video(
+      prompt, clip[0], composited=False, seed=seed + k, settings=settings
+    )
+    alike = psnr(video[0], clip[0])
+    right = {"faithful": alike >= FAITHFUL}
+    if source.scene(k).sprites[0].description.motion in DISPLACING:
+      sheet.real("unseen", Verdict(right=_displaced(clip)))
+      right |= _displaced(video)
+    verdict = Verdict(right=right, numbers={"first_frame_psnr_db": alike})
+    sheet.made(
+      Judged(
+        row="unseen",
+        prompt=prompt,
+        seed=seed + k,
+        video=video,
+        verdict=verdict,
+        source=clip[:1],
+      )
+    )
+  return sheet.table()
+
+
+def inpaint(
+  pipeline: Pipeline,
+  count: int,
+  settings: Settings,
+  seed: int,
+  *,
+  hear: Hear = ignore,
+) -> Table:
+  """Whether another object appears where one is taken out.
+
+  The box around the path of an object is made anew, after a prompt of another
+  colour and shape with the same motion.
+
+  Args:
+    pipeline: to score.
+    count: of the videos, unseen scenes whose object stays in the frame.
+    settings: to sample with.
+    seed: of scenes and noise.
+    hear: is told every video.
+
+  Returns:
+    Rows 'unseen' and real renders of the other object: shares of videos with
+    the prompt's 'colour', its 'shape' and both read in the box.
+
+  Raises:
+    UserError: there is no conditional base.
+  """
+  source = unseen(pipeline, count, settings, seed, motions=STAYING)
+  sheet = Sheet(hear)
+  for k in range(count):
+    clip = source.clip(k)
+    scene, other, prompt = another(source, k, "colour", "shape")
+    mask, box = path_box(source, k)
+    video = pipeline.inpaint(
+      prompt, clip, mask, seed=seed + k, settings=settings
+    )
+    words = scene.sprites[0].description
+    thing = Description(colour=words.colour, shape=words.shape)
+    sheet.real("unseen", _shows(other, box, thing, source.fps))
+    verdict = _shows(video, box, thing, source.fps)
+    sheet.made(
+      Judged(
+        row="unseen",
+        prompt=prompt,
+        seed=seed + k,
+        video=video,
+        verdict=verdict,
+        source=clip,
+      )
+    )
+  return sheet.table()
+
+
+def cinemagraph(
+  pipeline: Pipeline,
+  count: int,
+  settings: Settings,
+  seed: int,
+  *,
+  hear: Hear = ignore,
+) -> Table:
+  """Whether a picture moves in its region, and nowhere else.
+
+  The region is the box around the path of an object.
+
+  Args:
+    pipeline: to score.
+    count: of the pictures: first frames of unseen scenes whose object moves
+      and stays in the frame.
+    settings: to sample with.
+    seed: of scenes and noise.
+    hear: is told every video.
+
+  Returns:
+    Row 'unseen': 'outside_still' is the share of videos without any change
+    outside, 'outside_levels' the largest one in grey levels, averaged over
+    videos; 'inside_moves' is the share with a region that changes. Real
+    renders have the latter alone.
+
+  Raises:
+    UserError: there is no conditional base.
+  """
+  motions = tuple(motion for motion in STAYING if motion != "still")
+  source = unseen(pipeline, count, settings, seed, motions=motions)
+  sheet = Sheet(hear)
+  for k in range(count):
+    prompt, clip = source.caption(k), source.clip(k)
+    mask, _ = path_box(source, k)
+    video = pipeline.cinemagraph(
+      prompt, clip[0], mask, seed=seed + k, settings=settings
+    )
+    away = np.abs(video.astype(np.int16) - clip[0])[:, ~mask].max(initial=0)
+    sheet.real("unseen", Verdict(right=_moves(clip[:, mask])))
+    verdict = Verdict(
+      right={"outside_still": bool(away == 0)} | _moves(video[:, mask]),
+      numbers={"outside_levels": float(away)},
+    )
+    sheet.made(
+      Judged(
+        row="unseen",
+        prompt=prompt,
+        seed=seed + k,
+        video=video,
+        verdict=verdict,
+        source=clip[:1],
+      )
+    )
+  return sheet.table()
+
+
+def _displaced(video: Clip) -> dict[str, bool]:
+  return {"displaced": displacement(video) > MOVED}
+
+
+def _shows(
+  video: Clip, box: tuple[slice, slice], thing: Description, fps: float
+) -> Verdict:
+  inside = read(video[(slice(None), *box)], fps)
+  return Verdict(right=with_all(agreement(inside, (thing,))))
+
+
+def _moves(region: np.ndarray) -> dict[str, bool]:
+  return {"inside_moves": most_changed(region, _LEVELS) >= _SHARE}

@@ -1,0 +1,134 @@
+"""What of a model can be scored by reading what it makes."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+
+from lumiere_jax.io.notices import notice
+from lumiere_jax.metrics.alignment import rhythm, text_to_video
+from lumiere_jax.metrics.enlarged import OVERLAPS, ssr, windows, windows_of
+from lumiere_jax.metrics.given import cinemagraph, image_to_video, inpaint
+from lumiere_jax.metrics.judged import Table
+from lumiere_jax.metrics.made_over import video_to_video
+from lumiere_jax.metrics.scenes import SPLITS
+from lumiere_jax.pipelines.pipeline import How, Pipeline
+from lumiere_jax.pipelines.settings import Settings
+from lumiere_jax.typing import UserError
+
+_CONDITIONAL = "a base that is told pixels (a 'conditional' stage)"
+_SSR = "a super-resolution stage"
+_WINDOWS = "super-resolution in windows, of a longer video (--num_frames)"
+_VIDEO = "a model of videos"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+  """One of `TASKS`.
+
+  Attributes:
+    score: (pipeline, count, settings, seed, hear=..., options) -> table.
+    about: what its columns are, for people.
+    needs: what a model must have for it.
+    options: further arguments of `score`, which requests have by their names.
+    videos: made for each one counted.
+  """
+
+  score: Callable[..., Table]
+  about: str
+  needs: tuple[str, ...] = (_VIDEO,)
+  options: tuple[str, ...] = ()
+  videos: int = 1
+
+
+TASKS: dict[str, Task] = {
+  "text_to_video": Task(
+    score=text_to_video,
+    about="Colour, shape and motion of all objects as the prompt says, read "
+    "from the pixels; unseen: new scenes of combinations that were trained "
+    "on; held out: of combinations that never were.",
+    needs=(),
+    options=("batch_size", "two_objects"),
+    videos=len(SPLITS),
+  ),
+  "rhythm": Task(
+    score=rhythm,
+    about="In range: the dominant frequency is 2.7 to 4.4 Hz, 10% around "
+    "that of the scenes.",
+    options=("batch_size",),
+  ),
+  "image_to_video": Task(
+    score=image_to_video,
+    about="First frame as the model made it, against the given one; faithful: "
+    "at least 26 dB. Displaced: of prompts whose motion takes the object "
+    "elsewhere, it is more than 2 of 32 pixels from its first place, on "
+    "average over time.",
+    needs=(_VIDEO, _CONDITIONAL),
+  ),
+  "inpaint": Task(
+    score=inpaint,
+    about="Another colour and shape, read in the box around the path of the "
+    "object that was there.",
+    needs=(_VIDEO, _CONDITIONAL),
+  ),
+  "cinemagraph": Task(
+    score=cinemagraph,
+    about="Outside still: no byte outside the region changes. Outside "
+    "levels: the largest change there, of 255. Inside moves: in some frame a "
+    "hundredth of its pixels differs from the picture.",
+    needs=(_VIDEO, _CONDITIONAL),
+  ),
+  "video_to_video": Task(
+    score=video_to_video,
+    about="Made over after a prompt that differs in colour alone.",
+    options=("strength",),
+  ),
+  "ssr": Task(
+    score=ssr,
+    about="Real renders shrunk, super-resolved and compared, beside bicubic "
+    "interpolation.",
+    needs=(_VIDEO, _SSR),
+  ),
+  "windows": Task(
+    score=windows,
+    about="Border ratio: change from frame to frame at window borders over "
+    "that elsewhere, of objects that stand still; 1 has no seam. Overlap 2 is "
+    "MultiDiffusion, 0 is without it.",
+    needs=(_VIDEO, _SSR, _WINDOWS),
+    videos=len(OVERLAPS),
+  ),
+}
+"""In the order that they are scored in."""
+
+
+def choose(
+  pipeline: Pipeline, settings: Settings, wanted: Sequence[str]
+) -> dict[str, Task]:
+  """The tasks that are wanted.
+
+  Args:
+    pipeline: that does them.
+    settings: it will sample with.
+    wanted: names of `TASKS`; none is all that it can do, and a notice of the
+      others.
+
+  Raises:
+    UserError: it cannot do one of those that are named.
+  """
+  has = {
+    _VIDEO: pipeline.frames(How(settings=settings)) > 1,
+    _CONDITIONAL: pipeline.takes_pixels,
+    _SSR: "ssr" in pipeline.stages,
+    _WINDOWS: windows_of(pipeline, settings) is not None,
+  }
+  chosen = {}
+  for name, task in TASKS.items():
+    lacking = [need for need in task.needs if not has[need]]
+    if not lacking:
+      chosen[name] = task
+    elif name in wanted:
+      raise UserError(
+        f"--tasks={name} needs {lacking[0]}, and --model has none; leave it "
+        "out, or name the bundle of one too"
+      )
+    elif not wanted:
+      notice(f"{name} is left out: it needs {lacking[0]}")
+  return {name: chosen[name] for name in wanted or chosen}

@@ -1,0 +1,60 @@
+"""What the gallery shows can be asked for; it needs its drawings alone."""
+
+from pathlib import Path
+import typing
+
+import pytest
+
+from launch.showcase import (
+  FRAMES,
+  SHOWS,
+  SIDE,
+  draw_inputs,
+  gallery_page,
+)
+from lumiere_jax.data.procedural import parse_caption
+from lumiere_jax.io.decode import probe
+from lumiere_jax.io.image import read_image
+from lumiere_jax.pipelines.tasks import TASKS, Inputs
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("inputs")
+  draw_inputs(folder)
+  return folder
+
+
+def inputs_of(show, drawn) -> Inputs:
+  kinds = typing.get_type_hints(Inputs)
+  flags = {}
+  for argument in show.command("demo", drawn, drawn):
+    name, _, value = argument.removeprefix("--").partition("=")
+    if name in kinds:
+      flags[name] = kinds[name](value)
+  return Inputs(**flags)
+
+
+@pytest.mark.parametrize("show", SHOWS, ids=lambda show: show.name)
+def test_each_can_be_asked_for(show, drawn):
+  inputs = inputs_of(show, drawn)
+  TASKS[show.task].check(show.task, inputs)
+  if show.prompt:
+    parse_caption(show.prompt)
+  for path in (inputs.image, inputs.mask):
+    assert not path or read_image(path).shape == (SIDE, SIDE, 3)
+  assert not inputs.video or probe(inputs.video).num_frames == FRAMES
+
+
+def test_every_task_but_the_style_is_shown():
+  shown = {show.task for show in SHOWS}
+  assert TASKS.keys() - shown == {"stylize"}  # no style comes with the package
+  assert len({show.name for show in SHOWS}) == len(SHOWS)
+
+
+def test_the_page_shows_each_with_its_command():
+  out = Path("docs/gallery")
+  text = gallery_page("demo", out / "inputs", out, Path("docs"))
+  for show in SHOWS:
+    assert f"](gallery/{show.name}." in text
+    assert f"--task={show.task}" in text
