@@ -1,6 +1,7 @@
 """Prompts, pictures and videos to begin with: scenes of the procedural data.
 
-A model trained on these scenes, as `make demo` does, knows what they show.
+They are drawn when the page starts. A model trained on this data knows what
+they show, word for word.
 """
 
 import dataclasses
@@ -16,11 +17,11 @@ from lumiere_jax.io.image import write_image
 from lumiere_jax.io.write import write_video
 
 PROMPTS = (
-  "a large red circle moving left on a black background",
+  "a large red circle moving left slowly on a black background",
   "a small yellow star spinning quickly on a navy background",
   "a large blue ring bouncing slowly on a grey background",
-  "a small green square moving up and a large orange cross circling on a "
-  "white background",
+  "a small green triangle moving up slowly and a large orange cross circling "
+  "slowly on a white background",
 )
 FPS = 16.0
 _SIDE = 256

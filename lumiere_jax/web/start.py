@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 import os
 
+from lumiere_jax.io.bundle import find
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.pipelines.pipeline import Pipeline
 from lumiere_jax.typing import UserError
@@ -69,8 +70,10 @@ def start(
       f"--root_path={root_path} must begin with / and not end with it"
     )
   serve = _server()
+  bundles = (find(path, "--model") for path in source.models)
   adapters = (path.rpartition("=")[2] for path in source.adapters)
-  secret = (*source.models, *adapters, *options.styles.values())
+  styles = options.styles.values()
+  secret = (*source.models, *map(os.fspath, bundles), *adapters, *styles)
   options = dataclasses.replace(options, secret=(*options.secret, *secret))
   serve(
     source.load,

@@ -1,12 +1,20 @@
 """What is said in one line before anything is served."""
 
 from pathlib import Path
+import shutil
 import sys
+from unittest import mock
 
 import pytest
 
+from lumiere_jax.data.procedural import is_held_out, parse_caption
+from lumiere_jax.data.scenes import MOTIONS
+from lumiere_jax.io import bundle
+from lumiere_jax.io.decode import probe
+from lumiere_jax.io.image import read_image
 from lumiere_jax.io.notices import listening, notice
 from lumiere_jax.typing import UserError
+from lumiere_jax.web import start as starting
 from lumiere_jax.web.examples import PROMPTS, draw
 from lumiere_jax.web.options import Limits, Options, parse_styles
 from lumiere_jax.web.start import Source, start
@@ -56,6 +64,21 @@ def test_what_cannot_work_is_said_before_anything_is_loaded(tmp_path):
       start(there, Options(), **where, root_path=root_path)
 
 
+def test_bundles_are_secret_wherever_their_names_lead(tmp_path, monkeypatch):
+  shipped = tmp_path / "lumiere_jax/assets/demo"
+  workdir = tmp_path / "out"
+  for folder in (shipped, workdir / "bundle"):
+    shutil.copytree(ROOT / "tests/pipelines/golden/format_1", folder)
+  monkeypatch.setattr(bundle.resources, "files", lambda name: tmp_path / name)
+  served = mock.Mock()
+  monkeypatch.setattr(starting, "_server", lambda: served)
+  source = Source(models=("demo", str(workdir)), adapters=("base=/a",))
+  start(source, Options(styles={"ink": str(ROOT)}), host="", port=0)
+  _, options = served.call_args.args
+  secret = {str(shipped), str(workdir), "/a", str(ROOT)}
+  assert secret <= {*options.secret}
+
+
 def test_without_its_packages_the_page_names_the_file_of_them(monkeypatch):
   for name in list(sys.modules):
     if name.startswith("lumiere_jax.web.server"):
@@ -73,14 +96,14 @@ def test_mistakes_in_flags_end_in_one_line():
     assert word in result.stderr.splitlines()[-1]
 
 
-def test_examples_are_what_the_reader_of_scenes_knows(tmp_path):
-  from lumiere_jax.data.procedural import parse_caption
-  from lumiere_jax.io.decode import probe
-  from lumiere_jax.io.image import read_image
-
+def test_examples_are_what_a_model_was_told_in_training(tmp_path):
   drawn = draw(tmp_path, 16)
   for prompt in [*PROMPTS, *(example.prompt for example in drawn)]:
-    assert parse_caption(prompt)
+    sprites, _ = parse_caption(prompt)
+    for said in sprites:
+      assert said.size
+      assert said.speed in MOTIONS[said.motion].rates
+      assert not is_held_out((said.colour, said.shape, said.motion))
   for example in drawn:
     assert probe(example.video).num_frames == 16
     height, width, _ = read_image(example.image).shape
