@@ -73,7 +73,8 @@ def build(
     # Gradio would make a table of all jobs after each, which nobody sees here.
     "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(sys.maxsize),
   }
-  drawn = draw(desk.folder / "drawn", pipeline.frames({}))
+  small = tuple(side // pipeline.upscale for side in pipeline.resolution())
+  drawn = draw(desk.folder / "drawn", pipeline.frames({}), small)
   page = gr.Blocks(
     title=TITLE,
     analytics_enabled=False,
@@ -152,18 +153,20 @@ class _Page:
         label="Status", interactive=False, lines=2, elem_classes="status"
       )
       gr.Examples(
-        self._examples(tab.examples),
+        self._examples(task, tab.examples),
         [inputs[name] for name in tab.examples],
         cache_examples=False,
         api_visibility="private",
       )
     return _Parts(inputs=inputs, make=make, cancel=cancel, status=status)
 
-  def _examples(self, names: Sequence[str]) -> list[list]:
+  def _examples(self, task: str, names: Sequence[str]) -> list[list]:
     if names == ("prompt",):
       return [[prompt] for prompt in PROMPTS]
-    values = [vars(drawn) | _AROUND for drawn in self._drawn]
-    return [[row[name] for name in names] for row in values]
+    rows = [vars(drawn) | _AROUND for drawn in self._drawn]
+    if task == "super_resolve":
+      rows = [row | {"video": row["small_video"]} for row in rows]
+    return [[row[name] for name in names] for row in rows]
 
   def _shared(self) -> dict[str, Component]:
     """Seed, negative prompt and settings, the same for all tabs."""

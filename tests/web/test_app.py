@@ -1,6 +1,8 @@
 """The command as a user runs it, on a bundle of random weights."""
 
+import collections
 import contextlib
+import json
 import os
 from pathlib import Path
 import re
@@ -14,6 +16,7 @@ import pytest
 pytest.importorskip("gradio", reason="needs the app extra")
 
 from lumiere_jax.io.decode import read_video
+from lumiere_jax.web.tabs import TABS
 from tests.conftest import run_command
 from tests.web.serving import Site
 
@@ -28,11 +31,12 @@ SESSION = "abc123"
 @contextlib.contextmanager
 def running(folder: Path, *flags: str):
   """(the page, its process) of a command, with its temporary folder."""
-  environment = os.environ | {"TMPDIR": str(folder), "JAX_PLATFORMS": "cpu"}
+  ours = {"TMPDIR": folder, "PYTHONPATH": ROOT, "JAX_PLATFORMS": "cpu"}
+  environment = os.environ | {k: str(v) for k, v in ours.items()}
   command = [sys.executable, "-m", "lumiere_jax.app", "--port=0", *flags]
   with subprocess.Popen(
     command,
-    cwd=ROOT,
+    cwd=folder,  # it needs no file of the repository
     env=environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -84,6 +88,18 @@ def test_it_samples_what_is_asked_for(app, tmp_path):
   )
   assert frames.std() > 1
   assert fps == pytest.approx(16)
+
+
+def test_its_examples_are_there(app):
+  site, _ = app
+  config = json.loads(site.ask("/config")[1])
+  examples = [x for x in config["components"] if x["type"] == "dataset"]
+  assert len(examples) == len(TABS)
+  drawn = {*re.findall(r'"path": "([^"]*)"', json.dumps(examples))}
+  endings = collections.Counter(Path(path).suffix for path in drawn)
+  assert endings == {".png": 6, ".mp4": 6}
+  for path in drawn:
+    assert site.ask(FILE + path)[0] == 200
 
 
 def test_it_stops_in_the_midst_of_sampling(app):

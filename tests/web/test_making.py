@@ -118,6 +118,16 @@ def test_styles_are_worn_once_for_the_same(maker, desk, job, drawing):
   assert drawing.styles == [("/styles/ink", 0.5), ("/styles/ink", 1.0)]
 
 
+def test_paths_of_styles_are_not_told(maker, desk, job, drawing, monkeypatch):
+  def damaged(style, alpha):
+    raise UserError(f"--style={style} is damaged")
+
+  monkeypatch.setattr(drawing, "styled", damaged)
+  styled = job("stylize", style="ink", alpha=0.3)
+  with pytest.raises(UserError, match="Style=ink is damaged"):
+    maker.make(styled, desk, lambda at: None)
+
+
 def test_cancelling_stops_the_sampling(maker, desk, job, drawing):
   begun, slow = threading.Event(), job("text_to_video", steps=500)
   before, drawing.pause = drawing.taken, 0.01
