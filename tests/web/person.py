@@ -165,7 +165,7 @@ class Person:
       self.page.mouse.move(*at(x, y))
       self.page.mouse.down()
       for x, y in rest:
-        self.page.mouse.move(*at(x, y), steps=2)
+        self.page.mouse.move(*at(x, y))
       self.page.mouse.up()
 
   def canvas(self) -> tuple[float, float, float, float]:
