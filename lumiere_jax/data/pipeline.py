@@ -51,6 +51,10 @@ class Pace:
       self._clips, self._seconds = 0, 0.0
     return seconds / clips if clips else None
 
+  def __reduce__(self):
+    """In another process it begins anew, for what is counted stays there."""
+    return Pace, ()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loader:
@@ -115,6 +119,7 @@ def batches(
   batch_size: int,
   start_step: int = 0,
   num_threads: int | None = None,
+  num_workers: int = 0,
   places: Sequence[int] | None = None,
   finish: Callable[[Batch], Any] = lambda batch: batch,
 ) -> Iterator[Any]:
@@ -125,6 +130,8 @@ def batches(
     batch_size: of all hosts together.
     start_step: the step of the first batch.
     num_threads: that load clips; None: by the number of cores.
+    num_workers: processes that load whole batches, for sources that hold
+      Python's lock; each has threads of its own. 0: this process alone.
     places: of the clips in the batch that this host has to load; None: all.
     finish: what remains to be done to a batch, also ahead, in a thread.
 
@@ -146,17 +153,40 @@ def batches(
     batch_size=batch_size,
   )
   threads = num_threads or min(16, max(2, os.cpu_count() or 2))
-  return _generate(clips, len(places), threads, finish)
+  if num_workers:
+    data = _in_processes(clips, threads, num_workers)
+  else:
+    data = _in_threads(clips, threads)
+  return _generate(data.map(finish))
 
 
-def _generate(
-  clips: "_Clips", local: int, threads: int, finish: Callable[[Batch], Any]
-) -> Iterator[Any]:
+def _in_threads(clips: "_Clips", threads: int) -> grain.IterDataset:
+  local = len(clips.places)
   options = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(_AHEAD * local, threads)
   )
   data = grain.MapDataset.source(clips).to_iter_dataset(options)
-  data = data.batch(local, batch_fn=_collate).map(finish)
+  return data.batch(local, batch_fn=_collate)
+
+
+def _in_processes(
+  clips: "_Clips", threads: int, workers: int
+) -> grain.IterDataset:
+  """The same batches: each worker makes every `workers`-th."""
+  data = grain.MapDataset.source(clips)
+  data = data.batch(len(clips.places), batch_fn=_collate).to_iter_dataset(
+    grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+  )
+  # Not through shared memory, which a batch not taken would leave behind.
+  options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+  return grain.experimental.WithOptionsIterDataset(data, options).mp_prefetch(
+    grain.MultiprocessingOptions(
+      num_workers=workers, per_worker_buffer_size=_AHEAD
+    )
+  )
+
+
+def _generate(data: grain.IterDataset) -> Iterator[Any]:
   data = grain.experimental.ThreadPrefetchIterDataset(
     data, prefetch_buffer_size=_AHEAD
   )
