@@ -51,9 +51,9 @@ class DataConfig:
     masks: mask patterns of the conditional model and how often each comes,
       e.g. 'first_frame:8 border:2'; see `masks.PATTERNS`.
     threads: that read and decode.
-    workers: processes that make batches, each with `threads` of its own, where
-      one process cannot keep up with the device; the batches are the same. 0:
-      the trainer itself.
+    workers: processes that make whole batches in place of the threads, where
+      these cannot keep up with the device, as with 'procedural' and a GPU; the
+      batches are the same. 0: none.
   """
 
   source: str = "files"

@@ -8,6 +8,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 import threading
@@ -20,6 +21,7 @@ import numpy as np
 from lumiere_jax.data.masks import MaskMix
 from lumiere_jax.data.plan import Plan
 from lumiere_jax.data.source import Source, UnreadableClip
+from lumiere_jax.data.workers import made_in_processes
 from lumiere_jax.typing import UserError
 
 Batch = dict[str, Any]
@@ -130,8 +132,8 @@ def batches(
     batch_size: of all hosts together.
     start_step: the step of the first batch.
     num_threads: that load clips; None: by the number of cores.
-    num_workers: processes that load whole batches, for sources that hold
-      Python's lock; each has threads of its own. 0: this process alone.
+    num_workers: processes that load whole batches in place of the threads,
+      for sources that hold Python's lock; 0: none.
     places: of the clips in the batch that this host has to load; None: all.
     finish: what remains to be done to a batch, also ahead, in a thread.
 
@@ -154,39 +156,26 @@ def batches(
   )
   threads = num_threads or min(16, max(2, os.cpu_count() or 2))
   if num_workers:
-    data = _in_processes(clips, threads, num_workers)
-  else:
-    data = _in_threads(clips, threads)
-  return _generate(data.map(finish))
+    make = functools.partial(_batch, clips)
+    return made_in_processes(make, finish, num_workers, _AHEAD)
+  return _generate(clips, threads, finish)
 
 
-def _in_threads(clips: "_Clips", threads: int) -> grain.IterDataset:
+def _batch(clips: "_Clips", number: int) -> Batch:
+  local = len(clips.places)
+  first = number * local
+  return _collate([clips[k] for k in range(first, first + local)])
+
+
+def _generate(
+  clips: "_Clips", threads: int, finish: Callable[[Batch], Any]
+) -> Iterator[Any]:
   local = len(clips.places)
   options = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(_AHEAD * local, threads)
   )
   data = grain.MapDataset.source(clips).to_iter_dataset(options)
-  return data.batch(local, batch_fn=_collate)
-
-
-def _in_processes(
-  clips: "_Clips", threads: int, workers: int
-) -> grain.IterDataset:
-  """The same batches: each worker makes every `workers`-th."""
-  data = grain.MapDataset.source(clips)
-  data = data.batch(len(clips.places), batch_fn=_collate).to_iter_dataset(
-    grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-  )
-  # Not through shared memory, which a batch not taken would leave behind.
-  options = grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
-  return grain.experimental.WithOptionsIterDataset(data, options).mp_prefetch(
-    grain.MultiprocessingOptions(
-      num_workers=workers, per_worker_buffer_size=_AHEAD
-    )
-  )
-
-
-def _generate(data: grain.IterDataset) -> Iterator[Any]:
+  data = data.batch(local, batch_fn=_collate).map(finish)
   data = grain.experimental.ThreadPrefetchIterDataset(
     data, prefetch_buffer_size=_AHEAD
   )

@@ -93,7 +93,7 @@ class TrainConfig:
     ema_warmup: the decay is at most (1 + step) / (ema_warmup + step).
     log_every: steps between lines of metrics.jsonl.
     eval_every: steps between held-out losses; 0: at the start and end only.
-    eval_clips: fixed held-out clips.
+    eval_clips: fixed held-out clips; 0: no held-out loss.
     eval_levels: noise levels that each of them is tried at.
     save_every: steps between checkpoints; the last step is always saved.
     save_minutes: minutes after which one is saved all the same; 0 is off.
@@ -139,14 +139,14 @@ class TrainConfig:
   def __post_init__(self):
     above_0 = (
       *("steps", "batch_size", "accumulate", "log_every", "save_every"),
-      *("keep", "eval_clips", "eval_levels", "learning_rate", "clip_norm"),
+      *("keep", "eval_levels", "learning_rate", "clip_norm"),
       *("max_skips", "ema_warmup"),
     )
     check_least(self, "config.train", above_0, above=0)
     from_0 = (
       *("final_learning_rate", "warmup_steps", "cooldown_steps", "keep_best"),
-      *("weight_decay", "eval_every", "save_minutes", "profile_from"),
-      "profile_steps",
+      *("weight_decay", "eval_every", "eval_clips", "save_minutes"),
+      *("profile_from", "profile_steps"),
     )
     check_least(self, "config.train", from_0, least=0)
     if not 0 <= self.ema_decay < 1:
