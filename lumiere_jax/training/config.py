@@ -11,6 +11,7 @@ from lumiere_jax.models.unet import UNetConfig
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.pipelines.stage import (
   DiffusionConfig,
+  SamplingConfig,
   StageConfig,
   VideoConfig,
 )
@@ -223,6 +224,8 @@ class Experiment:
     resume: whether to go on with the run in the workdir; if not, that run is
       moved to `before-N` in it and a new one begins.
     upscale: super-resolution factor of the ssr stages.
+    defaults: how the bundle says that the stage is sampled unless one says
+      otherwise; None: as `StageConfig.defaults`.
     licence: of the weights, as written into the bundle.
   """
 
@@ -239,6 +242,7 @@ class Experiment:
   init_from: str = ""
   resume: bool = True
   upscale: int = 1
+  defaults: SamplingConfig | None = None
   licence: str = ""
 
   def __post_init__(self):
@@ -318,6 +322,7 @@ class Experiment:
         resolution=self.data.resolution,
         upscale=self.upscale,
       ),
+      sampling=self.defaults,
     )
 
   @classmethod
