@@ -10,8 +10,10 @@ BIN := $(VENV)/bin
 # Event loops that Gradio makes and never closes.
 GRADIO_LEAVES := -W ignore::ResourceWarning \
   -W ignore::pytest.PytestUnraisableExceptionWarning
+TOUR := --model=demo --shots=docs/app
 
-.PHONY: demo gallery test scale beam xmanager app-test lint format parity torture clean
+.PHONY: demo gallery test scale beam xmanager app-test app-shots lint format \
+  parity torture clean
 
 demo: $(VENV)/ready  ## every task and a few steps of every stage, on a page
 	$(BIN)/python -m launch.demo --out=out/demo
@@ -34,6 +36,9 @@ xmanager: $(XMANAGER)/ready  ## the XManager launcher, against a stand-in
 
 app-test: $(APP)/ready  ## the web page, in a browser too (Debian: chromium)
 	$(APP)/bin/python -m pytest -q $(GRADIO_LEAVES) tests/web
+
+app-shots: $(APP)/ready  ## pictures of the page on the model that ships
+	$(APP)/bin/python -m pytest -q $(GRADIO_LEAVES) tests/web/test_tour.py $(TOUR)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Prompts, pictures and videos to begin with: scenes of the procedural data.
 
-A model trained on these scenes, as `make demo` does, knows what they show.
+They are drawn when the page starts. A model trained on this data knows what
+they show, word for word.
 """
 
 import dataclasses
@@ -16,11 +17,11 @@ from lumiere_jax.io.image import write_image
 from lumiere_jax.io.write import write_video
 
 PROMPTS = (
-  "a large red circle moving left on a black background",
+  "a large red circle moving left slowly on a black background",
   "a small yellow star spinning quickly on a navy background",
   "a large blue ring bouncing slowly on a grey background",
-  "a small green square moving up and a large orange cross circling on a "
-  "white background",
+  "a small green triangle moving up slowly and a large orange cross circling "
+  "slowly on a white background",
 )
 FPS = 16.0
 _SIDE = 256
@@ -34,25 +35,30 @@ class Example:
 
   Attributes:
     prompt: what it shows.
-    picture: png of its first frame.
-    last_picture: png of its last frame.
+    image: png of its first frame.
+    last_image: png of its last frame.
     video: mp4 of it.
+    small_video: the same, of the size that super-resolution begins with.
     box: x0,y0,x1,y1 around all that ever moves.
   """
 
   prompt: str
-  picture: str
-  last_picture: str
+  image: str
+  last_image: str
   video: str
+  small_video: str
   box: str
 
 
-def draw(folder: Path, num_frames: int, count: int = 3) -> list[Example]:
+def draw(
+  folder: Path, num_frames: int, small: tuple[int, int], count: int = 3
+) -> list[Example]:
   """Draws some scenes.
 
   Args:
     folder: to write to.
     num_frames: of their videos, at `FPS`.
+    small: (height, width) of the small videos.
     count: how many.
   """
   source = ProceduralSource(
@@ -64,21 +70,26 @@ def draw(folder: Path, num_frames: int, count: int = 3) -> list[Example]:
     motions=_STAYING,
   )
   folder.mkdir(parents=True, exist_ok=True)
-  return [_example(source, index, folder) for index in range(count)]
+  return [_example(source, index, folder, small) for index in range(count)]
 
 
-def _example(source: ProceduralSource, index: int, folder: Path) -> Example:
+def _example(
+  source: ProceduralSource, index: int, folder: Path, small: tuple[int, int]
+) -> Example:
   clip = source.clip(index)
+  drawn_small = dataclasses.replace(source, resolution=small).clip(index)
   path = lambda name: folder / f"scene-{index + 1}{name}"
   write_image(path(".png"), clip[0])
   write_image(path("-end.png"), clip[-1])
   write_video(path(".mp4"), clip, FPS)
+  write_video(path("-small.mp4"), drawn_small, FPS)
   plain = np.array(BACKGROUNDS[source.scene(index).background])
   return Example(
     prompt=source.caption(index),
-    picture=os.fspath(path(".png")),
-    last_picture=os.fspath(path("-end.png")),
+    image=os.fspath(path(".png")),
+    last_image=os.fspath(path("-end.png")),
     video=os.fspath(path(".mp4")),
+    small_video=os.fspath(path("-small.mp4")),
     box=",".join(map(str, _around(clip, plain))),
   )
 

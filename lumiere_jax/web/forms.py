@@ -14,7 +14,6 @@ from jaxtyping import Bool
 import numpy as np
 
 from lumiere_jax.diffusion.choices import check_unit
-from lumiere_jax.io.container import open_video
 from lumiere_jax.io.image import write_image
 from lumiere_jax.io.masks import parse_box
 from lumiere_jax.pipelines.pipeline import How, Pipeline
@@ -22,13 +21,8 @@ from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.pipelines.tasks import TASKS, Inputs
 from lumiere_jax.typing import UserError, check_choice
 from lumiere_jax.web.options import Limits, Options
-from lumiere_jax.web.uploads import (
-  check_pixels,
-  check_sides,
-  take_mask,
-  take_picture,
-  take_video,
-)
+from lumiere_jax.web.sizes import check_size
+from lumiere_jax.web.uploads import take_mask, take_picture, take_video
 from lumiere_jax.web.words import LABELS
 
 Values = Mapping[str, Any]
@@ -53,8 +47,6 @@ _WHOLE = {
   "frame_chunk",
 }
 _EDGES = ("left", "top", "right", "bottom")
-_PLANNED = ("text_to_video", "image_to_video", "cinemagraph", "stylize")
-"""Tasks whose lengths and windows are what their settings say."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +94,7 @@ def read(
     negative_prompt=_text(values, "negative_prompt"),
     settings=settings,
   )
-  _check_size(task, inputs, how, pipeline, options.limits)
+  check_size(task, inputs, how, pipeline, options.limits)
   style = _style(values, options) if task == "stylize" else ""
   alpha = _number(values, "alpha", 1.0)
   check_unit("--alpha", alpha)
@@ -272,46 +264,3 @@ def _style(values: Values, options: Options) -> str:
     raise UserError("Style is empty; choose one")
   check_choice("--style", style, options.styles)
   return style
-
-
-def _check_size(
-  task: str, inputs: Inputs, how: How, pipeline: Pipeline, limits: Limits
-) -> None:
-  """Of what is read and made, which has to fit into the memory."""
-  settings = how["settings"]
-  frames, (height, width) = pipeline.frames(how), pipeline.resolution(settings)
-  if task in _PLANNED:
-    pipeline.plan(settings)
-  if task == "text_to_image":
-    frames = 1
-  if task == "panorama":
-    width = inputs.width
-  if inputs.video:
-    shown, size = _measure(inputs.video, pipeline.fps, limits)
-    if task == "super_resolve":
-      frames = shown
-      width, height = (side * pipeline.upscale for side in size)
-    elif task == "extend":
-      frames = shown + inputs.times * frames
-    else:
-      shown = min(shown, frames + 1)
-    check_pixels("Video", shown, size, limits)
-  made = "What is to be made"
-  check_sides(made, (width, height), limits)
-  check_pixels(made, frames, (width, height), limits)
-  if frames > limits.max_seconds * pipeline.fps:
-    raise UserError(
-      f"{made} is too long: {frames / pipeline.fps:.1f} s; at most "
-      f"{limits.max_seconds:g} s are made here"
-    )
-
-
-def _measure(
-  path: str, fps: float, limits: Limits
-) -> tuple[int, tuple[int, int]]:
-  """Frames of a video at a frame rate, at most, and its (width, height)."""
-  with open_video(path) as track:
-    codec = track.stream.codec_context
-    stated_s = (track.container.duration or 0) / 1e6
-    size = codec.width, codec.height
-  return math.ceil((stated_s or limits.max_seconds) * fps) or 1, size

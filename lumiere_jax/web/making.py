@@ -37,8 +37,8 @@ class Maker:
     """
     self._pipeline = pipeline
     # A styled cascade has weights of its own: one is kept, not all.
-    self._styled = functools.lru_cache(maxsize=1)(
-      lambda style, alpha: pipeline.styled(options.styles[style], alpha)
+    self._in_style = functools.lru_cache(maxsize=1)(
+      lambda style, alpha: _styled(pipeline, style, options, alpha)
     )
 
   def make(
@@ -82,7 +82,7 @@ class Maker:
   def _pixels(self, asked: Asked, job: Job) -> UInt8[np.ndarray, "... h w 3"]:
     pipeline = self._pipeline
     if asked.style:
-      pipeline = self._styled(asked.style, asked.alpha)
+      pipeline = self._in_style(asked.style, asked.alpha)
     how = asked.how | {"watch": job.watch}
     return TASKS[asked.task].make(pipeline, asked.inputs, asked.prompt, how)
 
@@ -99,6 +99,16 @@ class Maker:
     task = asked.task.replace("_", " ")
     said = f": {asked.prompt}" if asked.prompt else ""
     return Made(path=os.fspath(path), caption=f"{task}, seed {seed}{said}")
+
+
+def _styled(
+  pipeline: Pipeline, style: str, options: Options, alpha: float
+) -> Pipeline:
+  path = options.styles[style]
+  try:
+    return pipeline.styled(path, alpha)
+  except UserError as error:  # known to people by its name alone
+    raise UserError(str(error).replace(path, style)) from error
 
 
 def _report(pixels: np.ndarray, seconds: float, notices: list[str]) -> str:

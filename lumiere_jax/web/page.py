@@ -35,14 +35,15 @@ footer { display: none !important; }
 _DAY_S = 24 * 3600
 _ERROR_S = 20.0
 _TELL_S = 0.2  # A fast model would keep the browser busy drawing bars.
-# Beside the queue of jobs, which is behind these: what Gradio answers without
-# a queue, the page shows no errors of.
+# Of what does not wait for its turn. Gradio could answer it without any queue,
+# but then the page would not show its errors.
 _AT_ONCE = {
   "concurrency_limit": 4,
   "show_progress": "hidden",
   "api_visibility": "private",
 }
 _PROGRESS = gr.Progress()
+_AROUND = dict.fromkeys(("left", "top", "right", "bottom"), 64)
 _STYLES = (
   "There is no style to choose: start the server with --style=NAME=PATH, a "
   "style's name and folder, once for each."
@@ -72,7 +73,8 @@ def build(
     # Gradio would make a table of all jobs after each, which nobody sees here.
     "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(sys.maxsize),
   }
-  drawn = draw(desk.folder / "drawn", pipeline.frames({}))
+  small = tuple(side // pipeline.upscale for side in pipeline.resolution())
+  drawn = draw(desk.folder / "drawn", pipeline.frames({}), small)
   page = gr.Blocks(
     title=TITLE,
     analytics_enabled=False,
@@ -113,6 +115,7 @@ class _Page:
     self._pipeline, self._options = pipeline, options
     self._desk, self._drawn = desk, drawn
     self._maker = Maker(pipeline, options)
+    gr.Markdown(_about(pipeline))
     with gr.Row():
       with gr.Column(scale=3):
         with gr.Tabs(overflow_behavior="wrap"):
@@ -150,26 +153,20 @@ class _Page:
         label="Status", interactive=False, lines=2, elem_classes="status"
       )
       gr.Examples(
-        self._examples(tab.examples),
+        self._examples(task, tab.examples),
         [inputs[name] for name in tab.examples],
         cache_examples=False,
         api_visibility="private",
       )
     return _Parts(inputs=inputs, make=make, cancel=cancel, status=status)
 
-  def _examples(self, names: Sequence[str]) -> list[list]:
+  def _examples(self, task: str, names: Sequence[str]) -> list[list]:
     if names == ("prompt",):
       return [[prompt] for prompt in PROMPTS]
-    of = lambda drawn: {
-      "prompt": drawn.prompt,
-      "image": drawn.picture,
-      "last_image": drawn.last_picture,
-      "video": drawn.video,
-      "box": drawn.box,
-      "left": 64,
-      "right": 64,
-    }
-    return [[of(drawn)[name] for name in names] for drawn in self._drawn]
+    rows = [vars(drawn) | _AROUND for drawn in self._drawn]
+    if task == "super_resolve":
+      rows = [row | {"video": row["small_video"]} for row in rows]
+    return [[row[name] for name in names] for row in rows]
 
   def _shared(self) -> dict[str, Component]:
     """Seed, negative prompt and settings, the same for all tabs."""
@@ -292,6 +289,14 @@ class _Page:
       return {"background": pixels, "layers": [], "composite": None}
 
     return background
+
+
+def _about(pipeline: Pipeline) -> str:
+  frames, (height, width) = pipeline.frames({}), pipeline.resolution()
+  return (
+    f"**{TITLE}**: {frames} frames of {width}x{height}, {pipeline.fps:g} a "
+    "second, unless you ask for another length"
+  )
 
 
 def _shown(error: UserError) -> gr.Error:

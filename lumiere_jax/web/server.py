@@ -6,7 +6,9 @@ import ipaddress
 import os
 from pathlib import Path
 import shutil
+import signal
 import socket
+import sys
 import tempfile
 
 import fastapi
@@ -45,11 +47,16 @@ def serve(
   Raises:
     UserError: the address cannot be listened to, or `load` raises it.
   """
-  with _listening(host, port) as listener, private_desk(options) as desk:
+  with (
+    _ended_by(signal.SIGTERM),
+    _listening(host, port) as listener,
+    private_desk(options) as desk,
+  ):
     page = build(load(), options, desk)
     app = application(
       page, options, names=names_for(host, names), root_path=root_path
     )
+    listener.listen()  # who reads the address may come at once
     shown = f"[{host}]" if ":" in host else host
     port = listener.getsockname()[1]
     print(f"http://{shown}:{port}{root_path}/ (Ctrl-C ends it)", flush=True)
@@ -114,6 +121,16 @@ def private_desk(options: Options) -> Iterator[Desk]:
   finally:
     desk.close()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _ended_by(number: int) -> Iterator[None]:
+  """A signal that would end the process at once lets it clean up before."""
+  former = signal.signal(number, lambda *_: sys.exit(0))
+  try:
+    yield
+  finally:
+    signal.signal(number, former)
 
 
 @contextlib.contextmanager

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 import dataclasses
 import os
 
+from lumiere_jax.io.bundle import find
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.pipelines.pipeline import Pipeline
+from lumiere_jax.pipelines.styles import read_style
 from lumiere_jax.typing import UserError
 from lumiere_jax.web.options import Options
 
@@ -54,32 +56,40 @@ def start(
     host, port, names, root_path: see `server.serve`.
 
   Raises:
-    UserError: Gradio is not there, a flag or a bundle cannot be used, or the
-      address cannot be listened to.
+    UserError: Gradio is not there, a flag, a bundle or a style cannot be used,
+      or the address cannot be listened to.
   """
   if not source.models:
     raise UserError(
       "--model is missing; give a bundle, or the workdir of a training run"
     )
-  for name, path in options.styles.items():
-    if not os.path.exists(path):
-      raise UserError(f"--style={name}={path}: {path} is not there; mend it")
+  for path in options.styles.values():
+    read_style(path)
   if root_path and (root_path[0] != "/" or root_path[-1] == "/"):
     raise UserError(
       f"--root_path={root_path} must begin with / and not end with it"
     )
   serve = _server()
-  adapters = (path.rpartition("=")[2] for path in source.adapters)
-  secret = (*source.models, *adapters, *options.styles.values())
+  bundles = (find(path, "--model") for path in source.models)
+  blended = (*source.adapters, *options.styles.values())
+  places = (path.rpartition("=")[2] for path in blended)  # of STAGE=PATH
+  secret = (*source.models, *map(os.fspath, bundles), *places)
   options = dataclasses.replace(options, secret=(*options.secret, *secret))
   serve(
-    source.load,
+    lambda: _load(source, options),
     options,
     host=host,
     port=port,
     names=names,
     root_path=root_path,
   )
+
+
+def _load(source: Source, options: Options) -> Pipeline:
+  pipeline = source.load()
+  for path in options.styles.values():
+    pipeline.styled(path, 0.0)  # takes no time, and says if it does not fit
+  return pipeline
 
 
 def _server():

@@ -53,9 +53,9 @@ TABS: dict[str, Tab] = {
   ),
   "outpaint": Tab(
     title="Outpaint",
-    about="Shows more around a video: pixels to add on each side.",
+    about="Shows more around a video: pixels of it to add on each side.",
     fields=("prompt", "video", ("left", "top", "right", "bottom"), _EDGE),
-    examples=("prompt", "video", "left", "right"),
+    examples=("prompt", "video", "left", "top", "right", "bottom"),
   ),
   "cinemagraph": Tab(
     title="Cinemagraph",

@@ -1,6 +1,8 @@
-"""A pipeline that draws, and files to upload."""
+"""A pipeline that draws, a browser, and files to upload."""
 
+import os
 import pathlib
+import shutil
 
 import av
 import numpy as np
@@ -10,17 +12,63 @@ from lumiere_jax.io.image import write_image
 from lumiere_jax.io.write import write_video
 from tests.web.stand_in import Drawing
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
 
 def pytest_addoption(parser):
-  parser.addoption(
-    "--shots", default="", help="Folder for pictures of the page."
+  group = parser.getgroup("the page")
+  group.addoption("--shots", default="", help="Folder for pictures of it.")
+  group.addoption(
+    "--model", default="", help="Bundle that test_tour.py goes through."
   )
+  group.addoption("--style", default="", help="Of --model: NAME=PATH.")
+  group.addoption("--steps", default="", help="Of --model, in each stage.")
 
 
 @pytest.fixture(scope="module")  # no longer: it stands in for all sampling
 def drawing():
   with Drawing().drawing() as pipeline:
     yield pipeline
+
+
+@pytest.fixture(scope="module")  # its loop would be in the way of others
+def browser():
+  if not CHROMIUM:
+    pytest.skip("needs a browser: Debian's package chromium")
+  from playwright.sync_api import sync_playwright
+
+  # A browser of root has no sandbox to go into.
+  args = ["--no-sandbox"] if os.geteuid() == 0 else []
+  with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def visit(browser, site, request):
+  """Opens the page in a window of its own; nothing strange may happen."""
+  from tests.web.person import Person
+
+  said = lambda name: request.config.getoption(name, "")
+  patience_s = 3600.0 if said("--model") else 120.0
+  people = []
+
+  def visited() -> Person:
+    page = browser.new_page(viewport={"width": 1280, "height": 1120})
+    people.append(Person(page, site.url, said("--shots"), patience_s))
+    return people[-1]
+
+  yield visited
+  strange = [line for person in people for line in person.strange]
+  for person in people:
+    person.page.close()
+  assert not strange
+
+
+@pytest.fixture
+def person(visit):
+  return visit()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A person before a browser: what tests of the page do with it."""
 
+from collections.abc import Callable
 import io
 from pathlib import Path
 import re
@@ -26,15 +27,16 @@ class Person:
       that refuse, errors of scripts.
   """
 
-  def __init__(self, page: Page, url: str, shots: str):
+  def __init__(self, page: Page, url: str, shots: str, patience_s: float):
     """Opens the page.
 
     Args:
       page: of the browser.
       url: to open.
       shots: folder for pictures; '' takes none.
+      patience_s: how long a video may take.
     """
-    self.page, self._shots = page, shots
+    self.page, self._shots, self._patience_s = page, shots, patience_s
     self.strange: list[str] = []
     page.set_default_timeout(WAIT_MS)
     page.on("request", lambda r: self._asked(r.url, url))
@@ -75,6 +77,13 @@ class Person:
     """Types into a field of the tab."""
     self.tab.get_by_label(label).first.fill(value)
 
+  def settle(self, label: str, value: str) -> None:
+    """Types into one of the settings, which are folded away at first."""
+    field = self.page.get_by_label(label, exact=True)
+    if not field.is_visible():
+      self.page.get_by_text("Advanced").click()
+    field.fill(value)
+
   def upload(self, label: str, path: str) -> None:
     """Gives a file to the part of the tab with this label."""
     part = self.part(label)
@@ -90,6 +99,8 @@ class Person:
     """Presses an example of the tab."""
     rows = self.tab.locator(".gallery-item, tbody tr")
     rows.nth(number).click()
+    prompt = self.tab.get_by_label("Prompt").first
+    expect(prompt).to_have_value(re.compile("^a "), timeout=WAIT_MS)
 
   def make(self) -> str:
     """Presses the button and waits for the end.
@@ -97,8 +108,11 @@ class Person:
     Returns:
       What the tab then says.
     """
+    # What was said of the one before is there until this one is done.
+    status, before = self.tab.get_by_label("Status"), self.results().count()
     self.press("Make")
-    return self.said("Done in")
+    self._await(lambda: self.results().count() > before)
+    return status.input_value()
 
   def press(self, name: str) -> None:
     """Presses a button of the tab."""
@@ -107,22 +121,37 @@ class Person:
   def said(self, word: str) -> str:
     """Waits until the tab says something with a word in it."""
     status = self.tab.get_by_label("Status")
-    end = time.monotonic() + WAIT_MS / 1000
-    while word not in status.input_value():
-      toast = self.page.locator(".toast-body")
-      assert not toast.count(), toast.first.inner_text()
-      assert time.monotonic() < end, status.input_value()
-      self.page.wait_for_timeout(100)
+    self._await(lambda: word in status.input_value())
     return status.input_value()
 
-  def refused(self) -> str:
-    """The message that pops up; it is closed again."""
+  def _await(self, holds: Callable[[], bool]) -> None:
+    """Waits until something holds, unless the page says what is wrong."""
+    toast = self.page.locator(".toast-body")
+
+    def held() -> bool:
+      assert not toast.count(), toast.first.inner_text()
+      return holds()
+
+    until(held, self._patience_s)
+
+  def refused(self, shot: str = "") -> str:
+    """The message that pops up; it is closed again.
+
+    Args:
+      shot: name of a picture to take of it; '' takes none.
+    """
     toast = self.page.locator(".toast-body")
     expect(toast.first).to_be_visible()
+    if shot:
+      self.shoot(shot)
     text = toast.first.inner_text().splitlines()[-1]
     toast.first.locator(".toast-close").click()
     expect(toast).to_have_count(0)
     return text
+
+  def told(self, text: str) -> None:
+    """Waits until the tab shows some text, such as a stage."""
+    self.tab.get_by_text(text).first.wait_for()
 
   def paint(self, *strokes: tuple[tuple[float, float], ...]) -> None:
     """Paints on what is in the tab.
@@ -136,7 +165,7 @@ class Person:
       self.page.mouse.move(*at(x, y))
       self.page.mouse.down()
       for x, y in rest:
-        self.page.mouse.move(*at(x, y), steps=6)
+        self.page.mouse.move(*at(x, y), steps=2)
       self.page.mouse.up()
 
   def canvas(self) -> tuple[float, float, float, float]:
@@ -146,7 +175,14 @@ class Person:
     """
     part = self.tab.locator("canvas").first
     part.scroll_into_view_if_needed()
-    self.page.wait_for_timeout(500)  # it glides to its place
+    seen = [b""]
+
+    def settled() -> bool:
+      """A picture is there, and no longer glides to its place."""
+      seen.append(part.screenshot())
+      return seen[-1] == seen[-2] and not _blank(seen[-1])
+
+    until(settled)
     percent = self.part("Painted mask").get_by_text(re.compile(r"^\d+%$"))
     side = SIDE * int(percent.first.inner_text().strip("%")) / 100
     box = part.bounding_box()
@@ -171,8 +207,24 @@ class Person:
       return
     self.page.evaluate("window.scrollTo(0, 0)")
     self.page.wait_for_timeout(500)
-    shot = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
+    shot = Image.open(io.BytesIO(self.page.screenshot(full_page=True))).convert(
+      "RGB"
+    )
     path = Path(self._shots) / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     shot.quantize(_COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
     assert path.stat().st_size < _MOST_BYTES
+
+
+def until(holds: Callable[[], bool], seconds: float = WAIT_MS / 1000) -> None:
+  """Waits until something holds."""
+  end = time.monotonic() + seconds
+  while not holds():
+    assert time.monotonic() < end
+    time.sleep(0.1)
+
+
+def _blank(shot: bytes) -> bool:
+  """Whether a picture is of one colour."""
+  extrema = Image.open(io.BytesIO(shot)).convert("RGB").getextrema()
+  return all(low == high for low, high in extrema)

@@ -24,18 +24,14 @@ from lumiere_jax.web.server import application, private_desk
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Served:
-  """A running page.
+class Site:
+  """A page that is served.
 
   Attributes:
     port: of this machine.
-    desk: of the page.
-    page: what was built.
   """
 
   port: int
-  desk: Desk
-  page: gr.Blocks
 
   @property
   def url(self) -> str:
@@ -61,15 +57,59 @@ class Served:
     Returns:
       The message that says how it ended.
     """
-    (index,) = (k for k, fn in self.page.fns.items() if fn.api_name == name)
-    body = {"fn_index": index, "data": data, "session_hash": session}
-    status, answer = self.ask("/gradio_api/queue/join", body)
-    assert status == 200, answer
-    _, stream = self.ask(f"/gradio_api/queue/data?session_hash={session}")
-    lines = stream.decode().splitlines()
-    told = [json.loads(x[6:]) for x in lines if x.startswith("data: ")]
+    event = self.join(name, data, session)
+    told = [x for x in self.hear(session) if x.get("event_id") == event]
     (done,) = (x for x in told if x["msg"] == "process_completed")
     return done
+
+  def join(self, name: str, data: list, session: str) -> str:
+    """Queues a call, without waiting for it.
+
+    Returns:
+      What it is known by in what is heard of it.
+    """
+    body = {"fn_index": self.behind(name)["id"], "data": data}
+    status, answer = self.ask(
+      "/gradio_api/queue/join", body | {"session_hash": session}
+    )
+    assert status == 200, answer
+    return json.loads(answer)["event_id"]
+
+  def hear(self, session: str) -> Iterator[dict]:
+    """What a session is told, until all its calls have ended."""
+    connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+    with contextlib.closing(connection):
+      path = f"/gradio_api/queue/data?session_hash={session}"
+      connection.request("GET", path)
+      for line in connection.getresponse():
+        if line.startswith(b"data: "):
+          yield json.loads(line[6:])
+
+  def behind(self, name: str) -> dict:
+    """What the page knows of a function."""
+    config = json.loads(self.ask("/config")[1])
+    (found,) = (x for x in config["dependencies"] if x["api_name"] == name)
+    return found
+
+  def filled(self, name: str, **values: Any) -> list:
+    """What a function takes, as the page first has it, but for some labels."""
+    config = json.loads(self.ask("/config")[1])
+    parts = {part["id"]: part["props"] for part in config["components"]}
+    taken = [parts[number] for number in self.behind(name)["inputs"]]
+    return [values.get(part["label"], part.get("value")) for part in taken]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Served(Site):
+  """A page of this process.
+
+  Attributes:
+    desk: of the page.
+    page: what was built.
+  """
+
+  desk: Desk
+  page: gr.Blocks
 
 
 @contextlib.contextmanager

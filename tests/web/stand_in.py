@@ -53,7 +53,7 @@ class Drawing(Pipeline):
     self.styles, self.prompt = [], ""
 
   def styled(self, style: str, alpha: float) -> "Drawing":
-    """As `Pipeline.styled` will be."""
+    """Itself; what was asked for is kept."""
     self.styles.append((style, alpha))
     return self
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from lumiere_jax.pipelines.tasks import TASKS
 from lumiere_jax.typing import UserError
 from lumiere_jax.web.forms import AS_TRAINED, read, read_settings
 from lumiere_jax.web.options import Limits, Options
+from lumiere_jax.web.sizes import check_edges
 from lumiere_jax.web.tabs import TABS
 from lumiere_jax.web.words import LABELS, words
 from tests.web.conftest import long_video
@@ -210,8 +212,8 @@ def test_no_picture_comes_before_no_mask(ask):
 
 
 def test_edges(ask, video):
-  asked = ask("outpaint", video=video, left=3, top=0, right=2.0, bottom=None)
-  assert asked.inputs.expand == "3,0,2,0"
+  asked = ask("outpaint", video=video, left=9, top=8, right=9.0, bottom="8")
+  assert asked.inputs.expand == "9,8,9,8"
   with pytest.raises(UserError, match="All edges are 0; give pixels to add"):
     ask("outpaint", video=video)
   with pytest.raises(UserError, match="Top is -1; give pixels to add, 0 to"):
@@ -220,6 +222,36 @@ def test_edges(ask, video):
     ask("outpaint", video=video, left=5000)
   with pytest.raises(UserError, match=r"Left is 1\.5; give a whole number"):
     ask("outpaint", video=video, left=1.5)
+
+
+@pytest.mark.parametrize(
+  ("edges", "size", "made", "message"),
+  [
+    ((9, 0, 9, 0), (64, 64), (128, 128), "Left .* 82x64,.* add 9 pixels"),
+    ((0, 8, 0, 8), (64, 64), (128, 128), "Top .* 64x80,.* add 8 pixels"),
+    ((0, 0, 0, 20), (64, 64), (96, 64), "Bottom .* 64x84,.* add 31 pixels"),
+    ((9, 9, 9, 9), (64, 64), (128, 128), None),
+    ((32, 0, 32, 0), (64, 64), (256, 128), None),
+    ((0, 8, 0, 8), (64, 48), (128, 128), None),
+    ((40, 0, 0, 0), (64, 64), (128, 128), None),  # half of it stays
+  ],
+)
+def test_edges_that_would_be_cut_off_again(edges, size, made, message):
+  if message is None:
+    check_edges(edges, size, made)
+    return
+  with pytest.raises(UserError, match=message) as caught:
+    check_edges(edges, size, made)
+  # What it says to add is enough, and no more than is needed.
+  more = int(re.search(r"add (\d+) pixels", str(caught.value))[1])
+  left, top, right, bottom = edges
+  sides = "above" in str(caught.value)
+  mended = lambda n: (
+    (left, top + n, right, bottom + n)
+    if sides
+    else (left + n, top, right + n, bottom)
+  )
+  check_edges(mended(more), size, made)
 
 
 def test_numbers_of_tasks(ask, video):

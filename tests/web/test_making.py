@@ -43,12 +43,13 @@ def job(desk, drawing):
 
 
 BOX = {"box": "8,8,40,40"}
+AROUND = dict.fromkeys(("left", "top", "right", "bottom"), 32)
 TASKS = {
   "text_to_video": ({}, (FRAMES, LARGE, LARGE)),
   "image_to_video": ({"image": "picture"}, (FRAMES, LARGE, LARGE)),
   "extend": ({"video": "video", "context": 8}, (24, LARGE, LARGE)),
   "inpaint": ({"video": "video"} | BOX, (FRAMES, LARGE, LARGE)),
-  "outpaint": ({"video": "video", "left": 64}, (FRAMES, LARGE, LARGE)),
+  "outpaint": ({"video": "video"} | AROUND, (FRAMES, LARGE, LARGE)),
   "cinemagraph": ({"image": "picture"} | BOX, (FRAMES, LARGE, LARGE)),
   "stylize": ({"style": "ink", "alpha": 0.5}, (FRAMES, LARGE, LARGE)),
   "video_to_video": ({"video": "video"}, (FRAMES, LARGE, LARGE)),
@@ -115,6 +116,16 @@ def test_styles_are_worn_once_for_the_same(maker, desk, job, drawing):
     maker.make(styled, desk, lambda at: None)
     desk.leave(styled)
   assert drawing.styles == [("/styles/ink", 0.5), ("/styles/ink", 1.0)]
+
+
+def test_paths_of_styles_are_not_told(maker, desk, job, drawing, monkeypatch):
+  def damaged(style, alpha):
+    raise UserError(f"--style={style} is damaged")
+
+  monkeypatch.setattr(drawing, "styled", damaged)
+  styled = job("stylize", style="ink", alpha=0.3)
+  with pytest.raises(UserError, match="Style=ink is damaged"):
+    maker.make(styled, desk, lambda at: None)
 
 
 def test_cancelling_stops_the_sampling(maker, desk, job, drawing):
