@@ -12,11 +12,14 @@ GRADIO_LEAVES := -W ignore::ResourceWarning \
   -W ignore::pytest.PytestUnraisableExceptionWarning
 TOUR := --model=demo --shots=docs/app
 
-.PHONY: demo test scale beam xmanager app-test app-shots lint format parity \
-  torture clean
+.PHONY: demo gallery test scale beam xmanager app-test app-shots lint format \
+  parity torture clean
 
-demo: $(VENV)/ready  ## train the small cascade, make videos, write a page
+demo: $(VENV)/ready  ## every task and a few steps of every stage, on a page
 	$(BIN)/python -m launch.demo --out=out/demo
+
+gallery: $(VENV)/ready  ## make the pictures and clips of docs/gallery.md anew
+	$(BIN)/python -m launch.gallery
 
 test: $(VENV)/ready  ## the whole suite, without torch
 	$(BIN)/python -m pytest -q -n auto --dist loadfile \

@@ -61,9 +61,9 @@ class Show:
       f"--out={out / self.name}{self.ending}",
     ]
 
-  def line(self, model: str, inputs: Path, out: Path) -> str:
+  def line(self, model: str, inputs: Path, out: Path, *more: str) -> str:
     """The command as one would type it."""
-    return "python -m " + shlex.join(self.command(model, inputs, out))
+    return "python -m " + shlex.join(self.command(model, inputs, out, *more))
 
 
 SHOWS = (
@@ -122,6 +122,14 @@ SHOWS = (
     prompt="a large orange triangle circling slowly on a black background",
     says="Made over: the motion stays, the colour does not.",
     arguments=("--video={inputs}/triangle.mp4",),
+  ),
+  Show(
+    name="stylize",
+    task="stylize",
+    prompt="a large red square moving right slowly on a black background",
+    says="From no style to all of it: the weights of the spatial layers are "
+    "interpolated.",
+    arguments=("--style=pastel", "--alpha=0,0.25,0.5,0.75,1"),
   ),
   Show(
     name="super_resolve",

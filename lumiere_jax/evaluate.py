@@ -56,6 +56,11 @@ ASKED = {
     Request.strength,
     "Of video_to_video, above 0 to 1; default: as sample has it.",
   ),
+  "style": flags.DEFINE_string(
+    "style",
+    Request.style,
+    "For stylize: as for sample, of the look of style_scenes; e.g. pastel.",
+  ),
   "mesh": flags.DEFINE(
     MeshParser(), "mesh", None, "DATA,FSDP,SPACE: devices, as for sample."
   ),

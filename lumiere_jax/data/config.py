@@ -51,6 +51,9 @@ class DataConfig:
     masks: mask patterns of the conditional model and how often each comes,
       e.g. 'first_frame:8 border:2'; see `masks.PATTERNS`.
     threads: that read and decode.
+    workers: processes that make whole batches in place of the threads, where
+      these cannot keep up with the device, as with 'procedural' and a GPU; the
+      batches are the same. 0: none.
   """
 
   source: str = "files"
@@ -74,11 +77,12 @@ class DataConfig:
   image_share: float = 0.2
   masks: str = ""
   threads: int = 16
+  workers: int = 0
 
   def __post_init__(self):
     above_0 = "fps", "num_frames", "num_clips", "threads", "max_enlarge"
     check_least(self, "config.data", above_0, above=0)
-    from_0 = "scene_cuts", "min_motion", "crop"
+    from_0 = "scene_cuts", "min_motion", "crop", "workers"
     check_least(self, "config.data", from_0, least=0)
     if not 0 < self.image_share < 1:
       raise UserError(

@@ -8,6 +8,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 import threading
@@ -20,6 +21,7 @@ import numpy as np
 from lumiere_jax.data.masks import MaskMix
 from lumiere_jax.data.plan import Plan
 from lumiere_jax.data.source import Source, UnreadableClip
+from lumiere_jax.data.workers import made_in_processes
 from lumiere_jax.typing import UserError
 
 Batch = dict[str, Any]
@@ -50,6 +52,10 @@ class Pace:
       clips, seconds = self._clips, self._seconds
       self._clips, self._seconds = 0, 0.0
     return seconds / clips if clips else None
+
+  def __reduce__(self):
+    """In another process it begins anew, for what is counted stays there."""
+    return Pace, ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +121,7 @@ def batches(
   batch_size: int,
   start_step: int = 0,
   num_threads: int | None = None,
+  num_workers: int = 0,
   places: Sequence[int] | None = None,
   finish: Callable[[Batch], Any] = lambda batch: batch,
 ) -> Iterator[Any]:
@@ -125,6 +132,8 @@ def batches(
     batch_size: of all hosts together.
     start_step: the step of the first batch.
     num_threads: that load clips; None: by the number of cores.
+    num_workers: processes that load whole batches in place of the threads,
+      for sources that hold Python's lock; 0: none.
     places: of the clips in the batch that this host has to load; None: all.
     finish: what remains to be done to a batch, also ahead, in a thread.
 
@@ -146,12 +155,22 @@ def batches(
     batch_size=batch_size,
   )
   threads = num_threads or min(16, max(2, os.cpu_count() or 2))
-  return _generate(clips, len(places), threads, finish)
+  if num_workers:
+    make = functools.partial(_batch, clips)
+    return made_in_processes(make, finish, num_workers, _AHEAD)
+  return _generate(clips, threads, finish)
+
+
+def _batch(clips: "_Clips", number: int) -> Batch:
+  local = len(clips.places)
+  first = number * local
+  return _collate([clips[k] for k in range(first, first + local)])
 
 
 def _generate(
-  clips: "_Clips", local: int, threads: int, finish: Callable[[Batch], Any]
+  clips: "_Clips", threads: int, finish: Callable[[Batch], Any]
 ) -> Iterator[Any]:
+  local = len(clips.places)
   options = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(_AHEAD * local, threads)
   )

@@ -22,11 +22,16 @@ class Plan:
   """The order of clips in training."""
 
   def __init__(self, groups: Sequence[Group], batch_size: int, seed: int):
+    self._made_of = groups, batch_size, seed
     self._groups = [np.asarray(g.indices) for g in groups]
     self._batch_size, self._seed = batch_size, seed
     self._turns = np.array([_turns(g, batch_size) for g in groups])
     self._permutation = functools.lru_cache(4 * len(groups))(self._permute)
     self._round = functools.lru_cache(2)(self._shuffle)
+
+  def __reduce__(self):
+    """To another process goes what it is made of, not what it remembers."""
+    return Plan, self._made_of
 
   def candidates(self, step: int, place: int) -> Iterator[int]:
     """The clip at `place` in the batch of `step`, then those to try instead.

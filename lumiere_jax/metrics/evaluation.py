@@ -40,6 +40,7 @@ class Request:
     batch_size: of videos made of prompts alone, sampled at once.
     two_objects: share of 'text_to_video' prompts with two.
     strength: of 'video_to_video'; None: the pipeline's default.
+    style: for 'stylize', of the procedural scenes; '' is none.
     settings: how to sample.
     mesh: how the devices share the work; None: one does it.
   """
@@ -56,6 +57,7 @@ class Request:
   batch_size: int = 1
   two_objects: float = 0.1
   strength: float | None = None
+  style: str = ""
   settings: Settings = dataclasses.field(default_factory=Settings)
   mesh: MeshConfig | None = None
 
@@ -106,7 +108,7 @@ def score(
   Raises:
     UserError: a task cannot be done, or a file not be written.
   """
-  tasks = choose(pipeline, request.settings, request.tasks)
+  tasks = choose(pipeline, request.settings, request.tasks, request.style)
   about = _about(pipeline, request, stages)
   keeper = Keeper(request.keep, pipeline.fps) if request.keep else None
   done: dict[str, Scored] = {}
@@ -179,6 +181,7 @@ def _about(
     "seed": request.seed,
     "two_objects": request.two_objects,
     "strength": request.strength,
+    "style": request.style,
     "settings": dataclasses.asdict(settings),
     "sampling": {
       slot: dataclasses.asdict(settings.of(slot, stage.config.defaults))

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 
+from lumiere_jax.data.style_scenes import strength
 from lumiere_jax.io.notices import notice
 from lumiere_jax.metrics.alignment import rhythm, text_to_video
 from lumiere_jax.metrics.enlarged import OVERLAPS, ssr, windows, windows_of
 from lumiere_jax.metrics.given import cinemagraph, image_to_video, inpaint
-from lumiere_jax.metrics.judged import Table
+from lumiere_jax.metrics.judged import Hear, Table, ignore
 from lumiere_jax.metrics.made_over import video_to_video
 from lumiere_jax.metrics.scenes import SPLITS
+from lumiere_jax.metrics.stylize import stylize
 from lumiere_jax.pipelines.pipeline import How, Pipeline
 from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.typing import UserError
@@ -18,6 +20,9 @@ _CONDITIONAL = "a base that is told pixels (a 'conditional' stage)"
 _SSR = "a super-resolution stage"
 _WINDOWS = "super-resolution in windows, of a longer video (--num_frames)"
 _VIDEO = "a model of videos"
+_STYLE = "a style of the procedural scenes (--style)"
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""How much of a style is blended in, one after the other."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,19 @@ class Task:
   needs: tuple[str, ...] = (_VIDEO,)
   options: tuple[str, ...] = ()
   videos: int = 1
+
+
+def _stylize(
+  pipeline: Pipeline,
+  count: int,
+  settings: Settings,
+  seed: int,
+  *,
+  style: str,
+  hear: Hear = ignore,
+) -> Table:
+  pipelines = {alpha: pipeline.styled(style, alpha) for alpha in ALPHAS}
+  return stylize(pipelines, strength, count, settings, seed, hear=hear)
 
 
 TASKS: dict[str, Task] = {
@@ -81,6 +99,15 @@ TASKS: dict[str, Task] = {
     about="Made over after a prompt that differs in colour alone.",
     options=("strength",),
   ),
+  "stylize": Task(
+    score=_stylize,
+    about="Strength: how much of the style shows in the colours, 0 to 1; "
+    "rising: of the prompts whose strength never falls as alpha grows, and "
+    "grows in all. Motion kept: read as the prompt says.",
+    needs=(_VIDEO, _STYLE),
+    options=("style",),
+    videos=len(ALPHAS),
+  ),
   "ssr": Task(
     score=ssr,
     about="Real renders shrunk, super-resolved and compared, beside bicubic "
@@ -100,7 +127,10 @@ TASKS: dict[str, Task] = {
 
 
 def choose(
-  pipeline: Pipeline, settings: Settings, wanted: Sequence[str]
+  pipeline: Pipeline,
+  settings: Settings,
+  wanted: Sequence[str],
+  style: str = "",
 ) -> dict[str, Task]:
   """The tasks that are wanted.
 
@@ -109,6 +139,7 @@ def choose(
     settings: it will sample with.
     wanted: names of `TASKS`; none is all that it can do, and a notice of the
       others.
+    style: to blend in; '' is none.
 
   Raises:
     UserError: it cannot do one of those that are named.
@@ -116,6 +147,7 @@ def choose(
   has = {
     _VIDEO: pipeline.frames(How(settings=settings)) > 1,
     _CONDITIONAL: pipeline.takes_pixels,
+    _STYLE: bool(style),
     _SSR: "ssr" in pipeline.stages,
     _WINDOWS: windows_of(pipeline, settings) is not None,
   }
@@ -126,8 +158,8 @@ def choose(
       chosen[name] = task
     elif name in wanted:
       raise UserError(
-        f"--tasks={name} needs {lacking[0]}, and --model has none; leave it "
-        "out, or name the bundle of one too"
+        f"--tasks={name} needs {lacking[0]}, and there is none; leave it out, "
+        "or name one too"
       )
     elif not wanted:
       notice(f"{name} is left out: it needs {lacking[0]}")

@@ -8,6 +8,7 @@ stay as they are.
 
 from collections.abc import Mapping
 import dataclasses
+from importlib import resources
 import os
 from pathlib import Path
 import re
@@ -44,6 +45,7 @@ MOST = 1.5
 _SLOT = {stage: slot for slot, names in FAMILIES.items() for stage in names}
 _IMAGES = tuple(names[0] for names in FAMILIES.values())
 _FLAG = "--style"
+_SHIPPED = Path(str(resources.files("lumiere_jax"))) / "assets" / "styles"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,8 @@ def read_style(path: str | os.PathLike) -> Style:
     path: a bundle or workdir of a fine-tuned 't2i' or 'ssr_image', or of a
       stage inflated from one, whose spatial leaves are taken; or an adapter as
       `read_adapter` takes it. STAGE=PATH says which stage of a bundle to take,
-      or which an adapter is for.
+      or which an adapter is for. 'pastel' is the one that comes with the
+      package, for the bundle 'demo'.
 
   Raises:
     UserError: it is missing or damaged, holds no style, or several of them.
@@ -85,6 +88,9 @@ def read_style(path: str | os.PathLike) -> Style:
   if not place.exists() and "=" in str(path):
     stage, _, rest = str(path).partition("=")
     place = Path(rest)
+  shipped = _SHIPPED / f"{place}.safetensors"
+  if not place.exists() and shipped.is_file():
+    place = shipped
   if stage and stage not in _SLOT:
     raise UserError(
       f"{_FLAG}={path}: there is no stage {stage!r}; name one of "

@@ -11,6 +11,7 @@ from lumiere_jax.models.unet import UNetConfig
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.pipelines.stage import (
   DiffusionConfig,
+  SamplingConfig,
   StageConfig,
   VideoConfig,
 )
@@ -93,7 +94,7 @@ class TrainConfig:
     ema_warmup: the decay is at most (1 + step) / (ema_warmup + step).
     log_every: steps between lines of metrics.jsonl.
     eval_every: steps between held-out losses; 0: at the start and end only.
-    eval_clips: fixed held-out clips.
+    eval_clips: fixed held-out clips; 0: no held-out loss.
     eval_levels: noise levels that each of them is tried at.
     save_every: steps between checkpoints; the last step is always saved.
     save_minutes: minutes after which one is saved all the same; 0 is off.
@@ -139,14 +140,14 @@ class TrainConfig:
   def __post_init__(self):
     above_0 = (
       *("steps", "batch_size", "accumulate", "log_every", "save_every"),
-      *("keep", "eval_clips", "eval_levels", "learning_rate", "clip_norm"),
+      *("keep", "eval_levels", "learning_rate", "clip_norm"),
       *("max_skips", "ema_warmup"),
     )
     check_least(self, "config.train", above_0, above=0)
     from_0 = (
       *("final_learning_rate", "warmup_steps", "cooldown_steps", "keep_best"),
-      *("weight_decay", "eval_every", "save_minutes", "profile_from"),
-      "profile_steps",
+      *("weight_decay", "eval_every", "eval_clips", "save_minutes"),
+      *("profile_from", "profile_steps"),
     )
     check_least(self, "config.train", from_0, least=0)
     if not 0 <= self.ema_decay < 1:
@@ -223,6 +224,8 @@ class Experiment:
     resume: whether to go on with the run in the workdir; if not, that run is
       moved to `before-N` in it and a new one begins.
     upscale: super-resolution factor of the ssr stages.
+    defaults: how the bundle says that the stage is sampled unless one says
+      otherwise; None: as `StageConfig.defaults`.
     licence: of the weights, as written into the bundle.
   """
 
@@ -239,6 +242,7 @@ class Experiment:
   init_from: str = ""
   resume: bool = True
   upscale: int = 1
+  defaults: SamplingConfig | None = None
   licence: str = ""
 
   def __post_init__(self):
@@ -318,6 +322,7 @@ class Experiment:
         resolution=self.data.resolution,
         upscale=self.upscale,
       ),
+      sampling=self.defaults,
     )
 
   @classmethod

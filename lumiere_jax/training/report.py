@@ -15,8 +15,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem;
   padding: 0 1rem; color: #222; background: #fff; }
 figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top; }
 video, .sheet { image-rendering: pixelated; background: #eee; }
-video { width: 16rem; height: 16rem; }
-.sheet { max-width: 40rem; width: 100%; }
+video, .sheet { max-width: 100%; height: 16rem; }
+figcaption { max-width: 24rem; }
 table { border-collapse: collapse; }
 td, th { padding: .2rem .8rem; border-bottom: 1px solid #ddd;
   text-align: right; }
@@ -80,25 +80,39 @@ class RunSummary:
     }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+  """A video or picture that was sampled.
+
+  Attributes:
+    file: its name in the folder of the page.
+    title: what it is.
+    says: one line about it.
+    command: that made it.
+  """
+
+  file: str
+  title: str
+  says: str
+  command: str
+
+
 def write_page(
-  folder: Path,
-  title: str,
-  runs: Sequence[RunSummary],
-  videos: Sequence[tuple[str, str, str]],
+  folder: Path, title: str, made: Sequence[Made], runs: Sequence[RunSummary]
 ) -> None:
   """Writes index.html and metrics.json.
 
   Args:
-    folder: where the videos lie as NAME.mp4 and NAME.png.
+    folder: where the files that were made lie.
     title: of the page.
+    made: to show.
     runs: to tabulate and plot.
-    videos: (name, prompt, command) each.
   """
   numbers = {run.name: run.numbers() for run in runs}
   (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
   body = [
     f"<h1>{html.escape(title)}</h1>",
-    *(_video(*video) for video in videos),
+    *map(_shown, made),
     "<h2>Training</h2>",
     "<p>Losses are on held-out clips and fixed noise, before and after. "
     "<i>Frame by frame</i>: the same trained weights with the temporal layers "
@@ -106,7 +120,7 @@ def write_page(
     _table(runs),
     *(_curve(run) for run in runs),
     "<h2>Commands</h2>",
-    f"<pre>{html.escape(_commands(runs, videos))}</pre>",
+    f"<pre>{html.escape(_commands(made, runs))}</pre>",
   ]
   (folder / "index.html").write_text(
     f'<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -115,15 +129,17 @@ def write_page(
   )
 
 
-def _video(name: str, prompt: str, command: str) -> str:
-  del command
-  file = html.escape(name)
+def _shown(made: Made) -> str:
+  file = html.escape(made.file)
+  if Path(made.file).suffix == ".png":
+    show = f'<img class="sheet" src="{file}" alt="{html.escape(made.title)}">'
+  else:
+    show = (
+      f'<video src="{file}" controls autoplay loop muted playsinline></video>'
+    )
   return (
-    f"<h2>{html.escape(prompt)}</h2><figure>"
-    f'<video src="{file}.mp4" controls autoplay loop muted playsinline>'
-    f"</video></figure><figure>"
-    f'<img class="sheet" src="{file}.png" alt="frames in reading order">'
-    f"<figcaption>frames in reading order</figcaption></figure>"
+    f"<figure>{show}<figcaption><b>{html.escape(made.title)}</b><br>"
+    f"{html.escape(made.says)}</figcaption></figure>"
   )
 
 
@@ -183,9 +199,5 @@ def _curve(run: RunSummary) -> str:
   )
 
 
-def _commands(
-  runs: Sequence[RunSummary], videos: Sequence[tuple[str, str, str]]
-) -> str:
-  return "\n".join(
-    [run.command for run in runs] + [command for _, _, command in videos]
-  )
+def _commands(made: Sequence[Made], runs: Sequence[RunSummary]) -> str:
+  return "\n".join([one.command for one in [*made, *runs]])

@@ -122,6 +122,7 @@ class Run:
       batch_size=size,
       start_step=self.step,
       num_threads=self.experiment.data.threads,
+      num_workers=self.experiment.data.workers,
       places=arrays.places(self.mesh, size),
       finish=self._to_devices,
     )

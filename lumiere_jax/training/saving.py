@@ -36,7 +36,7 @@ class Saver:
   def evaluate(self) -> None:
     """Takes and logs the held-out loss, once for each step."""
     step = self._run.step
-    if step in self._records:
+    if not self._config.eval_clips or step in self._records:
       return
     record: Mapping[str, Any] = self._held_out(
       self._run.state, self._run.frozen, final=step == self._config.steps

@@ -46,9 +46,8 @@ def test_each_can_be_asked_for(show, drawn):
   assert not inputs.video or probe(inputs.video).num_frames == FRAMES
 
 
-def test_every_task_but_the_style_is_shown():
-  shown = {show.task for show in SHOWS}
-  assert TASKS.keys() - shown == {"stylize"}  # no style comes with the package
+def test_every_task_is_shown():
+  assert TASKS.keys() == {show.task for show in SHOWS}
   assert len({show.name for show in SHOWS}) == len(SHOWS)
 
 

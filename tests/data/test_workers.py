@@ -1,0 +1,99 @@
+"""Batches that worker processes make, against those of threads."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lumiere_jax.data.pipeline import Loader, batches
+from lumiere_jax.data.procedural import ProceduralSource
+from lumiere_jax.data.workers import made_in_processes
+from lumiere_jax.typing import UserError
+from tests.data.test_pipeline import assert_same
+
+SOURCE = ProceduralSource(num_clips=20, num_frames=2, resolution=16)
+
+
+def take(count, **options):
+  made = batches(Loader(source=SOURCE, seed=3), batch_size=4, **options)
+  taken = list(itertools.islice(made, count))
+  made.close()
+  return taken
+
+
+def test_workers_make_the_batches_of_threads():
+  finish = lambda batch: batch | {"finished": os.getpid()}
+  made = take(5, num_workers=2, start_step=7, finish=finish)
+  assert_same(made, take(5, start_step=7))
+  assert {batch["finished"] for batch in made} == {os.getpid()}
+
+
+def squared(number: int) -> int:
+  if number == 3:
+    raise UserError("three is not for us")
+  return number**2
+
+
+def test_what_goes_wrong_in_a_worker_is_said_here():
+  made = made_in_processes(squared, lambda n: -n, workers=2, ahead=2)
+  assert list(itertools.islice(made, 3)) == [0, -1, -4]
+  with pytest.raises(UserError, match="three is not for us"):
+    next(made)
+
+
+def worker(number: int) -> int:
+  del number
+  time.sleep(0.01)
+  return os.getpid()
+
+
+def test_closing_ends_the_workers():
+  made = made_in_processes(worker, lambda pid: pid, workers=2, ahead=2)
+  next(made)
+  workers = multiprocessing.active_children()
+  assert len(workers) == 2
+  made.close()
+  for process in workers:
+    process.join(20)
+    assert process.exitcode == 0
+
+
+def test_a_killed_trainer_leaves_no_workers_behind():
+  script = """
+import time
+from lumiere_jax.data.workers import made_in_processes
+from tests.data.test_workers import worker
+made = made_in_processes(worker, lambda pid: pid, workers=2, ahead=2)
+seen = set()
+while len(seen) < 2:
+  seen.add(next(made))
+print(*seen, flush=True)
+time.sleep(60)
+"""
+  with subprocess.Popen(
+    [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+  ) as trainer:
+    workers = [int(pid) for pid in trainer.stdout.readline().split()]
+    assert len(workers) == 2
+    for pid in workers:  # they leave signals to the trainer
+      os.kill(pid, signal.SIGTERM)
+    time.sleep(0.5)
+    assert all(map(is_running, workers))
+    trainer.kill()
+  deadline = time.monotonic() + 20
+  while any(map(is_running, workers)):
+    assert time.monotonic() < deadline
+    time.sleep(0.1)
+
+
+def is_running(pid: int) -> bool:
+  try:
+    with open(f"/proc/{pid}/stat") as file:
+      return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+  except FileNotFoundError:
+    return False

@@ -1,0 +1,82 @@
+"""The stages that ship, one process each; these ones only write files."""
+
+from pathlib import Path
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from configs import shipped
+from launch.shipping import BUNDLED, CHAINS, FIRST, STOPPED, Training
+
+STAGE = """
+import pathlib, sys, time
+out, name, source = pathlib.Path(sys.argv[1]), *sys.argv[2:]
+assert not source or (out / source).exists(), "begun too soon"
+if name == "{broken}":
+  sys.exit(7)
+time.sleep({seconds})
+(out / name).touch()
+"""
+
+
+class Pretended(Training):
+  broken = ""
+  seconds = 0.0
+
+  def command(self, stage, source, folder):
+    script = STAGE.format(broken=self.broken, seconds=self.seconds)
+    return [sys.executable, "-c", script, str(self._out), folder, source]
+
+  def _bundle_command(self):
+    return self.command("bundle", BUNDLED[0], "bundle")
+
+
+def test_every_stage_trains_after_what_it_starts_from(tmp_path, capsys):
+  assert Pretended(tmp_path).run() == 0
+  made = {path.name for path in tmp_path.iterdir() if not path.suffix}
+  stages = {FIRST} | {stage for chain in CHAINS for stage, _ in chain}
+  assert made == stages | {"bundle"}
+  assert "conditional: done after" in capsys.readouterr().out
+
+
+def test_what_fails_ends_it_all(tmp_path, capsys):
+  training = Pretended(tmp_path)
+  training.broken = "base"
+  assert training.run() == 7
+  assert not (tmp_path / "conditional").exists()
+  assert not (tmp_path / "bundle").exists()
+  assert "base: failed" in capsys.readouterr().out
+
+
+def test_a_signal_ends_what_runs_and_begins_nothing(tmp_path):
+  script = f"""
+import pathlib, sys
+from tests.launch.test_shipping import Pretended
+training = Pretended(pathlib.Path({str(tmp_path)!r}))
+training.seconds = 30
+sys.exit(training.run())
+"""
+  with subprocess.Popen(
+    [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True
+  ) as process:
+    assert process.stdout.readline() == "\n"
+    assert process.stdout.readline().startswith("$ python")
+    while not process.stdout.readline().startswith("time.sleep"):
+      pass  # the rest of the script is told
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == STOPPED
+  assert not list(tmp_path.glob("*/"))
+
+
+@pytest.mark.parametrize("stage", [FIRST, "conditional"])
+def test_the_commands_are_those_of_the_config(stage):
+  training = Training(Path("out/x"), ["--config.data.workers=8"])
+  source = dict(CHAINS[0]).get(stage, "")
+  command = training.command(stage, source, stage)
+  assert f"--config=configs/shipped.py:{stage}" in command
+  assert command[-1] == "--config.data.workers=8"
+  given = "--config.text.weights=out/x/t2i" in command
+  assert given == (stage != FIRST)
+  assert shipped.get_config(stage).stage == stage
