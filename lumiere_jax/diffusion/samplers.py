@@ -91,6 +91,17 @@ def sample_chunk(
   return jax.lax.scan(body, state, steps)[0]
 
 
+def chunk_size(steps: int, most: int) -> int:
+  """The largest divisor of `steps` up to `most`: one compilation serves all.
+
+  Raises:
+    UserError: `most` is below 1.
+  """
+  if most < 1:
+    raise UserError(f"chunk={most} is too small; use at least 1 step")
+  return max(d for d in range(1, min(most, steps) + 1) if steps % d == 0)
+
+
 def sample(
   chunk_fn: Callable[[State, np.ndarray, np.int32], State],
   state: State,
@@ -105,8 +116,7 @@ def sample(
       with the rest bound.
     state: `rule.init(z)`.
     log_snrs: (steps + 1,) all noise levels, see `time_grid`.
-    chunk: most steps per chunk. The largest divisor of the number of steps up
-      to it is used, so that one compilation serves all chunks.
+    chunk: most steps per chunk; see `chunk_size`.
     callback: called as `callback(steps done, z)` after every chunk, for
       progress and previews. Returning True stops; so does raising.
 
@@ -116,12 +126,10 @@ def sample(
   Raises:
     UserError: a chunk below 1.
   """
-  if chunk < 1:
-    raise UserError(f"chunk={chunk} is too small; use at least 1 step")
   # On the host: slicing device arrays would compile once per chunk.
   log_snrs = np.asarray(log_snrs)
   steps = len(log_snrs) - 1
-  size = max(d for d in range(1, min(chunk, steps) + 1) if steps % d == 0)
+  size = chunk_size(steps, chunk)
   for first in range(0, steps, size):
     levels = log_snrs[first : first + size + 1]
     state = chunk_fn(state, levels, np.int32(first))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
@@ -20,7 +21,13 @@ from lumiere_jax.pipelines.canvas import (
   plan_windows,
 )
 from lumiere_jax.pipelines.handing_on import add_given, add_low_resolution
-from lumiere_jax.pipelines.sampling import Knobs, Start, sample_stage
+from lumiere_jax.pipelines.sampling import (
+  Knobs,
+  Start,
+  abstract,
+  compile_ahead,
+  sample_stage,
+)
 from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.pipelines.stage import SamplingConfig, StageConfig
 from lumiere_jax.pipelines.text import null_text
@@ -154,7 +161,46 @@ class Cascade:
       sample_keys(list(seeds), stream=i + told.segment * len(SLOTS))
       for i in range(len(self.stages))
     ]
+    self._compile_ahead(conds, keys, frames, windows, settings, told)
     return self.chain(conds, keys, frames, settings, run, told)
+
+  def _compile_ahead(
+    self,
+    conds: Mapping[str, tuple[Cond, Cond]],
+    keys: Sequence[Keys],
+    frames: int,
+    windows: Mapping[str, Windows],
+    settings: Settings,
+    told: Told,
+  ) -> None:
+    """Super-resolution compiles while the base is compiled and samples."""
+    if self.mesh or told.low is not None:
+      return
+
+    def shapes(name: str, cond: Cond, null: Cond, keys: Keys) -> Video:
+      config = self.config(name, settings)
+      own = settings.of(name, config.defaults)
+      if name == "ssr":
+        compile_ahead(
+          config,
+          self.stages[name].params,
+          *abstract((cond, null, keys)),
+          frames,
+          rule=make_sampler(own.sampler),
+          steps=own.steps,
+          windows=windows.get(name),
+          tiles=self._tiles(name, settings),
+          chunk=settings.chunk,
+        )
+      return jnp.zeros((len(keys), frames, *config.video.resolution, 3))
+
+    jax.eval_shape(
+      lambda conds, keys: self.chain(
+        conds, keys, frames, settings, shapes, told
+      ),
+      conds,
+      keys,
+    )
 
   def plan(
     self, settings: Settings, told: Told = NOTHING

@@ -1,8 +1,10 @@
 """Sampling one stage: from noise to a clip, in jitted chunks of steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 import dataclasses
 import functools
+import threading
 from typing import TypeVar
 
 from flax import struct
@@ -25,6 +27,7 @@ from lumiere_jax.diffusion.noise import INITIAL, Keys, frame_noise
 from lumiere_jax.diffusion.process import add_noise
 from lumiere_jax.diffusion.rules import Rule, State
 from lumiere_jax.diffusion.samplers import (
+  chunk_size,
   part_way,
   sample,
   sample_chunk,
@@ -258,6 +261,73 @@ def sample_at_once(
   ).z
 
 
+_ahead: dict[Hashable, Future] = {}
+"""What is compiled ahead, by program and shapes of the arguments."""
+
+
+def compile_ahead(
+  config: StageConfig,
+  params: FlatParams,
+  cond: Cond,
+  null_cond: Cond,
+  keys: Keys,
+  num_frames: int,
+  *,
+  rule: Rule,
+  steps: int,
+  windows: Windows | None = None,
+  tiles: Tiles = WHOLE,
+  chunk: int = 10,
+) -> None:
+  """Compiles, in a thread, what `sample_stage` will run of the same arguments.
+
+  So the next stage compiles while the one before it samples. On one device;
+  arrays may be shapes alone.
+  """
+  program = Program(
+    config=config,
+    rule=rule,
+    windows=windows,
+    num_frames=num_frames,
+    tiles=tiles,
+  )
+  clip = (keys.shape[0], num_frames, *config.video.resolution, 3)
+  arguments = (
+    params,
+    jax.eval_shape(rule.init, jax.ShapeDtypeStruct(clip, jnp.float32)),
+    np.zeros(chunk_size(steps, chunk) + 1, np.float32),
+    np.int32(0),
+    keys,
+    cond,
+    null_cond,
+    _as_arrays(Knobs()),
+  )
+  key = _shapes(program, arguments)
+  if key in _ahead:
+    return
+  compiled = _ahead[key] = Future()
+
+  def work() -> None:
+    try:
+      lowered = run_chunk.lower(*abstract(arguments), program=program)
+      compiled.set_result(lowered.compile())
+    except BaseException as error:  # for whoever waits for it
+      compiled.set_exception(error)
+
+  # A daemon: who interrupts sampling does not wait for a compiler.
+  threading.Thread(target=work, daemon=True).start()
+
+
+def abstract(tree: T) -> T:
+  """Shapes and dtypes in place of arrays."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _shapes(program: Program, arguments: tuple) -> Hashable:
+  leaves, structure = jax.tree.flatten(arguments)
+  return program, structure, tuple((x.shape, x.dtype) for x in leaves)
+
+
 def _as_arrays(knobs: Knobs) -> Knobs:
   """Values that are traced, so that changing them compiles nothing anew."""
   return jax.tree.map(functools.partial(jnp.asarray, dtype=jnp.float32), knobs)
@@ -324,17 +394,11 @@ def sample_stage(
     z = add_noise(start.video, z, jnp.full(len(z), log_snrs[0]))
 
   def run(state: State, levels: np.ndarray, first: np.int32) -> State:
-    return run_chunk(
-      params,
-      state,
-      levels,
-      first,
-      keys,
-      cond,
-      null_cond,
-      knobs,
-      program=program,
-    )
+    rest = (keys, cond, null_cond, knobs)
+    arguments = (params, state, levels, first, *rest)
+    if compiled := _ahead.get(_shapes(program, arguments)):
+      return compiled.result()(*arguments)
+    return run_chunk(*arguments, program=program)
 
   if mesh is None:
     return sample(run, rule.init(z), log_snrs, chunk, callback)
