@@ -314,8 +314,8 @@ def compile_ahead(
     except BaseException as error:  # for whoever waits for it
       compiled.set_exception(error)
 
-  # A daemon: who interrupts sampling does not wait for a compiler.
-  threading.Thread(target=work, daemon=True).start()
+  # No daemon: a process that ended within the compiler would crash.
+  threading.Thread(target=work).start()
 
 
 def abstract(tree: T) -> T:

@@ -237,6 +237,7 @@ def test_a_real_pipeline_is_asked_as_it_wants_to_be(request_, monkeypatch):
     return jnp.broadcast_to(ramp, size)
 
   monkeypatch.setattr(cascade, "sample_stage", sample_stage)
+  monkeypatch.setattr(cascade, "compile_ahead", lambda *_, **__: None)
   stages = {
     name: Stage(config=experiment.sampling, params={})
     for name, experiment in (("base", base.TINY), ("ssr", ssr.TINY))

@@ -9,7 +9,7 @@ import pytest
 from configs import base, conditional, ssr, t2i
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.models.unet import abstract_params
-from lumiere_jax.pipelines import sampling
+from lumiere_jax.pipelines import cascade, sampling
 from lumiere_jax.pipelines.cascade import Stage
 from lumiere_jax.pipelines.loading import choose
 from lumiere_jax.pipelines.pipeline import Pipeline
@@ -87,7 +87,8 @@ def test_one_seed_is_one_video_in_any_batch_and_chunking(pipeline):
 
 def test_nothing_compiles_again_when_values_change(pipeline):
   make(pipeline, [1])
-  compiled = sampling.run_chunk._cache_size()
+  programs = lambda: (sampling.run_chunk._cache_size(), len(sampling._ahead))
+  compiled = programs()
   for changes in (
     {"guidance_scale": 2.5, "ssr_guidance_scale": 1.0},
     {"percentile": 0.99, "max_value": 1.0, "noise_level": 0.3},
@@ -101,7 +102,23 @@ def test_nothing_compiles_again_when_values_change(pipeline):
     negative_prompt="grey",
     settings=SHORT,
   )
-  assert sampling.run_chunk._cache_size() == compiled
+  assert programs() == compiled
+
+
+def test_super_resolution_compiles_while_the_base_samples(
+  pipeline, monkeypatch
+):
+  monkeypatch.setattr(sampling, "_ahead", {})
+  video = make(pipeline, [1], num_frames=8)
+  (compiled,) = sampling._ahead.values()
+  called = []
+  compiled.result = lambda: lambda *args: called.append(args) or 1 / 0
+  with pytest.raises(ZeroDivisionError):
+    make(pipeline, [2], num_frames=8)  # the one there is, not a second one
+  assert len(called) == 1
+  monkeypatch.setattr(cascade, "compile_ahead", lambda *_, **__: None)
+  monkeypatch.setattr(sampling, "_ahead", {})
+  np.testing.assert_array_equal(video, make(pipeline, [1], num_frames=8))
 
 
 def test_prompt_and_negative_prompt_matter(pipeline):

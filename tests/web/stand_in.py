@@ -69,6 +69,7 @@ class Drawing(Pipeline):
     with (
       mock.patch.object(Cascade, "sample", sample),
       mock.patch.object(cascade, "sample_stage", self._sample_stage),
+      mock.patch.object(cascade, "compile_ahead"),
     ):
       yield self
 
