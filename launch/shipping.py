@@ -22,7 +22,7 @@ CHAINS = (
 )
 """Stages, each with what it starts from; one chain beside the other."""
 BUNDLED = ("conditional", "ssr")
-_WARM = (("base", FIRST), ("conditional", FIRST), ("ssr_image", ""))
+_WARM = (("base", FIRST), ("conditional", "warm/base"), ("ssr_image", ""))
 
 
 class Training:
@@ -144,6 +144,6 @@ class Training:
         metrics = self._out / folder / "metrics.jsonl"
         while process.poll() is None and not metrics.exists():
           time.sleep(0.5)
-        process.kill()
+        process.terminate()  # so that it saves: the next one starts from it
         process.wait()
         self._running.discard(process)

@@ -24,11 +24,10 @@ from lumiere_jax.typing import FlatParams, UserError
 SCRATCH = "scratch"
 EVERYTHING = ".*"
 # What else a stage can start from than itself and its parent: models that
-# hold all of it and more, or a picture model whose videos it learns at once.
-_ALSO = {
+# hold all of it and more.
+_LARGER = {
   "t2i": ("base", "conditional"),
   "base": ("conditional",),
-  "conditional": ("t2i",),
   "ssr_image": ("ssr",),
 }
 
@@ -246,7 +245,7 @@ def _source(experiment: Experiment) -> tuple[bundles.Bundle, str]:
   """The bundle to start from and the stage in it."""
   bundle = bundles.open_bundle(experiment.init_from, "config.init_from")
   wanted = [s for s in (experiment.stage, experiment.parent) if s]
-  wanted += _ALSO.get(experiment.stage, ())
+  wanted += _LARGER.get(experiment.stage, ())
   for stage in wanted:
     if stage in bundle.parts:
       return bundle, stage

@@ -70,6 +70,36 @@ sys.exit(training.run())
   assert not list(tmp_path.glob("*/"))
 
 
+AHEAD = """
+import pathlib, signal, sys, time
+out, name, source = pathlib.Path(sys.argv[1]), *sys.argv[2:]
+if name == "t2i":
+  (out / "t2i/bundle").mkdir(parents=True)
+  (out / "t2i/bundle/bundle.json").touch()
+  while not (out / "warm/ssr_image/saved").exists():
+    time.sleep(0.01)
+elif name.startswith("warm/"):
+  assert not source.startswith("warm/") or (out / source / "saved").exists()
+  (out / name).mkdir(parents=True)
+  def save(*_):
+    (out / name / "saved").touch()
+    sys.exit()
+  signal.signal(signal.SIGTERM, save)
+  (out / name / "metrics.jsonl").touch()
+  time.sleep(30)
+"""
+
+
+def test_later_stages_are_compiled_while_the_first_one_trains(tmp_path):
+  class Warmed(Pretended):
+    def command(self, stage, source, folder):
+      return [sys.executable, "-c", AHEAD, str(self._out), folder, source]
+
+  assert Warmed(tmp_path).run(warm=True) == 0
+  saved = {path.parent.name for path in tmp_path.glob("warm/*/saved")}
+  assert saved == {"base", "conditional", "ssr_image"}
+
+
 @pytest.mark.parametrize("stage", [FIRST, "conditional"])
 def test_the_commands_are_those_of_the_config(stage):
   training = Training(Path("out/x"), ["--config.data.workers=8"])
