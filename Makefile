@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 # Event loops that Gradio makes and never closes.
 GRADIO_LEAVES := -W ignore::ResourceWarning \
   -W ignore::pytest.PytestUnraisableExceptionWarning
-TOUR := --model=demo --shots=docs/app
+TOUR := --model=demo --style=pastel=pastel --shots=docs/app
 
 .PHONY: demo gallery test scale beam xmanager app-test app-shots lint format \
   parity torture clean
