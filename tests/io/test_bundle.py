@@ -41,9 +41,11 @@ def test_the_bundle_that_ships_is_known_by_its_name(tmp_path, monkeypatch):
   monkeypatch.setattr(bundles.resources, "files", lambda name: tmp_path / name)
   with pytest.raises(UserError, match="--model=demo does not exist"):
     bundles.open_bundle("demo")
+  assert not bundles.is_bundle("demo")
   (tmp_path / "lumiere_jax" / "assets").mkdir(parents=True)
   shipped = make(tmp_path / "lumiere_jax" / "assets" / "demo", "base", 1)
   assert bundles.open_bundle("demo").folder == shipped
+  assert bundles.is_bundle("demo")
   own = make(tmp_path / "demo", "base", 2)
   assert bundles.open_bundle("demo").folder.resolve() == own
 
