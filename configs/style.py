@@ -84,7 +84,13 @@ LORA = dataclasses.replace(
   preview=PREVIEW,
 )
 
-SHIPPED_SHORT = SHORT | {"steps": 600, "warmup_steps": 50}
+SHIPPED_SHORT = SHORT | {
+  "steps": 600,
+  "warmup_steps": 50,
+  "batch_size": 32,
+  "eval_clips": 64,
+  "eval_levels": 4,
+}
 SHIPPED = style(shipped.T2I, learning_rate=3e-4, **SHIPPED_SHORT)
 SHIPPED_LORA = style(shipped.T2I, rank=16, learning_rate=2e-3, **SHIPPED_SHORT)
 

@@ -7,12 +7,14 @@ videos and those of super-resolution train side by side.
 from collections.abc import Sequence
 import contextlib
 from pathlib import Path
-import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
+from typing import IO
+
+from launch.showcase import typed
 
 STOPPED = 143  # As a shell says that SIGTERM ended a command.
 FIRST = "t2i"
@@ -99,11 +101,11 @@ class Training:
     return done
 
   def _start(
-    self, stage: str, source: str, folder: str, log: object = None
+    self, stage: str, source: str, folder: str, log: IO[bytes] | None = None
   ) -> subprocess.Popen:
     command = self.command(stage, source, folder)
     if log is None:
-      print(f"\n$ {shlex.join(['python', *command[1:]])}", flush=True)
+      print(f"\n$ {typed(command[2:])}", flush=True)
     process = subprocess.Popen(command, stdout=log, stderr=log)
     self._running.add(process)
     if self._stopped:  # just now, before it was there to be told

@@ -6,6 +6,7 @@ what it needs is drawn into a folder first.
 
 from collections.abc import Sequence
 import dataclasses
+import os
 from pathlib import Path
 import shlex
 import subprocess
@@ -61,9 +62,9 @@ class Show:
       f"--out={out / self.name}{self.ending}",
     ]
 
-  def line(self, model: str, inputs: Path, out: Path, *more: str) -> str:
+  def line(self, model: str, inputs: Path, out: Path) -> str:
     """The command as one would type it."""
-    return "python -m " + shlex.join(self.command(model, inputs, out, *more))
+    return typed(self.command(model, inputs, out))
 
 
 SHOWS = (
@@ -177,13 +178,27 @@ def make_gallery(
 
 def make(show: Show, model: str, inputs: Path, out: Path) -> None:
   """Runs the command of a show; of a video, a gif for pages is left too."""
-  command = show.command(model, inputs, out, "--overwrite")
-  print(f"\n$ {show.line(model, inputs, out)}", flush=True)
-  if subprocess.run([sys.executable, "-m", *command], check=False).returncode:
-    sys.exit(f"{show.name} failed; what it said is above")
+  run(show.command(model, inputs, out, "--overwrite"))
   if show.ending == ".mp4":
     made = out / f"{show.name}.mp4"
     write_video(made.with_suffix(".gif"), read_video(made)[0][::2], 8)
+
+
+def run(command: Sequence[str], **environment: str) -> str:
+  """Runs `python -m command`, or ends with its exit code; says the line."""
+  line = typed(command)
+  print(f"\n$ {line}", flush=True)
+  result = subprocess.run(
+    [sys.executable, "-m", *command], env=os.environ | environment, check=False
+  )
+  if result.returncode:
+    sys.exit(result.returncode)
+  return line
+
+
+def typed(command: Sequence[str]) -> str:
+  """The command as one would type it."""
+  return shlex.join(["python", "-m", *command])
 
 
 def gallery_page(model: str, inputs: Path, out: Path, base: Path) -> str:

@@ -23,8 +23,8 @@ from lumiere_jax.pipelines.canvas import (
 from lumiere_jax.pipelines.handing_on import add_given, add_low_resolution
 from lumiere_jax.pipelines.sampling import (
   Knobs,
+  Program,
   Start,
-  abstract,
   compile_ahead,
   sample_stage,
 )
@@ -174,24 +174,23 @@ class Cascade:
     told: Told,
   ) -> None:
     """Super-resolution compiles while the base is compiled and samples."""
-    if self.mesh or told.low is not None:
+    if self.mesh or "ssr" not in self.stages or told.low is not None:
       return
 
     def shapes(name: str, cond: Cond, null: Cond, keys: Keys) -> Video:
       config = self.config(name, settings)
-      own = settings.of(name, config.defaults)
       if name == "ssr":
-        compile_ahead(
-          config,
-          self.stages[name].params,
-          *abstract((cond, null, keys)),
-          frames,
+        own = settings.of(name, config.defaults)
+        program = Program(
+          config=config,
           rule=make_sampler(own.sampler),
-          steps=own.steps,
           windows=windows.get(name),
+          num_frames=frames,
           tiles=self._tiles(name, settings),
-          chunk=settings.chunk,
         )
+        text = (cond, null, keys)
+        params, chunk = self.stages[name].params, settings.chunk
+        compile_ahead(program, params, *text, steps=own.steps, chunk=chunk)
       return jnp.zeros((len(keys), frames, *config.video.resolution, 3))
 
     jax.eval_shape(

@@ -266,35 +266,29 @@ _ahead: dict[Hashable, Future] = {}
 
 
 def compile_ahead(
-  config: StageConfig,
+  program: Program,
   params: FlatParams,
   cond: Cond,
   null_cond: Cond,
   keys: Keys,
-  num_frames: int,
   *,
-  rule: Rule,
   steps: int,
-  windows: Windows | None = None,
-  tiles: Tiles = WHOLE,
-  chunk: int = 10,
+  chunk: int,
 ) -> None:
-  """Compiles, in a thread, what `sample_stage` will run of the same arguments.
+  """Compiles, in a thread, what `sample_stage` will run on one device.
 
-  So the next stage compiles while the one before it samples. On one device;
-  arrays may be shapes alone.
+  So the next stage compiles while the one before it samples.
+
+  Args:
+    program: that it will run; the others are its arguments, of which the
+      shapes alone matter.
   """
-  program = Program(
-    config=config,
-    rule=rule,
-    windows=windows,
-    num_frames=num_frames,
-    tiles=tiles,
-  )
-  clip = (keys.shape[0], num_frames, *config.video.resolution, 3)
-  arguments = (
+  size = program.config.video.resolution
+  clip = (keys.shape[0], program.num_frames, *size, 3)
+  arguments = jax.eval_shape(
+    lambda *arguments: arguments,
     params,
-    jax.eval_shape(rule.init, jax.ShapeDtypeStruct(clip, jnp.float32)),
+    jax.eval_shape(program.rule.init, jax.ShapeDtypeStruct(clip, jnp.float32)),
     np.zeros(chunk_size(steps, chunk) + 1, np.float32),
     np.int32(0),
     keys,
@@ -309,18 +303,13 @@ def compile_ahead(
 
   def work() -> None:
     try:
-      lowered = run_chunk.lower(*abstract(arguments), program=program)
+      lowered = run_chunk.lower(*arguments, program=program)
       compiled.set_result(lowered.compile())
     except BaseException as error:  # for whoever waits for it
       compiled.set_exception(error)
 
   # No daemon: a process that ended within the compiler would crash.
   threading.Thread(target=work).start()
-
-
-def abstract(tree: T) -> T:
-  """Shapes and dtypes in place of arrays."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def _shapes(program: Program, arguments: tuple) -> Hashable:

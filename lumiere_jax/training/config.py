@@ -154,6 +154,11 @@ class TrainConfig:
       raise UserError(
         f"config.train.ema_decay={self.ema_decay} must be 0 or more, below 1"
       )
+    if self.keep_best and not self.eval_clips:
+      raise UserError(
+        f"config.train.keep_best={self.keep_best} goes by the held-out loss, "
+        "which config.train.eval_clips=0 leaves out; give some clips"
+      )
     if self.batch_size % self.accumulate:
       raise UserError(
         f"config.train.batch_size={self.batch_size} does not divide into "

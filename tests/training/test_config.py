@@ -40,6 +40,10 @@ FULL = {
     ({"train": {"steps": 0}}, "steps=0 must be above 0"),
     ({"train": {"learning_rate": float("nan")}}, "learning_rate=nan must be"),
     ({"train": {"accumulate": 3}}, "batch_size=2 does not divide into acc"),
+    (
+      {"train": {"keep_best": 1, "eval_clips": 0}},
+      "keep_best=1 goes by the held-out loss",
+    ),
     ({"train": {"optimizer": "adamm"}}, 'did you mean "adam"'),
     ({"train": {"decay": "cosin"}}, 'did you mean "cosine"'),
     ({"train": {"frozen_dtype": "bf16"}}, "source, bfloat16"),

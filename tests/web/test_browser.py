@@ -1,5 +1,6 @@
 """What a person does with the page, in a browser."""
 
+import contextlib
 from pathlib import Path
 import time
 
@@ -231,14 +232,25 @@ def test_results_are_kept_the_newest_first_and_for_oneself(visit, tmp_path):
   assert someone.results().count() == 0
 
 
-def test_cancelling_stops_the_sampling(person, drawing):
-  person.open("Text to video")
-  person.example(0)
+@contextlib.contextmanager
+def under_way(person, drawing):
+  """A job of many steps, which has begun."""
   person.settle("Steps", "900")
-  before, drawing.pause = drawing.taken, 0.05
+  drawing.pause = 0.05
   try:
     person.press("Make")
     person.tab.get_by_text("Base").wait_for()
+    yield
+    until(lambda: not drawing.running)
+  finally:
+    drawing.pause = 0.0
+
+
+def test_cancelling_stops_the_sampling(person, drawing):
+  person.open("Text to video")
+  person.example(0)
+  before = drawing.taken
+  with under_way(person, drawing):
     person.press("Cancel")
     assert person.said("ancel") == "Cancelled."
     until(lambda: not drawing.running)
@@ -246,8 +258,6 @@ def test_cancelling_stops_the_sampling(person, drawing):
     assert 0 < taken - before < 900
     time.sleep(0.5)
     assert drawing.taken == taken
-  finally:
-    drawing.pause = 0.0
   person.settle("Steps", "2")
   person.make()  # the place is free
   assert person.results().count() == 1
@@ -277,20 +287,13 @@ def test_what_waits_is_cancelled_at_once(visit, drawing):
   for person in (first, second):
     person.open("Text to video")
     person.example(0)
-  first.settle("Steps", "900")
-  drawing.pause = 0.05
-  try:
-    first.press("Make")
-    first.tab.get_by_text("Base").wait_for()
+  with under_way(first, drawing):
     second.press("Make")
     second.tab.get_by_text("queue").wait_for()
     second.press("Cancel")
     assert second.said("ancel") == "Cancelled."
     assert drawing.running  # the other goes on
     first.press("Cancel")
-    until(lambda: not drawing.running)
-  finally:
-    drawing.pause = 0.0
   assert not second.results().count()
   second.make()
 
@@ -299,12 +302,5 @@ def test_who_leaves_stops_the_job(visit, drawing):
   person = visit()
   person.open("Text to video")
   person.example(0)
-  person.settle("Steps", "900")
-  drawing.pause = 0.05
-  try:
-    person.press("Make")
-    person.tab.get_by_text("Base").wait_for()
+  with under_way(person, drawing):
     person.page.close()
-    until(lambda: not drawing.running)
-  finally:
-    drawing.pause = 0.0

@@ -16,11 +16,7 @@ from lumiere_jax.web.options import Options, parse_styles
 from lumiere_jax.web.tabs import TABS
 from tests.web.serving import served
 
-pytestmark = [
-  pytest.mark.app,
-  # A style of an image model goes into videos' models with other weights.
-  pytest.mark.filterwarnings("ignore:--style=.* holds other weights"),
-]
+pytestmark = pytest.mark.app
 
 ZIGZAG = [(0.05 + 0.7 * (k % 2), 0.2 + 0.05 * k) for k in range(15)]
 """Over all that moves in the first example."""

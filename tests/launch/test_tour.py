@@ -1,0 +1,38 @@
+"""The tour of `make demo`, with commands that are said but not run."""
+
+import html
+
+from launch import tour
+from launch.showcase import SHOWS, typed
+from lumiere_jax.training.report import RunSummary
+
+
+def test_the_page_shows_every_task_and_every_stage(tmp_path, monkeypatch):
+  ran = []
+
+  def run(command, **environment):
+    assert environment["JAX_COMPILATION_CACHE_DIR"].startswith(str(tmp_path))
+    ran.append(command)
+    return typed(command)
+
+  def read(workdir, **what):
+    assert f"--workdir={workdir}" in ran[-1]
+    return RunSummary(
+      **what,
+      parameters={"trainable": 1, "frozen": 2},
+      losses=[(1, 0.5)],
+      held_out=[(0, 0.5), (4, 0.25)],
+      frame_by_frame=None,
+    )
+
+  monkeypatch.setattr(tour, "run", run)
+  monkeypatch.setattr(RunSummary, "read", read)
+  tour.take_tour(tmp_path, "demo")
+  assert len(ran) == len(SHOWS) + len(tour.STAGES)
+  page = html.unescape((tmp_path / "index.html").read_text())
+  for command in ran:
+    assert typed(command) in page
+  for show in SHOWS:
+    assert f'src="{show.name}{show.ending}"' in page
+  for stage in tour.STAGES:
+    assert f"<td>{stage}</td>" in page
