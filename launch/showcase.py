@@ -33,6 +33,8 @@ class Show:
     says: one line about it.
     arguments: further flags; {inputs} is the folder of what was drawn, {out}
       that of what is made.
+    short: in place of `arguments` where it should not take long; () is the
+      same.
     seed: of the noise.
     ending: of the file.
   """
@@ -42,6 +44,7 @@ class Show:
   prompt: str
   says: str
   arguments: tuple[str, ...] = ()
+  short: tuple[str, ...] = ()
   seed: int = 1
   ending: str = ".mp4"
 
@@ -92,8 +95,9 @@ SHOWS = (
     name="extend",
     task="extend",
     prompt="a large cyan triangle circling slowly on a black background",
-    says="Goes on twice with five seconds.",
+    says="Goes on from the last frames, and on from there.",
     arguments=("--video={inputs}/triangle.mp4", "--times=2"),
+    short=("--video={inputs}/triangle.mp4", "--times=1"),
   ),
   Show(
     name="inpaint",
@@ -131,6 +135,7 @@ SHOWS = (
     says="From no style to all of it: the weights of the spatial layers are "
     "interpolated.",
     arguments=("--style=pastel", "--alpha=0,0.25,0.5,0.75,1"),
+    short=("--style=pastel", "--alpha=0,0.75"),
   ),
   Show(
     name="super_resolve",
@@ -143,8 +148,9 @@ SHOWS = (
     name="panorama",
     task="panorama",
     prompt="a large purple circle moving right slowly on a white background",
-    says="Three times as wide as trained, in overlapping windows of space.",
+    says="Wider than trained, in overlapping windows of space.",
     arguments=("--width=384",),
+    short=("--width=192",),
   ),
   Show(
     name="text_to_image",

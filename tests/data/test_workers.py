@@ -58,9 +58,9 @@ def test_closing_ends_the_workers():
   workers = multiprocessing.active_children()
   assert len(workers) == 2
   made.close()
-  for process in workers:
-    process.join(90)  # one may be starting still
-    assert not process.is_alive()
+  # Not by join and is_alive: the pool waits for them too, and one may be
+  # starting still.
+  assert_end([process.pid for process in workers], seconds=90)
 
 
 def test_a_killed_trainer_leaves_no_workers_behind():
@@ -85,8 +85,12 @@ time.sleep(60)
     time.sleep(0.5)
     assert all(map(is_running, workers))
     trainer.kill()
-  deadline = time.monotonic() + 20
-  while any(map(is_running, workers)):
+  assert_end(workers, seconds=20)
+
+
+def assert_end(pids: list[int], seconds: float) -> None:
+  deadline = time.monotonic() + seconds
+  while any(map(is_running, pids)):
     assert time.monotonic() < deadline
     time.sleep(0.1)
 

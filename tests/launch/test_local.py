@@ -141,7 +141,8 @@ def test_signals_reach_all_once(number):
     "print('ready', flush=True)\n"
     "while not asked: time.sleep(0.01)\n"
     "time.sleep(0.3)\n"
-    "print([int(n) for n in asked], flush=True)"
+    # One write, or the other process's line may come between two.
+    "os.write(1, f'{[int(n) for n in asked]}\\n'.encode())"
   )
   process = begin(program)
   ready = {process.stdout.readline() for _ in range(2)}
