@@ -15,6 +15,7 @@ import time
 from typing import IO
 
 from launch.showcase import typed
+from lumiere_jax.training.report import RunSummary, write_curves
 
 STOPPED = 143  # As a shell says that SIGTERM ended a command.
 FIRST = "t2i"
@@ -66,6 +67,7 @@ class Training:
         chain.join()
     if self._stopped or self._failed:
       return self._failed or STOPPED
+    self._draw_losses()
     return subprocess.call(self._bundle_command())
 
   def _stop(self) -> None:
@@ -123,6 +125,13 @@ class Training:
     if source:
       flags.append(f"--config.init_from={self._out / source}")
     return [sys.executable, "-m", "lumiere_jax.main", *flags, *self._flags]
+
+  def _draw_losses(self) -> None:
+    runs = [
+      RunSummary.read(self._out / stage, name=stage)
+      for stage in (FIRST, *(stage for chain in CHAINS for stage, _ in chain))
+    ]
+    write_curves(self._out / "losses.svg", runs)
 
   def _bundle_command(self) -> list[str]:
     sources = [f"--src={self._out / stage}" for stage in BUNDLED]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 import html
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class RunSummary:
     seconds: the whole process took, compilation included.
     parameters: 'trainable' and 'frozen' counts.
     losses: (step, training loss).
-    held_out: (step, loss on held-out clips).
+    held_out: (step, loss on held-out clips); may be none.
     frame_by_frame: held-out loss at the end with temporal layers left out;
       None for image models.
   """
@@ -52,7 +53,7 @@ class RunSummary:
 
   @classmethod
   def read(
-    cls, workdir: Path, *, name: str, command: str, seconds: float
+    cls, workdir: Path, *, name: str, command: str = "", seconds: float = 0.0
   ) -> "RunSummary":
     """From the files that a run leaves in its workdir."""
     pairs = lambda records: [(r["step"], r["loss"]) for r in records]
@@ -65,18 +66,19 @@ class RunSummary:
       parameters=start["parameters"],
       losses=pairs(JsonLines(workdir / "metrics.jsonl").read()),
       held_out=pairs(held_out),
-      frame_by_frame=held_out[-1].get("frame_by_frame"),
+      frame_by_frame=held_out[-1].get("frame_by_frame") if held_out else None,
     )
 
   def numbers(self) -> dict[str, Any]:
     """For metrics.json."""
+    points = self.held_out or self.losses
     return {
-      "first_loss": self.held_out[0][1],
-      "last_loss": self.held_out[-1][1],
+      "first_loss": points[0][1],
+      "last_loss": points[-1][1],
       "last_loss_frame_by_frame": self.frame_by_frame,
       "seconds": round(self.seconds, 1),
       "parameters": self.parameters,
-      "steps": self.held_out[-1][0],
+      "steps": points[-1][0],
     }
 
 
@@ -175,25 +177,52 @@ def _table(runs: Sequence[RunSummary]) -> str:
   return f"<table><tr>{cells('th', head)}</tr>{lines}</table>"
 
 
+def write_curves(file: Path, runs: Sequence[RunSummary]) -> None:
+  """Loss curves of runs side by side, as one SVG picture.
+
+  Args:
+    file: to write.
+    runs: to plot; three in a row.
+  """
+  columns = 3
+  rows = -(-len(runs) // columns)
+  plots = "".join(
+    f'<svg x="{k % columns * _WIDTH}" y="{k // columns * _HEIGHT}"'
+    + _curve(run).removeprefix("<svg")
+    for k, run in enumerate(runs)
+  )
+  file.write_text(
+    '<svg xmlns="http://www.w3.org/2000/svg" style="background: #fff" '
+    f'width="{columns * _WIDTH}" height="{rows * _HEIGHT}" '
+    f'font-family="sans-serif" font-size="11" fill="#555">{plots}</svg>\n'
+  )
+
+
 def _curve(run: RunSummary) -> str:
-  """Training loss as a line, held-out loss as dots, in one small plot."""
+  """Training loss as a line, held-out loss as dots, in one small plot.
+
+  Losses fall fast and then slowly: only their logarithms show both.
+  """
   points = [*run.losses, *run.held_out]
   last = max(step for step, _ in points) or 1
-  top = max(loss for _, loss in points) * 1.05
+  losses = [loss for _, loss in points if loss > 0] or [1.0]
+  top, bottom = max(losses) * 1.1, min(losses) / 1.1
+  base = _HEIGHT - 20
   x = lambda step: _MARGIN + step / last * (_WIDTH - _MARGIN - 8)
-  y = lambda loss: 18 + (1 - loss / top) * (_HEIGHT - 38)
+  share = lambda loss: math.log(max(loss, bottom) / bottom, top / bottom)
+  y = lambda loss: base - share(loss) * (base - 18)
   line = " ".join(f"{x(s):.1f},{y(v):.1f}" for s, v in run.losses)
   dots = "".join(
     f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="4" fill="#c40">'
     f"<title>held out, step {s}: {v:.4f}</title></circle>"
     for s, v in run.held_out
   )
-  base = _HEIGHT - 20
   return (
     f'<svg width="{_WIDTH}" height="{_HEIGHT}" role="img">'
     f'<text x="{_MARGIN}" y="12">{html.escape(run.name)}: loss</text>'
-    f'<text x="2" y="24">{top:.2f}</text><text x="2" y="{base}">0</text>'
-    f'<text x="{_WIDTH - 60}" y="{_HEIGHT - 6}">step {last}</text>'
+    f'<text x="2" y="24">{top:.2g}</text>'
+    f'<text x="2" y="{base}">{bottom:.2g}</text>'
+    f'<text x="{_WIDTH - 66}" y="{_HEIGHT - 6}">step {last:,}</text>'
     f'<path d="M{_MARGIN} 18V{base}H{_WIDTH - 8}" fill="none" stroke="#999"/>'
     f'<polyline points="{line}" fill="none" stroke="#26c"/>{dots}</svg>'
   )

@@ -4,21 +4,32 @@ from pathlib import Path
 import signal
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
 from configs import shipped
 from launch.shipping import BUNDLED, CHAINS, FIRST, STOPPED, Training
 
-STAGE = """
+RUN = """
+def leave(folder):
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "runs.jsonl").write_text('{"parameters": {}}\\n')
+  lines = '{"step": 1, "loss": 0.5}\\n{"step": 2, "loss": 0.25}\\n'
+  (folder / "metrics.jsonl").write_text(lines)
+"""
+STAGE = (
+  RUN.replace("{", "{{").replace("}", "}}")
+  + """
 import pathlib, sys, time
 out, name, source = pathlib.Path(sys.argv[1]), *sys.argv[2:]
 assert not source or (out / source).exists(), "begun too soon"
 if name == "{broken}":
   sys.exit(7)
 time.sleep({seconds})
-(out / name).touch()
+leave(out / name)
 """
+)
 
 
 class Pretended(Training):
@@ -39,6 +50,11 @@ def test_every_stage_trains_after_what_it_starts_from(tmp_path, capsys):
   stages = {FIRST} | {stage for chain in CHAINS for stage, _ in chain}
   assert made == stages | {"bundle"}
   assert "conditional: done after" in capsys.readouterr().out
+  picture = ElementTree.parse(tmp_path / "losses.svg")
+  said = {
+    text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")
+  }
+  assert {f"{stage}: loss" for stage in stages} <= said
 
 
 def test_what_fails_ends_it_all(tmp_path, capsys):
@@ -70,7 +86,9 @@ sys.exit(training.run())
   assert not list(tmp_path.glob("*/"))
 
 
-AHEAD = """
+AHEAD = (
+  RUN
+  + """
 import pathlib, signal, sys, time
 out, name, source = pathlib.Path(sys.argv[1]), *sys.argv[2:]
 if name == "t2i":
@@ -87,7 +105,9 @@ elif name.startswith("warm/"):
   signal.signal(signal.SIGTERM, save)
   (out / name / "metrics.jsonl").touch()
   time.sleep(30)
+leave(out / name)
 """
+)
 
 
 def test_later_stages_are_compiled_while_the_first_one_trains(tmp_path):
