@@ -212,7 +212,9 @@ def gallery_page(model: str, inputs: Path, out: Path, base: Path) -> str:
   parts = [
     "# Gallery",
     f"Made by the bundle `{model}` with `python -m launch.gallery`; below each "
-    "is the command that makes it, to the same pixels on the same machine.",
+    "is the command that makes it, to the same pixels on the same machine. The "
+    "lines say what is asked for; how far the model that ships goes along with "
+    "it, [its card](model_card.md) says.",
   ]
   for show in SHOWS:
     ending = ".gif" if show.ending == ".mp4" else show.ending
