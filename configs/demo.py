@@ -22,8 +22,6 @@ BRIEF = {
   "decay": "constant",
   "warmup_steps": 1,
   "log_every": 1,
-  "eval_clips": 2,
-  "eval_levels": 2,
 }
 
 

@@ -13,7 +13,7 @@ from lumiere_jax.training.report import Made, RunSummary, write_page
 
 STAGES = ("t2i", "base", "conditional", "ssr_image", "ssr")
 # Enough to see what it is; the gallery has the defaults.
-FEW = ("--steps=8", "--ssr_steps=3")
+FEW = ("--steps=6", "--ssr_steps=2")
 
 
 def take_tour(out: Path, model: str) -> None:

@@ -116,9 +116,7 @@ def write_page(
     f"<h1>{html.escape(title)}</h1>",
     *map(_shown, made),
     "<h2>Training</h2>",
-    "<p>Losses are on held-out clips and fixed noise, before and after. "
-    "<i>Frame by frame</i>: the same trained weights with the temporal layers "
-    "left out.</p>",
+    f"<p>{_about(runs)}</p>",
     _table(runs),
     *(_curve(run) for run in runs),
     "<h2>Commands</h2>",
@@ -128,6 +126,15 @@ def write_page(
     f'<!doctype html><html lang="en"><meta charset="utf-8">'
     f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
     f"<body>{''.join(body)}</body></html>\n"
+  )
+
+
+def _about(runs: Sequence[RunSummary]) -> str:
+  if not all(run.held_out for run in runs):
+    return "Losses are those of the first and the last batch."
+  return (
+    "Losses are on held-out clips and fixed noise, before and after. <i>Frame "
+    "by frame</i>: the same trained weights with the temporal layers left out."
   )
 
 

@@ -8,6 +8,7 @@ from gradio.components import Component
 from lumiere_jax.diffusion.rules import SAMPLERS
 from lumiere_jax.pipelines.pipeline import Pipeline
 from lumiere_jax.pipelines.settings import Settings
+from lumiere_jax.pipelines.styles import MOST
 from lumiere_jax.web.forms import AS_TRAINED, SEEDS
 from lumiere_jax.web.options import Options
 from lumiere_jax.web.uploads import VIDEOS
@@ -22,7 +23,7 @@ _HINTS = {
   "box": "x0,y0,x1,y1 in pixels, in place of paint",
   "feather": "pixels over which the edge fades",
   "strength": "how much is made over",
-  "alpha": "how much of the style; 0 is none",
+  "alpha": "how much of the style; 0 is none, above 1 is beyond it",
   "negative_prompt": "what to steer away from",
   "oscillate_after": "steps; -1 is never",
   "num_frames": "0: as trained",
@@ -59,7 +60,7 @@ def make(name: str, pipeline: Pipeline, options: Options) -> Component:
     "style": lambda: gr.Dropdown(
       [*options.styles], value=next(iter(options.styles), None), label=label
     ),
-    "alpha": lambda: gr.Slider(0, 1, 1.0, step=0.05, label=label, info=hint),
+    "alpha": lambda: gr.Slider(0, MOST, 1.0, step=0.05, label=label, info=hint),
     "strength": lambda: gr.Slider(
       0.05, 1, 0.7, step=0.05, label=label, info=hint
     ),

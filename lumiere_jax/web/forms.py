@@ -13,11 +13,11 @@ from typing import Any
 from jaxtyping import Bool
 import numpy as np
 
-from lumiere_jax.diffusion.choices import check_unit
 from lumiere_jax.io.image import write_image
 from lumiere_jax.io.masks import parse_box
 from lumiere_jax.pipelines.pipeline import How, Pipeline
 from lumiere_jax.pipelines.settings import Settings
+from lumiere_jax.pipelines.styles import check_alpha
 from lumiere_jax.pipelines.tasks import TASKS, Inputs
 from lumiere_jax.typing import UserError, check_choice
 from lumiere_jax.web.options import Limits, Options
@@ -97,7 +97,7 @@ def read(
   check_size(task, inputs, how, pipeline, options.limits)
   style = _style(values, options) if task == "stylize" else ""
   alpha = _number(values, "alpha", 1.0)
-  check_unit("--alpha", alpha)
+  check_alpha(alpha, "--alpha")
   return Asked(
     task=task, prompt=prompt, inputs=inputs, how=how, style=style, alpha=alpha
   )

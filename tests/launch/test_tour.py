@@ -2,12 +2,20 @@
 
 import html
 
+import pytest
+
 from launch import tour
 from launch.showcase import SHOWS, typed
 from lumiere_jax.training.report import RunSummary
 
 
-def test_the_page_shows_every_task_and_every_stage(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  "held_out, about",
+  [([], "those of the first and the last batch"), ([(4, 0.25)], "fixed noise")],
+)
+def test_the_page_shows_every_task_and_every_stage(
+  tmp_path, monkeypatch, held_out, about
+):
   ran = []
 
   def run(command, **environment):
@@ -21,7 +29,7 @@ def test_the_page_shows_every_task_and_every_stage(tmp_path, monkeypatch):
       **what,
       parameters={"trainable": 1, "frozen": 2},
       losses=[(1, 0.5)],
-      held_out=[(0, 0.5), (4, 0.25)],
+      held_out=held_out,
       frame_by_frame=None,
     )
 
@@ -32,6 +40,7 @@ def test_the_page_shows_every_task_and_every_stage(tmp_path, monkeypatch):
   page = html.unescape((tmp_path / "index.html").read_text())
   for command in ran:
     assert typed(command) in page
+  assert about in page
   for show in SHOWS:
     assert f'src="{show.name}{show.ending}"' in page
   for stage in tour.STAGES:

@@ -278,8 +278,10 @@ def test_styles(ask):
     ask("stylize")
   with pytest.raises(UserError, match="Style='inc' is not one of ink"):
     ask("stylize", style="inc")
-  with pytest.raises(UserError, match=r"Alpha=1\.5"):
-    ask("stylize", style="ink", alpha=1.5)
+  with pytest.raises(UserError, match=r"Alpha=1\.6"):
+    ask("stylize", style="ink", alpha=1.6)
+  with pytest.warns(UserWarning, match="beyond the style"):
+    assert ask("stylize", style="ink", alpha=1.5).alpha == 1.5
   with pytest.raises(UserError, match="There is no style to choose"):
     ask("stylize", options=Options(), style="ink")
 
