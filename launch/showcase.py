@@ -5,6 +5,7 @@ what it needs is drawn into a folder first.
 """
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -190,14 +191,30 @@ def make(show: Show, model: str, inputs: Path, out: Path) -> None:
     write_video(made.with_suffix(".gif"), read_video(made)[0][::2], 8)
 
 
-def run(command: Sequence[str], **environment: str) -> str:
-  """Runs `python -m command`, or ends with its exit code; says the line."""
+def run(
+  command: Sequence[str], log: Path | None = None, **environment: str
+) -> str:
+  """Runs `python -m command`, or ends with its exit code; says the line.
+
+  Args:
+    command: module and arguments.
+    log: file for what it prints, shown if it fails; None: the screen.
+    environment: variables it has besides.
+  """
   line = typed(command)
   print(f"\n$ {line}", flush=True)
-  result = subprocess.run(
-    [sys.executable, "-m", *command], env=os.environ | environment, check=False
-  )
+  with contextlib.ExitStack() as stack:
+    file = stack.enter_context(log.open("wb")) if log else None
+    result = subprocess.run(
+      [sys.executable, "-m", *command],
+      env=os.environ | environment,
+      check=False,
+      stdout=file,
+      stderr=subprocess.STDOUT if file else None,
+    )
   if result.returncode:
+    if log:
+      print(log.read_text(errors="replace"), file=sys.stderr)
     sys.exit(result.returncode)
   return line
 

@@ -4,9 +4,12 @@ Each is a command that can be run by hand; the page shows them.
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 import time
+
+from tqdm import tqdm
 
 from launch.showcase import SHOWS, Show, draw_inputs, run
 from lumiere_jax.training.report import Made, RunSummary, write_page
@@ -38,7 +41,10 @@ def take_tour(out: Path, model: str) -> None:
     )
     for show in map(shortened, SHOWS)
   ]
-  runs = [train(out, stage, cache) for stage in STAGES]
+  # Two at a time: most of it is compilation, by one core each.
+  with ThreadPoolExecutor(2) as pool:
+    trained = pool.map(lambda stage: train(out, stage, cache), STAGES)
+    runs = [*tqdm(trained, "training", len(STAGES), unit="stage")]
   write_page(out, "lumiere_jax demo", made, runs)
   print(f"\nopen {out / 'index.html'}")
 
@@ -59,6 +65,7 @@ def train(out: Path, stage: str, cache: Mapping[str, str]) -> RunSummary:
       f"--workdir={workdir}",
       "--noconfig.resume",
     ],
+    log=out / f"{stage}.log",
     **cache,
   )
   seconds = time.monotonic() - began

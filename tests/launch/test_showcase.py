@@ -11,6 +11,7 @@ from launch.showcase import (
   SIDE,
   draw_inputs,
   gallery_page,
+  run,
 )
 from lumiere_jax.data.procedural import parse_caption
 from lumiere_jax.io.decode import probe
@@ -57,3 +58,14 @@ def test_the_page_shows_each_with_its_command():
   for show in SHOWS:
     assert f"](gallery/{show.name}." in text
     assert f"--task={show.task}" in text
+
+
+def test_what_went_wrong_behind_a_log_is_shown(tmp_path, capsys):
+  log = tmp_path / "sample.log"
+  with pytest.raises(SystemExit) as ended:
+    run(["lumiere_jax.sample", "--task=nothing"], log=log)
+  assert ended.value.code not in (0, None)
+  shown = capsys.readouterr()
+  assert shown.out == "\n$ python -m lumiere_jax.sample --task=nothing\n"
+  assert "nothing" in shown.err
+  assert shown.err.strip() == log.read_text().strip()
