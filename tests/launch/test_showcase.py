@@ -67,5 +67,5 @@ def test_what_went_wrong_behind_a_log_is_shown(tmp_path, capsys):
   assert ended.value.code not in (0, None)
   shown = capsys.readouterr()
   assert shown.out == "\n$ python -m lumiere_jax.sample --task=nothing\n"
-  assert "nothing" in shown.err
+  assert "--model is missing" in shown.err
   assert shown.err.strip() == log.read_text().strip()
