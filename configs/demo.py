@@ -27,7 +27,7 @@ BRIEF = {
 
 def brief(start: Experiment, num_frames: int) -> Experiment:
   """A few steps on from the shipped weights of a stage."""
-  data = {"source": "files", "path": CLIPS, "held_out": 0.2}
+  data = {"source": "files", "path": CLIPS}
   return dataclasses.replace(
     start,
     init_from=SHIPPED,

@@ -138,7 +138,7 @@ CONDITIONAL = experiment(
 
 # A patch holds 48 numbers and the network is 48 wide: it has no room to hand
 # on the noise, which eps and v would have to tell. Clean patches are simple.
-# The base leaves little noise, so little is added to what is enlarged.
+# It learns the little noise alone that it is sampled with.
 CLEAN = DiffusionConfig(prediction="x0", max_noise_level=0.2)
 
 SSR_IMAGE_STAGE = experiment(

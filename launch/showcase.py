@@ -96,7 +96,7 @@ SHOWS = (
     name="extend",
     task="extend",
     prompt="a large cyan triangle circling slowly on a black background",
-    says="Goes on from the last frames, and on from there.",
+    says="Goes on from the last frames.",
     arguments=("--video={inputs}/triangle.mp4", "--times=2"),
     short=("--video={inputs}/triangle.mp4", "--times=1"),
   ),
@@ -136,7 +136,7 @@ SHOWS = (
     says="From no style to all of it: the weights of the spatial layers are "
     "interpolated.",
     arguments=("--style=pastel", "--alpha=0,0.25,0.5,0.75,1"),
-    short=("--style=pastel", "--alpha=0,0.75"),
+    short=("--style=pastel", "--alpha=0,1"),
   ),
   Show(
     name="super_resolve",
@@ -230,8 +230,7 @@ def gallery_page(model: str, inputs: Path, out: Path, base: Path) -> str:
     "# Gallery",
     f"Made by the bundle `{model}` with `python -m launch.gallery`; below each "
     "is the command that makes it, to the same pixels on the same machine. The "
-    "lines say what is asked for; how far the model that ships goes along with "
-    "it, [its card](model_card.md) says.",
+    "lines say what is asked for, not how well it is done.",
   ]
   for show in SHOWS:
     ending = ".gif" if show.ending == ".mp4" else show.ending

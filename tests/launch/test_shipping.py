@@ -19,14 +19,14 @@ def leave(folder):
   (folder / "metrics.jsonl").write_text(lines)
 """
 STAGE = (
-  RUN.replace("{", "{{").replace("}", "}}")
+  RUN
   + """
 import pathlib, sys, time
-out, name, source = pathlib.Path(sys.argv[1]), *sys.argv[2:]
+out, name, source, broken, seconds = pathlib.Path(sys.argv[1]), *sys.argv[2:]
 assert not source or (out / source).exists(), "begun too soon"
-if name == "{broken}":
+if name == broken:
   sys.exit(7)
-time.sleep({seconds})
+time.sleep(float(seconds))
 leave(out / name)
 """
 )
@@ -37,8 +37,8 @@ class Pretended(Training):
   seconds = 0.0
 
   def command(self, stage, source, folder):
-    script = STAGE.format(broken=self.broken, seconds=self.seconds)
-    return [sys.executable, "-c", script, str(self._out), folder, source]
+    said = (str(self._out), folder, source, self.broken, str(self.seconds))
+    return [sys.executable, "-c", STAGE, *said]
 
   def _bundle_command(self):
     return self.command("bundle", BUNDLED[0], "bundle")

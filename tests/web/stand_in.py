@@ -70,7 +70,6 @@ class Drawing(Pipeline):
       mock.patch.object(Cascade, "sample", sample),
       mock.patch.object(cascade, "sample_stage", self._sample_stage),
       mock.patch.object(cascade, "compile_ahead"),
-      mock.patch.object(cascade, "compile_ahead"),
     ):
       yield self
 
