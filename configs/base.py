@@ -29,7 +29,7 @@ FULL = Experiment(
     TemporalConfig(resample=(True, True, True)),
   ),
   text=common.IF_TEXT,
-  diffusion=common.IF_DIFFUSION,
+  diffusion=common.for_videos(common.IF_DIFFUSION),
   data=DataConfig(num_frames=80),
   train=TrainConfig(
     steps=500_000,

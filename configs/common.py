@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.models.unet import TemporalConfig, UNetConfig
@@ -24,7 +24,11 @@ def choose(size: str, sizes: dict[str, Experiment]) -> ConfigDict:
     UserError: the size is unknown.
   """
   check_choice("config size", size, sizes)
-  return ConfigDict(dataclasses.asdict(sizes[size]))
+  config = ConfigDict(dataclasses.asdict(sizes[size]))
+  # A number or a word.
+  shift = config_dict.FieldReference(config.diffusion.shift, field_type=object)
+  config.diffusion.shift = shift
+  return config
 
 
 def on_chips(model: UNetConfig) -> UNetConfig:
@@ -52,6 +56,7 @@ IF_I_XL = UNetConfig(
   text_dim=4096,
   text_channels=2816,
   out_channels=6,
+  noise_embedding="squaredcos_cap_v2",
   mask_text=False,
 )
 
@@ -64,6 +69,7 @@ IF_II_L = UNetConfig(
   text_channels=1280,
   in_channels=6,
   out_channels=6,
+  noise_embedding="squaredcos_cap_v2",
   noise_conditioned=True,
   activate_embedding_once=True,
   skip_scale=0.7071,
@@ -74,12 +80,19 @@ IF_DIFFUSION = DiffusionConfig(
   schedule="squaredcos_cap_v2", prediction="eps", null_text="empty"
 )
 
+
+def for_videos(diffusion: DiffusionConfig) -> DiffusionConfig:
+  """Training noise for clips: more, as all frames show what they share."""
+  return dataclasses.replace(diffusion, shift="auto")
+
+
 # IF-II-L's widths and blocks, with Imagen's 256 -> 1024 choice of attention:
 # to the text alone, and at the coarsest level only, as frames are 1024 wide.
 SSR_1024 = dataclasses.replace(
   IF_II_L,
   attention=("none", "none", "none", "none", "cross"),
   out_channels=3,
+  noise_embedding="cosine",
   mask_text=True,
 )
 
@@ -137,6 +150,7 @@ IF_TINY = dataclasses.replace(
   norm_groups=32,
   activation="gelu",
   out_channels=6,
+  noise_embedding="squaredcos_cap_v2",
   mask_text=False,
 )
 

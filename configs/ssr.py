@@ -32,7 +32,7 @@ FULL = Experiment(
   upscale=8,
   model=common.inflated(common.on_chips(common.SSR_1024), TEMPORAL),
   text=common.T5_XXL,
-  diffusion=DiffusionConfig(prediction="v"),
+  diffusion=common.for_videos(DiffusionConfig(prediction="v")),
   data=DataConfig(num_frames=16, resolution=1024, crop=256),
   train=TrainConfig(
     steps=500_000,
@@ -49,7 +49,7 @@ IF = dataclasses.replace(
   FULL,
   model=common.inflated(common.on_chips(common.IF_II_L), TEMPORAL),
   text=common.IF_TEXT,
-  diffusion=common.IF_DIFFUSION,
+  diffusion=common.for_videos(common.IF_DIFFUSION),
 )
 
 TINY = Experiment(

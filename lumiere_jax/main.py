@@ -12,6 +12,8 @@ from lumiere_jax import cli
 from lumiere_jax.host_flags import host_flags, joined
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.loop import train
+from lumiere_jax.training.noise_report import show_noise
+from lumiere_jax.training.start import settled
 from lumiere_jax.training.workdir import check_workdir
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -25,6 +27,12 @@ WORKDIR = flags.DEFINE_string(
   "",
   "Folder of the run, gone on from if it holds one; default out/STAGE.",
 )
+SHOW_NOISE = flags.DEFINE_bool(
+  "show_noise",
+  False,
+  "Print as JSON which noise levels training draws (deciles) and the stage is "
+  "sampled at, in log-SNR, and do not train.",
+)
 HOSTS = host_flags()
 
 
@@ -32,6 +40,9 @@ def main(argv: list[str]) -> None:
   """Reads the flags and trains."""
   del argv
   experiment = Experiment.from_config(cli.config_value(CONFIG))
+  if SHOW_NOISE.value:
+    show_noise(settled(experiment))
+    return
   workdir = check_workdir(WORKDIR.value or f"out/{experiment.stage}")
   with joined(HOSTS):
     train(experiment, workdir)

@@ -13,7 +13,7 @@ from absl import flags
 from lumiere_jax import cli
 from lumiere_jax.host_flags import host_flags, joined
 from lumiere_jax.pipelines.prompts import PromptLine, read_prompt_file
-from lumiere_jax.pipelines.requests import Output, Request, fulfil
+from lumiere_jax.pipelines.requests import Output, Request, fulfil, show_grid
 from lumiere_jax.pipelines.styles import parse_alphas
 from lumiere_jax.pipelines.tasks import TASKS, Inputs
 from lumiere_jax.sampling_flags import (
@@ -82,6 +82,11 @@ MESH = flags.DEFINE(
   "windows go to DATA, weights are cut up over FSDP, rows of pixels over "
   "SPACE. Default: one device.",
 )
+SHOW_GRID = flags.DEFINE_bool(
+  "show_grid",
+  False,
+  "Print as JSON the log-SNR of every step of each stage, and do not sample.",
+)
 INPUTS = inputs_flags()
 OUTPUT = output_flags()
 SETTINGS = settings_flags()
@@ -114,7 +119,7 @@ def main(argv: list[str]) -> None:
     mesh=MESH.value,
   )
   with joined(HOSTS):
-    fulfil(request)
+    (show_grid if SHOW_GRID.value else fulfil)(request)
 
 
 if __name__ == "__main__":

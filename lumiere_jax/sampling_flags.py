@@ -77,6 +77,28 @@ def settings_flags() -> Flags:
       DEFAULT.ssr_steps,
       "Of super-resolution; default: as --steps.",
     ),
+    "grid": flags.DEFINE_string(
+      "grid",
+      DEFAULT.grid,
+      "Noise levels of the steps: log_snr, karras, trailing, schedule, or a "
+      "list of log-SNRs such as -inf,-8,-4,0,4; default: the model's.",
+    ),
+    "ssr_grid": flags.DEFINE_string(
+      "ssr_grid", DEFAULT.ssr_grid, "Of super-resolution; default: as --grid."
+    ),
+    "log_snr_min": flags.DEFINE_float(
+      "log_snr_min",
+      DEFAULT.log_snr_min,
+      "First level of the base after pure noise (log_snr, karras).",
+    ),
+    "log_snr_max": flags.DEFINE_float(
+      "log_snr_max", DEFAULT.log_snr_max, "Its last level (log_snr, karras)."
+    ),
+    "shift": flags.DEFINE_float(
+      "shift",
+      DEFAULT.shift,
+      "Added to the base's noise levels; below 0 is more noise.",
+    ),
     "sampler": flags.DEFINE_string(
       "sampler",
       DEFAULT.sampler,

@@ -91,6 +91,8 @@ def oscillate(
 
   def scale(log_snr: PerSample) -> PerSample:
     distance = jnp.abs(log_snrs - log_snr[:, None])
+    # Of infinities, equal ones differ by nothing.
+    distance = jnp.where(log_snrs == log_snr[:, None], 0.0, distance)
     step = first_step + jnp.argmin(distance, axis=1)
     is_low = (after >= 0) & (step >= after) & ((step - after) % 2 == 0)
     return jnp.where(is_low, low, _scale_at(high, log_snr))

@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from lumiere_jax.diffusion import choices
 from lumiere_jax.diffusion.noise import Keys
+from lumiere_jax.diffusion.noise_levels import NoiseDistribution
 from lumiere_jax.diffusion.process import (
   KINDS,
   Denoiser,
@@ -36,42 +37,34 @@ class Draws:
   micro-batches nor a mesh change what is drawn.
 
   Attributes:
-    time: (b,) schedule times in [0, 1).
+    quantile: (b,) in [0, 1): which noise level of the distribution.
     keys: (b,) keys of the noise.
   """
 
-  time: PerSample
+  quantile: PerSample
   keys: Keys
 
 
 @typechecked
 def draw(key: Key[Array, ""], batch: int) -> Draws:
-  """Draws for a whole batch: times are stratified over it.
+  """Draws for a whole batch: noise levels are stratified over it.
 
   Args:
     key: random key of this step.
     batch: number of samples, those of all micro-batches together.
   """
-  time_key, noise_key = jax.random.split(key)
+  level_key, noise_key = jax.random.split(key)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, jnp.arange(batch))
-  return Draws(sample_time(time_key, batch, stratified=True), keys)
+  return Draws(stratified(level_key, batch), keys)
 
 
 @typechecked
-def sample_time(
-  key: Key[Array, ""], batch: int, stratified: bool = False
-) -> PerSample:
-  """Times t ~ U(0, 1), one per sample.
+def stratified(key: Key[Array, ""], batch: int) -> PerSample:
+  """Quantiles ~ U(0, 1), one in each of `batch` equal strata.
 
-  Args:
-    key: random key.
-    batch: number of samples.
-    stratified: one time in each of `batch` equal strata (Variational
-      Diffusion Models, App. I.1): each is still uniform, their mean over the
-      batch varies less.
+  Each is still uniform, their mean over the batch varies less (Variational
+  Diffusion Models, App. I.1).
   """
-  if not stratified:
-    return jax.random.uniform(key, (batch,))
   return (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
 
 
@@ -133,12 +126,13 @@ def diffusion_loss(
   cond: Cond,
   draws: Draws,
   *,
+  noise: NoiseDistribution,
   schedule: Schedule,
   kind: str = "eps",
   weight: str = "none",
   gamma: float | int = 5.0,
 ) -> tuple[Float[Array, ""], dict[str, PerSample]]:
-  """The diffusion loss at the drawn times and noise.
+  """The diffusion loss at the drawn noise levels and noise.
 
   A prediction with a log-variance adds the variational bound that trains it:
   IF's hybrid loss (Improved DDPM, eq. 16, as guided-diffusion weighs it).
@@ -148,7 +142,8 @@ def diffusion_loss(
     x0: clean videos in [-1, 1].
     cond: conditioning.
     draws: see `draw`.
-    schedule: noise schedule; gives the times their log-SNR.
+    noise: which noise levels training draws.
+    schedule: tells the neighbouring levels of a learned variance.
     kind: the space of the error, one of `process.KINDS`.
     weight: of the error by noise level: "none" or "min_snr".
     gamma: see `min_snr_weight`.
@@ -162,7 +157,7 @@ def diffusion_loss(
   """
   check_choice("loss kind", kind, KINDS)
   check_choice("loss weight", weight, WEIGHTS)
-  log_snr = schedule.log_snr(draws.time)
+  log_snr = noise.log_snr(draws.quantile)
   normal = lambda key: jax.random.normal(key, x0.shape[1:])
   eps = jax.vmap(normal)(draws.keys)
   prediction, truth = _predict(denoiser, x0, eps, log_snr, cond)

@@ -34,7 +34,8 @@ class Rule(Protocol):
   """How to step from one noise level to the next lower one.
 
   The denoiser it is given is bound to the conditioning and may be evaluated
-  as often as the rule likes. An infinite `log_snr_s` asks for the clean video.
+  as often as the rule likes. An infinite `log_snr_s` asks for the clean video;
+  from pure noise, `log_snr_t` is minus infinity.
   """
 
   def init(self, z: Video) -> State:
@@ -101,7 +102,9 @@ class DDPM(OneStepRule):
     alpha_s, sigma_s = alpha_sigma(log_snr_s)
     ratio = jnp.exp(log_snr_t - log_snr_s)
     rest = -jnp.expm1(log_snr_t - log_snr_s)
-    mean = ratio * alpha_s / alpha_t * z + rest * alpha_s * prediction.x0
+    # Pure noise tells nothing; there the quotient is 0 / 0.
+    kept = jnp.where(alpha_t > 0, ratio * alpha_s / alpha_t, 0.0)
+    mean = kept * z + rest * alpha_s * prediction.x0
     gamma = self.gamma if prediction.log_var is None else prediction.log_var
     small, large = rest * sigma_s**2, rest * sigma_t**2
     # Where the posterior is certain (the last step) no gamma adds noise; the
@@ -206,14 +209,15 @@ class Heun:
     alpha_s, sigma_s = alpha_sigma(log_snr_s)
     first = denoise(state.z, log_snr_t)
     euler = alpha_s * first.x0 + sigma_s * first.eps
-    last = jnp.isinf(log_snr_s)
+    # Euler's step is exact to the clean video, and from pure noise.
+    exact = jnp.isinf(log_snr_s) | jnp.isinf(log_snr_t)
     x0 = jax.lax.cond(
-      last, lambda: first.x0, lambda: denoise(euler, log_snr_s).x0
+      exact, lambda: first.x0, lambda: denoise(euler, log_snr_s).x0
     )
     # At the end of Euler's step eps differs from the first one by (first x0 -
     # x0) alpha_s / sigma_s; so written nothing large cancels at high noise.
     weight = jnp.expm1((log_snr_s - log_snr_t) / 2) / 2
-    weight = jnp.where(last, 0.0, weight)
+    weight = jnp.where(exact, 0.0, weight)
     return State(euler + weight * alpha_s * (x0 - first.x0))
 
 

@@ -28,15 +28,22 @@ def time_grid(schedule: Schedule, steps: int) -> Float[Array, "n"]:
   """
   if steps < 1:
     raise UserError(f"steps={steps} is too few; use at least 1")
-  return jnp.append(schedule.log_snr(schedule.grid(steps)), jnp.inf)
+  return jnp.append(schedule.grid(steps), jnp.inf)
 
 
-def part_way(log_snrs: Float[Array, "n"], strength: float) -> int:
-  """The step to start at for SDEdit (Meng et al. 2021): `strength` of them.
+def part_way(
+  log_snrs: Float[Array | np.ndarray, "n"], strength: float, schedule: Schedule
+) -> int:
+  """The step to start at for SDEdit (Meng et al. 2021).
+
+  The one whose time on the schedule is nearest to `strength`: the same noise
+  whatever grid of levels is sampled. On one even in time, `strength` of the
+  steps are taken.
 
   Args:
-    log_snrs: (steps + 1,) of `time_grid`.
+    log_snrs: (steps + 1,) log-SNR, rising; the last one is infinite.
     strength: in (0, 1]: 1 takes all steps, near 0 the last one alone.
+    schedule: gives the levels their times.
 
   Raises:
     UserError: it is outside.
@@ -46,8 +53,10 @@ def part_way(log_snrs: Float[Array, "n"], strength: float) -> int:
       f"--strength={strength:g} is not in (0, 1]; 1 keeps nothing of the "
       "video, a small one nearly all"
     )
-  steps = len(log_snrs) - 1
-  return steps - max(1, round(strength * steps))
+  if strength == 1:
+    return 0
+  times = np.asarray(schedule.time(jnp.asarray(log_snrs[:-1])))
+  return int(np.argmin(np.abs(times - strength)))
 
 
 @typechecked

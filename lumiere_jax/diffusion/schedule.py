@@ -7,6 +7,10 @@ time; everything else (alpha, sigma, posteriors, weights) follows from it.
 Every schedule takes a `shift` that is added to its log-SNR: 2 log(base /
 resolution) gives a larger picture as much noise, seen at the size `base`, as
 the schedule gives there (simple diffusion, section 3.1).
+
+A schedule serves three purposes, which need not share one: a network knows a
+log-SNR by its time on the schedule it was first trained with, training draws
+times of one, and sampling may step evenly in its time (noise_levels.py).
 """
 
 import dataclasses
@@ -16,7 +20,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 import numpy as np
 
 from lumiere_jax.diffusion import choices
@@ -38,7 +42,15 @@ class Schedule(Protocol):
     ...
 
   def grid(self, steps: int) -> Float[Array, "steps"]:
-    """The times that sampling steps start from, falling from about 1.
+    """The log-SNRs that sampling steps start from, as first published.
+
+    Raises:
+      UserError: more steps than the schedule has.
+    """
+    ...
+
+  def trailing(self, steps: int) -> Float[Array, "steps"]:
+    """Log-SNRs even in time, the noisiest included (Lin et al. 2024).
 
     Raises:
       UserError: more steps than the schedule has.
@@ -50,8 +62,16 @@ class Continuous:
   """What schedules with a log-SNR at every time share."""
 
   def grid(self, steps: int) -> Float[Array, "steps"]:
-    """Times evenly spaced from 1, one interval above 0 at last."""
-    return jnp.linspace(1.0, 0.0, steps + 1)[:-1]
+    """As `trailing`."""
+    return self.trailing(steps)
+
+  def trailing(self, steps: int) -> Float[Array, "steps"]:
+    """Even in time from 1, one interval above 0 at last."""
+    return self.log_snr(jnp.linspace(1.0, 0.0, steps + 1)[:-1])
+
+
+SAMPLED_FROM = -15.0
+"""Where `Cosine.grid` begins: what bundles of format 1 were sampled from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,8 +84,8 @@ class Cosine(Continuous):
     shift: added to the log-SNR before clipping.
   """
 
-  log_snr_min: float = -15.0
-  log_snr_max: float = 15.0
+  log_snr_min: float = -20.0
+  log_snr_max: float = 20.0
   shift: float = 0.0
 
   def __post_init__(self):
@@ -86,6 +106,10 @@ class Cosine(Continuous):
   def time(self, log_snr: Values) -> Values:
     """The inverse of `log_snr`, exact within the clip."""
     return 2 / math.pi * jnp.arctan(jnp.exp((self.shift - log_snr) / 2))
+
+  def grid(self, steps: int) -> Float[Array, "steps"]:
+    """Even in time from 1, where it is held at `SAMPLED_FROM`."""
+    return jnp.maximum(self.trailing(steps), SAMPLED_FROM)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,6 +133,25 @@ class Linear(Continuous):
     """The inverse of `log_snr`; 0 or 1 outside its range."""
     square = (jax.nn.softplus(self.shift - log_snr) - 1e-4) / 10
     return jnp.sqrt(jnp.clip(square, 0, 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvenLogSNR(Continuous):
+  """log-SNR falls evenly from 20 (t=0) to -20 (t=1).
+
+  Attributes:
+    shift: added to the log-SNR.
+  """
+
+  shift: float = 0.0
+
+  def log_snr(self, t: Values) -> Values:
+    """20 - 40 t + shift."""
+    return 20 - 40 * t + self.shift
+
+  def time(self, log_snr: Values) -> Values:
+    """The inverse of `log_snr`; 0 or 1 outside its range."""
+    return jnp.clip((20 + self.shift - log_snr) / 40, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,14 +184,32 @@ class SquaredCosCapV2:
     return jnp.asarray(_TIMES)[jnp.searchsorted(-between, -log_snr)]
 
   def grid(self, steps: int) -> Float[Array, "steps"]:
-    """Every (1000 // steps)-th step from 0, in falling order (as IF spaces)."""
+    """Every (1000 // steps)-th step from 0, in falling order (as IF spaces).
+
+    Where that leaves more than the noisiest tenth out, and so would start
+    from noise that the network takes for a picture: as `trailing`.
+    """
+    self._check(steps)
+    stride = NUM_STEPS // steps
+    if (steps - 1) * stride < 0.9 * NUM_STEPS:
+      return self.trailing(steps)
+    return self._of(np.arange(steps)[::-1] * stride)
+
+  def trailing(self, steps: int) -> Float[Array, "steps"]:
+    """The last step, and evenly down from it."""
+    self._check(steps)
+    ends = NUM_STEPS - np.arange(steps) * (NUM_STEPS / steps)
+    return self._of(np.round(ends).astype(int) - 1)
+
+  def _of(self, steps: Int[np.ndarray, "n"]) -> Float[Array, "n"]:
+    return jnp.asarray(_table(self.shift)[steps], jnp.float32)
+
+  def _check(self, steps: int) -> None:
     if steps > NUM_STEPS:
       raise UserError(
         f"steps={steps} is more than the {NUM_STEPS} steps of schedule "
         f"'squaredcos_cap_v2'; use at most {NUM_STEPS}"
       )
-    stride = NUM_STEPS // steps
-    return jnp.asarray(_TIMES[: steps * stride : stride][::-1])
 
 
 NUM_STEPS = 1000
@@ -169,6 +230,7 @@ SCHEDULES = {
   "cosine": Cosine,
   "linear": Linear,
   "squaredcos_cap_v2": SquaredCosCapV2,
+  "log_snr": EvenLogSNR,
 }
 
 

@@ -107,7 +107,10 @@ def sampler_of(
     UserError: steps, lengths or windows do not fit.
   """
   frames, windows = pipeline.plan(settings)
-  levels = {n: pipeline.log_snrs(n, settings) for n in pipeline.stages}
+  levels = {
+    name: pipeline.log_snrs(name, settings, windows.get(name))
+    for name in pipeline.stages
+  }
   own = {
     name: settings.of(name, stage.config.defaults)
     for name, stage in pipeline.stages.items()

@@ -73,6 +73,7 @@ def from_scheduler(
     SamplingConfig(
       sampler="ddpm",
       steps=50 if upscales else 100,
+      grid="schedule",
       guidance_scale=4.0 if upscales else 7.0,
       percentile=ratio,
       max_value=cap if thresholding else 1.0,
@@ -84,17 +85,7 @@ def from_scheduler(
 def to_scheduler(
   diffusion: DiffusionConfig, sampling: SamplingConfig, *, learned: bool
 ) -> dict[str, Any]:
-  """The scheduler_config.json of a stage.
-
-  Raises:
-    UserError: its schedule is none of diffusers'.
-  """
-  if diffusion.schedule != "squaredcos_cap_v2" or diffusion.shift:
-    raise UserError(
-      f"config.diffusion: schedule {diffusion.schedule!r} with shift "
-      f"{diffusion.shift:g} has no counterpart in diffusers, which needs "
-      "'squaredcos_cap_v2' and 0; this model can be kept as a bundle only"
-    )
+  """The scheduler_config.json of a stage whose network knows IF's times."""
   names = {ours: theirs for theirs, ours in _KINDS.items()}
   return {
     **IF,

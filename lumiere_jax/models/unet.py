@@ -82,6 +82,12 @@ class UNetConfig:
     out_channels: 3, or 6 for a learned variance.
     norm_groups: groups of the group norms.
     activation: 'gelu' or 'silu'.
+    noise_embedding: how the network is told a log-SNR: its time on the schedule
+      of this name, 'cosine', 'linear', 'squaredcos_cap_v2' (IF) or 'log_snr'.
+      Fixed when the spatial layers were first trained, and inherited by all
+      that starts from them.
+    noise_embedding_shift: of that schedule; other than 0 only where a network
+      of format 1 was trained on a shifted one.
     noise_conditioned: embeds `Cond.noise_level` (super-resolution).
     activate_embedding_once: IF-II's "efficient activation".
     skip_scale: factor on every residual sum; IF-II: 0.7071.
@@ -113,6 +119,8 @@ class UNetConfig:
   out_channels: int = 3
   norm_groups: int = 32
   activation: str = "gelu"
+  noise_embedding: str = "cosine"
+  noise_embedding_shift: float = 0.0
   noise_conditioned: bool = False
   activate_embedding_once: bool = False
   skip_scale: float = 1.0
@@ -254,7 +262,8 @@ class UNet(nn.Module):
 
     Args:
       z: (b, t, h, w, 3) noisy video.
-      time: (b,) in [0, 1], position on the schedule; 1 is pure noise.
+      time: (b,) in [0, 1], that stands for the noise level; see
+        `UNetConfig.noise_embedding`. 1 is pure noise.
       cond: see `Cond`; `frames` carries in_channels - 3 + cond_channels.
       bypass_temporal: leaves every temporal module out (images; ablation).
 

@@ -155,6 +155,7 @@ def config_from_diffusers(content: Mapping[str, Any], name: str) -> UNetConfig:
     "in_channels": keys("in_channels"),
     "out_channels": keys("out_channels"),
     "activation": _activation(keys, once),
+    "noise_embedding": "squaredcos_cap_v2",
     "noise_conditioned": keys("class_embed_type") == "timestep",
     "activate_embedding_once": once,
     "skip_scale": 1 / scale,
@@ -180,6 +181,8 @@ def config_to_diffusers(config: UNetConfig, sample_size: int) -> dict[str, Any]:
   for field, value, only in (
     ("mask_text", config.mask_text, False),
     ("norm_groups", config.norm_groups, 32),
+    ("noise_embedding", config.noise_embedding, "squaredcos_cap_v2"),
+    ("noise_embedding_shift", config.noise_embedding_shift, 0),
   ):
     if value != only:
       raise UserError(

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.diffusion.noise import Keys, sample_keys
 from lumiere_jax.diffusion.rules import make_sampler
-from lumiere_jax.diffusion.samplers import part_way, time_grid
+from lumiere_jax.diffusion.samplers import part_way
 from lumiere_jax.parallel.agree import is_first
 from lumiere_jax.pipelines.canvas import (
   Tiles,
@@ -214,7 +214,7 @@ class Cascade:
     for name in self.stages:
       if name == "base" and told.low is not None:
         continue
-      self.log_snrs(name, settings)  # which says if there are too few steps
+      self.log_snrs(name, settings, windows.get(name))  # checks the steps
       check_canvas(
         self.config(name, settings),
         frames,
@@ -232,11 +232,21 @@ class Cascade:
     model = dataclasses.replace(config.model, frame_chunk=settings.frame_chunk)
     return dataclasses.replace(config, video=video, model=model)
 
-  def log_snrs(self, name: str, settings: Settings) -> np.ndarray:
-    """(steps + 1,) noise levels that a stage is sampled at."""
-    config = self.stages[name].config
-    steps = settings.of(name, config.defaults).steps
-    return np.asarray(time_grid(config.diffusion.make_schedule(), steps))
+  def log_snrs(
+    self, name: str, settings: Settings, windows: Windows | None = None
+  ) -> np.ndarray:
+    """(steps + 1,) noise levels that a stage is sampled at.
+
+    Args:
+      name: of the stage.
+      settings: how to sample.
+      windows: of its frames, which it sees one at a time; None: all at once.
+    """
+    config = self.config(name, settings)
+    frames = settings.num_frames or self.stages["base"].config.video.num_frames
+    return config.levels(
+      settings.of(name, config.defaults), windows.size if windows else frames
+    )
 
   def chain(
     self,
@@ -345,9 +355,11 @@ class Cascade:
     start = None
     if name == "base" and told.start is not None:
       start = self._start(told, settings, len(keys))
+    log_snrs = self.log_snrs(name, settings, windows[0])
     steps = own.steps
     if start:
-      steps -= part_way(self.log_snrs(name, settings), start.strength)
+      schedule = stage.config.diffusion.make_schedule()
+      steps -= part_way(log_snrs, start.strength, schedule)
     with tqdm(
       total=steps,
       desc=name,
@@ -371,7 +383,7 @@ class Cascade:
         keys,
         frames,
         rule=make_sampler(own.sampler),
-        steps=own.steps,
+        log_snrs=log_snrs,
         knobs=knobs_of(settings, own),
         windows=windows[0],
         tiles=windows[1],

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from lumiere_jax.diffusion.noise import INITIAL, Keys, frame_noise
+from lumiere_jax.diffusion.schedule import Schedule
 from lumiere_jax.pipelines.conditioning import (
   given_frames,
   low_resolution_frames,
 )
-from lumiere_jax.pipelines.stage import DiffusionConfig, StageConfig
+from lumiere_jax.pipelines.stage import StageConfig
 from lumiere_jax.pipelines.told import Given
 from lumiere_jax.typing import Cond, PerSample, Video
 
@@ -26,7 +27,7 @@ def add_low_resolution(
     level,
     jax.vmap(jax.random.fold_in, (0, None))(keys, INITIAL),
     video.resolution,
-    config.diffusion,
+    config.low_resolution_schedule,
   )
   return cond.replace(frames=frames, noise_level=level)
 
@@ -37,10 +38,9 @@ def _noised_low_resolution(
   level: PerSample,
   keys: Keys,
   size: tuple[int, int],
-  diffusion: DiffusionConfig,
+  schedule: Schedule,
 ) -> Video:
   noise = frame_noise(keys, INITIAL, low.shape[1], (*size, 3))
-  schedule = diffusion.make_schedule()
   return low_resolution_frames(low, size, schedule, level, noise)
 
 

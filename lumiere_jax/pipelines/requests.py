@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
+import json
 import os
 from pathlib import Path
 import sys
@@ -120,10 +121,7 @@ def fulfil(request: Request) -> None:
   Raises:
     UserError: a flag or a bundle cannot be used.
   """
-  if not request.models:
-    raise UserError(
-      "--model is missing; give a bundle, or the workdir of a training run"
-    )
+  _check_models(request)
   check_choice("--task", request.task, TASKS)
   task = TASKS[request.task]
   if request.task == "stylize" and not request.styles:
@@ -153,6 +151,33 @@ def fulfil(request: Request) -> None:
   except KeyboardInterrupt:
     print(f"\nstopped: {done} of {total} are made, and kept", file=sys.stderr)
     sys.exit(130)
+
+
+def show_grid(request: Request) -> None:
+  """Prints as JSON the log-SNRs that each stage's steps start from.
+
+  -Infinity is pure noise. Nothing is sampled.
+
+  Raises:
+    UserError: a flag or a bundle cannot be used.
+  """
+  _check_models(request)
+  pipeline = Pipeline.from_pretrained(*request.models)
+  _, windows = pipeline.plan(request.settings)
+  grids = {
+    name: pipeline.log_snrs(name, request.settings, windows.get(name))[:-1]
+    for name in pipeline.stages
+  }
+  print(
+    json.dumps({k: [round(float(x), 4) for x in v] for k, v in grids.items()})
+  )
+
+
+def _check_models(request: Request) -> None:
+  if not request.models:
+    raise UserError(
+      "--model is missing; give a bundle, or the workdir of a training run"
+    )
 
 
 def _jobs(request: Request, task: Task) -> Iterator[Job]:

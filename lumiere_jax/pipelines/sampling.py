@@ -31,7 +31,6 @@ from lumiere_jax.diffusion.samplers import (
   part_way,
   sample,
   sample_chunk,
-  time_grid,
 )
 from lumiere_jax.diffusion.windows_over_devices import (
   Division,
@@ -62,7 +61,7 @@ class Start:
 
   Attributes:
     video: (b, t, h, w, 3) in [-1, 1].
-    strength: in (0, 1], the share of the steps that are taken.
+    strength: in (0, 1], the schedule time of the noise that is put on it.
   """
 
   video: Video
@@ -240,7 +239,7 @@ def sample_at_once(
   """`sample_stage` as one function of arrays, to be traced and exported.
 
   Args:
-    log_snrs: (steps + 1,) all noise levels, see `samplers.time_grid`.
+    log_snrs: (steps + 1,) all noise levels, see `StageConfig.levels`.
 
   The others, and what it returns, are those of `sample_stage`.
   """
@@ -331,7 +330,7 @@ def sample_stage(
   num_frames: int,
   *,
   rule: Rule,
-  steps: int,
+  log_snrs: Float[np.ndarray, "n"],
   knobs: Knobs,
   windows: Windows | None = None,
   tiles: Tiles = WHOLE,
@@ -350,7 +349,7 @@ def sample_stage(
     keys: (b,) one key per clip; see `noise.sample_keys`.
     num_frames: length of the clips.
     rule: step rule.
-    steps: sampling steps.
+    log_snrs: (steps + 1,) noise levels, see `StageConfig.levels`.
     knobs: guidance and thresholding.
     windows: None: all frames at once.
     tiles: of frames larger than the network should see.
@@ -377,9 +376,9 @@ def sample_stage(
   )
   z = _draw(keys, INITIAL, num_frames, (*config.video.resolution, 3))
   knobs = _as_arrays(knobs)
-  log_snrs = time_grid(config.diffusion.make_schedule(), steps)
   if start:
-    log_snrs = log_snrs[part_way(log_snrs, start.strength) :]
+    schedule = config.diffusion.make_schedule()
+    log_snrs = log_snrs[part_way(log_snrs, start.strength, schedule) :]
     z = add_noise(start.video, z, jnp.full(len(z), log_snrs[0]))
 
   def run(state: State, levels: np.ndarray, first: np.int32) -> State:

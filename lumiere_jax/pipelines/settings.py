@@ -1,8 +1,10 @@
 """How videos are sampled, as the user says it."""
 
 import dataclasses
+import math
 
 from lumiere_jax.diffusion.choices import check_unit
+from lumiere_jax.diffusion.noise_levels import check_grid, parse_levels
 from lumiere_jax.diffusion.rules import SAMPLERS
 from lumiere_jax.pipelines.stage import SamplingConfig
 from lumiere_jax.typing import UserError, check_choice
@@ -17,6 +19,14 @@ class Settings:
   Attributes:
     steps: sampling steps.
     ssr_steps: of super-resolution; None: as `steps`, if these are given.
+    grid: noise levels of the steps: 'log_snr', 'karras', 'trailing',
+      'schedule', or a list of log-SNRs such as '-inf,-8,-4,0,4', which is for
+      the base alone.
+    ssr_grid: of super-resolution; None: as `grid`, if that is a name.
+    log_snr_min: of the base: first level of 'log_snr' and 'karras' after pure
+      noise.
+    log_snr_max: of the base: last level of these.
+    shift: of the base: added to all levels.
     sampler: 'ddpm', 'ddim', 'dpmpp_2m' or 'heun' (two evaluations a step).
     guidance_scale: 1 is the conditional model itself.
     ssr_guidance_scale: of super-resolution.
@@ -43,6 +53,11 @@ class Settings:
 
   steps: int | None = None
   ssr_steps: int | None = None
+  grid: str | None = None
+  ssr_grid: str | None = None
+  log_snr_min: float | None = None
+  log_snr_max: float | None = None
+  shift: float | None = None
   sampler: str | None = None
   guidance_scale: float | None = None
   ssr_guidance_scale: float | None = None
@@ -97,6 +112,12 @@ class Settings:
       )
     if self.sampler is not None:
       check_choice("--sampler", self.sampler, SAMPLERS)
+    for name in ("grid", "ssr_grid"):
+      if name in given:
+        check_grid(given[name], f"--{name}")
+    for name in ("log_snr_min", "log_snr_max", "shift"):
+      if not math.isfinite(given.get(name, 0)):
+        raise UserError(f"--{name}={given[name]} must be a finite number")
 
   def of(self, slot: str, defaults: SamplingConfig) -> SamplingConfig:
     """How 'base' or 'ssr' is sampled: as said here, else as by default."""
@@ -104,10 +125,18 @@ class Settings:
       name: getattr(self, name)
       for name in ("sampler", "percentile", "max_value", "noise_level", "steps")
     }
-    said["guidance_scale"] = self.guidance_scale
+    said["grid"] = self.grid
     if slot == "ssr":
+      is_name = self.grid is not None and parse_levels(self.grid) is None
+      said["grid"] = self.ssr_grid or (self.grid if is_name else None)
       said["guidance_scale"] = self.ssr_guidance_scale
       said["steps"] = self.ssr_steps or self.steps
+    else:
+      names = ("guidance_scale", "log_snr_min", "log_snr_max", "shift")
+      said |= {name: getattr(self, name) for name in names}
+    levels = said["grid"] and parse_levels(said["grid"])
+    if levels and said["steps"] is None:
+      said["steps"] = len(levels)
     return dataclasses.replace(
       defaults, **{k: v for k, v in said.items() if v is not None}
     )

@@ -2,14 +2,26 @@
 
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Float
+import numpy as np
 
 from lumiere_jax.diffusion.choices import check_unit
 from lumiere_jax.diffusion.loss import WEIGHTS
+from lumiere_jax.diffusion.noise_levels import (
+  DISTRIBUTIONS,
+  NoiseDistribution,
+  as_distribution,
+  check_grid,
+  decisive_log_snr,
+  noisiest,
+  sampling_levels,
+)
 from lumiere_jax.diffusion.process import KINDS, Denoiser, Prediction, predict
 from lumiere_jax.diffusion.schedule import SCHEDULES, Schedule, make_schedule
 from lumiere_jax.models import lora
@@ -17,9 +29,19 @@ from lumiere_jax.models.inflate import unflatten
 from lumiere_jax.models.unet import UNet, UNetConfig
 from lumiere_jax.parallel import arrays
 from lumiere_jax.parallel.sharding import shardings
-from lumiere_jax.typing import Cond, FlatParams, UserError, build, check_choice
+from lumiere_jax.typing import (
+  Cond,
+  FlatParams,
+  UserError,
+  build,
+  check_choice,
+  check_least,
+)
 
 NULL_TEXTS = ("zeros", "empty")
+
+
+AUTO = "auto"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +49,19 @@ class DiffusionConfig:
   """The process a stage was trained on.
 
   Attributes:
-    schedule: name of a schedule.
-    shift: added to its log-SNR (2 log(base / resolution) for large pictures).
+    schedule: name of a schedule: that training draws times of, that grids even
+      in time go by, and that `noise_level` and `strength` are times of. How the
+      network is told a noise level is `model.noise_embedding`.
+    noise: the distribution of log-SNR that training draws: 'schedule' (its
+      time is uniform), 'logit_normal' (SD3), 'normal' (EDM) or 'uniform'.
+    noise_mean: of log(sigma / alpha), for 'logit_normal' (SD3: 0) and 'normal'
+      (EDM's P_mean: -1.2).
+    noise_std: of the same (SD3: 1; EDM's P_std: 1.2).
+    log_snr_min: noisiest end of 'uniform'.
+    log_snr_max: cleanest end of 'uniform'.
+    shift: added to the log-SNRs that training draws; below 0 for more noise.
+      'auto' follows from frames and pixels against those of the model it starts
+      from, see `noise_levels.auto_shift`; bundles hold the number.
     prediction: what the network puts out, and the space of the loss: 'eps',
       'v' or 'x0'. A network of 6 channels adds its log-variance, and the loss
       the variational bound.
@@ -42,7 +75,12 @@ class DiffusionConfig:
   """
 
   schedule: str = "cosine"
-  shift: float = 0.0
+  noise: str = "schedule"
+  noise_mean: float = 0.0
+  noise_std: float = 1.0
+  log_snr_min: float = -10.0
+  log_snr_max: float = 10.0
+  shift: float | str = 0.0
   prediction: str = "v"
   loss_weight: str = "none"
   min_snr_gamma: float = 5.0
@@ -53,6 +91,7 @@ class DiffusionConfig:
   def __post_init__(self):
     known = {
       "schedule": SCHEDULES,
+      "noise": DISTRIBUTIONS,
       "prediction": KINDS,
       "loss_weight": WEIGHTS,
       "null_text": NULL_TEXTS,
@@ -61,14 +100,36 @@ class DiffusionConfig:
       check_choice(f"config.diffusion.{name}", getattr(self, name), options)
     for name in ("caption_dropout", "max_noise_level"):
       check_unit(f"config.diffusion.{name}", getattr(self, name))
-    if not self.min_snr_gamma > 0:
+    check_least(
+      self, "config.diffusion", ("min_snr_gamma", "noise_std"), above=0
+    )
+    if not self.log_snr_min < self.log_snr_max:
       raise UserError(
-        f"config.diffusion.min_snr_gamma={self.min_snr_gamma} must be above 0"
+        f"config.diffusion.log_snr_min={self.log_snr_min:g} is not below "
+        f"log_snr_max={self.log_snr_max:g}; give a smaller log_snr_min"
+      )
+    number = isinstance(self.shift, int | float) and math.isfinite(self.shift)
+    if self.shift != AUTO and not number:
+      raise UserError(
+        f"config.diffusion.shift={self.shift!r} is neither a finite number nor "
+        f"{AUTO!r}; 0 is no shift, below 0 is more noise"
       )
 
   def make_schedule(self) -> Schedule:
-    """The schedule as an object."""
-    return make_schedule(self.schedule, shift=self.shift)
+    """The schedule as an object, shifted as training was."""
+    return make_schedule(self.schedule, shift=float(self.shift))
+
+  def make_noise(self) -> NoiseDistribution:
+    """The noise levels that training draws."""
+    return as_distribution(
+      self.noise,
+      schedule=make_schedule(self.schedule),
+      mean=self.noise_mean,
+      std=self.noise_std,
+      shift=float(self.shift),
+      low=self.log_snr_min,
+      high=self.log_snr_max,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +156,13 @@ class SamplingConfig:
   Attributes:
     sampler: 'ddpm', 'ddim', 'dpmpp_2m' or 'heun'.
     steps: sampling steps.
+    grid: noise levels of the steps: 'log_snr', 'karras', 'trailing' or
+      'schedule' (see `noise_levels.sampling_levels`), or a list of log-SNRs,
+      '-inf,-8,-4,0,4'.
+    log_snr_min: first level of 'log_snr' and 'karras' after pure noise; None:
+      a little below where all frames and pixels can be told from noise.
+    log_snr_max: last level of these.
+    shift: added to the levels of the grid.
     guidance_scale: 1 is the conditional model itself.
     percentile: of dynamic thresholding, in [0, 1].
     max_value: largest threshold, at least 1; 1 is static clipping.
@@ -104,10 +172,17 @@ class SamplingConfig:
 
   sampler: str = "ddim"
   steps: int = 50
+  grid: str = "log_snr"
+  log_snr_min: float | None = None
+  log_snr_max: float = 6.0
+  shift: float = 0.0
   guidance_scale: float = 7.0
   percentile: float = 0.95
   max_value: float = 1.5
   noise_level: float = 0.1
+
+  def __post_init__(self):
+    check_grid(self.grid)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,13 +201,64 @@ class StageConfig:
   video: VideoConfig
   sampling: SamplingConfig | None = None
 
+  def __post_init__(self):
+    check_choice(
+      "config.model.noise_embedding", self.model.noise_embedding, SCHEDULES
+    )
+
   @property
   def defaults(self) -> SamplingConfig:
-    """How it is sampled unless one says otherwise."""
+    """How it is sampled unless one says otherwise.
+
+    A second-order sampler: of what all frames share, one of first order loses
+    7% of the spread in 50 steps (docs/noise.md).
+    """
     if self.sampling:
       return self.sampling
     scale = 4.0 if self.video.upscale > 1 else 7.0
-    return SamplingConfig(guidance_scale=scale)
+    return SamplingConfig(sampler="dpmpp_2m", guidance_scale=scale)
+
+  def levels(
+    self, sampling: SamplingConfig, num_frames: int = 0
+  ) -> Float[np.ndarray, "n"]:
+    """The noise levels that it is sampled at.
+
+    Networks that predict v or x0 start from pure noise; one that predicts eps
+    would have to divide by no signal, and starts at the noisiest level it was
+    taught.
+
+    Args:
+      sampling: how.
+      num_frames: that the network sees at once; 0: as trained.
+
+    Returns:
+      (steps + 1,) log-SNR, rising; the last one is +inf.
+
+    Raises:
+      UserError: too few or too many steps, or ends that do not fit.
+    """
+    low = sampling.log_snr_min
+    if low is None:
+      frames = num_frames or self.video.num_frames
+      pixels = math.prod(self.video.resolution)
+      low = decisive_log_snr(frames, pixels) - 2
+    is_eps = self.diffusion.prediction == "eps"
+    return sampling_levels(
+      sampling.grid,
+      sampling.steps,
+      schedule=self.diffusion.make_schedule(),
+      start=noisiest(self.diffusion.make_noise()) if is_eps else -math.inf,
+      low=low,
+      high=sampling.log_snr_max,
+      shift=sampling.shift,
+    )
+
+  @property
+  def low_resolution_schedule(self) -> Schedule:
+    """What `noise_level` is a time of: the low-resolution video's noise."""
+    return make_schedule(
+      self.diffusion.schedule, shift=self.model.noise_embedding_shift
+    )
 
   def as_image(self) -> "StageConfig":
     """The image stage that a video stage was inflated from, or itself."""
@@ -150,11 +276,33 @@ class StageConfig:
       UserError: keys are unknown or missing.
     """
     names = [f.name for f in dataclasses.fields(cls)]
-    return build(cls, {k: meta[k] for k in names if k in meta}, where)
+    known = {k: meta[k] for k in names if k in meta}
+    return build(cls, _of_format_1(known), where)
 
   def to_meta(self) -> dict[str, Any]:
     """For bundle.json."""
     return dataclasses.asdict(self)
+
+
+def _of_format_1(meta: Mapping[str, Any]) -> dict[str, Any]:
+  """Adds what bundles written before it had a name imply.
+
+  The network was told times of the stage's own schedule, shift included. IF's
+  pictures were sampled as its authors do; all else gets a grid of today.
+  """
+  model, diffusion = meta.get("model"), meta.get("diffusion")
+  if not model or not diffusion or "noise_embedding" in model:
+    return dict(meta)
+  schedule = diffusion.get("schedule", "cosine")
+  embedding = {
+    "noise_embedding": schedule,
+    "noise_embedding_shift": diffusion.get("shift", 0.0),
+  }
+  meta = {**meta, "model": {**model, **embedding}}
+  is_if = schedule == "squaredcos_cap_v2" and not model.get("temporal")
+  if is_if and meta.get("sampling"):
+    meta["sampling"] = {"grid": "schedule", **meta["sampling"]}
+  return meta
 
 
 def held(config: UNetConfig, params: FlatParams) -> FlatParams:
@@ -193,7 +341,9 @@ def network_denoiser(
   which says where in its range the log-variance lies (IF).
   """
   network = UNet(config.model)
-  schedule = config.diffusion.make_schedule()
+  told = make_schedule(
+    config.model.noise_embedding, shift=config.model.noise_embedding_shift
+  )
   weights, adapter = lora.part(params)
   variables = {"params": unflatten(weights)}
 
@@ -202,7 +352,7 @@ def network_denoiser(
       output = network.apply(
         variables,
         z,
-        schedule.time(log_snr),
+        told.time(log_snr),
         cond,
         bypass_temporal=bypass_temporal,
       )

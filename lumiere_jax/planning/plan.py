@@ -8,6 +8,7 @@ from lumiere_jax.planning import report
 from lumiere_jax.planning.analysis import analyse
 from lumiere_jax.planning.jobs import make_job
 from lumiere_jax.planning.topology import describe
+from lumiere_jax.training.compatibility import settle_shift
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.typing import UserError
 
@@ -53,6 +54,7 @@ def plan(experiment: Experiment, request: Request) -> bool:
     raise UserError("--topology is missing; give a slice, such as v5p:4x4x4")
   topology = describe(request.topology, request.num_slices)
   mesh = make_mesh(experiment.mesh, topology.devices)
+  experiment = settle_shift(experiment)
   if experiment.parent and not experiment.init_from:
     experiment = dataclasses.replace(experiment, init_from=experiment.parent)
   print(f"counting operations of {request.job}", file=sys.stderr)

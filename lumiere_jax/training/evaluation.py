@@ -22,6 +22,7 @@ class HeldOut:
   ):
     """Takes batches on the devices of a mesh, and how many clips count."""
     self._batches = batches
+    self._levels, self._weights = task.evaluation_levels
     self._inflated = task.experiment.model.temporal is not None
     self._loss = jax.jit(
       lambda ema, frozen, batch, bypass: task.held_out_loss(
@@ -43,26 +44,28 @@ class HeldOut:
         temporal layers left out: what they are worth.
 
     Returns:
-      step, loss, by_noise_level (from clean to noisy) and, where it was
-      measured, frame_by_frame.
+      step, loss (the levels weighted as training draws them), by_noise_level
+      at each of log_snr (from clean to noisy) and, where it was measured,
+      frame_by_frame, the loss without temporal layers.
     """
     losses = self._measure(state, frozen, bypass=False)
     record = {
       "step": int(state.step),
-      "loss": float(losses.mean()),
-      "by_noise_level": [float(x) for x in losses.mean(axis=1)],
+      "loss": float(self._weights @ losses),
+      "log_snr": [round(float(x), 2) for x in self._levels],
+      "by_noise_level": [float(x) for x in losses],
     }
     if final and self._inflated:
       apart = self._measure(state, frozen, bypass=True)
-      record["frame_by_frame"] = float(apart.mean())
+      record["frame_by_frame"] = float(self._weights @ apart)
     return record
 
   def _measure(
     self, state: TrainState, frozen: FlatParams, *, bypass: bool
   ) -> np.ndarray:
-    """(noise levels, clips) losses."""
+    """(noise levels,) mean losses over the clips."""
     losses = [
       np.asarray(self._loss(state.ema, frozen, batch, bypass))[:, :real]
       for batch, real in self._batches
     ]
-    return np.concatenate(losses, axis=1)
+    return np.concatenate(losses, axis=1).mean(axis=1)

@@ -27,6 +27,7 @@ from lumiere_jax.training.step import Metrics
 from lumiere_jax.training.tables import MEBI
 from lumiere_jax.typing import UserError
 
+_AXIS = "log_snr"  # Of the losses by noise level: nothing to plot by itself.
 _WAITS_LONG = 0.25  # Share of the time waited for data that is worth a word.
 
 
@@ -171,8 +172,9 @@ class Journal:
   ) -> None:
     if self._first:
       log.append(record)
+      scalars = {k: v for k, v in record.items() if k != _AXIS}
       for sink in self._sinks:
-        sink.scalars(record["step"], {name: record})
+        sink.scalars(record["step"], {name: scalars})
 
   def _speed(self) -> dict[str, Any]:
     """Speed since the last line, over all devices but for `tflops`, `mfu`."""

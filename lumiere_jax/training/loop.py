@@ -11,15 +11,24 @@ import jax
 
 from lumiere_jax.parallel.agree import is_first
 from lumiere_jax.parallel.mesh import check_batch, make_mesh
+from lumiere_jax.training.compatibility import (
+  RUNS,
+  check_resumed,
+  check_same_encoder,
+  finished_at,
+  last_run,
+  recorded_shift,
+)
 from lumiere_jax.training.compiled import TrainStep
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.interrupt import interruptible
 from lumiere_jax.training.journal import Journal
 from lumiere_jax.training.logs import JsonLines
+from lumiere_jax.training.noise_report import draw_noise
 from lumiere_jax.training.profile import ProfileWindow
 from lumiere_jax.training.run import Run
 from lumiere_jax.training.saving import Saver
-from lumiere_jax.training.start import check_init_from
+from lumiere_jax.training.start import check_init_from, settled
 from lumiere_jax.training.tables import (
   memory_by_group,
   memory_table,
@@ -39,15 +48,22 @@ def train(experiment: Experiment, workdir: Path) -> None:
   """
   resuming = experiment.resume and (workdir / "checkpoints").is_dir()
   check_init_from(experiment, resuming=resuming)
+  before = last_run(workdir) if resuming else {}
+  experiment = settled(recorded_shift(experiment, before))
+  check_resumed(experiment, before)
   with (
     telling_what_failed(workdir),
     opened_workdir(workdir, resume=experiment.resume),
     interruptible() as stopped,
   ):
+    if resuming and (step := finished_at(experiment, workdir)):
+      say_finished(experiment, step)
+      return
     mesh = make_mesh(experiment.mesh)
     config = experiment.train
     check_batch(config.batch_size, config.accumulate, mesh)
     with contextlib.closing(Run.open(experiment, workdir, mesh)) as run:
+      check_same_encoder(run.text.identity, before)
       announce(run)
       journal = Journal(experiment, workdir, run.step, run.pace)
       with contextlib.closing(journal), jax.set_mesh(mesh):
@@ -90,14 +106,25 @@ def loop(run: Run, journal: Journal, stopped: Callable[[int], bool]) -> None:
   saver.save()
 
 
+def say_finished(experiment: Experiment, step: int) -> None:
+  """Says that there is nothing left to do."""
+  if is_first():
+    print(
+      f"{experiment.stage}: finished at step {step}, nothing to do; raise "
+      f"config.train.steps={experiment.train.steps} to go on",
+      file=sys.stderr,
+    )
+
+
 def announce(run: Run) -> None:
-  """Says what will train, and notes the start in runs.jsonl."""
+  """Says what will train, notes the start, draws the noise levels."""
   if not is_first():
     return
+  draw_noise(run.experiment, run.workdir / "noise.svg")
   count = lambda flat: sum(leaf.size for leaf in flat.values())
   trained, frozen = count(run.state.trainable), count(run.frozen)
   memory = memory_by_group(run.state, run.frozen)
-  JsonLines(run.workdir / "runs.jsonl").append(
+  JsonLines(run.workdir / RUNS).append(
     {
       "start_step": run.step,
       "devices": jax.device_count(),
@@ -107,6 +134,7 @@ def announce(run: Run) -> None:
       "jax": jax.__version__,
       "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
       "parameters": {"trainable": trained, "frozen": frozen},
+      "text_encoder": run.text.identity,
       "memory": memory,
       "config": dataclasses.asdict(run.experiment),
     }

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumiere_jax.diffusion.noise import sample_keys
-from lumiere_jax.diffusion.rules import DDIM
+from lumiere_jax.diffusion.noise_levels import parse_levels
+from lumiere_jax.diffusion.rules import make_sampler
 from lumiere_jax.io.image import side_by_side, write_image
 from lumiere_jax.io.names import slug
 from lumiere_jax.io.write import write_video
@@ -119,15 +120,25 @@ class Previews:
     )
     weights = {**state.ema, **frozen}
     told = self._task.encode(weights, scene.told)
+    config = dataclasses.replace(config, video=video)
+    own = dataclasses.replace(
+      config.defaults, guidance_scale=experiment.preview.guidance_scale
+    )
+    if parse_levels(own.grid) is None:  # a list has its own number of steps
+      own = dataclasses.replace(own, steps=experiment.preview.steps)
     return sample_stage(
-      dataclasses.replace(config, video=video),
+      config,
       lora.scaled(weights, experiment.lora.scale),
       scene.cond.replace(text=jnp.asarray(told["text"])),
       null,
       sample_keys(list(range(count))),
       frames,
-      rule=DDIM(),
-      steps=experiment.preview.steps,
-      knobs=Knobs(guidance_scale=experiment.preview.guidance_scale),
-      chunk=experiment.preview.steps,
+      rule=make_sampler(own.sampler),
+      log_snrs=config.levels(own, frames),
+      knobs=Knobs(
+        guidance_scale=own.guidance_scale,
+        percentile=own.percentile,
+        max_value=own.max_value,
+      ),
+      chunk=own.steps,
     )

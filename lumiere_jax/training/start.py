@@ -14,14 +14,19 @@ from lumiere_jax.models import lora, t5
 from lumiere_jax.models.inflate import ADDED_LEAVES, inflate, split
 from lumiere_jax.parallel import arrays
 from lumiere_jax.parallel.sharding import shardings
+from lumiere_jax.pipelines.stage import AUTO, StageConfig
 from lumiere_jax.training.checkpoints import Checkpoints
+from lumiere_jax.training.compatibility import (
+  SCRATCH,
+  check_inherited,
+  settle_shift,
+)
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.optimizer import make_optimizer
 from lumiere_jax.training.state import TrainState, init_state
 from lumiere_jax.training.tasks import Task
 from lumiere_jax.typing import FlatParams, UserError
 
-SCRATCH = "scratch"
 EVERYTHING = ".*"
 # What else a stage can start from than itself and its parent: models that
 # hold all of it and more.
@@ -93,6 +98,7 @@ def initial_params(
   _check_same_text(experiment, bundle, text.identity)
   name = f"config.init_from={experiment.init_from}, stage {stage!r},"
   source = _without_surplus(experiment, lora.merge(bundle.load(stage)), name)
+  _check_frozen(experiment, source, stage_config(bundle, stage), name)
   source |= encoder
   weights, adapter = lora.part(jax.eval_shape(fresh))
   params = inflate(source, weights, name)
@@ -107,6 +113,31 @@ def initial_params(
     lambda: {k: v for k, v in fresh().items() if k in lacking}, mesh
   )
   return {k: source[k] if k in source else made[k] for k in params | adapter}
+
+
+def settled(experiment: Experiment) -> Experiment:
+  """The experiment with its shift as a number, by what it starts from.
+
+  Raises:
+    UserError: `init_from` holds no such stage.
+  """
+  if experiment.diffusion.shift != AUTO or from_scratch(experiment):
+    return settle_shift(experiment)
+  return settle_shift(experiment, stage_config(*_source(experiment)))
+
+
+def stage_config(bundle: bundles.Bundle, stage: str) -> StageConfig:
+  """The config of a stage of a bundle."""
+  where = f"{bundle.folder}: parts.{stage}.meta"
+  return StageConfig.from_meta(bundle.parts[stage].meta, where)
+
+
+def _check_frozen(
+  experiment: Experiment, source: FlatParams, config: StageConfig, name: str
+) -> None:
+  """Layers that all train may learn another task; frozen ones cannot."""
+  if split(source, trainable_pattern(experiment))[1]:
+    check_inherited(experiment, config, name)
 
 
 def _made_in_place(

@@ -6,6 +6,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+import numpy as np
 
 from lumiere_jax.diffusion.loss import (
   Draws,
@@ -15,7 +16,9 @@ from lumiere_jax.diffusion.loss import (
   loss_per_sample,
 )
 from lumiere_jax.diffusion.noise import Keys
+from lumiere_jax.diffusion.noise_levels import evaluation_levels
 from lumiere_jax.diffusion.process import Denoiser
+from lumiere_jax.diffusion.schedule import make_schedule
 from lumiere_jax.models import t5
 from lumiere_jax.models.t5 import T5Config, T5Encoder
 from lumiere_jax.models.unet import init_params
@@ -108,7 +111,7 @@ class Task:
         low_resolution_frames(
           low,
           x0.shape[2:4],
-          experiment.diffusion.make_schedule(),
+          experiment.sampling.low_resolution_schedule,
           level,
           noise_like(x0, noise_keys),
         )
@@ -145,7 +148,8 @@ class Task:
       x0,
       cond,
       draws.replace(keys=loss_keys),
-      schedule=diffusion.make_schedule(),
+      noise=diffusion.make_noise(),
+      schedule=make_schedule(diffusion.schedule),
       kind=diffusion.prediction,
       weight=diffusion.loss_weight,
       gamma=diffusion.min_snr_gamma,
@@ -154,19 +158,17 @@ class Task:
   def held_out_loss(
     self, params: FlatParams, batch: Batch, *, bypass_temporal: bool = False
   ) -> Float[Array, "levels b"]:
-    """Loss of each clip at each of `eval_levels` evenly spread noise levels.
+    """Loss of each clip at each of the `evaluation_levels`.
 
     Noise, crops and augmentation are the same at every call.
     """
     experiment = self.experiment
     x0, cond = self.held_out_inputs(self.encode(params, batch))
-    levels = experiment.train.eval_levels
-    times = (jnp.arange(levels) + 0.5) / levels
+    levels = jnp.asarray(self.evaluation_levels[0], jnp.float32)
     denoiser = self.denoiser(params, bypass_temporal=bypass_temporal)
 
     def at(level: tuple[Array, Array]) -> Float[Array, "b"]:
-      time, key = level
-      log_snr = experiment.diffusion.make_schedule().log_snr(time)
+      log_snr, key = level
       return loss_per_sample(
         denoiser,
         x0,
@@ -176,7 +178,16 @@ class Task:
         experiment.diffusion.prediction,
       )
 
-    return jax.lax.map(at, (times, jax.random.split(jax.random.key(1), levels)))
+    keys = jax.random.split(jax.random.key(1), len(levels))
+    return jax.lax.map(at, (levels, keys))
+
+  @property
+  def evaluation_levels(self) -> tuple[np.ndarray, np.ndarray]:
+    """Log-SNRs of the held-out loss, falling, and the weight of each."""
+    return evaluation_levels(
+      self.experiment.diffusion.make_noise(),
+      self.experiment.train.eval_levels,
+    )
 
   def held_out_inputs(self, batch: Batch) -> tuple[Video, Cond]:
     """`inputs` with the same crops and augmentation at every call."""

@@ -1,0 +1,141 @@
+"""Where noise is drawn in training and stepped through in sampling, shown."""
+
+from collections.abc import Mapping, Sequence
+import html
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lumiere_jax.diffusion.noise_levels import decisive_log_snr
+from lumiere_jax.io.atomic import writing
+from lumiere_jax.training.config import Experiment
+
+_WIDTH, _LEFT, _RIGHT = 640, 110, 12
+_LOW, _HIGH = -22.0, 16.0  # log-SNRs at the ends of the axis.
+_BAND = 64  # Height of a histogram.
+_TICKS = 18  # Height of a row of levels.
+
+
+def noise_summary(experiment: Experiment) -> dict[str, Any]:
+  """What training draws and sampling steps through, in log-SNR, for JSON.
+
+  Args:
+    experiment: whose shift is a number.
+  """
+  frames, pixels = _clip(experiment)
+  at = jnp.arange(1, 10, dtype=jnp.float32) / 10
+  deciles = experiment.diffusion.make_noise().log_snr(at)
+  return {
+    "stage": experiment.stage,
+    "shift": experiment.diffusion.shift,
+    "deciles": [round(float(x), 3) for x in deciles],
+    "grid": _grid(experiment),
+    "frames_agree_at": round(decisive_log_snr(frames, pixels), 3),
+  }
+
+
+def show_noise(experiment: Experiment) -> None:
+  """Prints `noise_summary` as JSON; -Infinity is pure noise."""
+  print(json.dumps(noise_summary(experiment), indent=2))
+
+
+def draw_noise(experiment: Experiment, file: Path) -> None:
+  """Draws the same as a picture.
+
+  Args:
+    experiment: whose shift is a number.
+    file: .svg to write.
+  """
+  frames, pixels = _clip(experiment)
+  at = jnp.asarray((np.arange(20_000) + 0.5) / 20_000, jnp.float32)
+  drawn = np.asarray(experiment.diffusion.make_noise().log_snr(at))
+  decided = {"1 frame": decisive_log_snr(1, pixels)}
+  if frames > 1:
+    decided[f"{frames} frames"] = decisive_log_snr(frames, pixels)
+  picture = chart(
+    {"training draws": drawn}, {"sampling steps": _grid(experiment)}, decided
+  )
+  with writing(file) as out:
+    out.write(picture.encode())
+
+
+def chart(
+  draws: Mapping[str, np.ndarray],
+  grids: Mapping[str, Sequence[float]],
+  decided: Mapping[str, float],
+) -> str:
+  """Noise levels along an axis of log-SNR, as SVG.
+
+  Args:
+    draws: log-SNRs to make a histogram of each, by what to call them.
+    grids: levels to mark, a row of each.
+    decided: lines to draw, where something can just be told from noise.
+  """
+  x = lambda log_snr: (
+    _LEFT
+    + (min(max(log_snr, _LOW), _HIGH) - _LOW)
+    / (_HIGH - _LOW)
+    * (_WIDTH - _LEFT - _RIGHT)
+  )
+  parts, y = [], 30
+  for name, values in draws.items():
+    parts.append(_text(4, y + _BAND - 4, name) + _bars(values, x, y))
+    y += _BAND + 8
+  for name, levels in grids.items():
+    marks = "".join(f"M{x(level):.1f} {y + 3}v{_TICKS - 6}" for level in levels)
+    parts.append(_text(4, y + 12, name))
+    parts.append(f'<path d="{marks}" stroke="#26c" stroke-width="1.5"/>')
+    y += _TICKS
+  for row, (name, level) in enumerate(decided.items()):
+    parts.append(
+      f'<path d="M{x(level):.1f} {12 + 10 * (row % 2)}V{y}" stroke="#c40" '
+      'stroke-dasharray="3 3"/>'
+      + _text(x(level) + 3, 12 + 10 * (row % 2), name, "#c40")
+    )
+  axis = [_text(x(v) - 6, y + 16, f"{v:g}") for v in range(-20, 17, 4)]
+  parts += [
+    f'<path d="M{_LEFT} {y + 2}H{_WIDTH - _RIGHT}" stroke="#999"/>',
+    *axis,
+    _text(4, y + 16, "log-SNR: noisy"),
+    _text(_WIDTH - 42, y + 30, "clean"),
+  ]
+  return (
+    '<svg xmlns="http://www.w3.org/2000/svg" style="background: #fff" '
+    f'width="{_WIDTH}" height="{y + 36}" font-family="sans-serif" '
+    f'font-size="11" fill="#555">{"".join(parts)}</svg>\n'
+  )
+
+
+def _bars(values: np.ndarray, x, y: float) -> str:
+  counts, edges = np.histogram(
+    np.clip(values, _LOW, _HIGH), bins=76, range=(_LOW, _HIGH)
+  )
+  top = max(counts.max(), 1)
+  bars = [
+    f"M{x(left):.1f} {y + _BAND}V{y + _BAND * (1 - n / top):.1f}"
+    f"H{x(right):.1f}V{y + _BAND}Z"
+    for n, left, right in zip(counts, edges, edges[1:], strict=False)
+    if n
+  ]
+  return f'<path d="{"".join(bars)}" fill="#9bd"/>'
+
+
+def _text(x: float, y: float, words: str, colour: str = "#555") -> str:
+  return (
+    f'<text x="{x:.1f}" y="{y}" fill="{colour}">{html.escape(words)}</text>'
+  )
+
+
+def _clip(experiment: Experiment) -> tuple[int, int]:
+  data = experiment.data
+  return data.num_frames, math.prod(data.resolution)
+
+
+def _grid(experiment: Experiment) -> list[float]:
+  """Levels of the default sampling, each that a step starts from."""
+  config = experiment.sampling
+  return [round(float(x), 3) for x in config.levels(config.defaults)[:-1]]
