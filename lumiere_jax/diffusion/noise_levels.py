@@ -141,7 +141,7 @@ def decisive_log_snr(frames: int, pixels: int) -> float:
 
 def noisiest(noise: NoiseDistribution) -> float:
   """The log-SNR that one draw in a thousand lies below."""
-  return float(noise.log_snr(jnp.float32(1 - _TAIL)))
+  return float(_drawn(noise, [1 - _TAIL])[0])
 
 
 def evaluation_levels(
@@ -158,8 +158,7 @@ def evaluation_levels(
     a thousand, and (count,) the share of draws nearest to each. The losses
     there, weighted so, estimate the training loss.
   """
-  at = (np.arange(20_000) + 0.5) / 20_000
-  drawn = np.asarray(noise.log_snr(jnp.asarray(at, jnp.float32)))
+  drawn = _drawn(noise, (np.arange(20_000) + 0.5) / 20_000)
   if count == 1:
     return np.quantile(drawn, [0.5]), np.ones(1)
   high, low = np.quantile(drawn, [1 - _TAIL, _TAIL])
@@ -167,6 +166,13 @@ def evaluation_levels(
   nearest = np.round((high - drawn) / (high - low) * (count - 1)).astype(int)
   nearest = np.clip(nearest, 0, count - 1)
   return levels, np.bincount(nearest, minlength=count) / len(drawn)
+
+
+def _drawn(
+  noise: NoiseDistribution, quantiles: Sequence[float] | np.ndarray
+) -> Float[np.ndarray, "n"]:
+  with jax.ensure_compile_time_eval():  # also while a program is traced
+    return np.asarray(noise.log_snr(jnp.asarray(quantiles, jnp.float32)))
 
 
 GRIDS = ("log_snr", "karras", "trailing", "schedule")

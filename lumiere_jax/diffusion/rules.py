@@ -98,13 +98,13 @@ class DDPM(OneStepRule):
     noise: Video,
   ) -> Video:
     """Draws z_s from its posterior given z_t = `z` and the predicted x0."""
+    # At pure noise a ratio below would be 0 / 0; this is as pure.
+    log_snr_t = jnp.maximum(log_snr_t, -80.0)
     alpha_t, sigma_t = alpha_sigma(log_snr_t)
     alpha_s, sigma_s = alpha_sigma(log_snr_s)
     ratio = jnp.exp(log_snr_t - log_snr_s)
     rest = -jnp.expm1(log_snr_t - log_snr_s)
-    # Pure noise tells nothing; there the quotient is 0 / 0.
-    kept = jnp.where(alpha_t > 0, ratio * alpha_s / alpha_t, 0.0)
-    mean = kept * z + rest * alpha_s * prediction.x0
+    mean = ratio * alpha_s / alpha_t * z + rest * alpha_s * prediction.x0
     gamma = self.gamma if prediction.log_var is None else prediction.log_var
     small, large = rest * sigma_s**2, rest * sigma_t**2
     # Where the posterior is certain (the last step) no gamma adds noise; the

@@ -10,13 +10,19 @@ from lumiere_jax.diffusion.loss import (
   drop_captions,
   loss_per_sample,
   min_snr_weight,
-  sample_time,
+  stratified,
 )
+from lumiere_jax.diffusion.noise_levels import UniformTime
 from lumiere_jax.diffusion.process import KINDS, expand, predict
 from lumiere_jax.diffusion.schedule import Cosine, SquaredCosCapV2
 from lumiere_jax.typing import Cond, UserError
 
 SHAPE = (3, 2, 4, 4, 3)
+COSINE = {"noise": UniformTime(schedule=Cosine()), "schedule": Cosine()}
+DISCRETE = {
+  "noise": UniformTime(schedule=SquaredCosCapV2()),
+  "schedule": SquaredCosCapV2(),
+}
 KEYS = jax.random.split(jax.random.key(0), 2000)
 
 
@@ -70,7 +76,7 @@ def test_diffusion_loss_draws_times_and_noise(cond):
   x0 = jax.random.normal(jax.random.key(5), (512, 1, 4, 4, 1))
   run = jax.jit(
     lambda key: diffusion_loss(
-      constant("eps", 0.0), x0, cond(512), draw(key, 512), schedule=Cosine()
+      constant("eps", 0.0), x0, cond(512), draw(key, 512), **COSINE
     )
   )
   loss, metrics = run(jax.random.key(0))
@@ -91,7 +97,7 @@ def test_micro_batches_add_up_to_the_batch(cond):
   full, draws = cond(8), draw(jax.random.key(0), 8)
   run = jax.jit(
     lambda *args: diffusion_loss(
-      entangled, *args, schedule=Cosine(), kind="v", weight="min_snr"
+      entangled, *args, **COSINE, kind="v", weight="min_snr"
     )
   )
   loss, metrics = run(x0, full, draws)
@@ -115,7 +121,7 @@ def test_draws_of_a_sample_depend_on_its_place_alone():
   )
   assert len(np.unique(jax.random.key_data(long.keys), axis=0)) == 16
   np.testing.assert_array_equal(
-    np.sort(np.floor(long.time * 16)), np.arange(16)
+    np.sort(np.floor(long.quantile * 16)), np.arange(16)
   )
 
 
@@ -128,7 +134,7 @@ def test_min_snr_weighs_x0_by_the_capped_snr(cond):
   @jax.jit
   def run():
     loss = lambda kind, **options: diffusion_loss(
-      entangled, x0, text, draws, schedule=Cosine(), kind=kind, **options
+      entangled, x0, text, draws, **COSINE, kind=kind, **options
     )[1]
     weighted = {k: loss(k, weight="min_snr", gamma=2.0) for k in KINDS}
     return loss("x0"), weighted
@@ -160,9 +166,7 @@ def test_the_variance_is_trained_by_the_bound_alone(cond):
       log_var = jnp.full_like(z, place) if with_variance else None
       return predict("eps", jnp.full_like(z, eps), z, log_snr, log_var)
 
-    return diffusion_loss(
-      network, x0, cond(4), draws, schedule=SquaredCosCapV2()
-    )[0]
+    return diffusion_loss(network, x0, cond(4), draws, **DISCRETE)[0]
 
   gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
   hybrid, plain = gradient(0.3, 0.4, True), gradient(0.3, 0.4, False)
@@ -171,20 +175,12 @@ def test_the_variance_is_trained_by_the_bound_alone(cond):
   assert np.isfinite(hybrid[1]) and abs(hybrid[1]) > 0.01
 
 
-def test_times_are_uniform():
-  t = np.asarray(sample_time(jax.random.key(0), 4096))
-  assert t.min() >= 0 and t.max() < 1
-  cumulative = np.arange(1, 4097) / 4096
-  # Kolmogorov-Smirnov at a level of about 1e-4.
-  assert np.abs(np.sort(t) - cumulative).max() < 2.2 / np.sqrt(4096)
-
-
 def test_stratified_times_fill_every_stratum_and_stay_uniform():
-  t = np.asarray(sample_time(jax.random.key(0), 64, stratified=True))
+  t = np.asarray(stratified(jax.random.key(0), 64))
   assert t.min() >= 0 and t.max() < 1
   np.testing.assert_array_equal(np.sort(np.floor(t * 64)), np.arange(64))
   keys = jax.random.split(jax.random.key(1), 2000)
-  first = jax.vmap(lambda key: sample_time(key, 4, stratified=True)[0])(keys)
+  first = jax.vmap(lambda key: stratified(key, 4)[0])(keys)
   assert abs(float(first.mean()) - 0.5) < 4 / np.sqrt(12 * 2000)
   assert float(first.max()) > 0.99
 
@@ -198,7 +194,7 @@ def test_unknown_loss_is_a_user_error(cond):
     with pytest.raises(UserError, match=words):
       diffusion_loss(
           constant("eps", 0.0), x0, cond(1), draw(jax.random.key(0), 1),
-          schedule=Cosine(), **options,
+          **COSINE, **options,
       )  # fmt: skip
 
 

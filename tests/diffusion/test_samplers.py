@@ -44,12 +44,30 @@ def test_time_grid_is_even_in_time():
 
 def test_time_grid_of_the_discrete_schedule_is_ifs():
   schedule = SquaredCosCapV2()
-  for steps, first in ((1, 0), (7, 852), (100, 990), (1000, 999)):
+  for steps, first in ((10, 900), (50, 980), (100, 990), (1000, 999)):
     grid = time_grid(schedule, steps)
     assert grid.shape == (steps + 1,) and grid[-1] == np.inf
-    numbers = first - first // max(steps - 1, 1) * np.arange(steps)
+    numbers = first - first // (steps - 1) * np.arange(steps)
     want = schedule.log_snr(jnp.float32(numbers / 1000))
     np.testing.assert_array_equal(grid[:-1], want)
+
+
+def test_counts_that_would_start_short_reach_the_noisiest_step():
+  schedule = SquaredCosCapV2()
+  noisiest = float(schedule.log_snr(jnp.float32(0.999)))
+  for steps in (1, 4, 7, 150, 300, 600, 900):
+    grid = np.asarray(schedule.grid(steps))
+    assert grid[0] == noisiest
+    numbers = np.round(1000 * (1 - np.arange(steps) / steps)) - 1
+    want = schedule.log_snr(jnp.float32(numbers / 1000))
+    np.testing.assert_array_equal(grid, want)
+  # diffusers' "trailing" of 4 steps: 999, 749, 499, 249.
+  want = schedule.log_snr(jnp.float32([0.999, 0.749, 0.499, 0.249]))
+  np.testing.assert_array_equal(schedule.trailing(4), want)
+
+
+def test_more_steps_than_there_are():
+  schedule = SquaredCosCapV2()
   with pytest.raises(UserError, match="steps=1001 is more than the 1000"):
     time_grid(schedule, 1001)
 
@@ -256,13 +274,22 @@ def test_what_a_rule_remembers_passes_from_chunk_to_chunk(rule):
 
 
 @pytest.mark.parametrize(
-  "strength, first", [(1.0, 0), (0.5, 5), (0.75, 2), (0.05, 9), (1e-9, 9)]
+  "strength, first", [(1.0, 0), (0.5, 5), (0.71, 3), (0.06, 9), (1e-9, 9)]
 )
 def test_part_of_the_way_is_a_share_of_the_steps(strength, first):
-  assert part_way(time_grid(Cosine(), 10), strength) == first
+  grid = np.asarray(time_grid(Cosine(), 10))
+  assert part_way(grid, strength, Cosine()) == first
+
+
+def test_a_strength_is_the_same_noise_on_any_grid():
+  even = np.append(np.append(-np.inf, np.linspace(-12, 6, 40)), np.inf)
+  for strength in (0.3, 0.5, 0.7, 0.9):
+    level = even[part_way(np.float32(even), strength, Cosine())]
+    assert abs(level - float(Cosine().log_snr(strength))) < 18 / 39
+  assert part_way(np.float32(even), 1.0, Cosine()) == 0
 
 
 @pytest.mark.parametrize("strength", [0.0, -0.1, 1.01, float("nan")])
 def test_no_other_share_is_taken(strength):
   with pytest.raises(UserError, match=r"is not in \(0, 1\]"):
-    part_way(time_grid(Cosine(), 10), strength)
+    part_way(time_grid(Cosine(), 10), strength, Cosine())

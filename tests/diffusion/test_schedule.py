@@ -6,6 +6,7 @@ import pytest
 from lumiere_jax.diffusion.schedule import (
   SCHEDULES,
   Cosine,
+  EvenLogSNR,
   Linear,
   Schedule,
   SquaredCosCapV2,
@@ -20,6 +21,7 @@ CONTINUOUS = [
   Cosine(shift=1.0),
   Linear(),
   Linear(shift=-1.5),
+  EvenLogSNR(),
 ]
 DISCRETE = [SquaredCosCapV2(), SquaredCosCapV2(shift=-2.77)]
 ALL = CONTINUOUS + DISCRETE
@@ -93,8 +95,19 @@ def test_times_of_discrete_steps():
 
 def test_grids():
   for schedule in CONTINUOUS:
-    np.testing.assert_allclose(schedule.grid(4), [1, 0.75, 0.5, 0.25])
-  np.testing.assert_allclose(SquaredCosCapV2().grid(3), [0.666, 0.333, 0])
+    even = schedule.log_snr(jnp.array([1, 0.75, 0.5, 0.25]))
+    np.testing.assert_array_equal(schedule.trailing(4), even)
+    start = -15.0 if isinstance(schedule, Cosine) else even[0]
+    np.testing.assert_array_equal(schedule.grid(4)[1:], even[1:])
+    assert schedule.grid(4)[0] == start
+
+
+def test_even_log_snr_is_a_line():
+  t = np.linspace(0, 1, 11)
+  got = EvenLogSNR(shift=1.5).log_snr(jnp.float32(t))
+  np.testing.assert_allclose(got, 21.5 - 40 * t, rtol=1e-6)
+  ends = EvenLogSNR().time(jnp.array([np.inf, 30.0, -30.0, -np.inf]))
+  np.testing.assert_array_equal(ends, [0, 0, 1, 1])
 
 
 def test_shift_is_the_noise_of_a_larger_picture():
@@ -115,7 +128,7 @@ def test_log_snr_is_finite_and_falls_with_time(schedule):
   assert log_snr.dtype == np.float32
   assert np.all(np.isfinite(log_snr))
   assert np.all(np.diff(log_snr) <= 0)
-  assert np.all(np.abs(log_snr) <= (20 if schedule in DISCRETE else 15))
+  assert np.all(np.abs(log_snr) <= 20)
 
 
 @pytest.mark.parametrize("schedule", CONTINUOUS, ids=repr)
@@ -159,13 +172,14 @@ def test_alpha_sigma_keeps_relative_precision():
 
 def test_infinite_log_snr_is_clean():
   assert tuple(map(float, alpha_sigma(jnp.float32(np.inf)))) == (1.0, 0.0)
+  assert tuple(map(float, alpha_sigma(jnp.float32(-np.inf)))) == (0.0, 1.0)
 
 
 def test_schedules_by_name():
   assert make_schedule("cosine", shift=-1.0) == Cosine(shift=-1.0)
   assert make_schedule("linear") == Linear()
   assert make_schedule("squaredcos_cap_v2", shift=1.0).shift == 1.0
-  assert set(SCHEDULES) == {"cosine", "linear", "squaredcos_cap_v2"}
+  assert set(SCHEDULES) == {"cosine", "linear", "squaredcos_cap_v2", "log_snr"}
   for schedule in ALL:  # jit keys on them
     assert hash(schedule) == hash(schedule)
   jitted = jax.jit(lambda t: Cosine().log_snr(t))
@@ -177,7 +191,7 @@ def test_schedules_by_name():
   [
     ("cosin", {}, 'did you mean "cosine"'),
     ("cosine", {"shfit": 1.0}, 'did you mean "shift"'),
-    ("cosine", {"log_snr_min": 16.0}, "log_snr_min=16.0"),
+    ("cosine", {"log_snr_min": 21.0}, "log_snr_min=21.0"),
   ],
 )
 def test_bad_schedules_are_user_errors(name, options, message):

@@ -232,7 +232,12 @@ def test_too_many_steps_of_a_later_stage_are_said_before_sampling(pipeline):
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(Pipeline, "_sample", lambda *args: started.append(args))
     with pytest.raises(UserError, match="steps=2000 is more than the 1000"):
-      make(Pipeline(pipeline.text, stages), [1], ssr_steps=2000)
+      make(
+        Pipeline(pipeline.text, stages),
+        [1],
+        ssr_steps=2000,
+        ssr_grid="schedule",
+      )
   assert not started
 
 

@@ -1,0 +1,250 @@
+"""Whether sampling keeps the spread of what all frames of a video share.
+
+python -m benchmarks.redundancy [--pictures=docs/noise]
+
+Videos of one constant colour, N(0, 0.5^2), with the exact denoiser: the spread
+of the colours that come out, by the 0.5 they should have; and that of the slope
+of a colour that drifts linearly over the clip. What the frames share is one
+number, so one number is sampled instead of all pixels: the mean of T n pixels
+is a diffusion of data sqrt(T n) times as spread as one pixel's.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+from pathlib import Path
+
+from absl import app, flags
+from flax import struct
+import jax.numpy as jnp
+import numpy as np
+
+from configs import base, conditional, shipped, ssr, ssr_image, t2i
+from lumiere_jax.diffusion.noise import sample_keys
+from lumiere_jax.diffusion.noise_levels import decisive_log_snr
+from lumiere_jax.diffusion.process import Prediction
+from lumiere_jax.diffusion.rules import DDIM, Rule, make_sampler
+from lumiere_jax.diffusion.samplers import sample_chunk
+from lumiere_jax.diffusion.schedule import (
+  Cosine,
+  SquaredCosCapV2,
+  alpha_sigma,
+)
+from lumiere_jax.pipelines.loading import load
+from lumiere_jax.pipelines.stage import StageConfig
+from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.noise_report import chart, draw_noise
+from lumiere_jax.training.start import settled
+from lumiere_jax.typing import Cond
+
+STD = 0.5
+SAMPLES = 4096
+CONFIGS = {
+  "t2i:full": t2i.FULL,
+  "base:full": base.FULL,
+  "conditional:full": conditional.FULL,
+  "ssr_image:full": ssr_image.FULL,
+  "ssr_image:if": ssr_image.IF,
+  "ssr:full": ssr.FULL,
+  "ssr:if": ssr.IF,
+  "conditional:ssr": conditional.SSR,
+  "shipped:t2i": shipped.T2I,
+  "shipped:base": shipped.BASE,
+  "shipped:conditional": shipped.CONDITIONAL,
+  "shipped:ssr_image": shipped.SSR_IMAGE_STAGE,
+  "shipped:ssr": shipped.SSR,
+}
+PICTURES = flags.DEFINE_string(
+  "pictures", "", "Folder to draw the pictures of docs/noise.md into."
+)
+
+
+@struct.dataclass
+class Shared:
+  """The exact denoiser of one number that `count` pixels share.
+
+  It sees sqrt(count) times the number in noise of variance 1, and perhaps a
+  second, fixed observation of it: what the low resolution tells.
+
+  Attributes:
+    std: of sqrt(count) times the number.
+    seen: (b, 1, 1, 1, 1) the second observation.
+    precision: one over the variance of its error; 0: there is none.
+  """
+
+  std: float
+  seen: jnp.ndarray
+  precision: float = 0.0
+
+  def __call__(self, z, log_snr, cond):
+    """The posterior mean, by the precisions of all that is known."""
+    alpha, sigma = alpha_sigma(log_snr.reshape(-1, 1, 1, 1, 1))
+    # Times sigma^2, so that nothing is infinite where there is no signal.
+    known = alpha * z + sigma**2 * self.precision * self.seen
+    weight = alpha**2 + sigma**2 * (self.precision + self.std**-2)
+    x0 = known / weight
+    eps = (z - alpha * x0) / sigma
+    return Prediction(x0, eps, alpha * eps - sigma * x0)
+
+
+def spread(
+  levels: np.ndarray, rule: Rule, count: float, precision: float = 0.0
+) -> float:
+  """The standard deviation that comes out, by the one it should have.
+
+  Args:
+    levels: (steps + 1,) log-SNRs; the last one is +inf.
+    rule: of the sampler.
+    count: pixels that share the number.
+    precision: see `Shared`.
+  """
+  std = STD * math.sqrt(count)
+  rng = np.random.default_rng(0)
+  column = lambda: rng.standard_normal((SAMPLES, 1, 1, 1, 1)).astype(np.float32)
+  z, true, error = column(), std * column(), column()
+  if not precision:  # one noise, one end: no draw needs more than the scale
+    z /= z.std()
+  seen = true + error / math.sqrt(precision or 1)
+  end = sample_chunk(
+    Shared(std, jnp.asarray(seen), precision),
+    rule,
+    rule.init(jnp.asarray(z)),
+    jnp.asarray(levels),
+    0,
+    sample_keys(range(SAMPLES)),
+    Cond(text=jnp.zeros((SAMPLES, 1, 1))),
+  )
+  return float(np.std(np.asarray(end.z, np.float64))) / std
+
+
+def ramp(frames: int) -> float:
+  """How many frames' worth of pixels a slope from -1/2 to 1/2 is known by."""
+  return float(np.sum(np.square(np.linspace(-0.5, 0.5, frames))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Spreads:
+  """Of a stage at its defaults; each by what it should be.
+
+  Attributes:
+    colour: of videos of one colour.
+    slope: of a colour that drifts; None: of pictures.
+    alone: of the colour if the low resolution were not there to tell it.
+  """
+
+  colour: float
+  slope: float | None
+  alone: float
+
+
+def of_stage(config: StageConfig) -> Spreads:
+  """The spreads of a stage, sampled as its defaults say."""
+  own, video = config.defaults, config.video
+  pixels = math.prod(video.resolution)
+  levels, rule = config.levels(own), make_sampler(own.sampler)
+  told = 0.0
+  if video.upscale > 1:
+    # Of each pixel the low resolution has 1 / upscale^2, in its own noise.
+    level = config.low_resolution_schedule.log_snr(jnp.float32(own.noise_level))
+    told = float(jnp.exp(level)) / video.upscale**2
+  count = video.num_frames * pixels
+  slope = None
+  if video.num_frames > 1:
+    slope = spread(levels, rule, ramp(video.num_frames) * pixels, told)
+  return Spreads(
+    colour=spread(levels, rule, count, told),
+    slope=slope,
+    alone=spread(levels, rule, count),
+  )
+
+
+def stages() -> dict[str, StageConfig]:
+  """Every full and shipped config, and what the shipped bundle holds."""
+  configs = {k: settled_of(v).sampling for k, v in CONFIGS.items()}
+  bundle = load(["demo"]).configs
+  return configs | {f"demo {k}": v for k, v in bundle.items()}
+
+
+def settled_of(experiment: Experiment) -> Experiment:
+  """Its shift as a number, started from an unshifted picture model."""
+  return settled(dataclasses.replace(experiment, init_from=""))
+
+
+def grids(steps: int) -> dict[str, np.ndarray]:
+  """Grids in schedule time, as they were."""
+  end = lambda levels: np.append(np.asarray(levels), np.inf)
+  leading = SquaredCosCapV2().grid(steps)
+  shifted = lambda shift, low=-15.0: np.maximum(
+    Cosine(shift=shift, log_snr_min=-30.0).trailing(steps), low
+  )
+  return {
+    f"IF's spacing, {steps} steps": end(leading),
+    f"cosine, {steps}": end(shifted(0.0)),
+    f"cosine shifted by -6, {steps}": end(shifted(-6.0)),
+    f"cosine shifted by -8 from -20, {steps}": end(shifted(-8.0, -20.0)),
+  }
+
+
+def main(argv: list[str]) -> None:
+  """Prints both tables in Markdown, and draws."""
+  del argv
+  print("Spread of the colour (right: 0.500), DDIM:\n")
+  print("| grid | 1x64x64 | 80x128x128 |\n|---|---|---|")
+  sizes = (64 * 64, 80 * 128 * 128)
+  cosine = Cosine(log_snr_min=-15.0).trailing(1000)
+  rows = grids(50) | {"cosine, 1000": np.append(np.asarray(cosine), np.inf)}
+  for name, levels in rows.items():
+    cells = [f"{STD * spread(levels, DDIM(), n):.3f}" for n in sizes]
+    print(f"| {name} | {' | '.join(cells)} |")
+  print(
+    "\nToday's defaults, by what is right; SSR is told the low resolution:\n"
+  )
+  print("| stage | clip | sampler, steps | colour | slope | colour, if not |")
+  print("|---" * 6 + "|")
+  worst = 0.0
+  for name, config in stages().items():
+    own, video = config.defaults, config.video
+    found = of_stage(config)
+    worst = max(worst, abs(found.colour - 1))
+    clip = "x".join(map(str, (video.num_frames, *video.resolution)))
+    slope = "" if found.slope is None else f"{found.slope:.3f}"
+    print(
+      f"| {name} | {clip} | {own.sampler}, {own.steps} | {found.colour:.3f} | "
+      f"{slope} | {found.alone:.3f} |"
+    )
+  print(f"\nFurthest from 1 (colour): {worst:.1%}")
+  if PICTURES.value:
+    draw(Path(PICTURES.value))
+
+
+def draw(folder: Path) -> None:
+  """The pictures of docs/noise.md."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for name in ("base:full", "shipped:base"):
+    file = folder / f"{name.replace(':', '_')}.svg"
+    draw_noise(settled_of(CONFIGS[name]), file)
+  picture = settled_of(base.FULL).sampling
+  at = jnp.asarray((np.arange(20_000) + 0.5) / 20_000, jnp.float32)
+  plain = dataclasses.replace(picture.diffusion, shift=0.0)
+  before = grids(50)["IF's spacing, 50 steps"][:-1]
+  (folder / "before_after.svg").write_text(
+    chart(
+      {
+        "drawn before": np.asarray(plain.make_noise().log_snr(at)),
+        "drawn now": np.asarray(picture.diffusion.make_noise().log_snr(at)),
+      },
+      {"steps before": before, "steps now": _finite(picture)},
+      {
+        "a frame": decisive_log_snr(1, 128 * 128),
+        "80 frames": decisive_log_snr(80, 128 * 128),
+      },
+    )
+  )
+
+
+def _finite(config: StageConfig) -> Sequence[float]:
+  return [float(x) for x in config.levels(config.defaults)[:-1]]
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,149 @@
+"""What gives weights their meaning is checked at the start and on resume."""
+
+import hashlib
+import json
+import math
+import os
+
+import pytest
+
+from lumiere_jax.io.bundle import open_bundle
+from lumiere_jax.training.compatibility import settle_shift
+from lumiere_jax.training.loop import train
+from lumiere_jax.training.start import settled
+from lumiere_jax.typing import UserError
+from tests.conftest import replace
+from tests.training.conftest import BASE, T2I, records
+
+AUTO = {"shift": "auto"}
+
+
+def base(image_run, **changes):
+  return replace(replace(BASE, init_from=str(image_run)), **changes)
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"diffusion": {"prediction": "eps"}}, "prediction is 'eps' here and 'v'"),
+    ({"diffusion": {"null_text": "empty"}}, "null_text is 'empty' here"),
+    (
+      {"model": {"noise_embedding": "linear"}},
+      "model.noise_embedding is 'linear' here and 'cosine' there",
+    ),
+  ],
+)
+def test_frozen_layers_of_another_task_are_refused(
+  image_run, tmp_path, changes, words
+):
+  with pytest.raises(UserError, match=words) as error:
+    train(base(image_run, **changes), tmp_path / "run")
+  assert "\n" not in str(error.value)
+  assert str(image_run) in str(error.value)
+
+
+def test_another_text_encoder_is_refused(image_run, tmp_path):
+  with pytest.raises(UserError, match="another text encoder"):
+    train(base(image_run, text={"max_length": 40}), tmp_path / "run")
+
+
+def test_another_schedule_and_shift_are_the_stages_own_choice(
+  image_run, tmp_path
+):
+  changes = {"schedule": "linear", "shift": -2.0, "noise": "normal"}
+  brief = {"steps": 1, "eval_clips": 0}
+  run = tmp_path / "run"
+  train(base(image_run, diffusion=changes, train=brief), run)
+  meta = open_bundle(run).parts["base"].meta
+  assert meta["model"]["noise_embedding"] == "cosine"
+  assert meta["diffusion"]["shift"] == -2.0
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"diffusion": {"prediction": "eps"}}, "prediction is 'eps' and was 'v'"),
+    ({"diffusion": {"schedule": "linear"}}, "schedule is 'linear'"),
+    ({"diffusion": {"shift": -1.0}}, "shift is -1.0 and was 0.0"),
+    ({"diffusion": {"noise": "normal"}}, "noise is 'normal'"),
+    ({"model": {"noise_embedding": "linear"}}, "noise_embedding is 'linear'"),
+    ({"text": {"max_length": 40}}, "text.max_length is 40 and was 48"),
+    ({"text": {"cleaning": "lower"}}, "text.cleaning is 'lower'"),
+    ({"init_from": "elsewhere"}, "config.init_from is 'elsewhere' and was"),
+  ],
+)
+def test_a_run_goes_on_as_what_it_began(base_run, image_run, changes, words):
+  longer = {"train": {"steps": 6}}
+  experiment = replace(base(image_run), **(longer | changes))
+  before = snapshot(base_run)
+  with pytest.raises(UserError, match=words):
+    train(experiment, base_run)
+  assert snapshot(base_run) == before
+
+
+def test_the_same_place_by_another_name_is_the_same(base_run, image_run):
+  relative = os.path.relpath(image_run)
+  train(replace(BASE, init_from=relative), base_run)
+
+
+def snapshot(folder):
+  """Every file, by its content and its time."""
+  return {
+    str(path): (
+      hashlib.sha256(path.read_bytes()).hexdigest(),
+      path.stat().st_mtime_ns,
+    )
+    for path in sorted(folder.rglob("*"))
+    if path.is_file() and path.name != ".lock"
+  }
+
+
+def test_a_finished_run_changes_nothing_on_disk(base_run, image_run, capfd):
+  before = snapshot(base_run)
+  other = {"ema_decay": 0.5, "steps": 3}  # what the bundle would be made of
+  train(replace(base(image_run), train=other), base_run)
+  assert snapshot(base_run) == before
+  assert "finished at step 4, nothing to do" in capfd.readouterr().err
+
+
+def test_a_bundle_that_was_not_written_any_more_is_written(
+  base_run, image_run, tmp_path
+):
+  run = tmp_path / "run"
+  os.system(f"cp -r {base_run} {run}")
+  index = run / "bundle" / "bundle.json"
+  want = index.read_text()
+  content = json.loads(want)
+  content["parts"]["base"]["meta"]["step"] = 2
+  index.write_text(json.dumps(content))
+  train(base(image_run), run)
+  assert json.loads(index.read_text()) == json.loads(want)
+
+
+def test_auto_shift_follows_what_it_starts_from(image_run):
+  got = settled(base(image_run, diffusion=AUTO)).diffusion.shift
+  assert got == pytest.approx(-math.log(4), abs=1e-3)  # 4 frames of one
+  of_size = settle_shift(replace(T2I, diffusion=AUTO)).diffusion.shift
+  assert of_size == pytest.approx(-math.log(8 * 8 / 64**2), abs=1e-3)
+  source = settled(base(image_run, diffusion=AUTO)).sampling
+  conditional = replace(BASE, diffusion=AUTO)
+  assert settle_shift(conditional, source).diffusion.shift == pytest.approx(
+    source.diffusion.shift
+  )
+
+
+def test_a_run_resumes_with_the_shift_it_settled(image_run, tmp_path):
+  run, source = tmp_path / "run", tmp_path / "source"
+  os.system(f"cp -r {image_run} {source}")
+  brief = {"steps": 1, "eval_clips": 0}
+  experiment = replace(BASE, init_from=str(source), diffusion=AUTO, train=brief)
+  train(experiment, run)
+  os.system(f"rm -r {source}")
+  train(replace(experiment, train={"steps": 2}), run)
+  shifts = [
+    r["config"]["diffusion"]["shift"] for r in records(run / "runs.jsonl")
+  ]
+  assert shifts == [pytest.approx(-math.log(4), abs=1e-3)] * 2
+  meta = open_bundle(run).parts["base"].meta
+  assert meta["diffusion"]["shift"] == shifts[0]
+  assert (run / "noise.svg").read_text().startswith("<svg")
