@@ -136,7 +136,8 @@ def _check_frozen(
   experiment: Experiment, source: FlatParams, config: StageConfig, name: str
 ) -> None:
   """Layers that all train may learn another task; frozen ones cannot."""
-  if split(source, trainable_pattern(experiment))[1]:
+  pattern = trainable_pattern(experiment)
+  if not all(re.search(pattern, path) for path in source):
     check_inherited(experiment, config, name)
 
 

@@ -184,9 +184,7 @@ def test_pictures_of_if_are_sampled_as_they_were():
 
 def test_an_unknown_embedding_is_a_user_error():
   model = dataclasses.replace(common.TINY, noise_embedding="cosin")
-  with pytest.raises(
-    UserError, match='noise_embedding=.*did you mean "cosine"'
-  ):
+  with pytest.raises(UserError, match='did you mean "cosine"'):
     of(model, DiffusionConfig())
 
 
