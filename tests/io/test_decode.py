@@ -312,22 +312,34 @@ def to_yuv(rgb, red, blue, full):
   return np.stack(planes).round().clip(0, 255).astype(np.uint8)
 
 
+BT601, BT709, BT2020 = (0.299, 0.114), (0.2126, 0.0722), (0.2627, 0.0593)
+SMPTE240M = (0.212, 0.087)
+
+
 @pytest.mark.parametrize(
-  ("tag", "red", "blue", "height", "full"),
+  ("tag", "weights", "size", "full"),
   [
-    pytest.param(5, 0.299, 0.114, 32, False, id="bt601"),
-    pytest.param(5, 0.299, 0.114, 32, True, id="bt601-full"),
-    pytest.param(5, 0.299, 0.114, 720, False, id="bt601-hd"),
-    pytest.param(1, 0.2126, 0.0722, 32, False, id="bt709"),
-    pytest.param(1, 0.2126, 0.0722, 32, True, id="bt709-full"),
-    pytest.param(None, 0.299, 0.114, 32, False, id="unstated"),
-    pytest.param(None, 0.2126, 0.0722, 720, False, id="unstated-hd"),
+    pytest.param(5, BT601, (32, 80), False, id="bt601"),
+    pytest.param(5, BT601, (32, 80), True, id="bt601-full"),
+    pytest.param(5, BT601, (720, 1280), False, id="bt601-hd"),
+    pytest.param(6, BT601, (720, 1280), False, id="smpte170m-hd"),
+    pytest.param(7, SMPTE240M, (32, 80), False, id="smpte240m"),
+    pytest.param(1, BT709, (32, 80), False, id="bt709"),
+    pytest.param(1, BT709, (32, 80), True, id="bt709-full"),
+    pytest.param(9, BT2020, (32, 80), False, id="bt2020"),
+    pytest.param(None, BT601, (32, 80), False, id="untagged"),
+    pytest.param(None, BT601, (576, 720), False, id="untagged-pal"),
+    pytest.param(None, BT601, (576, 1270), False, id="untagged-below-hd"),
+    pytest.param(None, BT709, (578, 720), False, id="untagged-tall"),
+    pytest.param(None, BT709, (528, 1280), False, id="untagged-wide"),
+    pytest.param(None, BT709, (720, 1280), False, id="untagged-hd"),
+    pytest.param(None, BT709, (1280, 720), False, id="untagged-upright-hd"),
   ],
 )
-def test_colours_are_right(tmp_path, tag, red, blue, height, full):
-  width = 720 if height == 720 else 80
+def test_colours_are_right(tmp_path, tag, weights, size, full):
+  height, width = size
   rgb = COLOURS[None].repeat(width // 5, 1).repeat(height, 0)
-  yuv = to_yuv(rgb, red, blue, full)[None]
+  yuv = to_yuv(rgb, *weights, full)[None]
   colours = (tag, 2 if full else 1)
   path = encode(tmp_path / "x.mkv", None, yuv=yuv, colours=colours)
   clip = read_clip(path, start_s=0, num_frames=1, fps=25)[0].astype(int)
