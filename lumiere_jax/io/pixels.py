@@ -76,6 +76,16 @@ class Framing:
     ).to_ndarray()
 
 
+def blend(
+  before: UInt8[np.ndarray, "h w 3"],
+  after: UInt8[np.ndarray, "h w 3"],
+  weight: float,
+) -> UInt8[np.ndarray, "h w 3"]:
+  """The weighted mean of two images; `weight` in [0, 1] is that of `after`."""
+  mean = before + np.float32(weight) * (after.astype(np.float32) - before)
+  return np.rint(mean).astype(np.uint8)
+
+
 def _colorspace(frame: av.VideoFrame) -> Colorspace | None:
   """The matrix of an untagged frame; None: the frame's tag, or RGB."""
   if frame.colorspace != _UNSPECIFIED or frame.format.is_rgb:
