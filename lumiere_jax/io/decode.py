@@ -209,12 +209,11 @@ def read_frames(
     weight = shown.weight_after(time_s, end_s) if blends else 0.0
     known, images = images, {}
     for frame in (shown.frame, shown.after) if weight else (shown.frame,):
-      if frame not in known and frame.is_corrupt:
-        raise VideoError(path, "damaged: frames of a clip cannot be decoded")
-      image = known.get(frame)
-      if image is None:
+      if (image := known.get(frame)) is None:
+        if frame.is_corrupt:
+          raise VideoError(path, "damaged: frames of a clip cannot be decoded")
         image = framing(frame, shown.track.pixel_aspect)
-      framing = dataclasses.replace(framing, resolution=image.shape[:2])
+        framing = dataclasses.replace(framing, resolution=image.shape[:2])
       images[frame] = image
     yield blend(*images.values(), weight) if weight else images[shown.frame]
 

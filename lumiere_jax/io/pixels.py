@@ -87,12 +87,11 @@ def blend(
 
 
 def _colorspace(frame: av.VideoFrame) -> Colorspace | None:
-  """The matrix of an untagged frame; None: the frame's tag, or RGB."""
+  """BT.709 for untagged HD; None: by the tag, or swscale's default, BT.601."""
   if frame.colorspace != _UNSPECIFIED or frame.format.is_rgb:
     return None
-  if frame.width >= _HD_WIDTH or frame.height > _SD_MAX_HEIGHT:
-    return Colorspace.ITU709
-  return Colorspace.ITU601
+  hd = frame.width >= _HD_WIDTH or frame.height > _SD_MAX_HEIGHT
+  return Colorspace.ITU709 if hd else None
 
 
 def upright_size(
