@@ -252,7 +252,7 @@ def test_a_video_that_breaks_later(values, tmp_path, monkeypatch, capsys):
   run(values, tmp_path)
   clips = read_manifest(Folder(tmp_path)).clips
   assert [clip.file for clip in clips] == ["a.mp4", "copy.mp4"]
-  late = read_report(tmp_path / "data_report.jsonl")[7:]
+  late = read_report(tmp_path / "data_report.jsonl")[8:]
   assert [(row["file"], row["reason"]) for row in late] == (
     [("long.mp4", "damaged: a bit")] * 2
   )
