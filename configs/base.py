@@ -1,9 +1,11 @@
 """Space-Time U-Net: the text-to-image model inflated, time layers trained.
 
-full: 80 frames of 128x128 at 16 fps (Lumiere, section 3.1). Batch, rate and
-  steps are not published; these are ours. Its mesh and micro-batches are for
-  64 chips of TPU v5p (v5p:4x4x4), a clip on four; other slices and what each
-  takes: docs/scale.md. Compiled for them, never run at this scale. Needs
+full: 80 frames of 128x128 at 16 fps (Lumiere, section 3.1). Videos are parted
+  at their cuts (config.data.scene_cuts=15) and dropped where nothing moves
+  (config.data.min_motion=0.5). Batch, rate and steps are not published; these
+  are ours. Its mesh and micro-batches are for 64 chips of TPU v5p
+  (v5p:4x4x4), a clip on four; other slices and what each takes:
+  docs/scale.md. Compiled for them, never run at this scale. Needs
   --config.init_from=DIR (a t2i of IF-I-XL's form: trained here, or imported),
   --config.text.weights=DIR (T5 v1.1 xxl encoder) and --config.data.path=DIR.
 tiny: seconds on a CPU; needs --config.init_from=DIR or =scratch.
@@ -30,7 +32,7 @@ FULL = Experiment(
   ),
   text=common.IF_TEXT,
   diffusion=common.for_videos(common.IF_DIFFUSION),
-  data=DataConfig(num_frames=80),
+  data=DataConfig(num_frames=80, **common.FOOTAGE),
   train=TrainConfig(
     steps=500_000,
     batch_size=256,

@@ -111,6 +111,10 @@ FINE_TUNE = TrainConfig(
   warmup_steps=1_000,
 )
 
+# Of real footage for video stages, which must not hold cuts or slideshows: see
+# `DataConfig` for what was measured.
+FOOTAGE = {"scene_cuts": 15.0, "min_motion": 0.5}
+
 PREVIEW = PreviewConfig(every=5_000, steps=50)
 
 TINY = UNetConfig(

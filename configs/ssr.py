@@ -2,9 +2,10 @@
 
 full: 128 -> 1024 in windows of 16 frames (the paper's length is not
   published), to be sampled with an overlap of 2 by MultiDiffusion (Lumiere,
-  section 3.2). Trains on crops, with a mesh and micro-batches for 64 chips of
-  TPU v5p (v5p:4x4x4); other slices, and sampling of whole frames:
-  docs/scale.md. Compiled for them, never run at this scale. Needs
+  section 3.2). Cuts and still videos are filtered as by base.py. Trains
+  on crops, with a mesh and micro-batches for 64 chips of TPU v5p (v5p:4x4x4);
+  other slices, and sampling of whole frames: docs/scale.md. Compiled for them,
+  never run at this scale. Needs
   --config.init_from=DIR (a trained ssr_image), --config.text.weights=DIR and
   --config.data.path=DIR.
 if: the same on IF-II-L's network and process. Needs an ssr_image of that form:
@@ -33,7 +34,7 @@ FULL = Experiment(
   model=common.inflated(common.on_chips(common.SSR_1024), TEMPORAL),
   text=common.T5_XXL,
   diffusion=common.for_videos(DiffusionConfig(prediction="v")),
-  data=DataConfig(num_frames=16, resolution=1024, crop=256),
+  data=DataConfig(num_frames=16, resolution=1024, crop=256, **common.FOOTAGE),
   train=TrainConfig(
     steps=500_000,
     batch_size=256,

@@ -10,6 +10,7 @@ from absl import flags
 
 from lumiere_jax import cli
 from lumiere_jax.data.prepare import Options, prepare
+from lumiere_jax.io.decode import RESAMPLING
 from lumiere_jax.pipelines.text import open_text_encoder
 from lumiere_jax.training.config import TextConfig
 
@@ -44,6 +45,18 @@ OPTIONS = {
     "min_motion",
     Options.min_motion,
     "Videos that change less, in grey levels, are dropped; 0 is off.",
+  ),
+  "min_fps_ratio": flags.DEFINE_float(
+    "min_fps_ratio",
+    Options.min_fps_ratio,
+    "Videos of a lower frame rate than this share of --fps are dropped; 0: "
+    "none is, frames come more than once.",
+  ),
+  "resample": flags.DEFINE_enum(
+    "resample",
+    Options.resample,
+    RESAMPLING,
+    "Frames at another rate: the one on screen, or the two around it blended.",
   ),
   "crf": flags.DEFINE_integer(
     "crf",

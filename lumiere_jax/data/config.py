@@ -3,9 +3,11 @@
 import dataclasses
 
 from lumiere_jax.data.buckets import parse_buckets
+from lumiere_jax.data.filters import Filters
 from lumiere_jax.data.masks import MaskMix
 from lumiere_jax.data.source import ClipSpec
-from lumiere_jax.typing import UserError, check_least
+from lumiere_jax.io.decode import RESAMPLING
+from lumiere_jax.typing import UserError, check_choice, check_least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,12 +41,30 @@ class DataConfig:
     crop: side of the random crops trained on; 0 is the whole frame.
     scene_cuts: change from one frame to the next, the mean over small
       thumbnails in grey levels of 255, that counts as a cut if it stands out
-      from the changes around it; clips are taken between cuts. 15 suits (cuts
-      between scenes change 34 or more in our clips). 0 is off.
+      from the changes around it; clips are taken between cuts. 15 suits: cuts
+      between scenes change 27 or more in our clips, and of those between
+      speakers before one wall five in six are found; what stands out without a
+      cut reaches 15, in a close-up of fast motion at 16 frames a second. 0 is
+      off.
     min_motion: least standard deviation over time of the thumbnails' pixels,
-      in grey levels; what changes less is dropped. 1 suits (an empty car park
-      has 0.3, the calmest of our clips 2.1). 0 is off.
+      in grey levels; what changes less is dropped. 0.5 suits: compressed
+      stills have 0.04 or less, five seconds of people slowed down ten times 0.7
+      or more. Slideshows with hard cuts go by both filters together; those with
+      dissolves or zooms pass for footage. 0 is off.
     max_enlarge: videos that had to be enlarged more than this are dropped.
+    min_fps_ratio: videos of a frame rate below this share of `fps` are dropped,
+      for frames would come more than once; see `Filters`. 0 takes them all.
+    resample: how frames are taken from videos of another rate: 'nearest' (the
+      one on screen) or 'blend' (the two around each moment, weighted by their
+      distance in time). From 24 frames a second to 16, the first moves by 1 and
+      2 frames in turn (judder); the second makes every other frame the mean of
+      two, in which whatever moves is seen twice (ghosts). 'nearest' is the
+      default because every frame stays a real picture, and a model draws what
+      it was shown: blending took up to a third of the fine detail (energy of
+      the Laplacian) of what moves in pans at 25 frames a second, by turns, so
+      that sharpness flickers. FFmpeg's `fps` filter and loaders that take
+      frames by index do the same. Footage at a multiple of `fps` has neither
+      fault; the report counts the rest.
     images: folder or URL of captioned pictures that are mixed in as one-frame
       clips; '' is none. Only where spatial layers train.
     image_share: share of the steps that take pictures.
@@ -73,6 +93,8 @@ class DataConfig:
   scene_cuts: float = 0.0
   min_motion: float = 0.0
   max_enlarge: float = 4.0
+  min_fps_ratio: float = Filters.min_fps_ratio
+  resample: str = "nearest"
   images: str = ""
   image_share: float = 0.2
   masks: str = ""
@@ -82,8 +104,9 @@ class DataConfig:
   def __post_init__(self):
     above_0 = "fps", "num_frames", "num_clips", "threads", "max_enlarge"
     check_least(self, "config.data", above_0, above=0)
-    from_0 = "scene_cuts", "min_motion", "crop", "workers"
+    from_0 = "scene_cuts", "min_motion", "min_fps_ratio", "crop", "workers"
     check_least(self, "config.data", from_0, least=0)
+    check_choice("config.data.resample", self.resample, RESAMPLING)
     if not 0 < self.image_share < 1:
       raise UserError(
         f"config.data.image_share={self.image_share} must lie between 0 and 1"
@@ -111,7 +134,12 @@ class DataConfig:
     """The shapes of clips: the main one, then those of `buckets`."""
     shapes = [(self.num_frames, *self.resolution), *parse_buckets(self.buckets)]
     return tuple(
-      ClipSpec(num_frames=t, fps=self.fps, resolution=(h, w))
+      ClipSpec(
+        num_frames=t,
+        fps=self.fps,
+        resolution=(h, w),
+        resample=self.resample,
+      )
       for t, h, w in dict.fromkeys(shapes)
     )
 

@@ -61,6 +61,8 @@ class FilesSource:
     scene_cuts: float = 0.0,
     min_motion: float = 0.0,
     max_enlarge: float = 4.0,
+    min_fps_ratio: float = Filters.min_fps_ratio,
+    whole_videos: bool = False,
     prompts: str = "",
     cache: str = "",
   ) -> "FilesSource":
@@ -75,7 +77,8 @@ class FilesSource:
         that suits it, see `choose_bucket`; pictures serve those of one frame.
       report_path: where to write data_report.jsonl; None: nowhere.
       num_threads: that probe; None: as many as there are cores.
-      scene_cuts, min_motion, max_enlarge: see `Filters`.
+      scene_cuts, min_motion, max_enlarge, min_fps_ratio, whole_videos: see
+        `Filters`.
       prompts: see `read_captions`.
       cache: see `Folder` and `Remembered`.
 
@@ -85,7 +88,11 @@ class FilesSource:
     folder = Folder(folder, cache)
     captions = list_videos(folder, prompts)
     filters = Filters(
-      scene_cuts=scene_cuts, min_motion=min_motion, max_enlarge=max_enlarge
+      scene_cuts=scene_cuts,
+      min_motion=min_motion,
+      max_enlarge=max_enlarge,
+      min_fps_ratio=min_fps_ratio,
+      whole_videos=whole_videos,
     )
     remembered = Remembered(str(folder), filters, cache)
     look = lambda name: examine(

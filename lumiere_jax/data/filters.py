@@ -9,6 +9,7 @@ import itertools
 from jaxtyping import Float, UInt8
 import numpy as np
 
+from lumiere_jax.data.source import ClipSpec
 from lumiere_jax.io.decode import VideoInfo, probe
 from lumiere_jax.io.pixels import Thumbnails
 
@@ -30,11 +31,23 @@ class Filters:
       counts as a cut; 0 is off.
     min_motion: least change over time, in grey levels; 0 is off.
     max_enlarge: most that a video may be enlarged to cover a clip.
+    min_fps_ratio: least frame rate of a video as a share of that of the clips;
+      0 is off. A slower one would show frames more than once. The default
+      leaves room for 23.976 in place of 24 or 25 frames a second, and for one
+      frame in twenty that was lost; 15 in place of 16 is too slow.
+    whole_videos: clips of one frame stand for whole videos, as where these are
+      prepared; otherwise neither frame rate nor motion matters for them.
   """
 
   scene_cuts: float = 0.0
   min_motion: float = 0.0
   max_enlarge: float = 4.0
+  min_fps_ratio: float = 0.95
+  whole_videos: bool = False
+
+  def timed(self, spec: ClipSpec) -> bool:
+    """Whether it matters for such clips how a video changes over time."""
+    return spec.num_frames > 1 or self.whole_videos
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,13 +23,13 @@ from lumiere_jax.data.filters import Filters
 from lumiere_jax.data.manifest import Stored
 from lumiere_jax.data.source import ClipSpec
 from lumiere_jax.data.video import Video
-from lumiere_jax.io.decode import read_frames
+from lumiere_jax.io.decode import RESAMPLING, read_frames
 from lumiere_jax.io.errors import VideoError, require_file
 from lumiere_jax.io.h264 import encode_clip
 from lumiere_jax.io.image import read_image
 from lumiere_jax.io.pixels import Framing
 from lumiere_jax.io.remote import is_url
-from lumiere_jax.typing import UserError
+from lumiere_jax.typing import UserError, check_choice
 
 REPORT = "data_report.jsonl"
 _ENCODING = 1  # Part of the keys: raise it where the same options encode anew.
@@ -53,6 +53,8 @@ class Options:
   max_seconds: float = 60.0
   scene_cuts: float = 0.0
   min_motion: float = 0.0
+  min_fps_ratio: float = Filters.min_fps_ratio
+  resample: str = "nearest"
   crf: int = 17
   prompts: str = ""
   cache: str = ""
@@ -68,7 +70,8 @@ class Options:
         "and copy it there, or use launch/prepare_beam.py"
       )
     least = {"side": 2, "num_frames": 1, "scene_cuts": 0, "min_motion": 0}
-    for name, low in (least | {"max_seconds": 0, "threads": 0}).items():
+    least |= {"min_fps_ratio": 0, "max_seconds": 0, "threads": 0}
+    for name, low in least.items():
       if getattr(self, name) < low:
         raise UserError(
           f"--{name}={getattr(self, name)} is too small; give {low} or more"
@@ -77,6 +80,7 @@ class Options:
       raise UserError(f"--fps={self.fps} must be above 0")
     if not 1 <= self.crf <= 51:
       raise UserError(f"--crf={self.crf}: give 1 (best) to 51 (smallest)")
+    check_choice("--resample", self.resample, RESAMPLING)
 
   @property
   def spec(self) -> ClipSpec:
@@ -85,6 +89,7 @@ class Options:
       num_frames=self.num_frames,
       fps=self.fps,
       resolution=(self.side, self.side),
+      resample=self.resample,
     )
 
   @property
@@ -94,6 +99,8 @@ class Options:
       scene_cuts=self.scene_cuts,
       min_motion=self.min_motion,
       max_enlarge=math.inf,  # for training to judge; nothing is enlarged here
+      min_fps_ratio=self.min_fps_ratio,
+      whole_videos=True,
     )
 
   @property
@@ -160,6 +167,8 @@ def cut(video: Video, digest: str, options: Options) -> Iterator[Stored]:
     start_s, length_s = video.start_s + k * seconds / count, seconds / count
     how = [_ENCODING, digest, start_s, length_s, height, width]
     how += [] if video.is_picture else [options.fps, options.crf]
+    if options.resample != "nearest" and not video.is_picture:
+      how.append(options.resample)
     part = dataclasses.replace(info, duration_s=length_s)
     yield Stored(
       key=hashlib.sha256(json.dumps(how).encode()).hexdigest(),
@@ -202,6 +211,8 @@ def _encode_video(part: Part, options: Options) -> bytes:
     num_frames=clip.frames,
     fps=options.fps,
     framing=_framing(part),
+    resample=options.resample,
+    end_s=clip.start_s + clip.seconds,
   )
   return encode_clip(frames, options.fps, crf=options.crf)
 

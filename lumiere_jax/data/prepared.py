@@ -5,7 +5,7 @@ as from files, from the key frame before their start.
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import os
 import sys
@@ -65,6 +65,8 @@ def open_prepared(
   *,
   report_path: str | os.PathLike | None = None,
   max_enlarge: float = 4.0,
+  min_fps_ratio: float = Filters.min_fps_ratio,
+  wanted: Mapping[str, float] | None = None,
   cache: str = "",
 ) -> StoredSource:
   """Opens a folder that `prepare` has finished.
@@ -75,7 +77,10 @@ def open_prepared(
     path: the folder, or its URL: then its shards are copied first.
     specs: the shapes of clips, of one frame rate.
     report_path: where to write data_report.jsonl; None: nowhere.
-    max_enlarge: see `Filters`.
+    max_enlarge, min_fps_ratio: see `Filters`; the frame rate is the one they
+      were prepared at.
+    wanted: 'scene_cuts' and 'min_motion' as wanted; it is reported where the
+      folder was prepared without them.
     cache: see `Folder`.
 
   Raises:
@@ -86,15 +91,23 @@ def open_prepared(
   manifest = read_manifest(folder)
   records = Records(folder, CLIPS)
   _require_all(folder, manifest, records)
-  filters = Filters(max_enlarge=max_enlarge)
+  _tell_unfiltered(folder, manifest, wanted or {})
+  filters = Filters(max_enlarge=max_enlarge, min_fps_ratio=min_fps_ratio)
+  prepared_fps = manifest.options["fps"]
   parts = collections.Counter(clip.file for clip in manifest.clips)
   found = [
-    _look(clip, records, specs, filters, parted=parts[clip.file] > 1)
+    _look(
+      clip,
+      records,
+      specs,
+      filters,
+      parted=parts[clip.file] > 1,
+      fps=prepared_fps,
+    )
     for clip in manifest.clips
   ]
   rows = [row for row, _ in found]
   report = publish(rows, str(folder), specs[0].fps, report_path)
-  prepared_fps = manifest.options["fps"]
   if specs[0].fps > prepared_fps:
     print(
       f"data: {folder} was prepared at {prepared_fps:g} fps: at "
@@ -115,6 +128,19 @@ def _require_all(folder: Folder, manifest: Manifest, records: Records) -> None:
     )
 
 
+def _tell_unfiltered(
+  folder: Folder, manifest: Manifest, wanted: Mapping[str, float]
+) -> None:
+  for name, value in wanted.items():
+    if value and not manifest.options.get(name):
+      print(
+        f"data: {folder} was prepared without --{name}, so that "
+        f"config.data.{name}={value:g} is not applied: run lumiere_jax.prepare "
+        f"again with --{name}={value:g}",
+        file=sys.stderr,
+      )
+
+
 def _look(
   clip: Stored,
   records: Records,
@@ -122,6 +148,7 @@ def _look(
   filters: Filters,
   *,
   parted: bool,
+  fps: float,
 ) -> Finding:
   info = VideoInfo(
     duration_s=clip.seconds,
@@ -131,7 +158,9 @@ def _look(
   )
   stretch = Stretch(start_s=clip.start_s, info=info, motion=None)
   row, video = judge(
-    clip.file, clip.captions, stretch, specs, filters, parted=parted
+    *(clip.file, clip.captions, stretch, specs, filters),
+    parted=parted,
+    fps=fps,
   )
   if video is None:
     return row, None

@@ -13,6 +13,8 @@ from lumiere_jax.io.errors import VideoError
 from lumiere_jax.io.folder import Folder
 from lumiere_jax.io.picture import is_picture, picture_size
 
+# Of the ratio of two frame rates, which divide in earnest at 29.97 to 15.
+_DIVIDES = 0.01
 Finding = tuple[Row, Video | None]
 """What is reported of a stretch of video; None: it is not used."""
 
@@ -69,6 +71,7 @@ def judge(
   filters: Filters,
   *,
   parted: bool = False,
+  fps: float | None = None,
 ) -> Finding:
   """Finds the shape of clips that suits a stretch of video, if any does.
 
@@ -79,9 +82,13 @@ def judge(
     specs: the shapes of clips, all of one frame rate.
     filters: what else is asked of it.
     parted: the stretch is not all of the file.
+    fps: its frame rate, where that is known; None: its mean, as measured.
   """
   info, start_s = stretch.info, stretch.start_s
-  chosen = _choose(stretch, specs, filters)
+  ratio = None
+  if info.duration_s:  # else a picture
+    ratio = (fps or info.fps) / specs[0].fps
+  chosen = _choose(stretch, specs, filters, ratio)
   spec, reason = (None, chosen) if isinstance(chosen, str) else (chosen, None)
   row = Row(
     file=file,
@@ -95,6 +102,7 @@ def judge(
     width=info.width,
     height=info.height,
     frames_at_fps=info.frames_at(specs[0].fps),
+    uneven=spec is not None and filters.timed(spec) and _is_uneven(ratio),
   )
   if spec is None:
     return row, None
@@ -103,14 +111,31 @@ def judge(
   )
 
 
+def _is_uneven(ratio: float | None) -> bool:
+  """Whether frames at a rate `ratio` times lower are taken at unequal steps."""
+  return ratio is not None and abs(ratio - max(1, round(ratio))) > _DIVIDES
+
+
 def _choose(
-  stretch: Stretch, specs: Sequence[ClipSpec], filters: Filters
+  stretch: Stretch,
+  specs: Sequence[ClipSpec],
+  filters: Filters,
+  ratio: float | None,
 ) -> ClipSpec | str:
   """The shape of its clips, or "kind: details" of why there is none."""
   info = stretch.info
   frames = info.frames_at(specs[0].fps)
   if not info.duration_s and all(spec.num_frames > 1 for spec in specs):
     return "a picture: clips are of several frames; give videos"
+  if ratio is not None and ratio < filters.min_fps_ratio:
+    fps = specs[0].fps
+    specs = [spec for spec in specs if not filters.timed(spec)]
+    if not specs:
+      return (
+        f"slow: {ratio * fps:.4g} frames a second, clips have {fps:g}, so that "
+        "frames would come more than once; use a lower fps, or min_fps_ratio=0 "
+        "to take it all the same"
+      )
   fits = [s for s in specs if _enlargement(info, s) <= filters.max_enlarge]
   if not fits:
     least = min(specs, key=lambda spec: _enlargement(info, spec))
@@ -128,7 +153,8 @@ def _choose(
       f"{least.fps:g} fps, a clip is {least.num_frames} ({least.seconds:.2f} "
       "s); use longer videos, fewer frames or a higher fps"
     )
-  if stretch.motion is not None and stretch.motion < filters.min_motion:
+  moves = stretch.motion is None or stretch.motion >= filters.min_motion
+  if filters.timed(fits[bucket]) and not moves:
     return (
       f"static: changes by {stretch.motion:.2f} grey levels, the least is "
       f"{filters.min_motion:g}"

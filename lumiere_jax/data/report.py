@@ -30,6 +30,8 @@ class Row:
     seconds, fps, width, height: of the part, where it could be decoded; a
       picture has 0 seconds and no fps.
     frames_at_fps: its frames when resampled to the frame rate of the clips.
+    uneven: it is used, and its frame rate is no multiple of that of the clips:
+      the steps between frames alternate, or frames are blended.
   """
 
   file: str
@@ -43,6 +45,7 @@ class Row:
   width: int | None = None
   height: int | None = None
   frames_at_fps: int | None = None
+  uneven: bool = False
 
   @property
   def kind(self) -> str:
@@ -144,6 +147,12 @@ def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:
     f"data: {len(used)} of {_count(rows)} in {where} used for clips of "
     f"{shapes} at {fps:g} fps"
   ]
+  if uneven := sum(row.uneven for row in used):
+    lines.append(
+      f"data: {uneven} of these have a frame rate that is no multiple of "
+      f"{fps:g} fps: their frames are taken at uneven steps, or blended if "
+      "resample=blend"
+    )
   if dropped:
     lines.append(f"data: dropped {count_reasons(rows)}{see}")
   if not path:

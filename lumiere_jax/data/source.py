@@ -7,7 +7,8 @@ from typing import Protocol
 from jaxtyping import UInt8
 import numpy as np
 
-from lumiere_jax.typing import UserError
+from lumiere_jax.io.decode import RESAMPLING
+from lumiere_jax.typing import UserError, check_choice
 
 Clip = UInt8[np.ndarray, "t h w 3"]
 
@@ -65,6 +66,8 @@ class ClipSpec:
     num_frames: t.
     fps: frames per second.
     resolution: (height, width) in pixels.
+    resample: how frames are taken from videos of another rate, 'nearest' or
+      'blend'; see `read_clip`.
 
   Raises:
     UserError: a value that no clip can have.
@@ -73,6 +76,7 @@ class ClipSpec:
   num_frames: int
   fps: float
   resolution: tuple[int, int]
+  resample: str = "nearest"
 
   def __post_init__(self):
     if self.num_frames < 1 or not self.fps > 0 or min(self.resolution) < 1:
@@ -80,6 +84,7 @@ class ClipSpec:
         f"clips of {self.num_frames} frames at {self.fps} fps, "
         f"{self.resolution}: all must be above 0"
       )
+    check_choice("resample", self.resample, RESAMPLING)
 
   @property
   def seconds(self) -> float:

@@ -18,6 +18,8 @@ from lumiere_jax.io.folder import Folder
 from lumiere_jax.typing import UserError, check_choice
 
 Sources = tuple[Source, Source]
+# What asks for every frame of a video: of folders of videos, and of `prepare`.
+_FOOTAGE = "scene_cuts", "min_motion"
 
 
 def open_sources(
@@ -72,7 +74,11 @@ def _files(config: DataConfig, seed: int, report) -> Sources:
 def _prepared(config: DataConfig, seed: int, report) -> Sources:
   del seed
   _require_path(config, "a folder that lumiere_jax.prepare made")
-  _refuse(config, "scene_cuts", "min_motion", "prompts")
+  if config.prompts:
+    raise UserError(
+      "config.data.prompts is for folders of videos, not for source=prepared: "
+      "leave it out, and give it to lumiere_jax.prepare"
+    )
   source = _open_prepared(config, config.path, config.specs, report)
   return _hold_out(source, config)
 
@@ -80,7 +86,13 @@ def _prepared(config: DataConfig, seed: int, report) -> Sources:
 def _tfds(config: DataConfig, seed: int, report) -> Sources:
   del seed
   _require_path(config, "the name of a builder, such as ucf101/ucf101_1,")
-  _refuse(config, "scene_cuts", "min_motion")
+  for name in _FOOTAGE:
+    if getattr(config, name):
+      print(
+        f"data: config.data.{name}={getattr(config, name):g} is not applied: "
+        "videos of source=tfds are taken whole",
+        file=sys.stderr,
+      )
   source = open_tfds(
     config.path,
     config.specs,
@@ -89,6 +101,7 @@ def _tfds(config: DataConfig, seed: int, report) -> Sources:
     report_path=report,
     num_threads=config.threads,
     max_enlarge=config.max_enlarge,
+    min_fps_ratio=config.min_fps_ratio,
     cache=config.cache,
   )
   return _hold_out(source, config)
@@ -100,16 +113,6 @@ def _require_path(config: DataConfig, what: str) -> None:
       f"config.data.path is missing; give {what} with --config.data.path=DIR, "
       "or take --config.data.source=procedural"
     )
-
-
-def _refuse(config: DataConfig, *names: str) -> None:
-  for name in names:
-    if getattr(config, name):
-      raise UserError(
-        f"config.data.{name} is for folders of videos, not for source="
-        f"{config.source}: leave it out, and give it to lumiere_jax.prepare "
-        "where clips are prepared"
-      )
 
 
 def _hold_out(source: FilesSource, config: DataConfig) -> Sources:
@@ -135,6 +138,7 @@ def _open_folder(
     scene_cuts=config.scene_cuts,
     min_motion=config.min_motion,
     max_enlarge=config.max_enlarge,
+    min_fps_ratio=config.min_fps_ratio,
     prompts=config.prompts,
     cache=config.cache,
   )
@@ -148,6 +152,8 @@ def _open_prepared(
     specs,
     report_path=report,
     max_enlarge=config.max_enlarge,
+    min_fps_ratio=config.min_fps_ratio,
+    wanted={name: getattr(config, name) for name in _FOOTAGE},
     cache=config.cache,
   )
 
@@ -158,9 +164,10 @@ def _with_images(sources: Sources, config: DataConfig, report) -> Sources:
   specs = [dataclasses.replace(spec, num_frames=1) for spec in config.specs]
   if report:
     report = Path(report).with_stem(f"{Path(report).stem}_images")
+  still = dataclasses.replace(config, **dict.fromkeys(_FOOTAGE, 0.0))
   prepared = is_prepared(config.images)
   images = (_open_prepared if prepared else _open_folder)(
-    config, config.images, list(dict.fromkeys(specs)), report
+    still, config.images, list(dict.fromkeys(specs)), report
   )
   return Mix(train, images, config.image_share), held_out
 

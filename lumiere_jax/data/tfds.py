@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import os
 import sys
 from typing import Any
@@ -28,7 +29,10 @@ from lumiere_jax.io.blob import Blob
 from lumiere_jax.io.container import TOLERANCE_S
 from lumiere_jax.io.decode import VideoInfo
 from lumiere_jax.io.image import fit, read_image
+from lumiere_jax.io.pixels import blend
 from lumiere_jax.typing import UserError
+
+_ROUNDING = 1e-6  # of a frame
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,13 +54,24 @@ class ExampleVideo(Video):
     frames = value_at(example_at(self.examples, self.index), self.keys)
     spare_s = max(0.0, self.info.duration_s - self.spec.seconds)
     at = 0.5 if rng is None else rng.random()
-    times_s = at * spare_s + np.arange(self.spec.num_frames) / self.spec.fps
-    shown = ((times_s + TOLERANCE_S) * self.info.fps).astype(int)
-    shown = np.minimum(shown, len(frames) - 1)
-    images = {
-      k: _image(path, frames[k], self.spec.resolution) for k in np.unique(shown)
-    }
-    return np.stack([images[k] for k in shown])
+    last = len(frames) - 1
+    start = (at * spare_s + TOLERANCE_S) * self.info.fps
+    steps = np.arange(self.spec.num_frames) * self.info.fps / self.spec.fps
+    blends = self.spec.resample == "blend"
+    places = int(start) + steps if blends else start + steps
+    shown = np.minimum((places + _ROUNDING).astype(int), last)
+    weights = (places - shown).clip(0) * (blends & (shown < last))
+    image = functools.cache(
+      lambda k: _image(path, frames[k], self.spec.resolution)
+    )
+    return np.stack(
+      [
+        blend(image(k), image(k + 1), weight)
+        if weight > _ROUNDING
+        else image(k)
+        for k, weight in zip(shown.tolist(), weights, strict=True)
+      ]
+    )
 
 
 def open_tfds(
@@ -68,6 +83,7 @@ def open_tfds(
   report_path: str | os.PathLike | None = None,
   num_threads: int | None = None,
   max_enlarge: float = 4.0,
+  min_fps_ratio: float = Filters.min_fps_ratio,
   cache: str = "",
 ) -> StoredSource:
   """Opens the training split of a builder.
@@ -82,7 +98,7 @@ def open_tfds(
     prompts: see `label_captions`.
     report_path: where to write data_report.jsonl; None: nowhere.
     num_threads: that look; None: as many as there are cores.
-    max_enlarge: see `Filters`.
+    max_enlarge, min_fps_ratio: see `Filters`.
     cache: where what was seen is remembered; '' is in the user's cache.
 
   Raises:
@@ -102,7 +118,7 @@ def open_tfds(
       "(config.data.fps)",
       file=sys.stderr,
     )
-  filters = Filters(max_enlarge=max_enlarge)
+  filters = Filters(max_enlarge=max_enlarge, min_fps_ratio=min_fps_ratio)
   found = [
     _judge(index, looks, texts, usual_fps, specs, filters)
     for index, (looks, texts) in enumerate(zip(seen, captions, strict=True))

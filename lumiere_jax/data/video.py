@@ -60,4 +60,6 @@ class Video:
       num_frames=self.spec.num_frames,
       fps=self.spec.fps,
       resolution=self.spec.resolution,
+      resample=self.spec.resample,
+      end_s=self.end_s,
     )

@@ -14,11 +14,13 @@ from lumiere_jax.io.array import read_npy
 from lumiere_jax.io.container import TOLERANCE_S, Track, open_video
 from lumiere_jax.io.errors import VideoError
 from lumiere_jax.io.image import read_image
-from lumiere_jax.io.pixels import Framing, upright_size
-from lumiere_jax.typing import UserError
+from lumiere_jax.io.pixels import Framing, blend, upright_size
+from lumiere_jax.typing import UserError, check_choice
 
 Clip = UInt8[np.ndarray, "t h w 3"]
 Watch = Callable[[float, av.VideoFrame], None]
+RESAMPLING = ("nearest", "blend")
+"""How frames are taken at another rate; see `read_clip`."""
 # Formats that state how long they are, so that a missing end can be noticed.
 _STATE_LENGTH = ("mov", "matroska", "avi")
 # Seeking by decoding order can overshoot by some reordered frames, and
@@ -133,14 +135,22 @@ def read_clip(
   fps: float,
   resolution: tuple[int, int] | None = None,
   crop: tuple[float, float] = (0.5, 0.5),
+  resample: str = "nearest",
+  end_s: float = math.inf,
   num_threads: int = 1,
 ) -> Clip:
   """Reads a part of a video, resampled in time and space.
 
-  Frame k is the picture on screen at `start_s + k / fps`, the last one whose
-  timestamp is not later, so frame rates may be any and may vary. Frames are
-  shrunk (antialiased) or enlarged with their aspect kept until they cover
-  `resolution`, and what is to spare is cut off.
+  With `resample="nearest"` frame k is the picture on screen at
+  `start_s + k / fps`, the last one whose timestamp is not later, so frame rates
+  may be any and may vary. Frames are shrunk (antialiased) or enlarged with
+  their aspect kept until they cover `resolution`, and what is to spare is cut
+  off.
+
+  With `resample="blend"` the clip begins with the picture on screen at
+  `start_s`, when that begins to show. Frame k is the mean of the picture on
+  screen 1 / fps later each time and the next one, weighted linearly by their
+  distance in time. A rate that `fps` divides gives the pictures themselves.
 
   Args:
     path: anything PyAV opens, or a Blob of it.
@@ -149,6 +159,8 @@ def read_clip(
     fps: frames per second, of the clip.
     resolution: (height, width) of the clip; None: that of the video.
     crop: where to cut, as fractions of what is to spare (down, across).
+    resample: 'nearest' or 'blend'.
+    end_s: when the next scene begins: no frame from there on is blended in.
     num_threads: of the decoder; 0: as many as there are cores.
 
   Returns:
@@ -165,6 +177,8 @@ def read_clip(
     num_frames=num_frames,
     fps=fps,
     framing=framing,
+    resample=resample,
+    end_s=end_s,
     num_threads=num_threads,
   )
   return np.stack(list(frames))
@@ -177,43 +191,94 @@ def read_frames(
   num_frames: int,
   fps: float,
   framing: Framing,
+  resample: str = "nearest",
+  end_s: float = math.inf,
   num_threads: int = 1,
 ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
   """As `read_clip`, one frame at a time: for parts too long for memory."""
+  check_choice("resample", resample, RESAMPLING)
   if num_frames < 1 or fps <= 0 or start_s < 0:
     raise UserError(
       f"{path}: cannot read {num_frames} frames at {fps} fps from {start_s} s "
       "on; give 1 frame or more, fps above 0 and a start of 0 or more"
     )
   times = start_s + np.arange(num_frames) / fps
-  image, shown = None, None
-  for track, frame in _on_screen(path, times, num_threads):
-    if frame is not shown:
-      if frame.is_corrupt:
-        raise VideoError(path, "damaged: frames of a clip cannot be decoded")
-      image, shown = framing(frame, track.pixel_aspect), frame
-      framing = dataclasses.replace(framing, resolution=image.shape[:2])
-    yield image
+  blends = resample == "blend"
+  images: dict[av.VideoFrame, np.ndarray] = {}
+  for shown, time_s in _on_screen(path, times, num_threads, align=blends):
+    weight = shown.weight_after(time_s, end_s) if blends else 0.0
+    known, images = images, {}
+    for frame in (shown.frame, shown.after) if weight else (shown.frame,):
+      if (image := known.get(frame)) is None:
+        if frame.is_corrupt:
+          raise VideoError(path, "damaged: frames of a clip cannot be decoded")
+        image = framing(frame, shown.track.pixel_aspect)
+        framing = dataclasses.replace(framing, resolution=image.shape[:2])
+      images[frame] = image
+    yield blend(*images.values(), weight) if weight else images[shown.frame]
 
 
-def _on_screen(path, times, num_threads) -> Iterator[tuple[Track, object]]:
-  """For each of the increasing `times`, the frame on screen then."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Shown:
+  """A frame, from when to when it shows, and the one after it, if any."""
+
+  track: Track
+  frame: av.VideoFrame
+  begins_s: float
+  ends_s: float
+  after: av.VideoFrame | None = None
+
+  def weight_after(self, time_s: float, end_s: float) -> float:
+    """The weight of the frame after this one, in [0, 1); 0 from `end_s` on."""
+    since_s = time_s - self.begins_s
+    if self.after is None or self.ends_s + TOLERANCE_S > end_s:
+      return 0.0
+    if since_s <= TOLERANCE_S:
+      return 0.0
+    return since_s / (self.ends_s - self.begins_s)
+
+
+def _on_screen(
+  path, times, num_threads: int, *, align: bool
+) -> Iterator[tuple[_Shown, float]]:
+  """For each of the increasing `times`, the frame on screen then, and the time.
+
+  Args:
+    path: see `read_clip`.
+    times: in seconds.
+    num_threads: of the decoder.
+    align: all times are moved back until the first one is when its frame
+      begins to show.
+  """
   wanted = iter(times)
-  time_s = next(wanted)
-  current, end_s = None, 0.0
-  for track, begins_s, frame in _frames_from(path, times[0], num_threads):
-    while current is not None and time_s + TOLERANCE_S < begins_s:
-      yield track, current
-      if (time_s := next(wanted, None)) is None:
+  time_s, end_s, early_s = next(wanted), 0.0, None
+  for shown in _shown_from(path, times[0], num_threads):
+    end_s = shown.ends_s
+    while time_s + TOLERANCE_S < end_s:
+      if early_s is None:
+        early_s = max(0.0, time_s - shown.begins_s) if align else 0.0
+        time_s -= early_s
+      yield shown, time_s
+      following = next(wanted, None)
+      if following is None:
         return
-    current, end_s = frame, begins_s + track.lasts(frame)
-  while current is not None and time_s + TOLERANCE_S < end_s:
-    yield track, current
-    if (time_s := next(wanted, None)) is None:
-      return
+      time_s = following - early_s
   raise VideoError(
     path, f"ends too early: at {end_s:.2f} s, asked for {times[-1]:.2f} s"
   )
+
+
+def _shown_from(path, time_s: float, num_threads: int) -> Iterator[_Shown]:
+  """All frames from a key frame at or before `time_s` on."""
+  last = None
+  for track, begins_s, frame in _frames_from(path, time_s, num_threads):
+    if last is not None:
+      values = {"ends_s": begins_s, "after": frame}
+      yield dataclasses.replace(last, **values)
+    ends_s = begins_s + track.lasts(frame)
+    last = _Shown(track=track, frame=frame, begins_s=begins_s, ends_s=ends_s)
+  if last is not None:
+    yield last
 
 
 def _frames_from(path, time_s: float, num_threads: int):

@@ -20,7 +20,9 @@ SCALING = int(
   | Interpolation.BITEXACT
 )
 _UNSPECIFIED = 2  # libavutil's AVCOL_SPC_UNSPECIFIED
-_HD_HEIGHT = 720
+# Stored size from which untagged video is BT.709; smaller is BT.601. The rule
+# of mpv (mp_csp_guess_colorspace) and of players that follow it.
+_HD_WIDTH, _SD_MAX_HEIGHT = 1280, 576
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,11 @@ class Framing:
   def __call__(
     self, frame: av.VideoFrame, pixel_aspect: Fraction
   ) -> UInt8[np.ndarray, "h w 3"]:
-    """Converts, shrinks or enlarges to cover `resolution`, turns and cuts."""
+    """Converts, shrinks or enlarges to cover `resolution`, turns and cuts.
+
+    YUV becomes RGB by the frame's colour tag; untagged frames are BT.709 if
+    they are 1280 pixels wide or more or taller than 576, otherwise BT.601.
+    """
     size = upright_size(frame, pixel_aspect)
     target = self.resolution or size
     scale = max(t / s for t, s in zip(target, size, strict=True))
@@ -59,18 +65,33 @@ class Framing:
     return image[top : top + target[0], left : left + target[1]]
 
   def _rgb(self, frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-    # As players do, take HD that does not say otherwise for BT.709.
-    unstated = frame.colorspace == _UNSPECIFIED and not frame.format.is_rgb
-    hd = min(frame.height, frame.width) >= _HD_HEIGHT
     return self.reformatter.reformat(
       frame,
       width=width,
       height=height,
       format="rgb24",
-      src_colorspace=Colorspace.ITU709 if unstated and hd else None,
+      src_colorspace=_colorspace(frame),
       interpolation=SCALING,
       threads=1,
     ).to_ndarray()
+
+
+def blend(
+  before: UInt8[np.ndarray, "h w 3"],
+  after: UInt8[np.ndarray, "h w 3"],
+  weight: float,
+) -> UInt8[np.ndarray, "h w 3"]:
+  """The weighted mean of two images; `weight` in [0, 1] is that of `after`."""
+  mean = before + np.float32(weight) * (after.astype(np.float32) - before)
+  return np.rint(mean).astype(np.uint8)
+
+
+def _colorspace(frame: av.VideoFrame) -> Colorspace | None:
+  """BT.709 for untagged HD; None: by the tag, or swscale's default, BT.601."""
+  if frame.colorspace != _UNSPECIFIED or frame.format.is_rgb:
+    return None
+  hd = frame.width >= _HD_WIDTH or frame.height > _SD_MAX_HEIGHT
+  return Colorspace.ITU709 if hd else None
 
 
 def upright_size(

@@ -23,6 +23,7 @@ from tests.data.videos import (
   read_report,
   write_jsonl,
 )
+from tests.io.test_decode import encode
 
 CLIPS = Path(__file__).parents[2] / "../shared/assets/clips"
 
@@ -161,11 +162,21 @@ def test_one_video_is_not_held_out(folder):
 
 
 @pytest.mark.skipif(not CLIPS.is_dir(), reason="needs the shared clips")
-def test_all_real_clips_are_used(capsys):
+def test_all_real_clips_but_slow_ones_are_used(capsys):
   spec = ClipSpec(num_frames=16, fps=16, resolution=(64, 64))
   source = FilesSource.open(CLIPS, [spec])
-  assert len(source) == 23
-  assert "23 of 23 files" in capsys.readouterr().err
+  slow = {"car-detection.mp4", "one-by-one-person-detection.mp4"}
+  assert len(source) == 21
+  assert not slow & {video.file for video in source.videos}
+  said = capsys.readouterr().err
+  assert "21 of 23 files" in said
+  assert "dropped 2 slow" in said
+  assert "21 of these have a frame rate that is no multiple of 16" in said
+  everything = FilesSource.open(CLIPS, [spec], min_fps_ratio=0)
+  assert len(everything) == 23
+  # Of single frames the rate does not matter.
+  stills = ClipSpec(num_frames=1, fps=16, resolution=(64, 64))
+  assert len(FilesSource.open(CLIPS, [stills])) == 23
   clip = source.clip(0, np.random.default_rng(0))
   assert clip.shape == (16, 64, 64, 3)
 
@@ -331,6 +342,105 @@ def test_parts_of_one_file_are_not_held_out(tmp_path):
   source = FilesSource.open(tmp_path, [SPEC], scene_cuts=15.0)
   train, held_out = source.split(0.9)
   assert (len(train), len(held_out)) == (2, 0)
+
+
+@pytest.mark.parametrize(
+  ("fps", "clips_fps", "used"),
+  [
+    (10, 16, False),
+    (12.5, 16, False),
+    (15, 16, False),
+    (15.98, 16, True),
+    (16, 16, True),
+    (24, 16, True),
+    (24000 / 1001, 25, True),
+    (30000 / 1001, 30, True),
+    (24, 30, False),
+  ],
+)
+def test_slow_videos_are_dropped(tmp_path, fps, clips_fps, used):
+  make(tmp_path, "x.mp4", fps=fps, seconds=1.2)
+  make(tmp_path, "fast.mp4", fps=60, seconds=1.2)
+  write_jsonl(tmp_path, {"x.mp4": "x", "fast.mp4": "x"})
+  spec = ClipSpec(num_frames=4, fps=clips_fps, resolution=(16, 16))
+  report = tmp_path / "report.jsonl"
+  source = FilesSource.open(tmp_path, [spec], report_path=report)
+  row = {row["file"]: row for row in read_report(report)}["x.mp4"]
+  assert row["used"] == used
+  assert len(source) == 1 + used
+  if not used:
+    assert row["reason"].startswith(f"slow: {fps:g} frames a second, clips")
+    assert "min_fps_ratio=0" in row["reason"]
+  every = FilesSource.open(tmp_path, [spec], min_fps_ratio=0)
+  assert len(every) == 2
+
+
+def test_the_rate_is_measured_not_taken_from_the_file(tmp_path):
+  """A gif that shows 5 frames a second in ticks of 1/100 s, and a file whose
+  frames come at 5 a second after a header of 30."""
+  make(tmp_path, "x.gif", fps=5, seconds=3)
+  source = np.arange(15, dtype=np.uint8)[:, None, None, None]
+  video = np.broadcast_to(10 + 10 * source, (15, 16, 16, 3))
+  encode(
+    *(tmp_path / "y.mkv", video),
+    fps=30,
+    pts=range(0, 15 * 200, 200),
+    ticks=1000,
+  )
+  write_jsonl(tmp_path, {"x.gif": "x", "y.mkv": "y"})
+  with pytest.raises(UserError, match="none of 2 files can be used: 2 slow"):
+    FilesSource.open(tmp_path, [SPEC])
+  spec = ClipSpec(num_frames=4, fps=5, resolution=(16, 16))
+  assert len(FilesSource.open(tmp_path, [spec])) == 2
+
+
+def test_slow_and_still_videos_serve_clips_of_one_frame(tmp_path):
+  make(tmp_path, "slow.mp4", fps=4)
+  still = np.full((16, 24, 32, 3), 90, np.uint8)
+  write_video(tmp_path / "still.mp4", still, fps=8)
+  write_jsonl(tmp_path, {"slow.mp4": "x", "still.mp4": "x"})
+  stills = spec(1, 16, 16)
+  source = FilesSource.open(tmp_path, [stills], min_motion=1.0)
+  assert len(source) == 2
+  source = FilesSource.open(tmp_path, [spec(4, 16, 16), stills])
+  frames = {video.file: video.spec.num_frames for video in source.videos}
+  assert frames == {"slow.mp4": 1, "still.mp4": 4}
+  with pytest.raises(UserError, match="1 slow"):
+    FilesSource.open(tmp_path, [stills], min_motion=1.0, whole_videos=True)
+
+
+def test_rates_that_do_not_divide_are_counted(tmp_path, capsys):
+  rates = {8: False, 16: False, 15.99: False, 12: True, 20: True, 25: True}
+  for fps in rates:
+    make(tmp_path, f"{fps}.mp4", fps=fps)
+  Image.new("RGB", (20, 20)).save(tmp_path / "picture.png")
+  names = [f"{fps}.mp4" for fps in rates] + ["picture.png"]
+  write_jsonl(tmp_path, dict.fromkeys(names, "x"))
+  report = tmp_path / "report.jsonl"
+  FilesSource.open(tmp_path, [SPEC], report_path=report)
+  uneven = {row["file"]: row["uneven"] for row in read_report(report)}
+  assert uneven == {f"{fps}.mp4": is_ for fps, is_ in rates.items()} | {
+    "picture.png": False
+  }
+  words = "3 of these have a frame rate that is no multiple of 8 fps"
+  assert capsys.readouterr().err.count(words) == 1
+  FilesSource.open(tmp_path, [spec(1, 16, 16)])
+  assert "no multiple" not in capsys.readouterr().err
+
+
+def test_blended_clips_stay_in_their_scene(tmp_path):
+  """Of two scenes at 12 frames a second, shown at 8, no frame mixes them."""
+  levels = np.repeat(np.array([40, 220], np.uint8), [17, 19])
+  video = np.broadcast_to(levels[:, None, None, None], (36, 32, 32, 3))
+  write_video(tmp_path / "x.mp4", video, fps=12, crf=1)
+  write_jsonl(tmp_path, {"x.mp4": "x"})
+  shape = ClipSpec(num_frames=11, fps=8, resolution=(16, 16), resample="blend")
+  source = FilesSource.open(tmp_path, [shape], scene_cuts=15.0)
+  assert [video.info.num_frames for video in source.videos] == [17, 19]
+  for index in range(2):
+    for seed in range(8):
+      clip = source.clip(index, np.random.default_rng(seed)).astype(int)
+      assert np.abs(clip - (40, 220)[index]).max() < 4
 
 
 def test_videos_that_stand_still(tmp_path, capsys):

@@ -318,6 +318,42 @@ def test_a_full_disk_is_one_line_and_loses_nothing(options, encoded, videos):
   assert encoded == ["large.mp4"]
 
 
+def test_slow_videos_are_not_stored(options, capsys):
+  make(module.Path(options.input), "slow.mp4", fps=5)
+  captions = dict.fromkeys([*NAMES, "slow.mp4"], "x")
+  write_jsonl(module.Path(options.input), captions)
+  prepare(options)
+  assert "dropped 1 slow" in capsys.readouterr().err
+  assert {clip.file for clip in manifest(options).clips} == set(NAMES)
+  report = module.Path(options.out, module.REPORT).read_text().splitlines()
+  row = {r["file"]: r for r in map(json.loads, report)}["slow.mp4"]
+  assert row["reason"].startswith("slow: 5 frames a second, clips have 8")
+  prepare(change(options, min_fps_ratio=0.0))
+  assert len(manifest(options).clips) == len(NAMES) + 1
+
+
+def test_blended_clips_are_other_clips(options):
+  """12 frames a second at 8: 1.5 frames a step, 15 levels."""
+  folder = module.Path(options.input)
+  for name in NAMES:
+    (folder / name).unlink()
+  make(folder, "x.mp4", fps=12, seconds=1.5)
+  write_jsonl(folder, {"x.mp4": "x"})
+  prepare(options)
+  (nearest,) = manifest(options).clips
+  prepare(change(options, resample="blend"))
+  (blended,) = manifest(options).clips
+  assert nearest.key != blended.key
+  levels = {}
+  for clip in (nearest, blended):
+    blob = Blob("x", stored(options)[clip.key])
+    pixels = read_clip(blob, start_s=0, num_frames=12, fps=8)
+    levels[clip.key] = pixels.mean((1, 2, 3))
+  line = 10 + 15 * np.arange(12)
+  np.testing.assert_allclose(levels[blended.key], line, atol=3)
+  assert np.abs(levels[nearest.key] - line).max() > 4
+
+
 def test_one_at_a_time(options):
   with (
     locked(options.out),
@@ -344,6 +380,8 @@ def test_a_place_that_cannot_be_written(options, tmp_path):
     ({"num_frames": 0}, "--num_frames=0"),
     ({"max_seconds": -1.0}, "--max_seconds=-1.0"),
     ({"crf": 52}, "--crf=52"),
+    ({"min_fps_ratio": -1.0}, "--min_fps_ratio=-1.0"),
+    ({"resample": "mix"}, "--resample='mix' is not one of nearest, blend"),
   ],
 )
 def test_options_out_of_range(values, message):

@@ -18,7 +18,7 @@ from lumiere_jax.io.h264 import encode_clip
 from lumiere_jax.io.image import write_image
 from lumiere_jax.io.write import write_video
 from lumiere_jax.typing import UserError
-from tests.data.test_files import SPEC, frame_numbers, make
+from tests.data.test_files import SPEC, frame_numbers, make, write_jsonl
 from tests.data.test_shelf import Encoder
 from tests.io.test_write import moving
 
@@ -134,7 +134,10 @@ def test_frame_rates_may_differ(original, capsys):
   slow = open_prepared(original, specs((4, 16, 16), fps=4))
   assert np.diff(frame_numbers(slow.clip(0))).tolist() == [2, 2, 2]
   assert "more than once" not in capsys.readouterr().err
-  fast = open_prepared(original, specs((4, 16, 16), fps=16))
+  message = "4 slow .*: 8 frames a second, clips have 16"
+  with pytest.raises(UserError, match=message):
+    open_prepared(original, specs((4, 16, 16), fps=16))
+  fast = open_prepared(original, specs((4, 16, 16), fps=16), min_fps_ratio=0)
   assert sorted(np.diff(frame_numbers(fast.clip(0)))) in ([0, 0, 1], [0, 1, 1])
   said = capsys.readouterr().err
   assert "prepared at 8 fps: at 16 fps frames come more than once" in said
@@ -230,8 +233,6 @@ def test_the_config_opens_it(original, tmp_path):
   ("values", "message"),
   [
     ({"path": ""}, "path is missing; give a folder that lumiere_jax.prepare"),
-    ({"scene_cuts": 9.0}, "scene_cuts is for folders of videos"),
-    ({"min_motion": 9.0}, "min_motion is for folders of videos"),
     ({"prompts": "x"}, "prompts is for folders of videos"),
   ],
 )
@@ -239,6 +240,30 @@ def test_what_only_prepare_can_do(original, values, message):
   config = DataConfig(**{"source": "prepared", "path": str(original)} | values)
   with pytest.raises(UserError, match=message):
     open_sources(config, seed=0, report=None)
+
+
+def test_filters_that_prepare_did_not_apply_are_reported(tmp_path, capsys):
+  videos, out = tmp_path / "videos", tmp_path / "out"
+  for k in range(2):
+    make(videos, f"{k}.mp4")
+  write_jsonl(videos, {f"{k}.mp4": "x" for k in range(2)})
+  prepare(
+    Options(input=str(videos), out=str(out), fps=8, side=16, min_motion=1.0)
+  )
+  capsys.readouterr()
+  config = DataConfig(
+    source="prepared",
+    path=str(out),
+    num_frames=4,
+    fps=8,
+    resolution=16,
+    min_motion=0.5,
+    scene_cuts=10.0,
+  )
+  open_sources(config, seed=0, report=None)
+  said = capsys.readouterr().err
+  assert "prepared without --scene_cuts" in said
+  assert "--min_motion" not in said
 
 
 def test_a_remote_folder_is_copied(original, tmp_path):

@@ -213,10 +213,10 @@ def test_several_captions_and_frame_rates_of_their_own(open_small, capsys):
     ClipSpec(num_frames=t, fps=8, resolution=size)
     for t, size in [(12, (16, 16)), (12, (16, 32)), (4, (16, 16))]
   ]
-  source = open_small("small_texts", *specs)
+  source = open_small("small_texts", *specs, min_fps_ratio=0)
   said = capsys.readouterr().err
   assert "2 videos in an example: video, other; the first" in said
-  assert "frame rate" not in said
+  assert "does not say its frame rate" not in said
   shapes = {}
   for index, video in enumerate(source.videos):
     assert video.info.fps == (8 if video.info.num_frames < 16 else 4)
@@ -232,6 +232,38 @@ def test_several_captions_and_frame_rates_of_their_own(open_small, capsys):
   assert shapes == {1: (4, 16, 16)} | {
     k: wide if k % 2 else square for k in range(2, COUNT)
   }
+
+
+def test_slow_examples_are_dropped(open_small, tmp_path, capsys):
+  report = tmp_path / "report.jsonl"
+  source = open_small("small_texts", report_path=report)
+  assert {video.info.fps for video in source.videos} == {8}
+  rows = [json.loads(line) for line in report.read_text().splitlines()]
+  slow = [row for row in rows if (row["reason"] or "").startswith("slow: 4 ")]
+  assert len(slow) + len(source) == COUNT - 1  # one has no caption
+  assert f"{len(slow)} slow" in capsys.readouterr().err
+
+
+def test_frames_are_blended(open_small):
+  """16 frames a second at 6.4: every 2.5th frame, of which half lie between."""
+  spec = ClipSpec(num_frames=4, fps=6.4, resolution=(16, 16))
+  nearest = open_small("small_rated", spec)
+  blended = open_small(
+    "small_rated", ClipSpec(**vars(spec) | {"resample": "blend"})
+  )
+  video = blended.videos[0]
+  full = {"num_frames": video.info.num_frames, "fps": 16}
+  whole = open_small("small_rated", ClipSpec(**vars(spec) | full))
+  index = [v.file for v in whole.videos].index(video.file)
+  frames = whole.clip(index).astype(int)
+  for seed in range(5):
+    clip = nearest.clip(0, np.random.default_rng(seed))
+    first = read_back(clip)[1][0]
+    part = frames[first:]
+    between = lambda k, part=part: (part[k] + part[k + 1]) / 2
+    expected = [part[0], between(2), part[5], between(7)]
+    clip = blended.clip(0, np.random.default_rng(seed))
+    np.testing.assert_allclose(clip, expected, atol=0.5)
 
 
 def test_frame_rate_of_the_builder(open_small, capsys):
@@ -321,7 +353,7 @@ def test_what_is_damaged_may_be_mended(data_dir, open_small, tmp_path):
   assert len(open_small("small_classes", data_dir=str(folder))) == COUNT
 
 
-def test_the_config_opens_it(data_dir, tmp_path):
+def test_the_config_opens_it(data_dir, tmp_path, capsys):
   config = DataConfig(
     source="tfds",
     path="small_classes:1.2.0",
@@ -333,10 +365,14 @@ def test_the_config_opens_it(data_dir, tmp_path):
   )
   train, held_out = open_sources(config, seed=0, report=None)
   assert len(train) + len(held_out) == COUNT
-  for values in ({"path": ""}, {"min_motion": 1.0}, {"scene_cuts": 1.0}):
-    wrong = dataclasses.replace(config, **values)
-    with pytest.raises(UserError, match=rf"config\.data\.{next(iter(values))}"):
-      open_sources(wrong, seed=0, report=None)
+  with pytest.raises(UserError, match=r"config\.data\.path"):
+    open_sources(dataclasses.replace(config, path=""), seed=0, report=None)
+  filtered = dataclasses.replace(config, min_motion=1.0, scene_cuts=9.0)
+  capsys.readouterr()
+  open_sources(filtered, seed=0, report=None)
+  said = capsys.readouterr().err
+  assert "config.data.min_motion=1 is not applied" in said
+  assert "config.data.scene_cuts=9 is not applied" in said
 
 
 @pytest.mark.parametrize(

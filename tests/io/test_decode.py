@@ -312,26 +312,120 @@ def to_yuv(rgb, red, blue, full):
   return np.stack(planes).round().clip(0, 255).astype(np.uint8)
 
 
+BT601, BT709, BT2020 = (0.299, 0.114), (0.2126, 0.0722), (0.2627, 0.0593)
+SMPTE240M = (0.212, 0.087)
+
+
 @pytest.mark.parametrize(
-  ("tag", "red", "blue", "height", "full"),
+  ("tag", "weights", "size", "full"),
   [
-    pytest.param(5, 0.299, 0.114, 32, False, id="bt601"),
-    pytest.param(5, 0.299, 0.114, 32, True, id="bt601-full"),
-    pytest.param(5, 0.299, 0.114, 720, False, id="bt601-hd"),
-    pytest.param(1, 0.2126, 0.0722, 32, False, id="bt709"),
-    pytest.param(1, 0.2126, 0.0722, 32, True, id="bt709-full"),
-    pytest.param(None, 0.299, 0.114, 32, False, id="unstated"),
-    pytest.param(None, 0.2126, 0.0722, 720, False, id="unstated-hd"),
+    pytest.param(5, BT601, (32, 80), False, id="bt601"),
+    pytest.param(5, BT601, (32, 80), True, id="bt601-full"),
+    pytest.param(5, BT601, (720, 1280), False, id="bt601-hd"),
+    pytest.param(6, BT601, (720, 1280), False, id="smpte170m-hd"),
+    pytest.param(7, SMPTE240M, (32, 80), False, id="smpte240m"),
+    pytest.param(1, BT709, (32, 80), False, id="bt709"),
+    pytest.param(1, BT709, (32, 80), True, id="bt709-full"),
+    pytest.param(9, BT2020, (32, 80), False, id="bt2020"),
+    pytest.param(None, BT601, (32, 80), False, id="untagged"),
+    pytest.param(None, BT601, (576, 720), False, id="untagged-pal"),
+    pytest.param(None, BT601, (576, 1270), False, id="untagged-below-hd"),
+    pytest.param(None, BT709, (578, 720), False, id="untagged-tall"),
+    pytest.param(None, BT709, (528, 1280), False, id="untagged-wide"),
+    pytest.param(None, BT709, (720, 1280), False, id="untagged-hd"),
+    pytest.param(None, BT709, (1280, 720), False, id="untagged-upright-hd"),
   ],
 )
-def test_colours_are_right(tmp_path, tag, red, blue, height, full):
-  width = 720 if height == 720 else 80
+def test_colours_are_right(tmp_path, tag, weights, size, full):
+  height, width = size
   rgb = COLOURS[None].repeat(width // 5, 1).repeat(height, 0)
-  yuv = to_yuv(rgb, red, blue, full)[None]
+  yuv = to_yuv(rgb, *weights, full)[None]
   colours = (tag, 2 if full else 1)
   path = encode(tmp_path / "x.mkv", None, yuv=yuv, colours=colours)
   clip = read_clip(path, start_s=0, num_frames=1, fps=25)[0].astype(int)
   np.testing.assert_allclose(clip, rgb, atol=3)
+
+
+def brightening(path, fps, count=48, *, ending=(), kind="ffv1.mkv"):
+  """Grey frames, each 4 levels above the last, exact; then those of `ending`.
+
+  Of the full range and without chroma, so that Y is the level.
+  """
+  levels = np.array([*range(0, 4 * count, 4), *ending], np.uint8)
+  yuv = np.full((len(levels), 3, 16, 16), 128, np.uint8)
+  yuv[:, 0] = levels[:, None, None]
+  return encode(path, None, fps=fps, kind=kind, yuv=yuv, colours=(1, 2))
+
+
+def levels_of(path, **how):
+  clip = read_clip(path, **how).astype(int)
+  assert (clip == clip[:, :1, :1, :1]).all()
+  return clip[:, 0, 0, 0].tolist()
+
+
+def test_24_for_16_blends_to_a_line(tmp_path):
+  path = brightening(tmp_path / "x.mkv", 24)
+  how = {"start_s": 5 / 24, "num_frames": 12, "fps": 16}
+  steps = np.diff(levels_of(path, **how))
+  assert steps.tolist() == [4, 8] * 5 + [4]
+  blended = levels_of(path, **how, resample="blend")
+  assert blended == [20 + 6 * k for k in range(12)]
+
+
+@pytest.mark.parametrize("fps", [12.5, 15, 25, 30000 / 1001, 30, 50, 60])
+@pytest.mark.parametrize("start_s", [0.0, 0.13])
+def test_ramps_of_any_rate_blend_to_a_line(tmp_path, fps, start_s):
+  path = brightening(tmp_path / "x.mkv", fps)
+  read = levels_of(
+    path, start_s=start_s, num_frames=9, fps=16, resample="blend"
+  )
+  first = 4 * int((start_s + 1e-3) * fps)  # begins on a frame
+  line = first + 4 * fps / 16 * np.arange(9)
+  # Half a level of rounding; Matroska's milliseconds are 0.24 levels at 60.
+  np.testing.assert_allclose(read, line, atol=0.5 + 4 * fps * 1e-3)
+
+
+@pytest.mark.parametrize("fps", [16, 32, 48])
+@pytest.mark.parametrize("start_s", [0.0, 0.1, 0.33])
+def test_rates_that_divide_blend_nothing(tmp_path, fps, start_s):
+  path = brightening(tmp_path / "x.mkv", fps)
+  how = {"start_s": start_s, "num_frames": 6, "fps": 16}
+  assert levels_of(path, **how, resample="blend") == levels_of(path, **how)
+
+
+def test_uneven_timestamps_blend_by_time(tmp_path):
+  """Frames at 0, 100, 300 and 400 ms show 0, 40, 120, 160: a line in time."""
+  yuv = np.full((4, 3, 16, 16), 128, np.uint8)
+  yuv[:, 0] = np.array([0, 40, 120, 160])[:, None, None]
+  path = encode(
+    *(tmp_path / "x.mkv", None),
+    yuv=yuv,
+    colours=(1, 2),
+    pts=[0, 100, 300, 400],
+    ticks=1000,
+  )
+  read = levels_of(path, start_s=0, num_frames=9, fps=20, resample="blend")
+  assert read == [20 * k for k in range(9)]
+
+
+def test_nothing_is_blended_across_an_end(tmp_path):
+  """Neither the file's nor a scene's, whose next frame is white."""
+  path = brightening(tmp_path / "x.mkv", 24, count=24, ending=[255] * 4)
+  how = {"start_s": 0.5, "num_frames": 8, "fps": 16, "resample": "blend"}
+  read = levels_of(path, **how, end_s=1.0)
+  assert read == [48, 54, 60, 66, 72, 78, 84, 90]
+  last = {"start_s": 23 / 24, "num_frames": 2, "fps": 48, "resample": "blend"}
+  assert levels_of(path, **last, end_s=1.0) == [92, 92]
+  # Matroska's times are milliseconds.
+  assert levels_of(path, **last) == pytest.approx([92, (92 + 255) / 2], abs=4)
+  alone = brightening(tmp_path / "y.mkv", 24, count=24)
+  assert levels_of(alone, **last) == [92, 92]
+
+
+def test_resample_has_a_name(tmp_path):
+  path = brightening(tmp_path / "x.mkv", 24)
+  with pytest.raises(UserError, match=r'resample=.*did you mean "blend"'):
+    read_clip(path, start_s=0, num_frames=2, fps=16, resample="blnd")
 
 
 def with_audio(path, seconds, video=None):

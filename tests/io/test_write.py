@@ -132,6 +132,32 @@ def test_colours(tmp_path, ending):
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".webm"])
+@pytest.mark.parametrize("size", [(480, 640), (720, 1280)], ids=["sd", "hd"])
+def test_colours_are_tagged_as_they_are_encoded(tmp_path, ending, size):
+  """The stored samples, by BT.709's equations, and back by the tag."""
+  colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [250, 20, 180]])
+  height, width = size
+  frame = colours.repeat(width // 4, 0)[None].repeat(height, 0)
+  path = tmp_path / f"x{ending}"
+  write_video(path, frame[None].astype(np.uint8), 10, crf=1)
+  middles = width // 8 * np.arange(1, 8, 2)
+  r, g, b = colours.T / 255
+  y = 0.2126 * r + 0.7152 * g + 0.0722 * b
+  samples = 16 + 219 * y, 128 + 224 * (b - y) / 1.8556
+  with av.open(str(path)) as file:
+    stored = next(file.decode(video=0)).to_ndarray()
+  blue = stored[height : height + height // 4].reshape(height // 2, width // 2)
+  np.testing.assert_allclose(stored[height // 2, middles], samples[0], atol=2)
+  np.testing.assert_allclose(blue[9, middles // 2], samples[1], atol=2)
+  read = read_video(path)[0].astype(int)
+  np.testing.assert_allclose(read[0, height // 2, middles], colours, atol=4)
+  clip = read_clip(
+    path, start_s=0, num_frames=1, fps=10, resolution=(height // 4, width // 4)
+  ).astype(int)
+  np.testing.assert_allclose(clip[0, 9, middles // 4], colours, atol=4)
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".webm"])
 def test_repeats_an_edge_to_an_even_size(tmp_path, ending):
   video = moving(3, 47, 63)
   write_video(tmp_path / f"x{ending}", video, 10, crf=1)

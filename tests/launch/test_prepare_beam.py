@@ -37,6 +37,7 @@ GOOD = {
   "long.mp4": ["long"],
 }
 CAPTIONS = GOOD | {"broken.mp4": ["x"], "gone.mp4": ["x"], "short.mp4": ["s"]}
+CAPTIONS["slow.mp4"] = ["slow"]
 
 
 @functools.cache
@@ -60,6 +61,7 @@ def videos(tmp_path_factory):
   shutil.copy(folder / "a.mp4", folder / "copy.mp4")
   make(folder, "long.mp4", seconds=3)
   make(folder, "short.mp4", seconds=0.25)
+  make(folder, "slow.mp4", fps=5)
   make(folder, "bare.mp4")
   (folder / "broken.mp4").write_text("no video" * 100)
   rows = [{"file": f, "captions": c} for f, c in CAPTIONS.items()]
@@ -136,6 +138,7 @@ def test_it_makes_what_prepare_makes(expected, original):
     "broken.mp4": "not a video, or cut short",
     "gone.mp4": "missing",
     "short.mp4": "too short",
+    "slow.mp4": "slow",
   }
 
 
@@ -161,7 +164,7 @@ def test_a_second_run_writes_nothing(original, values, capsys):
   run(values, original)
   assert files(original) == before
   said = capsys.readouterr().err
-  assert "3 of 7 files" in said
+  assert "3 of 8 files" in said
   assert f"4 clips in {original}, 0 of them new" in said
 
 
@@ -249,12 +252,12 @@ def test_a_video_that_breaks_later(values, tmp_path, monkeypatch, capsys):
   run(values, tmp_path)
   clips = read_manifest(Folder(tmp_path)).clips
   assert [clip.file for clip in clips] == ["a.mp4", "copy.mp4"]
-  late = read_report(tmp_path / "data_report.jsonl")[7:]
+  late = read_report(tmp_path / "data_report.jsonl")[8:]
   assert [(row["file"], row["reason"]) for row in late] == (
     [("long.mp4", "damaged: a bit")] * 2
   )
   said = capsys.readouterr().err
-  assert "3 of 7 files" in said
+  assert "3 of 8 files" in said
   assert "long.mp4 dropped: damaged: a bit" in said
 
 

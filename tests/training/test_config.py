@@ -36,6 +36,8 @@ FULL = {
     ({"data": {"masks": "none"}}, "cond_channels=0 and config.data.masks"),
     ({"model": {"cond_channels": 4}}, "go together"),
     ({"data": {"image_share": 1.0}}, r"image_share=1\.0 must lie between"),
+    ({"data": {"min_fps_ratio": -1.0}}, r"min_fps_ratio=-1\.0 must be at"),
+    ({"data": {"resample": "blnd"}}, 'did you mean "blend"'),
     ({"upscale": 3}, r"no multiple of config\.upscale=3"),
     ({"train": {"steps": 0}}, "steps=0 must be above 0"),
     ({"train": {"learning_rate": float("nan")}}, "learning_rate=nan must be"),
@@ -92,6 +94,18 @@ def test_configs_come_back_as_they_went(module):
   for size in ("full", "tiny"):
     config = module.get_config(size).to_dict()
     assert Experiment.from_config(config) == getattr(module, size.upper())
+
+
+def test_video_stages_of_full_size_drop_cuts_and_slideshows():
+  videos = FULL | {"ssr if": ssr.IF}
+  for name, experiment in videos.items():
+    on = experiment.data.num_frames > 1
+    assert (experiment.data.scene_cuts > 0) == on, name
+    assert (experiment.data.min_motion > 0) == on, name
+  small = [base.TINY, base.IF_TINY, ssr.TINY, ssr.IF_TINY, conditional.TINY]
+  for experiment in [*small, *demo.STAGES.values(), shipped.BASE]:
+    assert not experiment.data.scene_cuts
+    assert not experiment.data.min_motion
 
 
 def test_every_demo_stage_has_a_config():
