@@ -201,6 +201,33 @@ def test_one_step_to_the_clean_video_returns_x0(rule, log_snr):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_step_from_pure_noise_is_the_limit_of_steps_from_nearly_pure(name):
+  """z is the noise, and the mean of the data all that is known of x0."""
+  rule = SAMPLERS[name]()
+  z = jnp.full((1, 1, 1, 1, 1), 0.8)
+
+  def denoise(z, log_snr):  # exact for N(0.3, 1): x0 = 0.3 at pure noise
+    alpha, sigma = (jnp.sqrt(jax.nn.sigmoid(s * log_snr)) for s in (1, -1))
+    x0 = 0.3 + alpha * (z - 0.3 * alpha)
+    return predict("x0", x0, z, log_snr[None])
+
+  step = lambda level: rule.advance(
+    denoise, rule.init(z), jnp.float32(level), jnp.float32(-3.0), z * 0.5
+  )
+  pure, nearly = step(-jnp.inf), step(-30.0)
+  assert np.isfinite(pure.z).all()
+  if name != "heun":
+    np.testing.assert_allclose(pure.z, nearly.z, atol=1e-4)
+  else:  # Euler's step, which is exact from there
+    alpha, sigma = scales(-3.0)
+    np.testing.assert_allclose(pure.z, alpha * 0.3 + sigma * 0.8, rtol=1e-5)
+  again = rule.advance(
+    denoise, pure, jnp.float32(-3.0), jnp.float32(0.0), z * 0.5
+  )
+  assert np.isfinite(again.z).all()
+
+
 def test_samplers_by_name():
   assert make_sampler("ddpm", gamma=0.3) == DDPM(gamma=0.3)
   assert make_sampler("ddim") == DDIM(eta=0.0)

@@ -27,7 +27,7 @@ from lumiere_jax.pipelines.stage import (
   network_denoiser,
 )
 from lumiere_jax.typing import UserError
-from tests.conftest import make_cond
+from tests.conftest import make_cond, small_config
 
 
 def test_six_channels_are_a_prediction_and_its_variance(rng, monkeypatch):
@@ -136,9 +136,12 @@ def test_pure_noise_is_told_as_time_1(monkeypatch):
 
 def test_an_inflated_model_of_any_shift_is_its_image_model():
   """Frame by frame, at each log-SNR: time is not resampled here."""
-  temporal = dataclasses.replace(common.TINY_TEMPORAL, resample=(False,))
-  video = common.inflated(common.TINY, temporal)
-  params = init_params(common.TINY, jax.random.key(0))
+  model = small_config(temporal=None, out_channels=3)
+  temporal = dataclasses.replace(
+    common.TINY_TEMPORAL, resample=(False, False), head_dim=8
+  )
+  video = common.inflated(model, temporal)
+  params = init_params(model, jax.random.key(0))
   random = np.random.default_rng(0)
   params = {
     k: jnp.float32(x + 0.1 * random.standard_normal(x.shape))
@@ -148,7 +151,7 @@ def test_an_inflated_model_of_any_shift_is_its_image_model():
   clips = params | {k: v for k, v in fresh.items() if k not in params}
   z = jnp.float32(random.standard_normal((3, 4, 8, 8, 3)))
   log_snr, cond = jnp.float32([-9.0, -2.0, 4.0]), make_cond(3)
-  picture = network_denoiser(of(common.TINY, DiffusionConfig()), params)
+  picture = network_denoiser(of(model, DiffusionConfig()), params)
   want = picture(z, log_snr, cond)
   for shift in (0.0, -2.77, -6.0):
     config = of(video, DiffusionConfig(shift=shift), frames=4)
