@@ -85,8 +85,9 @@ class UNetConfig:
     noise_conditioned: embeds `Cond.noise_level` (super-resolution).
     activate_embedding_once: IF-II's "efficient activation".
     skip_scale: factor on every residual sum; IF-II: 0.7071.
-    mask_text: False: padding counts as tokens do, in attention and in pooling
-      (IF).
+    mask_text: True: padding counts for nothing, neither what it holds nor how
+      much there is. False: it counts as tokens do, in attention, in pooling
+      and in the norms of the text (IF).
     patch: side of the squares of pixels that make up one position of the finest
       level, as channels (space to depth); 1: each pixel is one. A small model
       is wide where a processor is fast, and still sees every pixel.
@@ -268,8 +269,7 @@ class UNet(nn.Module):
     inflated = c.temporal is not None and not bypass_temporal
     c.check_video(z.shape[1] if inflated else c.temporal_factor, *z.shape[2:4])
     last = len(c.channels) - 1
-    if not c.mask_text:
-      cond = cond.replace(text_mask=None)
+    cond = self._without_padding(cond)
     emb = self._embedding(time, cond)
     text = self._dense(c.text_channels, "text_proj")(cond.text)
 
@@ -333,6 +333,17 @@ class UNet(nn.Module):
   @property
   def _dtype(self) -> jnp.dtype:
     return jnp.dtype(self.config.dtype)
+
+  def _without_padding(self, cond: Cond) -> Cond:
+    """Padding as zeros; or, where it counts as tokens do, no mask."""
+    if not self.config.mask_text:
+      return cond.replace(text_mask=None)
+    if cond.text_mask is None:
+      return cond
+    # Attention gives it a weight of zero; a value that is not finite would
+    # still show, and where all is padding the weights are even.
+    text = jnp.where(cond.text_mask[..., None], cond.text, 0.0)
+    return cond.replace(text=text)
 
   def _remat(self, body: Callable, level: int) -> Callable:
     """`body(self, x)`, forgetting what the backward pass may compute again."""
