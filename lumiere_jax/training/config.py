@@ -73,8 +73,8 @@ class TrainConfig:
       other: less memory, the same step.
     trainable: regex searched in parameter paths; the rest is frozen.
       `init_from=scratch` trains everything.
-    frozen_dtype: of frozen weights on the device: 'source' (as they came) or
-      'bfloat16'. On disk they stay as they came.
+    frozen_dtype: of frozen kernels on the device: 'source' (as they came) or
+      'bfloat16'. All else that is frozen, and all on disk, stays as it came.
     optimizer: 'adam', 'adafactor' (Imagen's for its base model) or 'sgd'.
     learning_rate: after warm-up.
     decay: of the learning rate after warm-up: 'constant', 'cosine' (to

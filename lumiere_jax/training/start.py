@@ -14,6 +14,7 @@ from lumiere_jax.models import lora, t5
 from lumiere_jax.models.inflate import ADDED_LEAVES, inflate, split
 from lumiere_jax.parallel import arrays
 from lumiere_jax.parallel.sharding import shardings
+from lumiere_jax.pipelines.stage import cast_kernels
 from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.optimizer import make_optimizer
@@ -165,7 +166,7 @@ def start_or_resume(
     state, name = restored
     frozen = checkpoints.load_frozen(name)
   _check_pictures(experiment, state.trainable)
-  held = arrays.put(_as_held(frozen, experiment), shardings(frozen, mesh))
+  held = arrays.put(as_held(frozen, experiment), shardings(frozen, mesh))
   return state, held, name
 
 
@@ -183,7 +184,7 @@ def abstract_state(
   state = jax.eval_shape(
     functools.partial(init_state, optimizer=optimizer), trainable
   )
-  held = jax.eval_shape(lambda tree: _as_held(tree, experiment), frozen)
+  held = jax.eval_shape(lambda tree: as_held(tree, experiment), frozen)
   return tuple(
     arrays.abstract(tree, shardings(tree, mesh)) for tree in (state, held)
   )
@@ -208,11 +209,11 @@ def fresh_params(experiment: Experiment, task: Task) -> FlatParams:
   return weights | lora.init_adapter(weights, config.target, config.rank, key)
 
 
-def _as_held(frozen: FlatParams, experiment: Experiment) -> FlatParams:
+def as_held(frozen: FlatParams, experiment: Experiment) -> FlatParams:
   """Frozen weights as they lie on the device."""
   if experiment.train.frozen_dtype == "source":
     return frozen
-  return {k: v.astype(jnp.bfloat16) for k, v in frozen.items()}
+  return cast_kernels(frozen, experiment.train.frozen_dtype)
 
 
 def _check_pictures(experiment: Experiment, trainable: FlatParams) -> None:
