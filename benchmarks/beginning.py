@@ -28,5 +28,5 @@ def begin(experiment: Experiment) -> tuple[TrainState, FlatParams]:
   """A first state and frozen weights, random; to be jitted or traced."""
   params = fresh_params(experiment, make_task(experiment))
   trainable, frozen = split(params, trainable_pattern(experiment))
-  state = init_state(trainable, make_optimizer(experiment.train))
-  return state, as_held(frozen, experiment)
+  optimizer = make_optimizer(experiment.train, joint=experiment.joint)
+  return init_state(trainable, optimizer), as_held(frozen, experiment)

@@ -316,6 +316,13 @@ class Experiment:
     return PARENTS[self.stage]
 
   @property
+  def joint(self) -> bool:
+    """Whether a video model is shown one-frame clips as well."""
+    lengths = {spec.num_frames for spec in self.data.specs}
+    pictures = bool(self.data.images) or 1 in lengths
+    return self.model.temporal is not None and pictures
+
+  @property
   def sampling(self) -> StageConfig:
     """What the bundle records of the stage."""
     return StageConfig(

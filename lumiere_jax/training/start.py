@@ -146,7 +146,7 @@ def start_or_resume(
   Raises:
     UserError: weights or checkpoint are of another config.
   """
-  optimizer = make_optimizer(experiment.train)
+  optimizer = make_optimizer(experiment.train, joint=experiment.joint)
   pattern = trainable_pattern(experiment)
   abstract, _ = abstract_state(experiment, task, mesh)
   restored = checkpoints.restore(abstract)
@@ -178,7 +178,7 @@ def abstract_state(
   Frozen weights as the config would make them: a source may keep them in
   another dtype.
   """
-  optimizer = make_optimizer(experiment.train)
+  optimizer = make_optimizer(experiment.train, joint=experiment.joint)
   shapes = jax.eval_shape(functools.partial(fresh_params, experiment, task))
   trainable, frozen = split(shapes, trainable_pattern(experiment))
   state = jax.eval_shape(

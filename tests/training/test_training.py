@@ -39,6 +39,7 @@ from tests.training.conftest import (
   make_task,
   records,
 )
+from tests.training.killing import restore
 
 
 def load(workdir, stage):
@@ -260,6 +261,14 @@ def test_pictures_and_videos_train_together(tmp_path, image_run):
   pictures = [n for n in norms if n["temporal_mid"] == 0]
   assert 2 <= len(pictures) <= 8
   assert all(n["mid"] > 0 for n in norms)
+  # Gone on from half way it is the same, counts of updates apart and all.
+  train(replace(experiment, train={"steps": 5}), tmp_path / "half")
+  train(experiment, tmp_path / "half")
+  states = [restore(tmp_path / name, experiment) for name in ("w", "half")]
+  counts = [int(s.opt_state.count) for s in states]
+  assert counts == [10 - len(pictures)] * 2
+  for one, two in zip(*map(jax.tree.leaves, states), strict=True):
+    np.testing.assert_array_equal(one, two)
 
 
 def write_pictures(folder, count):
