@@ -50,14 +50,16 @@ class TemporalConfig:
       first), whether time is resampled by 2 with it.
     num_attentions: temporal attentions in every attention inflation block.
     head_dim: width of their heads.
-    max_distance: offsets in coarsest frames beyond it share a position bias.
+    max_distance: offsets in coarsest frames beyond it share a position bias;
+      0: the longest there are in the clips trained on, see
+      `UNetConfig.for_clips`. No other entries of the bias would ever train.
     activation: of the convolutional inflation blocks.
   """
 
   resample: tuple[bool, ...]
   num_attentions: int = 2
   head_dim: int = 64
-  max_distance: int = 32
+  max_distance: int = 0
   activation: str = "silu"
 
 
@@ -174,6 +176,11 @@ class UNetConfig:
         f"temporal.resample has {len(self.temporal.resample)} entries; "
         f"{levels} levels have {levels - 1} resamplings"
       )
+    if self.temporal and self.temporal.max_distance < 0:
+      yield (
+        f"temporal.max_distance={self.temporal.max_distance} must be at least "
+        "0; 0 is what the clips trained on have"
+      )
     if self.temporal and self.channels[-1] % self.temporal.head_dim:
       yield (
         f"width {self.channels[-1]} is no multiple of "
@@ -189,6 +196,19 @@ class UNetConfig:
   def spatial_factor(self) -> int:
     """Height and width must be multiples of this."""
     return self.patch * 2 ** (len(self.channels) - 1)
+
+  def for_clips(self, frames: int) -> "UNetConfig":
+    """The config, with `temporal.max_distance` as a number.
+
+    Args:
+      frames: of the longest clip trained on. Of n coarsest frames, the first
+        and the last are n - 1 apart.
+    """
+    if not self.temporal or self.temporal.max_distance:
+      return self
+    longest = max(frames // self.temporal_factor - 1, 1)
+    temporal = dataclasses.replace(self.temporal, max_distance=longest)
+    return dataclasses.replace(self, temporal=temporal)
 
   def check_video(self, frames: int, height: int, width: int) -> None:
     """Raises a UserError where a video of this size does not fit."""
@@ -466,6 +486,12 @@ class UNet(nn.Module):
       return temporal.ConvInflation(
         c.norm_groups, t.activation, self._dtype, name=f"temporal_{name}"
       )(x)
+    if not t.max_distance:
+      raise UserError(
+        "config.model.temporal.max_distance=0 stands for the clips trained on, "
+        "of which a network by itself knows nothing; give the number, or take "
+        "`UNetConfig.for_clips`"
+      )
     return temporal.AttentionInflation(
       t.num_attentions,
       t.head_dim,

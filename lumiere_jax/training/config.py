@@ -223,6 +223,7 @@ class Experiment:
 
   Attributes:
     stage: one of `PARENTS`.
+    model: its network, up to what `network` takes from the data.
     seed: of initialisation, data order and noise.
     init_from: a bundle or workdir to start from, or 'scratch'; '' is scratch
       for image stages, an error for stages that start from another.
@@ -316,6 +317,11 @@ class Experiment:
     return PARENTS[self.stage]
 
   @property
+  def network(self) -> UNetConfig:
+    """The model, for the clips that it is trained on."""
+    return self.model.for_clips(max(s.num_frames for s in self.data.specs))
+
+  @property
   def joint(self) -> bool:
     """Whether a video model is shown one-frame clips as well."""
     lengths = {spec.num_frames for spec in self.data.specs}
@@ -326,7 +332,7 @@ class Experiment:
   def sampling(self) -> StageConfig:
     """What the bundle records of the stage."""
     return StageConfig(
-      model=self.model,
+      model=self.network,
       diffusion=self.diffusion,
       video=VideoConfig(
         num_frames=self.data.num_frames,

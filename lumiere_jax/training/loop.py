@@ -19,7 +19,7 @@ from lumiere_jax.training.logs import JsonLines
 from lumiere_jax.training.profile import ProfileWindow
 from lumiere_jax.training.run import Run
 from lumiere_jax.training.saving import Saver
-from lumiere_jax.training.start import check_init_from
+from lumiere_jax.training.start import check_init_from, with_max_distance
 from lumiere_jax.training.tables import (
   memory_by_group,
   memory_table,
@@ -39,6 +39,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
   """
   resuming = experiment.resume and (workdir / "checkpoints").is_dir()
   check_init_from(experiment, resuming=resuming)
+  experiment = with_max_distance(experiment, workdir if resuming else None)
   with (
     telling_what_failed(workdir),
     opened_workdir(workdir, resume=experiment.resume),

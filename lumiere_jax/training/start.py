@@ -1,9 +1,12 @@
 """Where a run starts: from nothing, from a bundle, or where it stopped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import dataclasses
 import functools
+from pathlib import Path
 import re
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +14,18 @@ import jax.numpy as jnp
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.io import bundle as bundles
 from lumiere_jax.models import lora, t5
-from lumiere_jax.models.inflate import ADDED_LEAVES, inflate, split
+from lumiere_jax.models.inflate import (
+  ADDED_LEAVES,
+  inflate,
+  split,
+  widen_position_bias,
+)
 from lumiere_jax.parallel import arrays
 from lumiere_jax.parallel.sharding import shardings
 from lumiere_jax.pipelines.stage import cast_kernels
 from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.logs import JsonLines
 from lumiere_jax.training.optimizer import make_optimizer
 from lumiere_jax.training.state import TrainState, init_state
 from lumiere_jax.training.tasks import Task
@@ -58,6 +67,64 @@ def check_init_from(experiment: Experiment, *, resuming: bool) -> None:
     _source(experiment)
 
 
+def with_max_distance(
+  experiment: Experiment, workdir: Path | None
+) -> Experiment:
+  """The experiment, with `model.temporal.max_distance` as a number.
+
+  A run that goes on, and an adapter, have that of the weights they belong to.
+  A run from a video model has at least that: its clips may be longer, for
+  which the bias is widened, or shorter, and what was learned stays.
+
+  Args:
+    experiment: a number in it is kept, if it can be.
+    workdir: of the run that goes on; None: it starts.
+
+  Raises:
+    UserError: its number is another than has to be, or smaller.
+  """
+  if not experiment.model.temporal:
+    return experiment
+  asked = experiment.model.temporal.max_distance
+  ours = experiment.network.temporal.max_distance
+  if workdir:
+    theirs, name = _recorded_distance(workdir), f"the run in {workdir} has"
+  else:
+    theirs, name = (
+      _source_distance(experiment),
+      (f"config.init_from={experiment.init_from} has"),
+    )
+  fixed = bool(workdir or experiment.lora.rank)
+  if theirs and asked and (asked != theirs if fixed else asked < theirs):
+    raise UserError(
+      f"config.model.temporal.max_distance={asked}, but {name} {theirs}; set "
+      f"--config.model.temporal.max_distance={theirs}, or 0 to take what fits"
+    )
+  number = theirs if theirs and fixed else max(ours, theirs)
+  temporal = dataclasses.replace(experiment.model.temporal, max_distance=number)
+  model = dataclasses.replace(experiment.model, temporal=temporal)
+  return dataclasses.replace(experiment, model=model)
+
+
+def _recorded_distance(workdir: Path) -> int:
+  """That of the network in a workdir; 0: it is not known."""
+  starts = JsonLines(workdir / "runs.jsonl").read()
+  return _distance(starts[-1]["config"]) if starts else 0
+
+
+def _source_distance(experiment: Experiment) -> int:
+  """That of the network it starts from; 0: there is none, or an image's."""
+  if from_scratch(experiment):
+    return 0
+  bundle, stage = _source(experiment)
+  return _distance(bundle.parts[stage].meta)
+
+
+def _distance(config: Mapping[str, Any]) -> int:
+  temporal = config["model"].get("temporal")
+  return temporal["max_distance"] if temporal else 0
+
+
 def from_scratch(experiment: Experiment) -> bool:
   """Whether the stage starts from nothing."""
   return experiment.init_from in ("", SCRATCH)
@@ -94,6 +161,8 @@ def initial_params(
   _check_same_text(experiment, bundle, text.identity)
   name = f"config.init_from={experiment.init_from}, stage {stage!r},"
   source = _without_surplus(experiment, lora.merge(bundle.load(stage)), name)
+  if temporal := experiment.network.temporal:
+    source = widen_position_bias(source, temporal.max_distance)
   source |= encoder
   weights, adapter = lora.part(jax.eval_shape(fresh))
   params = inflate(source, weights, name)

@@ -66,19 +66,20 @@ def test_parameter_counts_equal_the_published_if_models():
   ("module", "millions"),
   [
     (t2i, 4304.7),
-    (base, 5508.0),
+    (base, 5507.9),
     (ssr_image, 1136.2),
     (ssr, 1482.8),
   ],
 )
 def test_paper_scale_counts_of_the_readme(module, millions):
-  assert round(count(module.FULL.model) / 1e6, 1) == millions
+  assert round(count(module.FULL.network) / 1e6, 1) == millions
 
 
 def test_golden_tree():
   """Submodule names are an API: a change here breaks saved weights."""
   config = dataclasses.replace(
     base.TINY.model,
+    temporal=dataclasses.replace(common.TINY_TEMPORAL, max_distance=16),
     in_channels=6,
     cond_channels=4,
     noise_conditioned=True,
@@ -256,6 +257,41 @@ def test_padding_counts_as_tokens_do_in_if(rng):
   assert np.abs(run(config, flat, z, other) - out).max() > 1e-3
 
 
+def test_a_position_bias_has_the_offsets_of_the_clips_and_no_others():
+  temporal = TemporalConfig(resample=(True, True), head_dim=8)
+  config = small_config(temporal=temporal)
+  table = "temporal_mid/attention_0/position_bias"
+  for frames, entries in ((80, 39), (16, 7), (8, 3), (4, 3)):
+    assert abstract_params(config.for_clips(frames))[table].shape[0] == entries
+  # Each of them learns: of 16 frames 4 are left, -3 to 3 apart.
+  fitting = config.for_clips(16)
+  flat = random_leaves(fitting)
+  flat = flat | {
+    k: flat[k] + 0.1 * jnp.ones_like(v)
+    for k, v in flat.items()
+    if "/proj/" in k and v.ndim == 2
+  }
+  z = jax.random.normal(jax.random.key(1), (1, 16, 8, 8, 3))
+
+  def loss(flat):
+    variables = {"params": unflatten(flat)}
+    out = UNet(fitting).apply(variables, z, jnp.full(1, 0.4), make_cond(1))
+    return jnp.square(out).mean()
+
+  grads = jax.jit(jax.grad(loss))(flat)
+  biases = {k: v for k, v in grads.items() if k.endswith("position_bias")}
+  assert len(biases) >= 6
+  for path, grad in biases.items():
+    assert (jnp.abs(grad).max(axis=1) > 0).all(), path
+  # A number that is given stays, an image model has none.
+  given = small_config()
+  assert given.for_clips(16) is given
+  image = small_config(temporal=None)
+  assert image.for_clips(1) is image
+  with pytest.raises(UserError, match=r"temporal\.max_distance=0 stands for"):
+    abstract_params(config)
+
+
 def test_samples_do_not_see_each_other(rng):
   config = small_config()
   flat = random_leaves(config)
@@ -291,6 +327,10 @@ def test_bfloat16_computes_close_and_keeps_float32_weights(rng):
     ({"remat": ("full",)}, "remat has 1 entries, channels has 3"),
     ({"remat": ("full", "fll", "none")}, "remat 'fll' is not one of"),
     ({"temporal": TemporalConfig(resample=(True,), head_dim=8)}, "resampling"),
+    (
+      {"temporal": TemporalConfig(resample=(True, True), max_distance=-1)},
+      "max_distance=-1 must be at least 0",
+    ),
   ],
 )
 def test_bad_configs_say_what_is_wrong(changes, words):
@@ -319,7 +359,9 @@ def remat_config(*kinds: str) -> UNetConfig:
     num_res_blocks=(1, 1),
     attention=("none", "self"),
     text_channels=8,
-    temporal=TemporalConfig(resample=(True,), num_attentions=1, head_dim=8),
+    temporal=TemporalConfig(
+      resample=(True,), num_attentions=1, head_dim=8, max_distance=32
+    ),
     remat=kinds,
   )
 
