@@ -5,7 +5,11 @@ import jax.numpy as jnp
 from lumiere_jax.models.inflate import split
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.optimizer import make_optimizer
-from lumiere_jax.training.start import fresh_params, trainable_pattern
+from lumiere_jax.training.start import (
+  as_held,
+  fresh_params,
+  trainable_pattern,
+)
 from lumiere_jax.training.state import TrainState, init_state
 from lumiere_jax.training.tasks import Task
 from lumiere_jax.typing import FlatParams
@@ -24,6 +28,5 @@ def begin(experiment: Experiment) -> tuple[TrainState, FlatParams]:
   """A first state and frozen weights, random; to be jitted or traced."""
   params = fresh_params(experiment, make_task(experiment))
   trainable, frozen = split(params, trainable_pattern(experiment))
-  if experiment.train.frozen_dtype == "bfloat16":
-    frozen = {k: v.astype(jnp.bfloat16) for k, v in frozen.items()}
-  return init_state(trainable, make_optimizer(experiment.train)), frozen
+  optimizer = make_optimizer(experiment.train, joint=experiment.joint)
+  return init_state(trainable, optimizer), as_held(frozen, experiment)

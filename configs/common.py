@@ -138,9 +138,7 @@ TINY_SSR = dataclasses.replace(
   skip_scale=0.7071,
 )
 
-TINY_TEMPORAL = TemporalConfig(
-  resample=(True,), num_attentions=1, head_dim=16, max_distance=16
-)
+TINY_TEMPORAL = TemporalConfig(resample=(True,), num_attentions=1, head_dim=16)
 
 TINY_TEXT = TextConfig(max_length=48)
 

@@ -54,6 +54,7 @@ SSR_IMAGE = dataclasses.replace(
   skip_scale=0.7071,
 )
 
+# As the weights that ship have it: 0 would be 19.
 TEMPORAL = TemporalConfig(
   resample=(True, True), num_attentions=1, head_dim=32, max_distance=20
 )

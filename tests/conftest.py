@@ -48,7 +48,9 @@ def small_config(**changes) -> UNetConfig:
     "pool_heads": 4,
     "head_dim": 8,
     "norm_groups": 4,
-    "temporal": TemporalConfig(resample=(True, True), head_dim=8),
+    "temporal": TemporalConfig(
+      resample=(True, True), head_dim=8, max_distance=32
+    ),
   }
   return UNetConfig(**(values | changes))
 

@@ -43,7 +43,8 @@ def inflated(stage: Carried, experiment: Experiment) -> Carried:
       "configs/base.py or configs/ssr.py"
     )
   config = stage.config
-  model = dataclasses.replace(config.model, temporal=experiment.model.temporal)
+  temporal = experiment.network.temporal
+  model = dataclasses.replace(config.model, temporal=temporal)
   video = dataclasses.replace(
     config.video,
     num_frames=experiment.data.num_frames,

@@ -29,19 +29,32 @@ class GroupNorm(nn.Module):
   """Group normalisation, statistics in float32 over each frame by itself.
 
   Input (..., h, w, c). The statistics never mix frames, so that neither the
-  length of a video nor the window it is seen through changes a frame.
+  length of a video nor the window it is seen through changes a frame. Positions
+  where `mask` is False are left out of them; None: there are none. Where all
+  are left out, mean and variance are 0.
   """
 
   groups: int
 
   @nn.compact
-  def __call__(self, x: Float[Array, "... h w c"]) -> Array:
+  def __call__(
+    self,
+    x: Float[Array, "... h w c"],
+    mask: Bool[Array, "... h w"] | None = None,
+  ) -> Array:
     channels = x.shape[-1]
+
+    def mean_of_positions(values: Array) -> Float[Array, "... 1 1 c"]:
+      if mask is None:
+        return values.mean((-3, -2), keepdims=True)
+      total = jnp.where(mask[..., None], values, 0.0)
+      count = mask.sum((-2, -1))[..., None, None, None]
+      return total.sum((-3, -2), keepdims=True) / jnp.maximum(count, 1)
 
     def mean_of_group(values: Array) -> Float[Array, "... 1 1 c"]:
       # Pixels first, then the few channels: no large array is cut into groups,
       # which would be written out, padded, on accelerators.
-      means = values.mean((-3, -2), keepdims=True)
+      means = mean_of_positions(values)
       split = means.reshape(*means.shape[:-1], self.groups, -1)
       means = jnp.broadcast_to(split.mean(-1, keepdims=True), split.shape)
       return means.reshape(*means.shape[:-2], channels)
@@ -236,7 +249,8 @@ class TextAttention(nn.Module):
       (parts, heads, self.head_dim), dtype=self.dtype, name=name
     )
     # The text is projected once per sample, then shared by its frames.
-    text = GroupNorm(self.groups, name="norm_text")(text[:, None])[:, 0]
+    seen = None if mask is None else mask[:, None]
+    text = GroupNorm(self.groups, name="norm_text")(text[:, None], seen)[:, 0]
     text_kv = project(2, "text_kv")(text)
     pixels = einops.rearrange(
       GroupNorm(self.groups, name="norm")(x), "b t h w c -> b t (h w) c"

@@ -6,13 +6,18 @@ what a stage trains is one regular expression over the same paths.
 
 from collections.abc import Iterable
 import re
+from typing import Any
 
 from flax import traverse_util
+import numpy as np
 
 from lumiere_jax.typing import FlatParams, Params, UserError
 
 ADDED_LEAVES = r"(^|/)(temporal_|cond_in)"
 """Leaves that an image model does not have."""
+
+
+_BIAS = re.compile(r"(^|/)temporal_.*/position_bias$")
 
 
 def flatten(params: Params) -> FlatParams:
@@ -64,6 +69,23 @@ def inflate(source: FlatParams, fresh: FlatParams, name: str) -> FlatParams:
   expected = {k: v for k, v in fresh.items() if k in source or k not in added}
   check_same_leaves(source, expected, name)
   return {k: source.get(k, leaf) for k, leaf in fresh.items()}
+
+
+def widen_position_bias(flat: FlatParams, max_distance: int) -> FlatParams:
+  """Leaves with temporal position biases of offsets up to `max_distance`.
+
+  Longer offsets shared the last entries of a bias, which are repeated: the
+  model is the same on any video, and each offset can now learn its own. Biases
+  that are as wide or wider stay.
+  """
+
+  def widen(path: str, table: Any) -> Any:
+    more = 2 * max_distance + 1 - len(table) if _BIAS.search(path) else 0
+    if more <= 0:
+      return table
+    return np.pad(table, ((more // 2, more // 2), (0, 0)), mode="edge")
+
+  return {path: widen(path, leaf) for path, leaf in flat.items()}
 
 
 def check_same_leaves(

@@ -50,14 +50,16 @@ class TemporalConfig:
       first), whether time is resampled by 2 with it.
     num_attentions: temporal attentions in every attention inflation block.
     head_dim: width of their heads.
-    max_distance: offsets in coarsest frames beyond it share a position bias.
+    max_distance: offsets in coarsest frames beyond it share a position bias;
+      0: the longest there are in the clips trained on, see
+      `UNetConfig.for_clips`. No other entries of the bias would ever train.
     activation: of the convolutional inflation blocks.
   """
 
   resample: tuple[bool, ...]
   num_attentions: int = 2
   head_dim: int = 64
-  max_distance: int = 32
+  max_distance: int = 0
   activation: str = "silu"
 
 
@@ -91,8 +93,9 @@ class UNetConfig:
     noise_conditioned: embeds `Cond.noise_level` (super-resolution).
     activate_embedding_once: IF-II's "efficient activation".
     skip_scale: factor on every residual sum; IF-II: 0.7071.
-    mask_text: False: padding counts as tokens do, in attention and in pooling
-      (IF).
+    mask_text: True: padding counts for nothing, neither what it holds nor how
+      much there is. False: it counts as tokens do, in attention, in pooling
+      and in the norms of the text (IF).
     patch: side of the squares of pixels that make up one position of the finest
       level, as channels (space to depth); 1: each pixel is one. A small model
       is wide where a processor is fast, and still sees every pixel.
@@ -181,6 +184,11 @@ class UNetConfig:
         f"temporal.resample has {len(self.temporal.resample)} entries; "
         f"{levels} levels have {levels - 1} resamplings"
       )
+    if self.temporal and self.temporal.max_distance < 0:
+      yield (
+        f"temporal.max_distance={self.temporal.max_distance} must be at least "
+        "0; 0 is what the clips trained on have"
+      )
     if self.temporal and self.channels[-1] % self.temporal.head_dim:
       yield (
         f"width {self.channels[-1]} is no multiple of "
@@ -196,6 +204,19 @@ class UNetConfig:
   def spatial_factor(self) -> int:
     """Height and width must be multiples of this."""
     return self.patch * 2 ** (len(self.channels) - 1)
+
+  def for_clips(self, frames: int) -> "UNetConfig":
+    """The config, with `temporal.max_distance` as a number.
+
+    Args:
+      frames: of the longest clip trained on. Of n coarsest frames, the first
+        and the last are n - 1 apart.
+    """
+    if not self.temporal or self.temporal.max_distance:
+      return self
+    longest = max(frames // self.temporal_factor - 1, 1)
+    temporal = dataclasses.replace(self.temporal, max_distance=longest)
+    return dataclasses.replace(self, temporal=temporal)
 
   def check_video(self, frames: int, height: int, width: int) -> None:
     """Raises a UserError where a video of this size does not fit."""
@@ -277,8 +298,7 @@ class UNet(nn.Module):
     inflated = c.temporal is not None and not bypass_temporal
     c.check_video(z.shape[1] if inflated else c.temporal_factor, *z.shape[2:4])
     last = len(c.channels) - 1
-    if not c.mask_text:
-      cond = cond.replace(text_mask=None)
+    cond = self._without_padding(cond)
     emb = self._embedding(time, cond)
     text = self._dense(c.text_channels, "text_proj")(cond.text)
 
@@ -342,6 +362,17 @@ class UNet(nn.Module):
   @property
   def _dtype(self) -> jnp.dtype:
     return jnp.dtype(self.config.dtype)
+
+  def _without_padding(self, cond: Cond) -> Cond:
+    """Padding as zeros; or, where it counts as tokens do, no mask."""
+    if not self.config.mask_text:
+      return cond.replace(text_mask=None)
+    if cond.text_mask is None:
+      return cond
+    # Attention gives it a weight of zero; a value that is not finite would
+    # still show, and where all is padding the weights are even.
+    text = jnp.where(cond.text_mask[..., None], cond.text, 0.0)
+    return cond.replace(text=text)
 
   def _remat(self, body: Callable, level: int) -> Callable:
     """`body(self, x)`, forgetting what the backward pass may compute again."""
@@ -464,6 +495,12 @@ class UNet(nn.Module):
       return temporal.ConvInflation(
         c.norm_groups, t.activation, self._dtype, name=f"temporal_{name}"
       )(x)
+    if not t.max_distance:
+      raise UserError(
+        "config.model.temporal.max_distance=0 stands for the clips trained on, "
+        "of which a network by itself knows nothing; give the number, or take "
+        "`UNetConfig.for_clips`"
+      )
     return temporal.AttentionInflation(
       t.num_attentions,
       t.head_dim,

@@ -305,26 +305,26 @@ def _of_format_1(meta: Mapping[str, Any]) -> dict[str, Any]:
   return meta
 
 
-def held(config: UNetConfig, params: FlatParams) -> FlatParams:
-  """Weights, or their shapes, as sampling on a mesh holds them.
+def cast_kernels(params: FlatParams, dtype: str) -> FlatParams:
+  """Weights, or their shapes, with kernels in the dtype of the computation.
 
-  Kernels are in the dtype that the network computes in: it would round them to
-  it anyway, so nothing changes but the memory.
+  It would round them to it anyway, so nothing changes but the memory. All else
+  (scales and biases of norms, say, that compute in float32) is as it came.
   """
 
-  def hold(path: str, leaf: Any) -> Any:
+  def cast(path: str, leaf: Any) -> Any:
     if not path.endswith("/kernel"):
       return leaf
     if isinstance(leaf, jax.ShapeDtypeStruct):
-      return leaf.update(dtype=jnp.dtype(config.dtype))
-    return leaf.astype(config.dtype)
+      return leaf.update(dtype=jnp.dtype(dtype))
+    return leaf.astype(dtype)
 
-  return {path: hold(path, leaf) for path, leaf in params.items()}
+  return {path: cast(path, leaf) for path, leaf in params.items()}
 
 
 def lay_out(config: UNetConfig, params: FlatParams, mesh: Mesh) -> FlatParams:
-  """Weights cut up over a mesh, as `held`."""
-  params = held(config, params)
+  """Weights cut up over a mesh, as sampling on it holds them."""
+  params = cast_kernels(params, config.dtype)
   return arrays.put(params, shardings(params, mesh))
 
 

@@ -18,7 +18,7 @@ from lumiere_jax.parallel.mesh import BATCH, check_batch
 from lumiere_jax.parallel.sharding import shardings
 from lumiere_jax.pipelines.canvas import Windows
 from lumiere_jax.pipelines.sampling import Knobs, Program, layout, run_chunk
-from lumiere_jax.pipelines.stage import held
+from lumiere_jax.pipelines.stage import cast_kernels
 from lumiere_jax.training.compiled import model_flops
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.start import abstract_state
@@ -130,7 +130,7 @@ def sample_job(
   arguments = lambda frames: _sample_arguments(experiment, videos, frames)
   seen = arguments(frames)
   where = layout(seen, mesh, divided=division is not None)
-  params = held(config.model, abstract_params(config.model))
+  params = cast_kernels(abstract_params(config.model), config.model.dtype)
   one_device = dataclasses.replace(program, devices=1, config=_plain(config))
   return Job(
     function=_of(program),

@@ -17,6 +17,7 @@ from lumiere_jax.models.inflate import check_same_leaves, flatten, unflatten
 from lumiere_jax.parallel.agree import is_first, wait_for_all
 from lumiere_jax.pipelines.adapters import fingerprint
 from lumiere_jax.training.config import TrainConfig
+from lumiere_jax.training.optimizer import CountedApart, counted_as
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.typing import FlatParams, UserError
 
@@ -122,17 +123,17 @@ class Checkpoints:
 
   def _restore(self, abstract: TrainState, step: int) -> tuple[TrainState, str]:
     about = self._read(step, about=ocp.args.JsonRestore())["about"]
-    _check_config(about, abstract, step)
-    target = ocp.args.StandardRestore(_to_tree(abstract))
+    saved = _counted_as_saved(about, abstract)
+    _check_config(about, saved, step)
+    target = ocp.args.StandardRestore(_to_tree(saved))
     tree = self._read(step, state=target)["state"]
-    leaves = [tree["opt_state"][name] for name in _opt_leaves(abstract)]
+    leaves = [tree["opt_state"][name] for name in _opt_leaves(saved)]
+    opt_state = jax.tree.unflatten(jax.tree.structure(saved.opt_state), leaves)
     state = abstract.replace(
       **{name: tree[name] for name in _COUNTS},
       trainable=flatten(tree["trainable"]),
       ema=flatten(tree["ema"]),
-      opt_state=jax.tree.unflatten(
-        jax.tree.structure(abstract.opt_state), leaves
-      ),
+      opt_state=counted_as(opt_state, abstract.opt_state),
     )
     return state, about["frozen"]
 
@@ -229,6 +230,18 @@ def _opt_leaves(state: TrainState) -> FlatParams:
 
 def _shapes(flat: FlatParams) -> dict[str, list[int]]:
   return {name: list(leaf.shape) for name, leaf in flat.items()}
+
+
+def _counted_as_saved(
+  about: Mapping[str, Any], abstract: TrainState
+) -> TrainState:
+  """The state with a count of added leaves if the checkpoint has one."""
+  state, count = abstract.opt_state, abstract.step
+  apart = isinstance(state, CountedApart)
+  other = state.state if apart else CountedApart(state, count)
+  changed = abstract.replace(opt_state=other)
+  as_saved = about["opt_state"] == _shapes(_opt_leaves(changed))
+  return changed if as_saved else abstract
 
 
 def _check_config(

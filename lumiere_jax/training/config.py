@@ -73,8 +73,8 @@ class TrainConfig:
       other: less memory, the same step.
     trainable: regex searched in parameter paths; the rest is frozen.
       `init_from=scratch` trains everything.
-    frozen_dtype: of frozen weights on the device: 'source' (as they came) or
-      'bfloat16'. On disk they stay as they came.
+    frozen_dtype: of frozen kernels on the device: 'source' (as they came) or
+      'bfloat16'. All else that is frozen, and all on disk, stays as it came.
     optimizer: 'adam', 'adafactor' (Imagen's for its base model) or 'sgd'.
     learning_rate: after warm-up.
     decay: of the learning rate after warm-up: 'constant', 'cosine' (to
@@ -223,6 +223,7 @@ class Experiment:
 
   Attributes:
     stage: one of `PARENTS`.
+    model: its network, up to what `network` takes from the data.
     seed: of initialisation, data order and noise.
     init_from: a bundle or workdir to start from, or 'scratch'; '' is scratch
       for image stages, an error for stages that start from another.
@@ -316,10 +317,22 @@ class Experiment:
     return PARENTS[self.stage]
 
   @property
+  def network(self) -> UNetConfig:
+    """The model, for the clips that it is trained on."""
+    return self.model.for_clips(max(s.num_frames for s in self.data.specs))
+
+  @property
+  def joint(self) -> bool:
+    """Whether a video model is shown one-frame clips as well."""
+    lengths = {spec.num_frames for spec in self.data.specs}
+    pictures = bool(self.data.images) or 1 in lengths
+    return self.model.temporal is not None and pictures
+
+  @property
   def sampling(self) -> StageConfig:
     """What the bundle records of the stage."""
     return StageConfig(
-      model=self.model,
+      model=self.network,
       diffusion=self.diffusion,
       video=VideoConfig(
         num_frames=self.data.num_frames,

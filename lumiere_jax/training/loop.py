@@ -28,7 +28,11 @@ from lumiere_jax.training.noise_report import draw_noise
 from lumiere_jax.training.profile import ProfileWindow
 from lumiere_jax.training.run import Run
 from lumiere_jax.training.saving import Saver
-from lumiere_jax.training.start import check_init_from, settled
+from lumiere_jax.training.start import (
+  check_init_from,
+  settled,
+  with_max_distance,
+)
 from lumiere_jax.training.tables import (
   memory_by_group,
   memory_table,
@@ -50,6 +54,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
   check_init_from(experiment, resuming=resuming)
   before = last_run(workdir) if resuming else {}
   experiment = settled(recorded_shift(experiment, before))
+  experiment = with_max_distance(experiment, before if resuming else None)
   check_resumed(experiment, before)
   with (
     telling_what_failed(workdir),

@@ -1,15 +1,43 @@
 """Optimizers and learning rates."""
 
+import re
+from typing import Any, NamedTuple, TypeVar
+
 import jax
 import jax.numpy as jnp
 import optax
 
+from lumiere_jax.models.inflate import ADDED_LEAVES
 from lumiere_jax.training.config import TrainConfig
 from lumiere_jax.typing import FlatParams
 
+T = TypeVar("T")
 
-def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-  """Clipping by global norm, the optimizer, decay of kernels, the rate."""
+
+class CountedApart(NamedTuple):
+  """State of an optimizer that counts the updates of added leaves apart.
+
+  Attributes:
+    state: of the optimizer; its counts are of the other leaves.
+    count: updates of the leaves that inflation adds.
+  """
+
+  state: optax.OptState
+  count: jax.Array
+
+
+def make_optimizer(
+  config: TrainConfig, *, joint: bool = False
+) -> optax.GradientTransformation:
+  """Clipping by global norm, the optimizer, decay of kernels, the rate.
+
+  Args:
+    config: of the training.
+    joint: whether some steps leave the leaves alone that inflation adds (see
+      `state.keep_added`): these then have a count of updates of their own, for
+      Adam's bias correction and Adafactor's decay. The learning rate is one
+      for all leaves, by the steps that changed anything.
+  """
   kinds = {
     "adam": lambda: optax.scale_by_adam(config.b1, config.b2, config.eps),
     # Imagen (App. F.1) trains its base model with it: no first moment, the
@@ -23,8 +51,67 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
   parts.append(kinds[config.optimizer]())
   if config.weight_decay:
     parts.append(optax.add_decayed_weights(config.weight_decay, _matrices))
-  return optax.chain(
-    *parts, optax.scale_by_learning_rate(learning_rate(config))
+  rate = optax.scale_by_learning_rate(learning_rate(config))
+  optimizer = optax.chain(*parts, rate)
+  return _counted_apart(optimizer) if joint else optimizer
+
+
+def next_rate(config: TrainConfig, state: optax.OptState) -> jax.Array:
+  """The learning rate of the next update, of a state of `make_optimizer`'s."""
+  chain = state.state if isinstance(state, CountedApart) else state
+  return jnp.asarray(learning_rate(config)(chain[-1].count))
+
+
+def counted_as(state: optax.OptState, like: optax.OptState) -> optax.OptState:
+  """A state with counts for all leaves, or apart, as another one has them.
+
+  For a run that begins or ceases to mix in pictures, or was begun before added
+  leaves had a count: theirs is then that of all updates.
+  """
+  apart = isinstance(state, CountedApart)
+  if isinstance(like, CountedApart) == apart:
+    return state
+  return state.state if apart else CountedApart(state, state[-1].count + 0)
+
+
+def choose_added(added: T, other: T) -> T:
+  """Leaves that inflation adds, of whatever tree, from the first of two."""
+
+  def choose(path: tuple, one: Any, two: Any) -> Any:
+    names = [str(getattr(key, "key", "")) for key in path]
+    return one if any(re.search(ADDED_LEAVES, name) for name in names) else two
+
+  return jax.tree_util.tree_map_with_path(choose, added, other)
+
+
+def _counted_apart(
+  optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """The optimizer, with a count of its own for leaves that inflation adds."""
+
+  def init(params: FlatParams) -> CountedApart:
+    return CountedApart(optimizer.init(params), jnp.zeros((), jnp.int32))
+
+  def update(
+    grads: FlatParams, state: CountedApart, params: FlatParams | None = None
+  ) -> tuple[FlatParams, CountedApart]:
+    # Of each leaf one of the two is used, and compiled.
+    own = optimizer.update(grads, _at(state.count, state.state), params)
+    shared = optimizer.update(grads, state.state, params)
+    updates, inner = choose_added(own, shared)
+    return updates, CountedApart(inner, optax.safe_increment(state.count))
+
+  return optax.GradientTransformation(init, update)
+
+
+def _at(count: jax.Array, state: optax.OptState) -> optax.OptState:
+  """The state of an optimizer as if it had made so many updates."""
+  counting = (optax.ScaleByAdamState, optax.FactoredState)
+  counts = lambda part: isinstance(part, counting)
+  return jax.tree.map(
+    lambda part: part._replace(count=count) if counts(part) else part,
+    state,
+    is_leaf=counts,
   )
 
 

@@ -1,9 +1,11 @@
 """Where a run starts: from nothing, from a bundle, or where it stopped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+import dataclasses
 import functools
 import re
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,15 @@ import jax.numpy as jnp
 from lumiere_jax.data.text import TextEncoder
 from lumiere_jax.io import bundle as bundles
 from lumiere_jax.models import lora, t5
-from lumiere_jax.models.inflate import ADDED_LEAVES, inflate, split
+from lumiere_jax.models.inflate import (
+  ADDED_LEAVES,
+  inflate,
+  split,
+  widen_position_bias,
+)
 from lumiere_jax.parallel import arrays
 from lumiere_jax.parallel.sharding import shardings
-from lumiere_jax.pipelines.stage import AUTO, StageConfig
+from lumiere_jax.pipelines.stage import AUTO, StageConfig, cast_kernels
 from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.compatibility import (
   SCRATCH,
@@ -62,6 +69,59 @@ def check_init_from(experiment: Experiment, *, resuming: bool) -> None:
     _source(experiment)
 
 
+def with_max_distance(
+  experiment: Experiment, run: Mapping[str, Any] | None
+) -> Experiment:
+  """The experiment, with `model.temporal.max_distance` as a number.
+
+  A run that goes on, and an adapter, have that of the weights they belong to.
+  A run from a video model has at least that: its clips may be longer, for
+  which the bias is widened, or shorter, and what was learned stays.
+
+  Args:
+    experiment: a number in it is kept, if it can be.
+    run: the last start of the run that goes on; None: it starts.
+
+  Raises:
+    UserError: its number is another than has to be, or smaller.
+  """
+  if not experiment.model.temporal:
+    return experiment
+  asked = experiment.model.temporal.max_distance
+  ours = experiment.network.temporal.max_distance
+  if run is not None:
+    theirs = _distance(run["config"]) if run else 0
+    name = "the run in the workdir has"
+  else:
+    theirs, name = (
+      _source_distance(experiment),
+      (f"config.init_from={experiment.init_from} has"),
+    )
+  fixed = bool(run is not None or experiment.lora.rank)
+  if theirs and asked and (asked != theirs if fixed else asked < theirs):
+    raise UserError(
+      f"config.model.temporal.max_distance={asked}, but {name} {theirs}; set "
+      f"--config.model.temporal.max_distance={theirs}, or 0 to take what fits"
+    )
+  number = theirs if theirs and fixed else max(ours, theirs)
+  temporal = dataclasses.replace(experiment.model.temporal, max_distance=number)
+  model = dataclasses.replace(experiment.model, temporal=temporal)
+  return dataclasses.replace(experiment, model=model)
+
+
+def _source_distance(experiment: Experiment) -> int:
+  """That of the network it starts from; 0: there is none, or an image's."""
+  if from_scratch(experiment):
+    return 0
+  bundle, stage = _source(experiment)
+  return _distance(bundle.parts[stage].meta)
+
+
+def _distance(config: Mapping[str, Any]) -> int:
+  temporal = config["model"].get("temporal")
+  return temporal["max_distance"] if temporal else 0
+
+
 def from_scratch(experiment: Experiment) -> bool:
   """Whether the stage starts from nothing."""
   return experiment.init_from in ("", SCRATCH)
@@ -99,6 +159,8 @@ def initial_params(
   name = f"config.init_from={experiment.init_from}, stage {stage!r},"
   source = _without_surplus(experiment, lora.merge(bundle.load(stage)), name)
   _check_frozen(experiment, source, stage_config(bundle, stage), name)
+  if temporal := experiment.network.temporal:
+    source = widen_position_bias(source, temporal.max_distance)
   source |= encoder
   weights, adapter = lora.part(jax.eval_shape(fresh))
   params = inflate(source, weights, name)
@@ -177,7 +239,7 @@ def start_or_resume(
   Raises:
     UserError: weights or checkpoint are of another config.
   """
-  optimizer = make_optimizer(experiment.train)
+  optimizer = make_optimizer(experiment.train, joint=experiment.joint)
   pattern = trainable_pattern(experiment)
   abstract, _ = abstract_state(experiment, task, mesh)
   restored = checkpoints.restore(abstract)
@@ -197,7 +259,7 @@ def start_or_resume(
     state, name = restored
     frozen = checkpoints.load_frozen(name)
   _check_pictures(experiment, state.trainable)
-  held = arrays.put(_as_held(frozen, experiment), shardings(frozen, mesh))
+  held = arrays.put(as_held(frozen, experiment), shardings(frozen, mesh))
   return state, held, name
 
 
@@ -209,13 +271,13 @@ def abstract_state(
   Frozen weights as the config would make them: a source may keep them in
   another dtype.
   """
-  optimizer = make_optimizer(experiment.train)
+  optimizer = make_optimizer(experiment.train, joint=experiment.joint)
   shapes = jax.eval_shape(functools.partial(fresh_params, experiment, task))
   trainable, frozen = split(shapes, trainable_pattern(experiment))
   state = jax.eval_shape(
     functools.partial(init_state, optimizer=optimizer), trainable
   )
-  held = jax.eval_shape(lambda tree: _as_held(tree, experiment), frozen)
+  held = jax.eval_shape(lambda tree: as_held(tree, experiment), frozen)
   return tuple(
     arrays.abstract(tree, shardings(tree, mesh)) for tree in (state, held)
   )
@@ -240,11 +302,11 @@ def fresh_params(experiment: Experiment, task: Task) -> FlatParams:
   return weights | lora.init_adapter(weights, config.target, config.rank, key)
 
 
-def _as_held(frozen: FlatParams, experiment: Experiment) -> FlatParams:
+def as_held(frozen: FlatParams, experiment: Experiment) -> FlatParams:
   """Frozen weights as they lie on the device."""
   if experiment.train.frozen_dtype == "source":
     return frozen
-  return {k: v.astype(jnp.bfloat16) for k, v in frozen.items()}
+  return cast_kernels(frozen, experiment.train.frozen_dtype)
 
 
 def _check_pictures(experiment: Experiment, trainable: FlatParams) -> None:

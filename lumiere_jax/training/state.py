@@ -1,15 +1,14 @@
 """Training state: what one step turns into the next."""
 
 import functools
-import re
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from lumiere_jax.models.inflate import ADDED_LEAVES
 from lumiere_jax.training.config import TrainConfig
+from lumiere_jax.training.optimizer import choose_added
 from lumiere_jax.typing import FlatParams
 
 
@@ -92,13 +91,14 @@ def apply_gradients(
 def keep_added(old: TrainState, new: TrainState) -> TrainState:
   """`new`, with the leaves that an image model does not have as in `old`.
 
-  Their weights, moments and averages alike: a step on pictures, which go past
-  the temporal layers, must not let these drift on old momentum.
+  Their weights, moments, averages and count of updates alike: a step on
+  pictures, which go past the temporal layers, must not let these drift on old
+  momentum.
+
+  Args:
+    old: before the step.
+    new: after it; its optimizer is one of `make_optimizer(joint=True)`.
   """
-
-  def choose(path: tuple, before: jax.Array, after: jax.Array) -> jax.Array:
-    names = [str(getattr(key, "key", "")) for key in path]
-    added = any(re.search(ADDED_LEAVES, name) for name in names)
-    return before if added else after
-
-  return jax.tree_util.tree_map_with_path(choose, old, new)
+  kept = choose_added(old, new)
+  opt_state = kept.opt_state._replace(count=old.opt_state.count)
+  return kept.replace(opt_state=opt_state)

@@ -12,7 +12,7 @@ from lumiere_jax.parallel.arrays import replicated
 from lumiere_jax.parallel.sharding import constrain_leaves
 from lumiere_jax.training.blocks import by_block
 from lumiere_jax.training.config import Experiment
-from lumiere_jax.training.optimizer import learning_rate, make_optimizer
+from lumiere_jax.training.optimizer import make_optimizer, next_rate
 from lumiere_jax.training.state import (
   TrainState,
   apply_gradients,
@@ -69,10 +69,9 @@ def make_train_step(
   """(state, frozen, batch, key) -> (state, metrics), to be compiled.
 
   Random keys are folded from the step, so a resumed run repeats itself bit
-  for bit.
+  for bit. `learning_rate` of the metrics is what the step was taken with.
   """
-  optimizer = make_optimizer(experiment.train)
-  schedule = learning_rate(experiment.train)
+  optimizer = make_optimizer(experiment.train, joint=experiment.joint)
   gradients = loss_and_gradients(experiment, task)
 
   def train_step(
@@ -83,13 +82,15 @@ def make_train_step(
     loss, grads = gradients(state.trainable, frozen, batch, draws)
     new = apply_gradients(state, grads, optimizer, experiment.train)
     if task.is_picture(batch):
+      if not experiment.joint:
+        raise ValueError("a batch of pictures, of which the data says nothing")
       new = keep_added(state, new)
     norms = {k: optax.tree.norm(v) for k, v in by_block(grads).items()}
     return new, {
       "loss": loss,
       "grad_norm": optax.tree.norm(grads),
       "grad_norms": norms,
-      "learning_rate": schedule(state.step),
+      "learning_rate": next_rate(experiment.train, state.opt_state),
       "skipped": new.skipped,
       "skipped_in_a_row": new.skipped_in_a_row,
     }

@@ -63,7 +63,7 @@ class Task:
 
   def init(self, key: jax.Array) -> FlatParams:
     """Freshly initialised weights (or their shapes, under eval_shape)."""
-    weights = init_params(self.experiment.model, key)
+    weights = init_params(self.experiment.network, key)
     if self.text_encoder:
       weights |= t5.beside(t5.init_params(self.text_encoder))
     return weights

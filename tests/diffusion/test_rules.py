@@ -208,7 +208,7 @@ def test_a_step_from_pure_noise_is_the_limit_of_steps_from_nearly_pure(name):
   z = jnp.full((1, 1, 1, 1, 1), 0.8)
 
   def denoise(z, log_snr):  # exact for N(0.3, 1): x0 = 0.3 at pure noise
-    alpha, sigma = (jnp.sqrt(jax.nn.sigmoid(s * log_snr)) for s in (1, -1))
+    alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
     x0 = 0.3 + alpha * (z - 0.3 * alpha)
     return predict("x0", x0, z, log_snr[None])
 

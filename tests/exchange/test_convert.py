@@ -195,7 +195,7 @@ def test_inflated_it_makes_of_frames_what_the_image_model_does(
   video = part.meta["video"]
   assert video["num_frames"] == experiment.data.num_frames
   pipeline_params = bundles.open_bundle(out).load(stage)
-  model = experiment.model
+  model = experiment.network
   assert {"temporal_" in path for path in pipeline_params} == {True, False}
   rng = np.random.default_rng(0)
   frame = rng.standard_normal((1, 1, 8, 8, model.in_channels), np.float32)

@@ -14,6 +14,7 @@ from lumiere_jax.models.inflate import (
   inflate,
   split,
   unflatten,
+  widen_position_bias,
 )
 from lumiere_jax.models.unet import TemporalConfig
 from lumiere_jax.typing import UserError
@@ -23,7 +24,9 @@ IMAGE = small_config(temporal=None)
 
 
 def video_config(resample, **changes):
-  temporal = TemporalConfig(resample=resample, num_attentions=2, head_dim=8)
+  temporal = TemporalConfig(
+    resample=resample, num_attentions=2, head_dim=8, max_distance=32
+  )
   return small_config(temporal=temporal, **changes)
 
 
@@ -64,6 +67,37 @@ def test_with_temporal_resampling_equals_it_on_constant_videos(rng):
   moving = rng.standard_normal((1, 8, 8, 8, 3)).astype(np.float32)
   apart = run(config, flat, moving, cond) - run(IMAGE, image, moving, cond)
   assert np.abs(apart).max() > 0.1
+
+
+@pytest.mark.parametrize("frames", [4, 32])
+def test_a_wider_position_bias_changes_no_video(rng, frames):
+  """Frames 1, and 7 in the coarsest level apart: short and longer clips."""
+  narrow, wide = (
+    small_config(
+      temporal=TemporalConfig(
+        resample=(True, True), head_dim=8, max_distance=number
+      )
+    )
+    for number in (2, 7)
+  )
+  flat = {
+    k: v + 0.2 if "/proj/" in k else v for k, v in random_leaves(narrow).items()
+  }
+  widened = widen_position_bias(flat, 7)
+  shapes = {k: v.shape for k, v in random_leaves(wide).items()}
+  assert {k: v.shape for k, v in widened.items()} == shapes
+  video = rng.standard_normal((1, frames, 8, 8, 3)).astype(np.float32)
+  out = run(narrow, flat, video, make_cond(1))
+  np.testing.assert_array_equal(out, run(wide, widened, video, make_cond(1)))
+  # Nothing is ever cut off.
+  assert widen_position_bias(widened, 2) == widened
+  # And offsets do matter here.
+  other = {
+    k: jnp.roll(v, 1, axis=0) if "position_bias" in k else v
+    for k, v in flat.items()
+  }
+  if frames > 4:
+    assert np.abs(run(narrow, other, video, make_cond(1)) - out).max() > 1e-4
 
 
 def test_bypassing_temporal_layers_gives_the_image_model_back(rng):

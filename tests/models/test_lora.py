@@ -18,7 +18,9 @@ CONFIG = small_config(
   num_res_blocks=(1, 1),
   attention=("none", "self"),
   cond_channels=4,
-  temporal=TemporalConfig(resample=(True,), num_attentions=1, head_dim=8),
+  temporal=TemporalConfig(
+    resample=(True,), num_attentions=1, head_dim=8, max_distance=32
+  ),
 )
 FLAT = random_leaves(CONFIG)
 RANK = 2

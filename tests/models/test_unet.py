@@ -17,8 +17,9 @@ from lumiere_jax.models.unet import (
   UNetConfig,
   abstract_params,
 )
-from lumiere_jax.typing import UserError
+from lumiere_jax.typing import Cond, UserError
 from tests.conftest import (
+  TEXT,
   make_cond,
   random_leaves,
   run,
@@ -65,19 +66,20 @@ def test_parameter_counts_equal_the_published_if_models():
   ("module", "millions"),
   [
     (t2i, 4304.7),
-    (base, 5508.0),
+    (base, 5507.9),
     (ssr_image, 1136.2),
     (ssr, 1482.8),
   ],
 )
 def test_paper_scale_counts_of_the_readme(module, millions):
-  assert round(count(module.FULL.model) / 1e6, 1) == millions
+  assert round(count(module.FULL.network) / 1e6, 1) == millions
 
 
 def test_golden_tree():
   """Submodule names are an API: a change here breaks saved weights."""
   config = dataclasses.replace(
     base.TINY.model,
+    temporal=dataclasses.replace(common.TINY_TEMPORAL, max_distance=16),
     in_channels=6,
     cond_channels=4,
     noise_conditioned=True,
@@ -133,7 +135,8 @@ def test_attention_is_softmax_over_text_then_pixels(rng):
   dense = lambda x, name: (
     np.einsum("pc,c...->p...", x, p[name]["kernel"]) + p[name]["bias"]
   )
-  kv_text = dense(norm(text[0], "norm_text"), "text_kv")[:3]
+  # Of tokens that are masked nothing is seen, by the norm neither.
+  kv_text = dense(norm(text[0, :3], "norm_text"), "text_kv")
   for t in range(2):
     pixels = x[0, t].reshape(6, 8)
     qkv = dense(norm(pixels, "norm"), "qkv")
@@ -153,25 +156,140 @@ def test_attention_is_softmax_over_text_then_pixels(rng):
     )
 
 
-def test_masked_tokens_do_not_matter(rng):
+def test_group_norm_leaves_masked_positions_out(rng):
+  x = rng.standard_normal((3, 1, 7, 6)).astype(np.float32)
+  count = np.array([7, 4, 1])
+  mask = (np.arange(7) < count[:, None])[:, None]
+  params = {"scale": jnp.full(6, 2.0), "bias": jnp.full(6, 0.5)}
+  norm = lambda *args: np.asarray(
+    blocks.GroupNorm(2).apply({"params": params}, *args)
+  )
+  out = norm(x, mask)
+  for i, n in enumerate(count):  # as if the others were not there
+    alone = norm(x[i : i + 1, :, :n])
+    np.testing.assert_allclose(out[i, 0, :n], alone[0, 0], atol=1e-6)
+  np.testing.assert_allclose(out[0], norm(x)[0], atol=1e-6)
+  assert np.isfinite(norm(x, np.zeros_like(mask))).all()
+
+
+def padded(text, real: int, length: int, rng, scale: float = 3.0) -> Cond:
+  """The first `real` tokens of a text, then garbage up to a length."""
+  shape = (len(text), length - real, text.shape[-1])
+  garbage = scale * rng.standard_normal(shape).astype(np.float32)
+  return Cond(
+    text=jnp.concatenate([text[:, :real], garbage], axis=1),
+    text_mask=jnp.tile(jnp.arange(length) < real, (len(text), 1)),
+  )
+
+
+@pytest.mark.parametrize("kind", ["self", "cross"])
+@pytest.mark.parametrize("kernel", ["xla", "chunked"])
+def test_padding_counts_for_nothing_in_attention(rng, kind, kernel):
+  x = rng.standard_normal((1, 2, 2, 3, 8)).astype(np.float32)
+  text = rng.standard_normal((1, 7, 6)).astype(np.float32)
+  block = blocks.TextAttention(4, 2, kind == "self", kernel, jnp.float32)
+  params = block.init(jax.random.key(0), x, text, None)["params"]
+  params = jax.tree.map(
+    lambda p: jnp.asarray(0.5 * rng.standard_normal(p.shape), p.dtype), params
+  )
+  run = lambda text, mask: block.apply({"params": params}, x, text, mask)
+  exact = run(text, None)
+  for length in (16, 48):
+    cond = padded(text, 7, length, rng)
+    out = run(cond.text, cond.text_mask)
+    np.testing.assert_allclose(out, exact, atol=1e-6, rtol=1e-6)
+
+
+def test_padding_counts_for_nothing_in_pooling(rng):
+  text = rng.standard_normal((2, 7, 6)).astype(np.float32)
+  block = blocks.TextPooling(2, 8, jnp.float32)
+  params = block.init(jax.random.key(0), text, None)["params"]
+  run = lambda text, mask: block.apply({"params": params}, text, mask)
+  for length in (16, 48):
+    cond = padded(text, 7, length, rng)
+    out = run(cond.text, cond.text_mask)
+    np.testing.assert_allclose(out, run(text, None), atol=1e-6)
+
+
+def test_padding_counts_for_nothing(rng):
+  """Neither what it holds nor how much there is, and there may be none."""
   config = small_config()
   flat = random_leaves(config)
   z = rng.standard_normal((1, 4, 8, 8, 3)).astype(np.float32)
-  cond = make_cond(1)
-  other = cond.replace(text=cond.text.at[:, 3:].add(1.0))
-  # The group norm of the text sees all tokens, as IF's does; with its scale
-  # at zero what is left of them must be hidden by the mask.
-  muted = {k: 0 * v if "norm_text/scale" in k else v for k, v in flat.items()}
+  text = rng.standard_normal((1, 7, TEXT[1])).astype(np.float32)
+  exact = run(config, flat, z, Cond(text=jnp.asarray(text)))
+  some = run(config, flat, z, padded(text, 7, 16, rng))
+  for scale in (1.0, 1e30, np.nan):
+    other = run(config, flat, z, padded(text, 7, 16, rng, scale))
+    np.testing.assert_array_equal(other, some)
+  close = {"rtol": 1e-6, "atol": 1e-6 * np.abs(exact).max()}
+  np.testing.assert_allclose(some, exact, **close)
   np.testing.assert_allclose(
-    run(config, muted, z, cond), run(config, muted, z, other), atol=1e-5
+    run(config, flat, z, padded(text, 7, 48, rng)), exact, **close
   )
-  assert (
-    np.abs(
-      run(config, flat, z, cond)
-      - run(config, flat, z, cond.replace(text=cond.text.at[:, :3].add(1.0)))
-    ).max()
-    > 1e-3
-  )
+  fewer = run(config, flat, z, padded(text, 6, 16, rng))
+  assert np.abs(fewer - exact).max() > 1e-3 * np.abs(exact).max()
+
+
+def test_text_of_padding_alone_is_finite_and_always_the_same(rng):
+  config = small_config()
+  flat = random_leaves(config)
+  z = rng.standard_normal((1, 4, 8, 8, 3)).astype(np.float32)
+  text = np.zeros((1, 0, TEXT[1]), np.float32)
+  out = [run(config, flat, z, padded(text, 0, n, rng)) for n in (5, 5, 16)]
+  assert np.isfinite(out).all()
+  np.testing.assert_array_equal(out[0], out[1])
+  scale = np.abs(out[0]).max()
+  np.testing.assert_allclose(out[2], out[0], rtol=1e-6, atol=1e-6 * scale)
+
+
+def test_padding_counts_as_tokens_do_in_if(rng):
+  """Its norms, attention and pooling take every token, whatever the mask."""
+  config = small_config(mask_text=False)
+  flat = random_leaves(config)
+  z = rng.standard_normal((1, 4, 8, 8, 3)).astype(np.float32)
+  cond = make_cond(1)
+  assert not cond.text_mask.all()
+  out = run(config, flat, z, cond)
+  everything = run(small_config(), flat, z, cond.replace(text_mask=None))
+  np.testing.assert_array_equal(out, everything)
+  other = cond.replace(text=cond.text.at[:, 3:].add(1.0))
+  assert np.abs(run(config, flat, z, other) - out).max() > 1e-3
+
+
+def test_a_position_bias_has_the_offsets_of_the_clips_and_no_others():
+  temporal = TemporalConfig(resample=(True, True), head_dim=8)
+  config = small_config(temporal=temporal)
+  table = "temporal_mid/attention_0/position_bias"
+  for frames, entries in ((80, 39), (16, 7), (8, 3), (4, 3)):
+    assert abstract_params(config.for_clips(frames))[table].shape[0] == entries
+  # Each of them learns: of 16 frames 4 are left, -3 to 3 apart.
+  fitting = config.for_clips(16)
+  flat = random_leaves(fitting)
+  flat = flat | {
+    k: flat[k] + 0.1 * jnp.ones_like(v)
+    for k, v in flat.items()
+    if "/proj/" in k and v.ndim == 2
+  }
+  z = jax.random.normal(jax.random.key(1), (1, 16, 8, 8, 3))
+
+  def loss(flat):
+    variables = {"params": unflatten(flat)}
+    out = UNet(fitting).apply(variables, z, jnp.full(1, 0.4), make_cond(1))
+    return jnp.square(out).mean()
+
+  grads = jax.jit(jax.grad(loss))(flat)
+  biases = {k: v for k, v in grads.items() if k.endswith("position_bias")}
+  assert len(biases) >= 6
+  for path, grad in biases.items():
+    assert (jnp.abs(grad).max(axis=1) > 0).all(), path
+  # A number that is given stays, an image model has none.
+  given = small_config()
+  assert given.for_clips(16) is given
+  image = small_config(temporal=None)
+  assert image.for_clips(1) is image
+  with pytest.raises(UserError, match=r"temporal\.max_distance=0 stands for"):
+    abstract_params(config)
 
 
 def test_samples_do_not_see_each_other(rng):
@@ -209,6 +327,10 @@ def test_bfloat16_computes_close_and_keeps_float32_weights(rng):
     ({"remat": ("full",)}, "remat has 1 entries, channels has 3"),
     ({"remat": ("full", "fll", "none")}, "remat 'fll' is not one of"),
     ({"temporal": TemporalConfig(resample=(True,), head_dim=8)}, "resampling"),
+    (
+      {"temporal": TemporalConfig(resample=(True, True), max_distance=-1)},
+      "max_distance=-1 must be at least 0",
+    ),
   ],
 )
 def test_bad_configs_say_what_is_wrong(changes, words):
@@ -237,7 +359,9 @@ def remat_config(*kinds: str) -> UNetConfig:
     num_res_blocks=(1, 1),
     attention=("none", "self"),
     text_channels=8,
-    temporal=TemporalConfig(resample=(True,), num_attentions=1, head_dim=8),
+    temporal=TemporalConfig(
+      resample=(True,), num_attentions=1, head_dim=8, max_distance=32
+    ),
     remat=kinds,
   )
 

@@ -42,7 +42,7 @@ def test_where_leaves_lie_is_pinned(name):
 
   After a change: rewrite the file with what this test found.
   """
-  shapes = abstract_params(MODELS[name].model)
+  shapes = abstract_params(MODELS[name].network)
   mesh = mesh_of(1, 16, 4)
   found = {k: str(tuple(spec_of(k, v.shape, mesh))) for k, v in shapes.items()}
   assert found == json.loads(GOLDEN.read_text())[name]
@@ -51,7 +51,7 @@ def test_where_leaves_lie_is_pinned(name):
 @pytest.mark.parametrize("name", ["base", "ssr", "t2i"])
 def test_little_is_whole_on_every_device(name):
   """What is not cut up over 16 devices is under a thousandth."""
-  shapes = abstract_params(MODELS[name].model)
+  shapes = abstract_params(MODELS[name].network)
   mesh = mesh_of(1, 16, 1)
   whole = [k for k, v in shapes.items() if not any(spec_of(k, v.shape, mesh))]
   share = sum(shapes[k].size for k in whole)
@@ -60,7 +60,7 @@ def test_little_is_whole_on_every_device(name):
 
 def test_moments_and_averages_lie_as_their_weights_do():
   mesh = mesh_of(1, 2, 1)
-  shapes = abstract_params(base.TINY.model)
+  shapes = abstract_params(base.TINY.network)
   state = jax.eval_shape(lambda p: init_state(p, optax.adam(1e-3)), shapes)
   paths = jax.tree_util.tree_leaves_with_path(state)
   name = lambda keys: "/".join(

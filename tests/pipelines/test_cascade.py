@@ -31,7 +31,7 @@ SHORT = Settings(steps=3, sampler="ddpm", num_frames=16, chunk=2)
 def random_stage(experiment, seed=0):
   """A stage whose every leaf is random, so that nothing is trivially zero."""
   experiment = replace(experiment, model=NARROW)
-  shapes = abstract_params(experiment.model)
+  shapes = abstract_params(experiment.network)
   rng = np.random.default_rng(seed)
   draw = lambda x: np.float32(
     rng.standard_normal(x.shape) * 0.5 / np.sqrt(np.prod(x.shape[:-1]))

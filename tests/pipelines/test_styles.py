@@ -26,7 +26,9 @@ from lumiere_jax.pipelines.styles import (
 from lumiere_jax.typing import UserError
 from tests.conftest import make_cond, random_leaves, run, small_config
 
-TEMPORAL = TemporalConfig(resample=(True,), num_attentions=1, head_dim=8)
+TEMPORAL = TemporalConfig(
+  resample=(True,), num_attentions=1, head_dim=8, max_distance=32
+)
 IMAGE = small_config(
   channels=(16, 32),
   num_res_blocks=(1, 1),

@@ -290,7 +290,7 @@ def test_progress_is_told(text):
     model=dataclasses.replace(base.TINY.model, temporal=None),
   )
   params = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), abstract_params(experiment.model)
+    lambda x: jnp.zeros(x.shape, x.dtype), abstract_params(experiment.network)
   )
   stage = Stage(config=experiment.sampling, params=params)
   Pipeline(text, {"base": stage}).text_to_video(
@@ -336,7 +336,7 @@ def test_a_style_is_blended_into_all_spatial_layers(text, monkeypatch, rng):
   """Of the base and of the one that is told pixels; temporal ones stay."""
   draw = lambda experiment: {
     path: rng.normal(size=leaf.shape).astype(np.float32)
-    for path, leaf in abstract_params(experiment.model).items()
+    for path, leaf in abstract_params(experiment.network).items()
   }
   stages = {
     "base": Stage(config=base.TINY.sampling, params=draw(base.TINY)),

@@ -111,7 +111,7 @@ def restore(workdir: pathlib.Path, experiment: Experiment) -> TrainState:
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   fresh = lambda: init_state(
     make_task(experiment).init(jax.random.key(0)),
-    make_optimizer(experiment.train),
+    make_optimizer(experiment.train, joint=experiment.joint),
   )
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from lumiere_jax.training.checkpoints import Checkpoints
-from lumiere_jax.training.state import TrainState, init_state
+from lumiere_jax.training.optimizer import make_optimizer
+from lumiere_jax.training.state import TrainState, apply_gradients, init_state
 from lumiere_jax.typing import UserError
 from tests.conftest import replace
 from tests.training.conftest import BASE
@@ -68,6 +69,41 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
   ):
     np.testing.assert_array_equal(saved, read)
     assert saved.dtype == read.dtype
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_run_may_begin_or_cease_to_mix_in_pictures(tmp_path, before):
+  """And one with pictures of before they were counted apart goes on."""
+  leaves = {"stem/kernel": jnp.ones(3), "temporal_mid/kernel": jnp.ones(2)}
+  grads = jax.tree.map(jnp.ones_like, leaves)
+  optimizers = [make_optimizer(settings(), joint=j) for j in (False, True)]
+  state = init_state(leaves, optimizers[before])
+  for _ in range(5):
+    state = apply_gradients(state, grads, optimizers[before], settings())
+  checkpoints = Checkpoints(tmp_path, settings())
+  checkpoints.save(state, "frozen")
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+    jax.eval_shape(lambda: init_state(leaves, optimizers[not before])),
+  )
+  checkpoints.close()
+  checkpoints = Checkpoints(tmp_path, settings())
+  read, _ = checkpoints.restore(abstract)
+  checkpoints.close()
+  assert jax.tree.structure(read) == jax.tree.structure(abstract)
+  # The count of the added leaves begins as that of all, or goes.
+  apart, plain = (read, state) if not before else (state, read)
+  assert int(apart.opt_state.count) == 5
+  for one, two in zip(
+    jax.tree.leaves(apart.replace(opt_state=apart.opt_state.state)),
+    jax.tree.leaves(plain),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(one, two)
+  # No buffer is in it twice: the step gives all of them up.
+  step = jax.jit(lambda s: s, donate_argnums=0)
+  assert int(step(read).step) == 5
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):

@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from lumiere_jax.models.inflate import split
+from lumiere_jax.training import step as step_module
 from lumiere_jax.training.blocks import block_of, by_block
-from lumiere_jax.training.config import TrainConfig
+from lumiere_jax.training.config import OPTIMIZERS, TrainConfig
 from lumiere_jax.training.optimizer import learning_rate, make_optimizer
 from lumiere_jax.training.state import (
   TrainState,
@@ -29,6 +30,7 @@ from tests.training.conftest import (
 )
 
 SGD = optax.sgd(0.5)
+JOINT = replace(BASE, data={"images": "DIR"}, train={"trainable": ".*"})
 
 
 @functools.cache
@@ -117,8 +119,8 @@ def test_gradients_that_are_not_finite_change_nothing(bad):
 
 def test_pictures_leave_temporal_layers_alone_and_teach_spatial_ones():
   """Joint training: weights, moments and averages of temporal leaves stay."""
-  experiment = replace(BASE, train={"trainable": ".*", "warmup_steps": 1})
-  optimizer = make_optimizer(experiment.train)
+  experiment = replace(JOINT, train={"warmup_steps": 1})
+  optimizer = make_optimizer(experiment.train, joint=True)
   step = jax.jit(make_train_step(experiment, make_task(experiment)))
   state = init_state(fresh(experiment), optimizer)
   key = jax.random.key(0)
@@ -148,6 +150,149 @@ def test_pictures_leave_temporal_layers_alone_and_teach_spatial_ones():
   assert not [p for p, same in still if p in spatial and same]
   for block, norm in metrics["grad_norms"].items():
     assert (float(norm) > 0) == (not block.startswith("temporal_"))
+
+
+LEAVES = ("stem/kernel", "temporal_mid/proj/kernel")
+# v: a video, p: pictures, x: a video whose gradients are not finite,
+# y: pictures whose gradients are not.
+STEPS = "vpxvppyvxpvv"
+
+
+def gradients_of(kinds: str) -> list[dict[str, np.ndarray]]:
+  """Of each step: pictures go past the temporal leaf."""
+  rng = np.random.default_rng(3)
+  steps = []
+  for kind in kinds:
+    grads = {k: rng.standard_normal((2, 3)).astype(np.float32) for k in LEAVES}
+    if kind in "py":
+      grads[LEAVES[1]] *= 0
+    if kind in "xy":
+      grads[LEAVES[0]][0, 0] = np.nan
+    steps.append(grads)
+  return steps
+
+
+def take_steps(experiment, kinds, grads, monkeypatch):
+  """States and metrics of steps whose gradients are given."""
+  given = lambda *_: (
+    lambda trainable, frozen, batch, draws: (
+      jnp.float32(0),
+      batch["grads"],
+    )
+  )
+  monkeypatch.setattr(step_module, "loss_and_gradients", given)
+  optimizer = make_optimizer(experiment.train, joint=experiment.joint)
+  state = init_state({k: jnp.ones((2, 3)) for k in LEAVES}, optimizer)
+  step = jax.jit(make_train_step(experiment, make_task(experiment)))
+  results = []
+  for kind, grad in zip(kinds, grads, strict=True):
+    frames = 1 if kind in "py" else 4
+    batch = {"video": np.zeros((1, frames, 2, 2, 3), np.uint8), "grads": grad}
+    state, metrics = step(state, {}, batch, jax.random.key(0))
+    results.append((state, metrics))
+  return results
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_adam_counts_what_was_applied_to_each_leaf(decay, monkeypatch):
+  """Derived anew in float64: a leaf that a step keeps has not had it."""
+  experiment = replace(
+    JOINT,
+    train={
+      "learning_rate": 0.05,
+      "warmup_steps": 3,
+      "cooldown_steps": 8,
+      "steps": len(STEPS),
+      "clip_norm": 1e9,
+      "weight_decay": decay,
+    },
+  )
+  c = experiment.train
+  grads = gradients_of(STEPS)
+  weights = {k: np.ones((2, 3)) for k in LEAVES}
+  first, second = ({k: np.zeros((2, 3)) for k in LEAVES} for _ in range(2))
+  count, applied = dict.fromkeys(LEAVES, 0), 0
+  results = take_steps(experiment, STEPS, grads, monkeypatch)
+  rates = []
+  for kind, grad, (state, metrics) in zip(STEPS, grads, results, strict=True):
+    down = (c.steps - applied) / c.cooldown_steps
+    rate = 0.05 * min((applied + 1) / 3, down, 1.0)
+    rates.append(rate)
+    assert float(metrics["learning_rate"]) == pytest.approx(rate, rel=1e-5)
+    applied += kind in "vp"
+    moved = {"v": LEAVES, "p": LEAVES[:1]}.get(kind, ())
+    for k in moved:
+      g = grad[k].astype(np.float64)
+      count[k] += 1
+      first[k] = c.b1 * first[k] + (1 - c.b1) * g
+      second[k] = c.b2 * second[k] + (1 - c.b2) * g**2
+      unbiased = first[k] / (1 - c.b1 ** count[k])
+      scale = np.sqrt(second[k] / (1 - c.b2 ** count[k])) + c.eps
+      weights[k] -= rate * (unbiased / scale + decay * weights[k])
+    for k in LEAVES:
+      np.testing.assert_allclose(state.trainable[k], weights[k], atol=2e-5)
+  assert count == {LEAVES[0]: 9, LEAVES[1]: 5}
+  assert len(set(rates)) > 5  # warm-up and cool-down are both seen
+  assert int(results[-1][0].skipped) == 3
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_pictures_between_change_nothing_for_temporal_leaves(name, monkeypatch):
+  """As if these steps had not been: of every optimizer, bit for bit."""
+  settings = {"optimizer": name, "learning_rate": 0.1, "warmup_steps": 1}
+  experiment = replace(JOINT, train={**settings, "clip_norm": 1e9})
+  grads = gradients_of(STEPS)
+  mixed = take_steps(experiment, STEPS, grads, monkeypatch)
+  videos = [g for kind, g in zip(STEPS, grads, strict=True) if kind == "v"]
+  alone = take_steps(
+    replace(experiment, data={"images": ""}), "v" * 5, videos, monkeypatch
+  )
+  spatial, added = LEAVES
+  got, expected = mixed[-1][0].trainable, alone[-1][0].trainable
+  np.testing.assert_allclose(got[added], expected[added], rtol=1e-6)
+  assert np.abs(got[added] - 1).min() > 0
+  assert np.abs(got[spatial] - expected[spatial]).max() > 1e-3
+
+
+def test_only_joint_training_has_a_second_count():
+  """Elsewhere states are as they were: checkpoints of before are restored."""
+  structure = lambda **kwargs: jax.tree.structure(
+    make_optimizer(BASE.train, **kwargs).init({"w": jnp.zeros(2)})
+  )
+  assert structure().num_leaves == 4  # two moments, two counts
+  assert structure(joint=True).num_leaves == 5
+  assert not BASE.joint
+  assert not T2I.joint  # all of it is pictures
+  assert JOINT.joint
+  assert replace(BASE, data={"buckets": "1x8x8"}).joint
+
+
+def test_the_rate_that_is_logged_is_the_one_used(monkeypatch):
+  """SGD on gradients of 1: the step is the rate."""
+  experiment = replace(
+    BASE,
+    train={
+      "optimizer": "sgd",
+      "learning_rate": 0.5,
+      "warmup_steps": 4,
+      "decay": "rsqrt",
+      "clip_norm": 1e9,
+    },
+  )
+  kinds = "vxvvxxvvv"
+  one = {k: np.ones((2, 3), np.float32) for k in LEAVES}
+  broken = {k: np.full((2, 3), np.inf, np.float32) for k in LEAVES}
+  grads = [broken if kind == "x" else one for kind in kinds]
+  before, rates = np.ones((2, 3)), []
+  steps = take_steps(experiment, kinds, grads, monkeypatch)
+  for kind, (state, metrics) in zip(kinds, steps, strict=True):
+    now = np.asarray(state.trainable[LEAVES[0]])
+    if kind == "v":
+      rates.append(float(metrics["learning_rate"]))
+      np.testing.assert_allclose(before - now, rates[-1], atol=1e-6)
+    before = now
+  expected = [0.125, 0.25, 0.375, 0.5, 0.5, 0.5 * (4 / 5) ** 0.5]
+  np.testing.assert_allclose(rates, expected, rtol=1e-6)
 
 
 def test_frozen_leaves_have_no_gradient_moment_or_average():

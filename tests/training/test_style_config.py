@@ -82,7 +82,7 @@ def base(original):
     path: original[path]
     if path in original
     else rng.normal(0, 0.1, leaf.shape).astype(np.float32)
-    for path, leaf in abstract_params(BASE.model).items()
+    for path, leaf in abstract_params(BASE.network).items()
   }
 
 

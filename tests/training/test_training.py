@@ -17,12 +17,16 @@ from lumiere_jax.io.bundle import open_bundle
 from lumiere_jax.io.image import write_image
 from lumiere_jax.io.write import write_video
 from lumiere_jax.models import lora
+from lumiere_jax.models.unet import abstract_params
+from lumiere_jax.parallel.mesh import make_mesh
 from lumiere_jax.pipelines.pipeline import Pipeline
+from lumiere_jax.pipelines.stage import cast_kernels
 from lumiere_jax.training.compiled import model_flops
 from lumiere_jax.training.journal import Journal
 from lumiere_jax.training.loop import train
 from lumiere_jax.training.optimizer import make_optimizer
 from lumiere_jax.training.run import Run
+from lumiere_jax.training.start import abstract_state
 from lumiere_jax.training.state import init_state
 from lumiere_jax.typing import UserError
 from tests.conftest import replace
@@ -35,6 +39,7 @@ from tests.training.conftest import (
   make_task,
   records,
 )
+from tests.training.killing import restore
 
 
 def load(workdir, stage):
@@ -256,6 +261,14 @@ def test_pictures_and_videos_train_together(tmp_path, image_run):
   pictures = [n for n in norms if n["temporal_mid"] == 0]
   assert 2 <= len(pictures) <= 8
   assert all(n["mid"] > 0 for n in norms)
+  # Gone on from half way it is the same, counts of updates apart and all.
+  train(replace(experiment, train={"steps": 5}), tmp_path / "half")
+  train(experiment, tmp_path / "half")
+  states = [restore(tmp_path / name, experiment) for name in ("w", "half")]
+  counts = [int(s.opt_state.count) for s in states]
+  assert counts == [10 - len(pictures)] * 2
+  for one, two in zip(*map(jax.tree.leaves, states), strict=True):
+    np.testing.assert_array_equal(one, two)
 
 
 def write_pictures(folder, count):
@@ -414,8 +427,20 @@ def test_computing_in_half_precision_trains_too(tmp_path, image_run):
   train(experiment, tmp_path)
   assert np.isfinite(records(tmp_path / "metrics.jsonl")[-1]["loss"])
   start = json.loads((tmp_path / "runs.jsonl").read_text())
+  # Kernels take 2 bytes a number, scales and biases 4: as sampling holds them.
+  spatial = load(image_run, "t2i")
+  kernels = sum(v.size for k, v in spatial.items() if k.endswith("/kernel"))
   frozen = start["parameters"]["frozen"]
-  assert start["memory"]["frozen weights"] == 2 * frozen
+  assert 0 < kernels < frozen == sum(v.size for v in spatial.values())
+  memory = start["memory"]["frozen weights"]
+  assert memory == 2 * kernels + 4 * (frozen - kernels)
+  task = make_task(experiment)
+  _, planned = abstract_state(experiment, task, make_mesh(experiment.mesh))
+  assert memory == sum(v.size * v.dtype.itemsize for v in planned.values())
+  dtypes = {k: v.dtype for k, v in planned.items()}
+  sampled = cast_kernels(abstract_params(IMAGE), "bfloat16")
+  assert dtypes == {k: v.dtype for k, v in sampled.items()}
+  assert dtypes["mid_0/norm_0/scale"] == dtypes["head/bias"] == np.float32
   # On disk they are as they came: interpolation and export want them so.
   leaves = load(tmp_path, "base")
   assert {v.dtype for v in leaves.values()} == {np.dtype(np.float32)}
