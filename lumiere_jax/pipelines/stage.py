@@ -19,6 +19,7 @@ from lumiere_jax.parallel import arrays
 from lumiere_jax.parallel.sharding import shardings
 from lumiere_jax.typing import Cond, FlatParams, UserError, build, check_choice
 
+IF_SCHEDULE = "squaredcos_cap_v2"
 NULL_TEXTS = ("zeros", "empty")
 
 
@@ -146,11 +147,18 @@ class StageConfig:
   def from_meta(cls, meta: Mapping[str, Any], where: str) -> "StageConfig":
     """From bundle.json.
 
+    One written before `low_resolution` was recorded does not say it: then it
+    is 'corners' for networks on DeepFloyd IF's schedule.
+
     Raises:
       UserError: keys are unknown or missing.
     """
     names = [f.name for f in dataclasses.fields(cls)]
-    return build(cls, {k: meta[k] for k in names if k in meta}, where)
+    values = {k: meta[k] for k in names if k in meta}
+    schedule = values.get("diffusion", {}).get("schedule")
+    if "model" in values and schedule == IF_SCHEDULE:
+      values["model"] = {"low_resolution": "corners"} | values["model"]
+    return build(cls, values, where)
 
   def to_meta(self) -> dict[str, Any]:
     """For bundle.json."""
