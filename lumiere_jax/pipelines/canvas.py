@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from lumiere_jax.diffusion.guidance import check_countable
 from lumiere_jax.diffusion.multidiffusion import AXES, window_starts
 from lumiere_jax.pipelines.stage import StageConfig
 
@@ -97,6 +98,7 @@ def check_canvas(
   for axis, part in tiles.by_axis.items():
     plan_tiles(config, part, axis)
   height, width = config.video.resolution
+  check_countable(num_frames * height * width * 3)
   config.model.check_video(
     windows.size if windows else num_frames,
     tiles.rows.size if tiles.rows else height,
