@@ -73,6 +73,9 @@ def plan_tiles(
 ) -> tuple[int, ...]:
   """First rows or columns of the windows of the stage's frames.
 
+  They are multiples of its upscale: a window's low-resolution pixels are whole
+  pixels of the low-resolution frame, as those of crops are in training.
+
   Raises:
     UserError: the windows do not fit the frames or the model.
   """
@@ -83,6 +86,7 @@ def plan_tiles(
     config.model.spatial_factor,
     windows.spread,
     AXES[axis],
+    config.video.upscale,
   )
 
 
