@@ -68,6 +68,7 @@ IF_II_L = UNetConfig(
   text_dim=4096,
   text_channels=1280,
   in_channels=6,
+  low_resolution="corners",
   out_channels=6,
   noise_embedding="squaredcos_cap_v2",
   noise_conditioned=True,
@@ -91,6 +92,7 @@ def for_videos(diffusion: DiffusionConfig) -> DiffusionConfig:
 SSR_1024 = dataclasses.replace(
   IF_II_L,
   attention=("none", "none", "none", "none", "cross"),
+  low_resolution="half_pixel",
   out_channels=3,
   noise_embedding="cosine",
   mask_text=True,
@@ -159,6 +161,7 @@ IF_TINY = dataclasses.replace(
 IF_TINY_SSR = dataclasses.replace(
   IF_TINY,
   in_channels=6,
+  low_resolution="corners",
   noise_conditioned=True,
   activate_embedding_once=True,
   skip_scale=0.7071,

@@ -5,6 +5,8 @@ values, so that changing them compiles nothing anew.
 """
 
 from collections.abc import Callable
+import dataclasses
+import functools
 import math
 
 import jax
@@ -18,11 +20,19 @@ from lumiere_jax.diffusion.process import (
   predict,
 )
 from lumiere_jax.diffusion.schedule import Schedule, alpha_sigma
-from lumiere_jax.typing import Cond, PerSample, Video, typechecked
+from lumiere_jax.typing import (
+  Cond,
+  PerSample,
+  UserError,
+  Video,
+  typechecked,
+)
 
 Scalar = float | int | Float[Array, ""]
 Scale = Scalar | PerSample | Callable[[PerSample], PerSample]
 """A guidance scale: for all, per sample, or a function of the log-SNR."""
+MOST_VALUES = 2**31 - 1
+"""The largest clip that is thresholded: its values are counted in int32."""
 
 
 @typechecked
@@ -144,49 +154,106 @@ def _rescale(
   )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+  """The frames that one device holds of clips that lie on several.
+
+  Attributes:
+    axis: of the mesh, mapped over: its devices hold the clips together.
+    owned: how many frames, from the first one on, count here; the others are
+      held elsewhere too, or are no frames of the clip.
+    num_frames: of a whole clip.
+  """
+
+  axis: str
+  owned: Int[Array, ""]
+  num_frames: int
+
+
 @typechecked
 def threshold(
-  denoiser: Denoiser, percentile: Scalar, max_value: Scalar
+  denoiser: Denoiser,
+  percentile: Scalar,
+  max_value: Scalar,
+  part: Part | None = None,
 ) -> Denoiser:
-  """Dynamic thresholding of x0, frame by frame (Imagen, section 2.3).
+  """Dynamic thresholding of x0 (Imagen, section 2.3), clip by clip.
 
-  s = the percentile of |x0| over the pixels and channels of a frame, held in
-  [1, max_value]; x0 is clipped to [-s, s] and divided by s. Frame by frame,
-  so that a frame looks the same whatever frames stand beside it.
+  s = the percentile of |x0| over the frames, pixels and channels of a clip,
+  held in [1, max_value]; x0 is clipped to [-s, s] and divided by s. With one s
+  for each frame instead, a background that stands still would change whenever
+  something bright comes into the picture. Of one frame it is Imagen's rule.
 
   Args:
-    denoiser: what to threshold; put windows inside, so this sees whole frames
+    denoiser: what to threshold; put windows inside, so this sees whole clips
       after averaging.
-    percentile: a fraction in [0, 1]; Imagen shows 0.995, IF uses 0.95.
+    percentile: a fraction in [0, 1], to six digits; Imagen shows 0.995, IF uses
+      0.95.
     max_value: the largest s, at least 1; 1 is static clipping to [-1, 1],
       infinity is Imagen's uncapped rule.
+    part: where clips lie on several devices, what is here; None: whole clips.
+
+  Raises:
+    UserError: when called, a clip of more values than can be counted.
   """
 
   def thresholded(z: Video, log_snr: PerSample, cond: Cond) -> Prediction:
     out = denoiser(z, log_snr, cond)
-    s = jnp.clip(frame_quantile(jnp.abs(out.x0), percentile), 1.0, max_value)
+    s = clip_quantile(jnp.abs(out.x0), percentile, part)
+    s = jnp.clip(s, 1.0, max_value)
     x0 = jnp.clip(out.x0, -s, s) / s
     return predict("x0", x0, z, log_snr, out.log_var)
 
   return thresholded
 
 
-def frame_quantile(x: Video, percentile: Scalar) -> Float[Array, "b t 1 1 1"]:
-  """The linearly interpolated quantile of each frame, without a sort.
+def check_countable(values: int) -> None:
+  """Raises a UserError where a clip has too many values to be thresholded.
 
-  A sort would gather frames whose rows lie on several devices. Here a value is
-  found by halving: numbers from 0 up are ordered as their bits are, so that 31
-  counts of how many lie below tell the one of a rank exactly.
+  Args:
+    values: frames x height x width x channels.
+  """
+  if values > MOST_VALUES:
+    raise UserError(
+      f"a clip of {values} values (frames x pixels x 3) is more than the "
+      f"{MOST_VALUES} that thresholding can count; make it shorter or smaller"
+    )
+
+
+def clip_quantile(
+  x: Video, percentile: Scalar, part: Part | None = None
+) -> Float[Array, "b 1 1 1 1"]:
+  """The linearly interpolated quantile of each clip, without a sort.
+
+  A sort would gather clips whose frames or rows lie on several devices. Here a
+  value is found by halving: numbers from 0 up are ordered as their bits are, so
+  that 31 counts of how many lie below tell the one of a rank exactly. Counts
+  are whole numbers: however a clip is divided up, their sum is the same.
 
   Args:
     x: (b, t, h, w, c) float32, none below 0.
-    percentile: a fraction in [0, 1].
+    percentile: a fraction in [0, 1]; it is rounded to millionths.
+    part: see `threshold`.
+
+  Raises:
+    UserError: see `check_countable`.
   """
-  axes = (2, 3, 4)
+  axes = (1, 2, 3, 4)
   bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
-  position = percentile * (math.prod(x.shape[2:]) - 1.0)
-  rank = jnp.floor(position).astype(jnp.int32) + 1
-  up_to = lambda value: (bits <= value).sum(axes, keepdims=True)
+  num_frames, total, least = x.shape[1], lambda n: n, lambda n: n
+  if part:
+    num_frames = part.num_frames
+    total = functools.partial(jax.lax.psum, axis_name=part.axis)
+    least = functools.partial(jax.lax.pmin, axis_name=part.axis)
+    owned = (jnp.arange(x.shape[1]) < part.owned).reshape(-1, 1, 1, 1)
+    bits = jnp.where(owned, bits, MOST_VALUES)  # above infinity: never counted
+  values = num_frames * math.prod(x.shape[2:])
+  check_countable(values)
+  position, share = _part_way(percentile, values - 1)
+  rank = position + 1
+  up_to = lambda value: total(
+    jnp.sum(bits <= value, axes, dtype=jnp.int32, keepdims=True)
+  )
 
   def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
     low, high = ends
@@ -194,16 +261,37 @@ def frame_quantile(x: Video, percentile: Scalar) -> Float[Array, "b t 1 1 1"]:
     enough = up_to(middle) >= rank
     return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
-  zero = jnp.zeros((*x.shape[:2], 1, 1, 1), jnp.int32)
+  zero = jnp.zeros((x.shape[0], 1, 1, 1, 1), jnp.int32)
   infinity = jnp.full_like(zero, 0x7F800000)
   found = jax.lax.fori_loop(0, 31, halve, (zero, infinity))[1]
   above = jnp.where(bits > found, bits, infinity).min(axes, keepdims=True)
-  after = jnp.where(up_to(found) > rank, found, above)
+  after = jnp.where(up_to(found) > rank, found, least(above))
   low, high = (
     jax.lax.bitcast_convert_type(value, jnp.float32) for value in (found, after)
   )
-  share = position - jnp.floor(position)
   return jnp.where(share > 0, low * (1 - share) + high * share, low)
+
+
+def _part_way(
+  percentile: Scalar, last: int
+) -> tuple[Int[Array, ""], Float[Array, ""]]:
+  """`percentile * last`: the whole number in it, exactly, and the rest.
+
+  float32 holds whole numbers up to 2^24 alone. So this is a product of whole
+  numbers, of millionths and `last`, with the latter cut into millions,
+  thousands and ones: nothing in it comes to 2^31.
+
+  Args:
+    percentile: a fraction in [0, 1].
+    last: below 2^31.
+  """
+  millionths = jnp.round(percentile * 1e6).astype(jnp.int32)
+  millions, rest = divmod(last, 10**6)
+  thousands, ones = divmod(rest, 10**3)
+  in_thousandths = millionths * thousands
+  in_millionths = in_thousandths % 10**3 * 10**3 + millionths * ones
+  whole = millionths * millions + in_thousandths // 10**3
+  return whole + in_millionths // 10**6, in_millionths % 10**6 / 1e6
 
 
 def _tile(x: Float[Array, "n *rest"], batch: int) -> Float[Array, "b *rest"]:

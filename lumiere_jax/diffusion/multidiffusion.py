@@ -31,6 +31,7 @@ def window_starts(
   multiple_of: int = 1,
   spread: bool = False,
   unit: str = "frames",
+  grid: int = 1,
 ) -> tuple[int, ...]:
   """First frames of the windows that cover a video.
 
@@ -45,6 +46,8 @@ def window_starts(
     spread: spread the windows evenly; otherwise they stand as far apart as
       `overlap` allows and the last one is shifted back to end at T.
     unit: one of `AXES`, for the errors.
+    grid: windows start at multiples of it; super-resolution's factor, so that
+      the low-resolution pixels of a window are those of the whole frame.
 
   Raises:
     UserError: no such windows exist.
@@ -56,21 +59,29 @@ def window_starts(
       f"{max(1, window // multiple_of)} x {multiple_of} = "
       f"{max(1, window // multiple_of) * multiple_of} {unit}"
     )
+  for what, size in (("window", window), ("video", num_frames)):
+    if size % grid:
+      raise UserError(
+        f"{what} of {size} {unit} is not a multiple of {grid}, which "
+        f"super-resolution enlarges by; use {max(1, size // grid) * grid}"
+      )
   if window > num_frames:
     raise UserError(
       f"window of {window} {unit} is longer than the video of {num_frames}; "
       f"use a window of at most {num_frames} {unit} or a longer video"
     )
-  if not 0 <= overlap < window:
+  if not 0 <= overlap <= window - grid:
     raise UserError(
       f"overlap of {overlap} {unit} does not fit a window of {window}; "
-      f"use an overlap from 0 to {window - 1}"
+      f"use an overlap from 0 to {window - grid}"
     )
-  last, stride = num_frames - window, window - overlap
+  # In steps of the grid; as neighbours are no farther apart than the overlap
+  # allows, they may share a little more.
+  last, stride = (num_frames - window) // grid, (window - overlap) // grid
   gaps = -(-last // stride)
   if spread:
-    return tuple(i * last // max(gaps, 1) for i in range(gaps + 1))
-  return tuple(min(i * stride, last) for i in range(gaps + 1))
+    return tuple(i * last // max(gaps, 1) * grid for i in range(gaps + 1))
+  return tuple(min(i * stride, last) * grid for i in range(gaps + 1))
 
 
 @typechecked

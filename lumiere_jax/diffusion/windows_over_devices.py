@@ -106,10 +106,10 @@ class Division:
   def tables(self) -> Tables:
     """Arrays with a row for each device, to be divided among them.
 
-    first: (d,) see `first`. starts: (d, m) of its windows, counted from there;
-    shares: (d, m, window), zero where it has fewer windows than others.
-    offsets: (d, hops) where what comes belongs in what the device looks at;
-    beyond all that, where nothing is to come.
+    first, counts: (d,) see the properties. starts: (d, m) of its windows,
+    counted from `first`; shares: (d, m, window), zero where it has fewer
+    windows than others. offsets: (d, hops) where what comes belongs in what
+    the device looks at; beyond all that, where nothing is to come.
     """
     most = max(map(len, self.windows))
     starts = np.zeros((self.devices, most), np.int32)
@@ -125,9 +125,9 @@ class Division:
         if windows and k + distance < self.devices:
           offset = self.first[k + distance] - first
           offsets[k, i] = min(offset, self.reach)
-    first = np.asarray(self.first, np.int32)
     return {
-      "first": first,
+      "first": np.asarray(self.first, np.int32),
+      "counts": np.asarray(self.counts, np.int32),
       "starts": starts,
       "shares": shares,
       "offsets": offsets,

@@ -30,6 +30,7 @@ from lumiere_jax.typing import (
 )
 
 ATTENTION = ("none", "cross", "self")
+LOW_RESOLUTION = ("half_pixel", "corners")
 REMAT = {
   "none": jax.checkpoint_policies.everything_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -79,6 +80,9 @@ class UNetConfig:
     pool_heads: heads of the attention pooling of the text.
     head_dim: width of the attention heads.
     in_channels: 3, or 6 where a low-resolution video is concatenated.
+    low_resolution: how the low-resolution video was enlarged when the network
+      was trained: 'half_pixel' (torch's `align_corners=False`: nothing moves)
+      or 'corners' (`align_corners=True`: IF-II). Bilinear either way.
     cond_channels: extra conditioning channels that enter through `cond_in`:
       4 for (masked video, mask), else 0.
     out_channels: 3, or 6 for a learned variance.
@@ -118,6 +122,7 @@ class UNetConfig:
   pool_heads: int = 64
   head_dim: int = 64
   in_channels: int = 3
+  low_resolution: str = "half_pixel"
   cond_channels: int = 0
   out_channels: int = 3
   norm_groups: int = 32
@@ -176,6 +181,11 @@ class UNetConfig:
       yield (
         f"attention_kernel={kernel!r} is not one of {', '.join(KERNELS)}"
         + suggest(kernel, KERNELS)
+      )
+    if (kind := self.low_resolution) not in LOW_RESOLUTION:
+      yield (
+        f"low_resolution={kind!r} is not one of {', '.join(LOW_RESOLUTION)}"
+        + suggest(kind, LOW_RESOLUTION)
       )
     if self.activation not in blocks.ACTIVATIONS:
       yield f"activation {self.activation!r} is not gelu or silu"

@@ -153,6 +153,8 @@ def config_from_diffusers(content: Mapping[str, Any], name: str) -> UNetConfig:
       "attention_head_dim", keys.same("attention_head_dim", 8)
     ),
     "in_channels": keys("in_channels"),
+    # As IF's pipelines enlarge what a network of 6 channels is told.
+    "low_resolution": "corners" if keys("in_channels") == 6 else "half_pixel",
     "out_channels": keys("out_channels"),
     "activation": _activation(keys, once),
     "noise_embedding": "squaredcos_cap_v2",
@@ -178,12 +180,15 @@ def config_to_diffusers(config: UNetConfig, sample_size: int) -> dict[str, Any]:
   Raises:
     UserError: it has something that theirs cannot follow; it is named.
   """
-  for field, value, only in (
+  only_theirs = [
     ("mask_text", config.mask_text, False),
     ("norm_groups", config.norm_groups, 32),
     ("noise_embedding", config.noise_embedding, "squaredcos_cap_v2"),
     ("noise_embedding_shift", config.noise_embedding_shift, 0),
-  ):
+  ]
+  if config.in_channels == 6:
+    only_theirs.append(("low_resolution", config.low_resolution, "corners"))
+  for field, value, only in only_theirs:
     if value != only:
       raise UserError(
         f"config.model.{field}={value!r} has no counterpart in diffusers, "

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from lumiere_jax.diffusion.guidance import check_countable
 from lumiere_jax.diffusion.multidiffusion import AXES, window_starts
 from lumiere_jax.pipelines.stage import StageConfig
 
@@ -72,6 +73,9 @@ def plan_tiles(
 ) -> tuple[int, ...]:
   """First rows or columns of the windows of the stage's frames.
 
+  They are multiples of its upscale: a window's low-resolution pixels are whole
+  pixels of the low-resolution frame, as those of crops are in training.
+
   Raises:
     UserError: the windows do not fit the frames or the model.
   """
@@ -82,6 +86,7 @@ def plan_tiles(
     config.model.spatial_factor,
     windows.spread,
     AXES[axis],
+    config.video.upscale,
   )
 
 
@@ -97,6 +102,7 @@ def check_canvas(
   for axis, part in tiles.by_axis.items():
     plan_tiles(config, part, axis)
   height, width = config.video.resolution
+  check_countable(num_frames * height * width * 3)
   config.model.check_video(
     windows.size if windows else num_frames,
     tiles.rows.size if tiles.rows else height,

@@ -1,9 +1,13 @@
 """Builders of what a stage is conditioned on."""
 
+import functools
+
 import einops
+from flax import struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+import numpy as np
 
 from lumiere_jax.diffusion.noise import Keys
 from lumiere_jax.diffusion.process import add_noise
@@ -18,41 +22,146 @@ def shrink(video: Video, factor: int) -> Video:
   )
 
 
-def bilinear_matrix(size: int, new_size: int) -> Float[Array, "new old"]:
-  """Interpolation along one axis with the corner pixels kept in place.
+def bilinear_matrix(
+  size: int, new_size: int, alignment: str
+) -> Float[np.ndarray, "new old"]:
+  """Weights of linear interpolation along one axis.
 
-  The weights of torch's `interpolate(..., align_corners=True)`, which IF uses
-  on the low-resolution input of its super-resolution models.
+  Those of torch's `interpolate(mode="bilinear")`.
+
+  Args:
+    size: number of pixels there are.
+    new_size: number of pixels wanted.
+    alignment: 'half_pixel' (`align_corners=False`): pixels are squares and the
+      outer edges of both grids meet; beyond the middle of the outermost pixels
+      their value is kept. 'corners' (`align_corners=True`): the middles of the
+      outermost pixels meet, so all other pixels move; IF does this to the input
+      of its super-resolution models.
   """
-  position = jnp.linspace(0.0, size - 1.0, new_size)
-  distance = jnp.abs(position[:, None] - jnp.arange(size)[None, :])
-  return jnp.maximum(0.0, 1.0 - distance)
+  if alignment == "corners":
+    position = np.linspace(0.0, size - 1.0, new_size)
+  else:
+    position = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
+    position = np.clip(position, 0.0, size - 1.0)
+  distance = np.abs(position[:, None] - np.arange(size))
+  return np.maximum(0.0, 1.0 - distance).astype(np.float32)
 
 
-def enlarge(video: Video, size: tuple[int, int]) -> Video:
-  """Bilinear up-sampling of every frame to `size`, corners aligned."""
-  rows = bilinear_matrix(video.shape[2], size[0])
-  columns = bilinear_matrix(video.shape[3], size[1])
-  return jnp.einsum("bthwc,yh,xw->btyxc", video, rows, columns)
+@struct.dataclass
+class Crops:
+  """A square of each clip, the same in all its frames.
+
+  Attributes:
+    corners: (b, 2) row and column of its first pixel.
+    size: its side in pixels.
+  """
+
+  corners: Int[Array, "b 2"]
+  size: int = struct.field(pytree_node=False)
+
+  def cut(self, video: Array) -> Array:
+    """Cuts the squares out of (b, t, h, w, c)."""
+    _, t, _, _, c = video.shape
+    shape = (t, self.size, self.size, c)
+    one = lambda clip, corner: jax.lax.dynamic_slice(
+      clip, (0, *corner, 0), shape
+    )
+    return jax.vmap(one)(video, self.corners)
+
+  def rows_of(
+    self, matrix: Float[np.ndarray, "n old"], axis: int
+  ) -> Float[Array, "b size old"]:
+    """The rows of a matrix that make the pixels of each square.
+
+    Args:
+      matrix: of `bilinear_matrix`, with a row for each pixel of whole frames.
+      axis: 0: it makes rows of pixels; 1: columns.
+    """
+    one = lambda first: jax.lax.dynamic_slice_in_dim(matrix, first, self.size)
+    return jax.vmap(one)(self.corners[:, axis])
+
+
+def random_crops(
+  keys: Keys, resolution: tuple[int, int], size: int, grid: int
+) -> Crops | None:
+  """Draws a random square of each clip.
+
+  Args:
+    keys: (b,) one for each clip.
+    resolution: (height, width) of the clips in pixels.
+    size: side of the squares; 0 is the whole frames, which gives None.
+    grid: corners are multiples of this many pixels.
+  """
+  if not size:
+    return None
+
+  def corner(key: jax.Array) -> Int[Array, "2"]:
+    offsets = [
+      grid * jax.random.randint(k, (), 0, (n - size) // grid + 1)
+      for k, n in zip(jax.random.split(key), resolution, strict=True)
+    ]
+    return jnp.stack(offsets)
+
+  return Crops(corners=jax.vmap(corner)(keys), size=size)
+
+
+def enlarge(
+  low: Video,
+  resolution: tuple[int, int],
+  alignment: str,
+  crops: Crops | None = None,
+) -> Video:
+  """Bilinear up-sampling of every frame.
+
+  Crops are made alone, of the pixels of whole frames: they equal crops of the
+  enlarged frames, at their borders too.
+
+  Args:
+    low: (b, t, h, w, c), whole frames.
+    resolution: (height, width) that they are enlarged to.
+    alignment: see `bilinear_matrix`.
+    crops: squares of what they are enlarged to; None: all of it.
+
+  Returns:
+    (b, t, *resolution, c), or of crops (b, t, size, size, c).
+  """
+  rows, columns = (
+    bilinear_matrix(n, new, alignment)
+    for n, new in zip(low.shape[2:4], resolution, strict=True)
+  )
+  # Else accelerators round to bfloat16.
+  einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+  if crops is None:
+    return einsum("bthwc,yh,xw->btyxc", low, rows, columns)
+  rows, columns = crops.rows_of(rows, 0), crops.rows_of(columns, 1)
+  return einsum("bthwc,byh,bxw->btyxc", low, rows, columns)
 
 
 def low_resolution_frames(
   low: Video,
-  size: tuple[int, int],
+  resolution: tuple[int, int],
+  alignment: str,
   schedule: Schedule,
   noise_level: PerSample,
   noise: Video,
+  crops: Crops | None = None,
 ) -> Video:
   """Low-resolution video, enlarged and noised (Imagen, section 2.5).
 
   Args:
-    low: (b, t, h, w, 3) in [-1, 1].
-    size: (height, width) of the high-resolution video.
+    low: (b, t, h, w, 3) in [-1, 1], whole frames.
+    resolution: (height, width) of the high-resolution video.
+    alignment: `UNetConfig.low_resolution`.
     schedule: gives noise levels their log-SNR.
     noise_level: (b,) schedule times in [0, 1]; 0 is no noise.
-    noise: (b, t, *size, 3) standard normal.
+    noise: standard normal, of the shape that is returned.
+    crops: see `enlarge`.
+
+  Returns:
+    (b, t, *resolution, 3), or of crops (b, t, size, size, 3).
   """
-  return add_noise(enlarge(low, size), noise, schedule.log_snr(noise_level))
+  video = enlarge(low, resolution, alignment, crops)
+  return add_noise(video, noise, schedule.log_snr(noise_level))
 
 
 def given_frames(video: Video, mask: Video) -> Video:
@@ -71,30 +180,6 @@ def noise_like(video: Video, keys: Keys) -> Video:
   """Standard normal noise, each sample's from its own key."""
   draw = lambda key: jax.random.normal(key, video.shape[1:])
   return jax.vmap(draw)(keys)
-
-
-def random_crops(keys: Keys, video: Video, size: int, grid: int) -> Video:
-  """A random square crop of each clip, the same for all its frames.
-
-  Args:
-    keys: (b,) one for each clip.
-    video: (b, t, h, w, c).
-    size: side of the crops; 0 gives the whole frames.
-    grid: offsets are multiples of this many pixels.
-  """
-  if not size:
-    return video
-  _, t, h, w, c = video.shape
-
-  def crop(key: jax.Array, clip: Array) -> Array:
-    down, across = jax.random.split(key)
-    offsets = [
-      grid * jax.random.randint(k, (), 0, (n - size) // grid + 1)
-      for k, n in ((down, h), (across, w))
-    ]
-    return jax.lax.dynamic_slice(clip, (0, *offsets, 0), (t, size, size, c))
-
-  return jax.vmap(crop)(keys, video)
 
 
 def to_float(video: Array) -> Video:

@@ -27,21 +27,23 @@ def add_low_resolution(
     level,
     jax.vmap(jax.random.fold_in, (0, None))(keys, INITIAL),
     video.resolution,
+    config.model.low_resolution,
     config.low_resolution_schedule,
   )
   return cond.replace(frames=frames, noise_level=level)
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def _noised_low_resolution(
   low: Video,
   level: PerSample,
   keys: Keys,
   size: tuple[int, int],
+  alignment: str,
   schedule: Schedule,
 ) -> Video:
   noise = frame_noise(keys, INITIAL, low.shape[1], (*size, 3))
-  return low_resolution_frames(low, size, schedule, level, noise)
+  return low_resolution_frames(low, size, alignment, schedule, level, noise)
 
 
 def add_given(

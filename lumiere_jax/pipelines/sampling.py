@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from lumiere_jax.diffusion.guidance import (
+  Part,
   Scalar,
   guide,
   interval,
@@ -202,7 +203,11 @@ def _chunk(
     denoiser = multi_diffusion(
       denoiser, starts, part.size, part.chunk, part.weights, axis
     )
+  part = None
   if division:
+    part = Part(
+      axis=_WINDOWS, owned=tables["counts"][0], num_frames=program.num_frames
+    )
     denoiser = multi_diffusion_over_devices(
       denoiser, division, tables, _WINDOWS, windows.chunk
     )
@@ -210,7 +215,7 @@ def _chunk(
     denoiser = multi_diffusion(
       denoiser, program.starts, windows.size, windows.chunk, windows.weights
     )
-  denoiser = threshold(denoiser, knobs.percentile, knobs.max_value)
+  denoiser = threshold(denoiser, knobs.percentile, knobs.max_value, part)
   return sample_chunk(
     denoiser,
     program.rule,

@@ -38,6 +38,7 @@ from lumiere_jax.typing import (
   check_least,
 )
 
+IF_SCHEDULE = "squaredcos_cap_v2"
 NULL_TEXTS = ("zeros", "empty")
 
 
@@ -272,37 +273,42 @@ class StageConfig:
   def from_meta(cls, meta: Mapping[str, Any], where: str) -> "StageConfig":
     """From bundle.json.
 
+    One written before `low_resolution` was recorded does not say it: then it
+    is 'corners' for networks on DeepFloyd IF's schedule.
+
     Raises:
       UserError: keys are unknown or missing.
     """
     names = [f.name for f in dataclasses.fields(cls)]
     known = {k: meta[k] for k in names if k in meta}
-    return build(cls, _of_format_1(known), where)
+    return build(cls, of_format_1(known), where)
 
   def to_meta(self) -> dict[str, Any]:
     """For bundle.json."""
     return dataclasses.asdict(self)
 
 
-def _of_format_1(meta: Mapping[str, Any]) -> dict[str, Any]:
-  """Adds what bundles written before it had a name imply.
+def of_format_1(meta: Mapping[str, Any]) -> dict[str, Any]:
+  """A stage's config with what it implied before that had a name.
 
-  The network was told times of the stage's own schedule, shift included. IF's
-  pictures were sampled as its authors do; all else gets a grid of today.
+  The network was told times of the stage's own schedule, shift included. Of IF,
+  pictures were sampled as its authors do, and enlarged with corners kept; all
+  else gets the grid and the geometry of today.
   """
   model, diffusion = meta.get("model"), meta.get("diffusion")
-  if not model or not diffusion or "noise_embedding" in model:
+  if not model or not diffusion:
     return dict(meta)
   schedule = diffusion.get("schedule", "cosine")
-  embedding = {
+  implied = {
     "noise_embedding": schedule,
     "noise_embedding_shift": diffusion.get("shift", 0.0),
+    "low_resolution": "corners" if schedule == IF_SCHEDULE else "half_pixel",
   }
-  meta = {**meta, "model": {**model, **embedding}}
-  is_if = schedule == "squaredcos_cap_v2" and not model.get("temporal")
+  whole = {**meta, "model": {**implied, **model}}
+  is_if = schedule == IF_SCHEDULE and not model.get("temporal")
   if is_if and meta.get("sampling"):
-    meta["sampling"] = {"grid": "schedule", **meta["sampling"]}
-  return meta
+    whole["sampling"] = {"grid": "schedule", **meta["sampling"]}
+  return whole
 
 
 def cast_kernels(params: FlatParams, dtype: str) -> FlatParams:

@@ -8,14 +8,14 @@ from typing import Any
 
 from lumiere_jax.diffusion.noise_levels import auto_shift
 from lumiere_jax.io import bundle as bundles
-from lumiere_jax.pipelines.stage import AUTO, StageConfig
+from lumiere_jax.pipelines.stage import AUTO, StageConfig, of_format_1
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.logs import JsonLines
 from lumiere_jax.typing import UserError
 
 RUNS = "runs.jsonl"
 SCRATCH = "scratch"
-_NETWORK = ("noise_embedding", "noise_embedding_shift")
+_NETWORK = ("noise_embedding", "noise_embedding_shift", "low_resolution")
 # What a frozen layer was trained on, by the part of the config that says it.
 _INHERITED = {"diffusion": ("prediction", "null_text"), "model": _NETWORK}
 # What a run cannot change on the way. Weights of losses and dropout it can.
@@ -104,7 +104,7 @@ def check_resumed(experiment: Experiment, run: Mapping[str, Any]) -> None:
     run: what `last_run` says of it; what an older version did not record is
       not compared.
   """
-  before = _completed(run.get("config", {}))
+  before = of_format_1(run.get("config", {}))
   now = dataclasses.asdict(experiment)
   differing = [
     (f"config.{part}.{key}", now[part][key], before[part][key])
@@ -134,18 +134,6 @@ def check_same_encoder(identity: str, run: Mapping[str, Any]) -> None:
       "began with; give the same tokenizer and weights, or "
       "--config.resume=false to begin anew"
     )
-
-
-def _completed(config: dict[str, Any]) -> dict[str, Any]:
-  """A recorded config with what its version implied and did not say."""
-  model, diffusion = config.get("model"), config.get("diffusion")
-  if not model or not diffusion or "noise_embedding" in model:
-    return config
-  embedding = {
-    "noise_embedding": diffusion.get("schedule"),
-    "noise_embedding_shift": diffusion.get("shift"),
-  }
-  return {**config, "model": {**model, **embedding}}
 
 
 def _same_source(a: str, b: str) -> bool:

@@ -91,12 +91,13 @@ class Task:
     """
     experiment = self.experiment
     crop_keys, level_keys, noise_keys = _split(keys, 3)
-    x0 = to_float(batch["video"])
-    conditional = experiment.model.cond_channels > 0
-    if conditional:
-      x0 = jnp.concatenate([x0, batch["mask"].astype(x0.dtype)], axis=-1)
-    x0 = random_crops(crop_keys, x0, experiment.data.crop, experiment.upscale)
-    x0, mask = x0[..., :3], x0[..., 3:]
+    whole = batch["video"]
+    size = whole.shape[2:4]
+    crops = random_crops(
+      crop_keys, size, experiment.data.crop, experiment.upscale
+    )
+    cut = crops.cut if crops else lambda video: video
+    x0 = to_float(cut(whole))
     cond = Cond(text=batch.get("text"), text_mask=batch["text_mask"])
     frames = []
     if experiment.upscale > 1:
@@ -105,18 +106,20 @@ class Task:
       cond = cond.replace(noise_level=level)
       # Whole on each device that shares the clip: it is small, and each row
       # of the large one wants two of its rows.
-      low = shrink(constrain(x0, WHOLE_VIDEO), experiment.upscale)
-      low = constrain(low, WHOLE_VIDEO)
+      low = shrink(to_float(constrain(whole, WHOLE_VIDEO)), experiment.upscale)
       frames.append(
         low_resolution_frames(
-          low,
-          x0.shape[2:4],
+          constrain(low, WHOLE_VIDEO),
+          size,
+          experiment.model.low_resolution,
           experiment.sampling.low_resolution_schedule,
           level,
           noise_like(x0, noise_keys),
+          crops,
         )
       )
-    if conditional:
+    if experiment.model.cond_channels:
+      mask = cut(batch["mask"]).astype(x0.dtype)
       frames.append(given_frames(x0, mask))
     if frames:
       cond = cond.replace(frames=jnp.concatenate(frames, axis=-1))

@@ -1,20 +1,26 @@
+import fractions
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lumiere_jax.diffusion.guidance import (
-  frame_quantile,
+  Part,
+  _part_way,
+  clip_quantile,
   guide,
   interval,
   oscillate,
   threshold,
 )
-from lumiere_jax.diffusion.multidiffusion import multi_diffusion
+from lumiere_jax.diffusion.multidiffusion import multi_diffusion, window_starts
 from lumiere_jax.diffusion.process import predict
 from lumiere_jax.diffusion.samplers import time_grid
 from lumiere_jax.diffusion.schedule import Cosine, SquaredCosCapV2
-from lumiere_jax.typing import Cond
+from lumiere_jax.diffusion.windows_over_devices import divide
+from lumiere_jax.typing import Cond, UserError
 
 LOG_SNR = jnp.array([-3.0, 1.0])
 
@@ -217,19 +223,19 @@ def test_rescaled_windows_make_no_seams(cond):
   "percentile, max_value",
   [(0.995, np.inf), (0.95, 1.5), (0.5, 100.0), (1.0, 100.0), (0.9, 1.0)],
 )
-def test_threshold_against_numpy_per_frame(z, cond, percentile, max_value):
-  z = z.at[0, 1].multiply(10.0).at[1, 2].multiply(0.01)  # frames differ
+def test_threshold_against_numpy_per_clip(z, cond, percentile, max_value):
+  z = z.at[0, 1].multiply(10.0).at[1].multiply(0.01)  # frames and clips differ
   net = lambda z, log_snr, cond: predict("x0", z, z, log_snr, log_var=z)
   got = jax.jit(lambda p, m: threshold(net, p, m)(z, LOG_SNR, cond(2)))(
     percentile, max_value
   )
   want = np.array(z, np.float64)
-  for frame in want.reshape(6, 4, 4, 3):
-    s = np.quantile(np.abs(frame), percentile)
+  for clip in want:
+    s = np.quantile(np.abs(clip), percentile)
     s = min(max(s, 1.0), max_value)
-    frame[...] = np.clip(frame, -s, s) / s
+    clip[...] = np.clip(clip, -s, s) / s
   np.testing.assert_allclose(got.x0, want, rtol=1e-5, atol=1e-6)
-  np.testing.assert_array_equal(got.x0[1, 2], z[1, 2])  # within [-1, 1]
+  np.testing.assert_array_equal(got.x0[1], z[1])  # within [-1, 1]
   snr = np.exp(np.asarray(LOG_SNR, np.float64)).reshape(-1, 1, 1, 1, 1)
   alpha, sigma = np.sqrt(snr / (1 + snr)), np.sqrt(1 / (1 + snr))
   eps = (z - alpha * want) / sigma
@@ -247,7 +253,7 @@ def test_static_threshold_is_a_clip(z, cond):
 
 @pytest.mark.parametrize("percentile", [0.0, 0.3, 0.5, 0.95, 0.995, 1.0])
 @pytest.mark.parametrize("kind", ["normal", "ties", "zeros", "huge"])
-def test_the_quantile_of_frames_is_numpys(percentile, kind):
+def test_the_quantile_of_clips_is_numpys(percentile, kind):
   x = np.abs(np.random.default_rng(0).standard_normal((2, 3, 5, 4, 3)))
   x = {
     "normal": x,
@@ -255,8 +261,71 @@ def test_the_quantile_of_frames_is_numpys(percentile, kind):
     "zeros": 0 * x,
     "huge": x * 1e30,
   }[kind].astype(np.float32)
-  found = jax.jit(frame_quantile)(jnp.asarray(x), percentile)
+  found = jax.jit(clip_quantile)(jnp.asarray(x), percentile)
   expected = np.quantile(
-    x.astype(np.float64), percentile, axis=(2, 3, 4), keepdims=True
+    x.astype(np.float64), percentile, axis=(1, 2, 3, 4), keepdims=True
   )
   np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_still_background_stays_as_it_is(cond):
+  """White beside one bright frame, in windows of two. Of that frame alone s
+  is 1.4, so white would fall to 0.714 there and be 1 in the other frames."""
+  z = np.ones((1, 5, 8, 8, 3), np.float32)
+  z[:, 2, 2:] = 1.4
+  net = lambda z, log_snr, cond: predict("x0", z, z, log_snr)
+  windows = multi_diffusion(net, window_starts(5, 2, 1), 2)
+  run = jax.jit(threshold(windows, 0.95, 1.5))
+  x0 = np.asarray(run(jnp.asarray(z), LOG_SNR[:1], cond(1)).x0)
+  assert np.quantile(z[:, 2], 0.95) == np.float32(1.4)
+  s = np.quantile(z.astype(np.float64), 0.95)
+  np.testing.assert_allclose(x0[:, :, :2], 1 / s, atol=1e-6)
+  assert np.ptp(x0[:, :, :2]) < 1e-6
+
+
+@pytest.mark.parametrize(
+  "last",
+  [
+    *(0, 1, 191, 2**24 + 1, 80 * 1024 * 1024 * 3 - 1, 2**31 - 2),
+    *np.random.default_rng(0).integers(2**31 - 1, size=50).tolist(),
+  ],
+)
+def test_ranks_are_exact_in_clips_of_any_size(last):
+  """Against whole numbers without end; float32 is off by tens there."""
+  part_way = jax.jit(_part_way, static_argnums=1)
+  for digits in ("0", "0.000001", "0.3", "0.95", "0.995", "0.999999", "1"):
+    whole, rest = part_way(float(digits), last)
+    exact = fractions.Fraction(digits) * last
+    assert int(whole) == math.floor(exact)
+    assert abs(float(rest) - float(exact % 1)) < 1e-6
+
+
+def test_clips_beyond_counting_are_user_errors():
+  clip = jax.ShapeDtypeStruct((1, 80, 4096, 4096, 3), jnp.float32)
+  with pytest.raises(UserError, match=r"4026531840 values.*shorter or smaller"):
+    jax.eval_shape(lambda x: clip_quantile(x, 0.95), clip)
+
+
+@pytest.mark.parametrize("devices", [2, 3, 5])
+@pytest.mark.parametrize("percentile", [0.0, 0.6, 0.95, 1.0])
+def test_thresholds_of_divided_clips_are_those_of_whole_ones(
+  cond, devices, percentile
+):
+  """Bit for bit: frames that fill up, or are held elsewhere, do not count."""
+  z = 3 * jax.random.normal(jax.random.key(0), (2, 10, 4, 4, 3))
+  division = divide((0, 3, 4), 6, 10, devices)
+  held = z[:, division.frames].reshape(2, devices, -1, *z.shape[2:])
+  for k, count in enumerate(division.counts):
+    assert count < division.size or k == np.argmax(division.counts)
+    held = held.at[:, k, count:].set(1e9 * (-1) ** k)  # left there by windows
+  net = lambda z, log_snr, cond: predict("x0", z, z, log_snr)
+
+  def on_one(z, owned):
+    part = Part(axis="data", owned=owned, num_frames=10)
+    return threshold(net, percentile, 100.0, part)(z, LOG_SNR, cond(2)).x0
+
+  everywhere = jax.vmap(on_one, (1, 0), 1, axis_name="data")
+  x0 = jax.jit(everywhere)(held, division.tables["counts"])
+  x0 = x0.reshape(2, -1, *z.shape[2:])[:, division.places]
+  whole = jax.jit(threshold(net, percentile, 100.0))(z, LOG_SNR, cond(2)).x0
+  np.testing.assert_array_equal(x0, whole)

@@ -32,6 +32,40 @@ def test_windows_cover_every_video_with_the_overlap(spread):
           assert steps.max() - steps.min() <= 1
 
 
+@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize("grid", [2, 3, 4])
+def test_windows_on_a_grid(grid, spread):
+  """As those of a video `grid` times smaller, and no overlap falls short."""
+  for frames in range(1, 16):
+    for window in range(1, frames + 1):
+      for overlap in range((window - 1) * grid + 1):
+        starts = window_starts(
+          *(frames * grid, window * grid, overlap), spread=spread, grid=grid
+        )
+        assert starts[0] == 0 and starts[-1] == (frames - window) * grid
+        assert all(start % grid == 0 for start in starts)
+        steps = np.diff(starts)
+        assert np.all(steps > 0) and np.all(steps <= window * grid - overlap)
+        small = window_starts(frames, window, -(-overlap // grid), 1, spread)
+        assert starts == tuple(start * grid for start in small)
+
+
+@pytest.mark.parametrize(
+  "columns, window, overlap, message",
+  [
+    (50, 16, 8, "video of 50 columns is not a multiple of 4, .* use 48"),
+    (48, 18, 8, "window of 18 columns is not a multiple of 4, .* use 16"),
+    (48, 16, 13, "overlap of 13 columns .* use an overlap from 0 to 12"),
+  ],
+)
+def test_grids_that_do_not_fit_are_user_errors(
+  columns, window, overlap, message
+):
+  with pytest.raises(UserError, match=message) as error:
+    window_starts(columns, window, overlap, unit="columns", grid=4)
+  assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
   "frames, window, overlap, multiple_of, message",
   [

@@ -8,6 +8,7 @@ import pytest
 
 from configs import base, conditional, ssr, t2i
 from lumiere_jax.data.text import TextEncoder
+from lumiere_jax.diffusion.guidance import threshold
 from lumiere_jax.models.unet import abstract_params
 from lumiere_jax.pipelines import cascade, sampling
 from lumiere_jax.pipelines.cascade import Stage
@@ -170,6 +171,24 @@ def test_windows_of_the_last_stage(base_only):
   assert video.shape == (1, 30, 16, 16, 3)
 
 
+def test_thresholds_are_of_whole_clips(pipeline, monkeypatch):
+  """Not of the windows of frames and pixels that the network sees."""
+  seen = set()
+
+  def watched(denoiser, *args):
+    thresholded = threshold(denoiser, *args)
+
+    def watch(z, log_snr, cond):
+      seen.add(z.shape)
+      return thresholded(z, log_snr, cond)
+
+    return watch
+
+  monkeypatch.setattr(sampling, "threshold", watched)
+  make(pipeline, [1], num_frames=12, size=(32, 48))
+  assert seen == {(1, 12, 16, 24, 3), (1, 12, 32, 48, 3)}
+
+
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
@@ -187,6 +206,7 @@ def test_windows_of_the_last_stage(base_only):
     ({"percentile": 1.5}, "percentile=1.5"),
     ({"noise_level": -0.1}, "noise_level=-0.1"),
     ({"max_value": 0.5}, "max_value=0.5"),
+    ({"num_frames": 2**21}, "clip of .* values .* is more than the 2147483647"),
     ({"num_frames": -4}, "num_frames=-4 must be at least 0"),
   ],
 )

@@ -1,13 +1,14 @@
 """A stage's network as a Denoiser, and the config of its process."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import common
+from configs import common, ssr, ssr_image
 from lumiere_jax.diffusion.noise_levels import GRIDS
 from lumiere_jax.diffusion.process import predict
 from lumiere_jax.diffusion.schedule import (
@@ -17,7 +18,11 @@ from lumiere_jax.diffusion.schedule import (
   SquaredCosCapV2,
 )
 from lumiere_jax.models.inflate import inflate
-from lumiere_jax.models.unet import abstract_params, init_params
+from lumiere_jax.models.unet import (
+  LOW_RESOLUTION,
+  abstract_params,
+  init_params,
+)
 from lumiere_jax.pipelines import stage
 from lumiere_jax.pipelines.stage import (
   DiffusionConfig,
@@ -222,3 +227,31 @@ def test_the_first_level_follows_frames_and_pixels():
   fixed = SamplingConfig(steps=12, log_snr_min=-12.0, log_snr_max=5.0)
   want = np.linspace(-12, 5, 11)
   np.testing.assert_allclose(config.levels(fixed)[1:-1], want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("experiment", "expected"),
+  [
+    (ssr.TINY, "half_pixel"),
+    (ssr.FULL, "half_pixel"),
+    (ssr_image.FULL, "half_pixel"),
+    (ssr.IF_TINY, "corners"),
+    (ssr.IF, "corners"),
+    (ssr_image.IF, "corners"),
+  ],
+)
+def test_old_bundles_were_enlarged_as_their_kind_was(experiment, expected):
+  """They do not say how; IF's schedule tells who trained the network."""
+  config = experiment.sampling
+  assert config.model.low_resolution == expected
+  meta = json.loads(json.dumps(config.to_meta()))
+  assert meta["model"].pop("low_resolution") == expected
+  assert StageConfig.from_meta(meta, "old") == config
+  for said in LOW_RESOLUTION:  # which goes first
+    meta["model"]["low_resolution"] = said
+    assert StageConfig.from_meta(meta, "new").model.low_resolution == said
+
+
+def test_an_alignment_that_there_is_not():
+  with pytest.raises(UserError, match=r'low_resolution.*mean "corners"'):
+    dataclasses.replace(common.TINY_SSR, low_resolution="corner")

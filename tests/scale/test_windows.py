@@ -22,3 +22,11 @@ def test_equal_to_rounding(videos, mesh):
   alone = videos["alone"]
   assert alone.shape[1] == FRAMES and alone.std() > 0.1
   np.testing.assert_allclose(videos[mesh], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("mesh", ["x".join(map(str, m)) for m in MESHES])
+def test_thresholds_are_equal_to_the_bit(videos, mesh):
+  """Each frame counts once, on whatever device it lies."""
+  alone = videos["thresholded alone"]
+  assert 0.9 < np.quantile(np.abs(alone), 0.94) < 1
+  np.testing.assert_array_equal(videos[f"thresholded {mesh}"], alone)

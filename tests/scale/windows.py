@@ -4,13 +4,16 @@ import sys
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from lumiere_jax.diffusion.guidance import Part, threshold
 from lumiere_jax.diffusion.noise import sample_keys
+from lumiere_jax.diffusion.process import predict
 from lumiere_jax.diffusion.rules import make_sampler
 from lumiere_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from lumiere_jax.pipelines.canvas import Windows
-from lumiere_jax.pipelines.sampling import Knobs, sample_stage
+from lumiere_jax.pipelines.sampling import Knobs, Program, sample_stage
 from lumiere_jax.pipelines.stage import lay_out
 from lumiere_jax.typing import Cond
 from tests.conftest import random_leaves
@@ -52,13 +55,62 @@ def sample(mesh: jax.sharding.Mesh | None) -> np.ndarray:
   )
 
 
+def thresholded(mesh: jax.sharding.Mesh | None) -> np.ndarray:
+  """A clip of noise, thresholded; on a mesh, divided as windows divide it."""
+  z = 3 * jax.random.normal(jax.random.key(0), (2, FRAMES, 8, 8, 3))
+  config = SSR.sampling
+  program = Program(
+    config=config,
+    rule=make_sampler(SAMPLER),
+    windows=Windows(size=8),
+    num_frames=FRAMES,
+    devices=mesh.shape["data"] if mesh else 1,
+  )
+  division = program.division
+
+  def apply(z, owned=None):
+    part = None
+    if division:
+      part = Part(axis="data", owned=owned[0], num_frames=FRAMES)
+    denoiser = lambda z, log_snr, cond: predict("x0", z, z, log_snr)
+    cond = Cond(text=jnp.zeros((2, 1, 1)))
+    return threshold(denoiser, 0.95, 100.0, part)(z, jnp.zeros(2), cond).x0
+
+  if division is None:
+    if mesh is None:
+      return np.asarray(jax.jit(apply)(z))
+    with jax.set_mesh(mesh):
+      return np.asarray(
+        jax.jit(apply)(jax.device_put(z, P(None, None, "space")))
+      )
+  held = z[:, division.frames]
+  for k, count in enumerate(division.counts):  # what windows leave there
+    held = held.at[:, k * division.size + count : (k + 1) * division.size].set(
+      1e9
+    )
+  cut = P(None, "data")
+  divided = jax.shard_map(
+    apply,
+    in_specs=(cut, P("data")),
+    out_specs=cut,
+    axis_names={"data"},
+    check_vma=False,
+  )
+  with jax.set_mesh(mesh):
+    held = jax.device_put(held, P(None, "data", "space"))
+    out = jax.jit(divided)(held, division.tables["counts"])
+  return np.asarray(out)[:, division.places]
+
+
 def main(out: str) -> None:
-  """Saves the video of each mesh."""
-  videos = {"alone": sample(None)}
+  """Saves the video of each mesh, and the thresholded clip."""
+  videos = {"alone": sample(None), "thresholded alone": thresholded(None)}
   for shape in MESHES:
     config = MeshConfig(**dict(zip(AXES, shape, strict=True)))
     mesh = make_mesh(config, jax.devices()[: np.prod(shape)])
-    videos["x".join(map(str, shape))] = sample(mesh)
+    name = "x".join(map(str, shape))
+    videos[name] = sample(mesh)
+    videos[f"thresholded {name}"] = thresholded(mesh)
   np.savez(out, **videos)
 
 

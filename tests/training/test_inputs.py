@@ -1,0 +1,101 @@
+"""What training tells a network is what sampling tells it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import conditional, ssr
+from lumiere_jax.diffusion.noise import sample_keys
+from lumiere_jax.models.unet import LOW_RESOLUTION
+from lumiere_jax.pipelines import conditioning, handing_on
+from lumiere_jax.training.tasks import Task
+from lumiere_jax.typing import Cond
+from tests.conftest import replace
+
+HEIGHT, WIDTH, CROP, FRAMES, CLIPS = 32, 48, 16, 2, 6
+
+
+@pytest.fixture
+def without_noise(monkeypatch):
+  """Low-resolution videos are enlarged, and left at that."""
+  monkeypatch.setattr(conditioning, "add_noise", lambda video, *_: video)
+  handing_on._noised_low_resolution.clear_cache()
+  yield
+  handing_on._noised_low_resolution.clear_cache()
+
+
+def task_of(experiment, **model) -> Task:
+  text = np.zeros((4, experiment.model.text_dim), np.float32)
+  experiment = replace(experiment, model=model, data={"crop": CROP})
+  return Task(experiment=experiment, null_text=text, null_mask=np.ones(4, bool))
+
+
+def batch_of(rng, experiment):
+  clip = (CLIPS, FRAMES, HEIGHT, WIDTH)
+  batch = {
+    "video": rng.integers(256, size=(*clip, 3), dtype=np.uint8),
+    "text": np.zeros((CLIPS, 4, experiment.model.text_dim), np.float32),
+    "text_mask": np.ones((CLIPS, 4), bool),
+  }
+  if experiment.model.cond_channels:
+    batch["mask"] = rng.integers(2, size=(*clip, 1), dtype=np.uint8)
+  return batch
+
+
+def place_of(crop, clip):
+  """Where a crop was cut from its clip."""
+  places = [
+    (y, x)
+    for y in range(HEIGHT - CROP + 1)
+    for x in range(WIDTH - CROP + 1)
+    if np.allclose(clip[:, y : y + CROP, x : x + CROP], crop, atol=1e-6)
+  ]
+  assert len(places) == 1
+  return places[0]
+
+
+@pytest.mark.parametrize("alignment", LOW_RESOLUTION)
+def test_crops_are_told_what_sampling_tells_whole_frames(
+  rng, without_noise, alignment
+):
+  task = task_of(ssr.TINY, low_resolution=alignment)
+  batch = batch_of(rng, task.experiment)
+  keys = sample_keys(range(CLIPS))
+  x0, cond = jax.jit(task.inputs)(batch, keys)
+  config = task.experiment.sampling
+  video = dataclasses.replace(config.video, resolution=(HEIGHT, WIDTH))
+  clips = conditioning.to_float(jnp.asarray(batch["video"]))
+  whole = handing_on.add_low_resolution(
+    dataclasses.replace(config, video=video),
+    Cond(text=batch["text"]),
+    conditioning.shrink(clips, config.video.upscale),
+    keys,
+    0.0,
+  )
+  assert cond.frames.shape == x0.shape == (CLIPS, FRAMES, CROP, CROP, 3)
+  places = [place_of(*pair) for pair in zip(x0, np.asarray(clips), strict=True)]
+  assert len(set(places)) > 2
+  for told, frames, (y, x) in zip(
+    cond.frames, whole.frames, places, strict=True
+  ):
+    expected = frames[:, y : y + CROP, x : x + CROP]
+    np.testing.assert_allclose(told, expected, atol=1e-6)
+
+
+def test_given_pixels_and_masks_are_of_the_same_crop(rng):
+  task = task_of(conditional.SSR_TINY)
+  batch = batch_of(rng, task.experiment)
+  x0, cond = jax.jit(task.inputs)(batch, sample_keys(range(CLIPS)))
+  assert cond.frames.shape == (CLIPS, FRAMES, CROP, CROP, 7)
+  clips = np.asarray(conditioning.to_float(jnp.asarray(batch["video"])))
+  for k, (y, x) in enumerate(
+    place_of(*pair) for pair in zip(x0, clips, strict=True)
+  ):
+    mask = batch["mask"][k, :, y : y + CROP, x : x + CROP]
+    np.testing.assert_array_equal(cond.frames[k, ..., 6:], mask)
+    np.testing.assert_allclose(
+      cond.frames[k, ..., 3:6], x0[k] * mask, atol=1e-6
+    )
