@@ -149,7 +149,7 @@ class Counted:
 
       def network(z, log_snr, cond):
         shift = cond.text.mean(axis=(1, 2)).reshape(-1, 1, 1, 1, 1)
-        mixed = jnp.tanh(z + jnp.roll(z, 1, axis=1) * shift)
+        mixed = 2 * jnp.tanh(z + jnp.roll(z, 1, axis=1) * shift)
         return predict("v", mixed, z, log_snr)
 
       starts = window_starts(6, 4, 2)

@@ -143,7 +143,7 @@ def test_an_inflated_model_of_any_shift_is_its_image_model():
   """Frame by frame, at each log-SNR: time is not resampled here."""
   model = small_config(temporal=None, out_channels=3)
   temporal = dataclasses.replace(
-    common.TINY_TEMPORAL, resample=(False, False), head_dim=8
+    common.TINY_TEMPORAL, resample=(False, False), head_dim=8, max_distance=3
   )
   video = common.inflated(model, temporal)
   params = init_params(model, jax.random.key(0))
