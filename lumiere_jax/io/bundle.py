@@ -27,7 +27,7 @@ from lumiere_jax.io.lazy import Lazy
 from lumiere_jax.typing import FlatParams, UserError
 
 FORMAT = "lumiere_jax"
-VERSION = 1
+VERSION = 2
 TEXT = "text"
 """The part that is no stage: the text encoder."""
 INDEX = "bundle.json"
