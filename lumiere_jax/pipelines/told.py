@@ -56,7 +56,7 @@ class Told:
     given: pixels for a conditional base.
     start: (t, h, w, 3) video that the base starts from in place of noise, as
       large as the finished one (SDEdit).
-    strength: in (0, 1], share of the base's steps that are then taken.
+    strength: in (0, 1], the schedule time of the noise that is put on it.
     low: (b, t, h, w, 3) in about [-1, 1], in place of what the base makes.
     segment: number of a part of a long video: it has noise of its own.
   """
