@@ -144,28 +144,30 @@ def noisiest(noise: NoiseDistribution) -> float:
   return float(_drawn(noise, [1 - _TAIL])[0])
 
 
-def evaluation_levels(
+def evaluation_bins(
   noise: NoiseDistribution, count: int
-) -> tuple[Float[np.ndarray, "count"], Float[np.ndarray, "count"]]:
-  """Levels for a held-out loss, as clean and as noisy as training draws.
+) -> Float[np.ndarray, "edges"]:
+  """Stretches of noise levels for a held-out loss by level.
+
+  They are equally wide in log-SNR between the ends of all but two draws in a
+  thousand, which the outermost ones take in: as clean and as noisy as training
+  draws.
 
   Args:
     noise: the distribution.
-    count: how many levels; one alone is the median.
+    count: how many.
 
   Returns:
-    (count,) log-SNRs, evenly falling between the ends of all but two draws in
-    a thousand, and (count,) the share of draws nearest to each. The losses
-    there, weighted so, estimate the training loss.
+    (count + 1,) the quantiles of their edges, from 0 (clean) to 1 (noisy). So
+    the loss at levels drawn from a bin, weighted by its width here, adds up to
+    the training loss.
   """
-  drawn = _drawn(noise, (np.arange(20_000) + 0.5) / 20_000)
-  if count == 1:
-    return np.quantile(drawn, [0.5]), np.ones(1)
+  at = (np.arange(20_000) + 0.5) / 20_000
+  drawn = _drawn(noise, at)
   high, low = np.quantile(drawn, [1 - _TAIL, _TAIL])
-  levels = np.linspace(high, low, count)
-  nearest = np.round((high - drawn) / (high - low) * (count - 1)).astype(int)
-  nearest = np.clip(nearest, 0, count - 1)
-  return levels, np.bincount(nearest, minlength=count) / len(drawn)
+  inner = np.linspace(high, low, count + 1)[1:-1]
+  below = np.searchsorted(-drawn, -inner) / len(drawn)
+  return np.concatenate([[0.0], below, [1.0]])
 
 
 def _drawn(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lumiere_jax.parallel.arrays import replicated
@@ -22,7 +23,10 @@ class HeldOut:
   ):
     """Takes batches on the devices of a mesh, and how many clips count."""
     self._batches = batches
-    self._levels, self._weights = task.evaluation_levels
+    edges = task.evaluation_bins
+    middles = jnp.asarray((edges[1:] + edges[:-1]) / 2, jnp.float32)
+    self._levels = task.experiment.diffusion.make_noise().log_snr(middles)
+    self._weights = np.diff(edges)
     self._inflated = task.experiment.model.temporal is not None
     self._loss = jax.jit(
       lambda ema, frozen, batch, bypass: task.held_out_loss(
@@ -44,9 +48,9 @@ class HeldOut:
         temporal layers left out: what they are worth.
 
     Returns:
-      step, loss (the levels weighted as training draws them), by_noise_level
-      at each of log_snr (from clean to noisy) and, where it was measured,
-      frame_by_frame, the loss without temporal layers.
+      step, loss, by_noise_level around each of log_snr (from clean to noisy)
+      and, where it was measured, frame_by_frame, the loss without temporal
+      layers. Both losses weigh noise levels as training draws them.
     """
     losses = self._measure(state, frozen, bypass=False)
     record = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from lumiere_jax.diffusion.loss import (
   loss_per_sample,
 )
 from lumiere_jax.diffusion.noise import Keys
-from lumiere_jax.diffusion.noise_levels import evaluation_levels
+from lumiere_jax.diffusion.noise_levels import evaluation_bins
 from lumiere_jax.diffusion.process import Denoiser
 from lumiere_jax.diffusion.schedule import make_schedule
 from lumiere_jax.models import t5
@@ -160,34 +161,38 @@ class Task:
 
   def held_out_loss(
     self, params: FlatParams, batch: Batch, *, bypass_temporal: bool = False
-  ) -> Float[Array, "levels b"]:
-    """Loss of each clip at each of the `evaluation_levels`.
+  ) -> Float[Array, "bins b"]:
+    """Loss of each clip at a noise level in each of the `evaluation_bins`.
 
-    Noise, crops and augmentation are the same at every call.
+    Where in a bin, the noise, crops and augmentation are the same at every
+    call; the clips of a batch spread over the bin as training draws it.
     """
     experiment = self.experiment
     x0, cond = self.held_out_inputs(self.encode(params, batch))
-    levels = jnp.asarray(self.evaluation_levels[0], jnp.float32)
+    edges = jnp.asarray(self.evaluation_bins, jnp.float32)
+    noise = experiment.diffusion.make_noise()
     denoiser = self.denoiser(params, bypass_temporal=bypass_temporal)
+    # Multiples of the golden ratio: any number of clips is spread evenly.
+    places = (jnp.arange(len(x0)) + 0.5) * (math.sqrt(5) - 1) / 2 % 1.0
 
-    def at(level: tuple[Array, Array]) -> Float[Array, "b"]:
-      log_snr, key = level
+    def at(part: tuple[Array, Array, Array]) -> Float[Array, "b"]:
+      low, high, key = part
       return loss_per_sample(
         denoiser,
         x0,
         jax.random.normal(key, x0.shape),
-        jnp.full(x0.shape[:1], log_snr),
+        noise.log_snr(low + (high - low) * places),
         cond,
         experiment.diffusion.prediction,
       )
 
-    keys = jax.random.split(jax.random.key(1), len(levels))
-    return jax.lax.map(at, (levels, keys))
+    keys = jax.random.split(jax.random.key(1), len(edges) - 1)
+    return jax.lax.map(at, (edges[:-1], edges[1:], keys))
 
   @property
-  def evaluation_levels(self) -> tuple[np.ndarray, np.ndarray]:
-    """Log-SNRs of the held-out loss, falling, and the weight of each."""
-    return evaluation_levels(
+  def evaluation_bins(self) -> np.ndarray:
+    """Quantiles of the edges of the held-out loss's noise levels."""
+    return evaluation_bins(
       self.experiment.diffusion.make_noise(),
       self.experiment.train.eval_levels,
     )

@@ -1,5 +1,6 @@
 """Training distributions, sampling grids, held-out levels."""
 
+import itertools
 import math
 
 import jax
@@ -13,7 +14,7 @@ from lumiere_jax.diffusion.noise_levels import (
   as_distribution,
   auto_shift,
   decisive_log_snr,
-  evaluation_levels,
+  evaluation_bins,
   noisiest,
   parse_levels,
   sampling_levels,
@@ -113,25 +114,29 @@ def test_noisiest_reaches_ifs_last_step():
 
 
 @pytest.mark.parametrize("name", noise_levels.DISTRIBUTIONS)
-def test_evaluation_levels_estimate_the_training_loss(name):
+def test_evaluation_bins_add_up_to_the_training_loss(name):
   noise = as_distribution(name, **(OPTIONS | {"shift": -2.0}))
-  levels, weights = evaluation_levels(noise, 33)
+  edges = evaluation_bins(noise, 5)
+  assert (edges[0], edges[-1]) == (0, 1) and np.all(np.diff(edges) > 0)
   values = drawn(name, shift=-2.0)
-  assert levels[0] == pytest.approx(np.quantile(values, 0.999), abs=0.2)
-  assert levels[-1] == pytest.approx(np.quantile(values, 0.001), abs=0.2)
-  np.testing.assert_allclose(np.diff(levels), np.diff(levels)[0], rtol=1e-6)
-  assert weights.sum() == pytest.approx(1) and weights.min() >= 0
-  loss = lambda x: 1 / (1 + np.exp(-x)) + 0.1 * np.sin(x)
-  assert weights @ loss(levels) == pytest.approx(loss(values).mean(), abs=0.01)
-  assert evaluation_levels(noise, 1)[0] == pytest.approx(
-    [np.median(values)], abs=0.05
-  )
+  # Inner edges are evenly spread between the ends of training.
+  inner = np.asarray(noise.log_snr(jnp.float32(edges[1:-1])))
+  ends = np.quantile(values, [0.999, 0.001])
+  np.testing.assert_allclose(inner, np.linspace(*ends, 6)[1:-1], atol=0.3)
+  loss = lambda x: 1 / (1 + np.exp(-np.float64(x))) + 0.1 * np.sin(x)
+  places = (np.arange(64) + 0.5) / 64
+  found = 0.0
+  for low, high in itertools.pairwise(edges):
+    levels = noise.log_snr(jnp.float32(low + (high - low) * places))
+    found += (high - low) * loss(levels).mean()
+  assert found == pytest.approx(loss(values).mean(), abs=0.003)
+  assert values.min() == pytest.approx(float(levels.min()), abs=1.0)
 
 
-def test_evaluation_levels_are_found_while_a_program_is_traced():
+def test_evaluation_bins_are_found_while_a_program_is_traced():
   noise = as_distribution("schedule", **OPTIONS)
-  inside = jax.jit(lambda: jnp.asarray(evaluation_levels(noise, 4)[0]))()
-  np.testing.assert_allclose(inside, evaluation_levels(noise, 4)[0], rtol=1e-6)
+  inside = jax.jit(lambda: jnp.asarray(evaluation_bins(noise, 4)))()
+  np.testing.assert_allclose(inside, evaluation_bins(noise, 4), rtol=1e-6)
 
 
 def levels(grid, steps, **changes):

@@ -142,7 +142,7 @@ def test_every_leaf_is_made_of_tensors_of_its_own():
 
 def test_of_a_video_model_the_spatial_part_is_taken():
   config = common.inflated(common.IF_TINY, common.TINY_TEMPORAL)
-  config = dataclasses.replace(config, cond_channels=4)
+  config = dataclasses.replace(config.for_clips(16), cond_channels=4)
   spatial = to_diffusers(random_leaves(config, 0), config)
   image = to_diffusers(random_leaves(common.IF_TINY, 0), common.IF_TINY)
   assert spatial.keys() == image.keys()

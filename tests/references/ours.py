@@ -116,7 +116,7 @@ def trajectory(
     keys,
     1,
     rule=make_sampler(own.sampler),
-    steps=own.steps,
+    log_snrs=stage.config.levels(own),
     knobs=knobs_of(settings, own),
     chunk=1,
     callback=keep,
