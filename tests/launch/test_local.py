@@ -156,7 +156,7 @@ def test_signals_reach_all_once(number):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses prctl")
 def test_killed_itself_it_leaves_nobody_behind():
   program = (
-    NUMBER + "import time; print(os.getpid(), flush=True); time.sleep(60)"
+    NUMBER + "import time; os.write(1, b'%d\\n' % os.getpid()); time.sleep(60)"
   )
   process = begin(program)
   lines = [process.stdout.readline() for _ in range(2)]

@@ -14,7 +14,7 @@ from lumiere_jax.diffusion.rules import make_sampler
 from lumiere_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from lumiere_jax.pipelines.canvas import Windows
 from lumiere_jax.pipelines.sampling import Knobs, Program, sample_stage
-from lumiere_jax.pipelines.stage import lay_out
+from lumiere_jax.pipelines.stage import SamplingConfig, lay_out
 from lumiere_jax.typing import Cond
 from tests.conftest import random_leaves
 from tests.scale.experiments import SSR
@@ -47,7 +47,7 @@ def sample(mesh: jax.sharding.Mesh | None) -> np.ndarray:
       sample_keys([3]),
       FRAMES,
       rule=make_sampler(SAMPLER),
-      steps=STEPS,
+      log_snrs=config.levels(SamplingConfig(steps=STEPS)),
       knobs=Knobs(guidance_scale=3.0),
       windows=Windows(size=8),
       mesh=mesh,
