@@ -145,7 +145,7 @@ def of_stage(config: StageConfig) -> Spreads:
   told = 0.0
   if video.upscale > 1:
     # Of each pixel the low resolution has 1 / upscale^2, in its own noise.
-    level = config.low_resolution_schedule.log_snr(jnp.float32(own.noise_level))
+    level = config.embedding_schedule.log_snr(jnp.float32(own.noise_level))
     told = float(jnp.exp(level)) / video.upscale**2
   count = video.num_frames * pixels
   slope = None

@@ -25,10 +25,16 @@ def choose(size: str, sizes: dict[str, Experiment]) -> ConfigDict:
   """
   check_choice("config size", size, sizes)
   config = ConfigDict(dataclasses.asdict(sizes[size]))
-  # A number or a word.
-  shift = config_dict.FieldReference(config.diffusion.shift, field_type=object)
-  config.diffusion.shift = shift
+  # A number or a word; a number or None.
+  _take(config.diffusion, "shift", object)
+  if config.defaults:
+    _take(config.defaults, "log_snr_min", float)
   return config
+
+
+def _take(config: ConfigDict, name: str, kind: type) -> None:
+  """Lets flags set a value whose type its default does not tell."""
+  config[name] = config_dict.FieldReference(config[name], field_type=kind)
 
 
 def on_chips(model: UNetConfig) -> UNetConfig:

@@ -197,15 +197,15 @@ def parse_levels(grid: str) -> tuple[float, ...] | None:
   finite = all(math.isfinite(level) for level in levels[1:])
   if not rising or not finite or not levels[0] < math.inf:
     raise UserError(
-      f"--grid={grid} is no list of rising log-SNRs; give numbers such as "
-      "-12,-8,-4,0,4, the first of which may be -inf"
+      f"grid={grid}: log-SNRs must increase, and only the first may be -inf; "
+      "give numbers such as -12,-8,-4,0,4"
     )
   return levels
 
 
-def check_grid(grid: str, what: str = "--grid") -> None:
+def check_grid(grid: str, what: str = "grid") -> None:
   """Raises a UserError unless `grid` is a list of levels or one of `GRIDS`."""
-  if parse_levels(grid) is None:
+  if not isinstance(grid, str) or parse_levels(grid) is None:
     check_choice(what, grid, (*GRIDS, "a list of log-SNRs"))
 
 
@@ -215,9 +215,9 @@ def sampling_levels(
   steps: int,
   *,
   schedule: Schedule,
-  start: float,
-  low: float,
-  high: float,
+  start: float | int,
+  low: float | int,
+  high: float | int,
   shift: float | int = 0.0,
 ) -> Float[np.ndarray, "n"]:
   """The noise levels of `steps` sampling steps.
@@ -227,14 +227,15 @@ def sampling_levels(
   trailing  `start`, then even in the schedule's time (Lin et al. 2024)
   schedule  even in the schedule's time as first published: the clipped cosine
             of our format 1, IF's every n-th step
-  a list    as it is: -inf,-8,-4,0,4
+  a list    as it is: -inf,-8,-4,0,4; -inf is `start`
 
   Args:
     grid: one of these.
     steps: at least 1; of a list, as many as it has.
     schedule: that grids in time are even in.
     start: where 'log_snr', 'karras' and 'trailing' begin: minus infinity, which
-      is pure noise, or the noisiest level that the network knows.
+      is pure noise, or the noisiest level that the network knows. None of their
+      levels is noisier.
     low: of 'log_snr' and 'karras', the first level after that.
     high: of these, the last level.
     shift: added to all levels but `start` and those of a list.
@@ -252,15 +253,16 @@ def sampling_levels(
   if (given := parse_levels(grid)) is not None:
     if len(given) != steps:
       raise UserError(
-        f"--grid has {len(given)} levels and --steps={steps}; leave --steps "
+        f"the grid has {len(given)} levels, but steps={steps}; leave the steps "
         "out, or give as many levels"
       )
     levels = np.array(given)
+    levels[0] = max(levels[0], start) if levels[0] == -np.inf else levels[0]
   elif grid == "schedule":
     levels = np.asarray(schedule.grid(steps)) + shift
   elif grid == "trailing":
     levels = np.asarray(schedule.trailing(steps)) + shift
-    levels = np.append(start, levels[1:])
+    levels = np.append(start, np.maximum(levels[1:], start))
   else:
     check_grid(grid)
     levels = _between(grid, steps, start, low + shift, high + shift)
@@ -271,13 +273,13 @@ def _between(
   grid: str, steps: int, start: float, low: float, high: float
 ) -> Sequence[float]:
   """`start`, and `steps - 1` levels from `low`, or `start`, to `high`."""
-  if not low < high:
-    raise UserError(
-      f"log_snr_min={low:g} is not below log_snr_max={high:g}; give a smaller "
-      "--log_snr_min"
-    )
   first = [start] if start < low else []
   count, low = steps - len(first), max(start, low)
+  if not low < high:
+    raise UserError(
+      f"the grid would go from log-SNR {low:g} to {high:g}; set log_snr_min "
+      "below log_snr_max, and both above the noisiest level the model knows"
+    )
   if count == 1 and first:  # one level that stands for all
     return [start, (low + high) / 2]
   if grid == "karras":

@@ -32,31 +32,41 @@ def time_grid(schedule: Schedule, steps: int) -> Float[Array, "n"]:
 
 
 def part_way(
-  log_snrs: Float[Array | np.ndarray, "n"], strength: float, schedule: Schedule
-) -> int:
-  """The step to start at for SDEdit (Meng et al. 2021).
-
-  The one whose time on the schedule is nearest to `strength`: the same noise
-  whatever grid of levels is sampled. On one even in time, `strength` of the
-  steps are taken.
+  log_snrs: Float[Array | np.ndarray, "n"],
+  strength: float,
+  schedule: Schedule,
+  *,
+  rounded: bool,
+) -> Float[np.ndarray, "m"]:
+  """The levels to sample a given video through: SDEdit (Meng et al. 2021).
 
   Args:
-    log_snrs: (steps + 1,) log-SNR, rising; the last one is infinite.
-    strength: in (0, 1]: 1 takes all steps, near 0 the last one alone.
-    schedule: gives the levels their times.
+    log_snrs: (steps + 1,) rising; the last one is infinite.
+    strength: in (0, 1], the schedule time of the noise to begin with: the same
+      on every grid. 1 takes all levels.
+    schedule: gives the time its log-SNR.
+    rounded: begins at the nearest level of the grid instead, as ours did at
+      first.
+
+  Returns:
+    The first level, and those of `log_snrs` that are cleaner.
 
   Raises:
-    UserError: it is outside.
+    UserError: the strength is outside.
   """
   if not 0 < strength <= 1:
     raise UserError(
       f"--strength={strength:g} is not in (0, 1]; 1 keeps nothing of the "
       "video, a small one nearly all"
     )
+  levels = np.asarray(log_snrs)
   if strength == 1:
-    return 0
-  times = np.asarray(schedule.time(jnp.asarray(log_snrs[:-1])))
-  return int(np.argmin(np.abs(times - strength)))
+    return levels
+  if rounded:
+    times = np.asarray(schedule.time(jnp.asarray(levels[:-1])))
+    return levels[int(np.argmin(np.abs(times - strength))) :]
+  first = np.float32(schedule.log_snr(jnp.float32(strength)))
+  return np.append(first, levels[levels > first + 1e-3])
 
 
 @typechecked

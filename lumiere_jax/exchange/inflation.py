@@ -11,7 +11,6 @@ from lumiere_jax.exchange.carried import Carried
 from lumiere_jax.io.lazy import Lazy
 from lumiere_jax.models.inflate import ADDED_LEAVES
 from lumiere_jax.models.unet import UNetConfig, abstract_params, init_params
-from lumiere_jax.training.compatibility import settle_shift
 from lumiere_jax.training.config import PARENTS, Experiment
 from lumiere_jax.typing import UserError
 
@@ -51,14 +50,9 @@ def inflated(stage: Carried, experiment: Experiment) -> Carried:
     fps=experiment.data.fps,
   )
   model.check_video(video.num_frames, *video.resolution)
-  # So that a stage that starts from it is not shifted once more.
-  shift = settle_shift(experiment, config).diffusion.shift
-  diffusion = dataclasses.replace(config.diffusion, shift=shift)
   return Carried(
     name=video_stages[stage.name],
-    config=dataclasses.replace(
-      config, model=model, video=video, diffusion=diffusion
-    ),
+    config=dataclasses.replace(config, model=model, video=video),
     leaves={**stage.leaves, **_fresh(model, experiment.seed)},
     about={**stage.about, "inflated_from": stage.name},
   )

@@ -24,7 +24,6 @@ from lumiere_jax.pipelines.handing_on import add_given, add_low_resolution
 from lumiere_jax.pipelines.sampling import (
   Knobs,
   Program,
-  Start,
   compile_ahead,
   sample_stage,
 )
@@ -353,13 +352,16 @@ class Cascade:
     stage = self.stages[name]
     own = settings.of(name, stage.config.defaults)
     start = None
+    log_snrs = self.log_snrs(name, settings, windows[0])
     if name == "base" and told.start is not None:
       start = self._start(told, settings, len(keys))
-    log_snrs = self.log_snrs(name, settings, windows[0])
-    steps = own.steps
-    if start:
-      schedule = stage.config.diffusion.make_schedule()
-      steps -= part_way(log_snrs, start.strength, schedule)
+      log_snrs = part_way(
+        log_snrs,
+        told.strength,
+        stage.config.diffusion.make_schedule(),
+        rounded=own.grid == "schedule",
+      )
+    steps = len(log_snrs) - 1
     with tqdm(
       total=steps,
       desc=name,
@@ -393,13 +395,12 @@ class Cascade:
         mesh=self.mesh,
       )
 
-  def _start(self, told: Told, settings: Settings, count: int) -> Start:
+  def _start(self, told: Told, settings: Settings, count: int) -> Video:
     """The video to start from as the base would have made it."""
     everything = np.ones(told.start.shape[:3], bool)
     given = Given(video=told.start, mask=everything)
     small, _ = given.at(self.sizes(settings)["base"])
-    video = jnp.broadcast_to(small, (count, *small.shape))
-    return Start(video=video, strength=told.strength)
+    return jnp.broadcast_to(small, (count, *small.shape))
 
 
 def knobs_of(settings: Settings, own: SamplingConfig) -> Knobs:

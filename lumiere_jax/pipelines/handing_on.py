@@ -28,7 +28,7 @@ def add_low_resolution(
     jax.vmap(jax.random.fold_in, (0, None))(keys, INITIAL),
     video.resolution,
     config.model.low_resolution,
-    config.low_resolution_schedule,
+    config.embedding_schedule,
   )
   return cond.replace(frames=frames, noise_level=level)
 

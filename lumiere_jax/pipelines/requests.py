@@ -162,11 +162,16 @@ def show_grid(request: Request) -> None:
     UserError: a flag or a bundle cannot be used.
   """
   _check_models(request)
+  check_choice("--task", request.task, TASKS)
   pipeline = Pipeline.from_pretrained(*request.models)
-  _, windows = pipeline.plan(request.settings)
+  settings = request.settings
+  if request.task == "text_to_image":
+    settings = dataclasses.replace(settings, num_frames=1)
+  _, windows = pipeline.plan(settings)
   grids = {
-    name: pipeline.log_snrs(name, request.settings, windows.get(name))[:-1]
+    name: pipeline.log_snrs(name, settings, windows.get(name))[:-1]
     for name in pipeline.stages
+    if name != "base" or request.task != "super_resolve"
   }
   print(
     json.dumps({k: [round(float(x), 4) for x in v] for k, v in grids.items()})

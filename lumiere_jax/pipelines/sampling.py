@@ -29,7 +29,6 @@ from lumiere_jax.diffusion.process import add_noise
 from lumiere_jax.diffusion.rules import Rule, State
 from lumiere_jax.diffusion.samplers import (
   chunk_size,
-  part_way,
   sample,
   sample_chunk,
 )
@@ -54,19 +53,6 @@ from lumiere_jax.typing import Cond, FlatParams, Video
 
 _WINDOWS = "data"  # The axis of a mesh that windows are dealt out over.
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Start:
-  """A video to start from in place of noise: SDEdit (Meng et al. 2021).
-
-  Attributes:
-    video: (b, t, h, w, 3) in [-1, 1].
-    strength: in (0, 1], the schedule time of the noise that is put on it.
-  """
-
-  video: Video
-  strength: float
 
 
 @struct.dataclass
@@ -339,7 +325,7 @@ def sample_stage(
   knobs: Knobs,
   windows: Windows | None = None,
   tiles: Tiles = WHOLE,
-  start: Start | None = None,
+  start: Video | None = None,
   chunk: int = 10,
   callback: Callable[[int, Video], bool | None] | None = None,
   mesh: Mesh | None = None,
@@ -358,7 +344,8 @@ def sample_stage(
     knobs: guidance and thresholding.
     windows: None: all frames at once.
     tiles: of frames larger than the network should see.
-    start: a video to start from; None: noise.
+    start: (b, num_frames, h, w, 3) in [-1, 1], a video to start from, with the
+      noise of the first level (SDEdit, Meng et al. 2021); None: noise alone.
     chunk: most steps run on the device without the host in between.
     callback: see `samplers.sample`.
     mesh: devices to share the work: windows are dealt out over its data axis,
@@ -381,10 +368,8 @@ def sample_stage(
   )
   z = _draw(keys, INITIAL, num_frames, (*config.video.resolution, 3))
   knobs = _as_arrays(knobs)
-  if start:
-    schedule = config.diffusion.make_schedule()
-    log_snrs = log_snrs[part_way(log_snrs, start.strength, schedule) :]
-    z = add_noise(start.video, z, jnp.full(len(z), log_snrs[0]))
+  if start is not None:
+    z = add_noise(start, z, jnp.full(len(z), log_snrs[0]))
 
   def run(state: State, levels: np.ndarray, first: np.int32) -> State:
     rest = (keys, cond, null_cond, knobs)

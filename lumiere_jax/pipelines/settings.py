@@ -1,12 +1,13 @@
 """How videos are sampled, as the user says it."""
 
+from collections.abc import Mapping
 import dataclasses
-import math
+from typing import Any
 
 from lumiere_jax.diffusion.choices import check_unit
 from lumiere_jax.diffusion.noise_levels import check_grid, parse_levels
 from lumiere_jax.diffusion.rules import SAMPLERS
-from lumiere_jax.pipelines.stage import SamplingConfig
+from lumiere_jax.pipelines.stage import FARTHEST, SamplingConfig
 from lumiere_jax.typing import UserError, check_choice
 
 
@@ -116,8 +117,23 @@ class Settings:
       if name in given:
         check_grid(given[name], f"--{name}")
     for name in ("log_snr_min", "log_snr_max", "shift"):
-      if not math.isfinite(given.get(name, 0)):
-        raise UserError(f"--{name}={given[name]} must be a finite number")
+      if not abs(given.get(name, 0)) <= FARTHEST:  # a NaN too
+        raise UserError(
+          f"--{name}={given[name]} must be from {-FARTHEST:g} to {FARTHEST:g}"
+        )
+    self._check_used(given)
+
+  def _check_used(self, given: Mapping[str, Any]) -> None:
+    """Raises a UserError where a flag would change nothing."""
+    if self.grid is None or self.grid in ("log_snr", "karras"):
+      return
+    is_list = parse_levels(self.grid) is not None
+    for name in ("log_snr_min", "log_snr_max", "shift"):
+      if name in given and (is_list or name != "shift"):
+        raise UserError(
+          f"--{name} changes nothing with --grid={self.grid}; leave it out, or "
+          "take --grid=log_snr"
+        )
 
   def of(self, slot: str, defaults: SamplingConfig) -> SamplingConfig:
     """How 'base' or 'ssr' is sampled: as said here, else as by default."""
@@ -130,13 +146,13 @@ class Settings:
       is_name = self.grid is not None and parse_levels(self.grid) is None
       said["grid"] = self.ssr_grid or (self.grid if is_name else None)
       said["guidance_scale"] = self.ssr_guidance_scale
-      said["steps"] = self.ssr_steps or self.steps
+      said["steps"] = self.ssr_steps
     else:
       names = ("guidance_scale", "log_snr_min", "log_snr_max", "shift")
       said |= {name: getattr(self, name) for name in names}
     levels = said["grid"] and parse_levels(said["grid"])
-    if levels and said["steps"] is None:
-      said["steps"] = len(levels)
+    if said["steps"] is None:
+      said["steps"] = len(levels) if levels else self.steps
     return dataclasses.replace(
       defaults, **{k: v for k, v in said.items() if v is not None}
     )

@@ -15,6 +15,7 @@ from lumiere_jax.diffusion.choices import check_unit
 from lumiere_jax.diffusion.loss import WEIGHTS
 from lumiere_jax.diffusion.noise_levels import (
   DISTRIBUTIONS,
+  LIMIT,
   NoiseDistribution,
   as_distribution,
   check_grid,
@@ -43,6 +44,8 @@ NULL_TEXTS = ("zeros", "empty")
 
 
 AUTO = "auto"
+FARTHEST = 40.0
+"""No log-SNR beyond is worth sampling at: float32 tells it from no other."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +54,8 @@ class DiffusionConfig:
 
   Attributes:
     schedule: name of a schedule: that training draws times of, that grids even
-      in time go by, and that `noise_level` and `strength` are times of. How the
-      network is told a noise level is `model.noise_embedding`.
+      in time go by, and that `strength` and `guidance_interval` are times of.
+      How the network knows a noise level is `model.noise_embedding`.
     noise: the distribution of log-SNR that training draws: 'schedule' (its
       time is uniform), 'logit_normal' (SD3), 'normal' (EDM) or 'uniform'.
     noise_mean: of log(sigma / alpha), for 'logit_normal' (SD3: 0) and 'normal'
@@ -72,7 +75,8 @@ class DiffusionConfig:
     null_text: what "no caption" is: 'zeros' (Imagen) or 'empty' (IF: the
       embedding of the empty caption).
     max_noise_level: super-resolution: the low-resolution video is noised at
-      schedule times up to this in training (Imagen's aug_level).
+      times of `model.noise_embedding` up to this in training (Imagen's
+      aug_level).
   """
 
   schedule: str = "cosine"
@@ -110,10 +114,11 @@ class DiffusionConfig:
         f"log_snr_max={self.log_snr_max:g}; give a smaller log_snr_min"
       )
     number = isinstance(self.shift, int | float) and math.isfinite(self.shift)
-    if self.shift != AUTO and not number:
+    if self.shift != AUTO and not (number and abs(self.shift) <= LIMIT):
       raise UserError(
-        f"config.diffusion.shift={self.shift!r} is neither a finite number nor "
-        f"{AUTO!r}; 0 is no shift, below 0 is more noise"
+        f"config.diffusion.shift={self.shift!r} is neither {AUTO!r} nor a "
+        f"number from {-LIMIT:g} to {LIMIT:g}; 0 is no shift, below 0 is more "
+        "noise"
       )
 
   def make_schedule(self) -> Schedule:
@@ -183,7 +188,14 @@ class SamplingConfig:
   noise_level: float = 0.1
 
   def __post_init__(self):
-    check_grid(self.grid)
+    check_grid(self.grid, "config.defaults.grid")
+    for name in ("log_snr_min", "log_snr_max", "shift"):
+      value = getattr(self, name)
+      if value is not None and not abs(value) <= FARTHEST:
+        raise UserError(
+          f"config.defaults.{name}={value} must be from {-FARTHEST:g} to "
+          f"{FARTHEST:g}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -255,10 +267,13 @@ class StageConfig:
     )
 
   @property
-  def low_resolution_schedule(self) -> Schedule:
-    """What `noise_level` is a time of: the low-resolution video's noise."""
+  def embedding_schedule(self) -> Schedule:
+    """What the network knows noise levels by: as times of this schedule.
+
+    That of the noisy video, and `noise_level`, that of the low-resolution one.
+    """
     return make_schedule(
-      self.diffusion.schedule, shift=self.model.noise_embedding_shift
+      self.model.noise_embedding, shift=self.model.noise_embedding_shift
     )
 
   def as_image(self) -> "StageConfig":
@@ -347,9 +362,7 @@ def network_denoiser(
   which says where in its range the log-variance lies (IF).
   """
   network = UNet(config.model)
-  told = make_schedule(
-    config.model.noise_embedding, shift=config.model.noise_embedding_shift
-  )
+  embedding = config.embedding_schedule
   weights, adapter = lora.part(params)
   variables = {"params": unflatten(weights)}
 
@@ -358,7 +371,7 @@ def network_denoiser(
       output = network.apply(
         variables,
         z,
-        told.time(log_snr),
+        embedding.time(log_snr),
         cond,
         bypass_temporal=bypass_temporal,
       )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import math
 from pathlib import Path
+import sys
 from typing import Any
 
 from lumiere_jax.diffusion.noise_levels import auto_shift
@@ -15,14 +16,20 @@ from lumiere_jax.typing import UserError
 
 RUNS = "runs.jsonl"
 SCRATCH = "scratch"
-_NETWORK = ("noise_embedding", "noise_embedding_shift", "low_resolution")
-# What a frozen layer was trained on, by the part of the config that says it.
-_INHERITED = {"diffusion": ("prediction", "null_text"), "model": _NETWORK}
+EVERYTHING = ".*"
+# What weights mean and their shapes do not show.
+_NETWORK = (
+  *("noise_embedding", "noise_embedding_shift", "low_resolution", "mask_text"),
+  *("activation", "norm_groups", "head_dim", "pool_heads", "skip_scale"),
+  *("activate_embedding_once", "patch"),
+)
+# What frozen layers were trained to put out, and for which text.
+_TASK = ("prediction", "null_text")
 # What a run cannot change on the way. Weights of losses and dropout it can.
 _FIXED = {
   "diffusion": (
     *("schedule", "noise", "noise_mean", "noise_std", "log_snr_min"),
-    *("log_snr_max", "shift", "prediction", "null_text"),
+    *("log_snr_max", "shift", *_TASK),
   ),
   "model": _NETWORK,
   "text": ("max_length", "cleaning"),
@@ -60,10 +67,14 @@ def settle_shift(
 def recorded_shift(
   experiment: Experiment, run: Mapping[str, Any]
 ) -> Experiment:
-  """The same, as the run that is resumed settled it."""
+  """The same, as the run that is resumed settled it; says so."""
   shift = run.get("config", {}).get("diffusion", {}).get("shift")
   if experiment.diffusion.shift != AUTO or shift is None:
     return experiment
+  print(
+    f"config.diffusion.shift={AUTO}: {shift:g}, as this run began",
+    file=sys.stderr,
+  )
   return _with_shift(experiment, shift)
 
 
@@ -72,27 +83,28 @@ def _with_shift(experiment: Experiment, shift: float) -> Experiment:
   return dataclasses.replace(experiment, diffusion=diffusion)
 
 
-def check_inherited(
-  experiment: Experiment, source: StageConfig, name: str
-) -> None:
-  """Raises a UserError where frozen layers learnt another task.
+def check_source(experiment: Experiment, source: StageConfig) -> None:
+  """Raises a UserError where the weights to start from mean something else.
 
   Args:
-    experiment: a stage that freezes layers of the source.
+    experiment: that starts from them. Where all layers train, it may take up
+      another prediction or null text.
     source: what they were trained as.
-    name: of the source, for the error.
   """
+  checked = {"model": _NETWORK}
+  if experiment.train.trainable != EVERYTHING or experiment.lora.rank:
+    checked["diffusion"] = _TASK
   differing = [
     f"config.{part}.{key} is {ours!r} here and {theirs!r} there"
-    for part, keys in _INHERITED.items()
+    for part, keys in checked.items()
     for key in keys
     if (ours := getattr(getattr(experiment, part), key))
     != (theirs := getattr(getattr(source, part), key))
   ]
   if differing:
     raise UserError(
-      f"{name} was trained on another task than this stage, which freezes its "
-      f"layers: {'; '.join(differing)}; set these as they are there"
+      f"config.init_from={experiment.init_from} was trained as something else "
+      f"than this stage: {'; '.join(differing)}; set these as they are there"
     )
 
 
@@ -121,8 +133,8 @@ def check_resumed(experiment: Experiment, run: Mapping[str, Any]) -> None:
   if differing:
     said = "; ".join(f"{k} is {a!r} and was {b!r}" for k, a, b in differing)
     raise UserError(
-      f"the run in the workdir began as another one: {said}; give what it "
-      "began with, or --config.resume=false to begin anew"
+      f"this config differs from the one the run in the workdir began with: "
+      f"{said}; give what it began with, or --config.resume=false to begin anew"
     )
 
 

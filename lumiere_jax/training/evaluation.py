@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lumiere_jax.parallel.arrays import replicated
@@ -23,10 +22,8 @@ class HeldOut:
   ):
     """Takes batches on the devices of a mesh, and how many clips count."""
     self._batches = batches
-    edges = task.evaluation_bins
-    middles = jnp.asarray((edges[1:] + edges[:-1]) / 2, jnp.float32)
-    self._levels = task.experiment.diffusion.make_noise().log_snr(middles)
-    self._weights = np.diff(edges)
+    self._log_snrs = task.evaluation_log_snrs
+    self._weights = np.diff(task.evaluation_bins)
     self._inflated = task.experiment.model.temporal is not None
     self._loss = jax.jit(
       lambda ema, frozen, batch, bypass: task.held_out_loss(
@@ -56,7 +53,7 @@ class HeldOut:
     record = {
       "step": int(state.step),
       "loss": float(self._weights @ losses),
-      "log_snr": [round(float(x), 2) for x in self._levels],
+      "log_snr": self._log_snrs,
       "by_noise_level": [float(x) for x in losses],
     }
     if final and self._inflated:

@@ -115,8 +115,8 @@ def say_finished(experiment: Experiment, step: int) -> None:
   """Says that there is nothing left to do."""
   if is_first():
     print(
-      f"{experiment.stage}: finished at step {step}, nothing to do; raise "
-      f"config.train.steps={experiment.train.steps} to go on",
+      f"{experiment.stage}: finished at step {step}, nothing to do; to train "
+      f"on, set config.train.steps above {step}",
       file=sys.stderr,
     )
 

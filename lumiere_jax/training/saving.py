@@ -23,7 +23,13 @@ class Saver:
     self._config = run.experiment.train
     self._exporter = run.exporter()
     self._saved_at = time.monotonic()
-    self._records = {r["step"]: r["loss"] for r in journal.held_out()}
+    # Losses at other noise levels cannot be compared with those to come.
+    levels = run.task.evaluation_log_snrs
+    self._records = {
+      r["step"]: r["loss"]
+      for r in journal.held_out()
+      if r.get("log_snr") == levels
+    }
 
   @functools.cached_property
   def _held_out(self) -> HeldOut:

@@ -24,8 +24,9 @@ from lumiere_jax.parallel.sharding import shardings
 from lumiere_jax.pipelines.stage import AUTO, StageConfig, cast_kernels
 from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.compatibility import (
+  EVERYTHING,
   SCRATCH,
-  check_inherited,
+  check_source,
   settle_shift,
 )
 from lumiere_jax.training.config import Experiment
@@ -34,7 +35,6 @@ from lumiere_jax.training.state import TrainState, init_state
 from lumiere_jax.training.tasks import Task
 from lumiere_jax.typing import FlatParams, UserError
 
-EVERYTHING = ".*"
 # What else a stage can start from than itself and its parent: models that
 # hold all of it and more.
 _LARGER = {
@@ -66,7 +66,7 @@ def check_init_from(experiment: Experiment, *, resuming: bool) -> None:
       "its bundle or workdir with --config.init_from=DIR, or rank 0"
     )
   if not from_scratch(experiment) and not resuming:
-    _source(experiment)
+    check_source(experiment, stage_config(*_source(experiment)))
 
 
 def with_max_distance(
@@ -158,7 +158,6 @@ def initial_params(
   _check_same_text(experiment, bundle, text.identity)
   name = f"config.init_from={experiment.init_from}, stage {stage!r},"
   source = _without_surplus(experiment, lora.merge(bundle.load(stage)), name)
-  _check_frozen(experiment, source, stage_config(bundle, stage), name)
   if temporal := experiment.network.temporal:
     source = widen_position_bias(source, temporal.max_distance)
   source |= encoder
@@ -185,22 +184,17 @@ def settled(experiment: Experiment) -> Experiment:
   """
   if experiment.diffusion.shift != AUTO or from_scratch(experiment):
     return settle_shift(experiment)
-  return settle_shift(experiment, stage_config(*_source(experiment)))
+  bundle, stage = _source(experiment)
+  config = stage_config(bundle, stage)
+  if "inflated_from" in bundle.parts[stage].meta:  # and trained on no clip
+    config = config.as_image()
+  return settle_shift(experiment, config)
 
 
 def stage_config(bundle: bundles.Bundle, stage: str) -> StageConfig:
   """The config of a stage of a bundle."""
   where = f"{bundle.folder}: parts.{stage}.meta"
   return StageConfig.from_meta(bundle.parts[stage].meta, where)
-
-
-def _check_frozen(
-  experiment: Experiment, source: FlatParams, config: StageConfig, name: str
-) -> None:
-  """Layers that all train may learn another task; frozen ones cannot."""
-  pattern = trainable_pattern(experiment)
-  if not all(re.search(pattern, path) for path in source):
-    check_inherited(experiment, config, name)
 
 
 def _made_in_place(

@@ -113,7 +113,7 @@ class Task:
           constrain(low, WHOLE_VIDEO),
           size,
           experiment.model.low_resolution,
-          experiment.sampling.low_resolution_schedule,
+          experiment.sampling.embedding_schedule,
           level,
           noise_like(x0, noise_keys),
           crops,
@@ -188,6 +188,14 @@ class Task:
 
     keys = jax.random.split(jax.random.key(1), len(edges) - 1)
     return jax.lax.map(at, (edges[:-1], edges[1:], keys))
+
+  @property
+  def evaluation_log_snrs(self) -> list[float]:
+    """The noise level in the middle of each bin, from clean to noisy."""
+    edges = self.evaluation_bins
+    middles = jnp.asarray((edges[1:] + edges[:-1]) / 2, jnp.float32)
+    levels = self.experiment.diffusion.make_noise().log_snr(middles)
+    return [round(float(level), 2) for level in levels]
 
   @property
   def evaluation_bins(self) -> np.ndarray:

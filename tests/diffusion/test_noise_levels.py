@@ -174,6 +174,17 @@ def test_trailing_ends_where_an_even_step_would_reach_the_clean_video():
   np.testing.assert_allclose(got, [-11.0, *(want - 1), np.inf], rtol=1e-5)
 
 
+@pytest.mark.parametrize("grid", [*GRIDS, "-inf,-8,-4,0,4"])
+@pytest.mark.parametrize("schedule", [Cosine(), SquaredCosCapV2()], ids=repr)
+def test_no_grid_falls_or_starts_below_what_is_known(grid, schedule):
+  """Of a network that knows levels from -9.2 on, as one that predicts eps."""
+  for shift in (0.0, -5.0):
+    got = levels(grid, 5, start=-9.2, shift=shift, schedule=schedule)
+    assert np.all(np.diff(got) >= 0)
+    if grid != "schedule":
+      assert got[0] == np.float32(-9.2)
+
+
 def test_schedule_is_as_it_was():
   got = levels("schedule", 4)
   want = Cosine().log_snr(jnp.float32([0.75, 0.5, 0.25]))
@@ -190,10 +201,10 @@ def test_a_list_is_taken_as_it_is():
   ("grid", "words"),
   [
     ("log-snr", 'did you mean "log_snr"'),
-    ("4,0,-4", "no list of rising log-SNRs"),
-    ("-4,nan", "no list of rising log-SNRs"),
-    ("-4,inf", "no list of rising log-SNRs"),
-    ("-4,0,4", "--grid has 3 levels and --steps=2; leave --steps out"),
+    ("4,0,-4", "log-SNRs must increase"),
+    ("-4,nan", "log-SNRs must increase"),
+    ("-4,inf", "log-SNRs must increase"),
+    ("-4,0,4", "the grid has 3 levels, but steps=2; leave the steps out"),
   ],
 )
 def test_bad_grids_are_user_errors(grid, words):
@@ -203,8 +214,10 @@ def test_bad_grids_are_user_errors(grid, words):
 
 
 def test_ends_that_do_not_fit_are_a_user_error():
-  with pytest.raises(UserError, match="log_snr_min=6 is not below"):
+  with pytest.raises(UserError, match="from log-SNR 6 to 5; set log_snr_min"):
     levels("log_snr", 4, low=6.0)
+  with pytest.raises(UserError, match="from log-SNR -10 to -11"):
+    levels("log_snr", 4, start=-10.0, low=-12.0, high=-11.0)
   for grid in GRIDS:
     with pytest.raises(UserError, match="steps=0"):
       levels(grid, 0)

@@ -276,20 +276,27 @@ def test_what_a_rule_remembers_passes_from_chunk_to_chunk(rule):
 @pytest.mark.parametrize(
   "strength, first", [(1.0, 0), (0.5, 5), (0.71, 3), (0.06, 9), (1e-9, 9)]
 )
-def test_part_of_the_way_is_a_share_of_the_steps(strength, first):
+def test_part_of_the_way_is_rounded_to_a_step_of_the_first_grid(
+  strength, first
+):
   grid = np.asarray(time_grid(Cosine(), 10))
-  assert part_way(grid, strength, Cosine()) == first
+  levels = part_way(grid, strength, Cosine(), rounded=True)
+  np.testing.assert_array_equal(levels, grid[first:])
 
 
-def test_a_strength_is_the_same_noise_on_any_grid():
-  even = np.append(np.append(-np.inf, np.linspace(-12, 6, 40)), np.inf)
-  for strength in (0.3, 0.5, 0.7, 0.9):
-    level = even[part_way(np.float32(even), strength, Cosine())]
-    assert abs(level - float(Cosine().log_snr(strength))) < 18 / 39
-  assert part_way(np.float32(even), 1.0, Cosine()) == 0
+@pytest.mark.parametrize("steps", [1, 2, 12, 40])
+def test_a_strength_is_the_same_noise_on_any_grid(steps):
+  grid = np.float32([-np.inf, *np.linspace(-12, 6, steps), np.inf])
+  for strength in (0.01, 0.3, 0.5, 0.55, 0.7, 0.9):
+    levels = part_way(grid, strength, Cosine(), rounded=False)
+    first = -2 * np.log(np.tan(np.pi / 2 * strength))
+    assert levels[0] == pytest.approx(first, abs=1e-4)
+    np.testing.assert_array_equal(levels[1:], grid[grid > levels[0] + 1e-3])
+  whole = part_way(grid, 1.0, Cosine(), rounded=False)
+  np.testing.assert_array_equal(whole, grid)
 
 
 @pytest.mark.parametrize("strength", [0.0, -0.1, 1.01, float("nan")])
 def test_no_other_share_is_taken(strength):
   with pytest.raises(UserError, match=r"is not in \(0, 1\]"):
-    part_way(time_grid(Cosine(), 10), strength, Cosine())
+    part_way(time_grid(Cosine(), 10), strength, Cosine(), rounded=False)

@@ -24,6 +24,7 @@ from lumiere_jax.models.unet import (
   init_params,
 )
 from lumiere_jax.pipelines import stage
+from lumiere_jax.pipelines.settings import Settings
 from lumiere_jax.pipelines.stage import (
   DiffusionConfig,
   SamplingConfig,
@@ -85,6 +86,7 @@ def test_every_schedule_takes_a_shift():
     ({"log_snr_min": 10.0}, "log_snr_min=10 is not below"),
     ({"shift": "autom"}, "shift='autom' is neither"),
     ({"shift": float("nan")}, "shift=nan is neither"),
+    ({"shift": -60.0}, "shift=-60.0 is neither 'auto' nor a number from -20"),
   ],
 )
 def test_bad_values_are_user_errors(changes, words):
@@ -178,7 +180,7 @@ def test_bundles_of_format_1_were_told_the_times_of_their_schedule():
   config = StageConfig.from_meta(meta(), "x")
   assert config.model.noise_embedding == "linear"
   assert config.model.noise_embedding_shift == -1.0
-  assert config.low_resolution_schedule == Linear(shift=-1.0)
+  assert config.embedding_schedule == Linear(shift=-1.0)
 
 
 def test_pictures_of_if_are_sampled_as_they_were():
@@ -255,3 +257,54 @@ def test_old_bundles_were_enlarged_as_their_kind_was(experiment, expected):
 def test_an_alignment_that_there_is_not():
   with pytest.raises(UserError, match=r'low_resolution.*mean "corners"'):
     dataclasses.replace(common.TINY_SSR, low_resolution="corner")
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"grid": "trailin"}, 'defaults.grid=.*did you mean "trailing"'),
+    ({"grid": [-8, 0]}, r"defaults.grid=\[-8, 0\] is not one of"),
+    ({"shift": float("nan")}, "defaults.shift=nan must be from -40"),
+    ({"log_snr_min": -300.0}, "defaults.log_snr_min=-300.0 must be"),
+  ],
+)
+def test_bad_sampling_defaults_are_user_errors(changes, words):
+  with pytest.raises(UserError, match=words):
+    SamplingConfig(**changes)
+
+
+def test_settings_of_the_base_and_of_super_resolution():
+  defaults = SamplingConfig(steps=12)
+  named = Settings(grid="karras", log_snr_min=-9, shift=-1.0, steps=7)
+  base, ssr = named.of("base", defaults), named.of("ssr", defaults)
+  assert (base.grid, base.log_snr_min, base.shift) == ("karras", -9, -1.0)
+  assert (ssr.grid, ssr.log_snr_min, ssr.shift) == ("karras", None, 0.0)
+  assert (base.steps, ssr.steps) == (7, 7)
+  listed = Settings(grid="-inf,-4,0", ssr_grid="-2,2", num_frames=80)
+  base, ssr = listed.of("base", defaults), listed.of("ssr", defaults)
+  assert (base.grid, base.steps) == ("-inf,-4,0", 3)
+  assert (ssr.grid, ssr.steps) == ("-2,2", 2)
+  alone = Settings(grid="-inf,-4,0").of("ssr", defaults)
+  assert (alone.grid, alone.steps) == ("log_snr", 12)
+  config = of(common.TINY, DiffusionConfig())
+  assert config.levels(base)[0] == -np.inf
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    (
+      {"grid": "trailing", "log_snr_min": -9.0},
+      "--log_snr_min changes nothing",
+    ),
+    (
+      {"grid": "-4,0,4", "shift": -1.0},
+      "--shift changes nothing with --grid=-4",
+    ),
+    ({"ssr_grid": "foo"}, "--ssr_grid='foo' is not one of"),
+    ({"shift": float("inf")}, "--shift=inf must be from -40 to 40"),
+  ],
+)
+def test_settings_that_cannot_be(changes, words):
+  with pytest.raises(UserError, match=words):
+    Settings(**changes)

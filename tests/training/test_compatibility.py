@@ -7,10 +7,11 @@ import os
 
 import pytest
 
+from lumiere_jax.exchange.convert import Conversion, convert
 from lumiere_jax.io.bundle import open_bundle
 from lumiere_jax.training.compatibility import settle_shift
 from lumiere_jax.training.loop import train
-from lumiere_jax.training.start import settled
+from lumiere_jax.training.start import check_init_from, settled
 from lumiere_jax.typing import UserError
 from tests.conftest import replace
 from tests.training.conftest import BASE, T2I, records
@@ -31,6 +32,8 @@ def base(image_run, **changes):
       {"model": {"noise_embedding": "linear"}},
       "model.noise_embedding is 'linear' here and 'cosine' there",
     ),
+    ({"model": {"skip_scale": 0.7}}, "model.skip_scale is 0.7 here"),
+    ({"model": {"mask_text": False}}, "model.mask_text is False here"),
   ],
 )
 def test_frozen_layers_of_another_task_are_refused(
@@ -40,6 +43,20 @@ def test_frozen_layers_of_another_task_are_refused(
     train(base(image_run, **changes), tmp_path / "run")
   assert "\n" not in str(error.value)
   assert str(image_run) in str(error.value)
+
+
+def test_where_all_layers_train_the_task_may_change_and_the_embedding_not(
+  image_run,
+):
+  """Fine-tuned, the weights still know noise levels as they learnt them."""
+  tune = replace(T2I, init_from=str(image_run))
+  check_init_from(
+    replace(tune, diffusion={"prediction": "eps"}), resuming=False
+  )
+  with pytest.raises(UserError, match=r"noise_embedding_shift is 1\.0 here"):
+    check_init_from(
+      replace(tune, model={"noise_embedding_shift": 1.0}), resuming=False
+    )
 
 
 def test_another_text_encoder_is_refused(image_run, tmp_path):
@@ -130,6 +147,21 @@ def test_auto_shift_follows_what_it_starts_from(image_run):
   assert settle_shift(conditional, source).diffusion.shift == pytest.approx(
     source.diffusion.shift
   )
+
+
+def test_inflation_alone_is_no_training_on_clips(image_run, tmp_path):
+  out = tmp_path / "inflated"
+  convert(
+    Conversion(
+      source="workdir",
+      target="bundle",
+      src=(str(image_run),),
+      out=str(out),
+      temporal=BASE,
+    )
+  )
+  got = settled(base(out, diffusion=AUTO)).diffusion.shift
+  assert got == pytest.approx(-math.log(4), abs=1e-3)
 
 
 def test_a_run_resumes_with_the_shift_it_settled(image_run, tmp_path):

@@ -18,7 +18,6 @@ import numpy as np
 from configs import base, conditional, ssr
 from lumiere_jax.data.procedural import ProceduralSource, parse_caption
 from lumiere_jax.data.text import TextEncoder
-from lumiere_jax.diffusion.samplers import part_way
 from lumiere_jax.pipelines import cascade
 from lumiere_jax.pipelines.cascade import Cascade, Stage
 from lumiere_jax.pipelines.conditioning import to_float
@@ -77,15 +76,10 @@ class Drawing(Pipeline):
   def _sample_stage(self, config, params, cond, null, keys, frames, **rest):
     del params, null, keys
     canvas = jnp.zeros((1, 1, 1, 1, 3))
-    levels, start = rest["log_snrs"], rest["start"]
-    first = 0
-    if start:
-      schedule = config.diffusion.make_schedule()
-      first = part_way(levels, start.strength, schedule)
     self.running += 1
     self.most = max(self.most, self.running)
     try:
-      for step in range(len(levels) - 1 - first):
+      for step in range(len(rest["log_snrs"]) - 1):
         time.sleep(self.pause)
         self.taken += 1
         rest["callback"](step + 1, canvas)
