@@ -64,7 +64,7 @@ class Shared:
   """The exact denoiser of one number that `count` pixels share.
 
   It sees sqrt(count) times the number in noise of variance 1, and perhaps a
-  second, fixed observation of it: what the low resolution tells.
+  second, fixed observation of it: what the low resolution shows.
 
   Attributes:
     std: of sqrt(count) times the number.
@@ -79,7 +79,7 @@ class Shared:
   def __call__(self, z, log_snr, cond):
     """The posterior mean, by the precisions of all that is known."""
     alpha, sigma = alpha_sigma(log_snr.reshape(-1, 1, 1, 1, 1))
-    # Times sigma^2, so that nothing is infinite where there is no signal.
+    # Times sigma^2, so that pure noise gives no infinity.
     known = alpha * z + sigma**2 * self.precision * self.seen
     weight = alpha**2 + sigma**2 * (self.precision + self.std**-2)
     x0 = known / weight
@@ -197,7 +197,7 @@ def main(argv: list[str]) -> None:
     cells = [f"{STD * spread(levels, DDIM(), n):.3f}" for n in sizes]
     print(f"| {name} | {' | '.join(cells)} |")
   print(
-    "\nToday's defaults, by what is right; SSR is told the low resolution:\n"
+    "\nToday's defaults, by the true spread; SSR sees the low resolution:\n"
   )
   print("| stage | clip | sampler, steps | colour | slope | colour, if not |")
   print("|---" * 6 + "|")

@@ -135,7 +135,7 @@ def auto_shift(
 
 
 def decisive_log_snr(frames: int, pixels: int) -> float:
-  """-log(frames pixels): where all that they share can just be told."""
+  """-log(frames pixels): where what all of them share emerges from noise."""
   return -math.log(frames * pixels)
 
 

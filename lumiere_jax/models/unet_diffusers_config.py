@@ -153,7 +153,7 @@ def config_from_diffusers(content: Mapping[str, Any], name: str) -> UNetConfig:
       "attention_head_dim", keys.same("attention_head_dim", 8)
     ),
     "in_channels": keys("in_channels"),
-    # As IF's pipelines enlarge what a network of 6 channels is told.
+    # As IF's pipelines enlarge the low-resolution input (channels 4 to 6).
     "low_resolution": "corners" if keys("in_channels") == 6 else "half_pixel",
     "out_channels": keys("out_channels"),
     "activation": _activation(keys, once),

@@ -166,7 +166,7 @@ class SamplingConfig:
       'schedule' (see `noise_levels.sampling_levels`), or a list of log-SNRs,
       '-inf,-8,-4,0,4'.
     log_snr_min: first level of 'log_snr' and 'karras' after pure noise; None:
-      a little below where all frames and pixels can be told from noise.
+      a little below where what all frames share emerges from noise.
     log_snr_max: last level of these.
     shift: added to the levels of the grid.
     guidance_scale: 1 is the conditional model itself.
@@ -306,8 +306,8 @@ class StageConfig:
 def of_format_1(meta: Mapping[str, Any]) -> dict[str, Any]:
   """A stage's config with what it implied before that had a name.
 
-  The network was told times of the stage's own schedule, shift included. Of IF,
-  pictures were sampled as its authors do, and enlarged with corners kept; all
+  The network was conditioned on times of the stage's schedule, shift included.
+  Of IF, pictures were sampled as its authors do, and enlarged with corners kept; all
   else gets the grid and the geometry of today.
   """
   model, diffusion = meta.get("model"), meta.get("diffusion")

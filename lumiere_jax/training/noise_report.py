@@ -73,7 +73,7 @@ def chart(
   Args:
     draws: log-SNRs to make a histogram of each, by what to call them.
     grids: levels to mark, a row of each.
-    decided: lines to draw, where something can just be told from noise.
+    decided: lines to draw, where something just emerges from noise.
   """
   x = lambda log_snr: (
     _LEFT
