@@ -88,8 +88,8 @@ class UNetConfig:
     out_channels: 3, or 6 for a learned variance.
     norm_groups: groups of the group norms.
     activation: 'gelu' or 'silu'.
-    noise_embedding: how the network is given a log-SNR: its time on the schedule
-      of this name, 'cosine', 'linear', 'squaredcos_cap_v2' (IF) or 'log_snr'.
+    noise_embedding: how the network is given a log-SNR: as its time on the
+      schedule of this name, 'cosine', 'linear', 'squaredcos_cap_v2' (IF) or 'log_snr'.
       Fixed when the spatial layers were first trained, and inherited by all
       that starts from them.
     noise_embedding_shift: of that schedule; other than 0 only where a network

@@ -307,8 +307,8 @@ def of_format_1(meta: Mapping[str, Any]) -> dict[str, Any]:
   """A stage's config with what it implied before that had a name.
 
   The network was conditioned on times of the stage's schedule, shift included.
-  Of IF, pictures were sampled as its authors do, and enlarged with corners kept; all
-  else gets the grid and the geometry of today.
+  IF's pictures were sampled as its authors do, and enlarged with corners kept;
+  all else gets the grid and the geometry of today.
   """
   model, diffusion = meta.get("model"), meta.get("diffusion")
   if not model or not diffusion:
