@@ -89,9 +89,9 @@ class UNetConfig:
     norm_groups: groups of the group norms.
     activation: 'gelu' or 'silu'.
     noise_embedding: how the network is given a log-SNR: as its time on the
-      schedule of this name, 'cosine', 'linear', 'squaredcos_cap_v2' (IF) or 'log_snr'.
-      Fixed when the spatial layers were first trained, and inherited by all
-      that starts from them.
+      schedule of this name, 'cosine', 'linear', 'squaredcos_cap_v2' (IF) or
+      'log_snr'. Fixed when the spatial layers were first trained; all that
+      starts from them must have the same.
     noise_embedding_shift: of that schedule; other than 0 only where a network
       of format 1 was trained on a shifted one.
     noise_conditioned: embeds `Cond.noise_level` (super-resolution).
