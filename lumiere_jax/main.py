@@ -30,8 +30,8 @@ WORKDIR = flags.DEFINE_string(
 SHOW_NOISE = flags.DEFINE_bool(
   "show_noise",
   False,
-  "Print as JSON which noise levels training draws (deciles) and the stage is "
-  "sampled at, in log-SNR, and do not train.",
+  "Print as JSON which noise levels --config draws in training (deciles, from "
+  "clean to noisy) and samples at, in log-SNR, and do not train.",
 )
 HOSTS = host_flags()
 

@@ -84,7 +84,9 @@ def settings_flags() -> Flags:
       "list of log-SNRs such as -inf,-8,-4,0,4; default: the model's.",
     ),
     "ssr_grid": flags.DEFINE_string(
-      "ssr_grid", DEFAULT.ssr_grid, "Of super-resolution; default: as --grid."
+      "ssr_grid",
+      DEFAULT.ssr_grid,
+      "Of super-resolution; default: as --grid, if that is a name.",
     ),
     "log_snr_min": flags.DEFINE_float(
       "log_snr_min",
@@ -92,7 +94,9 @@ def settings_flags() -> Flags:
       "First level of the base after pure noise (log_snr, karras).",
     ),
     "log_snr_max": flags.DEFINE_float(
-      "log_snr_max", DEFAULT.log_snr_max, "Its last level (log_snr, karras)."
+      "log_snr_max",
+      DEFAULT.log_snr_max,
+      "Last and cleanest level of the base (log_snr, karras).",
     ),
     "shift": flags.DEFINE_float(
       "shift",
@@ -197,7 +201,7 @@ def inputs_flags() -> Flags:
     "strength": flags.DEFINE_float(
       "strength",
       default.strength,
-      "How much of the video is made over, above 0 to 1.",
+      "How much noise the video gets, above 0 to 1; 1 keeps nothing of it.",
     ),
     "times": number("times", "How often the video is gone on with."),
     "context": number("context", "Last frames that are gone on from."),

@@ -232,7 +232,11 @@ class Cascade:
     return dataclasses.replace(config, video=video, model=model)
 
   def log_snrs(
-    self, name: str, settings: Settings, windows: Windows | None = None
+    self,
+    name: str,
+    settings: Settings,
+    windows: Windows | None = None,
+    strength: float = 1.0,
   ) -> np.ndarray:
     """(steps + 1,) noise levels that a stage is sampled at.
 
@@ -240,11 +244,16 @@ class Cascade:
       name: of the stage.
       settings: how to sample.
       windows: of its frames, which it sees one at a time; None: all at once.
+      strength: in (0, 1], of SDEdit; 1 starts from noise.
     """
     config = self.config(name, settings)
+    own = settings.of(name, config.defaults)
     frames = settings.num_frames or self.stages["base"].config.video.num_frames
-    return config.levels(
-      settings.of(name, config.defaults), windows.size if windows else frames
+    return part_way(
+      config.levels(own, windows.size if windows else frames),
+      strength,
+      config.diffusion.make_schedule(),
+      rounded=own.grid == "schedule",
     )
 
   def chain(
@@ -351,16 +360,11 @@ class Cascade:
   ) -> Video:
     stage = self.stages[name]
     own = settings.of(name, stage.config.defaults)
-    start = None
-    log_snrs = self.log_snrs(name, settings, windows[0])
+    start, strength = None, 1.0
     if name == "base" and told.start is not None:
       start = self._start(told, settings, len(keys))
-      log_snrs = part_way(
-        log_snrs,
-        told.strength,
-        stage.config.diffusion.make_schedule(),
-        rounded=own.grid == "schedule",
-      )
+      strength = told.strength
+    log_snrs = self.log_snrs(name, settings, windows[0], strength)
     steps = len(log_snrs) - 1
     with tqdm(
       total=steps,

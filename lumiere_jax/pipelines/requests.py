@@ -167,9 +167,13 @@ def show_grid(request: Request) -> None:
   settings = request.settings
   if request.task == "text_to_image":
     settings = dataclasses.replace(settings, num_frames=1)
+  is_edit = request.task == "video_to_video"
+  strength = {"base": request.inputs.strength if is_edit else 1.0}
   _, windows = pipeline.plan(settings)
   grids = {
-    name: pipeline.log_snrs(name, settings, windows.get(name))[:-1]
+    name: pipeline.log_snrs(
+      name, settings, windows.get(name), strength.get(name, 1.0)
+    )[:-1]
     for name in pipeline.stages
     if name != "base" or request.task != "super_resolve"
   }

@@ -121,6 +121,25 @@ class DiffusionConfig:
         "noise"
       )
 
+    self._check_used()
+
+  def _check_used(self) -> None:
+    """Raises a UserError where a value would change nothing."""
+    used = {
+      "noise_mean": ("logit_normal", "normal"),
+      "noise_std": ("logit_normal", "normal"),
+      "log_snr_min": ("uniform",),
+      "log_snr_max": ("uniform",),
+    }
+    defaults = {f.name: f.default for f in dataclasses.fields(self)}
+    for name, kinds in used.items():
+      value = getattr(self, name)
+      if self.noise not in kinds and value != defaults[name]:
+        raise UserError(
+          f"config.diffusion.{name}={value:g} changes nothing with "
+          f"noise={self.noise!r}; set config.diffusion.noise={kinds[0]!r} too"
+        )
+
   def make_schedule(self) -> Schedule:
     """The schedule as an object, shifted as training was."""
     return make_schedule(self.schedule, shift=float(self.shift))

@@ -45,15 +45,17 @@ class HeldOut:
         temporal layers left out: what they are worth.
 
     Returns:
-      step, loss, by_noise_level around each of log_snr (from clean to noisy)
-      and, where it was measured, frame_by_frame, the loss without temporal
-      layers. Both losses weigh noise levels as training draws them.
+      step, loss, by_noise_level (from clean to noisy), of each bin the log_snr
+      of its middle draw and its share of the draws, by which both losses are
+      weighted, and, where it was measured, frame_by_frame, the loss without
+      temporal layers.
     """
     losses = self._measure(state, frozen, bypass=False)
     record = {
       "step": int(state.step),
       "loss": float(self._weights @ losses),
       "log_snr": self._log_snrs,
+      "share": [round(float(x), 4) for x in self._weights],
       "by_noise_level": [float(x) for x in losses],
     }
     if final and self._inflated:

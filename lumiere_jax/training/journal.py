@@ -27,7 +27,8 @@ from lumiere_jax.training.step import Metrics
 from lumiere_jax.training.tables import MEBI
 from lumiere_jax.typing import UserError
 
-_AXIS = "log_snr"  # Of the losses by noise level: nothing to plot by itself.
+# Of the losses by noise level: nothing to plot by themselves.
+_AXES = ("log_snr", "share")
 _WAITS_LONG = 0.25  # Share of the time waited for data that is worth a word.
 
 
@@ -172,7 +173,7 @@ class Journal:
   ) -> None:
     if self._first:
       log.append(record)
-      scalars = {k: v for k, v in record.items() if k != _AXIS}
+      scalars = {k: v for k, v in record.items() if k not in _AXES}
       for sink in self._sinks:
         sink.scalars(record["step"], {name: scalars})
 

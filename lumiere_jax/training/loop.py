@@ -147,6 +147,8 @@ def announce(run: Run) -> None:
   print(
     parameter_table(run.state.trainable, run.frozen),
     memory_table(memory),
+    f"{run.experiment.stage}: noise levels drawn are shifted by "
+    f"{run.experiment.diffusion.shift:g} (noise.svg)",
     f"{run.experiment.stage}: {len(run.sources[0])} clips, {trained:,} "
     f"parameters train, {frozen:,} are frozen; steps {run.step} to "
     f"{run.experiment.train.steps}",

@@ -53,17 +53,26 @@ def draw_noise(experiment: Experiment, file: Path) -> None:
   frames, pixels = _clip(experiment)
   at = jnp.asarray((np.arange(20_000) + 0.5) / 20_000, jnp.float32)
   drawn = np.asarray(experiment.diffusion.make_noise().log_snr(at))
-  decided = {"1 frame": decisive_log_snr(1, pixels)}
-  if frames > 1:
-    decided[f"{frames} frames"] = decisive_log_snr(frames, pixels)
+  counts = dict.fromkeys((frames, 1))
+  decided = {
+    f"colour of {count} frame{'s' * (count > 1)} decided": decisive_log_snr(
+      count, pixels
+    )
+    for count in counts
+  }
+  size = "x".join(map(str, (frames, *experiment.data.resolution)))
   picture = chart(
-    {"training draws": drawn}, {"sampling steps": _grid(experiment)}, decided
+    f"{experiment.stage}, {size}, shift {experiment.diffusion.shift:g}",
+    {"training draws": drawn},
+    {"sampling steps": _grid(experiment)},
+    decided,
   )
   with writing(file) as out:
     out.write(picture.encode())
 
 
 def chart(
+  title: str,
   draws: Mapping[str, np.ndarray],
   grids: Mapping[str, Sequence[float]],
   decided: Mapping[str, float],
@@ -71,6 +80,7 @@ def chart(
   """Noise levels along an axis of log-SNR, as SVG.
 
   Args:
+    title: above it.
     draws: log-SNRs to make a histogram of each, by what to call them.
     grids: levels to mark, a row of each.
     decided: lines to draw, where something just emerges from noise.
@@ -81,20 +91,23 @@ def chart(
     / (_HIGH - _LOW)
     * (_WIDTH - _LEFT - _RIGHT)
   )
-  parts, y = [], 30
+  parts, y = [], 44
+  parts.append(_text(4, 14, title, "#222"))
   for name, values in draws.items():
     parts.append(_text(4, y + _BAND - 4, name) + _bars(values, x, y))
     y += _BAND + 8
   for name, levels in grids.items():
     marks = "".join(f"M{x(level):.1f} {y + 3}v{_TICKS - 6}" for level in levels)
     parts.append(_text(4, y + 12, name))
+    if min(levels) < _LOW:
+      parts.append(_text(x(_LOW) - 24, y + 12, "-inf", "#26c"))
     parts.append(f'<path d="{marks}" stroke="#26c" stroke-width="1.5"/>')
     y += _TICKS
   for row, (name, level) in enumerate(decided.items()):
     parts.append(
-      f'<path d="M{x(level):.1f} {12 + 10 * (row % 2)}V{y}" stroke="#c40" '
+      f'<path d="M{x(level):.1f} {30 + 11 * (row % 2)}V{y}" stroke="#c40" '
       'stroke-dasharray="3 3"/>'
-      + _text(x(level) + 3, 12 + 10 * (row % 2), name, "#c40")
+      + _text(x(level) + 3, 30 + 11 * (row % 2), name, "#c40")
     )
   axis = [_text(x(v) - 6, y + 16, f"{v:g}") for v in range(-20, 17, 4)]
   parts += [
