@@ -216,9 +216,12 @@ def test_minutes_are_a_reason_to_save(clock):
     experiment=replace(
       T2I, train={"save_every": 100, "save_minutes": 5.0, "keep_best": 1}
     ),
+    task=types.SimpleNamespace(evaluation_log_snrs=[1.0]),
     exporter=lambda: None,
   )
-  losses = [{"step": s, "loss": x} for s, x in ((0, 9), (3, 5), (6, 7), (9, 4))]
+  known = ((0, 9), (3, 5), (6, 7), (9, 4))
+  losses = [{"step": s, "loss": x, "log_snr": [1.0]} for s, x in known]
+  losses.append({"step": 1, "loss": 2})  # at other noise levels: no measure
   saver = Saver(run, types.SimpleNamespace(held_out=lambda: losses))
   assert [step for step in range(1, 12) if saver.due(step)] == [3, 9]
   assert saver.due(100)
