@@ -257,7 +257,13 @@ def sampling_levels(
         "out, or give as many levels"
       )
     levels = np.array(given)
-    levels[0] = max(levels[0], start) if levels[0] == -np.inf else levels[0]
+    if levels[0] == -np.inf:
+      levels[0] = start
+    if not np.all(np.diff(levels) > 0):
+      raise UserError(
+        f"grid={grid}: this model starts at log-SNR {start:g}, the noisiest it "
+        "knows; leave out the levels below it"
+      )
   elif grid == "schedule":
     levels = np.asarray(schedule.grid(steps)) + shift
   elif grid == "trailing":

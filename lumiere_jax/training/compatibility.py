@@ -9,6 +9,7 @@ from typing import Any
 
 from lumiere_jax.diffusion.noise_levels import auto_shift
 from lumiere_jax.io import bundle as bundles
+from lumiere_jax.parallel.agree import is_first
 from lumiere_jax.pipelines.stage import AUTO, StageConfig, of_format_1
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.logs import JsonLines
@@ -71,10 +72,11 @@ def recorded_shift(
   shift = run.get("config", {}).get("diffusion", {}).get("shift")
   if experiment.diffusion.shift != AUTO or shift is None:
     return experiment
-  print(
-    f"config.diffusion.shift={AUTO}: {shift:g}, as this run began",
-    file=sys.stderr,
-  )
+  if is_first():
+    print(
+      f"config.diffusion.shift={AUTO}: {shift:g}, recorded when this run began",
+      file=sys.stderr,
+    )
   return _with_shift(experiment, shift)
 
 

@@ -174,6 +174,12 @@ def test_trailing_ends_where_an_even_step_would_reach_the_clean_video():
   np.testing.assert_allclose(got, [-11.0, *(want - 1), np.inf], rtol=1e-5)
 
 
+def test_a_list_below_what_a_network_knows_is_a_user_error():
+  with pytest.raises(UserError, match="starts at log-SNR -9, the noisiest"):
+    levels("-inf,-12,-4", 3, start=-9.0)
+  np.testing.assert_array_equal(levels("-12,-4", 2, start=-9.0)[:2], [-12, -4])
+
+
 @pytest.mark.parametrize("grid", [*GRIDS, "-inf,-8,-4,0,4"])
 @pytest.mark.parametrize("schedule", [Cosine(), SquaredCosCapV2()], ids=repr)
 def test_no_grid_falls_or_starts_below_what_is_known(grid, schedule):
