@@ -179,6 +179,7 @@ def _drawn(
 
 GRIDS = ("log_snr", "karras", "trailing", "schedule")
 _RHO = 7.0
+_SHORT = 0.8995  # Grids that start at an earlier time leave too much out.
 
 
 def parse_levels(grid: str) -> tuple[float, ...] | None:
@@ -226,7 +227,9 @@ def sampling_levels(
   karras    the same, even in (sigma / alpha)^(1/7) (EDM, eq. 5)
   trailing  `start`, then even in the schedule's time (Lin et al. 2024)
   schedule  even in the schedule's time as first published: the clipped cosine
-            of our format 1, IF's every n-th step
+            of our format 1, IF's every n-th step; where that would leave out
+            more than the noisiest tenth, and so start from noise that the
+            network takes for a picture, as 'trailing' from the last step
   a list    as it is: -inf,-8,-4,0,4; -inf is `start`
 
   Args:
@@ -265,7 +268,10 @@ def sampling_levels(
         "knows; leave out the levels below it"
       )
   elif grid == "schedule":
-    levels = np.asarray(schedule.grid(steps)) + shift
+    levels = np.asarray(schedule.grid(steps))
+    if schedule.time(levels[0]) < _SHORT:
+      levels = np.asarray(schedule.trailing(steps))
+    levels = levels + shift
   elif grid == "trailing":
     levels = np.asarray(schedule.trailing(steps)) + shift
     levels = np.append(start, np.maximum(levels[1:], start))

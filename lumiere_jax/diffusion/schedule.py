@@ -184,16 +184,9 @@ class SquaredCosCapV2:
     return jnp.asarray(_TIMES)[jnp.searchsorted(-between, -log_snr)]
 
   def grid(self, steps: int) -> Float[Array, "steps"]:
-    """Every (1000 // steps)-th step from 0, in falling order (as IF spaces).
-
-    Where that leaves more than the noisiest tenth out, and so would start
-    from noise that the network takes for a picture: as `trailing`.
-    """
+    """Every (1000 // steps)-th step from 0, in falling order (as IF spaces)."""
     self._check(steps)
-    stride = NUM_STEPS // steps
-    if (steps - 1) * stride < 0.9 * NUM_STEPS:
-      return self.trailing(steps)
-    return self._of(np.arange(steps)[::-1] * stride)
+    return self._of(np.arange(steps)[::-1] * (NUM_STEPS // steps))
 
   def trailing(self, steps: int) -> Float[Array, "steps"]:
     """The last step, and evenly down from it."""

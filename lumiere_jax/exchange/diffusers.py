@@ -88,11 +88,7 @@ def write_stage(stage: Carried, folder: Path) -> list[Path]:
   config = stage.config
   unet = folder / "unet"
   content = config_to_diffusers(config.model, _sample_size(config.video))
-  scheduler = schedulers.to_scheduler(
-    config.diffusion,
-    config.defaults,
-    learned=config.model.out_channels == 6,
-  )
+  scheduler = schedulers.to_scheduler(config)
   tensors = to_diffusers(stage.leaves, config.model)
   total = sum(tensor.nbytes for tensor in tensors.values())
   unet.mkdir(parents=True, exist_ok=True)

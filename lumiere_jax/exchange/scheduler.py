@@ -4,7 +4,12 @@ from collections.abc import Mapping
 import math
 from typing import Any
 
-from lumiere_jax.pipelines.stage import DiffusionConfig, SamplingConfig
+from lumiere_jax.diffusion.schedule import SquaredCosCapV2
+from lumiere_jax.pipelines.stage import (
+  DiffusionConfig,
+  SamplingConfig,
+  StageConfig,
+)
 from lumiere_jax.typing import UserError
 
 _KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -82,15 +87,25 @@ def from_scheduler(
   )
 
 
-def to_scheduler(
-  diffusion: DiffusionConfig, sampling: SamplingConfig, *, learned: bool
-) -> dict[str, Any]:
-  """The scheduler_config.json of a stage whose network knows IF's times."""
+def to_scheduler(config: StageConfig) -> dict[str, Any]:
+  """The scheduler_config.json of a stage.
+
+  Raises:
+    UserError: its network knows noise levels by other times than diffusers'.
+  """
+  if config.embedding_schedule != SquaredCosCapV2():
+    model = config.model
+    raise UserError(
+      f"config.model.noise_embedding={model.noise_embedding!r} with shift "
+      f"{model.noise_embedding_shift:g} has no counterpart in diffusers, which "
+      "needs 'squaredcos_cap_v2' and 0; this model can be kept as a bundle only"
+    )
   names = {ours: theirs for theirs, ours in _KINDS.items()}
+  sampling, learned = config.defaults, config.model.out_channels == 6
   return {
     **IF,
     "dynamic_thresholding_ratio": sampling.percentile,
-    "prediction_type": names[diffusion.prediction],
+    "prediction_type": names[config.diffusion.prediction],
     "sample_max_value": sampling.max_value,
     "variance_type": "learned_range" if learned else "fixed_small",
   }

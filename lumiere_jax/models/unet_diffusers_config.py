@@ -183,8 +183,6 @@ def config_to_diffusers(config: UNetConfig, sample_size: int) -> dict[str, Any]:
   only_theirs = [
     ("mask_text", config.mask_text, False),
     ("norm_groups", config.norm_groups, 32),
-    ("noise_embedding", config.noise_embedding, "squaredcos_cap_v2"),
-    ("noise_embedding_shift", config.noise_embedding_shift, 0),
   ]
   if config.in_channels == 6:
     only_theirs.append(("low_resolution", config.low_resolution, "corners"))

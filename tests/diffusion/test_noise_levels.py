@@ -197,6 +197,27 @@ def test_schedule_is_as_it_was():
   np.testing.assert_array_equal(got, [-15.0, *want, np.inf])
 
 
+def test_counts_that_would_start_short_reach_the_noisiest_step():
+  schedule = SquaredCosCapV2()
+  noisiest = float(schedule.log_snr(jnp.float32(0.999)))
+  for steps in (1, 4, 7, 150, 300, 600, 900):
+    grid = levels("schedule", steps, schedule=schedule)[:-1]
+    assert grid[0] == noisiest
+    numbers = np.round(1000 * (1 - np.arange(steps) / steps)) - 1
+    want = schedule.log_snr(jnp.float32(numbers / 1000))
+    np.testing.assert_array_equal(grid, want)
+  # diffusers' "trailing" of 4 steps: 999, 749, 499, 249.
+  want = schedule.log_snr(jnp.float32([0.999, 0.749, 0.499, 0.249]))
+  np.testing.assert_array_equal(schedule.trailing(4), want)
+
+
+def test_other_counts_are_spaced_as_if_spaces_them():
+  schedule = SquaredCosCapV2()
+  for steps in (10, 20, 27, 50, 100, 500, 1000):
+    got = levels("schedule", steps, schedule=schedule)[:-1]
+    np.testing.assert_array_equal(got, schedule.grid(steps))
+
+
 def test_a_list_is_taken_as_it_is():
   got = levels("-inf,-8,-4,0,4", 5)
   np.testing.assert_array_equal(got, [-np.inf, -8, -4, 0, 4, np.inf])
