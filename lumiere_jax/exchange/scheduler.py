@@ -4,7 +4,6 @@ from collections.abc import Mapping
 import math
 from typing import Any
 
-from lumiere_jax.diffusion.schedule import SquaredCosCapV2
 from lumiere_jax.pipelines.stage import (
   DiffusionConfig,
   SamplingConfig,
@@ -91,15 +90,18 @@ def to_scheduler(config: StageConfig) -> dict[str, Any]:
   """The scheduler_config.json of a stage.
 
   Raises:
-    UserError: its network knows noise levels by other times than diffusers'.
+    UserError: what its network is conditioned on has no counterpart in
+      diffusers' pipelines: noise levels, or the low resolution.
   """
-  if config.embedding_schedule != SquaredCosCapV2():
-    model = config.model
-    raise UserError(
-      f"config.model.noise_embedding={model.noise_embedding!r} with shift "
-      f"{model.noise_embedding_shift:g} has no counterpart in diffusers, which "
-      "needs 'squaredcos_cap_v2' and 0; this model can be kept as a bundle only"
-    )
+  needed = {"noise_embedding": "squaredcos_cap_v2", "noise_embedding_shift": 0}
+  if config.model.in_channels == 6:
+    needed["low_resolution"] = "corners"
+  for field, only in needed.items():
+    if (value := getattr(config.model, field)) != only:
+      raise UserError(
+        f"config.model.{field}={value!r} has no counterpart in diffusers, "
+        f"which needs {only!r}; this model can be kept as a bundle only"
+      )
   names = {ours: theirs for theirs, ours in _KINDS.items()}
   sampling, learned = config.defaults, config.model.out_channels == 6
   return {

@@ -180,13 +180,10 @@ def config_to_diffusers(config: UNetConfig, sample_size: int) -> dict[str, Any]:
   Raises:
     UserError: it has something that theirs cannot follow; it is named.
   """
-  only_theirs = [
+  for field, value, only in (
     ("mask_text", config.mask_text, False),
     ("norm_groups", config.norm_groups, 32),
-  ]
-  if config.in_channels == 6:
-    only_theirs.append(("low_resolution", config.low_resolution, "corners"))
-  for field, value, only in only_theirs:
+  ):
     if value != only:
       raise UserError(
         f"config.model.{field}={value!r} has no counterpart in diffusers, "
