@@ -156,7 +156,7 @@ def _rescale(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-  """The frames that one device holds of clips that lie on several.
+  """The frames that one device holds of clips shared by several.
 
   Attributes:
     axis: of the mesh, mapped over: its devices hold the clips together.
@@ -191,7 +191,7 @@ def threshold(
       0.95.
     max_value: the largest s, at least 1; 1 is static clipping to [-1, 1],
       infinity is Imagen's uncapped rule.
-    part: where clips lie on several devices, what is here; None: whole clips.
+    part: of clips shared by several devices, what is here; None: whole clips.
 
   Raises:
     UserError: when called, a clip of more values than can be counted.
@@ -225,7 +225,7 @@ def clip_quantile(
 ) -> Float[Array, "b 1 1 1 1"]:
   """The linearly interpolated quantile of each clip, without a sort.
 
-  A sort would gather clips whose frames or rows lie on several devices. Here a
+  A sort would gather clips whose frames or rows several devices share. Here a
   value is found by halving: numbers from 0 up are ordered as their bits are, so
   that 31 counts of how many lie below tell the one of a rank exactly. Counts
   are whole numbers: however a clip is divided up, their sum is the same.

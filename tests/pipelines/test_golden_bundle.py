@@ -59,7 +59,7 @@ def corners_kept(stage):
     # As it was first committed. Padding then counted in the norms of the text,
     # by mistake: mending it moved the video by 0.0009 at most.
     (SHORT, "format_1", 1e-3),
-    (SHORT, "format_1_padding", 1e-4),  # made when that was mended
+    (SHORT, "format_1_padding", 1e-4),  # made when that was fixed
     # Made before: without padding nothing has changed.
     (FULL, "format_1_full_caption", 1e-4),
   ],

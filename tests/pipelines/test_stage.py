@@ -101,7 +101,7 @@ def of(model, diffusion, frames=1, side=16):
 
 
 def told(config, log_snr, monkeypatch):
-  """The time that the network is told."""
+  """The time that the network gets."""
   times = []
 
   class Network:

@@ -99,8 +99,10 @@ def test_a_run_goes_on_as_what_it_began(base_run, image_run, changes, words):
 
 
 def test_the_same_place_by_another_name_is_the_same(base_run, image_run):
+  before = snapshot(base_run)
   relative = os.path.relpath(image_run)
   train(replace(BASE, init_from=relative), base_run)
+  assert snapshot(base_run) == before  # finished, and not refused
 
 
 def snapshot(folder):
