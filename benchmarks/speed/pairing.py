@@ -1,0 +1,99 @@
+"""Two workers that take turns on the same cores."""
+
+from collections.abc import Sequence
+import contextlib
+import json
+from pathlib import Path
+import subprocess
+import tempfile
+from typing import Any, Self
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+STDERR_LINES = 10
+
+
+def command(python: str, side: str, threads: int) -> list[str]:
+  """Starts a worker of a side in the environment of an interpreter."""
+  module = "benchmarks.speed.worker"
+  return [python, "-m", module, f"--side={side}", f"--threads={threads}"]
+
+
+class Worker(contextlib.AbstractContextManager):
+  """A process of `benchmarks.speed.worker`.
+
+  Attributes:
+    name: what errors call it.
+  """
+
+  def __init__(self, argv: Sequence[str], name: str = "worker"):
+    self.name = name
+    # A file: a pipe that nobody reads would fill and stop the process.
+    self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+    self._process = subprocess.Popen(
+      argv,
+      cwd=ROOT,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self._stderr,
+      text=True,
+    )
+
+  def ask(self, do: str, **values: Any) -> dict[str, Any]:
+    """The answer to a command.
+
+    Raises:
+      RuntimeError: the command failed, or the process ended.
+    """
+    line = ""
+    with contextlib.suppress(BrokenPipeError):
+      self._process.stdin.write(json.dumps({"do": do, **values}) + "\n")
+      self._process.stdin.flush()
+      line = self._process.stdout.readline()
+    if not line:
+      code = self._process.wait()
+      self._stderr.seek(0)
+      last = "".join(self._stderr.readlines()[-STDERR_LINES:])
+      raise RuntimeError(f"{self.name} ended ({code}) at {do!r}:\n{last}")
+    answer = json.loads(line)
+    if "error" in answer:
+      raise RuntimeError(f"{self.name}, {do!r}: {answer['error']}")
+    return answer
+
+  def run(self, what: str) -> float:
+    """Seconds of one 'forward' or 'train'."""
+    return self.ask("run", what=what, times=1)["seconds"][0]
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    """Ends the process, whatever it is at."""
+    self._process.kill()
+    with contextlib.suppress(BrokenPipeError):
+      self._process.communicate()
+    self._stderr.close()
+
+
+def alternate(
+  a: Worker, b: Worker, what: str, rounds: int
+) -> tuple[list[float], list[float]]:
+  """Seconds of each, run in the order a b b a a b ... after a run unmeasured.
+
+  Whatever slows the machine for a while slows both; neither is always first.
+  """
+  seconds: dict[Worker, list[float]] = {a: [], b: []}
+  for worker in (a, b):
+    worker.run(what)
+  for number in range(rounds):
+    for worker in (b, a) if number % 2 else (a, b):
+      seconds[worker].append(worker.run(what))
+  return seconds[a], seconds[b]
+
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+  """Median, lower and upper quartile of a / b, pair by pair."""
+  quotients = np.asarray(a) / np.asarray(b)
+  median, low, high = np.quantile(quotients, (0.5, 0.25, 0.75))
+  return float(median), float(low), float(high)

@@ -1,0 +1,126 @@
+"""Builds and runs jobs of one side on request.
+
+python -m benchmarks.speed.worker --side=peers|ours --threads=2
+
+Reads a command a line from stdin, a JSON object, and answers each by another on
+stdout; an error by {"error": ...}. Commands:
+
+{"do": "build", "name": ..., "args": {...}}: the counts of the job, and
+  "build_seconds", imports of a peer included; the job before is dropped
+{"do": "run", "what": "forward" | "train", "times": n}: "seconds" of each
+{"do": "output", "to": PATH.npy}
+{"do": "memory"}: "peak_bytes" and "now_bytes" of resident memory
+{"do": "reset_memory"}: the peak becomes what is resident now
+{"do": "quit"}
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+import ctypes
+import gc
+import importlib
+import json
+import os
+from pathlib import Path
+import re
+import sys
+import time
+import traceback
+from typing import Any, TextIO
+
+import numpy as np
+
+from benchmarks.speed.job import Job
+
+REGISTRIES = {"peers": "PEERS", "ours": "JOBS"}
+COUNTS = ("forward_flops", "train_flops", "parameters", "trained")
+
+
+class Server:
+  """The commands, by name; holds the present job."""
+
+  def __init__(self, registry: Mapping[str, Callable[..., Job]]):
+    self.registry = registry
+    self.job: Job | None = None
+
+  def build(self, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    self.job = None
+    gc.collect()
+    start = time.perf_counter()
+    self.job = self.registry[name](**args)
+    seconds = time.perf_counter() - start
+    counts = {key: getattr(self.job, key) for key in COUNTS}
+    return counts | {"build_seconds": seconds}
+
+  def run(self, what: str, times: int) -> dict[str, Any]:
+    run = {"forward": self.job.forward, "train": self.job.train}[what]
+    seconds = []
+    for _ in range(times):
+      start = time.perf_counter()
+      run()
+      seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds}
+
+  def output(self, to: str) -> dict[str, Any]:
+    np.save(to, self.job.output())
+    return {}
+
+  def memory(self) -> dict[str, Any]:
+    status = Path("/proc/self/status").read_text()
+    kib = dict(re.findall(r"^(VmHWM|VmRSS):\s+(\d+) kB$", status, re.M))
+    return {
+      "peak_bytes": int(kib["VmHWM"]) * 1024,
+      "now_bytes": int(kib["VmRSS"]) * 1024,
+    }
+
+  def reset_memory(self) -> dict[str, Any]:
+    # glibc keeps what was freed, such as by the build; it would count as used.
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return {}
+
+  def quit(self) -> dict[str, Any]:
+    return {}
+
+
+def serve(server: Server, commands: TextIO, answers: TextIO) -> None:
+  """Answers until 'quit' or the end of the commands."""
+  for line in commands:
+    do = None
+    try:
+      command = json.loads(line)
+      do = command.pop("do")
+      answer = getattr(server, do)(**command)
+    except Exception as error:
+      traceback.print_exc()
+      last = traceback.format_exception_only(error)[-1].strip()
+      answer = {"error": last.splitlines()[-1]}
+    print(json.dumps(answer), file=answers, flush=True)
+    if do == "quit":
+      break
+
+
+def main() -> None:
+  """Sets up the process before the libraries of its side are imported."""
+  parser = argparse.ArgumentParser()
+  parser.add_argument("--side", choices=list(REGISTRIES), required=True)
+  parser.add_argument("--threads", type=int, required=True)
+  flags = parser.parse_args()
+  # What libraries print goes to stderr.
+  answers = os.fdopen(os.dup(1), "w")
+  os.dup2(2, 1)
+  # Between runs torch's threads sleep. By default they spin for a while first,
+  # and would take time from the other worker, whose turn it is.
+  os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+  # XLA has a thread for each core it may use and no flag for another number.
+  cores = sorted(os.sched_getaffinity(0))
+  os.sched_setaffinity(0, cores[: flags.threads])
+  side = importlib.import_module(f"benchmarks.speed.{flags.side}")
+  if flags.side == "peers":
+    importlib.import_module("torch").set_num_threads(flags.threads)
+  serve(Server(getattr(side, REGISTRIES[flags.side])), sys.stdin, answers)
+
+
+if __name__ == "__main__":
+  main()
