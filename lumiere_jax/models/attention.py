@@ -28,6 +28,7 @@ SCORES = 128 * 2**20
 _BLOCK = 512  # Most queries or keys in a block of the kernel.
 _LANES = 128  # Blocks are multiples of these: fewer queries do not pay.
 _KEPT = "flash"  # What the kernel calls its results.
+_NEVER = -2.0**126  # A score of keys that are not seen; differences are finite.
 
 # What a mesh cuts: rows of pixels are among the queries of a group (a frame),
 # and its keys with them, or each pixel is a group by itself.
@@ -289,19 +290,20 @@ def _by_group(query, own, shared, mask) -> tuple:
 def _dot_product(query, own, shared, mask, bias, kernel: str) -> Array:
   """Of groups (g, ...), scores of all queries at once."""
   key, value, mask = _keys(own, shared, mask)
+  if kernel == "xla":
+    seen = None if mask is None else mask[:, None, None, :]
+    return _softmax_attention(query, key, value, seen, bias)
   lengths = None
-  if kernel == "cudnn" and key.shape[1] % 2:
+  if key.shape[1] % 2:
     # Its backward pass takes even lengths alone.
     if mask is None:
       lengths = jnp.full(len(key), key.shape[1], jnp.int32)
     even = key.shape[1] + 1
     key, value = _pad(key, 1, even), _pad(value, 1, even)
     mask = None if mask is None else _pad(mask, 1, even, False)
-  if mask is not None:
-    mask = mask[:, None, None, :]
-    if kernel == "cudnn":  # wants it for every query
-      shape = (*mask.shape[:2], query.shape[1], mask.shape[-1])
-      mask = jnp.broadcast_to(mask, shape)
+  if mask is not None:  # is wanted for every query
+    shape = (len(mask), 1, query.shape[1], mask.shape[-1])
+    mask = jnp.broadcast_to(mask[:, None, None, :], shape)
   return jax.nn.dot_product_attention(
     query,
     key,
@@ -311,6 +313,66 @@ def _dot_product(query, own, shared, mask, bias, kernel: str) -> Array:
     key_value_seq_lengths=lengths,
     implementation=kernel,
   )
+
+
+@jax.custom_vjp
+def _softmax_attention(
+  query: Float[Array, "g q n d"],
+  key: Float[Array, "g k n d"],
+  value: Float[Array, "g k n d"],
+  mask: Bool[Array, "g 1 1 k"] | None,
+  bias: Float[Array, "n q k"] | None,
+) -> Float[Array, "g q n d"]:
+  """softmax(query key^T / sqrt(d) + bias) value, in few passes over scores.
+
+  Outputs are divided by the sum of the weights, not the weights: they are
+  fewer. So are what rows of the softmax's gradient sum up to (FlashAttention,
+  arXiv 2205.14135, appendix B.2).
+  """
+  return _softmax_forward(query, key, value, mask, bias)[0]
+
+
+def _softmax_forward(query, key, value, mask, bias) -> tuple[Array, tuple]:
+  dtype = query.dtype
+  q, k, v = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+  q = q * query.shape[-1] ** -0.5
+  scores = jnp.einsum(
+    "gnqd,gnkd->gnqk", q, k, preferred_element_type=jnp.float32
+  )
+  if bias is not None:
+    scores = scores + bias
+  if mask is not None:
+    scores = jnp.where(mask, scores, _NEVER)
+  weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+  total = weights.sum(-1, keepdims=True)
+  weights = weights.astype(dtype)
+  out = jnp.einsum(
+    "gnqk,gnkd->gnqd", weights, v, preferred_element_type=jnp.float32
+  )
+  out = (out / total).astype(dtype)
+  # An array that holds nothing, as what is kept says no dtypes.
+  like = None if bias is None else jnp.zeros(0, bias.dtype)
+  return jnp.swapaxes(out, 1, 2), (q, k, v, weights, total, out, like)
+
+
+def _softmax_backward(kept: tuple, g: Array) -> tuple:
+  q, k, v, weights, total, out, like = kept
+  dtype = q.dtype
+  einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  g = jnp.swapaxes(g, 1, 2).astype(jnp.float32) / total
+  mean = (g * out).sum(-1, keepdims=True)
+  g = g.astype(dtype)
+  to_value = einsum("gnqk,gnqd->gnkd", weights, g)
+  to_scores = weights * (einsum("gnqd,gnkd->gnqk", g, v) - mean)
+  to_bias = None if like is None else to_scores.sum(0).astype(like.dtype)
+  to_scores = to_scores.astype(dtype)
+  to_query = einsum("gnqk,gnkd->gnqd", to_scores, k) * q.shape[-1] ** -0.5
+  to_key = einsum("gnqk,gnqd->gnkd", to_scores, q)
+  back = lambda x: jnp.swapaxes(x, 1, 2).astype(dtype)
+  return back(to_query), back(to_key), back(to_value), None, to_bias
+
+
+_softmax_attention.defvjp(_softmax_forward, _softmax_backward)
 
 
 def _keys(own, shared, mask) -> tuple[Array, Array, Array | None]:

@@ -6,6 +6,7 @@ image is a video of one frame.
 """
 
 from collections.abc import Callable
+import functools
 
 import einops
 import flax.linen as nn
@@ -16,10 +17,12 @@ from jaxtyping import Array, Bool, Float
 
 from lumiere_jax.models.attention import attend
 from lumiere_jax.models.layers import Conv, Dense, DenseGeneral
+from lumiere_jax.parallel.backend import materialised
 from lumiere_jax.typing import PerSample, Video
 
 ACTIVATIONS: dict[str, Callable] = {
-  "gelu": lambda x: nn.gelu(x, approximate=False),
+  # By erf, as torch has it: the erfc of `nn.gelu` costs several times as much.
+  "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),
   "silu": nn.silu,
 }
 NORM_EPS = 1e-5
@@ -32,17 +35,42 @@ class GroupNorm(nn.Module):
   length of a video nor the window it is seen through changes a frame. Positions
   where `mask` is False are left out of them; None: there are none. Where all
   are left out, mean and variance are 0.
+
+  Attributes:
+    groups: of channels.
+    activation: of what is normed, one of `ACTIVATIONS`; '' is none.
   """
 
   groups: int
+  activation: str = ""
 
   @nn.compact
   def __call__(
     self,
     x: Float[Array, "... h w c"],
     mask: Bool[Array, "... h w"] | None = None,
+    film: tuple[Array, Array] | None = None,
   ) -> Array:
+    """Norms x.
+
+    Args:
+      x: of any dtype, which the result has.
+      mask: see above.
+      film: scale and shift (..., 1, 1, c) of what is normed, before the
+        activation: normed * (1 + scale) + shift.
+    """
     channels = x.shape[-1]
+    scale = self.param("scale", nn.initializers.ones, (channels,))
+    shift = self.param("bias", nn.initializers.zeros, (channels,))
+    if film is not None:
+      more, add = (part.astype(jnp.float32) for part in film)
+      scale, shift = scale * (1 + more), shift * (1 + more) + add
+    mean, variance = self._statistics(x, mask)
+    scale = scale * jax.lax.rsqrt(variance + NORM_EPS)
+    return scaled(x, scale, shift - mean * scale, self.activation)
+
+  def _statistics(self, x: Array, mask: Array | None) -> tuple[Array, Array]:
+    """Mean and variance of each channel's group, (..., 1, 1, c)."""
 
     def mean_of_positions(values: Array) -> Float[Array, "... 1 1 c"]:
       if mask is None:
@@ -51,20 +79,59 @@ class GroupNorm(nn.Module):
       count = mask.sum((-2, -1))[..., None, None, None]
       return total.sum((-3, -2), keepdims=True) / jnp.maximum(count, 1)
 
-    def mean_of_group(values: Array) -> Float[Array, "... 1 1 c"]:
-      # Pixels first, then the few channels: no large array is cut into groups,
-      # which would be written out, padded, on accelerators.
-      means = mean_of_positions(values)
+    def mean_of_group(means: Array) -> Float[Array, "... 1 1 c"]:
+      # Of the few channels: no large array is cut into groups, which would be
+      # written out, padded, on accelerators.
       split = means.reshape(*means.shape[:-1], self.groups, -1)
       means = jnp.broadcast_to(split.mean(-1, keepdims=True), split.shape)
-      return means.reshape(*means.shape[:-2], channels)
+      return means.reshape(*means.shape[:-2], x.shape[-1])
 
+    # Both in one reading of x: the variance within channels, and of their
+    # means about the group's.
     wide = x.astype(jnp.float32)
-    centred = wide - mean_of_group(wide)
-    inverse = jax.lax.rsqrt(mean_of_group(jnp.square(centred)) + NORM_EPS)
-    scale = self.param("scale", nn.initializers.ones, (channels,))
-    bias = self.param("bias", nn.initializers.zeros, (channels,))
-    return (centred * (inverse * scale) + bias).astype(x.dtype)
+    mean, square = mean_of_positions(wide), mean_of_positions(jnp.square(wide))
+    within = jnp.maximum(square - jnp.square(mean), 0.0)
+    centre = mean_of_group(mean)
+    return centre, mean_of_group(within + jnp.square(mean - centre))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def scaled(
+  x: Float[Array, "... h w c"],
+  scale: Float[Array, "... 1 1 c"],
+  shift: Float[Array, "... 1 1 c"],
+  activation: str,
+) -> Array:
+  """activation(x * scale + shift) in float32, of the dtype of x.
+
+  For the backward pass nothing is kept but the arguments.
+  """
+  return _scaled(x, scale, shift, activation).astype(x.dtype)
+
+
+def _scaled(x, scale, shift, activation: str) -> Array:
+  out = x.astype(jnp.float32) * scale + shift
+  return ACTIVATIONS[activation](out) if activation else out
+
+
+def _scaled_forward(x, scale, shift, activation: str) -> tuple[Array, tuple]:
+  # Where x was itself computed, it is kept rather than how.
+  x = materialised(x)
+  return scaled(x, scale, shift, activation), (x, scale, shift)
+
+
+def _scaled_backward(activation: str, kept: tuple, g: Array) -> tuple:
+  x, scale, shift = kept
+  wide = x.astype(jnp.float32)
+  g = g.astype(jnp.float32)
+  if activation:
+    g = jax.vjp(ACTIVATIONS[activation], wide * scale + shift)[1](g)[0]
+  g = materialised(g)
+  over = lambda values: values.sum((-3, -2), keepdims=True)
+  return (g * scale).astype(x.dtype), over(g * wide), over(g)
+
+
+scaled.defvjp(_scaled_forward, _scaled_backward)
 
 
 def sinusoid(time: PerSample, width: int) -> Float[Array, "b width"]:
@@ -202,13 +269,15 @@ class ResBlock(nn.Module):
   def __call__(self, x: Video, emb: Float[Array, "b e"]) -> Video:
     act = ACTIVATIONS[self.activation]
     resample = RESAMPLE[self.resample]
-    h = resample(act(GroupNorm(self.groups, name="norm_0")(x)))
+    norm = lambda name: GroupNorm(self.groups, self.activation, name=name)
+    x = materialised(x)
+    h = resample(norm("norm_0")(x))
     h = Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_0")(h)
     if self.activate_embedding:
       emb = act(emb)
     film = Dense(2 * self.channels, dtype=self.dtype, name="film")(emb)
-    scale, shift = jnp.split(film[:, None, None, None, :], 2, axis=-1)
-    h = act(GroupNorm(self.groups, name="norm_1")(h) * (1 + scale) + shift)
+    film = jnp.split(film[:, None, None, None, :], 2, axis=-1)
+    h = norm("norm_1")(h, film=film)
     h = Conv(
       self.channels,
       (3, 3),
@@ -243,6 +312,7 @@ class TextAttention(nn.Module):
     text: Float[Array, "b l e"],
     mask: Bool[Array, "b l"] | None,
   ) -> Video:
+    x = materialised(x)
     b, t, h, w, channels = x.shape
     heads = channels // self.head_dim
     project = lambda parts, name: DenseGeneral(

@@ -5,13 +5,19 @@ so that half the bytes travel, and activations stay where they are.
 """
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
 from flax.linen.dtypes import promote_dtype
-from jaxtyping import Array
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from lumiere_jax.parallel.backend import materialised
 from lumiere_jax.parallel.sharding import whole
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def gathered(inputs: Array, *weights: Array | None, dtype: Any) -> list[Array]:
@@ -20,6 +26,74 @@ def gathered(inputs: Array, *weights: Array | None, dtype: Any) -> list[Array]:
   return [inputs, *(w if w is None else whole(w) for w in weights)]
 
 
-Conv = functools.partial(nn.Conv, promote_dtype=gathered)
-Dense = functools.partial(nn.Dense, promote_dtype=gathered)
-DenseGeneral = functools.partial(nn.DenseGeneral, promote_dtype=gathered)
+@jax.custom_vjp
+def convolve(
+  x: Float[Array, "b h w c"], kernel: Float[Array, "i j c d"]
+) -> Float[Array, "b h w d"]:
+  """Convolution of odd sides, stride 1, zeros beyond the edges."""
+  x = materialised(x)
+  out = jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC
+  )
+  return materialised(out)
+
+
+def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple]:
+  x = materialised(x)
+  return convolve(x, kernel), (x, kernel)
+
+
+def _convolve_backward(kept: tuple, g: Array) -> tuple[Array, Array]:
+  x, kernel = kept
+  g = materialised(g)
+  to_input = convolve(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+  # Each channel of x, all samples of it, is convolved with g: an image with as
+  # many channels as there are samples. Written out, for the CPU's compiler
+  # takes the way round of `jax.grad` for a general one, which in loops is
+  # hundreds of times slower.
+  edge = [(n // 2, n // 2) for n in kernel.shape[:2]]
+  to_kernel = jax.lax.conv_general_dilated(
+    x.transpose(3, 1, 2, 0),
+    g.transpose(1, 2, 0, 3),
+    (1, 1),
+    edge,
+    dimension_numbers=_NHWC,
+  )
+  return to_input, to_kernel.transpose(1, 2, 0, 3)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _same(x: Array, kernel: Array, strides, padding, **_) -> Array:
+  """`convolve` as `nn.Conv` asks for it."""
+  if set(strides) != {1} or padding != "SAME":
+    raise ValueError(f"strides {strides}, padding {padding}")
+  return convolve(x, kernel)
+
+
+def _product(x: Array, kernel: Array, dimensions, **rest) -> Array:
+  """`jax.lax.dot_general` of the last axes of x and the first of a kernel.
+
+  Of two matrices where a mesh cuts nothing: a kernel's gradient sums over
+  positions, which a CPU copies into another order where these are more than
+  one axis.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not (mesh.empty or mesh.size == 1):
+    return jax.lax.dot_general(x, kernel, dimensions, **rest)
+  count = len(dimensions[0][0])
+  size = math.prod(kernel.shape[:count])
+  out = x.reshape(-1, size) @ kernel.reshape(size, -1)
+  return out.reshape(*x.shape[: x.ndim - count], *kernel.shape[count:])
+
+
+Conv = functools.partial(
+  nn.Conv, promote_dtype=gathered, conv_general_dilated=_same
+)
+Dense = functools.partial(
+  nn.Dense, promote_dtype=gathered, dot_general=_product
+)
+DenseGeneral = functools.partial(
+  nn.DenseGeneral, promote_dtype=gathered, dot_general=_product
+)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lumiere_jax.models.attention import attend
-from lumiere_jax.models.blocks import ACTIVATIONS, GroupNorm
+from lumiere_jax.models.blocks import GroupNorm
 from lumiere_jax.models.layers import Conv, Dense, DenseGeneral
 from lumiere_jax.parallel.sharding import whole
 from lumiere_jax.typing import Video
@@ -98,12 +98,12 @@ class ConvInflation(nn.Module):
   @nn.compact
   def __call__(self, x: Video) -> Video:
     channels = x.shape[-1]
-    act = ACTIVATIONS[self.activation]
+    norm = lambda name: GroupNorm(self.groups, self.activation, name=name)
     fan_in = nn.initializers.lecun_normal(in_axis=(0, 1))
     h = Conv(channels, (3, 3), dtype=self.dtype, name="conv_space")(x)
-    h = act(GroupNorm(self.groups, name="norm_0")(h))
+    h = norm("norm_0")(h)
     h = TemporalConv(fan_in, self.dtype, name="conv_time")(h)
-    h = act(GroupNorm(self.groups, name="norm_1")(h))
+    h = norm("norm_1")(h)
     return x + zero_projection(channels, self.dtype)(h)
 
 

@@ -363,8 +363,7 @@ class UNet(nn.Module):
       if level > 0:
         x = resample(x, f"up_{level}_resample", "up", level)
 
-    x = blocks.GroupNorm(c.norm_groups, name="head_norm")(x)
-    x = blocks.ACTIVATIONS[c.activation](x)
+    x = blocks.GroupNorm(c.norm_groups, c.activation, name="head_norm")(x)
     out = c.out_channels * c.patch**2
     x = self._conv(out, "head", nn.initializers.zeros)(x)
     return constrain(blocks.to_pixels(x.astype(jnp.float32), c.patch), VIDEO)

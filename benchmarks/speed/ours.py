@@ -1,0 +1,177 @@
+"""Our networks as jobs of the speed benchmark."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.speed.job import Job
+from lumiere_jax.io import safetensors
+from lumiere_jax.io.atomic import write_json
+from lumiere_jax.models.inflate import unflatten
+from lumiere_jax.models.unet import (
+  TemporalConfig,
+  UNet,
+  UNetConfig,
+  init_params,
+)
+from lumiere_jax.models.unet_diffusers import to_diffusers
+from lumiere_jax.models.unet_diffusers_config import config_to_diffusers
+from lumiere_jax.parallel.backend import compiler_options
+from lumiere_jax.parallel.flops import count_flops
+from lumiere_jax.typing import Cond, FlatParams
+
+TOKENS = 77
+
+# DeepFloyd IF's first stage, narrow.
+MEDIUM = UNetConfig(
+  channels=(96, 192, 256),
+  num_res_blocks=(2, 2, 2),
+  attention=("none", "self", "self"),
+  text_dim=512,
+  text_channels=256,
+  pool_heads=8,
+  out_channels=6,
+  noise_embedding="squaredcos_cap_v2",
+  mask_text=False,
+)
+SMALL = dataclasses.replace(
+  MEDIUM,
+  channels=(64, 96, 128),
+  num_res_blocks=(1, 1, 1),
+  text_channels=128,
+  head_dim=32,
+)
+IMAGE = {"small": SMALL, "medium": MEDIUM}
+
+
+def inflated(size: str) -> UNetConfig:
+  """The Space-Time U-Net around an image model."""
+  temporal = TemporalConfig(resample=(True, True), num_attentions=1)
+  temporal = dataclasses.replace(temporal, head_dim=IMAGE[size].head_dim)
+  return dataclasses.replace(IMAGE[size], temporal=temporal).for_clips(80)
+
+
+def weights(config: UNetConfig, seed: int) -> FlatParams:
+  """Drawn ones, where none is 0: else most of the network would be idle."""
+  rng = np.random.default_rng(seed)
+  drawn = init_params(config, jax.random.key(seed))
+  noise = lambda x: 0.02 * rng.standard_normal(x.shape, np.float32)
+  return {name: np.array(x) + noise(x) for name, x in drawn.items()}
+
+
+def inputs(
+  batch: int, frames: int, side: int, text_dim: int, seed: int
+) -> dict[str, np.ndarray]:
+  """Noisy videos, times as steps of 1000, text and what is to be predicted."""
+  rng = np.random.default_rng(seed)
+  draw = lambda *shape: rng.standard_normal(shape, np.float32)
+  return {
+    "video": draw(batch, frames, side, side, 3),
+    "time": rng.integers(0, 1000, batch),
+    "text": draw(batch, TOKENS, text_dim),
+    "target": draw(batch, frames, side, side, 3),
+  }
+
+
+def write_folder(
+  folder: Path, size: str, *, batch: int, frames: int, side: int, seed: int
+) -> None:
+  """An image model as diffusers reads it, and inputs: the same for both."""
+  config, unet = IMAGE[size], folder / "unet"
+  unet.mkdir(parents=True, exist_ok=True)
+  write_json(unet / "config.json", config_to_diffusers(config, side))
+  safetensors.save(
+    unet / "diffusion_pytorch_model.safetensors",
+    to_diffusers(weights(config, seed), config),
+    {"format": "pt"},
+  )
+  given = inputs(batch, frames, side, config.text_dim, seed)
+  np.savez(folder / "inputs.npz", **given)
+
+
+def job(config: UNetConfig, params: FlatParams, given: dict, train: str) -> Job:
+  """A network on inputs.
+
+  Args:
+    config: of the network.
+    params: its weights.
+    given: see `inputs`.
+    train: which leaves a step changes, by a part of their path; '': all.
+  """
+  given = {name: jnp.asarray(x) for name, x in given.items()}
+  options = compiler_options(jax.default_backend())
+  jit = functools.partial(jax.jit, compiler_options=options)
+
+  def predict(params: FlatParams, given: dict) -> jax.Array:
+    cond = Cond(text=given["text"])
+    return UNet(config).apply(
+      {"params": unflatten(params)}, given["video"], given["time"] / 1000, cond
+    )
+
+  def loss(trained: FlatParams, frozen: FlatParams, given: dict) -> jax.Array:
+    out = predict({**trained, **frozen}, given)[..., :3]
+    return jnp.mean(jnp.square(out - given["target"]))
+
+  optimizer = optax.adamw(1e-4)
+
+  def step(trained, state, frozen, given):
+    value, grads = jax.value_and_grad(loss)(trained, frozen, given)
+    updates, state = optimizer.update(grads, state, trained)
+    return optax.apply_updates(trained, updates), state, value
+
+  # A step uses up what it is given.
+  params = {name: jnp.array(x) for name, x in params.items()}
+  trained = {k: jnp.array(v) for k, v in params.items() if train in k}
+  frozen = {k: v for k, v in params.items() if k not in trained}
+  forward = jit(predict)
+  stepped = jit(step, donate_argnums=(0, 1))
+  held: dict[str, Any] = {"trained": trained, "state": optimizer.init(trained)}
+
+  def train_once() -> None:
+    held["trained"], held["state"], value = stepped(
+      held["trained"], held["state"], frozen, given
+    )
+    jax.block_until_ready(value)
+
+  return Job(
+    forward=lambda: jax.block_until_ready(forward(params, given)),
+    train=train_once,
+    forward_flops=count_flops(predict, params, given),
+    train_flops=count_flops(jax.value_and_grad(loss), trained, frozen, given),
+    parameters=sum(x.size for x in params.values()),
+    trained=sum(x.size for x in trained.values()),
+    output=lambda: np.asarray(forward(params, given)),
+  )
+
+
+def image_unet(
+  *, size: str, batch: int, frames: int, side: int, seed: int, folder: str = ""
+) -> Job:
+  """The image model of `write_folder`; frames are pictures by themselves."""
+  if folder:
+    write_folder(
+      Path(folder), size, batch=batch, frames=frames, side=side, seed=seed
+    )
+  config = IMAGE[size]
+  given = inputs(batch, frames, side, config.text_dim, seed)
+  return job(config, weights(config, seed), given, "")
+
+
+def stunet(*, size: str, batch: int, frames: int, side: int, seed: int) -> Job:
+  """The Space-Time U-Net; its temporal layers are trained."""
+  config = inflated(size)
+  given = inputs(batch, frames, side, config.text_dim, seed)
+  return job(config, weights(config, seed), given, "temporal_")
+
+
+JOBS: dict[str, Callable[..., Job]] = {
+  "image_unet": image_unet,
+  "stunet": stunet,
+}

@@ -1,0 +1,55 @@
+"""What compilers are asked for: the one place of choices by backend."""
+
+import functools
+
+import jax
+from jaxtyping import Array
+
+_CPU = {
+  # XLA's newer CPU library is quick at sums and matrix products; convolutions
+  # run faster without it, gradients of their kernels several times.
+  "xla_cpu_experimental_ynn_fusion_type": (
+    "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+  ),
+  # This pass takes out what `materialised` puts in, before operations are
+  # fused.
+  "xla_disable_hlo_passes": "cse_barrier_expander",
+}
+
+
+@functools.cache
+def compiler_options(platform: str | None = None) -> dict[str, str]:
+  """What `jax.jit` is to be given; nothing but for CPUs.
+
+  An option that this version of the compiler does not know is left out.
+
+  Args:
+    platform: 'cpu', 'gpu' or 'tpu'; None: the default one, which is started.
+  """
+  known = {}
+  if (platform or jax.default_backend()) != "cpu":
+    return known
+  for name, value in _CPU.items():
+    try:
+      jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+    except jax.errors.JaxRuntimeError:
+      continue
+    known[name] = value
+  return known
+
+
+@jax.custom_vjp
+def materialised(x: Array) -> Array:
+  """The same array; on CPUs its values are computed once, in memory.
+
+  XLA's CPU compiler computes what is elementwise anew wherever it is read,
+  which transposes and convolutions do out of order. Gradients likewise.
+  """
+  return jax.lax.platform_dependent(
+    x, cpu=jax.lax.optimization_barrier, default=lambda x: x
+  )
+
+
+materialised.defvjp(
+  lambda x: (materialised(x), None), lambda _, g: (materialised(g),)
+)
