@@ -29,6 +29,7 @@ from lumiere_jax.models.t5 import T5_SIZES, T5Config, T5Encoder, init_params
 from lumiere_jax.models.t5_load import open_t5
 from lumiere_jax.models.tokenizer import Tokenizer, default_tokenizer_path
 from lumiere_jax.parallel.agree import is_first
+from lumiere_jax.parallel.backend import compiler_options
 from lumiere_jax.typing import (
   FlatParams,
   Params,
@@ -86,7 +87,8 @@ class TextEncoder:
     self.cleaning = cleaning
     self.params = jax.tree.map(_on_device, params)
     self._apply = jax.jit(
-      lambda p, *inputs: T5Encoder(config).apply({"params": p}, *inputs)
+      lambda p, *inputs: T5Encoder(config).apply({"params": p}, *inputs),
+      compiler_options=compiler_options(jax.default_backend()),
     )
 
   @classmethod

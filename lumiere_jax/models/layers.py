@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 from flax.linen.dtypes import promote_dtype
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -69,7 +70,7 @@ def _same(x: Array, kernel: Array, strides, padding, **_) -> Array:
   """`convolve` as `nn.Conv` asks for it."""
   if set(strides) != {1} or padding != "SAME":
     raise ValueError(f"strides {strides}, padding {padding}")
-  return convolve(x, kernel)
+  return checkpoint_name(convolve(x, kernel), "convolution")
 
 
 def _product(x: Array, kernel: Array, dimensions, **rest) -> Array:

@@ -35,8 +35,9 @@ REMAT = {
   "none": jax.checkpoint_policies.everything_saveable,
   "full": jax.checkpoint_policies.nothing_saveable,
   "attention": jax.checkpoint_policies.save_only_these_names("attention"),
-  "products": lambda prim, *_, **__: (
-    prim.name in ("conv_general_dilated", "dot_general")
+  "products": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_saveable,
+    jax.checkpoint_policies.save_only_these_names("convolution"),
   ),
 }
 """What the backward pass keeps of a block, instead of computing it again."""

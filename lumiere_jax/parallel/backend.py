@@ -6,11 +6,9 @@ import jax
 from jaxtyping import Array
 
 _CPU = {
-  # XLA's newer CPU library is quick at sums and matrix products; convolutions
-  # run faster without it, gradients of their kernels several times.
-  "xla_cpu_experimental_ynn_fusion_type": (
-    "LIBRARY_FUSION_TYPE_REDUCE,LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
-  ),
+  # XLA's newer CPU library is quick at sums; convolutions and matrix products
+  # run faster without it, gradients of convolutions' kernels several times.
+  "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE",
   # This pass takes out what `materialised` puts in, before operations are
   # fused.
   "xla_disable_hlo_passes": "cse_barrier_expander",
@@ -18,16 +16,16 @@ _CPU = {
 
 
 @functools.cache
-def compiler_options(platform: str | None = None) -> dict[str, str]:
+def compiler_options(platform: str) -> dict[str, str]:
   """What `jax.jit` is to be given; nothing but for CPUs.
 
   An option that this version of the compiler does not know is left out.
 
   Args:
-    platform: 'cpu', 'gpu' or 'tpu'; None: the default one, which is started.
+    platform: 'cpu', 'gpu' or 'tpu'.
   """
   known = {}
-  if (platform or jax.default_backend()) != "cpu":
+  if platform != "cpu":
     return known
   for name, value in _CPU.items():
     try:
@@ -36,6 +34,11 @@ def compiler_options(platform: str | None = None) -> dict[str, str]:
       continue
     known[name] = value
   return known
+
+
+def platform(mesh: jax.sharding.Mesh) -> str:
+  """Of a mesh's devices, which may be those of another machine."""
+  return mesh.devices.flat[0].platform
 
 
 @jax.custom_vjp

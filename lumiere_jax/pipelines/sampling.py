@@ -39,6 +39,7 @@ from lumiere_jax.diffusion.windows_over_devices import (
   multi_diffusion_over_devices,
 )
 from lumiere_jax.parallel import arrays
+from lumiere_jax.parallel.backend import compiler_options
 from lumiere_jax.parallel.sharding import VIDEO, fit
 from lumiere_jax.pipelines.canvas import (
   WHOLE,
@@ -122,7 +123,6 @@ class Program:
     )
 
 
-@functools.partial(jax.jit, static_argnames="program")
 def run_chunk(
   params: FlatParams,
   state: State,
@@ -251,6 +251,16 @@ def sample_at_once(
   ).z
 
 
+@functools.cache
+def jitted_chunk() -> Callable[..., State]:
+  """`run_chunk` jitted; a function, for it asks which backend there is."""
+  return jax.jit(
+    run_chunk,
+    static_argnames="program",
+    compiler_options=compiler_options(jax.default_backend()),
+  )
+
+
 _ahead: dict[Hashable, Future] = {}
 """What is compiled ahead, by program and shapes of the arguments."""
 
@@ -293,7 +303,7 @@ def compile_ahead(
 
   def work() -> None:
     try:
-      lowered = run_chunk.lower(*arguments, program=program)
+      lowered = jitted_chunk().lower(*arguments, program=program)
       compiled.set_result(lowered.compile())
     except BaseException as error:  # for whoever waits for it
       compiled.set_exception(error)
@@ -376,7 +386,7 @@ def sample_stage(
     arguments = (params, state, levels, first, *rest)
     if compiled := _ahead.get(_shapes(program, arguments)):
       return compiled.result()(*arguments)
-    return run_chunk(*arguments, program=program)
+    return jitted_chunk()(*arguments, program=program)
 
   if mesh is None:
     return sample(run, rule.init(z), log_snrs, chunk, callback)

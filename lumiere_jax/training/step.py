@@ -9,6 +9,7 @@ import optax
 
 from lumiere_jax.diffusion.loss import Draws
 from lumiere_jax.parallel.arrays import replicated
+from lumiere_jax.parallel.backend import compiler_options, platform
 from lumiere_jax.parallel.sharding import constrain_leaves
 from lumiere_jax.training.blocks import by_block
 from lumiere_jax.training.config import Experiment
@@ -109,8 +110,10 @@ def jit_train_step(
     state: with its shardings; may be abstract.
   """
   where = jax.tree.map(lambda leaf: leaf.sharding, state)
+  mesh = state.step.sharding.mesh
   return jax.jit(
     make_train_step(experiment, task),
     donate_argnums=0,
-    out_shardings=(where, replicated(state.step.sharding.mesh)),
+    out_shardings=(where, replicated(mesh)),
+    compiler_options=compiler_options(platform(mesh)),
   )

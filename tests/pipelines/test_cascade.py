@@ -88,7 +88,10 @@ def test_one_seed_is_one_video_in_any_batch_and_chunking(pipeline):
 
 def test_nothing_compiles_again_when_values_change(pipeline):
   make(pipeline, [1])
-  programs = lambda: (sampling.run_chunk._cache_size(), len(sampling._ahead))
+  programs = lambda: (
+    sampling.jitted_chunk()._cache_size(),
+    len(sampling._ahead),
+  )
   compiled = programs()
   for changes in (
     {"guidance_scale": 2.5, "ssr_guidance_scale": 1.0},

@@ -41,9 +41,9 @@ def frame_by_frame(monkeypatch):
   """Thresholds of frames; no program compiled so or otherwise is shared."""
   monkeypatch.setattr(sampling, "threshold", threshold_frames)
   monkeypatch.setattr(sampling, "_ahead", {})
-  sampling.run_chunk.clear_cache()
+  sampling.jitted_chunk().clear_cache()
   yield
-  sampling.run_chunk.clear_cache()
+  sampling.jitted_chunk().clear_cache()
 
 
 def corners_kept(stage):
