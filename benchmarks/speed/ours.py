@@ -19,7 +19,7 @@ from lumiere_jax.models.unet import (
   TemporalConfig,
   UNet,
   UNetConfig,
-  init_params,
+  abstract_params,
 )
 from lumiere_jax.models.unet_diffusers import to_diffusers
 from lumiere_jax.models.unet_diffusers_config import config_to_diffusers
@@ -61,9 +61,13 @@ def inflated(size: str) -> UNetConfig:
 def weights(config: UNetConfig, seed: int) -> FlatParams:
   """Drawn ones, where none is 0: else most of the network would be idle."""
   rng = np.random.default_rng(seed)
-  drawn = init_params(config, jax.random.key(seed))
-  noise = lambda x: 0.02 * rng.standard_normal(x.shape, np.float32)
-  return {name: np.array(x) + noise(x) for name, x in drawn.items()}
+  drawn = {}
+  for name, leaf in abstract_params(config).items():
+    fan_in = max(leaf.size // leaf.shape[-1], 100)
+    drawn[name] = fan_in**-0.5 * rng.standard_normal(leaf.shape, np.float32)
+    if name.endswith("scale"):
+      drawn[name] += 1
+  return drawn
 
 
 def inputs(

@@ -1,0 +1,181 @@
+"""What the speed benchmark measures, a function a section.
+
+Ratios are taken within one run, by turns on the same cores: seconds differ
+from one machine and one hour to the next, ratios hardly.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import os
+from pathlib import Path
+import subprocess
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.speed.pairing import ROOT, Worker, alternate, command, ratio
+
+Row = dict[str, Any]
+SIDE = 32
+PASSES = ("forward", "train")
+VIDEO_PEERS = (
+  "lumiere_karras",
+  "lumiere_imagen",
+  "imagen_unet3d",
+  "diffusers_3d",
+  "diffusers_motion",
+  "make_a_video",
+)
+ENTRIES = ("main", "sample", "convert", "evaluate", "prepare", "plan", "app")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+  """Where and how often is measured.
+
+  Attributes:
+    ours: interpreter of our environment.
+    peers: interpreter of the peers'.
+    threads: of each side.
+    rounds: of each pair.
+  """
+
+  ours: str
+  peers: str
+  threads: int = 2
+  rounds: int = 5
+
+  def worker(self, side: str) -> Worker:
+    """A process of 'ours' or 'peers'."""
+    return Worker(command(getattr(self, side), side, self.threads), side)
+
+
+def same_weights(bench: Bench) -> Iterator[Row]:
+  """Our image U-Net against diffusers', by the same weights and inputs."""
+  for size in ("small", "medium"):
+    for batch, frames in ((16, 1), (1, 16)):
+      with tempfile.TemporaryDirectory() as folder:
+        args = {"batch": batch, "frames": frames, "side": SIDE, "seed": 0}
+        args["folder"] = folder
+        yield _same_weights(bench, size, args)
+
+
+def _same_weights(bench: Bench, size: str, args: dict) -> Row:
+  folder = Path(args["folder"])
+  row: Row = {"size": size, "batch": args["batch"], "frames": args["frames"]}
+  with bench.worker("ours") as ours, bench.worker("peers") as theirs:
+    row |= ours.ask("build", name="image_unet", args={**args, "size": size})
+    theirs.ask("build", name="diffusers_unet", args=args)
+    outputs = []
+    for worker in (ours, theirs):
+      file = folder / f"{worker.name}.npy"
+      worker.ask("output", to=str(file))
+      outputs.append(np.load(file))
+    error = np.abs(outputs[0] - outputs[1]).max() / outputs[1].std()
+    row["difference"] = float(error)
+    for what in PASSES:
+      row[what] = _compared(bench, ours, theirs, what)
+  return row
+
+
+def _compared(bench: Bench, ours: Worker, theirs: Worker, what: str) -> Row:
+  """Seconds and peak memory of one pass."""
+  for worker in (ours, theirs):
+    worker.run(what)  # compiles, and fills what is kept between steps
+    worker.ask("reset_memory")
+  seconds = alternate(ours, theirs, what, bench.rounds)
+  peaks = [worker.ask("memory")["peak_bytes"] for worker in (ours, theirs)]
+  median, low, high = ratio(*seconds)
+  return {
+    "ours_seconds": float(np.median(seconds[0])),
+    "theirs_seconds": float(np.median(seconds[1])),
+    "ratio": median,
+    "quartiles": [low, high],
+    "peak_bytes": peaks,
+  }
+
+
+def same_job(bench: Bench) -> Iterator[Row]:
+  """Video U-Nets of others, each by turns with ours; 16 frames."""
+  args = {"batch": 1, "frames": 16, "side": SIDE, "seed": 0}
+  for peer in VIDEO_PEERS:
+    with bench.worker("ours") as ours, bench.worker("peers") as theirs:
+      counts = {
+        "ours": ours.ask(
+          "build", name="stunet", args={**args, "size": "small"}
+        ),
+        "theirs": theirs.ask("build", name=peer, args=args),
+      }
+      passes = {what: _compared(bench, ours, theirs, what) for what in PASSES}
+    yield {"peer": peer, **counts, **passes}
+
+
+def growth(bench: Bench) -> Iterator[Row]:
+  """Seconds of our Space-Time U-Net's forward pass as its input grows."""
+  for axis, cases in {
+    "frames": [{"frames": n} for n in (16, 80, 160, 320)],
+    "side": [{"side": n} for n in (16, 32, 64)],
+    "batch": [{"batch": n} for n in (1, 2, 4)],
+  }.items():
+    for case in cases:
+      args = {"batch": 1, "frames": 16, "side": SIDE, "seed": 0, **case}
+      with bench.worker("ours") as ours:
+        counts = ours.ask(
+          "build", name="stunet", args={**args, "size": "small"}
+        )
+        ours.run("forward")
+        seconds = min(ours.run("forward") for _ in range(bench.rounds))
+      yield {"axis": axis, **args, "seconds": seconds, **counts}
+
+
+def startup(bench: Bench) -> Iterator[Row]:
+  """Seconds of whole processes, with an empty and a filled compile cache."""
+  train = [
+    *("-m", "lumiere_jax.main", "--config=configs/base.py:tiny"),
+    *("--config.init_from=scratch", "--config.train.steps=1"),
+  ]
+  sample = ["-m", "lumiere_jax.sample", "--model=demo", "--prompt=a red ball"]
+  with tempfile.TemporaryDirectory() as cache:
+    for name, words in (("train", train), ("sample", sample)):
+      for state in ("cold", "cached"):
+        with tempfile.TemporaryDirectory() as out:
+          folder = "--workdir=" if name == "train" else "--out="
+          end = "run" if name == "train" else "video.mp4"
+          words_now = [*words, f"{folder}{out}/{end}"]
+          seconds = _process(bench, words_now, {"XDG_CACHE_HOME": cache})
+        yield {"job": name, "cache": state, "seconds": seconds}
+  for entry in ENTRIES:
+    with contextlib.suppress(subprocess.CalledProcessError):
+      yield {"job": f"import of {entry}", **_import_seconds(bench, entry)}
+
+
+def _import_seconds(bench: Bench, entry: str) -> Row:
+  """All of an import, and what of it is not jax's own."""
+  both = [
+    min(_process(bench, ["-c", f"import {module}"], {}) for _ in range(3))
+    for module in (f"lumiere_jax.{entry}", "jax")
+  ]
+  return {"seconds": both[0], "before_jax": both[0] - both[1]}
+
+
+def _process(bench: Bench, words: list[str], environment: dict) -> float:
+  start = time.perf_counter()
+  subprocess.run(
+    [bench.ours, *words],
+    cwd=ROOT,
+    env={**os.environ, **environment},
+    check=True,
+    capture_output=True,
+  )
+  return time.perf_counter() - start
+
+
+SECTIONS = {
+  "same_weights": same_weights,
+  "same_job": same_job,
+  "growth": growth,
+  "startup": startup,
+}
