@@ -101,6 +101,7 @@ def _compared(bench: Bench, ours: Worker, theirs: Worker, what: str) -> Row:
 def same_job(bench: Bench) -> Iterator[Row]:
   """Video U-Nets of others, each by turns with ours; 16 frames."""
   args = {"batch": 1, "frames": 16, "side": SIDE, "seed": 0}
+  small = {**args, "size": "small"}
   for peer in VIDEO_PEERS:
     with bench.worker("ours") as ours, bench.worker("peers") as theirs:
       counts = {
@@ -122,6 +123,7 @@ def growth(bench: Bench) -> Iterator[Row]:
   }.items():
     for case in cases:
       args = {"batch": 1, "frames": 16, "side": SIDE, "seed": 0, **case}
+      args["size"] = "small"
       with bench.worker("ours") as ours:
         counts = ours.ask(
           "build", name="stunet", args={**args, "size": "small"}
