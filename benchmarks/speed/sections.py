@@ -105,9 +105,7 @@ def same_job(bench: Bench) -> Iterator[Row]:
   for peer in VIDEO_PEERS:
     with bench.worker("ours") as ours, bench.worker("peers") as theirs:
       counts = {
-        "ours": ours.ask(
-          "build", name="stunet", args={**args, "size": "small"}
-        ),
+        "ours": ours.ask("build", name="stunet", args=small),
         "theirs": theirs.ask("build", name=peer, args=args),
       }
       passes = {what: _compared(bench, ours, theirs, what) for what in PASSES}
@@ -125,9 +123,7 @@ def growth(bench: Bench) -> Iterator[Row]:
       args = {"batch": 1, "frames": 16, "side": SIDE, "seed": 0, **case}
       args["size"] = "small"
       with bench.worker("ours") as ours:
-        counts = ours.ask(
-          "build", name="stunet", args={**args, "size": "small"}
-        )
+        counts = ours.ask("build", name="stunet", args=args)
         ours.run("forward")
         seconds = min(ours.run("forward") for _ in range(bench.rounds))
       yield {"axis": axis, **args, "seconds": seconds, **counts}

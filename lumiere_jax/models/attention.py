@@ -28,9 +28,8 @@ SCORES = 128 * 2**20
 _BLOCK = 512  # Most queries or keys in a block of the kernel.
 _LANES = 128  # Blocks are multiples of these: fewer queries do not pay.
 _KEPT = "flash"  # What the kernel calls its results.
-_NEVER = -(
-  2.0**126
-)  # A score of keys that are not seen; differences are finite.
+# A score of keys that are not seen; differences of scores are finite.
+_NEVER = -1e38
 
 # What a mesh cuts: rows of pixels are among the queries of a group (a frame),
 # and its keys with them, or each pixel is a group by itself.
