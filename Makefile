@@ -6,6 +6,7 @@ PARITY := .venv-parity
 BEAM := .venv-beam
 XMANAGER := .venv-xmanager
 APP := .venv-app
+BENCH := .venv-bench
 BIN := $(VENV)/bin
 # Event loops that Gradio makes and never closes.
 GRADIO_LEAVES := -W ignore::ResourceWarning \
@@ -13,7 +14,7 @@ GRADIO_LEAVES := -W ignore::ResourceWarning \
 TOUR := --model=demo --style=pastel=pastel --shots=docs/app
 
 .PHONY: demo gallery test scale beam xmanager app-test app-shots lint format \
-  parity torture clean
+  parity torture bench clean
 
 demo: $(VENV)/ready  ## every task and a few steps of every stage, on a page
 	$(BIN)/python -m launch.demo --out=out/demo
@@ -51,11 +52,14 @@ format: $(VENV)/ready
 parity: $(PARITY)/ready  ## compare with torch, diffusers and transformers
 	$(PARITY)/bin/python -m pytest -q tests/parity
 
+bench: $(VENV)/ready $(BENCH)/ready  ## speed and memory beside others'
+	$(BIN)/python -m benchmarks.speed --peers=$(BENCH)/bin/python
+
 torture: $(VENV)/ready  ## kill a run in every way there is; some minutes
 	XLA_FLAGS= $(BIN)/python -m tests.torture --report=docs/reliability.md
 
 clean:
-	rm -rf $(VENV) $(PARITY) $(BEAM) $(XMANAGER) $(APP) out
+	rm -rf $(VENV) $(PARITY) $(BEAM) $(XMANAGER) $(APP) $(BENCH) out
 
 $(VENV)/ready: requirements.txt requirements-dev.txt
 	$(call install,$(VENV),requirements-dev.txt)
@@ -68,6 +72,9 @@ $(BEAM)/ready: requirements-beam.txt
 
 $(XMANAGER)/ready: requirements.txt requirements-dev.txt requirements-xmanager.txt
 	$(call install,$(XMANAGER),requirements-xmanager.txt)
+
+$(BENCH)/ready: requirements-bench.txt
+	$(call install,$(BENCH),requirements-bench.txt)
 
 $(APP)/ready: requirements-app.txt
 	$(call install,$(APP),requirements-app.txt)
