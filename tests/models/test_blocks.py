@@ -1,0 +1,73 @@
+"""The norm, its modulation and activation, against what they stand for."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lumiere_jax.models import blocks
+
+GROUPS = 2
+
+
+def draw(*shape, seed=0):
+  rng = np.random.default_rng([seed, *shape])
+  return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+
+def plain(params, x, film, activation):
+  """Group norm, 1 + scale and shift, activation, one after the other."""
+  split = x.reshape(*x.shape[:-1], GROUPS, -1)
+  axes = (-4, -3, -1)
+  mean = split.mean(axes, keepdims=True)
+  variance = split.var(axes, keepdims=True)
+  normed = (split - mean) / jnp.sqrt(variance + blocks.NORM_EPS)
+  out = normed.reshape(x.shape) * params["scale"] + params["bias"]
+  out = out * (1 + film[0]) + film[1]
+  exact = {"gelu": lambda x: nn.gelu(x, approximate=False), "silu": nn.silu}
+  return exact[activation](out) if activation else out
+
+
+@pytest.mark.parametrize("activation", ["", "gelu", "silu"])
+def test_norm_modulation_and_activation(activation):
+  params = {"scale": 1 + draw(6), "bias": draw(6, seed=1)}
+  x, film = 3 + 2 * draw(2, 3, 4, 5, 6), draw(2, 2, 1, 1, 1, 6)
+  norm = blocks.GroupNorm(GROUPS, activation)
+  ours = lambda *args: norm.apply({"params": args[0]}, args[1], film=args[2])
+  theirs = lambda *args: plain(*args, activation)
+  args = params, x, film
+  expected, back = jax.vjp(theirs, *args)
+  got, ours_back = jax.vjp(ours, *args)
+  np.testing.assert_allclose(got, expected, atol=1e-5)
+  g = draw(*x.shape, seed=2)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+    ours_back(g),
+    back(g),
+  )
+
+
+@pytest.mark.parametrize("mean", [0.0, 30.0, 1000.0])
+def test_the_norm_of_what_is_far_from_zero(mean):
+  """Its variance is a small difference of large numbers."""
+  x = draw(1, 16, 16, 4)
+  norm = blocks.GroupNorm(GROUPS)
+  params = norm.init(jax.random.key(0), x)
+  expected = norm.apply(params, x)
+  got = norm.apply(params, x + mean)
+  np.testing.assert_allclose(got, expected, atol=1e-6 * (1 + mean**2))
+
+
+def test_an_even_frame_is_not_blown_up():
+  x = jnp.full((1, 8, 8, 4), 30.0)
+  norm = blocks.GroupNorm(GROUPS)
+  got = norm.apply(norm.init(jax.random.key(0), x), x)
+  np.testing.assert_allclose(got, 0.0, atol=1e-2)
+
+
+@pytest.mark.parametrize("x", [-200.0, -5.0, -1.0, 0.0, 1.0, 5.0, 200.0])
+def test_gelu_and_its_slope(x):
+  ours, theirs = blocks.ACTIVATIONS["gelu"], lambda x: nn.gelu(x, False)
+  np.testing.assert_allclose(ours(x), theirs(x), atol=1e-6)
+  np.testing.assert_allclose(jax.grad(ours)(x), jax.grad(theirs)(x), atol=1e-6)
