@@ -51,7 +51,7 @@ def test_convolve_in_a_loop():
 @pytest.mark.parametrize("settings", [{"strides": 2}, {"padding": "VALID"}])
 def test_a_convolution_that_convolve_is_not(settings):
   conv = layers.Conv(2, (3, 3), **settings)
-  with pytest.raises(ValueError, match="strides|padding"):
+  with pytest.raises(ValueError, match=r"strides|padding"):
     conv.init(jax.random.key(0), draw(1, 4, 4, 2))
 
 
