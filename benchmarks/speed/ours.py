@@ -19,13 +19,13 @@ from lumiere_jax.models.unet import (
   TemporalConfig,
   UNet,
   UNetConfig,
-  abstract_params,
 )
 from lumiere_jax.models.unet_diffusers import to_diffusers
 from lumiere_jax.models.unet_diffusers_config import config_to_diffusers
 from lumiere_jax.parallel.backend import compiler_options
 from lumiere_jax.parallel.flops import count_flops
 from lumiere_jax.typing import Cond, FlatParams
+from tests.stand_ins import random_leaves
 
 TOKENS = 77
 
@@ -53,21 +53,10 @@ IMAGE = {"small": SMALL, "medium": MEDIUM}
 
 def inflated(size: str) -> UNetConfig:
   """The Space-Time U-Net around an image model."""
-  temporal = TemporalConfig(resample=(True, True), num_attentions=1)
-  temporal = dataclasses.replace(temporal, head_dim=IMAGE[size].head_dim)
+  temporal = TemporalConfig(
+    resample=(True, True), num_attentions=1, head_dim=IMAGE[size].head_dim
+  )
   return dataclasses.replace(IMAGE[size], temporal=temporal).for_clips(80)
-
-
-def weights(config: UNetConfig, seed: int) -> FlatParams:
-  """Drawn ones, where none is 0: else most of the network would be idle."""
-  rng = np.random.default_rng(seed)
-  drawn = {}
-  for name, leaf in abstract_params(config).items():
-    fan_in = max(leaf.size // leaf.shape[-1], 100)
-    drawn[name] = fan_in**-0.5 * rng.standard_normal(leaf.shape, np.float32)
-    if name.endswith("scale"):
-      drawn[name] += 1
-  return drawn
 
 
 def inputs(
@@ -93,7 +82,7 @@ def write_folder(
   write_json(unet / "config.json", config_to_diffusers(config, side))
   safetensors.save(
     unet / "diffusion_pytorch_model.safetensors",
-    to_diffusers(weights(config, seed), config),
+    to_diffusers(random_leaves(config, seed, np.float32), config),
     {"format": "pt"},
   )
   given = inputs(batch, frames, side, config.text_dim, seed)
@@ -165,14 +154,16 @@ def image_unet(
     )
   config = IMAGE[size]
   given = inputs(batch, frames, side, config.text_dim, seed)
-  return job(config, weights(config, seed), given, "")
+  return job(config, random_leaves(config, seed, np.float32), given, "")
 
 
 def stunet(*, size: str, batch: int, frames: int, side: int, seed: int) -> Job:
   """The Space-Time U-Net; its temporal layers are trained."""
   config = inflated(size)
   given = inputs(batch, frames, side, config.text_dim, seed)
-  return job(config, weights(config, seed), given, "temporal_")
+  return job(
+    config, random_leaves(config, seed, np.float32), given, "temporal_"
+  )
 
 
 JOBS: dict[str, Callable[..., Job]] = {

@@ -36,6 +36,10 @@ class GroupNorm(nn.Module):
   where `mask` is False are left out of them; None: there are none. Where all
   are left out, mean and variance are 0.
 
+  The variance of a channel is the difference of two means, taken in one reading
+  of x: where a channel's mean is hundreds of times its deviation, digits of the
+  variance are lost.
+
   Attributes:
     groups: of channels.
     activation: of what is normed, one of `ACTIVATIONS`; '' is none.
@@ -106,18 +110,15 @@ def scaled(
 
   For the backward pass nothing is kept but the arguments.
   """
-  return _scaled(x, scale, shift, activation).astype(x.dtype)
-
-
-def _scaled(x, scale, shift, activation: str) -> Array:
-  out = x.astype(jnp.float32) * scale + shift
-  return ACTIVATIONS[activation](out) if activation else out
+  return _scaled_forward(x, scale, shift, activation)[0]
 
 
 def _scaled_forward(x, scale, shift, activation: str) -> tuple[Array, tuple]:
   # Where x was itself computed, it is kept rather than how.
   x = materialised(x)
-  return scaled(x, scale, shift, activation), (x, scale, shift)
+  out = x.astype(jnp.float32) * scale + shift
+  out = ACTIVATIONS[activation](out) if activation else out
+  return out.astype(x.dtype), (x, scale, shift)
 
 
 def _scaled_backward(activation: str, kept: tuple, g: Array) -> tuple:

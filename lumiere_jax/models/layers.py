@@ -4,6 +4,7 @@ They round a kernel to the dtype of the computation first and gather it then,
 so that half the bytes travel, and activations stay where they are.
 """
 
+from collections.abc import Sequence
 import functools
 import math
 from typing import Any
@@ -32,16 +33,15 @@ def convolve(
   x: Float[Array, "b h w c"], kernel: Float[Array, "i j c d"]
 ) -> Float[Array, "b h w d"]:
   """Convolution of odd sides, stride 1, zeros beyond the edges."""
-  x = materialised(x)
-  out = jax.lax.conv_general_dilated(
-    x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC
-  )
-  return materialised(out)
+  return _convolve_forward(x, kernel)[0]
 
 
 def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple]:
   x = materialised(x)
-  return convolve(x, kernel), (x, kernel)
+  out = jax.lax.conv_general_dilated(
+    x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC
+  )
+  return materialised(out), (x, kernel)
 
 
 def _convolve_backward(kept: tuple, g: Array) -> tuple[Array, Array]:
@@ -66,14 +66,33 @@ def _convolve_backward(kept: tuple, g: Array) -> tuple[Array, Array]:
 convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-def _same(x: Array, kernel: Array, strides, padding, **_) -> Array:
-  """`convolve` as `nn.Conv` asks for it."""
-  if set(strides) != {1} or padding != "SAME":
-    raise ValueError(f"strides {strides}, padding {padding}")
+def _same(
+  x: Array,
+  kernel: Array,
+  strides: Sequence[int],
+  padding: str,
+  *,
+  lhs_dilation: Sequence[int],
+  rhs_dilation: Sequence[int],
+  feature_group_count: int,
+  **_: Any,
+) -> Array:
+  """`convolve` as `nn.Conv` asks for it; what it cannot do is refused."""
+  steps = {*strides, *lhs_dilation, *rhs_dilation, feature_group_count}
+  if (
+    steps != {1}
+    or padding != "SAME"
+    or not all(n % 2 for n in kernel.shape[:2])
+  ):
+    raise ValueError(
+      f"kernel {kernel.shape[:2]}, strides {strides}, dilations {lhs_dilation} "
+      f"and {rhs_dilation}, {feature_group_count} groups, padding {padding!r}: "
+      "only odd sides, 'SAME' and 1 elsewhere"
+    )
   return checkpoint_name(convolve(x, kernel), "convolution")
 
 
-def _product(x: Array, kernel: Array, dimensions, **rest) -> Array:
+def _product(x: Array, kernel: Array, dimensions: Any, **rest: Any) -> Array:
   """`jax.lax.dot_general` of the last axes of x and the first of a kernel.
 
   Of two matrices where a mesh cuts nothing: a kernel's gradient sums over
@@ -85,7 +104,8 @@ def _product(x: Array, kernel: Array, dimensions, **rest) -> Array:
     return jax.lax.dot_general(x, kernel, dimensions, **rest)
   count = len(dimensions[0][0])
   size = math.prod(kernel.shape[:count])
-  out = x.reshape(-1, size) @ kernel.reshape(size, -1)
+  flat = x.reshape(-1, size), kernel.reshape(size, -1)
+  out = jax.lax.dot_general(*flat, (((1,), (0,)), ((), ())), **rest)
   return out.reshape(*x.shape[: x.ndim - count], *kernel.shape[count:])
 
 

@@ -36,8 +36,8 @@ def compiler_options(platform: str) -> dict[str, str]:
   return known
 
 
-def platform(mesh: jax.sharding.Mesh) -> str:
-  """Of a mesh's devices, which may be those of another machine."""
+def platform_of(mesh: jax.sharding.Mesh) -> str:
+  """The platform of a mesh's devices, which may be those of another machine."""
   return mesh.devices.flat[0].platform
 
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from lumiere_jax.parallel.arrays import replicated
-from lumiere_jax.parallel.backend import compiler_options, platform
+from lumiere_jax.parallel.backend import compiler_options, platform_of
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.training.tasks import Batch, Task
 from lumiere_jax.typing import FlatParams
@@ -32,7 +32,7 @@ class HeldOut:
       ),
       static_argnums=3,
       out_shardings=replicated(mesh),
-      compiler_options=compiler_options(platform(mesh)),
+      compiler_options=compiler_options(platform_of(mesh)),
     )
 
   def __call__(

@@ -9,7 +9,7 @@ import optax
 
 from lumiere_jax.diffusion.loss import Draws
 from lumiere_jax.parallel.arrays import replicated
-from lumiere_jax.parallel.backend import compiler_options, platform
+from lumiere_jax.parallel.backend import compiler_options, platform_of
 from lumiere_jax.parallel.sharding import constrain_leaves
 from lumiere_jax.training.blocks import by_block
 from lumiere_jax.training.config import Experiment
@@ -115,5 +115,5 @@ def jit_train_step(
     make_train_step(experiment, task),
     donate_argnums=0,
     out_shardings=(where, replicated(mesh)),
-    compiler_options=compiler_options(platform(mesh)),
+    compiler_options=compiler_options(platform_of(mesh)),
   )

@@ -48,10 +48,19 @@ def test_convolve_in_a_loop():
   )
 
 
-@pytest.mark.parametrize("settings", [{"strides": 2}, {"padding": "VALID"}])
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {"strides": 2},
+    {"padding": "VALID"},
+    {"kernel_dilation": 2},
+    {"feature_group_count": 2},
+    {"kernel_size": (2, 3)},
+  ],
+)
 def test_a_convolution_that_convolve_is_not(settings):
-  conv = layers.Conv(2, (3, 3), **settings)
-  with pytest.raises(ValueError, match=r"strides|padding"):
+  conv = layers.Conv(2, **{"kernel_size": (3, 3), **settings})
+  with pytest.raises(ValueError, match="only odd sides"):
     conv.init(jax.random.key(0), draw(1, 4, 4, 2))
 
 
