@@ -106,7 +106,7 @@ def scaled(
   shift: Float[Array, "... 1 1 c"],
   activation: str,
 ) -> Array:
-  """activation(x * scale + shift) in float32, of the dtype of x.
+  """activation(x * scale + shift), of the dtype of x.
 
   For the backward pass nothing is kept but the arguments.
   """
@@ -116,18 +116,22 @@ def scaled(
 def _scaled_forward(x, scale, shift, activation: str) -> tuple[Array, tuple]:
   # Where x was itself computed, it is kept rather than how.
   x = materialised(x)
-  out = x.astype(jnp.float32) * scale + shift
+  out = _affine(x, scale, shift)
   out = ACTIVATIONS[activation](out) if activation else out
-  return out.astype(x.dtype), (x, scale, shift)
+  return out, (x, scale, shift)
+
+
+def _affine(x: Array, scale: Array, shift: Array) -> Array:
+  """x * scale + shift, rounded to the dtype of x: large arrays stay small."""
+  return (x.astype(jnp.float32) * scale + shift).astype(x.dtype)
 
 
 def _scaled_backward(activation: str, kept: tuple, g: Array) -> tuple:
   x, scale, shift = kept
-  wide = x.astype(jnp.float32)
-  g = g.astype(jnp.float32)
   if activation:
-    g = jax.vjp(ACTIVATIONS[activation], wide * scale + shift)[1](g)[0]
-  g = materialised(g)
+    out = _affine(x, scale, shift)
+    g = jax.vjp(ACTIVATIONS[activation], out)[1](g)[0]
+  g, wide = (y.astype(jnp.float32) for y in (materialised(g), x))
   over = lambda values: values.sum((-3, -2), keepdims=True)
   return (g * scale).astype(x.dtype), over(g * wide), over(g)
 
