@@ -71,7 +71,8 @@ class GroupNorm(nn.Module):
       scale, shift = scale * (1 + more), shift * (1 + more) + add
     mean, variance = self._statistics(x, mask)
     scale = scale * jax.lax.rsqrt(variance + NORM_EPS)
-    return scaled(x, scale, shift - mean * scale, self.activation)
+    scale, shift = map(materialised, (scale, shift - mean * scale))
+    return scaled(x, scale, shift, self.activation)
 
   def _statistics(self, x: Array, mask: Array | None) -> tuple[Array, Array]:
     """Mean and variance of each channel's group, (..., 1, 1, c)."""

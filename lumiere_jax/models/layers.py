@@ -92,6 +92,11 @@ def _same(
   return checkpoint_name(convolve(x, kernel), "convolution")
 
 
+def product(x: Array, kernel: Float[Array, "c d"]) -> Array:
+  """x @ kernel, see `_product`."""
+  return _product(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+
 def _product(x: Array, kernel: Array, dimensions: Any, **rest: Any) -> Array:
   """`jax.lax.dot_general` of the last axes of x and the first of a kernel.
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
 from lumiere_jax.io.lazy import Lazy
+from lumiere_jax.models.layers import convolve
 from lumiere_jax.models.temporal import TemporalConv, convolve_time
 from lumiere_jax.typing import FlatParams, UserError
 
@@ -173,12 +173,9 @@ def _contract(
 ) -> Float[Array, "... rank"]:
   """What the layer computes, with the thin kernel A."""
   if isinstance(module, TemporalConv):
-    return convolve_time(x, a, module.stride)
+    return convolve_time(x, a, module.resample)
   if isinstance(module, nn.Conv):
-    images = x.reshape(-1, *x.shape[-3:])
-    out = lax.conv_general_dilated(
-      images, a, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    out = convolve(x.reshape(-1, *x.shape[-3:]), a)
     return out.reshape(*x.shape[:-1], -1)
   return jnp.tensordot(x, a, axes=a.ndim - 1)
 

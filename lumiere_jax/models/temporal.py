@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from lumiere_jax.models.attention import attend
 from lumiere_jax.models.blocks import GroupNorm
-from lumiere_jax.models.layers import Conv, Dense, DenseGeneral
+from lumiere_jax.models.layers import Conv, Dense, DenseGeneral, product
+from lumiere_jax.parallel.backend import materialised
 from lumiere_jax.parallel.sharding import whole
 from lumiere_jax.typing import Video
 
@@ -23,35 +24,67 @@ def identity_taps(key, shape, dtype=jnp.float32) -> Array:
   return jnp.zeros(shape, dtype).at[taps // 2].set(jnp.eye(channels))
 
 
+def _convolve(x: Video, kernel: Float[Array, "3 c d"]) -> Video:
+  before, here, after = (product(x, tap) for tap in kernel)
+  return _later(before) + here + _earlier(after)
+
+
+def _convolve_halved(x: Video, kernel: Float[Array, "3 c d"]) -> Video:
+  even, odd = (materialised(x[:, i::2]) for i in (0, 1))
+  before = materialised(jnp.concatenate([even[:, :1], odd[:, :-1]], axis=1))
+  frames = zip((before, even, odd), kernel, strict=True)
+  return sum(product(x, tap) for x, tap in frames)
+
+
+def _convolve_doubled(x: Video, kernel: Float[Array, "3 c d"]) -> Video:
+  # Of the three frames that a tap meets, two are the same.
+  before, here, after = kernel
+  even = _later(product(x, before)) + product(x, here + after)
+  odd = product(x, before + here) + _earlier(product(x, after))
+  return einops.rearrange([even, odd], "i b t h w d -> b (t i) h w d")
+
+
+def _later(x: Video) -> Video:
+  return jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
+
+
+def _earlier(x: Video) -> Video:
+  return jnp.concatenate([x[:, 1:], x[:, -1:]], axis=1)
+
+
+_RESAMPLED = {
+  "none": _convolve,
+  "down": _convolve_halved,
+  "up": _convolve_doubled,
+}
+
+
 def convolve_time(
-  x: Video, kernel: Float[Array, "3 c d"], stride: int = 1
+  x: Video, kernel: Float[Array, "3 c d"], resample: str = "none"
 ) -> Video:
   """Convolution along time alone, edge frames repeated as padding.
 
   Zeros beyond the ends would be seen as black frames, and differently so for
   every length and window; repeating the edge keeps a constant video constant.
   Written as one matrix product per tap, which both TPU and CPU run at the
-  speed of a dense layer.
+  speed of a dense layer; what is shifted in time is their results.
+
+  Args:
+    x: (b, t, h, w, c); t is even where it is halved.
+    kernel: its taps meet the frame before, the frame and the frame after.
+    resample: 'none'; 'down': of frames 0, 2, 4 ... alone (appendix B: "1D
+      temporal convolution followed by a stride"; the frames a stride would drop
+      are never computed); 'up': of every frame shown twice.
   """
-  edge, frames = TAPS // 2, x.shape[1]
-  padded = jnp.concatenate([x[:, :1]] * edge + [x] + [x[:, -1:]] * edge, axis=1)
-  return sum(
-    padded[:, k : k + frames : stride] @ kernel[k] for k in range(TAPS)
-  )
+  return materialised(_RESAMPLED[resample](materialised(x), kernel))
 
 
 class TemporalConv(nn.Module):
-  """`convolve_time` with a bias.
-
-  Attributes:
-    stride: keeps every stride-th frame, frame 0 among them (appendix B: "1D
-      temporal convolution followed by a stride"; the frames a stride would
-      drop are never computed).
-  """
+  """`convolve_time` with a bias."""
 
   kernel_init: nn.initializers.Initializer
   dtype: jnp.dtype
-  stride: int = 1
+  resample: str = "none"
 
   @nn.compact
   def __call__(self, x: Video) -> Video:
@@ -59,29 +92,23 @@ class TemporalConv(nn.Module):
     kernel = self.param("kernel", self.kernel_init, (TAPS, channels, channels))
     kernel = whole(kernel.astype(self.dtype))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
-    out = convolve_time(x.astype(self.dtype), kernel, self.stride)
+    out = convolve_time(x.astype(self.dtype), kernel, self.resample)
     return out + bias.astype(self.dtype)
 
 
-class TemporalDown(nn.Module):
-  """Halves the frames; at initialisation it keeps every second one."""
+class TemporalResample(nn.Module):
+  """Halves ('down') or doubles ('up') the frames.
 
+  At initialisation it keeps every second one or shows every frame twice.
+  """
+
+  resample: str
   dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x: Video) -> Video:
-    return TemporalConv(identity_taps, self.dtype, stride=2, name="conv")(x)
-
-
-class TemporalUp(nn.Module):
-  """Doubles the frames; at initialisation it shows every frame twice."""
-
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: Video) -> Video:
-    x = jnp.repeat(x, 2, axis=1)
-    return TemporalConv(identity_taps, self.dtype, name="conv")(x)
+    conv = TemporalConv(identity_taps, self.dtype, self.resample, name="conv")
+    return conv(x)
 
 
 class ConvInflation(nn.Module):

@@ -405,8 +405,9 @@ class UNet(nn.Module):
     return einops.rearrange(chunks, "k b t h w c -> b (k t) h w c")
 
   def _resample_time(self, x: Video, name: str, kind: str) -> Video:
-    module = temporal.TemporalDown if kind == "down" else temporal.TemporalUp
-    return module(self._dtype, name=f"temporal_{name}")(x)
+    return temporal.TemporalResample(
+      kind, self._dtype, name=f"temporal_{name}"
+    )(x)
 
   def _dense(self, features: int, name: str) -> nn.Dense:
     return Dense(features, dtype=self._dtype, name=name)

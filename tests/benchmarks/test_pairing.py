@@ -1,5 +1,7 @@
 """The worker, its jobs replaced by ones that log, and two of them in turn."""
 
+import functools
+import importlib.metadata
 import sys
 
 import numpy as np
@@ -100,13 +102,13 @@ def test_alternate_changes_who_is_first(tmp_path):
   with start() as a, start() as b:
     build(a, log, "a")
     build(b, log, "b")
-    of_a, of_b = pairing.alternate(a, b, "forward", 3)
+    run = lambda worker: functools.partial(worker.run, "forward")
+    of_a, of_b = pairing.alternate(run(a), run(b), 3)
   assert len(of_a) == len(of_b) == 3
   ran = [line.split()[0] for line in log.read_text().splitlines()]
   assert "".join(ran) == "ab" + "abbaab"
 
 
-def test_ratio_is_of_pairs():
-  # A slow spell hits both of the last pair.
-  median, low, high = pairing.ratio([2, 3, 20, 4, 10], [1, 1, 10, 1, 5])
-  assert (median, low, high) == (2, 2, 3)
+def test_versions(worker):
+  known = worker.ask("versions", names=["numpy"])
+  assert known == {"numpy": importlib.metadata.version("numpy")}

@@ -1,5 +1,7 @@
 """Temporal layers against plain numpy and Lumiere's appendix B."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,17 +30,21 @@ def test_convolution_repeats_the_edge_frames(rng):
     np.testing.assert_allclose(out[:, t], expected + bias, atol=1e-5)
 
 
-def test_stride_keeps_what_the_whole_convolution_gives(rng):
-  x = rng.standard_normal((1, 6, 2, 2, 4)).astype(np.float32)
+@pytest.mark.parametrize("frames", [2, 6])
+def test_resampling_is_part_of_the_convolution(rng, frames):
+  x = rng.standard_normal((2, frames, 2, 2, 4)).astype(np.float32)
   params = {
     "kernel": rng.standard_normal((3, 4, 4)).astype(np.float32),
     "bias": np.ones(4, np.float32),
   }
-  conv = lambda stride: temporal.TemporalConv(
-    temporal.identity_taps, jnp.float32, stride=stride
-  )
-  whole, strided = (apply(conv(s), x, params) for s in (1, 2))
-  np.testing.assert_allclose(strided, whole[:, ::2], atol=1e-6)
+
+  def conv(x, resample):
+    init = temporal.identity_taps
+    return apply(temporal.TemporalConv(init, jnp.float32, resample), x, params)
+
+  close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+  close(conv(x, "down"), conv(x, "none")[:, ::2])
+  close(conv(x, "up"), conv(np.repeat(x, 2, axis=1), "none"))
 
 
 def test_80_40_20_10_80_is_nearest_neighbour_at_first(rng):
@@ -46,11 +52,11 @@ def test_80_40_20_10_80_is_nearest_neighbour_at_first(rng):
   x = video = rng.standard_normal((1, 80, 2, 2, 4)).astype(np.float32)
   lengths = [x.shape[1]]
   for _ in range(3):
-    x = apply(temporal.TemporalDown(jnp.float32), x)
+    x = apply(temporal.TemporalResample("down", jnp.float32), x)
     lengths.append(x.shape[1])
   np.testing.assert_array_equal(x, video[:, ::8])
   for _ in range(3):
-    x = apply(temporal.TemporalUp(jnp.float32), x)
+    x = apply(temporal.TemporalResample("up", jnp.float32), x)
   lengths.append(x.shape[1])
   assert lengths == [80, 40, 20, 10, 80]
   np.testing.assert_array_equal(x, np.repeat(video[:, ::8], 8, axis=1))

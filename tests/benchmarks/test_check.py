@@ -1,0 +1,111 @@
+"""`make bench` and `make bench-check`, with sections that measure nothing."""
+
+import argparse
+import copy
+import dataclasses
+import json
+
+import pytest
+
+from benchmarks.speed import __main__ as speed
+from benchmarks.speed import tables
+from benchmarks.speed.check import compare
+from benchmarks.speed.ratios import summary
+from tests.benchmarks import results
+
+PLACE = "growth, windows 4"
+
+
+@pytest.fixture
+def flags(monkeypatch, tmp_path):
+  """Flags of a run whose sections are those of `results`."""
+
+  def of(name, section):
+    rows = lambda bench: iter(
+      results.measure(name, quick=bench.quick)
+      if section.quick_seconds
+      else results.STARTUP
+    )
+    return dataclasses.replace(section, measure=rows)
+
+  sections = {k: of(k, v) for k, v in speed.SECTIONS.items()}
+  monkeypatch.setattr(speed, "SECTIONS", sections)
+  monkeypatch.setattr(speed, "versions", lambda flags: {"jax": "1"})
+  page = tmp_path / "page.md"
+  page.write_text(f"{tables.BEGIN}\n{tables.END}\n")
+  return argparse.Namespace(
+    peers="", rounds=2, only=[], out=tmp_path / "bench.json", page=page
+  )
+
+
+def test_bench_then_check(flags, capsys):
+  speed.bench(flags)
+  assert "### Start-up" in flags.page.read_text()
+  found = json.loads(flags.out.read_text())
+  assert list(found["sections"]) == list(speed.SECTIONS)
+  assert found["sections"]["growth"]["rounds"] == 2
+  printed = capsys.readouterr().out
+  assert "left  growth, windows 4: seconds 4.00" in printed
+  assert "about 260 s left  startup, import of main: 2.0 s" in printed
+  assert speed.check(flags, flags.out) == 0
+  assert "no ratio got more than 10% worse" in capsys.readouterr().out
+
+
+def test_bench_keeps_sections_not_asked_for(flags):
+  speed.bench(flags)
+  found = json.loads(flags.out.read_text())
+  found["sections"]["limits"]["rows"] = ["kept"]
+  flags.out.write_text(json.dumps(found))
+  flags.only, flags.page = ["growth"], None
+  speed.bench(flags)
+  assert json.loads(flags.out.read_text())["sections"]["limits"]["rows"] == [
+    "kept"
+  ]
+
+
+def test_check_names_what_got_worse(flags, capsys):
+  found = results.everything()
+  rows = found["sections"]["growth"]["rows"]
+  (row,) = (row for row in rows if row["name"] == "windows 4")
+  row["ratios"]["seconds"]["median"] = 3.0
+  flags.out.write_text(json.dumps(found))
+  assert speed.check(flags, flags.out) == 1
+  *_, line = capsys.readouterr().out.splitlines()
+  assert line.startswith(f"{PLACE}: seconds got worse, 3.00 -> 4.00")
+
+
+def test_check_without_what_is_committed(flags, capsys):
+  with pytest.raises(SystemExit, match=r"no bench\.json.*run make bench"):
+    speed.check(flags, flags.out)
+  found = results.everything()
+  del found["sections"]["growth"]
+  flags.out.write_text(json.dumps(found))
+  assert speed.check(flags, flags.out) == 1
+  assert f"{PLACE}: row is missing" in capsys.readouterr().out
+
+
+OLD = [{"name": "a", "ratios": {"x": summary([0.9, 1.0, 1.1], [1, 1, 1])}}]
+
+
+@pytest.mark.parametrize(
+  ("seconds", "expected"),
+  [
+    ([1.0, 1.2, 1.4], []),
+    ([0.5, 0.5, 0.5], []),
+    (
+      [1.2, 1.3, 1.4],
+      ["s, a: x got worse, 1.00 -> 1.30 (1.25 to 1.35); lower is better"],
+    ),
+  ],
+)
+def test_compare(seconds, expected):
+  new = copy.deepcopy(OLD)
+  new[0]["ratios"]["x"] = summary(seconds, [1, 1, 1])
+  assert list(compare("s", new, OLD)) == expected
+
+
+def test_compare_reports_what_is_missing():
+  new = [{"name": "a", "ratios": {"y": {}}}, {"name": "b", "ratios": {}}]
+  first, second = compare("s", new, OLD)
+  assert first.startswith("s, a: y is missing")
+  assert second.startswith("s, b: row is missing")
