@@ -5,7 +5,7 @@ Every block takes a video (b, t, h, w, c) and treats its frames one by one; an
 image is a video of one frame.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import functools
 
 import einops
@@ -69,75 +69,116 @@ class GroupNorm(nn.Module):
     if film is not None:
       more, add = (part.astype(jnp.float32) for part in film)
       scale, shift = scale * (1 + more), shift * (1 + more) + add
-    mean, variance = self._statistics(x, mask)
-    scale = scale * jax.lax.rsqrt(variance + NORM_EPS)
-    scale, shift = map(materialised, (scale, shift - mean * scale))
-    return scaled(x, scale, shift, self.activation)
-
-  def _statistics(self, x: Array, mask: Array | None) -> tuple[Array, Array]:
-    """Mean and variance of each channel's group, (..., 1, 1, c)."""
-
-    def mean_of_positions(values: Array) -> Float[Array, "... 1 1 c"]:
-      if mask is None:
-        return values.mean((-3, -2), keepdims=True)
-      total = jnp.where(mask[..., None], values, 0.0)
-      count = mask.sum((-2, -1))[..., None, None, None]
-      return total.sum((-3, -2), keepdims=True) / jnp.maximum(count, 1)
-
-    def mean_of_group(means: Array) -> Float[Array, "... 1 1 c"]:
-      # Of the few channels: no large array is cut into groups, which would be
-      # written out, padded, on accelerators.
-      split = means.reshape(*means.shape[:-1], self.groups, -1)
-      means = jnp.broadcast_to(split.mean(-1, keepdims=True), split.shape)
-      return means.reshape(*means.shape[:-2], x.shape[-1])
-
-    # Both in one reading of x: the variance within channels, and of their
-    # means about the group's.
-    wide = x.astype(jnp.float32)
-    mean, square = mean_of_positions(wide), mean_of_positions(jnp.square(wide))
-    within = jnp.maximum(square - jnp.square(mean), 0.0)
-    centre = mean_of_group(mean)
-    return centre, mean_of_group(within + jnp.square(mean - centre))
+    every = (*x.shape[:-3], 1, 1, channels)
+    scale, shift = (jnp.broadcast_to(part, every) for part in (scale, shift))
+    return normed(x, scale, shift, mask, self.groups, self.activation)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def scaled(
+_Channels = Float[Array, "... 1 1 c"]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def normed(
   x: Float[Array, "... h w c"],
-  scale: Float[Array, "... 1 1 c"],
-  shift: Float[Array, "... 1 1 c"],
+  scale: _Channels,
+  shift: _Channels,
+  mask: Bool[Array, "... h w"] | None,
+  groups: int,
   activation: str,
 ) -> Array:
-  """activation(x * scale + shift), of the dtype of x.
+  """What `GroupNorm` computes: activation(norm(x) * scale + shift).
 
-  For the backward pass nothing is kept but the arguments.
+  Both ways it reads x and writes as large an array twice at most, and between
+  them it keeps x and what is as small as `scale`.
   """
-  return _scaled_forward(x, scale, shift, activation)[0]
+  return _normed_forward(x, scale, shift, mask, groups, activation)[0]
 
 
-def _scaled_forward(x, scale, shift, activation: str) -> tuple[Array, tuple]:
+def _normed_forward(x, scale, shift, mask, groups, activation):
   # Where x was itself computed, it is kept rather than how.
   x = materialised(x)
-  out = _affine(x, scale, shift)
+  mean, variance = _statistics(x, mask, groups)
+  inverse = jax.lax.rsqrt(variance + NORM_EPS)
+  factor, offset = _materialised(
+    scale * inverse, shift - mean * scale * inverse
+  )
+  out = _affine(x, factor, offset)
   out = ACTIVATIONS[activation](out) if activation else out
-  return out, (x, scale, shift)
+  return out, (x, scale, mask, mean, inverse, factor, offset)
 
 
-def _affine(x: Array, scale: Array, shift: Array) -> Array:
-  """x * scale + shift, rounded to the dtype of x: large arrays stay small."""
-  return (x.astype(jnp.float32) * scale + shift).astype(x.dtype)
-
-
-def _scaled_backward(activation: str, kept: tuple, g: Array) -> tuple:
-  x, scale, shift = kept
+def _normed_backward(groups: int, activation: str, kept: tuple, g: Array):
+  x, scale, mask, mean, inverse, factor, offset = kept
+  # To a compiler another array than in the forward pass, of which it would
+  # otherwise keep what is computed from x again here.
+  x = materialised(x)
   if activation:
-    out = _affine(x, scale, shift)
+    out = _affine(x, factor, offset)
     g = jax.vjp(ACTIVATIONS[activation], out)[1](g)[0]
   g, wide = (y.astype(jnp.float32) for y in (materialised(g), x))
   over = lambda values: values.sum((-3, -2), keepdims=True)
-  return (g * scale).astype(x.dtype), over(g * wide), over(g)
+  to_shift = over(g)
+  to_scale = inverse * (over(g * wide) - mean * to_shift)
+  # Through the mean and the variance, each the same for a group:
+  # dx = scale inverse (g - mean(g) - norm(x) mean(g norm(x))).
+  count = _count(x, mask)
+  means = (
+    _mean_of_group(scale * y, groups) / count for y in (to_shift, to_scale)
+  )
+  by_mean, by_variance = (inverse * y for y in means)
+  slope = -inverse * by_variance
+  slope, level = _materialised(slope, -by_mean - mean * slope)
+  through = wide * slope + level
+  if mask is not None:
+    through = jnp.where(mask[..., None], through, 0.0)
+  return (g * factor + through).astype(x.dtype), to_scale, to_shift, None
 
 
-scaled.defvjp(_scaled_forward, _scaled_backward)
+normed.defvjp(_normed_forward, _normed_backward)
+
+
+def _statistics(
+  x: Array, mask: Bool[Array, "... h w"] | None, groups: int
+) -> tuple[_Channels, _Channels]:
+  """Mean and variance of each channel's group, in float32."""
+
+  def mean_of_positions(values: Array) -> _Channels:
+    if mask is not None:
+      values = jnp.where(mask[..., None], values, 0.0)
+    return values.sum((-3, -2), keepdims=True) / _count(x, mask)
+
+  # Both in one reading of x: the variance within channels, and of their
+  # means about the group's.
+  wide = x.astype(jnp.float32)
+  mean, square = mean_of_positions(wide), mean_of_positions(jnp.square(wide))
+  within = jnp.maximum(square - jnp.square(mean), 0.0)
+  centre = _mean_of_group(mean, groups)
+  return centre, _mean_of_group(within + jnp.square(mean - centre), groups)
+
+
+def _count(x: Array, mask: Array | None) -> int | Float[Array, "... 1 1 1"]:
+  """How many positions a frame's statistics are of, 1 where none."""
+  if mask is None:
+    return x.shape[-3] * x.shape[-2]
+  return jnp.maximum(mask.sum((-2, -1)), 1)[..., None, None, None]
+
+
+def _mean_of_group(means: _Channels, groups: int) -> _Channels:
+  # Of the few channels: no large array is cut into groups, which would be
+  # written out, padded, on accelerators.
+  split = means.reshape(*means.shape[:-1], groups, -1)
+  split = jnp.broadcast_to(split.mean(-1, keepdims=True), split.shape)
+  return split.reshape(means.shape)
+
+
+def _affine(x: Array, factor: _Channels, offset: _Channels) -> Array:
+  """x * factor + offset, rounded to the dtype of x: large arrays stay small."""
+  return (x.astype(jnp.float32) * factor + offset).astype(x.dtype)
+
+
+def _materialised(*arrays: Array) -> Iterator[Array]:
+  # A loop over an array would look each channel's group up at every position.
+  return map(materialised, arrays)
 
 
 def sinusoid(time: PerSample, width: int) -> Float[Array, "b width"]:
