@@ -14,7 +14,7 @@ GRADIO_LEAVES := -W ignore::ResourceWarning \
 TOUR := --model=demo --style=pastel=pastel --shots=docs/app
 
 .PHONY: demo gallery test scale beam xmanager app-test app-shots lint format \
-  parity torture bench clean
+  parity torture bench bench-check clean
 
 demo: $(VENV)/ready  ## every task and a few steps of every stage, on a page
 	$(BIN)/python -m launch.demo --out=out/demo
@@ -52,8 +52,12 @@ format: $(VENV)/ready
 parity: $(PARITY)/ready  ## compare with torch, diffusers and transformers
 	$(PARITY)/bin/python -m pytest -q tests/parity
 
-bench: $(VENV)/ready $(BENCH)/ready  ## speed and memory beside others'
-	$(BIN)/python -m benchmarks.speed --peers=$(BENCH)/bin/python
+bench: $(VENV)/ready $(BENCH)/ready  ## speed beside others, docs/performance.md
+	$(BIN)/python -m benchmarks.speed --peers=$(BENCH)/bin/python \
+	  --out=docs/performance.json --page=docs/performance.md
+
+bench-check: $(VENV)/ready $(BENCH)/ready  ## ratios more than 10% worse
+	$(BIN)/python -m benchmarks.speed --peers=$(BENCH)/bin/python --check
 
 torture: $(VENV)/ready  ## kill a run in every way there is; some minutes
 	XLA_FLAGS= $(BIN)/python -m tests.torture --report=docs/reliability.md

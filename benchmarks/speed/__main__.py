@@ -1,40 +1,142 @@
-"""How fast this is, beside others: `make bench`.
+"""How fast this is, beside others: `make bench` and `make bench-check`.
 
-.venv/bin/python -m benchmarks.speed --peers=.venv-bench/bin/python
+python -m benchmarks.speed --peers=.venv-bench/bin/python
 
-Writes one JSON file; sections not asked for are kept as they are in it.
+Writes one JSON file, with --page its tables into a page too. Sections not asked
+for are kept as they are in it. With --check it measures a part of the ratios
+and writes nothing: it names those more than 10% worse than in
+docs/performance.json, and then exits with 1. As pairs differ by 5 to 10% from
+run to run, three quarters of the new pairs have to be that much worse than the
+median there.
 """
 
 import argparse
+from collections.abc import Iterator
+import datetime
 import json
 import os
 from pathlib import Path
 import platform
+import re
+import shutil
 import sys
 import time
+from typing import Any
 
-from benchmarks.speed.sections import SECTIONS, Bench
+from benchmarks.speed import tables
+from benchmarks.speed.check import compare
+from benchmarks.speed.pairing import ROOT
+from benchmarks.speed.sections import SECTIONS, Bench, Row
+
+COMMITTED = ROOT / "docs" / "performance.json"
+PACKAGES = {
+  "ours": ("jax", "flax"),
+  "peers": (
+    *("torch", "diffusers", "lumiere-pytorch", "imagen-pytorch"),
+    "make-a-video-pytorch",
+  ),
+}
 
 
 def main() -> None:
   """Measures the sections asked for, and says how far it is."""
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--peers", required=True, help="their interpreter")
+  parser.add_argument("--peers", default=".venv-bench/bin/python")
   parser.add_argument("--out", type=Path, default=Path("out/bench.json"))
-  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--page", type=Path, help="Markdown to put tables into")
+  parser.add_argument("--rounds", type=int, help="of each pair")
   parser.add_argument("--only", nargs="*", choices=SECTIONS, default=[])
+  parser.add_argument("--check", action="store_true")
   flags = parser.parse_args()
-  bench = Bench(sys.executable, flags.peers, rounds=flags.rounds)
+  if not shutil.which(flags.peers):
+    parser.error(f"no interpreter {flags.peers}; make bench sets it up")
+  sys.exit(check(flags) if flags.check else bench(flags))
+
+
+def bench(flags: argparse.Namespace) -> None:
+  """Measures, and writes after each row."""
   found = json.loads(flags.out.read_text()) if flags.out.exists() else {}
-  found["machine"] = f"{os.cpu_count()} cores, {platform.machine()}"
+  found["machine"] = machine()
+  found["versions"] = versions(flags)
+  sections = found.setdefault("sections", {})
+  flags.out.parent.mkdir(parents=True, exist_ok=True)
+  for name, rows, rounds in measured(flags, quick=False):
+    today = datetime.date.today().isoformat()
+    sections[name] = {"date": today, "rounds": rounds, "rows": rows}
+    order = sorted(sections, key=list(SECTIONS).index)
+    found["sections"] = sections = {key: sections[key] for key in order}
+    flags.out.write_text(json.dumps(found, indent=1) + "\n")
+  if flags.page:
+    tables.write(found, flags.page)
+
+
+def check(flags: argparse.Namespace, committed: Path = COMMITTED) -> int:
+  """Measures the quick rows and prints what got worse; 1 if anything did."""
+  if not committed.exists():
+    sys.exit(
+      f"error: no {committed.name} to compare with; run make bench first"
+    )
+  old = json.loads(committed.read_text())["sections"]
+  new = {name: rows for name, rows, _ in measured(flags, quick=True)}
+  lines = [
+    line
+    for name, rows in new.items()
+    for line in compare(name, rows, old.get(name, {}).get("rows", []))
+  ]
+  print("\n".join(lines) or "no ratio got more than 10% worse")
+  return 1 if lines else 0
+
+
+def measured(
+  flags: argparse.Namespace, *, quick: bool
+) -> Iterator[tuple[str, list[Row], int]]:
+  """Sections as they grow: name, rows so far and rounds, after each row."""
+  cost = lambda name: (
+    SECTIONS[name].quick_seconds if quick else SECTIONS[name].seconds
+  )
+  names = [name for name in flags.only or SECTIONS if cost(name)]
   start = time.monotonic()
-  for name in flags.only or SECTIONS:
-    found[name] = []
-    for row in SECTIONS[name](bench):
-      found[name].append(row)
-      print(f"{time.monotonic() - start:5.0f} s {name}: {json.dumps(row)}")
-      flags.out.parent.mkdir(parents=True, exist_ok=True)
-      flags.out.write_text(json.dumps(found, indent=1))
+  for i, name in enumerate(names):
+    rounds = flags.rounds or SECTIONS[name].rounds
+    side = Bench(sys.executable, flags.peers, rounds=rounds, quick=quick)
+    rows, began = [], time.monotonic()
+    for row in SECTIONS[name].measure(side):
+      rows.append(row)
+      now = time.monotonic()
+      left = max(0, cost(name) - now + began) + sum(map(cost, names[i + 1 :]))
+      print(
+        f"{now - start:5.0f} s, about {left:.0f} s left  {name}, {brief(row)}",
+        flush=True,
+      )
+      yield name, rows, rounds
+
+
+def brief(row: Row) -> str:
+  """A row in one line."""
+  ratios = row.get("ratios")
+  if not ratios:
+    return f"{row['name']}: {row['seconds']:.1f} s"
+  medians = (f"{name} {ratio['median']:.2f}" for name, ratio in ratios.items())
+  return f"{row['name']}: " + "; ".join(medians)
+
+
+def machine() -> str:
+  """Cores and processor."""
+  info = Path("/proc/cpuinfo")
+  text = info.read_text() if info.exists() else ""
+  model = re.search(r"^model name\s*: (.*)$", text, re.M)
+  name = f" of an {model[1]}" if model else ""
+  return f"{os.cpu_count()} cores{name}, {platform.machine()}"
+
+
+def versions(flags: argparse.Namespace) -> dict[str, Any]:
+  """Installed versions of what is compared."""
+  known = {}
+  side = Bench(sys.executable, flags.peers, rounds=1)
+  for name, packages in PACKAGES.items():
+    with side.worker(name) as worker:
+      known |= worker.ask("versions", names=packages)
+  return known
 
 
 if __name__ == "__main__":

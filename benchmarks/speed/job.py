@@ -13,6 +13,7 @@ class Job:
   Attributes:
     forward: one pass without gradients; returns when it is done.
     train: one step: forward, MSE, backward, AdamW; returns when it is done.
+      None: there is none.
     forward_flops: of one pass, matrix products and convolutions alone.
     train_flops: of one step, counted likewise.
     parameters: how many numbers the network has.
@@ -21,9 +22,9 @@ class Job:
   """
 
   forward: Callable[[], object]
-  train: Callable[[], object]
+  train: Callable[[], object] | None = None
   forward_flops: int
-  train_flops: int
-  parameters: int
-  trained: int
+  train_flops: int = 0
+  parameters: int = 0
+  trained: int = 0
   output: Callable[[], np.ndarray] | None = None

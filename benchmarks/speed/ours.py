@@ -1,33 +1,46 @@
 """Our networks as jobs of the speed benchmark."""
 
-from collections.abc import Callable
+import collections
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from benchmarks.speed.job import Job
+from lumiere_jax.diffusion.multidiffusion import multi_diffusion
 from lumiere_jax.io import safetensors
 from lumiere_jax.io.atomic import write_json
 from lumiere_jax.models.inflate import unflatten
+from lumiere_jax.models.layers import convolve
 from lumiere_jax.models.unet import (
   TemporalConfig,
   UNet,
   UNetConfig,
+  abstract_params,
 )
 from lumiere_jax.models.unet_diffusers import to_diffusers
 from lumiere_jax.models.unet_diffusers_config import config_to_diffusers
 from lumiere_jax.parallel.backend import compiler_options
 from lumiere_jax.parallel.flops import count_flops
+from lumiere_jax.pipelines.stage import (
+  DiffusionConfig,
+  StageConfig,
+  VideoConfig,
+  network_denoiser,
+)
 from lumiere_jax.typing import Cond, FlatParams
 from tests.stand_ins import random_leaves
 
 TOKENS = 77
+OVERLAP = 2  # Frames that windows share, as in the paper.
 
 # DeepFloyd IF's first stage, narrow.
 MEDIUM = UNetConfig(
@@ -87,6 +100,45 @@ def write_folder(
   )
   given = inputs(batch, frames, side, config.text_dim, seed)
   np.savez(folder / "inputs.npz", **given)
+  write_json(folder / "convolutions.json", convolutions_of(config, given))
+
+
+def convolutions_of(config: UNetConfig, given: dict) -> list[list[int]]:
+  """The 3x3 convolutions of a pass: pictures, side, channels in and out, times.
+
+  Args:
+    config: of the network.
+    given: see `inputs`.
+  """
+  found = collections.Counter()
+
+  def note(call, args, kwargs, context):
+    module = context.module
+    if isinstance(module, nn.Conv) and tuple(module.kernel_size) == (3, 3):
+      *batch, side, _, channels = args[0].shape
+      found[math.prod(batch), side, channels, module.features] += 1
+    return call(*args, **kwargs)
+
+  params = abstract_params(config)
+  with nn.intercept_methods(note):
+    jax.eval_shape(functools.partial(predict, config), params, given)
+  return [[*shape, times] for shape, times in found.items()]
+
+
+def predict(config: UNetConfig, params: FlatParams, given: dict) -> jax.Array:
+  """What a network of flat weights puts out for `inputs`."""
+  cond = Cond(text=given["text"])
+  return UNet(config).apply(
+    {"params": unflatten(params)}, given["video"], given["time"] / 1000, cond
+  )
+
+
+def compiled(function: Callable, **options: Any) -> Callable:
+  """A function jitted as those of the library are."""
+  platform = jax.default_backend()
+  return jax.jit(
+    function, compiler_options=compiler_options(platform), **options
+  )
 
 
 def job(config: UNetConfig, params: FlatParams, given: dict, train: str) -> Job:
@@ -99,17 +151,10 @@ def job(config: UNetConfig, params: FlatParams, given: dict, train: str) -> Job:
     train: which leaves a step changes, by a part of their path; '': all.
   """
   given = {name: jnp.asarray(x) for name, x in given.items()}
-  options = compiler_options(jax.default_backend())
-  jit = functools.partial(jax.jit, compiler_options=options)
-
-  def predict(params: FlatParams, given: dict) -> jax.Array:
-    cond = Cond(text=given["text"])
-    return UNet(config).apply(
-      {"params": unflatten(params)}, given["video"], given["time"] / 1000, cond
-    )
+  network = functools.partial(predict, config)
 
   def loss(trained: FlatParams, frozen: FlatParams, given: dict) -> jax.Array:
-    out = predict({**trained, **frozen}, given)[..., :3]
+    out = network({**trained, **frozen}, given)[..., :3]
     return jnp.mean(jnp.square(out - given["target"]))
 
   optimizer = optax.adamw(1e-4)
@@ -123,8 +168,8 @@ def job(config: UNetConfig, params: FlatParams, given: dict, train: str) -> Job:
   params = {name: jnp.array(x) for name, x in params.items()}
   trained = {k: jnp.array(v) for k, v in params.items() if train in k}
   frozen = {k: v for k, v in params.items() if k not in trained}
-  forward = jit(predict)
-  stepped = jit(step, donate_argnums=(0, 1))
+  forward = compiled(network)
+  stepped = compiled(step, donate_argnums=(0, 1))
   held: dict[str, Any] = {"trained": trained, "state": optimizer.init(trained)}
 
   def train_once() -> None:
@@ -136,7 +181,7 @@ def job(config: UNetConfig, params: FlatParams, given: dict, train: str) -> Job:
   return Job(
     forward=lambda: jax.block_until_ready(forward(params, given)),
     train=train_once,
-    forward_flops=count_flops(predict, params, given),
+    forward_flops=count_flops(network, params, given),
     train_flops=count_flops(jax.value_and_grad(loss), trained, frozen, given),
     parameters=sum(x.size for x in params.values()),
     trained=sum(x.size for x in trained.values()),
@@ -166,7 +211,74 @@ def stunet(*, size: str, batch: int, frames: int, side: int, seed: int) -> Job:
   )
 
 
+def denoise(
+  *, size: str, batch: int, frames: int, side: int, windows: int, seed: int
+) -> Job:
+  """A denoising evaluation of the Space-Time U-Net.
+
+  Args:
+    size: of the network.
+    batch: videos.
+    frames: of a window.
+    side: of a frame.
+    windows: of MultiDiffusion, one after the other; 1 is the network alone.
+    seed: of weights and inputs.
+  """
+  config = inflated(size)
+  stage = StageConfig(
+    model=config,
+    diffusion=DiffusionConfig(),
+    video=VideoConfig(num_frames=frames, fps=8, resolution=(side, side)),
+  )
+  starts = [i * (frames - OVERLAP) for i in range(windows)]
+  given = inputs(batch, starts[-1] + frames, side, config.text_dim, seed)
+
+  def evaluate(params: FlatParams, video: jax.Array, text: jax.Array):
+    denoiser = network_denoiser(stage, params)
+    denoiser = multi_diffusion(denoiser, starts, frames)
+    return denoiser(video, jnp.zeros(batch), Cond(text=text))
+
+  params = random_leaves(config, seed, np.float32)
+  return _calls([(evaluate, (params, given["video"], given["text"]), 1)])
+
+
+def matmul(*, size: int, times: int, seed: int) -> Job:
+  """A product of two square matrices, several times."""
+  a, b = np.random.default_rng(seed).standard_normal((2, size, size), "f")
+  return _calls([(jnp.dot, (a, b), times)])
+
+
+def convolutions(*, shapes: Sequence[Sequence[int]], seed: int) -> Job:
+  """3x3 convolutions, each a program of its own; see `convolutions_of`."""
+  draw = np.random.default_rng(seed).standard_normal
+  calls = []
+  for pictures, side, before, after, times in shapes:
+    x = draw((pictures, side, side, before), "f")
+    kernel = draw((3, 3, before, after), "f")
+    calls.append((convolve, (x, kernel), times))
+  return _calls(calls)
+
+
+def _calls(calls: Sequence[tuple[Callable, tuple, int]]) -> Job:
+  """Functions of arrays, each as often as it says, one after the other."""
+  flops = sum(count_flops(f, *args) * times for f, args, times in calls)
+  ready = [
+    (compiled(f), jax.tree.map(jnp.asarray, args), times)
+    for f, args, times in calls
+  ]
+
+  def forward() -> None:
+    for function, args, times in ready:
+      for _ in range(times):
+        jax.block_until_ready(function(*args))
+
+  return Job(forward=forward, forward_flops=flops)
+
+
 JOBS: dict[str, Callable[..., Job]] = {
   "image_unet": image_unet,
   "stunet": stunet,
+  "denoise": denoise,
+  "matmul": matmul,
+  "convolutions": convolutions,
 }

@@ -1,14 +1,12 @@
 """Two workers that take turns on the same cores."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import json
 from pathlib import Path
 import subprocess
 import tempfile
 from typing import Any, Self
-
-import numpy as np
 
 ROOT = Path(__file__).parents[2]
 STDERR_LINES = 10
@@ -77,23 +75,20 @@ class Worker(contextlib.AbstractContextManager):
 
 
 def alternate(
-  a: Worker, b: Worker, what: str, rounds: int
+  a: Callable[[], float], b: Callable[[], float], rounds: int
 ) -> tuple[list[float], list[float]]:
   """Seconds of each, run in the order a b b a a b ... after a run unmeasured.
 
   Whatever slows the machine for a while slows both; neither is always first.
+
+  Args:
+    a: runs once and returns the seconds, see `Worker.run`.
+    b: likewise.
+    rounds: how often each is measured.
   """
-  seconds: dict[Worker, list[float]] = {a: [], b: []}
-  for worker in (a, b):
-    worker.run(what)
+  seconds: tuple[list[float], list[float]] = ([], [])
+  a(), b()
   for number in range(rounds):
-    for worker in (b, a) if number % 2 else (a, b):
-      seconds[worker].append(worker.run(what))
-  return seconds[a], seconds[b]
-
-
-def ratio(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
-  """Median, lower and upper quartile of a / b, pair by pair."""
-  quotients = np.asarray(a) / np.asarray(b)
-  median, low, high = np.quantile(quotients, (0.5, 0.25, 0.75))
-  return float(median), float(low), float(high)
+    for which in (1, 0) if number % 2 else (0, 1):
+      seconds[which].append((a, b)[which]())
+  return seconds

@@ -5,7 +5,8 @@ is built, so that a process holds the libraries of its own peer alone. Sizes are
 such as train on a CPU; all but `diffusers_unet` draw weights and inputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import functools
 import importlib
 from pathlib import Path
 import types
@@ -200,6 +201,24 @@ def _video(make: Callable[[int, int], tuple[nn.Module, _Call]]):
   return build
 
 
+def matmul(*, size: int, times: int, seed: int) -> Job:
+  """A product of two square matrices, several times."""
+  torch.manual_seed(seed)
+  return _calls([(torch.mm, tuple(torch.randn(2, size, size)), times)])
+
+
+def convolutions(*, shapes: Sequence[Sequence[int]], seed: int) -> Job:
+  """3x3 convolutions: pictures, side, channels in and out, times of each."""
+  torch.manual_seed(seed)
+  calls = []
+  for pictures, side, before, after, times in shapes:
+    x = torch.randn(pictures, before, side, side)
+    kernel = torch.randn(after, before, 3, 3)
+    convolve = functools.partial(nn.functional.conv2d, padding=1)
+    calls.append((convolve, (x, kernel), times))
+  return _calls(calls)
+
+
 PEERS: dict[str, Callable[..., Job]] = {
   "diffusers_unet": diffusers_unet,
   "lumiere_karras": _video(_lumiere_karras),
@@ -208,7 +227,21 @@ PEERS: dict[str, Callable[..., Job]] = {
   "diffusers_3d": _video(_diffusers_3d),
   "diffusers_motion": _video(_diffusers_motion),
   "make_a_video": _video(_make_a_video),
+  "matmul": matmul,
+  "convolutions": convolutions,
 }
+
+
+def _calls(calls: Sequence[tuple[Callable, tuple, int]]) -> Job:
+  """Functions of arrays, each as often as it says, one after the other."""
+
+  @torch.no_grad()
+  def forward() -> None:
+    for function, args, times in calls:
+      for _ in range(times):
+        function(*args)
+
+  return Job(forward=forward, forward_flops=_flops(forward))
 
 
 def _job(
@@ -241,13 +274,7 @@ def _job(
     optimizer.step()
     optimizer.zero_grad()
 
-  def flops(run: Callable[[], object]) -> int:
-    # torch's counter does not know the fused attention of CPUs.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
-      run()
-    return count.get_total_flops()
-
-  forward_flops, train_flops = flops(forward), flops(backward)
+  forward_flops, train_flops = _flops(forward), _flops(backward)
   optimizer.zero_grad()
   return Job(
     forward=forward,
@@ -258,6 +285,13 @@ def _job(
     trained=sum(p.numel() for p in trained),
     output=lambda: forward().movedim(1, -1).numpy(),
   )
+
+
+def _flops(run: Callable[[], object]) -> int:
+  # torch's counter does not know the fused attention of CPUs.
+  with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
+    run()
+  return count.get_total_flops()
 
 
 def _import(name: str) -> types.ModuleType:

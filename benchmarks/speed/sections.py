@@ -4,18 +4,19 @@ Ratios are taken within one run, by turns on the same cores: seconds differ
 from one machine and one hour to the next, ratios hardly.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import dataclasses
-import os
+import functools
+import json
 from pathlib import Path
-import subprocess
 import tempfile
-import time
 from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.pairing import ROOT, Worker, alternate, command, ratio
+from benchmarks.speed.pairing import Worker, alternate, command
+from benchmarks.speed.ratios import Ratio, summary
+from benchmarks.speed.startup import startup
 
 Row = dict[str, Any]
 SIDE = 32
@@ -28,8 +29,32 @@ VIDEO_PEERS = (
   "diffusers_motion",
   "make_a_video",
 )
-# The page needs packages of its own, which this environment is without.
-ENTRIES = ("main", "sample", "convert", "evaluate", "prepare", "plan")
+QUICK_PEER = "lumiere_imagen"
+VIDEO = {"batch": 1, "frames": 16, "side": SIDE, "seed": 0}
+PICTURES = {"batch": 16, "frames": 1, "side": SIDE, "seed": 0}
+
+GROWTH = {
+  "frames": (80, 160, 320),
+  "side": (16, 64),
+  "batch": (4,),
+  "windows": (4, 8),
+}
+# What may be spent for how much more work: 80 frames cost at most 5.2 times 16,
+# MultiDiffusion 1.05 times its windows.
+GROWTH_GOALS = {("frames", 80): 5.2, ("windows", 4): 4.2, ("windows", 8): 8.4}
+QUICK_GROWTH = (("frames", 80), ("windows", 4))
+
+# Of the U-Net's levels: pictures, side, channels in and out, times.
+CONVOLUTIONS = {
+  "96 channels, 32x32": [16, 32, 96, 96, 8],
+  "192 channels, 16x16": [16, 16, 192, 192, 8],
+  "256 channels, 8x8": [16, 8, 256, 256, 16],
+}
+MATMULS = {
+  "1024": {"size": 1024, "times": 8},
+  "2048": {"size": 2048, "times": 2},
+}
+ALL_CONVOLUTIONS = "all 3x3 convolutions of the U-Net"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +64,16 @@ class Bench:
   Attributes:
     ours: interpreter of our environment.
     peers: interpreter of the peers'.
-    threads: of each side.
     rounds: of each pair.
+    threads: of each side.
+    quick: the rows that `--check` compares alone.
   """
 
   ours: str
   peers: str
+  rounds: int
   threads: int = 2
-  rounds: int = 5
+  quick: bool = False
 
   def worker(self, side: str) -> Worker:
     """A process of 'ours' or 'peers'."""
@@ -55,126 +82,202 @@ class Bench:
 
 def same_weights(bench: Bench) -> Iterator[Row]:
   """Our image U-Net against diffusers', by the same weights and inputs."""
+  inputs = {"16 pictures": PICTURES, "a clip of 16 frames": VIDEO}
   for size in ("small", "medium"):
-    for batch, frames in ((16, 1), (1, 16)):
+    for name, args in inputs.items():
+      if bench.quick and args is not PICTURES:
+        continue
       with tempfile.TemporaryDirectory() as folder:
-        args = {"batch": batch, "frames": frames, "side": SIDE, "seed": 0}
-        args["folder"] = folder
-        yield _same_weights(bench, size, args)
+        row = _same_weights(bench, size, {**args, "folder": folder})
+      yield {"name": f"{size}, {name}", **row}
 
 
 def _same_weights(bench: Bench, size: str, args: dict) -> Row:
-  folder = Path(args["folder"])
-  row: Row = {"size": size, "batch": args["batch"], "frames": args["frames"]}
+  row: Row = {"ratios": {}}
   with bench.worker("ours") as ours, bench.worker("peers") as theirs:
     row |= ours.ask("build", name="image_unet", args={**args, "size": size})
     theirs.ask("build", name="diffusers_unet", args=args)
     outputs = []
     for worker in (ours, theirs):
-      file = folder / f"{worker.name}.npy"
+      file = Path(args["folder"]) / f"{worker.name}.npy"
       worker.ask("output", to=str(file))
       outputs.append(np.load(file))
     error = np.abs(outputs[0] - outputs[1]).max() / outputs[1].std()
     row["difference"] = float(error)
     for what in PASSES:
-      row[what] = _compared(bench, ours, theirs, what)
+      row[what], seconds = _compared(bench, ours, theirs, what)
+      memory = [[peak] for peak in row[what]["peak_bytes"]]
+      row["ratios"] |= {
+        what: summary(*seconds, goal=1.0),
+        f"{what}, memory": summary(*memory, goal=1.0),
+      }
   return row
 
 
-def _compared(bench: Bench, ours: Worker, theirs: Worker, what: str) -> Row:
-  """Seconds and peak memory of one pass."""
+def _compared(
+  bench: Bench, ours: Worker, theirs: Worker, what: str
+) -> tuple[Row, tuple[list[float], list[float]]]:
+  """Median seconds and peak memory of one pass; seconds of all pairs."""
   for worker in (ours, theirs):
     worker.run(what)  # compiles, and fills what is kept between steps
     worker.ask("reset_memory")
-  seconds = alternate(ours, theirs, what, bench.rounds)
+  seconds = _turns(bench, (ours, what), (theirs, what))
   peaks = [worker.ask("memory")["peak_bytes"] for worker in (ours, theirs)]
-  median, low, high = ratio(*seconds)
-  return {
-    "ours_seconds": float(np.median(seconds[0])),
-    "theirs_seconds": float(np.median(seconds[1])),
-    "ratio": median,
-    "quartiles": [low, high],
-    "peak_bytes": peaks,
-  }
+  row = {"seconds": [float(np.median(s)) for s in seconds], "peak_bytes": peaks}
+  return row, seconds
+
+
+def _turns(
+  bench: Bench, a: tuple[Worker, str], b: tuple[Worker, str]
+) -> tuple[list[float], list[float]]:
+  """Seconds of two workers' passes, by turns."""
+  run = lambda worker, what: functools.partial(worker.run, what)
+  return alternate(run(*a), run(*b), bench.rounds)
 
 
 def same_job(bench: Bench) -> Iterator[Row]:
   """Video U-Nets of others, each by turns with ours; 16 frames."""
-  args = {"batch": 1, "frames": 16, "side": SIDE, "seed": 0}
-  small = {**args, "size": "small"}
-  for peer in VIDEO_PEERS:
-    with bench.worker("ours") as ours, bench.worker("peers") as theirs:
-      counts = {
-        "ours": ours.ask("build", name="stunet", args=small),
-        "theirs": theirs.ask("build", name=peer, args=args),
-      }
-      passes = {what: _compared(bench, ours, theirs, what) for what in PASSES}
-    yield {"peer": peer, **counts, **passes}
+  # Ours is compiled once; a process that trains would take more memory forward.
+  with bench.worker("ours") as forward, bench.worker("ours") as train:
+    ours = dict(zip(PASSES, (forward, train), strict=True))
+    for worker in ours.values():
+      args = {**VIDEO, "size": "small"}
+      counts = worker.ask("build", name="stunet", args=args)
+    for peer in (QUICK_PEER,) if bench.quick else VIDEO_PEERS:
+      yield {"name": peer, **_same_job(bench, ours, counts, peer)}
+
+
+def _same_job(
+  bench: Bench, ours: dict[str, Worker], counts: Row, peer: str
+) -> Row:
+  row: Row = {"ours": counts, "ratios": {}}
+  with bench.worker("peers") as theirs:
+    row["theirs"] = theirs.ask("build", name=peer, args=VIDEO)
+    for what, worker in ours.items():
+      row[what], seconds = _compared(bench, worker, theirs, what)
+      row["ratios"][f"{what}, GFLOP/s"] = faster(row, what, seconds)
+  turns = [(ours[what], what) for what in reversed(PASSES)]
+  seconds = _turns(bench, *turns)
+  row["ratios"]["train / forward, by FLOPs"] = train_forward(row, seconds)
+  return row
+
+
+def faster(row: Row, what: str, seconds: tuple) -> Ratio:
+  """GFLOP/s of ours over theirs."""
+  key = f"{what}_flops"
+  times = row["ours"][key] / row["theirs"][key]
+  return summary(*reversed(seconds), times=times, goal=1.1, better="higher")
+
+
+def train_forward(row: Row, seconds: tuple) -> Ratio:
+  """Seconds of our training step over a pass, by the ratio of their FLOPs."""
+  times = row["ours"]["forward_flops"] / row["ours"]["train_flops"]
+  return summary(*seconds, times=times, goal=1.15)
 
 
 def growth(bench: Bench) -> Iterator[Row]:
-  """Seconds of our Space-Time U-Net's forward pass as its input grows."""
-  for axis, cases in {
-    "frames": [{"frames": n} for n in (16, 80, 160, 320)],
-    "side": [{"side": n} for n in (16, 32, 64)],
-    "batch": [{"batch": n} for n in (1, 2, 4)],
-  }.items():
-    for case in cases:
-      args = {"batch": 1, "frames": 16, "side": SIDE, "seed": 0, **case}
-      args["size"] = "small"
-      with bench.worker("ours") as ours:
-        counts = ours.ask("build", name="stunet", args=args)
-        ours.run("forward")
-        seconds = min(ours.run("forward") for _ in range(bench.rounds))
-      yield {"axis": axis, **args, "seconds": seconds, **counts}
+  """A denoising evaluation of more frames, pixels, videos or windows.
+
+  Each by turns with one of a window of 16 frames.
+  """
+  base = {**VIDEO, "size": "small", "windows": 1}
+  with bench.worker("ours") as one:
+    one_flops = one.ask("build", name="denoise", args=base)["forward_flops"]
+    for axis, numbers in GROWTH.items():
+      for number in numbers:
+        if bench.quick and (axis, number) not in QUICK_GROWTH:
+          continue
+        with bench.worker("ours") as more:
+          args = {**base, axis: number}
+          counts = more.ask("build", name="denoise", args=args)
+          seconds = _turns(bench, (more, "forward"), (one, "forward"))
+        goal = GROWTH_GOALS.get((axis, number))
+        yield {
+          "name": f"{axis} {number}",
+          "work": work(axis, number),
+          "flops": counts["forward_flops"] / one_flops,
+          "seconds": [float(np.median(s)) for s in seconds],
+          "ratios": {"seconds": summary(*seconds, goal=goal)},
+        }
 
 
-def startup(bench: Bench) -> Iterator[Row]:
-  """Seconds of whole processes, with an empty and a filled compile cache."""
-  train = [
-    *("-m", "lumiere_jax.main", "--config=configs/base.py:tiny"),
-    *("--config.init_from=scratch", "--config.train.steps=1", "--workdir={}"),
-  ]
-  sample = [
-    *("-m", "lumiere_jax.sample", "--model=demo", "--prompt=a red circle"),
-    "--out={}.mp4",
-  ]
-  with tempfile.TemporaryDirectory() as folder:
-    for name, words in (("train", train), ("sample", sample)):
-      for state in ("cold", "cached"):
-        out = f"{folder}/{name}_{state}"
-        process = [word.format(out) for word in words]
-        seconds = _process(bench, process, {"XDG_CACHE_HOME": folder})
-        yield {"job": name, "cache": state, "seconds": seconds}
-  jax = _import_seconds(bench, "jax")
-  for entry in ENTRIES:
-    seconds = _import_seconds(bench, f"lumiere_jax.{entry}")
-    row = {"seconds": seconds, "besides_jax": seconds - jax}
-    yield {"job": f"import of {entry}", **row}
+def work(axis: str, number: int) -> float:
+  """How many times the pixels of `growth`'s base an input has."""
+  base = {"frames": VIDEO["frames"], "side": SIDE}.get(axis, 1)
+  return (number / base) ** (2 if axis == "side" else 1)
 
 
-def _import_seconds(bench: Bench, module: str) -> float:
-  words = ["-c", f"import {module}"]
-  return min(_process(bench, words, {}) for _ in range(3))
+def limits(bench: Bench) -> Iterator[Row]:
+  """The machine's peak, and the share of it that our U-Net's forward pass has.
+
+  Matrix products and convolutions by themselves, ours by turns with torch, and
+  convolutions by turns with the U-Net, 16 pictures.
+  """
+  with tempfile.TemporaryDirectory() as folder, bench.worker("ours") as unet:
+    args = {**PICTURES, "size": "medium", "folder": folder}
+    counts = unet.ask("build", name="image_unet", args=args)
+    shapes = {k: [v] for k, v in CONVOLUTIONS.items()}
+    file = Path(folder) / "convolutions.json"
+    shapes[ALL_CONVOLUTIONS] = json.loads(file.read_text())
+    if not bench.quick:
+      for name, args in MATMULS.items():
+        yield _limit(bench, f"matmul {name}", "matmul", args, None)
+    for name, shape in shapes.items():
+      yield _limit(
+        bench, name, "convolutions", {"shapes": shape}, (unet, counts)
+      )
 
 
-def _process(bench: Bench, words: list[str], environment: dict) -> float:
-  start = time.perf_counter()
-  done = subprocess.run(
-    [bench.ours, *words],
-    cwd=ROOT,
-    env={**os.environ, **environment},
-    capture_output=True,
-    text=True,
-  )
-  if done.returncode:
-    raise RuntimeError(f"{' '.join(words)}:\n{done.stderr[-1000:]}")
-  return time.perf_counter() - start
+def _limit(
+  bench: Bench,
+  name: str,
+  job: str,
+  args: dict,
+  unet: tuple[Worker, dict] | None,
+) -> Row:
+  args = {**args, "seed": 0}
+  row: Row = {"name": name, "ratios": {}}
+  with bench.worker("ours") as ours, bench.worker("peers") as theirs:
+    for worker in (ours, theirs):
+      flops = worker.ask("build", name=job, args=args)["forward_flops"]
+    pairs = _turns(bench, (ours, "forward"), (theirs, "forward"))
+    row["gflops"] = [flops / 1e9 / float(np.median(s)) for s in pairs]
+    row["best_gflops"] = [flops / 1e9 / min(s) for s in pairs]
+    row["ratios"]["ours / torch"] = summary(*reversed(pairs), better="higher")
+    if unet:
+      network, counts = unet
+      pairs = _turns(bench, (ours, "forward"), (network, "forward"))
+      share = counts["forward_flops"] / flops
+      row["ratios"]["share of the U-Net"] = summary(
+        *pairs, times=share, goal=0.7, better="higher"
+      )
+      unet_seconds = float(np.median(pairs[1]))
+      row["unet_gflops"] = counts["forward_flops"] / 1e9 / unet_seconds
+  return row
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A part of the benchmark.
+
+  Attributes:
+    measure: yields its rows, each with "name", unique in the section, and
+      "ratios" by name.
+    rounds: of each pair, so that all sections take 20 minutes on two cores.
+    seconds: it then takes.
+    quick_seconds: of the rows that `--check` compares; 0: none.
+  """
+
+  measure: Callable[[Bench], Iterator[Row]]
+  rounds: int
+  seconds: float
+  quick_seconds: float = 0
 
 
 SECTIONS = {
-  "same_weights": same_weights,
-  "same_job": same_job,
-  "growth": growth,
-  "startup": startup,
+  "same_weights": Section(same_weights, 3, 240, 120),
+  "same_job": Section(same_job, 3, 260, 60),
+  "growth": Section(growth, 3, 280, 90),
+  "limits": Section(limits, 5, 110, 90),
+  "startup": Section(startup, 2, 230),
 }

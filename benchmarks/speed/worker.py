@@ -11,14 +11,16 @@ stdout; an error by {"error": ...}. Commands:
 {"do": "output", "to": PATH.npy}
 {"do": "memory"}: "peak_bytes" and "now_bytes" of resident memory
 {"do": "reset_memory"}: the peak becomes what is resident now
+{"do": "versions", "names": [...]}: of installed packages, by name
 {"do": "quit"}
 """
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import ctypes
 import gc
 import importlib
+import importlib.metadata
 import json
 import os
 from pathlib import Path
@@ -79,6 +81,9 @@ class Server:
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return {}
+
+  def versions(self, names: Sequence[str]) -> dict[str, Any]:
+    return {name: importlib.metadata.version(name) for name in names}
 
   def quit(self) -> dict[str, Any]:
     return {}

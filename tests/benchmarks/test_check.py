@@ -46,7 +46,7 @@ def test_bench_then_check(flags, capsys):
   assert found["sections"]["growth"]["rounds"] == 2
   printed = capsys.readouterr().out
   assert "left  growth, windows 4: seconds 4.00" in printed
-  assert "about 260 s left  startup, import of main: 2.0 s" in printed
+  assert "about 230 s left  startup, import of main: 2.0 s" in printed
   assert speed.check(flags, flags.out) == 0
   assert "no ratio got more than 10% worse" in capsys.readouterr().out
 

@@ -16,12 +16,12 @@ def draw(*shape, seed=0):
   return jnp.asarray(rng.standard_normal(shape, np.float32))
 
 
-def plain(params, x, film, activation):
+def plain(params, x, film, activation, mask):
   """Group norm, 1 + scale and shift, activation, one after the other."""
   split = x.reshape(*x.shape[:-1], GROUPS, -1)
-  axes = (-4, -3, -1)
-  mean = split.mean(axes, keepdims=True)
-  variance = split.var(axes, keepdims=True)
+  where = None if mask is None else mask[..., None, None]
+  over = {"axis": (-4, -3, -1), "keepdims": True, "where": where}
+  mean, variance = split.mean(**over), split.var(**over)
   normed = (split - mean) / jnp.sqrt(variance + blocks.NORM_EPS)
   out = normed.reshape(x.shape) * params["scale"] + params["bias"]
   out = out * (1 + film[0]) + film[1]
@@ -29,13 +29,15 @@ def plain(params, x, film, activation):
   return exact[activation](out) if activation else out
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("activation", ["", "gelu", "silu"])
-def test_norm_modulation_and_activation(activation):
+def test_norm_modulation_and_activation(activation, masked):
   params = {"scale": 1 + draw(6), "bias": draw(6, seed=1)}
   x, film = 3 + 2 * draw(2, 3, 4, 5, 6), draw(2, 2, 1, 1, 1, 6)
   norm = blocks.GroupNorm(GROUPS, activation)
-  ours = lambda *args: norm.apply({"params": args[0]}, args[1], film=args[2])
-  theirs = lambda *args: plain(*args, activation)
+  mask = draw(2, 3, 4, 5, seed=3) > 0 if masked else None
+  ours = lambda p, *args: norm.apply({"params": p}, args[0], mask, args[1])
+  theirs = lambda *args: plain(*args, activation, mask)
   args = params, x, film
   expected, back = jax.vjp(theirs, *args)
   got, ours_back = jax.vjp(ours, *args)
