@@ -76,7 +76,7 @@ def check(flags: argparse.Namespace, committed: Path = COMMITTED) -> int:
     sys.exit(
       f"error: no {committed.name} to compare with; run make bench first"
     )
-  old = json.loads(committed.read_text())["sections"]
+  old = json.loads(committed.read_text()).get("sections", {})
   new = {name: rows for name, rows, _ in measured(flags, quick=True)}
   lines = [
     line

@@ -1,0 +1,259 @@
+"""The results of the speed benchmark as Markdown.
+
+python -m benchmarks.speed.tables docs/performance.json docs/performance.md
+
+puts them into a page, between two comments; `make bench` does the same.
+"""
+
+from collections.abc import Iterable
+import json
+from pathlib import Path
+import sys
+from typing import Any
+
+from benchmarks.speed.ratios import Ratio, reached
+
+NOT_MEASURED = (("GPU", "not measured"), ("TPU", "not measured"))
+BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+MIB = 2**20
+Row = dict[str, Any]
+
+
+def replace(page: str, tables: str) -> str:
+  """A page with other tables between its two comments.
+
+  Raises:
+    ValueError: it does not have both, once and in order.
+  """
+  before, begin, rest = page.partition(BEGIN)
+  _, end, after = rest.partition(END)
+  if not (begin and end) or BEGIN in rest or END in before + after:
+    raise ValueError(f"the page needs one {BEGIN} and below it one {END}")
+  return f"{before}{BEGIN}\n{tables.strip()}\n{END}{after}"
+
+
+def render(found: dict[str, Any]) -> str:
+  """All tables, of the sections that have been measured."""
+  versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
+  parts = [
+    f"Measured by `make bench` on {found['machine']}; {versions}. Seconds, "
+    "GFLOP/s and ratios are medians. Both sides of a ratio run by turns, and "
+    "it is taken pair by pair; in brackets its quartiles. FLOPs are those of "
+    "matrix products and convolutions, memory is the process's peak."
+  ]
+  for name, section in found["sections"].items():
+    title, note, table = SECTIONS[name]
+    date, rounds = section["date"], section["rounds"]
+    parts += [
+      f"### {title}",
+      f"{note} {date}, rounds: {rounds}.",
+      *table(section["rows"]),
+    ]
+  parts += ["### GPU and TPU", table_of(("device", "result"), NOT_MEASURED)]
+  return "\n\n".join(parts)
+
+
+def table_of(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+  """A Markdown table."""
+  line = lambda cells: "| " + " | ".join(cells) + " |"
+  head = list(head)
+  return "\n".join([line(head), "|---" * len(head) + "|", *map(line, rows)])
+
+
+def verdict(value: float, goal: float | None, better: str = "lower") -> str:
+  """A goal, and whether a value reaches it."""
+  if goal is None:
+    return ""
+  sign = "<=" if better == "lower" else ">="
+  known = "reached" if reached(value, goal, better) else "not reached"
+  return f"{sign} {goal:g}: {known}"
+
+
+def cells(ratio: Ratio) -> tuple[str, str]:
+  """A ratio with its quartiles, and its goal."""
+  low, high = ratio["quartiles"]
+  spread = "" if low == high else f" ({low:.2f} to {high:.2f})"
+  goal = verdict(ratio["median"], ratio["goal"], ratio["better"])
+  return f"{ratio['median']:.2f}{spread}", goal
+
+
+def _mib(peak: float) -> str:
+  return f"{peak / MIB:,.0f}"
+
+
+def _same_weights(rows: list[Row]) -> list[str]:
+  lines = []
+  for row in rows:
+    for what in ("forward", "train"):
+      ours, theirs = row[what]["seconds"]
+      peaks = map(_mib, row[what]["peak_bytes"])
+      ratios = (row["ratios"][key] for key in (what, f"{what}, memory"))
+      seconds, memory = map(cells, ratios)
+      times = (f"{ours:.2f}", f"{theirs:.2f}")
+      lines.append((row["name"], what, *times, *seconds, *peaks, *memory))
+  head = ("ours s", "diffusers s", "ratio", "goal")
+  memory = ("ours MiB", "diffusers MiB", "ratio", "goal")
+  count = lambda row: f"{row['parameters'] / 1e6:.1f} M parameters"
+  words = [f"{r['name']}: {count(r)}, {r['difference']:.1e}" for r in rows]
+  return [
+    table_of(("network, input", "pass", *head, *memory), lines),
+    "Largest difference of the outputs, of their standard deviation: "
+    + "; ".join(words)
+    + ".",
+  ]
+
+
+def _same_job(rows: list[Row]) -> list[str]:
+  speed, size = [], []
+  for row in rows:
+    for what in ("forward", "train"):
+      rates = [
+        row[side][f"{what}_flops"] / 1e9 / seconds
+        for side, seconds in zip(
+          ("ours", "theirs"), row[what]["seconds"], strict=True
+        )
+      ]
+      speed.append(
+        (
+          row["name"],
+          what,
+          *(f"{rate:.0f}" for rate in rates),
+          *cells(row["ratios"][f"{what}, GFLOP/s"]),
+          *map(_mib, row[what]["peak_bytes"]),
+        )
+      )
+    counts = [
+      f"{row[s]['parameters'] / 1e6:.1f} ({row[s]['trained'] / 1e6:.1f})"
+      for s in ("ours", "theirs")
+    ]
+    theirs = row["train"]["seconds"][1] / row["forward"]["seconds"][1]
+    theirs *= row["theirs"]["forward_flops"] / row["theirs"]["train_flops"]
+    ours = cells(row["ratios"]["train / forward, by FLOPs"])
+    size.append((row["name"], *ours, f"{theirs:.2f}", *counts))
+  memory = ("ours MiB", "theirs MiB")
+  parameters = ("our parameters", "their parameters")
+  head = ("peer", "pass", "ours GFLOP/s", "theirs", "ours / theirs", "goal")
+  return [
+    table_of((*head, *memory), speed),
+    "Seconds of a training step over those of a pass, divided by the ratio of "
+    "their FLOPs (theirs: of medians), and parameters in millions, in brackets "
+    "those trained:",
+    table_of(("peer", "ours", "goal", "theirs", *parameters), size),
+  ]
+
+
+def _growth(rows: list[Row]) -> list[str]:
+  lines = [
+    (
+      row["name"],
+      f"{row['seconds'][0]:.2f}",
+      f"{row['seconds'][1]:.2f}",
+      *cells(row["ratios"]["seconds"]),
+      f"{row['work']:g}",
+      f"{row['flops']:.2f}",
+      f"{row['ratios']['seconds']['median'] / row['work']:.2f}",
+    )
+    for row in rows
+  ]
+  head = ("input", "s", "base s", "ratio", "goal")
+  more = ("times the input", "times the FLOPs", "ratio / times the input")
+  return [table_of((*head, *more), lines)]
+
+
+def _limits(rows: list[Row]) -> list[str]:
+  key = "share of the U-Net"
+  lines = [
+    (
+      row["name"],
+      *(f"{rate:.0f}" for rate in (*row["gflops"], *row["best_gflops"])),
+      cells(row["ratios"]["ours / torch"])[0],
+      f"{row['unet_gflops']:.0f}" if key in row["ratios"] else "",
+      *(cells(row["ratios"][key]) if key in row["ratios"] else ("", "")),
+    )
+    for row in rows
+  ]
+  rates = ("ours GFLOP/s", "torch", "ours at best", "torch at best")
+  tables = [
+    table_of(
+      (
+        "alone",
+        *rates,
+        "ours / torch",
+        "U-Net GFLOP/s",
+        "U-Net / ours",
+        "goal",
+      ),
+      lines,
+    )
+  ]
+  shares = [row for row in rows if key in row["ratios"]]
+  if shares:
+    *single, whole = shares
+    best = max(single, key=lambda row: row["gflops"][0])
+    say = lambda row: ", ".join(cells(row["ratios"][key]))
+    tables.append(
+      f"The U-Net's pass reaches of the best single convolution "
+      f"({best['name']}) {say(best)}; of all its 3x3 convolutions run by "
+      f"themselves, each weighted by its FLOPs, {say(whole)}."
+    )
+  return tables
+
+
+def _startup(rows: list[Row]) -> list[str]:
+  whole, imports = [], []
+  for row in rows:
+    value = row.get("first_step_seconds", row.get("besides_jax"))
+    line = (
+      row["name"],
+      f"{row['seconds']:.1f}",
+      "" if value is None else f"{value:.1f}",
+      "" if value is None else verdict(value, row.get("goal")),
+    )
+    (imports if "besides_jax" in row else whole).append(line)
+  return [
+    table_of(("process", "s", "until the first step", "goal"), whole),
+    table_of(("import", "s", "besides jax", "goal"), imports),
+  ]
+
+
+SECTIONS = {
+  "same_weights": (
+    "Same weights, same answer",
+    "Our image U-Net against diffusers' UNet2DConditionModel, 32x32.",
+    _same_weights,
+  ),
+  "same_job": (
+    "Same job",
+    "Our Space-Time U-Net, of which the temporal layers are trained, against "
+    "the video U-Nets of others; 16 frames of 32x32.",
+    _same_job,
+  ),
+  "growth": (
+    "Growth",
+    "A denoising evaluation of the Space-Time U-Net against one of 16 frames "
+    "of 32x32 (base); windows are MultiDiffusion's, of 16 frames, one after "
+    "the other.",
+    _growth,
+  ),
+  "limits": (
+    "Limits",
+    "Matrix products and 3x3 convolutions of 16 pictures by themselves, "
+    "float32, and the pass of the medium U-Net by turns with ours.",
+    _limits,
+  ),
+  "startup": (
+    "Start-up",
+    "Whole processes: one step of `base:tiny`; a video of `--model=demo`; "
+    "imports, of which the quickest counts.",
+    _startup,
+  ),
+}
+
+
+def write(found: dict[str, Any], page: Path) -> None:
+  """Puts the tables into a page."""
+  page.write_text(replace(page.read_text(), render(found)))
+
+
+if __name__ == "__main__":
+  write(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
