@@ -37,7 +37,6 @@ from lumiere_jax.pipelines.stage import (
   network_denoiser,
 )
 from lumiere_jax.typing import Cond, FlatParams
-from tests.stand_ins import random_leaves
 
 TOKENS = 77
 OVERLAP = 2  # Frames that windows share, as in the paper.
@@ -72,6 +71,21 @@ def inflated(size: str) -> UNetConfig:
   return dataclasses.replace(IMAGE[size], temporal=temporal).for_clips(80)
 
 
+def weights(config: UNetConfig, seed: int) -> FlatParams:
+  """Drawn ones, where none is 0: else most of the network would be idle.
+
+  Not those of the tests, whose package has XLA compile programs that are slow.
+  """
+  rng = np.random.default_rng(seed)
+  drawn = {}
+  for name, leaf in abstract_params(config).items():
+    fan_in = max(leaf.size // leaf.shape[-1], 100)
+    drawn[name] = fan_in**-0.5 * rng.standard_normal(leaf.shape, np.float32)
+    if name.endswith("scale"):
+      drawn[name] += 1
+  return drawn
+
+
 def inputs(
   batch: int, frames: int, side: int, text_dim: int, seed: int
 ) -> dict[str, np.ndarray]:
@@ -95,7 +109,7 @@ def write_folder(
   write_json(unet / "config.json", config_to_diffusers(config, side))
   safetensors.save(
     unet / "diffusion_pytorch_model.safetensors",
-    to_diffusers(random_leaves(config, seed, np.float32), config),
+    to_diffusers(weights(config, seed), config),
     {"format": "pt"},
   )
   given = inputs(batch, frames, side, config.text_dim, seed)
@@ -199,16 +213,14 @@ def image_unet(
     )
   config = IMAGE[size]
   given = inputs(batch, frames, side, config.text_dim, seed)
-  return job(config, random_leaves(config, seed, np.float32), given, "")
+  return job(config, weights(config, seed), given, "")
 
 
 def stunet(*, size: str, batch: int, frames: int, side: int, seed: int) -> Job:
   """The Space-Time U-Net; its temporal layers are trained."""
   config = inflated(size)
   given = inputs(batch, frames, side, config.text_dim, seed)
-  return job(
-    config, random_leaves(config, seed, np.float32), given, "temporal_"
-  )
+  return job(config, weights(config, seed), given, "temporal_")
 
 
 def denoise(
@@ -238,7 +250,7 @@ def denoise(
     denoiser = multi_diffusion(denoiser, starts, frames)
     return denoiser(video, jnp.zeros(batch), Cond(text=text))
 
-  params = random_leaves(config, seed, np.float32)
+  params = weights(config, seed)
   return _calls([(evaluate, (params, given["video"], given["text"]), 1)])
 
 
