@@ -15,19 +15,28 @@ _CPU = {
 }
 
 
+_ONCE = {
+  # Half the time to compile; the program takes longer to run.
+  "xla_backend_optimization_level": "0",
+}
+
+
 @functools.cache
-def compiler_options(platform: str) -> dict[str, str]:
+def compiler_options(
+  platform: str, *, runs_once: bool = False
+) -> dict[str, str]:
   """What `jax.jit` is to be given; nothing but for CPUs.
 
   An option that this version of the compiler does not know is left out.
 
   Args:
     platform: 'cpu', 'gpu' or 'tpu'.
+    runs_once: whether the program takes longer to compile than it will run.
   """
   known = {}
   if platform != "cpu":
     return known
-  for name, value in _CPU.items():
+  for name, value in (_CPU | (_ONCE if runs_once else {})).items():
     try:
       jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except jax.errors.JaxRuntimeError:

@@ -1,6 +1,7 @@
 """The training step compiled once for each shape of batch."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import time
 from typing import Any
@@ -69,12 +70,17 @@ class TrainStep:
   def _compile(self, state: TrainState, *rest: Any) -> Program:
     start = time.monotonic()
     step = jit_train_step(self._experiment, self._task, state)
-    compiled = step.lower(state, *rest).compile()
+    lowered = step.lower(state, *rest)
+    # XLA lets Python go on meanwhile.
+    with ThreadPoolExecutor(1) as thread:
+      compiling = thread.submit(lowered.compile)
+      flops = model_flops(self._experiment, self._task, state, *rest[:2])
+      compiled = compiling.result()
     seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
     return Program(
       run=compiled,
-      flops=model_flops(self._experiment, self._task, state, *rest[:2]),
+      flops=flops,
       temporary_bytes=memory and memory.temp_size_in_bytes,
       seconds=seconds,
     )

@@ -20,6 +20,7 @@ from lumiere_jax.models.inflate import (
   widen_position_bias,
 )
 from lumiere_jax.parallel import arrays
+from lumiere_jax.parallel.backend import compiler_options, platform_of
 from lumiere_jax.parallel.sharding import shardings
 from lumiere_jax.pipelines.stage import AUTO, StageConfig, cast_kernels
 from lumiere_jax.training.checkpoints import Checkpoints
@@ -202,7 +203,8 @@ def _made_in_place(
 ) -> FlatParams:
   """Fresh leaves, each device making its own parts of them."""
   where = shardings(jax.eval_shape(fresh), mesh)
-  return jax.jit(fresh, out_shardings=where)()
+  options = compiler_options(platform_of(mesh), runs_once=True)
+  return jax.jit(fresh, out_shardings=where, compiler_options=options)()
 
 
 def _check_same_text(
@@ -248,7 +250,10 @@ def start_or_resume(
     )
     where = jax.tree.map(lambda x: x.sharding, abstract)
     first = functools.partial(init_state, optimizer=optimizer)
-    state = jax.jit(first, out_shardings=where)(trainable)
+    options = compiler_options(platform_of(mesh), runs_once=True)
+    state = jax.jit(first, out_shardings=where, compiler_options=options)(
+      trainable
+    )
   else:
     state, name = restored
     frozen = checkpoints.load_frozen(name)
