@@ -20,7 +20,9 @@ from ml_collections import config_flags
 
 from benchmarks.beginning import begin, make_task
 from lumiere_jax.models.unet import REMAT
+from lumiere_jax.parallel.arrays import replicated
 from lumiere_jax.parallel.chips import peak_flops
+from lumiere_jax.parallel.mesh import make_mesh
 from lumiere_jax.training.compiled import Program, TrainStep
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.tasks import Batch
@@ -54,8 +56,12 @@ def measure(experiment: Experiment) -> str:
   programs: list[Program] = []
   announce = lambda _, made: programs.append(made)
   step = TrainStep(experiment, make_task(experiment), announce)
-  state, frozen = jax.jit(functools.partial(begin, experiment))()
-  batch, key = make_batch(experiment), jax.random.key(0)
+  mesh = make_mesh(experiment.mesh)
+  jax.set_mesh(mesh)
+  here = replicated(mesh)
+  first = jax.jit(functools.partial(begin, experiment), out_shardings=here)
+  state, frozen = first()
+  batch, key = jax.device_put((make_batch(experiment), jax.random.key(0)), here)
   try:
     state, _ = jax.block_until_ready(step(state, frozen, batch, key))
     start = time.perf_counter()

@@ -178,10 +178,10 @@ def job(config: UNetConfig, params: FlatParams, given: dict, train: str) -> Job:
     updates, state = optimizer.update(grads, state, trained)
     return optax.apply_updates(trained, updates), state, value
 
-  # A step uses up what it is given.
+  parameters = sum(x.size for x in params.values())
   params = {name: jnp.array(x) for name, x in params.items()}
-  trained = {k: jnp.array(v) for k, v in params.items() if train in k}
-  frozen = {k: v for k, v in params.items() if k not in trained}
+  trained = {k: params.pop(k) for k in list(params) if train in k}
+  frozen = params
   forward = compiled(network)
   stepped = compiled(step, donate_argnums=(0, 1))
   held: dict[str, Any] = {"trained": trained, "state": optimizer.init(trained)}
@@ -192,14 +192,17 @@ def job(config: UNetConfig, params: FlatParams, given: dict, train: str) -> Job:
     )
     jax.block_until_ready(value)
 
+  def run() -> jax.Array:
+    return jax.block_until_ready(forward(held["trained"] | frozen, given))
+
   return Job(
-    forward=lambda: jax.block_until_ready(forward(params, given)),
+    forward=run,
     train=train_once,
-    forward_flops=count_flops(network, params, given),
+    forward_flops=count_flops(network, trained | frozen, given),
     train_flops=count_flops(jax.value_and_grad(loss), trained, frozen, given),
-    parameters=sum(x.size for x in params.values()),
+    parameters=parameters,
     trained=sum(x.size for x in trained.values()),
-    output=lambda: np.asarray(forward(params, given)),
+    output=lambda: np.asarray(run()),
   )
 
 

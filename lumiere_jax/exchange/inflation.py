@@ -11,6 +11,7 @@ from lumiere_jax.exchange.carried import Carried
 from lumiere_jax.io.lazy import Lazy
 from lumiere_jax.models.inflate import ADDED_LEAVES
 from lumiere_jax.models.unet import UNetConfig, abstract_params, init_params
+from lumiere_jax.parallel.backend import compiler_options
 from lumiere_jax.training.config import PARENTS, Experiment
 from lumiere_jax.typing import UserError
 
@@ -63,6 +64,9 @@ def _fresh(model: UNetConfig, seed: int) -> dict[str, Lazy]:
   leaves = abstract_params(model).items()
   added = {k: leaf for k, leaf in leaves if re.search(ADDED_LEAVES, k)}
 
+  options = compiler_options(jax.default_backend(), runs_once=True)
+  made_once = functools.partial(jax.jit, compiler_options=options)
+
   # As they are written in order, one level at a time is enough in memory.
   @functools.lru_cache(maxsize=1)
   def made(level: str) -> dict[str, np.ndarray]:
@@ -70,7 +74,7 @@ def _fresh(model: UNetConfig, seed: int) -> dict[str, Lazy]:
     init = lambda key: {
       k: v for k, v in init_params(model, key).items() if k in own
     }
-    return jax.device_get(jax.jit(init)(jax.random.key(seed)))
+    return jax.device_get(made_once(init)(jax.random.key(seed)))
 
   def lazy(path: str, leaf: jax.ShapeDtypeStruct) -> Lazy:
     make = lambda: made(_level(path))[path]

@@ -109,9 +109,9 @@ def _normed_forward(x, scale, shift, mask, groups, activation):
 
 def _normed_backward(groups: int, activation: str, kept: tuple, g: Array):
   x, scale, mask, mean, inverse, factor, offset = kept
-  # To a compiler another array than in the forward pass, of which it would
-  # otherwise keep what is computed from x again here.
-  x = materialised(x)
+  # To a compiler another array than in the forward pass: it would otherwise
+  # keep what is computed from x here again.
+  x = jax.lax.optimization_barrier(x)
   if activation:
     out = _affine(x, factor, offset)
     g = jax.vjp(ACTIVATIONS[activation], out)[1](g)[0]

@@ -32,6 +32,12 @@ def test_this_compiler_knows_every_option(asked):
   assert asked(options) == options
 
 
+def test_what_runs_once_is_compiled_in_a_hurry():
+  options = backend.compiler_options("cpu", runs_once=True)
+  assert options == backend._CPU | backend._ONCE
+  assert backend.compiler_options("tpu", runs_once=True) == {}
+
+
 def test_what_a_compiler_does_not_know_is_left_out(asked):
   known = {"xla_cpu_enable_fast_math": False}
   assert asked({"xla_cpu_no_such_option": "1", **known}) == known
