@@ -72,7 +72,7 @@ def measure(experiment: Experiment) -> str:
     return f"{str(error).splitlines()[0][:60]} | | | "
   seconds = (time.perf_counter() - start) / STEPS.value
   speed = step.flops(batch) / seconds
-  peak = peak_flops(jax.devices()[0].device_kind)
+  peak = (peak_flops(jax.devices()[0].device_kind) or 0) * mesh.size
   return " | ".join(
     [
       f"{(programs[0].temporary_bytes or 0) / MEBI:,.0f}",

@@ -184,9 +184,11 @@ def job(config: UNetConfig, params: FlatParams, given: dict, train: str) -> Job:
   frozen = params
   forward = compiled(network)
   stepped = compiled(step, donate_argnums=(0, 1))
-  held: dict[str, Any] = {"trained": trained, "state": optimizer.init(trained)}
+  held: dict[str, Any] = {"trained": trained}
 
   def train_once() -> None:
+    if "state" not in held:
+      held["state"] = optimizer.init(trained)
     held["trained"], held["state"], value = stepped(
       held["trained"], held["state"], frozen, given
     )

@@ -45,7 +45,7 @@ def reached(value: float, goal: float, better: str = "lower") -> bool:
 def worse(new: Ratio, old: Ratio) -> bool:
   """Whether a ratio got worse by more than 10%, noise aside.
 
-  Three quarters of the new pairs have to be that much worse than the old
+  The better quartile of the new pairs has to be that much worse than the old
   median: medians alone differ by 5 to 10% from run to run.
   """
   low, high = new["quartiles"]

@@ -20,11 +20,18 @@ from lumiere_jax.models.layers import Conv, Dense, DenseGeneral
 from lumiere_jax.parallel.backend import materialised
 from lumiere_jax.typing import PerSample, Video
 
-ACTIVATIONS: dict[str, Callable] = {
-  # By erf, as torch has it: the erfc of `nn.gelu` costs several times as much.
-  "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),
-  "silu": nn.silu,
-}
+
+def gelu(x: Array) -> Array:
+  """x times the normal distribution up to x, in float32, of the dtype of x.
+
+  By erf, as torch has it: the erfc of `nn.gelu` costs several times as much.
+  In bfloat16, 1 + erf would have no digits left where x is negative.
+  """
+  wide = x.astype(jnp.float32)
+  return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
+ACTIVATIONS: dict[str, Callable] = {"gelu": gelu, "silu": nn.silu}
 NORM_EPS = 1e-5
 
 
@@ -69,8 +76,9 @@ class GroupNorm(nn.Module):
     if film is not None:
       more, add = (part.astype(jnp.float32) for part in film)
       scale, shift = scale * (1 + more), shift * (1 + more) + add
-    every = (*x.shape[:-3], 1, 1, channels)
-    scale, shift = (jnp.broadcast_to(part, every) for part in (scale, shift))
+    # One for each frame, and on each device that has frames of its own.
+    every = jnp.zeros_like(x[..., :1, :1, :], jnp.float32)
+    scale, shift = scale + every, shift + every
     return normed(x, scale, shift, mask, self.groups, self.activation)
 
 

@@ -30,6 +30,10 @@ def _convolve(x: Video, kernel: Float[Array, "3 c d"]) -> Video:
 
 
 def _convolve_halved(x: Video, kernel: Float[Array, "3 c d"]) -> Video:
+  if x.shape[1] % 2:
+    raise ValueError(
+      f"{x.shape[1]} frames cannot be halved; give an even count"
+    )
   even, odd = (materialised(x[:, i::2]) for i in (0, 1))
   before = materialised(jnp.concatenate([even[:, :1], odd[:, :-1]], axis=1))
   frames = zip((before, even, odd), kernel, strict=True)

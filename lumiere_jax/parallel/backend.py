@@ -16,9 +16,11 @@ _CPU = {
 
 
 _ONCE = {
-  # Half the time to compile; the program takes longer to run.
+  # Half the time to compile; the program runs several times as long.
   "xla_backend_optimization_level": "0",
 }
+FEW = 2**25
+"""Random numbers that are drawn sooner by a program compiled in a hurry."""
 
 
 @functools.cache

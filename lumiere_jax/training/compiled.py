@@ -71,12 +71,15 @@ class TrainStep:
     start = time.monotonic()
     step = jit_train_step(self._experiment, self._task, state)
     lowered = step.lower(state, *rest)
+
+    def compiled_in() -> tuple[jax.stages.Compiled, float]:
+      return lowered.compile(), time.monotonic() - start
+
     # XLA lets Python go on meanwhile.
     with ThreadPoolExecutor(1) as thread:
-      compiling = thread.submit(lowered.compile)
+      compiling = thread.submit(compiled_in)
       flops = model_flops(self._experiment, self._task, state, *rest[:2])
-      compiled = compiling.result()
-    seconds = time.monotonic() - start
+      compiled, seconds = compiling.result()
     memory = compiled.memory_analysis()
     return Program(
       run=compiled,

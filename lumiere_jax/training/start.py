@@ -20,7 +20,7 @@ from lumiere_jax.models.inflate import (
   widen_position_bias,
 )
 from lumiere_jax.parallel import arrays
-from lumiere_jax.parallel.backend import compiler_options, platform_of
+from lumiere_jax.parallel.backend import FEW, compiler_options, platform_of
 from lumiere_jax.parallel.sharding import shardings
 from lumiere_jax.pipelines.stage import AUTO, StageConfig, cast_kernels
 from lumiere_jax.training.checkpoints import Checkpoints
@@ -202,8 +202,9 @@ def _made_in_place(
   fresh: Callable[[], FlatParams], mesh: jax.sharding.Mesh
 ) -> FlatParams:
   """Fresh leaves, each device making its own parts of them."""
-  where = shardings(jax.eval_shape(fresh), mesh)
-  options = compiler_options(platform_of(mesh), runs_once=True)
+  leaves = jax.eval_shape(fresh)
+  where, few = shardings(leaves, mesh), optax.tree.size(leaves) < FEW
+  options = compiler_options(platform_of(mesh), runs_once=few)
   return jax.jit(fresh, out_shardings=where, compiler_options=options)()
 
 
@@ -250,10 +251,7 @@ def start_or_resume(
     )
     where = jax.tree.map(lambda x: x.sharding, abstract)
     first = functools.partial(init_state, optimizer=optimizer)
-    options = compiler_options(platform_of(mesh), runs_once=True)
-    state = jax.jit(first, out_shardings=where, compiler_options=options)(
-      trainable
-    )
+    state = jax.jit(first, out_shardings=where)(trainable)
   else:
     state, name = restored
     frozen = checkpoints.load_frozen(name)

@@ -1,5 +1,7 @@
 """The norm, its modulation and activation, against what they stand for."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -50,6 +52,35 @@ def test_norm_modulation_and_activation(activation, masked):
   )
 
 
+def test_the_norm_on_frames_that_lie_on_devices_of_their_own():
+  """Scale and shift are everywhere, their gradients of the frames there."""
+  x, norm = draw(2, 3, 4, 4, 6), blocks.GroupNorm(GROUPS)
+  params = norm.init(jax.random.key(0), x)
+  loss = lambda params, x: jnp.square(norm.apply(params, x)).sum()
+  auto = (jax.sharding.AxisType.Auto,)
+  spec, mesh = jax.P("data"), jax.make_mesh((1,), ("data",), auto)
+  apart = jax.shard_map(
+    lambda params, x: jax.lax.psum(loss(params, x), "data"),
+    mesh=mesh,
+    in_specs=(jax.P(), spec),
+    out_specs=jax.P(),
+  )
+  got, expected = jax.grad(apart)(params, x), jax.grad(loss)(params, x)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, expected
+  )
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_near(dtype):
+  x, norm = draw(2, 3, 4, 4, 6), blocks.GroupNorm(GROUPS, "gelu")
+  params = norm.init(jax.random.key(0), x)
+  got = norm.apply(params, x.astype(dtype))
+  assert got.dtype == dtype
+  expected = norm.apply(params, x)
+  np.testing.assert_allclose(got.astype(jnp.float32), expected, atol=2e-2)
+
+
 @pytest.mark.parametrize("mean", [0.0, 30.0, 1000.0])
 def test_the_norm_of_what_is_far_from_zero(mean):
   """Its variance is a small difference of large numbers."""
@@ -70,6 +101,15 @@ def test_an_even_frame_is_not_blown_up():
 
 @pytest.mark.parametrize("x", [-200.0, -5.0, -1.0, 0.0, 1.0, 5.0, 200.0])
 def test_gelu_and_its_slope(x):
-  ours, theirs = blocks.ACTIVATIONS["gelu"], lambda x: nn.gelu(x, False)
-  np.testing.assert_allclose(ours(x), theirs(x), atol=1e-6)
-  np.testing.assert_allclose(jax.grad(ours)(x), jax.grad(theirs)(x), atol=1e-6)
+  x, exact = jnp.float32(x), lambda x: nn.gelu(x, approximate=False)
+  close = functools.partial(np.testing.assert_allclose, atol=1e-6)
+  close(blocks.gelu(x), exact(x))
+  close(jax.grad(blocks.gelu)(x), jax.grad(exact)(x))
+
+
+def test_gelu_in_bfloat16_is_rounded_once():
+  x = jnp.linspace(-3, 3, 301).astype(jnp.bfloat16)
+  exact = nn.gelu(x.astype(jnp.float32), approximate=False)
+  got = blocks.gelu(x)
+  assert got.dtype == jnp.bfloat16
+  np.testing.assert_allclose(got.astype(jnp.float32), exact, rtol=2**-8)

@@ -47,6 +47,12 @@ def test_resampling_is_part_of_the_convolution(rng, frames):
   close(conv(x, "up"), conv(np.repeat(x, 2, axis=1), "none"))
 
 
+def test_odd_frames_cannot_be_halved():
+  module = temporal.TemporalResample("down", jnp.float32)
+  with pytest.raises(ValueError, match="3 frames"):
+    module.init(jax.random.key(0), jnp.zeros((1, 3, 2, 2, 4)))
+
+
 def test_80_40_20_10_80_is_nearest_neighbour_at_first(rng):
   """Down is striding, up is frame duplication (appendix B)."""
   x = video = rng.standard_normal((1, 80, 2, 2, 4)).astype(np.float32)
