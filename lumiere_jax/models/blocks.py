@@ -22,13 +22,14 @@ from lumiere_jax.typing import PerSample, Video
 
 
 def gelu(x: Array) -> Array:
-  """x times the normal distribution up to x, in float32, of the dtype of x.
+  """x times the normal distribution up to x.
 
   By erf, as torch has it: the erfc of `nn.gelu` costs several times as much.
-  In bfloat16, 1 + erf would have no digits left where x is negative.
+  But in half precision 1 + erf has no digits left where x is negative.
   """
-  wide = x.astype(jnp.float32)
-  return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+  if x.dtype != jnp.float32:
+    return nn.gelu(x, approximate=False)
+  return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 ACTIVATIONS: dict[str, Callable] = {"gelu": gelu, "silu": nn.silu}
