@@ -203,7 +203,8 @@ def _made_in_place(
 ) -> FlatParams:
   """Fresh leaves, each device making its own parts of them."""
   leaves = jax.eval_shape(fresh)
-  where, few = shardings(leaves, mesh), optax.tree.size(leaves) < FEW
+  where = shardings(leaves, mesh)
+  few = sum(leaf.size for leaf in leaves.values()) < FEW
   options = compiler_options(platform_of(mesh), runs_once=few)
   return jax.jit(fresh, out_shardings=where, compiler_options=options)()
 
