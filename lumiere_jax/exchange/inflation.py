@@ -11,7 +11,7 @@ from lumiere_jax.exchange.carried import Carried
 from lumiere_jax.io.lazy import Lazy
 from lumiere_jax.models.inflate import ADDED_LEAVES
 from lumiere_jax.models.unet import UNetConfig, abstract_params, init_params
-from lumiere_jax.parallel.backend import FEW, compiler_options
+from lumiere_jax.parallel.backend import drawing_options
 from lumiere_jax.training.config import PARENTS, Experiment
 from lumiere_jax.typing import UserError
 
@@ -64,8 +64,7 @@ def _fresh(model: UNetConfig, seed: int) -> dict[str, Lazy]:
   leaves = abstract_params(model).items()
   added = {k: leaf for k, leaf in leaves if re.search(ADDED_LEAVES, k)}
 
-  few = sum(leaf.size for leaf in added.values()) < FEW
-  options = compiler_options(jax.default_backend(), runs_once=few)
+  options = drawing_options(jax.default_backend(), added)
   made_once = functools.partial(jax.jit, compiler_options=options)
 
   # As they are written in order, one level at a time is enough in memory.

@@ -1,5 +1,6 @@
 """What compilers are asked for: the one place of choices by backend."""
 
+from collections.abc import Mapping
 import functools
 
 import jax
@@ -19,8 +20,7 @@ _ONCE = {
   # Half the time to compile; the program runs several times as long.
   "xla_backend_optimization_level": "0",
 }
-FEW = 2**25
-"""Random numbers that are drawn sooner by a program compiled in a hurry."""
+_FEW = 2**25
 
 
 @functools.cache
@@ -45,6 +45,17 @@ def compiler_options(
       continue
     known[name] = value
   return known
+
+
+def drawing_options(
+  platform: str, leaves: Mapping[str, jax.ShapeDtypeStruct]
+) -> dict[str, str]:
+  """`compiler_options` of a program that draws leaves and runs once.
+
+  Many take longer to draw than what is saved on compiling.
+  """
+  few = sum(leaf.size for leaf in leaves.values()) < _FEW
+  return compiler_options(platform, runs_once=few)
 
 
 def platform_of(mesh: jax.sharding.Mesh) -> str:

@@ -20,7 +20,7 @@ from lumiere_jax.models.inflate import (
   widen_position_bias,
 )
 from lumiere_jax.parallel import arrays
-from lumiere_jax.parallel.backend import FEW, compiler_options, platform_of
+from lumiere_jax.parallel.backend import drawing_options, platform_of
 from lumiere_jax.parallel.sharding import shardings
 from lumiere_jax.pipelines.stage import AUTO, StageConfig, cast_kernels
 from lumiere_jax.training.checkpoints import Checkpoints
@@ -204,8 +204,7 @@ def _made_in_place(
   """Fresh leaves, each device making its own parts of them."""
   leaves = jax.eval_shape(fresh)
   where = shardings(leaves, mesh)
-  few = sum(leaf.size for leaf in leaves.values()) < FEW
-  options = compiler_options(platform_of(mesh), runs_once=few)
+  options = drawing_options(platform_of(mesh), leaves)
   return jax.jit(fresh, out_shardings=where, compiler_options=options)()
 
 

@@ -38,6 +38,13 @@ def test_what_runs_once_is_compiled_in_a_hurry():
   assert backend.compiler_options("tpu", runs_once=True) == {}
 
 
+def test_a_hurry_to_draw_few_leaves_alone():
+  leaf = lambda size: {"leaf": jax.ShapeDtypeStruct((size,), jnp.float32)}
+  few, many = (backend.drawing_options("cpu", leaf(2**n)) for n in (20, 30))
+  assert few == backend._CPU | backend._ONCE
+  assert many == backend._CPU
+
+
 def test_what_a_compiler_does_not_know_is_left_out(asked):
   known = {"xla_cpu_enable_fast_math": False}
   assert asked({"xla_cpu_no_such_option": "1", **known}) == known
