@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
 def measure(experiment: Experiment) -> str:
   """Cells of a row."""
   programs: list[Program] = []
-  announce = lambda _, made: programs.append(made)
+  announce = lambda _, made, waited: programs.append(made)
   step = TrainStep(experiment, make_task(experiment), announce)
   mesh = make_mesh(experiment.mesh)
   jax.set_mesh(mesh)

@@ -20,8 +20,12 @@ def count_flops(function: Callable, *args: Any) -> int:
   What the result does not depend on is not counted. What rematerialisation
   computes a second time is: count a function that does without it.
   """
-  closed = jax.make_jaxpr(function)(*args)
-  return _count(closed.jaxpr)
+  return flops_of(jax.make_jaxpr(function)(*args))
+
+
+def flops_of(traced: core.ClosedJaxpr) -> int:
+  """`count_flops` of a function that is traced already."""
+  return _count(traced.jaxpr)
 
 
 def _count(jaxpr: core.Jaxpr) -> int:

@@ -1,14 +1,14 @@
 """The training step compiled once for each shape of batch."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 import dataclasses
 import time
 from typing import Any
 
 import jax
 
-from lumiere_jax.parallel.flops import count_flops
+from lumiere_jax.parallel.flops import count_flops, flops_of
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.training.step import (
@@ -31,7 +31,7 @@ class Program:
       they need to be, without what is computed again.
     temporary_bytes: memory on each device while it runs, besides its
       arguments; None where the compiler does not say.
-    seconds: it took to compile.
+    seconds: it took to trace and compile.
   """
 
   run: Callable[..., tuple[TrainState, Metrics]]
@@ -47,11 +47,21 @@ class TrainStep:
     self,
     experiment: Experiment,
     task: Task,
-    announce: Callable[[tuple[int, ...], Program], None],
+    announce: Callable[[tuple[int, ...], Program, float], None],
   ):
+    """Takes what to do with a shape, its program and the seconds waited."""
     self._experiment, self._task = experiment, task
     self._announce = announce
+    self._thread = ThreadPoolExecutor(1, "compile")
+    self._ahead: dict[tuple[int, ...], Future[Program]] = {}
     self.programs: dict[tuple[int, ...], Program] = {}
+
+  def prepare(
+    self, state: TrainState, frozen: FlatParams, batch: Batch, key: jax.Array
+  ) -> None:
+    """Begins to compile for such a batch, while other work can be done."""
+    shape, arguments = batch["video"].shape, (state, frozen, batch, key)
+    self._ahead[shape] = self._thread.submit(self._compile, *arguments)
 
   def __call__(
     self, state: TrainState, frozen: FlatParams, batch: Batch, key: jax.Array
@@ -59,8 +69,12 @@ class TrainStep:
     """Takes a step; `state` must not be used again."""
     shape = batch["video"].shape
     if shape not in self.programs:
-      self.programs[shape] = self._compile(state, frozen, batch, key)
-      self._announce(shape, self.programs[shape])
+      start = time.monotonic()
+      if shape not in self._ahead:
+        self.prepare(state, frozen, batch, key)
+      program = self._ahead.pop(shape).result()
+      self.programs[shape] = program
+      self._announce(shape, program, time.monotonic() - start)
     return self.programs[shape].run(state, frozen, batch, key)
 
   def flops(self, batch: Batch) -> int:
@@ -69,23 +83,24 @@ class TrainStep:
 
   def _compile(self, state: TrainState, *rest: Any) -> Program:
     start = time.monotonic()
-    step = jit_train_step(self._experiment, self._task, state)
-    lowered = step.lower(state, *rest)
-
-    def compiled_in() -> tuple[jax.stages.Compiled, float]:
-      return lowered.compile(), time.monotonic() - start
-
-    # XLA lets Python go on meanwhile.
-    with ThreadPoolExecutor(1) as thread:
-      compiling = thread.submit(compiled_in)
-      flops = model_flops(self._experiment, self._task, state, *rest[:2])
-      compiled, seconds = compiling.result()
+    with jax.set_mesh(state.step.sharding.mesh):  # of this thread
+      step = jit_train_step(self._experiment, self._task, state)
+      traced = step.trace(state, *rest)
+      lowered = traced.lower()
+      # XLA lets Python go on meanwhile.
+      with ThreadPoolExecutor(1) as thread:
+        compiling = thread.submit(lowered.compile)
+        if _plain(self._experiment) == self._experiment:
+          flops = flops_of(traced.jaxpr)
+        else:
+          flops = model_flops(self._experiment, self._task, state, *rest[:2])
+        compiled = compiling.result()
     memory = compiled.memory_analysis()
     return Program(
       run=compiled,
       flops=flops,
       temporary_bytes=memory and memory.temp_size_in_bytes,
-      seconds=seconds,
+      seconds=time.monotonic() - start,
     )
 
 
@@ -97,13 +112,7 @@ def model_flops(
   batch: Batch,
 ) -> int:
   """FLOPs of the loss and its gradients, counted without rematerialisation."""
-  plain = dataclasses.replace(
-    experiment,
-    model=dataclasses.replace(
-      experiment.model, remat=(), attention_kernel="xla"
-    ),
-    train=dataclasses.replace(experiment.train, accumulate=1),
-  )
+  plain = _plain(experiment)
   gradients = loss_and_gradients(
     plain, dataclasses.replace(task, experiment=plain)
   )
@@ -113,3 +122,12 @@ def model_flops(
     (state.trainable, frozen, dict(batch)),
   )
   return count_flops(gradients, *shapes, draws)
+
+
+def _plain(experiment: Experiment) -> Experiment:
+  """The experiment as its FLOPs are counted: nothing computed again."""
+  model = dataclasses.replace(
+    experiment.model, remat=(), attention_kernel="xla"
+  )
+  train = dataclasses.replace(experiment.train, accumulate=1)
+  return dataclasses.replace(experiment, model=model, train=train)

@@ -128,9 +128,17 @@ class Journal:
     if clips:
       self.say(f"previews: {clips[0].path} and {len(clips) - 1} more")
 
-  def compiled(self, shape: tuple[int, ...], program: Program) -> None:
-    """Says that a program was compiled, which counts for no step."""
-    self._interval.leave_out(program.seconds)
+  def compiled(
+    self, shape: tuple[int, ...], program: Program, waited: float
+  ) -> None:
+    """Says that a program was compiled.
+
+    Args:
+      shape: of the batches.
+      program: for these.
+      waited: seconds of it, which count for no step.
+    """
+    self._interval.leave_out(waited)
     memory = program.temporary_bytes
     size = "" if memory is None else f", {memory / MEBI:,.0f} MiB to work in"
     self.say(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import contextlib
 import dataclasses
+import itertools
 from pathlib import Path
 import sys
 import time
@@ -85,7 +86,11 @@ def loop(run: Run, journal: Journal, stopped: Callable[[int], bool]) -> None:
   profile = ProfileWindow(config, run.workdir)
   key = jax.random.key(run.experiment.seed)
   metrics = None
-  with contextlib.closing(run.batches()) as batches:
+  with contextlib.closing(run.batches()) as drawn:
+    first = list(itertools.islice(drawn, start < config.steps))
+    batches = itertools.chain(first, drawn)
+    for batch in first:
+      train_step.prepare(run.state, run.frozen, batch, key)
     journal.start_clock()
     for step in range(start, config.steps):
       if step == 0 or due(config.eval_every, step):

@@ -142,16 +142,23 @@ def initial_params(
   task: Task,
   mesh: jax.sharding.Mesh,
   text: TextEncoder,
+  fresh: Callable[[], FlatParams],
 ) -> FlatParams:
   """Fresh weights, or those of `init_from` with fresh ones where it has none.
 
   Fresh ones are made where they will lie; the source's are on the host.
 
+  Args:
+    experiment: the stage.
+    task: of the stage.
+    mesh: where fresh weights will lie.
+    text: the encoder, which may train along.
+    fresh: makes them; see `fresh_params`.
+
   Raises:
     UserError: `init_from` holds no such stage, was made with another config
       (differing leaves are named) or with another text encoder.
   """
-  fresh = functools.partial(fresh_params, experiment, task)
   encoder = t5.beside(text.params) if task.text_encoder else {}
   if from_scratch(experiment):
     return _made_in_place(fresh, mesh) | encoder
@@ -238,10 +245,12 @@ def start_or_resume(
   """
   optimizer = make_optimizer(experiment.train, joint=experiment.joint)
   pattern = trainable_pattern(experiment)
-  abstract, _ = abstract_state(experiment, task, mesh)
+  # One object: what is traced once is not traced again.
+  fresh = functools.partial(fresh_params, experiment, task)
+  abstract, _ = _abstract_state(experiment, jax.eval_shape(fresh), mesh)
   restored = checkpoints.restore(abstract)
   if restored is None:
-    params = initial_params(experiment, task, mesh, text)
+    params = initial_params(experiment, task, mesh, text, fresh)
     trainable, frozen = split(params, pattern)
     name = checkpoints.save_frozen(arrays.to_host(frozen))
     # What trains is float32, whatever the source was (IF's is float16).
@@ -268,8 +277,15 @@ def abstract_state(
   Frozen weights as the config would make them: a source may keep them in
   another dtype.
   """
-  optimizer = make_optimizer(experiment.train, joint=experiment.joint)
   shapes = jax.eval_shape(functools.partial(fresh_params, experiment, task))
+  return _abstract_state(experiment, shapes, mesh)
+
+
+def _abstract_state(
+  experiment: Experiment, shapes: FlatParams, mesh: jax.sharding.Mesh
+) -> tuple[TrainState, FlatParams]:
+  """`abstract_state`, of the shapes of all weights."""
+  optimizer = make_optimizer(experiment.train, joint=experiment.joint)
   trainable, frozen = split(shapes, trainable_pattern(experiment))
   state = jax.eval_shape(
     functools.partial(init_state, optimizer=optimizer), trainable

@@ -318,9 +318,9 @@ def watching(shapes, captions=None):
   """Collects shapes that a run compiles its step for, captions it trains on."""
   compiled, clips = Journal.compiled, Run._arrays
 
-  def note_shape(journal, shape, program):
+  def note_shape(journal, shape, *told):
     shapes.append(shape)
-    compiled(journal, shape, program)
+    compiled(journal, shape, *told)
 
   def note_captions(run, batch):
     if captions is not None:
