@@ -5,7 +5,7 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 SHARE, MEAN = "share", "mean"
@@ -59,7 +59,7 @@ def mean(values: Sequence[float]) -> Score:
     raise ValueError(f"{count} values have no interval")
   middle = float(np.mean(values))
   error = float(np.std(values, ddof=1)) / math.sqrt(count)
-  reach = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
+  reach = error * float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2))
   return Score(
     kind=MEAN,
     value=middle,
@@ -80,7 +80,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
   """
   if not 0 <= right <= count or not count:
     raise ValueError(f"{right} of {count} is no proportion")
-  z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+  z = float(special.ndtri((1 + CONFIDENCE) / 2))
   p, spread = right / count, z**2 / count
   middle = (p + spread / 2) / (1 + spread)
   reach = z * math.sqrt(p * (1 - p) / count + spread / (4 * count))
