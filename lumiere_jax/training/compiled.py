@@ -31,7 +31,7 @@ class Program:
       they need to be, without what is computed again.
     temporary_bytes: memory on each device while it runs, besides its
       arguments; None where the compiler does not say.
-    seconds: it took to trace and compile.
+    seconds: it took to trace, compile and count.
   """
 
   run: Callable[..., tuple[TrainState, Metrics]]

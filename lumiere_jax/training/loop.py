@@ -86,11 +86,11 @@ def loop(run: Run, journal: Journal, stopped: Callable[[int], bool]) -> None:
   profile = ProfileWindow(config, run.workdir)
   key = jax.random.key(run.experiment.seed)
   metrics = None
-  with contextlib.closing(run.batches()) as drawn:
-    first = list(itertools.islice(drawn, start < config.steps))
-    batches = itertools.chain(first, drawn)
-    for batch in first:
+  with contextlib.closing(run.batches()) as batches:
+    if start < config.steps:
+      batch = next(batches)
       train_step.prepare(run.state, run.frozen, batch, key)
+      batches = itertools.chain([batch], batches)
     journal.start_clock()
     for step in range(start, config.steps):
       if step == 0 or due(config.eval_every, step):
