@@ -71,7 +71,35 @@ def test_check_names_what_got_worse(flags, capsys):
   flags.out.write_text(json.dumps(found))
   assert speed.check(flags, flags.out) == 1
   *_, line = capsys.readouterr().out.splitlines()
-  assert line.startswith(f"{PLACE}: seconds got worse, 3.00 -> 4.00")
+  assert line.startswith(f"{PLACE}, seconds: got worse, 3.00 -> 4.00")
+
+
+def test_check_measures_again_what_seems_worse(flags, monkeypatch, capsys):
+  """What is worse only once is noise; other sections are measured once."""
+  speed.bench(flags)
+  runs = []
+
+  def of(name, section):
+    def measure(bench):
+      runs.append(name)
+      rows = copy.deepcopy(list(section.measure(bench)))
+      if runs == ["growth"]:
+        for row in rows:
+          row["ratios"] = {"seconds": summary([9, 9], [1, 1])}
+      return iter(rows)
+
+    return dataclasses.replace(section, measure=measure)
+
+  growth = of("growth", speed.SECTIONS["growth"])
+  monkeypatch.setitem(speed.SECTIONS, "growth", growth)
+  limits = of("limits", speed.SECTIONS["limits"])
+  monkeypatch.setitem(speed.SECTIONS, "limits", limits)
+  assert speed.check(flags, flags.out) == 0
+  assert runs == ["growth", "limits", "growth"]
+  printed = capsys.readouterr().out
+  assert "seem worse, measured again:\n  growth, " in printed
+  assert f"\n  {PLACE}, seconds\n" in printed
+  assert printed.endswith("no ratio got more than 10% worse\n")
 
 
 def test_check_without_what_is_committed(flags, capsys):
@@ -81,7 +109,7 @@ def test_check_without_what_is_committed(flags, capsys):
   del found["sections"]["growth"]
   flags.out.write_text(json.dumps(found))
   assert speed.check(flags, flags.out) == 1
-  assert f"{PLACE}: row is missing" in capsys.readouterr().out
+  assert f"{PLACE}: is missing" in capsys.readouterr().out
 
 
 OLD = [{"name": "a", "ratios": {"x": summary([0.9, 1.0, 1.1], [1, 1, 1])}}]
@@ -94,18 +122,18 @@ OLD = [{"name": "a", "ratios": {"x": summary([0.9, 1.0, 1.1], [1, 1, 1])}}]
     ([0.5, 0.5, 0.5], []),
     (
       [1.2, 1.3, 1.4],
-      ["s, a: x got worse, 1.00 -> 1.30 (1.25 to 1.35); lower is better"],
+      ["got worse, 1.00 -> 1.30 (1.25 to 1.35); lower is better"],
     ),
   ],
 )
 def test_compare(seconds, expected):
   new = copy.deepcopy(OLD)
   new[0]["ratios"]["x"] = summary(seconds, [1, 1, 1])
-  assert list(compare("s", new, OLD)) == expected
+  assert list(compare("s", new, OLD).values()) == expected
 
 
 def test_compare_reports_what_is_missing():
   new = [{"name": "a", "ratios": {"y": {}}}, {"name": "b", "ratios": {}}]
-  first, second = compare("s", new, OLD)
-  assert first.startswith("s, a: y is missing")
-  assert second.startswith("s, b: row is missing")
+  said = compare("s", new, OLD)
+  assert list(said) == [("s", "a", "y"), ("s", "b")]
+  assert all(line.startswith("is missing") for line in said.values())
