@@ -13,6 +13,7 @@ from lumiere_jax.io.cache import user_cache
 from lumiere_jax.typing import UserError
 
 USAGE_EXIT = 2
+INTERRUPTED_EXIT = 130  # As a shell says that Ctrl-C ended a command.
 # What absl and ml_collections raise for flags: an unknown config key is a
 # KeyError or AttributeError, a value of the wrong type a TypeError or
 # ValueError, a config file that is not there an OSError.
@@ -72,6 +73,12 @@ def _guarded(main: Callable[[list[str]], None]) -> Callable:
       main(argv)
     except UserError as error:
       fail(error)
+    except KeyboardInterrupt:
+      print("\nended at once, by Ctrl-C", file=sys.stderr)
+      for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+      # Not by sys.exit, which waits for threads that compile.
+      os._exit(INTERRUPTED_EXIT)
 
   return guarded
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import subprocess
+import sys
 
 import av
 import pytest
@@ -172,3 +173,29 @@ def test_sampling_mistakes(flags, words, workdir, tmp_path):
 def test_no_model_is_said_in_one_line():
   line = refused(run("sample", "--prompt=a circle"))
   assert "--model is missing" in line
+
+
+def test_ctrl_c_ends_at_once_in_one_line():
+  """Whatever threads are still at work."""
+  told = subprocess.run(
+    [sys.executable, "-c", INTERRUPTED],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    timeout=50,
+    check=False,
+  )
+  assert told.returncode == 130, told.stderr
+  assert told.stderr == "\nended at once, by Ctrl-C\n"
+
+
+INTERRUPTED = """
+import threading, time
+from lumiere_jax import cli
+
+def main(argv):
+  threading.Thread(target=time.sleep, args=(60,)).start()
+  raise KeyboardInterrupt
+
+cli._guarded(main)(["main"])
+"""

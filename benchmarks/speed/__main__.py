@@ -19,6 +19,7 @@ from pathlib import Path
 import platform
 import re
 import shutil
+import signal
 import sys
 import time
 from typing import Any
@@ -40,14 +41,33 @@ PACKAGES = {
 
 def main() -> None:
   """Measures the sections asked for, and says how far it is."""
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--peers", default=".venv-bench/bin/python")
-  parser.add_argument("--out", type=Path, default=Path("out/bench.json"))
-  parser.add_argument("--page", type=Path, help="Markdown to put tables into")
-  parser.add_argument("--rounds", type=int, help="of each pair")
-  parser.add_argument("--only", nargs="*", choices=SECTIONS, default=[])
-  parser.add_argument("--check", action="store_true")
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks.speed",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  more = lambda name, text, **kind: parser.add_argument(
+    f"--{name}", help=text, **kind
+  )
+  peers, out = ".venv-bench/bin/python", Path("out/bench.json")
+  more("peers", "the peers' interpreter", default=peers)
+  more("out", f"results, {out}", type=Path, default=out)
+  more("page", "Markdown to put the tables of all sections into", type=Path)
+  more("rounds", "of each pair", type=int)
+  more("only", "; ".join(costs()), nargs="+", choices=SECTIONS, default=[])
+  more("check", "compare with what is committed", action="store_true")
   flags = parser.parse_args()
+  if flags.rounds is not None and flags.rounds < 1:
+    parser.error(f"--rounds={flags.rounds} must be at least 1")
+  if flags.page and flags.only:
+    parser.error("--page shows all sections; leave --only out")
+  if flags.page:
+    try:
+      tables.replace(flags.page.read_text(), "")
+    except (OSError, ValueError) as error:
+      parser.error(f"--page: {error}")
+  # So that what is begun here ends with it.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   if not shutil.which(flags.peers):
     parser.error(f"no interpreter {flags.peers}; make bench sets it up")
   if flags.check and any(not SECTIONS[k].quick_seconds for k in flags.only):
@@ -75,6 +95,7 @@ def bench(flags: argparse.Namespace) -> None:
     flags.out.write_text(json.dumps(found, indent=1) + "\n")
   if flags.page:
     tables.write(found, flags.page)
+  print(f"results: {flags.out}")
 
 
 def check(flags: argparse.Namespace, committed: Path = COMMITTED) -> int:
@@ -135,6 +156,12 @@ def brief(row: Row) -> str:
     return f"{row['name']}: {row['seconds']:.1f} s"
   medians = (f"{name} {ratio['median']:.2f}" for name, ratio in ratios.items())
   return f"{row['name']}: " + "; ".join(medians)
+
+
+def costs() -> Iterator[str]:
+  """What each section takes, of two cores."""
+  for name, section in SECTIONS.items():
+    yield f"{name}: {section.seconds / 60:.0f} minutes"
 
 
 def machine() -> str:

@@ -21,8 +21,10 @@ from jaxtyping import Array, Bool, Float
 
 from lumiere_jax.parallel.mesh import BATCH
 from lumiere_jax.parallel.sharding import fit
+from lumiere_jax.typing import UserError
 
 KERNELS = ("auto", "xla", "chunked", "flash", "cudnn")
+_ONLY_ON = {"flash": "tpu", "cudnn": "gpu"}
 SCORES = 128 * 2**20
 """Bytes of float32 scores that a device should hold at a time, at most."""
 _BLOCK = 512  # Most queries or keys in a block of the kernel.
@@ -34,6 +36,16 @@ _NEVER = -1e38
 # What a mesh cuts: rows of pixels are among the queries of a group (a frame),
 # and its keys with them, or each pixel is a group by itself.
 _ROWS = {"queries": P(BATCH, None, "space"), "groups": P(BATCH, "space")}
+
+
+def check_runs(kernel: str, platform: str) -> None:
+  """Raises a UserError where devices of a platform do not have a kernel."""
+  if _ONLY_ON.get(kernel, platform) != platform:
+    raise UserError(
+      f"config.model.attention_kernel={kernel!r} is for a "
+      f"{_ONLY_ON[kernel].upper()}, these devices are of {platform!r}; take "
+      "'auto'"
+    )
 
 
 def attend(
@@ -353,11 +365,11 @@ def _softmax_forward(query, key, value, mask, bias) -> tuple[Array, tuple]:
   out = (out / total).astype(dtype)
   # An array that holds nothing, as what is kept says no dtypes.
   like = None if bias is None else jnp.zeros(0, bias.dtype)
-  return jnp.swapaxes(out, 1, 2), (q, k, v, weights, total, out, like)
+  return jnp.swapaxes(out, 1, 2), (q, k, v, weights, total, out, mask, like)
 
 
 def _softmax_backward(kept: tuple, g: Array) -> tuple:
-  q, k, v, weights, total, out, like = kept
+  q, k, v, weights, total, out, mask, like = kept
   dtype = q.dtype
   einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   g = jnp.swapaxes(g, 1, 2).astype(jnp.float32) / total
@@ -365,6 +377,8 @@ def _softmax_backward(kept: tuple, g: Array) -> tuple:
   g = g.astype(dtype)
   to_value = einsum("gnqk,gnqd->gnkd", weights, g)
   to_scores = weights * (einsum("gnqd,gnkd->gnqk", g, v) - mean)
+  if mask is not None:  # where all is masked, scores change no weight
+    to_scores = jnp.where(mask, to_scores, 0.0)
   to_bias = None if like is None else to_scores.sum(0).astype(like.dtype)
   to_scores = to_scores.astype(dtype)
   to_query = einsum("gnqk,gnkd->gnqd", to_scores, k) * q.shape[-1] ** -0.5

@@ -255,6 +255,7 @@ class Experiment:
     check_choice("config.stage", self.stage, PARENTS)
     for spec in self.data.specs:
       self._check_clips(spec.num_frames, *spec.resolution)
+    self._check_channels()
     self._check_conditioning()
     if self.text.train:
       self._check_text_trains()
@@ -275,6 +276,14 @@ class Experiment:
           f"config.data.resolution or crop: {side} is no multiple of "
           f"config.upscale={self.upscale}"
         )
+
+  def _check_channels(self) -> None:
+    given, wanted = self.model.in_channels, 3 if self.upscale == 1 else 6
+    if given != wanted:
+      raise UserError(
+        f"config.model.in_channels={given}, but with config.upscale="
+        f"{self.upscale} the network is given {wanted}"
+      )
 
   def _check_conditioning(self) -> None:
     channels, masks = self.model.cond_channels, self.data.masks

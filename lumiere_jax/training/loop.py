@@ -3,14 +3,15 @@
 from collections.abc import Callable
 import contextlib
 import dataclasses
-import itertools
 from pathlib import Path
 import sys
 import time
 
 import jax
 
+from lumiere_jax.models.attention import check_runs
 from lumiere_jax.parallel.agree import is_first
+from lumiere_jax.parallel.backend import platform_of
 from lumiere_jax.parallel.mesh import check_batch, make_mesh
 from lumiere_jax.training.compatibility import (
   RUNS,
@@ -66,6 +67,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
       say_finished(experiment, step)
       return
     mesh = make_mesh(experiment.mesh)
+    check_runs(experiment.model.attention_kernel, platform_of(mesh))
     config = experiment.train
     check_batch(config.batch_size, config.accumulate, mesh)
     with contextlib.closing(Run.open(experiment, workdir, mesh)) as run:
@@ -87,12 +89,16 @@ def loop(run: Run, journal: Journal, stopped: Callable[[int], bool]) -> None:
   key = jax.random.key(run.experiment.seed)
   metrics = None
   with contextlib.closing(run.batches()) as batches:
-    if start < config.steps:
-      batch = next(batches)
-      train_step.prepare(run.state, run.frozen, batch, key)
-      batches = itertools.chain([batch], batches)
+    ahead = []
     journal.start_clock()
     for step in range(start, config.steps):
+      if stopped(step):
+        break
+      if step == start:
+        with journal.apart(metrics):
+          ahead.append(next(batches))
+          train_step.prepare(run.state, run.frozen, ahead[0], key)
+          journal.say("compiling the training step")
       if step == 0 or due(config.eval_every, step):
         with journal.apart(metrics):
           saver.evaluate()
@@ -102,10 +108,8 @@ def loop(run: Run, journal: Journal, stopped: Callable[[int], bool]) -> None:
       if step > start and saver.due(step):
         with journal.apart(metrics):
           saver.save()
-      if stopped(step):
-        break
       with journal.waiting():
-        batch = next(batches)
+        batch = ahead.pop() if ahead else next(batches)
       with profile.around(step):
         run.state, metrics = train_step(run.state, run.frozen, batch, key)
       journal.took_step(step + 1, metrics, train_step.flops(batch))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lumiere_jax.models import attention
-from lumiere_jax.models.attention import attend
+from lumiere_jax.models.attention import attend, check_runs
 from lumiere_jax.typing import UserError
 from tests.conftest import small_config
 
@@ -91,6 +91,27 @@ def test_kernels_are_softmax(case, monkeypatch):
   for queries in (4, 2 * args["query"].shape[2], 1000):
     monkeypatch.setattr(attention, "SCORES", scores(queries))
     assert_close(results(args, "chunked"), expected)
+
+
+def test_scores_that_change_no_weight_have_no_gradient():
+  """As where all keys are masked: weights are even, whatever scores are."""
+  args = draw(own=0, q=7)
+  args["mask"] = np.zeros_like(args["mask"])
+  grads = results(args, "xla")
+  np.testing.assert_array_equal(grads["query"], 0.0)
+  keys, values = np.moveaxis(grads["shared"], -3, 0)
+  np.testing.assert_array_equal(keys, 0.0)
+  assert abs(values).max() > 0
+
+
+@pytest.mark.parametrize(
+  ("kernel", "platform"), [("flash", "cpu"), ("cudnn", "tpu")]
+)
+def test_kernels_of_other_devices_are_refused(kernel, platform):
+  with pytest.raises(UserError, match=f"{kernel}.*{platform}.*take 'auto'"):
+    check_runs(kernel, platform)
+  for known in ("auto", "xla", "chunked"):
+    check_runs(known, platform)
 
 
 def arrays_of(jaxpr):

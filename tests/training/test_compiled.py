@@ -1,12 +1,14 @@
 """The training step compiled ahead, while other work is done."""
 
+import contextlib
+
 import jax
 import pytest
 
 from lumiere_jax.models.inflate import split
 from lumiere_jax.parallel.arrays import replicated
 from lumiere_jax.parallel.mesh import make_mesh
-from lumiere_jax.training import compiled
+from lumiere_jax.training import compiled, loop
 from lumiere_jax.training.compiled import TrainStep, model_flops
 from lumiere_jax.training.optimizer import make_optimizer
 from lumiere_jax.training.state import init_state
@@ -68,3 +70,13 @@ def test_flops_are_those_of_loss_and_gradients(experiment):
   wanted = model_flops(experiment, task, state, frozen, batch)
   step(state, frozen, batch, key)
   assert step.flops(batch) == wanted > 0
+
+
+def test_a_run_told_to_stop_before_its_first_step_compiles_none(
+  monkeypatch, tmp_path
+):
+  told = lambda: contextlib.nullcontext(lambda step: True)
+  monkeypatch.setattr(loop, "interruptible", told)
+  monkeypatch.setattr(TrainStep, "prepare", lambda *given: pytest.fail())
+  loop.train(T2I, tmp_path)
+  assert (tmp_path / "checkpoints" / "0").is_dir()

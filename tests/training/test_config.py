@@ -38,6 +38,7 @@ FULL = {
     ({"data": {"image_share": 1.0}}, r"image_share=1\.0 must lie between"),
     ({"data": {"min_fps_ratio": -1.0}}, r"min_fps_ratio=-1\.0 must be at"),
     ({"data": {"resample": "blnd"}}, 'did you mean "blend"'),
+    ({"model": {"in_channels": 6}}, "upscale=1 the network is given 3"),
     ({"upscale": 3}, r"no multiple of config\.upscale=3"),
     ({"train": {"steps": 0}}, "steps=0 must be above 0"),
     ({"train": {"learning_rate": float("nan")}}, "learning_rate=nan must be"),
