@@ -1,11 +1,6 @@
-"""Trains every stage that ships, each in a process of its own.
-
-Once the pictures' model is done, which brings the text encoder, the stages of
-videos and those of super-resolution train side by side.
-"""
+"""Trains every stage that ships, one after the other, each in a process."""
 
 from collections.abc import Sequence
-import contextlib
 from pathlib import Path
 import signal
 import subprocess
@@ -19,17 +14,29 @@ from lumiere_jax.training.report import RunSummary, write_curves
 
 STOPPED = 143  # As a shell says that SIGTERM ended a command.
 FIRST = "t2i"
-CHAINS = (
-  (("base", FIRST), ("conditional", "base")),
-  (("ssr_image", ""), ("ssr", "ssr_image")),
-)
-"""Stages, each with what it starts from; one chain beside the other."""
+STAGES = {
+  FIRST: "",
+  "base": FIRST,
+  "conditional": "base",
+  "ssr_image": "",
+  "ssr": "ssr_image",
+}
+"""Stages, and what each starts from; all take the text encoder of the first."""
+SHARES = {
+  FIRST: 0.25,
+  "base": 0.3,
+  "conditional": 0.25,
+  "ssr_image": 0.12,
+  "ssr": 0.08,
+}
+"""Of a budget."""
 BUNDLED = ("conditional", "ssr")
 _WARM = (("base", FIRST), ("conditional", "warm/base"), ("ssr_image", ""))
+_SPARE = 60.0  # Seconds for the last save and the bundle.
 
 
 class Training:
-  """All stages; SIGTERM lets those under way save and end."""
+  """All stages; SIGTERM lets the one under way save and end."""
 
   def __init__(self, out: Path, flags: Sequence[str] = ()):
     """Prepares it.
@@ -43,11 +50,13 @@ class Training:
     self._stopped = False
     self._failed = 0
 
-  def run(self, *, warm: bool = False) -> int:
+  def run(self, *, warm: bool = False, budget: float | None = None) -> int:
     """Trains what is not done yet, then writes `bundle`.
 
     Args:
       warm: also compiles later stages while the first one trains.
+      budget: seconds in all, which stages have their `SHARES` of; None: each
+        trains to its last step.
 
     Returns:
       The exit code: 0, that of a stage that failed, or `STOPPED`.
@@ -56,51 +65,47 @@ class Training:
     signal.signal(signal.SIGTERM, lambda *_: self._stop())
     if warm:
       threading.Thread(target=self._warm, daemon=True).start()
-    if self._train(FIRST, ""):
-      chains = [
-        threading.Thread(target=self._chain, args=(chain, quiet))
-        for quiet, chain in enumerate(CHAINS)
-      ]
-      for chain in chains:
-        chain.start()
-      for chain in chains:
-        chain.join()
+    end = None if budget is None else time.monotonic() + budget - _SPARE
+    left = [stage for stage in STAGES if not self._is_taken(stage)]
+    for i, stage in enumerate(left):
+      if self._stopped or self._failed:
+        break
+      share = SHARES[stage] / sum(SHARES[later] for later in left[i:])
+      seconds = end and max(share * (end - time.monotonic()), 0.0)
+      self._train(stage, seconds)
     if self._stopped or self._failed:
       return self._failed or STOPPED
     self._draw_losses()
     return subprocess.call(self._bundle_command())
+
+  def _is_taken(self, stage: str) -> bool:
+    """Whether a later stage has begun with its weights, or text encoder."""
+    takers = [x for x in STAGES if x != FIRST and stage in (STAGES[x], FIRST)]
+    return any((self._out / x / "checkpoints").is_dir() for x in takers)
 
   def _stop(self) -> None:
     self._stopped = True
     for process in list(self._running):
       process.terminate()
 
-  def _chain(self, stages: Sequence[tuple[str, str]], quiet: bool) -> None:
-    for stage, source in stages:
-      if not self._train(stage, source, quiet=quiet):
-        return
-
-  def _train(self, stage: str, source: str, *, quiet: bool = False) -> bool:
-    """Whether the stage is done, and the next may begin."""
-    if self._stopped or self._failed:
-      return False
+  def _train(self, stage: str, seconds: float | None) -> None:
+    """Trains a stage to its end, or for so long."""
     began = time.monotonic()
-    with contextlib.ExitStack() as stack:
-      log = None
-      if quiet:  # one bar is seen at a time, the other one is in a file
-        log = stack.enter_context((self._out / f"{stage}.log").open("ab"))
-      process = self._start(stage, source, stage, log)
-      code = process.wait()
+    process = self._start(stage, STAGES[stage], stage)
+    state = "done"
+    try:
+      code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+      process.terminate()  # it saves
+      code, state = process.wait(), "done for its share of the time"
     self._running.discard(process)
-    if code and not self._stopped:
-      self._failed = code
-    # Stopped by a signal, a run saves and ends well.
-    done = not code and not self._stopped
-    state = "done" if done else "stopped" if self._stopped else "failed"
+    if self._stopped:
+      state = "stopped"
+    elif code:
+      self._failed, state = code, "failed"
     print(
       f"{stage}: {state} after {time.monotonic() - began:.0f} s", flush=True
     )
-    return done
 
   def _start(
     self, stage: str, source: str, folder: str, log: IO[bytes] | None = None
@@ -127,10 +132,7 @@ class Training:
     return [sys.executable, "-m", "lumiere_jax.main", *flags, *self._flags]
 
   def _draw_losses(self) -> None:
-    runs = [
-      RunSummary.read(self._out / stage, name=stage)
-      for stage in (FIRST, *(stage for chain in CHAINS for stage, _ in chain))
-    ]
+    runs = [RunSummary.read(self._out / stage, name=stage) for stage in STAGES]
     write_curves(self._out / "losses.svg", runs)
 
   def _bundle_command(self) -> list[str]:

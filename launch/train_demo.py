@@ -1,6 +1,7 @@
 """Trains the cascade that ships, as launch/train_demo.sh says.
 
-python -m launch.train_demo [--out=out/train_demo] [--warm] [-- FLAG...]
+python -m launch.train_demo [--out=out/train_demo] \
+    [--budget_minutes=30] [--warm] [-- FLAG...]
 
 Flags after -- go to every stage of `lumiere_jax.main`.
 """
@@ -13,6 +14,13 @@ from absl import app, flags
 from launch.shipping import Training
 
 OUT = flags.DEFINE_string("out", "out/train_demo", "Folder of all runs.")
+BUDGET = flags.DEFINE_float(
+  "budget_minutes",
+  None,
+  "Minutes for all stages, by the clock; without it each trains to its last "
+  "step. Run again it goes on with the stages that no other has started from.",
+  lower_bound=2,
+)
 WARM = flags.DEFINE_bool(
   "warm",
   False,
@@ -23,7 +31,9 @@ WARM = flags.DEFINE_bool(
 
 def main(argv: list[str]) -> None:
   """Trains all stages, then writes the bundle."""
-  sys.exit(Training(Path(OUT.value), argv[1:]).run(warm=WARM.value))
+  budget = BUDGET.value and 60 * BUDGET.value
+  training = Training(Path(OUT.value), argv[1:])
+  sys.exit(training.run(warm=WARM.value, budget=budget))
 
 
 if __name__ == "__main__":

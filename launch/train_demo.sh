@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains the cascade that ships; started again, it goes on.
 #
-#   launch/train_demo.sh [--out=out/train_demo] [--warm] [-- FLAG...]
+#   launch/train_demo.sh [--out=out/train_demo] [--budget_minutes=30] [--warm] \
+#     [-- FLAG...]
 #
 # On a GPU with 16 cores beside it:
 #   launch/train_demo.sh --warm -- --config.model.dtype=bfloat16 \

@@ -5,7 +5,7 @@ import einops
 import flax.linen as nn
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lumiere_jax.models.attention import attend
 from lumiere_jax.models.blocks import GroupNorm
@@ -139,7 +139,11 @@ class ConvInflation(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-  """Self-attention over the frames of each position (figure 4c).
+  """Attention of each position to its frames (figure 4c), and to the text.
+
+  To the text where some is given, which is ours: all that the temporal layers
+  of the paper know of it is what the picture model makes of each frame, where
+  words that say how things move may make no difference.
 
   Attributes:
     max_distance: offsets between frames beyond it share their bias.
@@ -153,7 +157,12 @@ class TemporalAttention(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x: Video) -> Video:
+  def __call__(
+    self,
+    x: Video,
+    text: Float[Array, "b l e"] | None = None,
+    mask: Bool[Array, "b l"] | None = None,
+  ) -> Video:
     channels = x.shape[-1]
     heads = channels // self.head_dim
     normed = GroupNorm(self.groups, name="norm")(x)
@@ -163,13 +172,22 @@ class TemporalAttention(nn.Module):
       (3, heads, self.head_dim), use_bias=False, dtype=self.dtype, name="qkv"
     )(normed)
     bias = self._bias(heads, x.shape[1]).astype(self.dtype)
+    if text is not None:
+      seen = None if mask is None else mask[:, None]
+      text = GroupNorm(self.groups, name="norm_text")(text[:, None], seen)[:, 0]
+      text = DenseGeneral(
+        (2, heads, self.head_dim), dtype=self.dtype, name="text_kv"
+      )(text)
+      bias = jnp.pad(bias, ((0, 0), (0, 0), (text.shape[1], 0)))
 
     h, w = x.shape[2:4]
     qkv = einops.rearrange(qkv, "b t h w i n d -> b (h w) t i n d")
     out = attend(
       qkv[..., 0, :, :],
       qkv[..., 1:, :, :],
-      bias=bias,
+      text,
+      None if text is None else mask,
+      bias,
       kernel=self.kernel,
       rows="groups",
     )
@@ -203,7 +221,9 @@ class AttentionInflation(nn.Module):
   dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x: Video) -> Video:
+  def __call__(
+    self, x: Video, text: Array | None = None, mask: Array | None = None
+  ) -> Video:
     for i in range(self.num_attentions):
       x = TemporalAttention(
         self.head_dim,
@@ -212,7 +232,7 @@ class AttentionInflation(nn.Module):
         self.kernel,
         self.dtype,
         name=f"attention_{i}",
-      )(x)
+      )(x, text, mask)
     return x
 
 

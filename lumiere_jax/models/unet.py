@@ -56,6 +56,8 @@ class TemporalConfig:
       0: the longest there are in the clips trained on, see
       `UNetConfig.for_clips`. No other entries of the bias would ever train.
     activation: of the convolutional inflation blocks.
+    text: whether temporal attention sees the text too, see
+      `temporal.TemporalAttention`.
   """
 
   resample: tuple[bool, ...]
@@ -63,6 +65,7 @@ class TemporalConfig:
   head_dim: int = 64
   max_distance: int = 0
   activation: str = "silu"
+  text: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -321,7 +324,7 @@ class UNet(nn.Module):
           return self._attend(x, f"{name}_attention", kind, text, cond)
 
         x = self._in_chunks(spatial, x)
-        x = self._inflate(x, name, level == last) if inflated else x
+        x = self._inflate(x, name, level, text, cond) if inflated else x
         return constrain(x, VIDEO)
 
       return self._remat(body, level)(self, x)
@@ -342,7 +345,7 @@ class UNet(nn.Module):
 
     def middle(self, x):
       x = self._middle(x, emb, text, cond)
-      x = self._inflate(x, "mid", True) if inflated else x
+      x = self._inflate(x, "mid", last, text, cond) if inflated else x
       return constrain(x, VIDEO)
 
     x = self._stem(z, cond)
@@ -500,9 +503,11 @@ class UNet(nn.Module):
       name=name,
     )(x, text, cond.text_mask)
 
-  def _inflate(self, x: Video, name: str, coarsest: bool) -> Video:
+  def _inflate(
+    self, x: Video, name: str, level: int, text: Array, cond: Cond
+  ) -> Video:
     c, t = self.config, self.config.temporal
-    if not coarsest:
+    if level < len(c.channels) - 1:
       return temporal.ConvInflation(
         c.norm_groups, t.activation, self._dtype, name=f"temporal_{name}"
       )(x)
@@ -520,4 +525,4 @@ class UNet(nn.Module):
       c.attention_kernel,
       self._dtype,
       name=f"temporal_{name}",
-    )(x)
+    )(x, *((text, cond.text_mask) if t.text else ()))

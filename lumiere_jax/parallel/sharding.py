@@ -29,7 +29,7 @@ RULES: tuple[tuple[str, P], ...] = (
   (r"(^|/)text_encoder/", P()),  # that trains along
   (r"kernel/[ab]$", P()),  # of adapters
   (r"/(bias|scale|position|position_bias)$", P()),
-  (r"(^|/)(step|skipped|skipped_in_a_row|count)$", P()),
+  (r"(^|/)(step|skipped|skipped_in_a_row|count|ns_coeffs)$", P()),
 )
 """Path of a leaf -> how it is cut; the first that matches. A leaf of another
 rank than its rule has (a factored moment) is whole everywhere."""

@@ -129,5 +129,9 @@ def _plain(experiment: Experiment) -> Experiment:
   model = dataclasses.replace(
     experiment.model, remat=(), attention_kernel="xla"
   )
-  train = dataclasses.replace(experiment.train, accumulate=1)
+  # Products of the optimizer are not the model's.
+  optimizer = {"muon": "adam"}.get(name := experiment.train.optimizer, name)
+  train = dataclasses.replace(
+    experiment.train, accumulate=1, optimizer=optimizer
+  )
   return dataclasses.replace(experiment, model=model, train=train)

@@ -25,7 +25,7 @@ PARENTS = {
   "ssr": "ssr_image",
 }
 """Stages, and the stage that each starts from."""
-OPTIMIZERS = ("adam", "adafactor", "sgd")
+OPTIMIZERS = ("adam", "adafactor", "muon", "sgd")
 DECAYS = ("constant", "cosine", "rsqrt")
 FROZEN_DTYPES = ("source", "bfloat16")
 
@@ -75,7 +75,8 @@ class TrainConfig:
       `init_from=scratch` trains everything.
     frozen_dtype: of frozen kernels on the device: 'source' (as they came) or
       'bfloat16'. All else that is frozen, and all on disk, stays as it came.
-    optimizer: 'adam', 'adafactor' (Imagen's for its base model) or 'sgd'.
+    optimizer: 'adam', 'adafactor' (Imagen's for its base model), 'muon' (of
+      hidden kernels, Adam for the rest) or 'sgd'.
     learning_rate: after warm-up.
     decay: of the learning rate after warm-up: 'constant', 'cosine' (to
       `final_learning_rate` at the last step) or 'rsqrt' (with the inverse
@@ -87,6 +88,8 @@ class TrainConfig:
     b1: of Adam.
     b2: of Adam.
     eps: of Adam.
+    muon_rms: root mean square of Muon's steps before the rate; those of Adam
+      have some 0.2 (Liu et al. 2025), and 1 at first.
     clip_norm: global gradient norm above which gradients are scaled down.
     max_skips: steps in a row whose gradients are not finite, each skipped,
       after which the run stops.
@@ -121,6 +124,7 @@ class TrainConfig:
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
+  muon_rms: float = 0.2
   clip_norm: float = 1.0
   max_skips: int = 20
   ema_decay: float = 0.9999

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import optax
+from optax.contrib import MuonDimensionNumbers, MuonState, muon
 
 from lumiere_jax.models.inflate import ADDED_LEAVES
 from lumiere_jax.training.config import TrainConfig
@@ -44,6 +45,16 @@ def make_optimizer(
     # second one factored. Steps are scaled by the rate alone, as Adam's are.
     "adafactor": lambda: optax.chain(
       optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)
+    ),
+    # Jordan 2024: the momentum of a matrix made orthogonal; Adam, by Nesterov
+    # as Muon is, for what is none. The rate below takes back that of -1.
+    "muon": lambda: muon(
+      -1.0,
+      eps=config.eps,
+      adam_b1=config.b1,
+      adam_b2=config.b2,
+      muon_weight_dimension_numbers=_hidden_matrices,
+      consistent_rms=config.muon_rms,
     ),
     "sgd": optax.identity,
   }
@@ -106,13 +117,38 @@ def _counted_apart(
 
 def _at(count: jax.Array, state: optax.OptState) -> optax.OptState:
   """The state of an optimizer as if it had made so many updates."""
-  counting = (optax.ScaleByAdamState, optax.FactoredState)
+  counting = (optax.ScaleByAdamState, optax.FactoredState, MuonState)
   counts = lambda part: isinstance(part, counting)
   return jax.tree.map(
     lambda part: part._replace(count=count) if counts(part) else part,
     state,
     is_leaf=counts,
   )
+
+
+_HIDDEN = re.compile(r"^(?!(.*/)?(stem|head|cond_in)/).*kernel$")
+"""Kernels of layers between others: not what reads or makes pixels."""
+_SEVERAL = re.compile(r"(qkv|text_kv)/kernel$")
+"""Kernels (in, several, heads, head_dim) of several projections beside."""
+
+
+def _hidden_matrices(
+  params: FlatParams,
+) -> dict[str, MuonDimensionNumbers | None]:
+  """How each leaf that Muon steps is read as a matrix; None: Adam does.
+
+  Queries, keys and values are matrices of their own.
+  """
+
+  def axes(path: str, leaf: Any) -> MuonDimensionNumbers | None:
+    # What Adam steps is masked where Muon asks.
+    if getattr(leaf, "ndim", 0) < 2 or not _HIDDEN.search(path):
+      return None
+    if _SEVERAL.search(path):
+      return MuonDimensionNumbers((0,), tuple(range(2, leaf.ndim)))
+    return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
+
+  return {path: axes(path, leaf) for path, leaf in params.items()}
 
 
 def _matrices(params: FlatParams) -> FlatParams:

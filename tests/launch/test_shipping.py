@@ -4,12 +4,21 @@ from pathlib import Path
 import signal
 import subprocess
 import sys
+import time
 from xml.etree import ElementTree
 
 import pytest
 
 from configs import shipped
-from launch.shipping import BUNDLED, CHAINS, FIRST, STOPPED, Training
+from launch import shipping
+from launch.shipping import (
+  BUNDLED,
+  FIRST,
+  SHARES,
+  STAGES,
+  STOPPED,
+  Training,
+)
 
 RUN = """
 def leave(folder):
@@ -47,14 +56,13 @@ class Pretended(Training):
 def test_every_stage_trains_after_what_it_starts_from(tmp_path, capsys):
   assert Pretended(tmp_path).run() == 0
   made = {path.name for path in tmp_path.iterdir() if not path.suffix}
-  stages = {FIRST} | {stage for chain in CHAINS for stage, _ in chain}
-  assert made == stages | {"bundle"}
+  assert made == {*STAGES, "bundle"}
   assert "conditional: done after" in capsys.readouterr().out
   picture = ElementTree.parse(tmp_path / "losses.svg")
   said = {
     text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")
   }
-  assert {f"{stage}: loss" for stage in stages} <= said
+  assert {f"{stage}: loss" for stage in STAGES} <= said
 
 
 def test_what_fails_ends_it_all(tmp_path, capsys):
@@ -84,6 +92,48 @@ sys.exit(training.run())
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == STOPPED
   assert not list(tmp_path.glob("*/"))
+
+
+LONG = (
+  RUN
+  + """
+import pathlib, signal, sys, time
+out, name = pathlib.Path(sys.argv[1]), sys.argv[2]
+def save(*_):
+  (out / name / "checkpoints").mkdir(parents=True, exist_ok=True)
+  leave(out / name)
+  sys.exit()
+signal.signal(signal.SIGTERM, save)
+(out / "begun").open("a").write(name + "\\n")
+time.sleep(0 if name == "bundle" else 30)
+"""
+)
+
+
+class Long(Pretended):
+  """Stages of half a minute, which save where they are told to end."""
+
+  def command(self, stage, source, folder):
+    return [sys.executable, "-c", LONG, str(self._out), folder]
+
+
+def test_a_budget_is_shared_by_all_stages(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(shipping, "_SPARE", 0.0)
+  began = time.monotonic()
+  assert Long(tmp_path).run(budget=5.0) == 0
+  assert time.monotonic() - began < 15
+  begun = (tmp_path / "begun").read_text().split()
+  assert begun == [*STAGES, "bundle"]
+  assert "ssr: done for its share" in capsys.readouterr().out
+  # What others started from stays as it is.
+  assert Long(tmp_path).run(budget=2.0) == 0
+  begun = (tmp_path / "begun").read_text().split()[len(begun) :]
+  assert begun == ["conditional", "ssr", "bundle"]
+
+
+def test_shares_are_of_all_stages():
+  assert SHARES.keys() == STAGES.keys()
+  assert sum(SHARES.values()) == pytest.approx(1)
 
 
 AHEAD = (
@@ -123,8 +173,7 @@ def test_later_stages_are_compiled_while_the_first_one_trains(tmp_path):
 @pytest.mark.parametrize("stage", [FIRST, "conditional"])
 def test_the_commands_are_those_of_the_config(stage):
   training = Training(Path("out/x"), ["--config.data.workers=8"])
-  source = dict(CHAINS[0]).get(stage, "")
-  command = training.command(stage, source, stage)
+  command = training.command(stage, STAGES[stage], stage)
   assert f"--config=configs/shipped.py:{stage}" in command
   assert command[-1] == "--config.data.workers=8"
   given = "--config.text.weights=out/x/t2i" in command

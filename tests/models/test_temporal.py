@@ -113,3 +113,39 @@ def test_attention_bias_depends_on_the_distance_in_frames(rng):
   weights /= weights.sum(1, keepdims=True)
   expected = frames + weights @ v @ p["proj"]["kernel"] + p["proj"]["bias"]
   np.testing.assert_allclose(out, expected, atol=1e-4)
+
+
+def test_attention_sees_the_text_beside_the_frames(rng):
+  module = temporal.TemporalAttention(4, 1, 3, "xla", jnp.float32)
+  x = rng.standard_normal((2, 3, 1, 2, 4)).astype(np.float32)
+  text = rng.standard_normal((2, 5, 6)).astype(np.float32)
+  mask = np.arange(5) < np.array([[3], [5]])
+  params = module.init(jax.random.key(0), x, text, mask)["params"]
+  p = jax.tree.map(
+    lambda p: rng.standard_normal(p.shape).astype(np.float32), params
+  )
+  out = module.apply({"params": p}, x, text, mask)
+
+  def norm(x, leaves):
+    scaled = (x - x.mean()) / np.sqrt(x.var() + 1e-5)
+    return scaled * leaves["scale"] + leaves["bias"]
+
+  for sample, column in np.ndindex(2, 2):
+    # Norms are over both positions of a frame, and over all tokens.
+    frames = np.stack(
+      [norm(frame, p["norm"])[0, column] for frame in x[sample]]
+    )
+    tokens = norm(text[sample][mask[sample]], p["norm_text"])
+    q, k, v = np.einsum("tc,cpnd->ptd", frames, p["qkv"]["kernel"])
+    kv = np.einsum("tc,cpnd->ptd", tokens, p["text_kv"]["kernel"])
+    own_k, own_v = kv + p["text_kv"]["bias"].sum(1)[:, None]
+    logits = np.concatenate([q @ own_k.T, q @ k.T], 1) / 2.0
+    for i, j in np.ndindex(3, 3):
+      logits[i, len(tokens) + j] += p["position_bias"][j - i + 3, 0]
+    weights = np.exp(logits - logits.max(1, keepdims=True))
+    weights /= weights.sum(1, keepdims=True)
+    seen = weights @ np.concatenate([own_v, v])
+    expected = (
+      x[sample, :, 0, column] + seen @ p["proj"]["kernel"] + p["proj"]["bias"]
+    )
+    np.testing.assert_allclose(out[sample, :, 0, column], expected, atol=1e-4)

@@ -36,5 +36,5 @@ def get_config(size: str):
 
 def with_optimizer(experiment: Experiment, name: str) -> Experiment:
   """At a rate that moves weights visibly in ten steps."""
-  rate = {"sgd": 0.1, "adam": 1e-3}[name]
+  rate = {"sgd": 0.1, "adam": 1e-3, "muon": 1e-3}[name]
   return replace(experiment, train={"optimizer": name, "learning_rate": rate})

@@ -28,7 +28,7 @@ RUNS = {
   # All kinds of layers, which takes a compiler ten times as long.
   "base": (BASE, [(2, 2, 2), (1, 2, 4)]),
 }
-OPTIMIZERS = ("sgd", "adam")
+OPTIMIZERS = ("sgd", "adam", "muon")
 STEPS = 10
 
 

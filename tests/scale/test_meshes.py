@@ -26,7 +26,10 @@ def test_all_ten_meshes_of_eight_are_tried():
   assert len(SHAPES) == 10
 
 
-@pytest.mark.parametrize("optimizer, rtol", [("sgd", 1e-6), ("adam", 1e-5)])
+# Muon takes directions of rounding's size for as good as others.
+@pytest.mark.parametrize(
+  "optimizer, rtol", [("sgd", 1e-6), ("adam", 1e-5), ("muon", 1e-3)]
+)
 @pytest.mark.parametrize("model, mesh", NAMES)
 def test_losses_of_ten_steps(results, model, mesh, optimizer, rtol):
   expected = results[f"{model}/1x1x1/{optimizer}/losses"]

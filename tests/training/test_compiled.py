@@ -15,6 +15,7 @@ from lumiere_jax.training.state import init_state
 from tests.conftest import replace
 from tests.training.conftest import BASE, T2I, make_batch, make_task
 
+MUON = replace(T2I, train={"optimizer": "muon"})
 PARTS = replace(T2I, train={"accumulate": 2})
 
 
@@ -62,9 +63,11 @@ def test_an_error_of_what_was_begun_ahead_is_raised_by_the_step(monkeypatch):
     step(state, *rest)
 
 
-@pytest.mark.parametrize("experiment", [BASE, PARTS], ids=["whole", "parts"])
+@pytest.mark.parametrize(
+  "experiment", [BASE, PARTS, MUON], ids=["whole", "parts", "muon"]
+)
 def test_flops_are_those_of_loss_and_gradients(experiment):
-  """From the step as traced, or traced apart where it computes again."""
+  """From the step as traced, or traced apart where it computes more."""
   _, step, (state, frozen, batch, key) = start(experiment)
   task = make_task(experiment)
   wanted = model_flops(experiment, task, state, frozen, batch)

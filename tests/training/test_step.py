@@ -343,20 +343,72 @@ def test_the_learning_rate_warms_up_decays_and_cools_down():
   assert rate(99, cooldown_steps=10) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("name", ["adam", "adafactor"])
+@pytest.mark.parametrize("name", ["adam", "adafactor", "muon"])
 def test_optimizers_descend_and_decay_kernels_alone(name):
   settings = config(
     optimizer=name, learning_rate=0.1, warmup_steps=1, weight_decay=0.5
   )
   optimizer = make_optimizer(settings)
-  state = init_state({"k": jnp.ones((2, 2)), "b": jnp.ones(2)}, optimizer)
-  down = {"k": jnp.full((2, 2), 0.1), "b": jnp.full(2, 0.1)}
+  kernel = "k/kernel"
+  state = init_state({kernel: jnp.ones((2, 2)), "b": jnp.ones(2)}, optimizer)
+  down = {kernel: jnp.full((2, 2), 0.1), "b": jnp.full(2, 0.1)}
   moved = apply_gradients(state, down, optimizer, settings).trainable
   assert (moved["b"] < 1).all()
   still = jax.tree.map(jnp.zeros_like, down)
   decayed = apply_gradients(state, still, optimizer, settings).trainable
-  np.testing.assert_allclose(decayed["k"], 1 - 0.1 * 0.5, rtol=1e-6)
+  np.testing.assert_allclose(decayed[kernel], 1 - 0.1 * 0.5, rtol=1e-6)
   np.testing.assert_allclose(decayed["b"], 1.0)
+
+
+def muon_step(leaves, grads):
+  settings = config(
+    optimizer="muon", learning_rate=0.1, warmup_steps=1, muon_rms=0.5
+  )
+  optimizer = make_optimizer(settings)
+  state = init_state(leaves, optimizer)
+  new = apply_gradients(state, grads, optimizer, settings).trainable
+  return {k: np.asarray(leaves[k] - new[k]) / 0.1 for k in leaves}
+
+
+def test_muon_steps_along_the_orthogonal_factor_of_a_matrix():
+  """Of U S V^T it goes U V^T, whatever S, in steps of the same size."""
+  rng = np.random.default_rng(0)
+  shapes = {
+    "a/kernel": (16, 8),
+    "a/conv/kernel": (3, 3, 4, 8),
+    "temporal_a/qkv/kernel": (16, 3, 2, 4),
+  }
+  grads = {k: rng.normal(size=v).astype("f") for k, v in shapes.items()}
+  grads["temporal_a/qkv/kernel"][:, 1] *= 1e-3  # keys have a scale of their own
+  moved = muon_step(jax.tree.map(jnp.zeros_like, grads), grads)
+  for path, grad in grads.items():
+    matrices = {
+      "a/kernel": lambda x: [x],
+      "a/conv/kernel": lambda x: [x.reshape(-1, 8)],
+      "temporal_a/qkv/kernel": lambda x: list(
+        x.swapaxes(0, 1).reshape(3, 16, 8)
+      ),
+    }[path]
+    for step, matrix in zip(matrices(moved[path]), matrices(grad), strict=True):
+      u, _, vt = np.linalg.svd(matrix, full_matrices=False)
+      # Five steps of Newton and Schulz leave singular values of 0.7 to 1.2.
+      along = np.diag(u.T @ step @ vt.T) / (0.5 * max(matrix.shape) ** 0.5)
+      assert (along > 0.6).all() and (along < 1.3).all()
+      assert np.square(step).mean() ** 0.5 == pytest.approx(0.5, rel=0.25)
+
+
+@pytest.mark.parametrize(
+  "path",
+  ["stem/kernel", "head/kernel", "cond_in/kernel", "a/bias", "a/position_bias"],
+)
+def test_muon_leaves_to_adam_what_is_no_hidden_kernel(path):
+  grad = jnp.asarray([[0.3, -0.1], [0.002, 0.5]])
+  grads = {path: grad, "b/kernel": grad}
+  moved = muon_step(jax.tree.map(jnp.zeros_like, grads), grads)
+  alike = moved[path] / jnp.sign(grad)  # as Adam's first step is
+  np.testing.assert_allclose(alike, alike[0, 0], rtol=1e-3)
+  assert alike[0, 0] > 0.9
+  assert np.ptp(abs(moved["b/kernel"])) > 0.1
 
 
 def test_gradients_are_clipped_by_their_global_norm():

@@ -417,6 +417,20 @@ def test_many_steps_that_are_not_finite_stop_the_run(tmp_path):
   assert last["step"] < 30
 
 
+def test_muon_goes_on_where_it_stopped(tmp_path):
+  muon = replace(T2I, train={"optimizer": "muon", "save_every": 1})
+  once, twice = tmp_path / "once", tmp_path / "twice"
+  train(replace(muon, train={"steps": 3}), once)
+  for steps in (1, 3):
+    train(replace(muon, train={"steps": steps}), twice)
+  assert_same(load(once, "t2i"), load(twice, "t2i"))
+  losses = [
+    [record["loss"] for record in records(run / "metrics.jsonl")]
+    for run in (once, twice)
+  ]
+  assert losses[0] == losses[1]
+
+
 def test_computing_in_half_precision_trains_too(tmp_path, image_run):
   experiment = replace(
     BASE,
