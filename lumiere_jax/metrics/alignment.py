@@ -20,6 +20,7 @@ from lumiere_jax.metrics.judged import (
   with_all,
 )
 from lumiere_jax.metrics.movement import frequency
+from lumiere_jax.metrics.pixels import flicker
 from lumiere_jax.metrics.scenes import SPLITS, unseen
 from lumiere_jax.pipelines.pipeline import Pipeline
 from lumiere_jax.pipelines.settings import Settings
@@ -45,7 +46,8 @@ def text_to_video(
 ) -> Table:
   """Shares of videos of which colour, shape, motion and all three are right.
 
-  Each for all objects of a scene.
+  Each for all objects of a scene; and 'flicker_levels' of the background, see
+  `pixels.flicker`.
 
   Args:
     pipeline: to score.
@@ -103,7 +105,8 @@ def rhythm(
 
 
 def _aligned(video: Clip, prompt: str, fps: float) -> Verdict:
-  return Verdict(right=with_all(matches(video, prompt, fps)))
+  numbers = {"flicker_levels": flicker(video)} if len(video) > 1 else {}
+  return Verdict(right=with_all(matches(video, prompt, fps)), numbers=numbers)
 
 
 def _in_time(video: Clip, prompt: str, fps: float) -> Verdict:

@@ -1,8 +1,11 @@
 """What the conditional model makes of given pixels (Lumiere, section 4.2)."""
 
+import functools
+
 import numpy as np
 
-from lumiere_jax.data.reader import agreement, read
+from lumiere_jax.data.procedural import parse_caption
+from lumiere_jax.data.reader import agreement, matches, read
 from lumiere_jax.data.scenes import Description
 from lumiere_jax.metrics.judged import (
   Hear,
@@ -13,7 +16,7 @@ from lumiere_jax.metrics.judged import (
   ignore,
   with_all,
 )
-from lumiere_jax.metrics.movement import displacement
+from lumiere_jax.metrics.movement import displacement, step_at
 from lumiere_jax.metrics.pixels import most_changed, psnr
 from lumiere_jax.metrics.scenes import (
   DISPLACING,
@@ -30,6 +33,10 @@ FAITHFUL = 26.0
 """dB of PSNR from which on a first frame is the given one."""
 MOVED = 2.0
 """Pixels of a frame of 32x32 by which an object has moved."""
+GIVEN = 16
+"""Frames of a clip that `extend` goes on from, at most half of a video."""
+JUMP = 3.0
+"""Pixels of a frame of 32x32 by which an object may miss its place."""
 # Of the region of a cinemagraph: it moves if in some frame one pixel in a
 # hundred differs from the picture by more than the faintest object does from
 # its background.
@@ -58,7 +65,8 @@ def image_to_video(
     'first_frame_psnr_db' compares the first frame as the model made it with
     the given one; 'faithful' is the share of at least `FAITHFUL`. 'displaced'
     is, of prompts whose motion takes the object elsewhere (`DISPLACING`), the
-    share of a `movement.displacement` above `MOVED`.
+    share of a `movement.displacement` above `MOVED`; 'motion' that of all
+    whose motion is read as the prompt's.
 
   Raises:
     UserError: there is no conditional base.
@@ -71,11 +79,12 @@ def image_to_video(
       prompt, clip[0], composited=False, seed=seed + k, settings=settings
     )
     alike = psnr(video[0], clip[0])
-    right = {"faithful": alike >= FAITHFUL}
-    if source.scene(k).sprites[0].description.motion in DISPLACING:
-      sheet.real("unseen", Verdict(right=_displaced(clip)))
-      right |= _displaced(video)
-    verdict = Verdict(right=right, numbers={"first_frame_psnr_db": alike})
+    sheet.real("unseen", Verdict(right=_as_asked(clip, prompt, source.fps)))
+    verdict = Verdict(
+      right={"faithful": alike >= FAITHFUL}
+      | _as_asked(video, prompt, source.fps),
+      numbers={"first_frame_psnr_db": alike},
+    )
     sheet.made(
       Judged(
         row="unseen",
@@ -84,6 +93,60 @@ def image_to_video(
         video=video,
         verdict=verdict,
         source=clip[:1],
+      )
+    )
+  return sheet.table()
+
+
+def extend(
+  pipeline: Pipeline,
+  count: int,
+  settings: Settings,
+  seed: int,
+  *,
+  hear: Hear = ignore,
+) -> Table:
+  """Whether the object of a clip stays what it is when the clip goes on.
+
+  Args:
+    pipeline: to score.
+    count: of the clips: the first `GIVEN` frames of unseen scenes whose object
+      stays in the frame.
+    settings: to sample with.
+    seed: of scenes and noise.
+    hear: is told every video.
+
+  Returns:
+    Rows 'unseen' and real renders: of the new frames, shares with the object's
+    'colour' and 'shape'; 'no_jump' is the share whose object moves from the
+    last given frame to the first new one as the real one does, but for `JUMP`
+    (of those where both show the real one), and 'all' of all three.
+
+  Raises:
+    UserError: there is no conditional base.
+  """
+  source = unseen(pipeline, count, settings, seed, motions=STAYING)
+  given = min(GIVEN, source.num_frames // 2)
+  sheet = Sheet(hear)
+  for k in range(count):
+    prompt, clip = source.caption(k), source.clip(k)
+    words = source.scene(k).sprites[0].description
+    thing = Description(colour=words.colour, shape=words.shape)
+    goes_on = functools.partial(
+      _goes_on, given=given, real=clip, thing=thing, fps=source.fps
+    )
+    video = pipeline.extend(
+      prompt, clip[:given], context=given, seed=seed + k, settings=settings
+    )
+    sheet.real("unseen", goes_on(clip))
+    sheet.made(
+      Judged(
+        row="unseen",
+        prompt=prompt,
+        seed=seed + k,
+        video=video,
+        verdict=goes_on(video),
+        source=clip[:given],
       )
     )
   return sheet.table()
@@ -199,8 +262,23 @@ def cinemagraph(
   return sheet.table()
 
 
-def _displaced(video: Clip) -> dict[str, bool]:
-  return {"displaced": displacement(video) > MOVED}
+def _as_asked(video: Clip, prompt: str, fps: float) -> dict[str, bool]:
+  (thing,), _ = parse_caption(prompt)
+  right = {"motion": matches(video, prompt, fps)["motion"]}
+  if thing.motion in DISPLACING:
+    right["displaced"] = displacement(video) > MOVED
+  return right
+
+
+def _goes_on(
+  video: Clip, *, given: int, real: Clip, thing: Description, fps: float
+) -> Verdict:
+  right = dict(agreement(read(video[given:], fps), (thing,)))
+  there, step = step_at(real, given), step_at(video, given)
+  if there is not None:
+    missed = np.inf if step is None else np.linalg.norm(step - there)
+    right["no_jump"] = bool(missed <= JUMP)
+  return Verdict(right=with_all(right))
 
 
 def _shows(

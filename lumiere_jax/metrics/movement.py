@@ -37,6 +37,18 @@ def displacement(video: Clip) -> float:
   return float(away.mean()) * SCALE / min(track.size)
 
 
+def step_at(video: Clip, frame: int) -> np.ndarray | None:
+  """How far (x, y) the object moves from the frame before to this one.
+
+  In pixels of a frame of 32x32; None where one of the two does not show it.
+  """
+  track = main_track(video)
+  if track is None or not track.seen[[frame - 1, frame]].all():
+    return None
+  path = np.stack([track.x, track.y], 1)
+  return (path[frame] - path[frame - 1]) * SCALE / min(track.size)
+
+
 def frequency(video: Clip, motion: str, fps: float) -> float | None:
   """The dominant frequency of the object of a video, in cycles a second.
 

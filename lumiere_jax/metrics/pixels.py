@@ -67,6 +67,18 @@ def border_ratio(video: Clip, starts: Sequence[int], size: int) -> float:
   return float((at + _NOTHING) / (within + _NOTHING))
 
 
+def flicker(video: Clip) -> float:
+  """How much the background changes over time, in grey levels of 255.
+
+  The standard deviation of its colour, the median of a frame's pixels, in the
+  channel where that is largest.
+
+  Args:
+    video: uint8 (t, h, w, 3); the background covers more than half of it.
+  """
+  return float(np.median(video, axis=(1, 2)).std(0).max())
+
+
 def most_changed(video: Clip, levels: int) -> float:
   """The share of pixels that a frame differs in from the first one, at most.
 

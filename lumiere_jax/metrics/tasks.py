@@ -7,7 +7,12 @@ from lumiere_jax.data.style_scenes import strength
 from lumiere_jax.io.notices import notice
 from lumiere_jax.metrics.alignment import rhythm, text_to_video
 from lumiere_jax.metrics.enlarged import OVERLAPS, ssr, windows, windows_of
-from lumiere_jax.metrics.given import cinemagraph, image_to_video, inpaint
+from lumiere_jax.metrics.given import (
+  cinemagraph,
+  extend,
+  image_to_video,
+  inpaint,
+)
 from lumiere_jax.metrics.judged import Hear, Table, ignore
 from lumiere_jax.metrics.made_over import video_to_video
 from lumiere_jax.metrics.scenes import SPLITS
@@ -62,7 +67,8 @@ TASKS: dict[str, Task] = {
     score=text_to_video,
     about="Colour, shape and motion of all objects as the prompt says, read "
     "from the pixels; unseen: new scenes of combinations that were trained "
-    "on; held out: of combinations that never were.",
+    "on; held out: of combinations that never were. Flicker: standard "
+    "deviation over time of the background, in levels of 255.",
     needs=(),
     options=("batch_size", "two_objects"),
     videos=len(SPLITS),
@@ -78,7 +84,14 @@ TASKS: dict[str, Task] = {
     about="First frame as the model made it, against the given one; faithful: "
     "at least 26 dB. Displaced: of prompts whose motion takes the object "
     "elsewhere, it is more than 2 of 32 pixels from its first place, on "
-    "average over time.",
+    "average over time. Motion: read as the prompt says.",
+    needs=(_VIDEO, _CONDITIONAL),
+  ),
+  "extend": Task(
+    score=extend,
+    about="Colour and shape of the object of a clip, read in the frames that "
+    "go on with it; no jump: from the last given frame to the first new one it "
+    "moves within 3 of 32 pixels of how the real one does.",
     needs=(_VIDEO, _CONDITIONAL),
   ),
   "inpaint": Task(
@@ -110,9 +123,11 @@ TASKS: dict[str, Task] = {
   ),
   "ssr": Task(
     score=ssr,
-    about="Real renders shrunk, super-resolved and compared, beside bicubic "
-    "interpolation.",
+    about="Held out: real renders shrunk, super-resolved and compared, beside "
+    "bicubic interpolation. Of the base: its own videos, colour, shape and "
+    "motion all read right in what is made of them, and of bicubic's.",
     needs=(_VIDEO, _SSR),
+    videos=2,
   ),
   "windows": Task(
     score=windows,

@@ -497,6 +497,12 @@ class Pipeline(Cascade):
     )[:, : sides[0], : sides[1], : sides[2]]
     return made[0] if alone else made
 
+  @property
+  def base_alone(self) -> "Pipeline":
+    """The same without super-resolution."""
+    stages = {"base": self.stages["base"]}
+    return Pipeline(self.text, stages, self.mesh, self._conditional)
+
   def resolution(self, settings: Settings | None = None) -> tuple[int, int]:
     """(height, width) of the finished videos."""
     return self.sizes(settings or Settings())[list(self.stages)[-1]]

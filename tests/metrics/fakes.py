@@ -17,6 +17,7 @@ from lumiere_jax.data.scenes import (
   render,
 )
 from lumiere_jax.metrics.pixels import bicubic
+from lumiere_jax.metrics.scenes import unseen
 from lumiere_jax.pipelines.canvas import Windows
 from lumiere_jax.pipelines.stage import SamplingConfig
 
@@ -83,9 +84,22 @@ class Right:
 
   def image_to_video(self, prompt, image, *, composited, seed, settings):
     assert not composited
-    shifts = range(0, self.side * self.length, self.side // 8)
-    frames = [np.roll(image, k, 1) for k in shifts[: self.length]]
-    return np.stack(frames)
+    for first in range(seed + 1):  # whatever scenes are scored
+      scenes = unseen(self, seed + 1, settings, first)
+      video = scenes.clip(seed - first)
+      if np.array_equal(video[0], image):
+        return video
+    raise AssertionError("not the first frame of a scene")
+
+  def extend(self, prompt, video, *, context, seed, settings):
+    """To and fro."""
+    assert len(video) == context
+    there_and_back = np.concatenate([video, video[::-1]])
+    return np.concatenate([there_and_back] * 9)[: self.length]
+
+  @property
+  def base_alone(self):
+    return Right(self.side // self.upscale, self.length)
 
   def inpaint(self, prompt, video, mask, *, seed, settings):
     """The object of the prompt, standing in the middle of what is masked."""
@@ -161,7 +175,7 @@ class Noise(Right):
     size = self.length, self.side, self.side, 3
     return np.random.default_rng(0).integers(0, 256, size, np.uint8)
 
-  image_to_video = inpaint = cinemagraph = video_to_video = noise
+  image_to_video = extend = inpaint = cinemagraph = video_to_video = noise
   super_resolve = noise
 
 

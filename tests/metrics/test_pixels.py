@@ -5,6 +5,7 @@ import pytest
 from lumiere_jax.metrics.pixels import (
   bicubic,
   border_ratio,
+  flicker,
   most_changed,
   psnr,
   shrunk,
@@ -77,6 +78,14 @@ def test_what_never_changes_has_no_seam():
 def test_windows_without_borders_are_an_error(starts, size):
   with pytest.raises(ValueError, match="no borders"):
     border_ratio(_stepping([1] * 7), tuple(starts), size)
+
+
+def test_flicker_is_of_the_background():
+  video = np.full((4, 8, 8, 3), 100, np.uint8)
+  video[:, :3, :3] = np.arange(0, 160, 40)[:, None, None, None]  # an object
+  assert flicker(video) == 0
+  video[::2, 3:] += np.uint8(6)
+  assert flicker(video) == 3
 
 
 def test_the_most_changed_frame_counts():
