@@ -211,7 +211,8 @@ def _curve(run: RunSummary) -> str:
   Losses fall fast and then slowly: only their logarithms show both.
   """
   points = [*run.losses, *run.held_out]
-  last = max(step for step, _ in points) or 1
+  # A run may have been stopped before its first line.
+  last = max((step for step, _ in points), default=0) or 1
   losses = [loss for _, loss in points if loss > 0] or [1.0]
   top, bottom = max(losses) * 1.1, min(losses) / 1.1
   base = _HEIGHT - 20

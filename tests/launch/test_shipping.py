@@ -102,6 +102,8 @@ out, name = pathlib.Path(sys.argv[1]), sys.argv[2]
 def save(*_):
   (out / name / "checkpoints").mkdir(parents=True, exist_ok=True)
   leave(out / name)
+  if name == "ssr":
+    (out / name / "metrics.jsonl").unlink()  # no step was logged
   sys.exit()
 signal.signal(signal.SIGTERM, save)
 (out / "begun").open("a").write(name + "\\n")
