@@ -25,7 +25,7 @@ from lumiere_jax.typing import (
   typechecked,
 )
 
-WEIGHTS = ("none", "min_snr")
+WEIGHTS = ("none", "min_snr", "v")
 """How losses at different noise levels are weighted."""
 
 
@@ -120,6 +120,23 @@ def min_snr_weight(
 
 
 @typechecked
+def v_weight(log_snr: PerSample, kind: str, gamma: float | int) -> PerSample:
+  """The weight that makes the loss min(SNR + 1, gamma) times that of x0.
+
+  That of v (Progressive Distillation, arXiv 2202.00512, section 4), so that
+  much noise counts as well, whatever is predicted.
+
+  Args:
+    log_snr: noise levels.
+    kind: the space of the loss, one of `process.KINDS`.
+    gamma: where the weight of x0 stops growing.
+  """
+  snr = jnp.exp(log_snr)
+  unit = {"x0": 1.0, "eps": snr, "v": snr + 1}  # x0 loss = loss / unit
+  return jnp.minimum(snr + 1, gamma) / unit[kind]
+
+
+@typechecked
 def diffusion_loss(
   denoiser: Denoiser,
   x0: Video,
@@ -145,8 +162,8 @@ def diffusion_loss(
     noise: which noise levels training draws.
     schedule: tells the neighbouring levels of a learned variance.
     kind: the space of the error, one of `process.KINDS`.
-    weight: of the error by noise level: "none" or "min_snr".
-    gamma: see `min_snr_weight`.
+    weight: of the error by noise level: "none", "min_snr" or "v".
+    gamma: see `min_snr_weight` and `v_weight`.
 
   Returns:
     The mean loss, and {"loss_per_sample", "log_snr"}, each (b,), from which
@@ -162,8 +179,9 @@ def diffusion_loss(
   eps = jax.vmap(normal)(draws.keys)
   prediction, truth = _predict(denoiser, x0, eps, log_snr, cond)
   losses = _squared_error(prediction, truth, kind)
-  if weight == "min_snr":
-    losses *= min_snr_weight(log_snr, kind, gamma)
+  weigh = {"min_snr": min_snr_weight, "v": v_weight}
+  if weight in weigh:
+    losses *= weigh[weight](log_snr, kind, gamma)
   if prediction.log_var is not None:
     losses += variational_bound(prediction, truth, log_snr, schedule)
   return losses.mean(), {"loss_per_sample": losses, "log_snr": log_snr}

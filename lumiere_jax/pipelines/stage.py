@@ -69,8 +69,9 @@ class DiffusionConfig:
     prediction: what the network puts out, and the space of the loss: 'eps',
       'v' or 'x0'. A network of 6 channels adds its log-variance, and the loss
       the variational bound.
-    loss_weight: of the loss by noise level: 'none' or 'min_snr'.
-    min_snr_gamma: SNR above which 'min_snr' weighs x0 no heavier.
+    loss_weight: of the loss by noise level: 'none', 'min_snr', or 'v' for what
+      the loss of v would give it.
+    min_snr_gamma: the heaviest weight of x0 by 'min_snr' or 'v'.
     caption_dropout: probability of training without the caption.
     null_text: what "no caption" is: 'zeros' (Imagen) or 'empty' (IF: the
       embedding of the empty caption).

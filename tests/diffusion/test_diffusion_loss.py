@@ -156,6 +156,22 @@ def test_min_snr_weighs_x0_by_the_capped_snr(cond):
     np.testing.assert_allclose(weight, weights[kind], rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_weighed_as_v_any_prediction_has_the_loss_of_v(cond, kind):
+  x0 = jax.random.normal(jax.random.key(5), (4, 1, 2, 2, 3)).clip(-1, 1)
+  draws = Draws(jnp.array([0.1, 0.4, 0.7, 0.95]), KEYS[:4])
+  network = lambda z, log_snr, cond: predict("v", 0.3 * z, z, log_snr)
+  loss = lambda kind, **how: diffusion_loss(
+    network, x0, cond(4), draws, kind=kind, **COSINE, **how
+  )[1]["loss_per_sample"]
+  weighed = loss(kind, weight="v", gamma=1e9)
+  np.testing.assert_allclose(weighed, loss("v"), rtol=1e-3)
+  # And no more of x0 than gamma, where there is little noise.
+  capped = loss(kind, weight="v", gamma=2.0)
+  np.testing.assert_allclose(capped[0], 2 * loss("x0")[0], rtol=1e-3)
+  np.testing.assert_allclose(capped[-1], loss("v")[-1], rtol=1e-3)
+
+
 def test_the_variance_is_trained_by_the_bound_alone(cond):
   """The hybrid loss: neither term's gradient reaches the other's output."""
   x0 = jax.random.normal(jax.random.key(5), (4, 1, 2, 2, 3)).clip(-1, 1)
