@@ -10,18 +10,11 @@ import time
 from typing import IO
 
 from launch.showcase import typed
+from lumiere_jax.training.config import PARENTS
 from lumiere_jax.training.report import RunSummary, write_curves
 
 STOPPED = 143  # As a shell says that SIGTERM ended a command.
 FIRST = "t2i"
-STAGES = {
-  FIRST: "",
-  "base": FIRST,
-  "conditional": "base",
-  "ssr_image": "",
-  "ssr": "ssr_image",
-}
-"""Stages, and what each starts from; all take the text encoder of the first."""
 SHARES = {
   FIRST: 0.25,
   "base": 0.3,
@@ -31,7 +24,7 @@ SHARES = {
 }
 """Of a budget."""
 BUNDLED = ("conditional", "ssr")
-_WARM = (("base", FIRST), ("conditional", "warm/base"), ("ssr_image", ""))
+_WARM = (("base", FIRST), ("conditional", "warm/base"), ("ssr_image", None))
 _SPARE = 60.0  # Seconds for the last save and the bundle.
 
 
@@ -66,7 +59,7 @@ class Training:
     if warm:
       threading.Thread(target=self._warm, daemon=True).start()
     end = None if budget is None else time.monotonic() + budget - _SPARE
-    left = [stage for stage in STAGES if not self._is_taken(stage)]
+    left = [stage for stage in PARENTS if not self._is_taken(stage)]
     for i, stage in enumerate(left):
       if self._stopped or self._failed:
         break
@@ -80,7 +73,7 @@ class Training:
 
   def _is_taken(self, stage: str) -> bool:
     """Whether a later stage has begun with its weights, or text encoder."""
-    takers = [x for x in STAGES if x != FIRST and stage in (STAGES[x], FIRST)]
+    takers = [x for x in PARENTS if x != FIRST and stage in (PARENTS[x], FIRST)]
     return any((self._out / x / "checkpoints").is_dir() for x in takers)
 
   def _stop(self) -> None:
@@ -91,7 +84,7 @@ class Training:
   def _train(self, stage: str, seconds: float | None) -> None:
     """Trains a stage to its end, or for so long."""
     began = time.monotonic()
-    process = self._start(stage, STAGES[stage], stage)
+    process = self._start(stage, PARENTS[stage], stage)
     state = "done"
     try:
       code = process.wait(seconds)
@@ -108,7 +101,11 @@ class Training:
     )
 
   def _start(
-    self, stage: str, source: str, folder: str, log: IO[bytes] | None = None
+    self,
+    stage: str,
+    source: str | None,
+    folder: str,
+    log: IO[bytes] | None = None,
   ) -> subprocess.Popen:
     command = self.command(stage, source, folder)
     if log is None:
@@ -119,7 +116,7 @@ class Training:
       process.terminate()
     return process
 
-  def command(self, stage: str, source: str, folder: str) -> list[str]:
+  def command(self, stage: str, source: str | None, folder: str) -> list[str]:
     """That trains a stage in a folder of `out`."""
     flags = [
       f"--config=configs/shipped.py:{stage}",
@@ -132,7 +129,7 @@ class Training:
     return [sys.executable, "-m", "lumiere_jax.main", *flags, *self._flags]
 
   def _draw_losses(self) -> None:
-    runs = [RunSummary.read(self._out / stage, name=stage) for stage in STAGES]
+    runs = [RunSummary.read(self._out / stage, name=stage) for stage in PARENTS]
     write_curves(self._out / "losses.svg", runs)
 
   def _bundle_command(self) -> list[str]:

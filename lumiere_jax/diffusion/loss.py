@@ -115,8 +115,7 @@ def min_snr_weight(
   """
   check_choice("loss kind", kind, KINDS)
   snr = jnp.exp(log_snr)
-  unit = {"x0": 1.0, "eps": snr, "v": snr + 1}  # x0 loss = loss / unit
-  return jnp.minimum(snr, gamma) / unit[kind]
+  return jnp.minimum(snr, gamma) / _unit(snr, kind)
 
 
 @typechecked
@@ -132,8 +131,12 @@ def v_weight(log_snr: PerSample, kind: str, gamma: float | int) -> PerSample:
     gamma: where the weight of x0 stops growing.
   """
   snr = jnp.exp(log_snr)
-  unit = {"x0": 1.0, "eps": snr, "v": snr + 1}  # x0 loss = loss / unit
-  return jnp.minimum(snr + 1, gamma) / unit[kind]
+  return jnp.minimum(snr + 1, gamma) / _unit(snr, kind)
+
+
+def _unit(snr: PerSample, kind: str) -> PerSample | float:
+  """How many times the loss of x0 that of a kind is."""
+  return {"x0": 1.0, "eps": snr, "v": snr + 1}[kind]
 
 
 @typechecked

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from lumiere_jax.data.procedural import ProceduralSource
 from lumiere_jax.data.reader import matches
 from lumiere_jax.metrics.judged import (
   Hear,
@@ -76,11 +77,22 @@ def ssr(
         source=enlarged,
       )
     )
-  for k in range(count):
+  _of_the_base(pipeline, source, settings, seed, sheet)
+  return sheet.table()
+
+
+def _of_the_base(
+  pipeline: Pipeline,
+  source: ProceduralSource,
+  settings: Settings,
+  seed: int,
+  sheet: Sheet,
+) -> None:
+  """Whether super-resolution keeps what can be read in the base's videos."""
+  base = pipeline.base_alone
+  for k in range(len(source)):
     prompt = source.caption(k)
-    low = pipeline.base_alone.text_to_video(
-      prompt, seed=seed + k, settings=settings
-    )
+    low = base.text_to_video(prompt, seed=seed + k, settings=settings)
     video = pipeline.super_resolve(
       low, prompt=prompt, seed=seed + k, settings=settings
     )
@@ -99,7 +111,6 @@ def ssr(
         source=enlarged,
       )
     )
-  return sheet.table()
 
 
 def windows(

@@ -15,10 +15,10 @@ from launch.shipping import (
   BUNDLED,
   FIRST,
   SHARES,
-  STAGES,
   STOPPED,
   Training,
 )
+from lumiere_jax.training.config import PARENTS
 
 RUN = """
 def leave(folder):
@@ -46,7 +46,13 @@ class Pretended(Training):
   seconds = 0.0
 
   def command(self, stage, source, folder):
-    said = (str(self._out), folder, source, self.broken, str(self.seconds))
+    said = (
+      str(self._out),
+      folder,
+      source or "",
+      self.broken,
+      str(self.seconds),
+    )
     return [sys.executable, "-c", STAGE, *said]
 
   def _bundle_command(self):
@@ -56,13 +62,13 @@ class Pretended(Training):
 def test_every_stage_trains_after_what_it_starts_from(tmp_path, capsys):
   assert Pretended(tmp_path).run() == 0
   made = {path.name for path in tmp_path.iterdir() if not path.suffix}
-  assert made == {*STAGES, "bundle"}
+  assert made == {*PARENTS, "bundle"}
   assert "conditional: done after" in capsys.readouterr().out
   picture = ElementTree.parse(tmp_path / "losses.svg")
   said = {
     text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")
   }
-  assert {f"{stage}: loss" for stage in STAGES} <= said
+  assert {f"{stage}: loss" for stage in PARENTS} <= said
 
 
 def test_what_fails_ends_it_all(tmp_path, capsys):
@@ -125,7 +131,7 @@ def test_a_budget_is_shared_by_all_stages(tmp_path, monkeypatch, capsys):
   assert Long(tmp_path).run(budget=5.0) == 0
   assert time.monotonic() - began < 15
   begun = (tmp_path / "begun").read_text().split()
-  assert begun == [*STAGES, "bundle"]
+  assert begun == [*PARENTS, "bundle"]
   assert "ssr: done for its share" in capsys.readouterr().out
   # What others started from stays as it is.
   assert Long(tmp_path).run(budget=2.0) == 0
@@ -134,7 +140,7 @@ def test_a_budget_is_shared_by_all_stages(tmp_path, monkeypatch, capsys):
 
 
 def test_shares_are_of_all_stages():
-  assert SHARES.keys() == STAGES.keys()
+  assert SHARES.keys() == PARENTS.keys()
   assert sum(SHARES.values()) == pytest.approx(1)
 
 
@@ -165,7 +171,7 @@ leave(out / name)
 def test_later_stages_are_compiled_while_the_first_one_trains(tmp_path):
   class Warmed(Pretended):
     def command(self, stage, source, folder):
-      return [sys.executable, "-c", AHEAD, str(self._out), folder, source]
+      return [sys.executable, "-c", AHEAD, str(self._out), folder, source or ""]
 
   assert Warmed(tmp_path).run(warm=True) == 0
   saved = {path.parent.name for path in tmp_path.glob("warm/*/saved")}
@@ -175,7 +181,7 @@ def test_later_stages_are_compiled_while_the_first_one_trains(tmp_path):
 @pytest.mark.parametrize("stage", [FIRST, "conditional"])
 def test_the_commands_are_those_of_the_config(stage):
   training = Training(Path("out/x"), ["--config.data.workers=8"])
-  command = training.command(stage, STAGES[stage], stage)
+  command = training.command(stage, PARENTS[stage], stage)
   assert f"--config=configs/shipped.py:{stage}" in command
   assert command[-1] == "--config.data.workers=8"
   given = "--config.text.weights=out/x/t2i" in command
