@@ -14,7 +14,7 @@ GRADIO_LEAVES := -W ignore::ResourceWarning \
 TOUR := --model=demo --style=pastel=pastel --shots=docs/app
 
 .PHONY: demo gallery test scale beam xmanager app-test app-shots lint format \
-  parity torture bench bench-check clean
+  parity torture bench bench-check api-docs lock clean
 
 demo: $(VENV)/ready  ## every task and a few steps of every stage, on a page
 	$(BIN)/python -m launch.demo --out=out/demo
@@ -62,19 +62,35 @@ bench-check: $(VENV)/ready $(BENCH)/ready  ## ratios more than 10% worse
 torture: $(VENV)/ready  ## kill a run in every way there is; some minutes
 	XLA_FLAGS= $(BIN)/python -m tests.torture --report=docs/reliability.md
 
+api-docs: $(VENV)/ready  ## pages of the Python API, at out/api/index.html
+	$(BIN)/pdoc --docformat=google --output-directory=out/api lumiere_jax
+
+lock: $(VENV)/ready  ## requirements*.txt from pyproject.toml; UPGRADE=1: newest
+	$(call lock,requirements.txt,to train and sample,pyproject.toml)
+	$(call lock,requirements-dev.txt,lint and tests,pyproject.toml --group=dev)
+	$(call lock,requirements-parity.txt,make parity,pyproject.toml --group=parity)
+	$(call lock,requirements-beam.txt,make beam,pyproject.toml \
+	  --extra=beam --group=test)
+	$(call lock,requirements-xmanager.txt,make xmanager,pyproject.toml \
+	  --extra=xmanager --group=dev)
+	$(call lock,requirements-app.txt,the web page,pyproject.toml \
+	  --extra=app --group=app-test)
+	$(call lock,requirements-bench.txt,networks that make bench compares with, \
+	  --group=bench)
+
 clean:
 	rm -rf $(VENV) $(PARITY) $(BEAM) $(XMANAGER) $(APP) $(BENCH) out
 
-$(VENV)/ready: requirements.txt requirements-dev.txt
+$(VENV)/ready: requirements-dev.txt
 	$(call install,$(VENV),requirements-dev.txt)
 
-$(PARITY)/ready: requirements.txt requirements-dev.txt requirements-parity.txt
+$(PARITY)/ready: requirements-parity.txt
 	$(call install,$(PARITY),requirements-parity.txt)
 
 $(BEAM)/ready: requirements-beam.txt
 	$(call install,$(BEAM),requirements-beam.txt)
 
-$(XMANAGER)/ready: requirements.txt requirements-dev.txt requirements-xmanager.txt
+$(XMANAGER)/ready: requirements-xmanager.txt
 	$(call install,$(XMANAGER),requirements-xmanager.txt)
 
 $(BENCH)/ready: requirements-bench.txt
@@ -82,6 +98,13 @@ $(BENCH)/ready: requirements-bench.txt
 
 $(APP)/ready: requirements-app.txt
 	$(call install,$(APP),requirements-app.txt)
+
+# Versions in the file stay as they are, unless UPGRADE is set.
+define lock
+$(BIN)/uv pip compile --quiet --python-version=3.11 --python-platform=linux \
+  --no-annotate --custom-compile-command="make lock  # $(2)" \
+  $(if $(UPGRADE),--upgrade) $(3) --output-file=$(1)
+endef
 
 define install
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
