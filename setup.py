@@ -1,2 +1,5 @@
 """Stub for tools that need a setup.py; see pyproject.toml."""
-__import__("setuptools").setup()
+
+from setuptools import setup
+
+setup()

@@ -18,9 +18,9 @@ docs/weights.md says what each of them reads, writes and refuses.
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 from lumiere_jax import cli
+from lumiere_jax.config_files import define_config
 from lumiere_jax.exchange.convert import (
   SOURCES,
   TARGETS,
@@ -51,7 +51,7 @@ HALF = flags.DEFINE_bool(
 INFLATE = flags.DEFINE_bool(
   "inflate", False, "Make the video model that training starts from."
 )
-TEMPORAL = config_flags.DEFINE_config_file(
+TEMPORAL = define_config(
   "temporal", None, "Config whose temporal layers and clips it has."
 )
 ADAPTER = flags.DEFINE_multi_string(

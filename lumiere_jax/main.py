@@ -6,9 +6,9 @@ On several hosts: the same command on each; see docs/launch.md.
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 from lumiere_jax import cli
+from lumiere_jax.config_files import define_config
 from lumiere_jax.host_flags import host_flags, joined
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.loop import train
@@ -16,11 +16,10 @@ from lumiere_jax.training.noise_report import show_noise
 from lumiere_jax.training.start import settled
 from lumiere_jax.training.workdir import check_workdir
 
-CONFIG = config_flags.DEFINE_config_file(
+CONFIG = define_config(
   "config",
   "configs/base.py",
   "Stage to train and its size: configs/base.py, configs/base.py:tiny, ...",
-  lock_config=True,
 )
 WORKDIR = flags.DEFINE_string(
   "workdir",

@@ -10,16 +10,16 @@ does not fit.
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
 from lumiere_jax import cli
+from lumiere_jax.config_files import define_config
 from lumiere_jax.planning.jobs import JOBS
 from lumiere_jax.planning.plan import Request, plan
 from lumiere_jax.training.config import Experiment
 
 TOO_LARGE_EXIT = 3
-CONFIG = config_flags.DEFINE_config_file(
-  "config", "configs/base.py", "Stage and size, as for main.", lock_config=True
+CONFIG = define_config(
+  "config", "configs/base.py", "Stage and size, as for main."
 )
 TOPOLOGY = flags.DEFINE_string(
   "topology", "", "Slice: v5p:4x4x4, v5e:16x16, v6e:8x8, ..."

@@ -1,0 +1,92 @@
+"""Flags that name a config file: how the file and its imports are found.
+
+configs/ is a folder of the repository, and no package of that name is
+installed. A wheel carries a copy of it as lumiere_jax/assets/configs, which in
+a checkout is a link to the folder itself.
+"""
+
+from pathlib import Path
+import runpy
+import sys
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
+
+from lumiere_jax.typing import UserError
+
+ASSETS = Path(__file__).parent / "assets"
+
+flags.disclaim_key_flags()  # --help lists the flag under the entry module.
+
+
+def define_config(name: str, default: str | None, text: str):
+  """Defines a flag for a config file, such as configs/base.py:tiny.
+
+  Args:
+    name: of the flag.
+    default: a path, or None.
+    text: what --help says.
+
+  Returns:
+    The flag's holder, as of `config_flags.DEFINE_config_file`.
+  """
+  holder = config_flags.DEFINE_config_file(name, None, text)
+  flags.FLAGS[name].parser = _Parser(name)
+  if default is not None:
+    flags.FLAGS.set_default(name, default)
+  return holder
+
+
+def read_config(path: str) -> ConfigDict:
+  """Reads a config file in Python, as flags do: configs/base.py:tiny.
+
+  Values can be set as with flags, then `Experiment.from_config` takes it:
+
+    config = read_config("configs/base.py:tiny")
+    config.train.steps = 4
+    experiment = Experiment.from_config(config.to_dict())
+
+  Raises:
+    UserError: there is no such file, or no such size.
+  """
+  file, colon, size = locate(path).partition(":")
+  if not Path(file).is_file():
+    raise UserError(f"{file} does not exist; give configs/base.py or a path")
+  get_config = runpy.run_path(file)["get_config"]
+  return (get_config(size) if colon else get_config()).lock()
+
+
+def locate(path: str) -> str:
+  """Finds a config file and makes its own package importable.
+
+  A path is relative to the working directory. Where there is no such file, the
+  package's copy is taken: `configs/base.py` works anywhere. If the file lies in
+  a package, the folder that holds the package is put on `sys.path`, so that
+  `from configs import common` works without `python -m` in a checkout.
+
+  Args:
+    path: of the file, with or without ":SIZE".
+
+  Returns:
+    The path to read. It is unchanged if there is no such file.
+  """
+  name, colon, size = path.partition(":")
+  file = Path(name)
+  if not file.is_file():
+    file = ASSETS / name
+    if not file.is_file():
+      return path
+  root = folder = file.absolute().parent
+  while (root / "__init__.py").is_file():
+    root = root.parent
+  if root != folder and str(root) not in sys.path:
+    sys.path.insert(0, str(root))
+  return f"{file}{colon}{size}"
+
+
+class _Parser(ConfigFileFlagParser):
+  """The parser of ml_collections, with `locate` before it."""
+
+  def parse(self, path):
+    return super().parse(locate(path))
