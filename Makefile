@@ -12,6 +12,10 @@ BIN := $(VENV)/bin
 GRADIO_LEAVES := -W ignore::ResourceWarning \
   -W ignore::pytest.PytestUnraisableExceptionWarning
 TOUR := --model=demo --style=pastel=pastel --shots=docs/app
+# Left out of api-docs: the commands, whose flags clash when they are imported
+# together, and what needs packages of another environment.
+COMMANDS := main|sample|evaluate|convert|prepare|plan|app
+ELSEWHERE := data\.at_scale|data\.beam_steps|web
 
 .PHONY: demo gallery test scale beam xmanager app-test app-shots lint format \
   parity torture bench bench-check api-docs lock clean
@@ -63,7 +67,9 @@ torture: $(VENV)/ready  ## kill a run in every way there is; some minutes
 	XLA_FLAGS= $(BIN)/python -m tests.torture --report=docs/reliability.md
 
 api-docs: $(VENV)/ready  ## pages of the Python API, at out/api/index.html
-	$(BIN)/pdoc --docformat=google --output-directory=out/api lumiere_jax
+	$(BIN)/python -W ignore::UserWarning -m pdoc --docformat=google \
+	  --no-show-source --output-directory=out/api lumiere_jax \
+	  '!lumiere_jax\.($(COMMANDS)|$(ELSEWHERE))'
 
 lock: $(VENV)/ready  ## requirements*.txt from pyproject.toml; UPGRADE=1: newest
 	$(call lock,requirements.txt,to train and sample,pyproject.toml)
