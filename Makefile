@@ -40,10 +40,10 @@ xmanager: $(XMANAGER)/ready  ## the XManager launcher, against a stand-in
 	$(XMANAGER)/bin/python -m pytest -q tests/launch/test_xm_launch.py
 
 app-test: $(APP)/ready  ## the web page, in a browser too (Debian: chromium)
-	$(APP)/bin/python -m pytest -q $(GRADIO_LEAVES) tests/web
+	$(APP)/bin/python -m pytest -q $(GRADIO_LEAVES) tests/contrib/web
 
 app-shots: $(APP)/ready  ## pictures of the page on the model that ships
-	$(APP)/bin/python -m pytest -q $(GRADIO_LEAVES) tests/web/test_tour.py $(TOUR)
+	$(APP)/bin/python -m pytest -q $(GRADIO_LEAVES) tests/contrib/web/test_tour.py $(TOUR)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

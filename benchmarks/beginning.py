@@ -2,16 +2,16 @@
 
 import jax.numpy as jnp
 
-from lumiere_jax.models.inflate import split
+from lumiere_jax.models.params import split
 from lumiere_jax.training.config import Experiment
-from lumiere_jax.training.optimizer import make_optimizer
-from lumiere_jax.training.start import (
+from lumiere_jax.training.initialization import (
   as_held,
   fresh_params,
   trainable_pattern,
 )
+from lumiere_jax.training.optimizer import make_optimizer
 from lumiere_jax.training.state import TrainState, init_state
-from lumiere_jax.training.tasks import Task
+from lumiere_jax.training.task import Task
 from lumiere_jax.typing import FlatParams
 
 

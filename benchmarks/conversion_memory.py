@@ -18,17 +18,20 @@ import jax
 import numpy as np
 
 from configs import base, common, ssr
-from lumiere_jax.exchange.carried import Carried
-from lumiere_jax.exchange.convert import Conversion, convert
-from lumiere_jax.exchange.diffusers import write_stage
-from lumiere_jax.io.lazy import Lazy
-from lumiere_jax.models.unet import UNetConfig, abstract_params
-from lumiere_jax.pipelines.stage import StageConfig, VideoConfig
+from lumiere_jax.conversion.convert import Conversion, convert
+from lumiere_jax.conversion.diffusers import write_stage
+from lumiere_jax.conversion.lazy_stage import LazyStage
+from lumiere_jax.models.config import UNetConfig
+from lumiere_jax.models.unet import abstract_params
+from lumiere_jax.stages.config import StageConfig, VideoConfig
+from lumiere_jax.storage.safetensors import LazyArray
 
 SIZES = {
   "IF-II-L": (common.IF_II_L, ssr.IF),
   "IF-I-XL": (common.IF_I_XL, base.FULL),
 }
+
+
 SIZE = flags.DEFINE_enum("size", "IF-II-L", list(SIZES), "Published size.")
 
 
@@ -36,15 +39,15 @@ def write_random(model: UNetConfig, folder: Path) -> None:
   """Weights of a model, tensor by tensor."""
   rng = np.random.default_rng(0)
 
-  def lazy(leaf: jax.ShapeDtypeStruct) -> Lazy:
+  def lazy(leaf: jax.ShapeDtypeStruct) -> LazyArray:
     # Random bits with a small exponent: quick to draw, of every size.
     make = lambda: rng.integers(0, 2**14, leaf.shape, np.uint16).view(
       np.float16
     )
-    return Lazy(leaf.shape, np.dtype(np.float16), make)
+    return LazyArray(leaf.shape, np.dtype(np.float16), make)
 
   write_stage(
-    Carried(
+    LazyStage(
       name="t2i",
       config=StageConfig(
         model=model,

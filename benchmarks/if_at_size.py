@@ -16,10 +16,14 @@ from absl import app, flags
 import diffusers
 import torch
 
-from lumiere_jax.models.unet_diffusers_config import config_from_diffusers
+from lumiere_jax.models.importers.unet_diffusers_config import (
+  config_from_diffusers,
+)
 from tests.references import make_if, ours, unets
 
 _LEVELS = (1, 2, 3, 4)
+
+
 _SHARED = {
   "addition_embed_type_num_heads": 64,
   "attention_head_dim": 64,
@@ -66,6 +70,8 @@ CONFIGS = {
     ],
   },
 }
+
+
 SIZE = flags.DEFINE_enum("size", "IF-I-M", list(CONFIGS), "Published size.")
 
 

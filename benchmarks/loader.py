@@ -15,17 +15,31 @@ import time
 from absl import app, flags
 
 from lumiere_jax.data.config import DataConfig
-from lumiere_jax.data.pipeline import Loader, batches
-from lumiere_jax.data.prepare import Options, prepare
-from lumiere_jax.data.sources import open_sources
+from lumiere_jax.data.loader import Loader, batches
+from lumiere_jax.data.preprocess import Options, prepare
+from lumiere_jax.data.sources.registry import open_sources
 
 PATH = flags.DEFINE_string("path", "", "Folder of captioned videos.")
+
+
 PREPARED = flags.DEFINE_string("prepared", "", "The same, prepared.")
+
+
 TFDS = flags.DEFINE_string("tfds", "", "Builder to measure too, if any.")
+
+
 SIDES = flags.DEFINE_multi_integer("side", [128, 16], "Of clips, in pixels.")
+
+
 FRAMES = flags.DEFINE_integer("num_frames", 16, "Of clips.")
+
+
 SECONDS = flags.DEFINE_float("seconds", 20.0, "To measure each for.")
+
+
 THREADS = flags.DEFINE_integer("threads", os.cpu_count(), "That load.")
+
+
 _BATCH = 4
 
 

@@ -8,10 +8,10 @@ import tempfile
 
 import numpy as np
 
-from lumiere_jax.data.procedural import ProceduralSource
-from lumiere_jax.data.reader import matches
-from lumiere_jax.io.decode import read_video
-from lumiere_jax.io.write import write_video
+from lumiere_jax.data.sources.procedural import ProceduralSource
+from lumiere_jax.media.video_reader import read_video
+from lumiere_jax.media.video_writer import write_video
+from lumiere_jax.toy_scenes.reader import matches
 
 
 def accuracy(side: int, clips: int, *, h264: bool) -> dict[str, float]:

@@ -22,23 +22,23 @@ import numpy as np
 from configs import base, conditional, shipped, ssr, ssr_image, t2i
 from lumiere_jax.diffusion.noise import sample_keys
 from lumiere_jax.diffusion.noise_levels import decisive_log_snr
-from lumiere_jax.diffusion.process import Prediction
-from lumiere_jax.diffusion.rules import DDIM, Rule, make_sampler
-from lumiere_jax.diffusion.samplers import sample_chunk
-from lumiere_jax.diffusion.schedule import (
-  Cosine,
-  SquaredCosCapV2,
-  alpha_sigma,
-)
-from lumiere_jax.pipelines.loading import load
-from lumiere_jax.pipelines.stage import StageConfig
+from lumiere_jax.diffusion.prediction import Prediction
+from lumiere_jax.diffusion.samplers import DDIM, Rule, make_sampler
+from lumiere_jax.diffusion.sampling_loop import sample_chunk
+from lumiere_jax.diffusion.schedules import Cosine, SquaredCosCapV2, alpha_sigma
+from lumiere_jax.inference.loading import load
+from lumiere_jax.stages.config import StageConfig
 from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.initialization import settled
 from lumiere_jax.training.noise_report import chart, draw_noise
-from lumiere_jax.training.start import settled
 from lumiere_jax.typing import Cond
 
 STD = 0.5
+
+
 SAMPLES = 4096
+
+
 CONFIGS = {
   "t2i:full": t2i.FULL,
   "base:full": base.FULL,
@@ -54,6 +54,8 @@ CONFIGS = {
   "shipped:ssr_image": shipped.SSR_IMAGE_STAGE,
   "shipped:ssr": shipped.SSR,
 }
+
+
 PICTURES = flags.DEFINE_string(
   "pictures", "", "Folder to draw the pictures of docs/noise.md into."
 )

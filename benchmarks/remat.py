@@ -19,17 +19,23 @@ import jax.numpy as jnp
 from ml_collections import config_flags
 
 from benchmarks.beginning import begin, make_task
-from lumiere_jax.models.unet import REMAT
-from lumiere_jax.parallel.arrays import replicated
-from lumiere_jax.parallel.chips import peak_flops
+from lumiere_jax.models.config import REMAT
+from lumiere_jax.parallel.hardware import peak_flops
 from lumiere_jax.parallel.mesh import make_mesh
-from lumiere_jax.training.compiled import Program, TrainStep
+from lumiere_jax.parallel.multihost import replicated
 from lumiere_jax.training.config import Experiment
-from lumiere_jax.training.tasks import Batch
+from lumiere_jax.training.task import Batch
+from lumiere_jax.training.train_step import Program, TrainStep
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Of the stage.")
+
+
 KINDS = flags.DEFINE_list("kinds", ["none", *REMAT], "Of remat, to compare.")
+
+
 STEPS = flags.DEFINE_integer("steps", 5, "Timed, after one that is not.")
+
+
 MEBI = 2**20
 
 

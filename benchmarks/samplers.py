@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumiere_jax.diffusion.noise import sample_keys
-from lumiere_jax.diffusion.rules import SAMPLERS
-from lumiere_jax.diffusion.samplers import sample_chunk, time_grid
-from lumiere_jax.diffusion.schedule import Cosine, alpha_sigma
+from lumiere_jax.diffusion.samplers import SAMPLERS
+from lumiere_jax.diffusion.sampling_loop import sample_chunk, time_grid
+from lumiere_jax.diffusion.schedules import Cosine, alpha_sigma
 from lumiere_jax.typing import Cond
 from tests.diffusion.conftest import Gaussian
 
 MEAN, STD, SHAPE = 0.3, 0.5, (1, 1, 64, 64, 1)
+
+
 STEPS = (5, 10, 20, 50)
 
 

@@ -16,13 +16,17 @@ from absl import app, flags
 import jax
 
 from configs import base, ssr
+from lumiere_jax.contrib.planning.jobs import sample_job, train_job
 from lumiere_jax.diffusion.multidiffusion import window_starts
 from lumiere_jax.parallel.mesh import MeshConfig, make_mesh
-from lumiere_jax.planning.jobs import sample_job, train_job
 from lumiere_jax.training.config import Experiment
 
 PLANS = flags.DEFINE_string("plans", "docs/plans", "Folder of plans.")
+
+
 COUNTS = flags.DEFINE_bool("counts", True, "Tables that need tracing, too.")
+
+
 GIB = 2**30
 
 

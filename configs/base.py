@@ -19,9 +19,9 @@ import dataclasses
 
 from configs import common
 from lumiere_jax.data.config import DataConfig
-from lumiere_jax.models.unet import TemporalConfig
+from lumiere_jax.models.config import TemporalConfig
 from lumiere_jax.parallel.mesh import MeshConfig
-from lumiere_jax.pipelines.stage import DiffusionConfig
+from lumiere_jax.stages.config import DiffusionConfig
 from lumiere_jax.training.config import Experiment, TrainConfig
 
 FULL = Experiment(
@@ -44,6 +44,7 @@ FULL = Experiment(
   preview=common.PREVIEW,
 )
 
+
 TINY = Experiment(
   stage="base",
   model=common.inflated(common.TINY, common.TINY_TEMPORAL),
@@ -53,6 +54,7 @@ TINY = Experiment(
   train=common.tiny_train(trainable="temporal_"),
   mesh=common.TINY_MESH,
 )
+
 
 IF_TINY = dataclasses.replace(
   TINY,

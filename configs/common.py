@@ -5,16 +5,16 @@ import dataclasses
 from ml_collections import ConfigDict, config_dict
 
 from lumiere_jax.data.config import DataConfig
-from lumiere_jax.models.unet import TemporalConfig, UNetConfig
+from lumiere_jax.errors import check_choice
+from lumiere_jax.models.config import TemporalConfig, UNetConfig
 from lumiere_jax.parallel.mesh import MeshConfig
-from lumiere_jax.pipelines.stage import DiffusionConfig
+from lumiere_jax.stages.config import DiffusionConfig
 from lumiere_jax.training.config import (
   Experiment,
   PreviewConfig,
   TextConfig,
   TrainConfig,
 )
-from lumiere_jax.typing import check_choice
 
 
 def choose(size: str, sizes: dict[str, Experiment]) -> ConfigDict:
@@ -66,6 +66,7 @@ IF_I_XL = UNetConfig(
   mask_text=False,
 )
 
+
 # IF-II-L (1.2 B), made for 64 -> 256 pixels.
 IF_II_L = UNetConfig(
   channels=(160, 320, 640, 960, 1280),
@@ -82,6 +83,7 @@ IF_II_L = UNetConfig(
   skip_scale=0.7071,
   mask_text=False,
 )
+
 
 IF_DIFFUSION = DiffusionConfig(
   schedule="squaredcos_cap_v2", prediction="eps", null_text="empty"
@@ -104,9 +106,13 @@ SSR_1024 = dataclasses.replace(
   mask_text=True,
 )
 
+
 # In bfloat16 the XXL encoder takes 9 GB.
 T5_XXL = TextConfig(dtype="bfloat16")
+
+
 IF_TEXT = dataclasses.replace(T5_XXL, cleaning="if")
+
 
 # Of IF to other pixels: a tenth of its own highest rate, as what it knows of
 # pictures is to be kept. Batch and steps are ours.
@@ -119,11 +125,14 @@ FINE_TUNE = TrainConfig(
   warmup_steps=1_000,
 )
 
+
 # Of real footage for video stages, which must not hold cuts or slideshows: see
 # `DataConfig` for what was measured.
 FOOTAGE = {"scene_cuts": 15.0, "min_motion": 0.5}
 
+
 PREVIEW = PreviewConfig(every=5_000, steps=50)
+
 
 TINY = UNetConfig(
   channels=(32, 64),
@@ -137,6 +146,7 @@ TINY = UNetConfig(
   activation="silu",
 )
 
+
 TINY_SSR = dataclasses.replace(
   TINY,
   attention=("none", "cross"),
@@ -146,12 +156,16 @@ TINY_SSR = dataclasses.replace(
   skip_scale=0.7071,
 )
 
+
 TINY_TEMPORAL = TemporalConfig(resample=(True,), num_attentions=1, head_dim=16)
+
 
 TINY_TEXT = TextConfig(max_length=48)
 
+
 # A batch of two clips does not divide among many devices: these share them.
 TINY_MESH = MeshConfig(data=1, space=-1)
+
 
 # DeepFloyd IF's form, small: what the stand-ins of its weights have
 # (tests/stand_ins.py).
@@ -164,6 +178,7 @@ IF_TINY = dataclasses.replace(
   mask_text=False,
 )
 
+
 IF_TINY_SSR = dataclasses.replace(
   IF_TINY,
   in_channels=6,
@@ -172,6 +187,7 @@ IF_TINY_SSR = dataclasses.replace(
   activate_embedding_once=True,
   skip_scale=0.7071,
 )
+
 
 IF_TINY_TEXT = dataclasses.replace(IF_TEXT, dtype="float32")
 

@@ -11,10 +11,12 @@ import dataclasses
 from importlib import resources
 
 from configs import common, shipped
-from lumiere_jax.io.bundle import SHIPPED
+from lumiere_jax.storage.bundle import SHIPPED
 from lumiere_jax.training.config import Experiment
 
 CLIPS = str(resources.files("lumiere_jax.data") / "assets/big_buck_bunny")
+
+
 BRIEF = {
   "steps": 4,
   "batch_size": 2,

@@ -16,17 +16,18 @@ import dataclasses
 from configs import common
 from configs.conditional import TRAINABLE
 from lumiere_jax.data.config import DataConfig
-from lumiere_jax.models.unet import TemporalConfig, UNetConfig
-from lumiere_jax.pipelines.stage import DiffusionConfig, SamplingConfig
-from lumiere_jax.training.config import (
-  Experiment,
-  TextConfig,
-  TrainConfig,
-)
+from lumiere_jax.models.config import TemporalConfig, UNetConfig
+from lumiere_jax.stages.config import DiffusionConfig, SamplingConfig
+from lumiere_jax.training.config import Experiment, TextConfig, TrainConfig
 
 SIDE = 32
+
+
 UPSCALE = 4
+
+
 CROP = 64
+
 
 # Patches of 2x2 pixels: narrow where positions are many, for a CPU is slow
 # there, and no wider than fits into a package.
@@ -43,6 +44,7 @@ IMAGE = UNetConfig(
   activation="silu",
 )
 
+
 SSR_IMAGE = dataclasses.replace(
   IMAGE,
   patch=4,
@@ -54,12 +56,15 @@ SSR_IMAGE = dataclasses.replace(
   skip_scale=0.7071,
 )
 
+
 # As the weights that ship have it: 0 would be 19.
 TEMPORAL = TemporalConfig(
   resample=(True, True), num_attentions=1, head_dim=32, max_distance=20
 )
 
+
 TEXT = TextConfig(max_length=48)
+
 
 # A third of the clips say nothing but their caption, or text would be
 # forgotten.
@@ -67,6 +72,7 @@ MASKS = (
   "none:10 first_frame:5 random_boxes:2 moving_boxes:2 border:2 region:3 "
   "first_k:2 first_last:1 random_frames:1"
 )
+
 
 DATA = DataConfig(
   source="procedural",
@@ -76,6 +82,7 @@ DATA = DataConfig(
   resolution=SIDE,
   threads=2,
 )
+
 
 TRAIN = TrainConfig(
   steps=12_000,
@@ -94,8 +101,11 @@ TRAIN = TrainConfig(
   keep=1,
 )
 
+
 # Few steps: for a CPU.
 FAST = SamplingConfig(sampler="dpmpp_2m", steps=20, guidance_scale=3.0)
+
+
 # Colours and places are in the low resolution; edges are what is left to find.
 FASTER = dataclasses.replace(
   FAST, steps=4, guidance_scale=1.0, log_snr_min=-3.0, log_snr_max=3.0
@@ -124,7 +134,9 @@ T2I = experiment(
   train={"trainable": ".*"},
 )
 
+
 LONG = {"batch_size": 16, "learning_rate": 1.5e-3}
+
 
 BASE = experiment(
   "base",
@@ -133,6 +145,7 @@ BASE = experiment(
   train={"steps": 9_000, **LONG},
 )
 
+
 CONDITIONAL = experiment(
   "conditional",
   model=dataclasses.replace(BASE.model, cond_channels=4),
@@ -140,10 +153,12 @@ CONDITIONAL = experiment(
   train={"steps": 9_000, "trainable": TRAINABLE, **LONG},
 )
 
+
 # A patch holds 48 numbers and the network is 48 wide: it has no room to hand
 # on the noise, which eps and v would have to tell. Clean patches are simple.
 # It learns the little noise alone that it is sampled with.
 CLEAN = DiffusionConfig(prediction="x0", max_noise_level=0.2)
+
 
 SSR_IMAGE_STAGE = experiment(
   "ssr_image",
@@ -154,6 +169,7 @@ SSR_IMAGE_STAGE = experiment(
   data={"num_frames": 1, "resolution": SIDE * UPSCALE, "crop": CROP},
   train={"steps": 4_000, "batch_size": 64, "trainable": ".*"},
 )
+
 
 SSR = experiment(
   "ssr",

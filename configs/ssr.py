@@ -21,12 +21,13 @@ import dataclasses
 
 from configs import common
 from lumiere_jax.data.config import DataConfig
-from lumiere_jax.models.unet import TemporalConfig
+from lumiere_jax.models.config import TemporalConfig
 from lumiere_jax.parallel.mesh import MeshConfig
-from lumiere_jax.pipelines.stage import DiffusionConfig
+from lumiere_jax.stages.config import DiffusionConfig
 from lumiere_jax.training.config import Experiment, TrainConfig
 
 TEMPORAL = TemporalConfig(resample=(False, False, True, True))
+
 
 FULL = Experiment(
   stage="ssr",
@@ -46,12 +47,14 @@ FULL = Experiment(
   preview=common.PREVIEW,
 )
 
+
 IF = dataclasses.replace(
   FULL,
   model=common.inflated(common.on_chips(common.IF_II_L), TEMPORAL),
   text=common.IF_TEXT,
   diffusion=common.for_videos(common.IF_DIFFUSION),
 )
+
 
 TINY = Experiment(
   stage="ssr",
@@ -63,6 +66,7 @@ TINY = Experiment(
   train=common.tiny_train(trainable="temporal_"),
   mesh=common.TINY_MESH,
 )
+
 
 IF_TINY = dataclasses.replace(
   TINY,

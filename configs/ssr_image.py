@@ -19,7 +19,7 @@ import dataclasses
 from configs import common
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.parallel.mesh import MeshConfig
-from lumiere_jax.pipelines.stage import DiffusionConfig
+from lumiere_jax.stages.config import DiffusionConfig
 from lumiere_jax.training.config import Experiment, TrainConfig
 
 FULL = Experiment(
@@ -34,6 +34,7 @@ FULL = Experiment(
   preview=common.PREVIEW,
 )
 
+
 IF = dataclasses.replace(
   FULL,
   model=common.on_chips(common.IF_II_L),
@@ -41,6 +42,7 @@ IF = dataclasses.replace(
   diffusion=common.IF_DIFFUSION,
   train=common.FINE_TUNE,
 )
+
 
 TINY = Experiment(
   stage="ssr_image",
@@ -52,6 +54,7 @@ TINY = Experiment(
   train=common.tiny_train(trainable=".*"),
   mesh=common.TINY_MESH,
 )
+
 
 IF_TINY = dataclasses.replace(
   TINY,

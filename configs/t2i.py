@@ -19,7 +19,7 @@ import dataclasses
 from configs import common
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.parallel.mesh import MeshConfig
-from lumiere_jax.pipelines.stage import DiffusionConfig
+from lumiere_jax.stages.config import DiffusionConfig
 from lumiere_jax.training.config import Experiment, TrainConfig
 
 FULL = Experiment(
@@ -33,7 +33,9 @@ FULL = Experiment(
   preview=common.PREVIEW,
 )
 
+
 IF128 = dataclasses.replace(FULL, train=common.FINE_TUNE)
+
 
 TINY = Experiment(
   stage="t2i",
@@ -44,6 +46,7 @@ TINY = Experiment(
   train=common.tiny_train(trainable=".*"),
   mesh=common.TINY_MESH,
 )
+
 
 # From 16 pixels to 32.
 IF_TINY = dataclasses.replace(

@@ -9,19 +9,21 @@ lumiere_jax.prepare writes, always with text features: train with
 where it was stopped, or to take in what has changed. Needs the `beam` extra.
 """
 
-import functools
 from pathlib import Path
 import sys
 
-from absl import flags
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+
+import functools
+
+from absl import flags
+
 from lumiere_jax import cli
-from lumiere_jax.pipelines.text import open_text_encoder
+from lumiere_jax.errors import UserError, suggest
+from lumiere_jax.models.text_encoder import open_text_encoder
 from lumiere_jax.prepare import OPTIONS, TEXT
 from lumiere_jax.training.config import TextConfig
-from lumiere_jax.typing import UserError, suggest
 
 flags.DEFINE_alias("output", "out")
 
@@ -70,7 +72,8 @@ def main(argv: list[str], beams: list[str]) -> None:
   """Reads the flags and runs the pipeline."""
   del argv
   try:
-    from lumiere_jax.data.at_scale import ScaleOptions, prepare_at_scale
+    from lumiere_jax.data.beam_transforms import ScaleOptions
+    from lumiere_jax.data.preprocess_beam import prepare_at_scale
   except ModuleNotFoundError as error:
     if error.name != "apache_beam":
       raise

@@ -10,11 +10,15 @@ import time
 from typing import IO
 
 from launch.showcase import typed
-from lumiere_jax.training.config import PARENTS
-from lumiere_jax.training.report import RunSummary, write_curves
+from lumiere_jax.stages.config import PARENTS
+from lumiere_jax.training.run_report import RunSummary, write_curves
 
 STOPPED = 143  # As a shell says that SIGTERM ended a command.
+
+
 FIRST = "t2i"
+
+
 SHARES = {
   FIRST: 0.25,
   "base": 0.3,
@@ -23,8 +27,14 @@ SHARES = {
   "ssr": 0.08,
 }
 """Of a budget."""
+
+
 BUNDLED = ("conditional", "ssr")
+
+
 _WARM = (("base", FIRST), ("conditional", "warm/base"), ("ssr_image", None))
+
+
 _SPARE = 60.0  # Seconds for the last save and the bundle.
 
 

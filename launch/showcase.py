@@ -15,10 +15,10 @@ import sys
 
 import numpy as np
 
-from lumiere_jax.data.scenes import Description, Scene, Sprite, render
-from lumiere_jax.io.decode import read_video
-from lumiere_jax.io.image import write_image
-from lumiere_jax.io.write import write_video
+from lumiere_jax.media.images import write_image
+from lumiere_jax.media.video_reader import read_video
+from lumiere_jax.media.video_writer import write_video
+from lumiere_jax.toy_scenes.scenes import Description, Scene, Sprite, render
 
 SIDE, FRAMES = 128, 80
 

@@ -12,9 +12,11 @@ import time
 from tqdm import tqdm
 
 from launch.showcase import SHOWS, Show, draw_inputs, run
-from lumiere_jax.training.report import Made, RunSummary, write_page
+from lumiere_jax.training.run_report import Made, RunSummary, write_page
 
 STAGES = ("t2i", "base", "conditional", "ssr_image", "ssr")
+
+
 # Enough to see what it is; the gallery has the defaults.
 FEW = ("--steps=6", "--ssr_steps=2")
 

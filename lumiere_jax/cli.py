@@ -9,11 +9,15 @@ import warnings
 from absl import app, flags, logging
 import jax
 
-from lumiere_jax.io.cache import user_cache
-from lumiere_jax.typing import UserError
+from lumiere_jax.errors import UserError
+from lumiere_jax.storage.files import user_cache
 
 USAGE_EXIT = 2
+
+
 INTERRUPTED_EXIT = 130  # As a shell says that Ctrl-C ended a command.
+
+
 # What absl and ml_collections raise for flags: an unknown config key is a
 # KeyError or AttributeError, a value of the wrong type a TypeError or
 # ValueError, a config file that is not there an OSError.

@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from lumiere_jax.typing import UserError
+from lumiere_jax.errors import UserError
 
 ASSETS = Path(__file__).parent / "assets"
 

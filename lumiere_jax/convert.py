@@ -21,45 +21,66 @@ from absl import flags
 
 from lumiere_jax import cli
 from lumiere_jax.config_files import define_config
-from lumiere_jax.exchange.convert import (
-  SOURCES,
-  TARGETS,
-  Conversion,
-  convert,
-)
-from lumiere_jax.sampling_flags import read_settings, settings_flags
+from lumiere_jax.conversion.convert import SOURCES, TARGETS, Conversion, convert
+from lumiere_jax.errors import UserError
+from lumiere_jax.flags import read_settings, settings_flags
 from lumiere_jax.training.config import Experiment, TextConfig
-from lumiere_jax.typing import UserError
 
 SOURCE = flags.DEFINE_string("from", "", f"One of {', '.join(SOURCES)}.")
+
+
 TARGET = flags.DEFINE_string("to", "bundle", f"One of {', '.join(TARGETS)}.")
+
+
 SRC = flags.DEFINE_multi_string(
   "src", [], "Folder to read; give it again to put several bundles together."
 )
+
+
 OUT = flags.DEFINE_string("out", "", "Folder to write.")
+
+
 VARIANT = flags.DEFINE_string(
   "variant", "", "Of diffusers weights, such as fp16."
 )
+
+
 SCHEDULER = flags.DEFINE_string(
   "scheduler", "", "scheduler_config.json, where it is not beside the weights."
 )
+
+
 STAGE = flags.DEFINE_string("stage", "", "Stage to take, where there are more.")
+
+
 LICENCE = flags.DEFINE_string("licence", "", "Of imported weights.")
+
+
 HALF = flags.DEFINE_bool(
   "half", False, "Write weights in float16: half the size, for sampling."
 )
+
+
 INFLATE = flags.DEFINE_bool(
   "inflate", False, "Make the video model that training starts from."
 )
+
+
 TEMPORAL = define_config(
   "temporal", None, "Config whose temporal layers and clips it has."
 )
+
+
 ADAPTER = flags.DEFINE_multi_string(
   "adapter", [], "Low-rank adapter to merge; see sample."
 )
+
+
 ADAPTER_SCALE = flags.DEFINE_float(
   "adapter_scale", 1.0, "How much of the adapters; 1 is as trained."
 )
+
+
 TEXT = {
   "tokenizer": flags.DEFINE_string(
     "tokenizer", "", "Of a text encoder; default: spiece.model beside it."
@@ -74,7 +95,11 @@ TEXT = {
     "cleaning", TextConfig.cleaning, "Of captions: none, lower or if."
   ),
 }
+
+
 SETTINGS = settings_flags()
+
+
 BATCH = flags.DEFINE_integer("batch", 1, "Videos an artefact makes at once.")
 
 

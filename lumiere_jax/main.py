@@ -9,11 +9,11 @@ from absl import flags
 
 from lumiere_jax import cli
 from lumiere_jax.config_files import define_config
-from lumiere_jax.host_flags import host_flags, joined
+from lumiere_jax.flags import host_flags, joined
 from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.initialization import settled
 from lumiere_jax.training.loop import train
 from lumiere_jax.training.noise_report import show_noise
-from lumiere_jax.training.start import settled
 from lumiere_jax.training.workdir import check_workdir
 
 CONFIG = define_config(
@@ -21,17 +21,23 @@ CONFIG = define_config(
   "configs/base.py",
   "Stage to train and its size: configs/base.py, configs/base.py:tiny, ...",
 )
+
+
 WORKDIR = flags.DEFINE_string(
   "workdir",
   "",
   "Folder of the run, gone on from if it holds one; default out/STAGE.",
 )
+
+
 SHOW_NOISE = flags.DEFINE_bool(
   "show_noise",
   False,
   "Print as JSON which noise levels --config draws in training (deciles, from "
   "clean to noisy) and samples at, in log-SNR, and do not train.",
 )
+
+
 HOSTS = host_flags()
 
 

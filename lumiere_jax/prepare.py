@@ -9,9 +9,9 @@ again to go on where it was stopped, or to take in what has changed.
 from absl import flags
 
 from lumiere_jax import cli
-from lumiere_jax.data.prepare import Options, prepare
-from lumiere_jax.io.decode import RESAMPLING
-from lumiere_jax.pipelines.text import open_text_encoder
+from lumiere_jax.data.preprocess import Options, prepare
+from lumiere_jax.media.video_reader import RESAMPLING
+from lumiere_jax.models.text_encoder import open_text_encoder
 from lumiere_jax.training.config import TextConfig
 
 OPTIONS = {
@@ -73,6 +73,8 @@ OPTIONS = {
   ),
   "threads": flags.DEFINE_integer("threads", 0, "0: as many as cores."),
 }
+
+
 TEXT = {
   "tokenizer": flags.DEFINE_string(
     "tokenizer", "", "As config.text.tokenizer."

@@ -12,14 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lumiere_jax.models.inflate import unflatten
+from lumiere_jax.models.config import TemporalConfig, UNetConfig
+from lumiere_jax.models.params import unflatten
 from lumiere_jax.models.temporal import identity_taps
-from lumiere_jax.models.unet import (
-  TemporalConfig,
-  UNet,
-  UNetConfig,
-  abstract_params,
-)
+from lumiere_jax.models.unet import UNet, abstract_params
 from lumiere_jax.typing import Cond
 
 TEXT = (5, 16)

@@ -17,18 +17,15 @@ import jax
 import numpy as np
 
 from configs import common
-from lumiere_jax.exchange.carried import Carried
-from lumiere_jax.exchange.diffusers import write_stage
-from lumiere_jax.io import safetensors
+from lumiere_jax.conversion.diffusers import write_stage
+from lumiere_jax.conversion.lazy_stage import LazyStage
+from lumiere_jax.models.config import UNetConfig
+from lumiere_jax.models.importers.t5_hf import params_to_hf
 from lumiere_jax.models.t5 import T5_SIZES, init_params
-from lumiere_jax.models.t5_hf import params_to_hf
 from lumiere_jax.models.tokenizer import default_tokenizer_path
-from lumiere_jax.models.unet import UNetConfig, abstract_params
-from lumiere_jax.pipelines.stage import (
-  SamplingConfig,
-  StageConfig,
-  VideoConfig,
-)
+from lumiere_jax.models.unet import abstract_params
+from lumiere_jax.stages.config import SamplingConfig, StageConfig, VideoConfig
+from lumiere_jax.storage import safetensors
 
 OUT = flags.DEFINE_string("out", "out/stand_ins", "Folder to write.")
 
@@ -49,7 +46,7 @@ def random_leaves(model: UNetConfig, seed: int, dtype=np.float16) -> dict:
 def write_if(folder: Path, model: UNetConfig, side: int, seed: int) -> None:
   """One stage, as diffusers lays it out."""
   upscales = model.in_channels == 6
-  stage = Carried(
+  stage = LazyStage(
     name="ssr_image" if upscales else "t2i",
     config=StageConfig(
       model=model,

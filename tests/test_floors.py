@@ -7,16 +7,18 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = [
+  {"errors"},
   {"typing"},
-  {"parallel", "io"},
+  {"parallel"},
+  {"storage", "toy_scenes"},
+  {"media"},
   {"diffusion", "models"},
+  {"stages"},
   {"data"},
-  {"pipelines"},
-  {"metrics"},
+  {"inference"},
   {"training"},
-  {"exchange"},
-  {"planning"},
-  {"web"},
+  {"evals", "conversion"},
+  {"contrib"},
 ]
 HEIGHT = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / "lumiere_jax").rglob("*.py"))

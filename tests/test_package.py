@@ -3,7 +3,7 @@
 import pytest
 
 import lumiere_jax
-from lumiere_jax.pipelines.pipeline import Pipeline
+from lumiere_jax.inference.pipeline import Pipeline
 
 
 def test_the_pipeline_is_at_hand():

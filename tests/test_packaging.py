@@ -12,11 +12,15 @@ import pytest
 import lumiere_jax
 from lumiere_jax import config_files, console
 from lumiere_jax.config_files import ASSETS, locate, read_config
+from lumiere_jax.errors import UserError
 from lumiere_jax.training.config import Experiment
-from lumiere_jax.typing import UserError
 
 ROOT = Path(__file__).parents[1]
+
+
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
 LOCKS = sorted(ROOT.glob("requirements*.txt"))
 
 

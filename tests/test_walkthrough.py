@@ -7,13 +7,17 @@ import shlex
 
 import numpy as np
 
-from lumiere_jax.io import bundle as bundles
-from lumiere_jax.io.write import write_video
+from lumiere_jax.media.video_writer import write_video
+from lumiere_jax.storage import bundle as bundles
 from tests.conftest import run_command
 from tests.stand_ins import write_all
 
 README = Path(__file__).parents[1] / "README.md"
+
+
 NAMES = {"IF-I-XL": "IF-I", "IF-II-L": "IF-II", "T5-XXL": "T5"}
+
+
 SHORT = (
   "--config.train.steps=2",
   "--config.train.batch_size=1",

@@ -16,30 +16,27 @@ import optax
 
 from benchmarks.speed.job import Job
 from lumiere_jax.diffusion.multidiffusion import multi_diffusion
-from lumiere_jax.io import safetensors
-from lumiere_jax.io.atomic import write_json
-from lumiere_jax.models.inflate import unflatten
-from lumiere_jax.models.layers import convolve
-from lumiere_jax.models.unet import (
-  TemporalConfig,
-  UNet,
-  UNetConfig,
-  abstract_params,
+from lumiere_jax.models.config import TemporalConfig, UNetConfig
+from lumiere_jax.models.importers.unet_diffusers import to_diffusers
+from lumiere_jax.models.importers.unet_diffusers_config import (
+  config_to_diffusers,
 )
-from lumiere_jax.models.unet_diffusers import to_diffusers
-from lumiere_jax.models.unet_diffusers_config import config_to_diffusers
+from lumiere_jax.models.params import unflatten
+from lumiere_jax.models.sharded_layers import convolve
+from lumiere_jax.models.unet import UNet, abstract_params
 from lumiere_jax.parallel.backend import compiler_options
 from lumiere_jax.parallel.flops import count_flops
-from lumiere_jax.pipelines.stage import (
-  DiffusionConfig,
-  StageConfig,
-  VideoConfig,
-  network_denoiser,
-)
+from lumiere_jax.stages.config import DiffusionConfig, StageConfig, VideoConfig
+from lumiere_jax.stages.denoiser import network_denoiser
+from lumiere_jax.storage import safetensors
+from lumiere_jax.storage.atomic import write_json
 from lumiere_jax.typing import Cond, FlatParams
 
 TOKENS = 77
+
+
 OVERLAP = 2  # Frames that windows share, as in the paper.
+
 
 # DeepFloyd IF's first stage, narrow.
 MEDIUM = UNetConfig(
@@ -53,6 +50,8 @@ MEDIUM = UNetConfig(
   noise_embedding="squaredcos_cap_v2",
   mask_text=False,
 )
+
+
 SMALL = dataclasses.replace(
   MEDIUM,
   channels=(64, 96, 128),
@@ -60,6 +59,8 @@ SMALL = dataclasses.replace(
   text_channels=128,
   head_dim=32,
 )
+
+
 IMAGE = {"small": SMALL, "medium": MEDIUM}
 
 

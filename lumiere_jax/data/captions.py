@@ -1,38 +1,87 @@
-"""Captions of a folder of videos or pictures.
+"""Captions of classes: from the words of their labels, or from a file."""
 
-captions.jsonl  {"file": ..., "caption": ...} a line, or several "captions"
-captions.csv    columns file and caption
-NAME.txt        beside NAME.mp4, .mkv or whatever it is: one caption
-NAME.json       beside those without NAME.txt: a caption, a list of captions, or
-                an object with "caption" or "captions"
-
-Where there are none of these, the names of sub-folders are: a sub-folder holds
-the videos of a class; see `labels`.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent import futures
 import csv
 import io
 import json
+from pathlib import Path
 import posixpath
+import re
 import reprlib
 import sys
 from typing import Any
 
-from lumiere_jax.data.labels import Captions, label_captions
-from lumiere_jax.io.folder import Folder
-from lumiere_jax.io.picture import PICTURE_ENDINGS
-from lumiere_jax.io.remote import is_url
-from lumiere_jax.io.text import read_text
-from lumiere_jax.typing import UserError
+from lumiere_jax.errors import UserError, suggest
+from lumiere_jax.media.input_file import PICTURE_ENDINGS
+from lumiere_jax.storage.files import read_text
+from lumiere_jax.storage.remote import Folder, is_url
+
+Captions = dict[str, tuple[str, ...]]
+
+
+# Between a small letter and a capital, and before a capitalised word that
+# follows an abbreviation, as in RidingABike.
+_WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+def label_captions(labels: Iterable[str], prompts_file="") -> Captions:
+  """What the members of each class show.
+
+  Args:
+    labels: names of classes.
+    prompts_file: 'label|prompt' a line; several lines of one label are several
+      ways to say it. '' takes the words of the labels.
+
+  Returns:
+    label -> its captions, for each of `labels`.
+
+  Raises:
+    UserError: the file cannot be read, or says nothing of a label.
+  """
+  labels = list(labels)
+  if not prompts_file:
+    return {label: (words(label),) for label in labels}
+  prompts = _read_prompts(Path(prompts_file))
+  for label in labels:
+    if label not in prompts:
+      raise UserError(
+        f"{prompts_file}: says nothing of the class {label!r}"
+        f"{suggest(label, prompts)}; add a line {label}|PROMPT"
+      )
+  return {label: prompts[label] for label in labels}
+
+
+def words(label: str) -> str:
+  """'ApplyEyeMakeup' -> 'apply eye makeup'; 'tai_chi' -> 'tai chi'."""
+  parted = _WORD_STARTS.sub(" ", label.replace("_", " "))
+  return " ".join(parted.lower().split()) or label
+
+
+def _read_prompts(path: Path) -> Captions:
+  prompts: Captions = {}
+  for number, line in enumerate(read_text(path).split("\n"), 1):
+    if not line.strip():
+      continue
+    label, _, prompt = (part.strip() for part in line.partition("|"))
+    if not label or not prompt:
+      raise UserError(
+        f"{path}, line {number}: {line.strip()[:80]!r} is not label|prompt"
+      )
+    prompts[label] = (*prompts.get(label, ()), prompt)
+  return prompts
+
 
 # Only to find videos by; a captioned file of any other ending is read too.
 MEDIA_ENDINGS = PICTURE_ENDINGS | {
   *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
   *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
 }
+
+
 _THREADS = 16  # That read captions, which may be remote.
+
+
 _Rows = Iterator[tuple[int, Any]]
 
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 
-from lumiere_jax.data.buckets import parse_buckets
 from lumiere_jax.data.filters import Filters
 from lumiere_jax.data.masks import MaskMix
-from lumiere_jax.data.source import ClipSpec
-from lumiere_jax.io.decode import RESAMPLING
-from lumiere_jax.typing import UserError, check_choice, check_least
+from lumiere_jax.data.sources.base import ClipSpec
+from lumiere_jax.data.video_index import parse_buckets
+from lumiere_jax.errors import UserError, check_choice, check_least
+from lumiere_jax.media.video_reader import RESAMPLING
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,20 @@ import itertools
 from jaxtyping import Float, UInt8
 import numpy as np
 
-from lumiere_jax.data.source import ClipSpec
-from lumiere_jax.io.decode import VideoInfo, probe
-from lumiere_jax.io.pixels import Thumbnails
+from lumiere_jax.data.sources.base import ClipSpec
+from lumiere_jax.media.resize import Thumbnails
+from lumiere_jax.media.video_reader import VideoInfo, probe
 
 Images = UInt8[np.ndarray, "t h w 3"]
+
+
 _SIDE = 16  # Of thumbnails, in pixels.
+
+
 # Up to as many frames may flash without that being a cut.
 _FLASH = 2
+
+
 # A cut changes more than this many times the mean change around it, as many
 # frames to either side.
 _STANDS_OUT, _AROUND = 3.0, 8
@@ -75,7 +81,7 @@ def stretches(path, filters: Filters) -> list[Stretch]:
     info = probe(path, num_threads=1)
     return [Stretch(start_s=0.0, info=info, motion=None)]
   thumbnails = Thumbnails(_SIDE)
-  info = probe(path, num_threads=1, watch=thumbnails)
+  info = probe(path, num_threads=1, on_frame=thumbnails)
   images, times_s = thumbnails.images, [*thumbnails.times_s, info.duration_s]
   cuts = find_cuts(images, filters.scene_cuts) if filters.scene_cuts else []
   edges = [0, *cuts, len(images)]

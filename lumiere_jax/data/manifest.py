@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lumiere_jax.io.atomic import writing
-from lumiere_jax.io.folder import Folder
-from lumiere_jax.io.text import read_text
-from lumiere_jax.typing import UserError
+from lumiere_jax.errors import UserError
+from lumiere_jax.storage.atomic import writing
+from lumiere_jax.storage.files import read_text
+from lumiere_jax.storage.remote import Folder
 
 NAME = "prepared.json"
+
+
 CLIPS = "clips"
 """What the names of shards of clips begin with."""
+
+
 VERSION = 1
 
 

@@ -11,11 +11,15 @@ import dataclasses
 from jaxtyping import UInt8
 import numpy as np
 
-from lumiere_jax.typing import UserError, check_choice
+from lumiere_jax.errors import UserError, check_choice
 
 Mask = UInt8[np.ndarray, "t h w 1"]
+
+
 Shape = tuple[int, int, int]
 """(frames, height, width)."""
+
+
 Rng = np.random.Generator
 
 

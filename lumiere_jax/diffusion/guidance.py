@@ -13,24 +13,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from lumiere_jax.diffusion.process import (
+from lumiere_jax.diffusion.prediction import (
   Denoiser,
   Prediction,
   expand,
   predict,
 )
-from lumiere_jax.diffusion.schedule import Schedule, alpha_sigma
-from lumiere_jax.typing import (
-  Cond,
-  PerSample,
-  UserError,
-  Video,
-  typechecked,
-)
+from lumiere_jax.diffusion.schedules import Schedule, alpha_sigma
+from lumiere_jax.errors import UserError
+from lumiere_jax.typing import Cond, PerSample, Video, typechecked
 
 Scalar = float | int | Float[Array, ""]
+
+
 Scale = Scalar | PerSample | Callable[[PerSample], PerSample]
 """A guidance scale: for all, per sample, or a function of the log-SNR."""
+
+
 MOST_VALUES = 2**31 - 1
 """The largest clip that is thresholded: its values are counted in int32."""
 

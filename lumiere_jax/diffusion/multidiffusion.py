@@ -7,18 +7,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from lumiere_jax.diffusion.process import Denoiser, Prediction
-from lumiere_jax.typing import (
-  Cond,
-  PerSample,
-  UserError,
-  Video,
-  check_choice,
-  typechecked,
-)
+from lumiere_jax.diffusion.prediction import Denoiser, Prediction
+from lumiere_jax.errors import UserError, check_choice
+from lumiere_jax.typing import Cond, PerSample, Video, typechecked
 
 AXES = {1: "frames", 2: "rows", 3: "columns"}
 """Axes of a video (b, t, h, w, c) that windows can be cut along."""
+
+
 WEIGHTS = ("uniform", "ramp")
 """How the predictions of overlapping windows are weighted."""
 

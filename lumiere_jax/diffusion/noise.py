@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 import numpy as np
 
-from lumiere_jax.typing import UserError, Video, typechecked
+from lumiere_jax.errors import UserError
+from lumiere_jax.typing import Video, typechecked
 
 INITIAL = 2**31 - 1
 """The step number of the noise that sampling starts from."""
+
 
 Keys = Key[Array, "b"]
 

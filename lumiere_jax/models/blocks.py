@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lumiere_jax.models.attention import attend
-from lumiere_jax.models.layers import Conv, Dense, DenseGeneral
+from lumiere_jax.models.sharded_layers import Conv, Dense, DenseGeneral
 from lumiere_jax.parallel.backend import materialised
 from lumiere_jax.typing import PerSample, Video
 
@@ -33,6 +33,8 @@ def gelu(x: Array) -> Array:
 
 
 ACTIVATIONS: dict[str, Callable] = {"gelu": gelu, "silu": nn.silu}
+
+
 NORM_EPS = 1e-5
 
 

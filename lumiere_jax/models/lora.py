@@ -17,14 +17,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 import numpy as np
 
-from lumiere_jax.io.lazy import Lazy
-from lumiere_jax.models.layers import convolve
+from lumiere_jax.errors import UserError
+from lumiere_jax.models.sharded_layers import convolve
 from lumiere_jax.models.temporal import TemporalConv, convolve_time
-from lumiere_jax.typing import FlatParams, UserError
+from lumiere_jax.storage.safetensors import LazyArray
+from lumiere_jax.typing import FlatParams
 
 PREFIX = "lora/"
+
+
 TARGETS = {"temporal": r"(^|/)temporal_", "spatial": r"^(?!temporal_|cond_in)"}
 """Short names of the layers that adapters are most often put on."""
+
+
 # Kernels of several heads and parts, which alone have one input axis and
 # several output axes; all others end in their one output axis.
 _ONE_INPUT = re.compile(r"(^|/)(qkv|text_kv)/kernel$")
@@ -70,7 +75,7 @@ def init_adapter(
   return adapter
 
 
-def part(flat: FlatParams) -> tuple[FlatParams, FlatParams]:
+def split_params(flat: FlatParams) -> tuple[FlatParams, FlatParams]:
   """(weights, adapter) of leaves that may hold both."""
   adapter = {k: v for k, v in flat.items() if k.startswith(PREFIX)}
   return {k: v for k, v in flat.items() if k not in adapter}, adapter
@@ -96,15 +101,15 @@ def merge(flat: FlatParams) -> FlatParams:
   Raises:
     UserError: the adapter is for other weights; the leaves are named.
   """
-  weights, adapter = part(flat)
+  weights, adapter = split_params(flat)
   check_fits(weights, adapter, "the adapter")
   for path in kernels(adapter):
     weight = weights[path]
     a, b = (adapter[f"{PREFIX}{path}/{x}"] for x in "ab")
     make = functools.partial(_corrected, weight, a, b)
-    is_lazy = isinstance(weight, Lazy)
+    is_lazy = isinstance(weight, LazyArray)
     weights[path] = (
-      Lazy(weight.shape, weight.dtype, make) if is_lazy else make()
+      LazyArray(weight.shape, weight.dtype, make) if is_lazy else make()
     )
   return weights
 

@@ -15,16 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from lumiere_jax.models.inflate import flatten, unflatten
-from lumiere_jax.typing import (
-  FlatParams,
-  Params,
-  UserError,
-  suggest,
-  typechecked,
-)
+from lumiere_jax.errors import UserError, suggest
+from lumiere_jax.models.params import flatten, unflatten
+from lumiere_jax.typing import FlatParams, Params, typechecked
 
 DTYPES = ("float32", "bfloat16")
+
+
 PREFIX = "text_encoder/"
 """Of an encoder's leaves among those of a network that it trains with."""
 
@@ -284,12 +281,12 @@ def abstract_params(config: T5Config) -> dict[str, jax.ShapeDtypeStruct]:
   return flatten(jax.eval_shape(init)["params"])
 
 
-def beside(params: Params) -> FlatParams:
+def prefix_params(params: Params) -> FlatParams:
   """An encoder's parameters as leaves to go among those of a network."""
   return {PREFIX + path: leaf for path, leaf in flatten(params).items()}
 
 
-def part(flat: FlatParams) -> tuple[Params, FlatParams]:
+def split_params(flat: FlatParams) -> tuple[Params, FlatParams]:
   """The inverse of `beside`: (the encoder's parameters, the network's)."""
   encoder = {
     path.removeprefix(PREFIX): leaf

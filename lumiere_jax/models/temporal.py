@@ -9,9 +9,9 @@ from jaxtyping import Array, Bool, Float
 
 from lumiere_jax.models.attention import attend
 from lumiere_jax.models.blocks import GroupNorm
-from lumiere_jax.models.layers import Conv, Dense, DenseGeneral, product
+from lumiere_jax.models.sharded_layers import Conv, Dense, DenseGeneral, product
 from lumiere_jax.parallel.backend import materialised
-from lumiere_jax.parallel.sharding import whole
+from lumiere_jax.parallel.sharding import gather_weight
 from lumiere_jax.typing import Video
 
 TAPS = 3
@@ -94,7 +94,7 @@ class TemporalConv(nn.Module):
   def __call__(self, x: Video) -> Video:
     channels = x.shape[-1]
     kernel = self.param("kernel", self.kernel_init, (TAPS, channels, channels))
-    kernel = whole(kernel.astype(self.dtype))
+    kernel = gather_weight(kernel.astype(self.dtype))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
     out = convolve_time(x.astype(self.dtype), kernel, self.resample)
     return out + bias.astype(self.dtype)

@@ -11,10 +11,12 @@ from jaxtyping import Bool, Int
 import numpy as np
 import sentencepiece
 
-from lumiere_jax.io.atomic import writing
-from lumiere_jax.typing import UserError
+from lumiere_jax.errors import UserError
+from lumiere_jax.storage.atomic import writing
 
 PAD, EOS, UNK = 0, 1, 2
+
+
 _SHOWN = 80  # Characters of each end of what is cut off.
 
 

@@ -9,9 +9,11 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 import numpy as np
 
-from lumiere_jax.typing import UserError, check_least
+from lumiere_jax.errors import UserError, check_least
 
 AXES = ("data", "fsdp", "space")
+
+
 BATCH = ("data", "fsdp")
 """Axes that the samples of a batch are spread over."""
 

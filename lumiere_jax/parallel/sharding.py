@@ -13,8 +13,11 @@ from lumiere_jax.parallel.mesh import BATCH
 
 VIDEO = P(BATCH, None, "space", None, None)
 """(b, t, h, w, c): samples over groups, rows over the devices of a sample."""
+
+
 WHOLE_VIDEO = P(BATCH)
 """The same, whole on each device that shares a sample."""
+
 
 RULES: tuple[tuple[str, P], ...] = (
   # Kernels are cut along their output features: all devices then hold equal
@@ -33,6 +36,7 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 """Path of a leaf -> how it is cut; the first that matches. A leaf of another
 rank than its rule has (a factored moment) is whole everywhere."""
+
 
 T = TypeVar("T")
 
@@ -117,7 +121,7 @@ def constrain(x: Array, spec: P) -> Array:
 
 
 @jax.custom_vjp
-def whole(weight: Array) -> Array:
+def gather_weight(weight: Array) -> Array:
   """A weight gathered for its layer, which then needs no other's pixels.
 
   Without it the compiler may gather activations instead. Its gradient is left
@@ -126,7 +130,9 @@ def whole(weight: Array) -> Array:
   return constrain(weight, P())
 
 
-whole.defvjp(lambda weight: (whole(weight), None), lambda _, grad: (grad,))
+gather_weight.defvjp(
+  lambda weight: (gather_weight(weight), None), lambda _, grad: (grad,)
+)
 
 
 def _path(keys: tuple) -> str:

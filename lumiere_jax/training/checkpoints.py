@@ -11,20 +11,27 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from lumiere_jax.io import safetensors
-from lumiere_jax.io.atomic import require_space
-from lumiere_jax.models.inflate import check_same_leaves, flatten, unflatten
-from lumiere_jax.parallel.agree import is_first, wait_for_all
-from lumiere_jax.pipelines.adapters import fingerprint
+from lumiere_jax.errors import UserError
+from lumiere_jax.inference.adapters import fingerprint
+from lumiere_jax.models.params import check_same_leaves, flatten, unflatten
+from lumiere_jax.parallel.multihost import barrier, is_primary
+from lumiere_jax.storage import safetensors
+from lumiere_jax.storage.atomic import require_space
 from lumiere_jax.training.config import TrainConfig
 from lumiere_jax.training.optimizer import CountedApart, counted_as
 from lumiere_jax.training.state import TrainState
-from lumiere_jax.typing import FlatParams, UserError
+from lumiere_jax.typing import FlatParams
 
 _COUNTS = ("step", "skipped", "skipped_in_a_row")
+
+
 _MARGIN = 2**20  # Bytes for all that a checkpoint and a bundle hold besides.
+
+
 # What Orbax and TensorStore raise where files are cut short or missing.
 _DAMAGE = (ValueError, OSError, KeyError, TypeError)
+
+
 _DAMAGED = "damaged-"
 
 
@@ -46,9 +53,9 @@ class Checkpoints:
     )
     kept = [policies.LatestN(config.keep), best]
     self._folder = (workdir / "checkpoints").resolve()
-    if is_first():
+    if is_primary():
       self._set_aside_without_metrics()
-    wait_for_all("checkpoints")
+    barrier("checkpoints")
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
@@ -110,9 +117,9 @@ class Checkpoints:
       try:
         return self._restore(abstract, step)
       except _DAMAGE as error:
-        if is_first():
+        if is_primary():
           self._set_aside(step, error)
-        wait_for_all(f"damaged {step}")
+        barrier(f"damaged {step}")
         self._manager.reload()
     if list(self._folder.glob(f"{_DAMAGED}*")):
       raise UserError(
@@ -169,9 +176,9 @@ class Checkpoints:
     if not frozen:
       return ""
     name = f"{fingerprint(frozen)}.safetensors"
-    if is_first() and not self.frozen_path(name).exists():
+    if is_primary() and not self.frozen_path(name).exists():
       safetensors.save(self.frozen_path(name), frozen)
-    wait_for_all(name)
+    barrier(name)
     return name
 
   def load_frozen(self, name: str) -> FlatParams:

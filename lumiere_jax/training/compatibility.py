@@ -8,24 +8,34 @@ import sys
 from typing import Any
 
 from lumiere_jax.diffusion.noise_levels import auto_shift
-from lumiere_jax.io import bundle as bundles
-from lumiere_jax.parallel.agree import is_first
-from lumiere_jax.pipelines.stage import AUTO, StageConfig, of_format_1
+from lumiere_jax.errors import UserError
+from lumiere_jax.parallel.multihost import is_primary
+from lumiere_jax.stages.config import AUTO, StageConfig, upgrade_format_1
+from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.training.config import Experiment
-from lumiere_jax.training.logs import JsonLines
-from lumiere_jax.typing import UserError
+from lumiere_jax.training.metric_logger import JsonLines
 
 RUNS = "runs.jsonl"
+
+
 SCRATCH = "scratch"
+
+
 EVERYTHING = ".*"
+
+
 # What weights mean and their shapes do not show.
 _NETWORK = (
   *("noise_embedding", "noise_embedding_shift", "low_resolution", "mask_text"),
   *("activation", "norm_groups", "head_dim", "pool_heads", "skip_scale"),
   *("activate_embedding_once", "patch"),
 )
+
+
 # What frozen layers were trained to put out, and for which text.
 _TASK = ("prediction", "null_text")
+
+
 # What a run cannot change on the way. Weights of losses and dropout it can.
 _FIXED = {
   "diffusion": (
@@ -72,7 +82,7 @@ def recorded_shift(
   shift = run.get("config", {}).get("diffusion", {}).get("shift")
   if experiment.diffusion.shift != AUTO or shift is None:
     return experiment
-  if is_first():
+  if is_primary():
     print(
       f"config.diffusion.shift={AUTO}: {shift:g}, recorded when this run began",
       file=sys.stderr,
@@ -118,7 +128,7 @@ def check_resumed(experiment: Experiment, run: Mapping[str, Any]) -> None:
     run: what `last_run` says of it; what an older version did not record is
       not compared.
   """
-  before = of_format_1(run.get("config", {}))
+  before = upgrade_format_1(run.get("config", {}))
   now = dataclasses.asdict(experiment)
   differing = [
     (f"config.{part}.{key}", now[part][key], before[part][key])

@@ -4,29 +4,26 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from lumiere_jax.data.cleaning import CLEANINGS
 from lumiere_jax.data.config import DataConfig
+from lumiere_jax.errors import UserError, build, check_choice, check_least
+from lumiere_jax.models.caption_cleaning import CLEANINGS
+from lumiere_jax.models.config import UNetConfig
 from lumiere_jax.models.t5 import DTYPES
-from lumiere_jax.models.unet import UNetConfig
 from lumiere_jax.parallel.mesh import MeshConfig
-from lumiere_jax.pipelines.stage import (
+from lumiere_jax.stages.config import (
+  PARENTS,
   DiffusionConfig,
   SamplingConfig,
   StageConfig,
   VideoConfig,
 )
-from lumiere_jax.typing import UserError, build, check_choice, check_least
 
-PARENTS = {
-  "t2i": None,
-  "base": "t2i",
-  "conditional": "base",
-  "ssr_image": None,
-  "ssr": "ssr_image",
-}
-"""Stages, and the stage that each starts from."""
 OPTIMIZERS = ("adam", "adafactor", "muon", "sgd")
+
+
 DECAYS = ("constant", "cosine", "rsqrt")
+
+
 FROZEN_DTYPES = ("source", "bfloat16")
 
 

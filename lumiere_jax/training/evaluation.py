@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from lumiere_jax.parallel.arrays import replicated
 from lumiere_jax.parallel.backend import compiler_options, platform_of
+from lumiere_jax.parallel.multihost import replicated
 from lumiere_jax.training.state import TrainState
-from lumiere_jax.training.tasks import Batch, Task
+from lumiere_jax.training.task import Batch, Task
 from lumiere_jax.typing import FlatParams
 
 

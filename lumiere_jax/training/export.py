@@ -3,14 +3,13 @@
 import dataclasses
 from pathlib import Path
 
-from lumiere_jax.data.text import TextEncoder
-from lumiere_jax.io import bundle as bundles
-from lumiere_jax.io import safetensors
+from lumiere_jax.inference.adapters import write_adapter
 from lumiere_jax.models import lora, t5
-from lumiere_jax.parallel import arrays
-from lumiere_jax.parallel.agree import is_first
-from lumiere_jax.pipelines.adapters import write_adapter
-from lumiere_jax.pipelines.text import write_text_part
+from lumiere_jax.models.text_encoder import TextEncoder, write_text_part
+from lumiere_jax.parallel import multihost
+from lumiere_jax.parallel.multihost import is_primary
+from lumiere_jax.storage import bundle as bundles
+from lumiere_jax.storage import safetensors
 from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.state import TrainState
@@ -41,8 +40,8 @@ class Exporter:
     are linked or written the first time alone. Every process has to call.
     """
     experiment, folder = self.experiment, self.workdir / name
-    step, ema = int(state.step), arrays.to_host(state.ema)
-    if not is_first():  # the others were needed to fetch the weights alone
+    step, ema = int(state.step), multihost.to_host(state.ema)
+    if not is_primary():  # the others were needed to fetch the weights alone
       return
     folder.mkdir(parents=True, exist_ok=True)
     tensors = []
@@ -52,8 +51,8 @@ class Exporter:
         self.checkpoints.frozen_path(self.frozen), folder / tensors[0]
       )
     tensors.append(f"{experiment.stage}-ema-{step:08d}.safetensors")
-    trained, ema = t5.part(ema)
-    text = self.text.wearing(trained) if trained else self.text
+    trained, ema = t5.split_params(ema)
+    text = self.text.with_params(trained) if trained else self.text
     weights = lora.scaled(ema, experiment.lora.scale)
     safetensors.save(folder / tensors[-1], weights)
     stage = bundles.Part(

@@ -11,12 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumiere_jax.diffusion.noise_levels import decisive_log_snr
-from lumiere_jax.io.atomic import writing
+from lumiere_jax.storage.atomic import writing
 from lumiere_jax.training.config import Experiment
 
 _WIDTH, _LEFT, _RIGHT = 640, 110, 12
+
+
 _LOW, _HIGH = -22.0, 16.0  # log-SNRs at the ends of the axis.
+
+
 _BAND = 64  # Height of a histogram.
+
+
 _TICKS = 18  # Height of a row of levels.
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, MuonState, muon
 
-from lumiere_jax.models.inflate import ADDED_LEAVES
+from lumiere_jax.models.params import ADDED_LEAVES
 from lumiere_jax.training.config import TrainConfig
 from lumiere_jax.typing import FlatParams
 
@@ -128,6 +128,8 @@ def _at(count: jax.Array, state: optax.OptState) -> optax.OptState:
 
 _HIDDEN = re.compile(r"^(?!(.*/)?(stem|head|cond_in)/).*kernel$")
 """Kernels of layers between others: not what reads or makes pixels."""
+
+
 _SEVERAL = re.compile(r"(qkv|text_kv)/kernel$")
 """Kernels (in, several, heads, head_dim) of several projections beside."""
 

@@ -9,18 +9,17 @@ import numpy as np
 
 from lumiere_jax.diffusion.noise import sample_keys
 from lumiere_jax.diffusion.noise_levels import parse_levels
-from lumiere_jax.diffusion.rules import make_sampler
-from lumiere_jax.io.image import side_by_side, write_image
-from lumiere_jax.io.names import slug
-from lumiere_jax.io.write import write_video
+from lumiere_jax.diffusion.samplers import make_sampler
+from lumiere_jax.inference.stage_sampler import GuidanceParams, sample_stage
+from lumiere_jax.media.images import side_by_side, write_image
+from lumiere_jax.media.video_writer import write_video
 from lumiere_jax.models import lora
-from lumiere_jax.parallel.agree import is_first
-from lumiere_jax.parallel.arrays import to_host
-from lumiere_jax.pipelines.conditioning import to_uint8
-from lumiere_jax.pipelines.sampling import Knobs, sample_stage
-from lumiere_jax.training.sinks import Clip
+from lumiere_jax.parallel.multihost import is_primary, to_host
+from lumiere_jax.stages.conditioning import to_uint8
+from lumiere_jax.storage.files import slug
+from lumiere_jax.training.metric_writers import Clip
 from lumiere_jax.training.state import TrainState
-from lumiere_jax.training.tasks import Batch, Task
+from lumiere_jax.training.task import Batch, Task
 from lumiere_jax.typing import Cond, FlatParams, Video
 
 
@@ -30,15 +29,15 @@ class Scene:
 
   Attributes:
     captions: one for each clip.
-    told: the captions, as a batch holds them.
-    cond: what the network is told besides.
-    beside: (b, t, h, w, 3) videos to show to the left of a sample (what it
-      was told) and to the right (what there really was).
+    batch: the captions, encoded.
+    cond: conditioning besides the text.
+    beside: (b, t, h, w, 3) videos to show to the left of a sample (its
+      conditioning) and to the right (the real clips).
     size: (frames, height, width) of the samples.
   """
 
   captions: list[str]
-  told: Batch
+  batch: Batch
   cond: Cond
   beside: tuple[list[Video], list[Video]]
   size: tuple[int, int, int]
@@ -47,31 +46,31 @@ class Scene:
 def held_out_scene(task: Task, batch: Batch, captions: list[str]) -> Scene:
   """Held-out clips: their captions, and given or low-resolution pixels."""
   x0, cond = jax.jit(task.held_out_inputs)(batch)
-  told = [] if cond.frames is None else [cond.frames[..., :3]]
+  given = [] if cond.frames is None else [cond.frames[..., :3]]
   if task.experiment.upscale > 1 and task.experiment.model.cond_channels:
-    told.append(cond.frames[..., 3:6])
+    given.append(cond.frames[..., 3:6])
   return Scene(
     captions=captions,
-    told=batch,
+    batch=batch,
     cond=cond,
-    beside=(told, [x0] if told else []),
+    beside=(given, [x0] if given else []),
     size=x0.shape[1:4],
   )
 
 
-def prompted_scene(task: Task, told: Batch, prompts: list[str]) -> Scene:
-  """Prompts of the user's, for stages that are told text alone.
+def prompted_scene(task: Task, batch: Batch, prompts: list[str]) -> Scene:
+  """The user's prompts, for stages conditioned on text alone.
 
   Args:
     task: of the stage.
-    told: the prompts, as a batch holds them.
+    batch: the prompts, encoded.
     prompts: as they were said.
   """
   data = task.experiment.data
   return Scene(
     captions=prompts,
-    told=told,
-    cond=Cond(text=None, text_mask=jnp.asarray(told["text_mask"])),
+    batch=batch,
+    cond=Cond(text=None, text_mask=jnp.asarray(batch["text_mask"])),
     beside=([], []),
     size=(data.num_frames, *data.resolution),
   )
@@ -92,7 +91,7 @@ class Previews:
     scene, fps = self._scene, self._task.experiment.data.fps
     left, right = scene.beside
     shown = to_host([*left, self._sample(state, frozen), *right])
-    if not is_first():
+    if not is_primary():
       return []
     videos = side_by_side([np.asarray(to_uint8(video)) for video in shown])
     clips = []
@@ -119,7 +118,7 @@ class Previews:
       text=repeat(self._task.null_text), text_mask=repeat(self._task.null_mask)
     )
     weights = {**state.ema, **frozen}
-    told = self._task.encode(weights, scene.told)
+    encoded = self._task.encode(weights, scene.batch)
     config = dataclasses.replace(config, video=video)
     own = dataclasses.replace(
       config.defaults, guidance_scale=experiment.preview.guidance_scale
@@ -129,13 +128,13 @@ class Previews:
     return sample_stage(
       config,
       lora.scaled(weights, experiment.lora.scale),
-      scene.cond.replace(text=jnp.asarray(told["text"])),
+      scene.cond.replace(text=jnp.asarray(encoded["text"])),
       null,
       sample_keys(list(range(count))),
       frames,
       rule=make_sampler(own.sampler),
       log_snrs=config.levels(own, frames),
-      knobs=Knobs(
+      guidance_params=GuidanceParams(
         guidance_scale=own.guidance_scale,
         percentile=own.percentile,
         max_value=own.max_value,

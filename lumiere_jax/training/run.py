@@ -8,25 +8,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lumiere_jax.data.pipeline import Loader, Pace, batches, held_out_batches
-from lumiere_jax.data.source import Source
-from lumiere_jax.data.sources import open_sources, text_shelves
-from lumiere_jax.data.text import TextCache, TextEncoder
-from lumiere_jax.parallel import arrays
-from lumiere_jax.parallel.agree import wait_for_all
-from lumiere_jax.pipelines.text import null_text, open_text_encoder
+from lumiere_jax.data.loader import Loader, LoadTimer, batches, held_out_batches
+from lumiere_jax.data.sources.base import Source
+from lumiere_jax.data.sources.registry import open_sources, text_shelves
+from lumiere_jax.data.text_features import TextCache
+from lumiere_jax.models.text_encoder import (
+  TextEncoder,
+  null_text,
+  open_text_encoder,
+)
+from lumiere_jax.parallel import multihost
+from lumiere_jax.parallel.multihost import barrier
 from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.evaluation import HeldOut
 from lumiere_jax.training.export import Exporter
+from lumiere_jax.training.initialization import check_text, start_or_resume
 from lumiere_jax.training.previews import (
   Previews,
   held_out_scene,
   prompted_scene,
 )
-from lumiere_jax.training.start import check_text, start_or_resume
 from lumiere_jax.training.state import TrainState
-from lumiere_jax.training.tasks import Batch, Task
+from lumiere_jax.training.task import Batch, Task
 from lumiere_jax.training.workdir import TEXT_CACHE
 from lumiere_jax.typing import FlatParams
 
@@ -51,7 +55,7 @@ class Run:
   state: TrainState
   frozen: FlatParams
   frozen_name: str
-  pace: Pace = dataclasses.field(default_factory=Pace)
+  pace: LoadTimer = dataclasses.field(default_factory=LoadTimer)
 
   @classmethod
   def open(
@@ -83,7 +87,7 @@ class Run:
     )
     if not config.train:
       _encode(captions, _captions(experiment, sources))
-      text.rest()
+      text.offload()
     null, mask = null_text(text, experiment.diffusion.null_text)
     task = Task(
       experiment=experiment,
@@ -123,7 +127,7 @@ class Run:
       start_step=self.step,
       num_threads=self.experiment.data.threads,
       num_workers=self.experiment.data.workers,
-      places=arrays.places(self.mesh, size),
+      places=multihost.places(self.mesh, size),
       finish=self._to_devices,
     )
 
@@ -134,7 +138,7 @@ class Run:
       self._loader(self.sources[1]),
       config.eval_clips,
       config.batch_size,
-      arrays.places(self.mesh, config.batch_size),
+      multihost.places(self.mesh, config.batch_size),
     )
     return HeldOut(
       self.task, self.mesh, [(self._to_devices(b), real) for b, real in clips]
@@ -152,7 +156,7 @@ class Run:
         self._loader(self.sources[1]), config.clips, config.clips
       )[0]
       shown = {k: v[:real] for k, v in self._arrays(batch).items()}
-      held = arrays.put_everywhere(self.mesh, shown)
+      held = multihost.replicate(self.mesh, shown)
       scene = held_out_scene(self.task, held, batch["caption"][:real])
     return Previews(self.task, scene, self.workdir / "previews")
 
@@ -193,14 +197,14 @@ class Run:
 
   def _to_devices(self, batch: dict[str, Any]) -> Batch:
     size = self.experiment.train.batch_size
-    return arrays.to_devices(self.mesh, self._arrays(batch), size)
+    return multihost.to_devices(self.mesh, self._arrays(batch), size)
 
 
 def _encode(cache: TextCache, captions: Iterator[str]) -> None:
   """Each host its share first, then what no folder they share shows it."""
   every = list(dict.fromkeys(captions))
   cache.fill(every[jax.process_index() :: jax.process_count()])
-  wait_for_all("captions")
+  barrier("captions")
   cache.fill(every)
 
 

@@ -1,17 +1,90 @@
-"""The folder of a run: made, locked, set aside, and complained of."""
+"""The folder of a run: made, locked, set aside; SIGTERM and Ctrl-C."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import itertools
+import os
 from pathlib import Path
+import signal
+import sys
+from typing import Any
 
-from lumiere_jax.io.atomic import locked, remove_unfinished
-from lumiere_jax.io.remote import is_url
-from lumiere_jax.parallel.agree import is_first, wait_for_all
-from lumiere_jax.typing import UserError
+import jax
+from jax.experimental import multihost_utils
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.parallel.multihost import barrier, is_primary
+from lumiere_jax.storage.atomic import locked, remove_unfinished
+from lumiere_jax.storage.remote import is_url
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[int], bool]]:
+  """SIGTERM and Ctrl-C ask the loop to save and end; a second Ctrl-C kills.
+
+  A notice to one of several processes stops all of them at the same step.
+
+  Returns:
+    stopped(step): whether to stop before the step of that number.
+  """
+  many = jax.process_count() > 1
+  with _ctrl_c_as_sigterm() if many else _signals() as stopped:
+    yield stopped
+
+
+@contextlib.contextmanager
+def _ctrl_c_as_sigterm() -> Iterator[Callable[[int], bool]]:
+  """JAX listens for SIGTERM and has all processes agree on a step."""
+
+  def ask(number: int, frame: Any) -> None:
+    del number, frame
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  old = signal.signal(signal.SIGINT, ask)
+
+  def stopped(step: int) -> bool:
+    stop = multihost_utils.reached_preemption_sync_point(step)
+    if stop and is_primary():
+      _say()
+    return stop
+
+  try:
+    yield stopped
+  finally:
+    signal.signal(signal.SIGINT, old)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[int], bool]]:
+  asked: list[int] = []
+
+  def ask(number: int, frame: Any) -> None:
+    del frame
+    if asked and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    asked.append(number)
+    _say()
+
+  try:
+    old = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
+  except ValueError:  # not the main thread: signals are somebody else's
+    old = {}
+  try:
+    yield lambda step: bool(asked)
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)
+
+
+def _say() -> None:
+  print("\nstopping after this step; the state will be saved", file=sys.stderr)
+
 
 TEXT_CACHE = "text_cache"
 """Folder of text features, unless the config names another."""
+
+
 _BEFORE = "before-"
 
 
@@ -41,8 +114,8 @@ def opened_workdir(workdir: Path, *, resume: bool) -> Iterator[None]:
   Raises:
     UserError: that cannot be, or another run is under way in it.
   """
-  if not is_first():
-    wait_for_all("workdir")
+  if not is_primary():
+    barrier("workdir")
     yield
     return
   with locked(workdir):
@@ -50,7 +123,7 @@ def opened_workdir(workdir: Path, *, resume: bool) -> Iterator[None]:
       _set_aside(workdir)
     for path in _of_the_run(workdir):
       remove_unfinished(path)
-    wait_for_all("workdir")
+    barrier("workdir")
     yield
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.speed import ours, sections, startup
-from lumiere_jax.models.unet import UNetConfig
+from lumiere_jax.models.config import UNetConfig
 from tests.benchmarks.results import measure
 
 

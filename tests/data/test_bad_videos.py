@@ -7,10 +7,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from lumiere_jax.data.files import FilesSource
-from lumiere_jax.data.pipeline import Loader, batches
-from lumiere_jax.data.source import ClipSpec, UnreadableClip
-from lumiere_jax.io.write import write_video
+from lumiere_jax.data.loader import Loader, batches
+from lumiere_jax.data.sources.base import ClipSpec, UnreadableClip
+from lumiere_jax.data.sources.files import FilesSource
+from lumiere_jax.media.video_writer import write_video
 from lumiere_jax.models.tokenizer import Tokenizer, default_tokenizer_path
 from tests.data.videos import (
   SPEC,

@@ -2,10 +2,10 @@
 
 import pytest
 
-from lumiere_jax.data.buckets import choose_bucket, parse_buckets
 from lumiere_jax.data.config import DataConfig
-from lumiere_jax.data.source import ClipSpec
-from lumiere_jax.typing import UserError
+from lumiere_jax.data.sources.base import ClipSpec
+from lumiere_jax.data.video_index import choose_bucket, parse_buckets
+from lumiere_jax.errors import UserError
 
 
 def specs(text):

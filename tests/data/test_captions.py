@@ -6,8 +6,8 @@ import fsspec
 import pytest
 
 from lumiere_jax.data.captions import read_captions
-from lumiere_jax.io.folder import Folder
-from lumiere_jax.typing import UserError
+from lumiere_jax.errors import UserError
+from lumiere_jax.storage.remote import Folder
 
 
 def write(folder, files):

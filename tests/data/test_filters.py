@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 
 from configs import common
-from lumiere_jax.data.filters import (
-  Filters,
-  find_cuts,
-  motion,
-  stretches,
-)
-from lumiere_jax.io.decode import read_clip
-from lumiere_jax.io.write import write_video
+from lumiere_jax.data.filters import Filters, find_cuts, motion, stretches
+from lumiere_jax.media.video_reader import read_clip
+from lumiere_jax.media.video_writer import write_video
 
 CLIPS = Path(__file__).parents[2] / "../shared/assets/clips"
+
+
 BUNNY = Path(__file__).parents[2] / "lumiere_jax/data/assets/big_buck_bunny"
+
+
 LEAST = 15.0
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lumiere_jax.data.labels import label_captions, words
-from lumiere_jax.typing import UserError
+from lumiere_jax.data.captions import label_captions, words
+from lumiere_jax.errors import UserError
 
 UCF101 = (
   Path(__file__).parents[2] / "../shared/assets/prompts/ucf101_class_prompt.psv"

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from lumiere_jax.data.masks import PATTERNS, MaskMix
-from lumiere_jax.typing import UserError
+from lumiere_jax.errors import UserError
 
 SHAPE = (8, 12, 20)
+
+
 DRAWS = 60
 
 

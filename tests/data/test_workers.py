@@ -11,11 +11,10 @@ import time
 
 import pytest
 
-from lumiere_jax.data.pipeline import Loader, batches
-from lumiere_jax.data.procedural import ProceduralSource
-from lumiere_jax.data.workers import made_in_processes
-from lumiere_jax.typing import UserError
-from tests.data.test_pipeline import assert_same
+from lumiere_jax.data.loader import Loader, batches, made_in_processes
+from lumiere_jax.data.sources.procedural import ProceduralSource
+from lumiere_jax.errors import UserError
+from tests.data.test_loader import assert_same
 
 SOURCE = ProceduralSource(num_clips=20, num_frames=2, resolution=16)
 
@@ -69,7 +68,7 @@ def test_closing_ends_the_workers():
 def test_a_killed_trainer_leaves_no_workers_behind():
   script = """
 import time
-from lumiere_jax.data.workers import made_in_processes
+from lumiere_jax.data.loader import made_in_processes
 from tests.data.test_workers import worker
 made = made_in_processes(worker, lambda pid: pid, workers=2, ahead=2)
 seen = set()

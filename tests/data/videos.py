@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from lumiere_jax.data.source import ClipSpec
-from lumiere_jax.io.write import write_video
+from lumiere_jax.data.sources.base import ClipSpec
+from lumiere_jax.media.video_writer import write_video
 
 SPEC = ClipSpec(num_frames=4, fps=8, resolution=(16, 16))
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lumiere_jax.diffusion.process import Prediction
+from lumiere_jax.diffusion.prediction import Prediction
 from lumiere_jax.typing import Cond
 
 

@@ -13,16 +13,23 @@ from lumiere_jax.diffusion.loss import (
   stratified,
 )
 from lumiere_jax.diffusion.noise_levels import UniformTime
-from lumiere_jax.diffusion.process import KINDS, expand, predict
-from lumiere_jax.diffusion.schedule import Cosine, SquaredCosCapV2
-from lumiere_jax.typing import Cond, UserError
+from lumiere_jax.diffusion.prediction import KINDS, expand, predict
+from lumiere_jax.diffusion.schedules import Cosine, SquaredCosCapV2
+from lumiere_jax.errors import UserError
+from lumiere_jax.typing import Cond
 
 SHAPE = (3, 2, 4, 4, 3)
+
+
 COSINE = {"noise": UniformTime(schedule=Cosine()), "schedule": Cosine()}
+
+
 DISCRETE = {
   "noise": UniformTime(schedule=SquaredCosCapV2()),
   "schedule": SquaredCosCapV2(),
 }
+
+
 KEYS = jax.random.split(jax.random.key(0), 2000)
 
 

@@ -16,11 +16,12 @@ from lumiere_jax.diffusion.guidance import (
   threshold,
 )
 from lumiere_jax.diffusion.multidiffusion import multi_diffusion, window_starts
-from lumiere_jax.diffusion.process import predict
-from lumiere_jax.diffusion.samplers import time_grid
-from lumiere_jax.diffusion.schedule import Cosine, SquaredCosCapV2
-from lumiere_jax.diffusion.windows_over_devices import divide
-from lumiere_jax.typing import Cond, UserError
+from lumiere_jax.diffusion.prediction import predict
+from lumiere_jax.diffusion.sampling_loop import time_grid
+from lumiere_jax.diffusion.schedules import Cosine, SquaredCosCapV2
+from lumiere_jax.diffusion.sharded_multidiffusion import divide
+from lumiere_jax.errors import UserError
+from lumiere_jax.typing import Cond
 
 LOG_SNR = jnp.array([-3.0, 1.0])
 

@@ -10,13 +10,15 @@ from lumiere_jax.diffusion.multidiffusion import (
   window_starts,
 )
 from lumiere_jax.diffusion.noise import INITIAL, frame_noise, sample_keys
-from lumiere_jax.diffusion.process import Prediction, predict
-from lumiere_jax.diffusion.rules import DDPM, State
-from lumiere_jax.diffusion.samplers import sample_chunk, time_grid
-from lumiere_jax.diffusion.schedule import Cosine
-from lumiere_jax.typing import UserError
+from lumiere_jax.diffusion.prediction import Prediction, predict
+from lumiere_jax.diffusion.samplers import DDPM, State
+from lumiere_jax.diffusion.sampling_loop import sample_chunk, time_grid
+from lumiere_jax.diffusion.schedules import Cosine
+from lumiere_jax.errors import UserError
 
 LOG_SNR = jnp.array([-1.0, 2.0])
+
+
 FORMS = ("x0", "eps", "v", "log_var")
 
 
@@ -187,7 +189,11 @@ def test_bad_settings_are_user_errors(z, cond):
 
 
 STD, STARTS, WINDOW, SHAPE = 0.5, (0, 4), 6, (4, 10, 32, 32, 1)
+
+
 SHARED, ALONE = [4, 5], [0, 1, 2, 3, 6, 7, 8, 9]
+
+
 MONTE_CARLO = 4 * np.sqrt(2 / (4 * 2 * 32 * 32))  # of a variance in SHARED
 
 

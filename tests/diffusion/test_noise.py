@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lumiere_jax.diffusion.noise import INITIAL, frame_noise, sample_keys
-from lumiere_jax.typing import UserError
+from lumiere_jax.errors import UserError
 
 SEEDS = [3, 9, 7, 11]
 

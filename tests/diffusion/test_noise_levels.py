@@ -19,10 +19,12 @@ from lumiere_jax.diffusion.noise_levels import (
   parse_levels,
   sampling_levels,
 )
-from lumiere_jax.diffusion.schedule import Cosine, SquaredCosCapV2
-from lumiere_jax.typing import UserError
+from lumiere_jax.diffusion.schedules import Cosine, SquaredCosCapV2
+from lumiere_jax.errors import UserError
 
 QUANTILES = (np.arange(4000) + 0.5) / 4000
+
+
 OPTIONS = {
   "schedule": Cosine(),
   "mean": 0.0,

@@ -5,280 +5,248 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lumiere_jax.diffusion.guidance import (
-  guide,
-  interval,
-  oscillate,
-  threshold,
-)
-from lumiere_jax.diffusion.multidiffusion import multi_diffusion, window_starts
-from lumiere_jax.diffusion.noise import INITIAL, frame_noise, sample_keys
-from lumiere_jax.diffusion.process import predict
-from lumiere_jax.diffusion.rules import DDIM, DDPM, DPMSolverPP2M, Heun, State
+from lumiere_jax.diffusion.prediction import predict
 from lumiere_jax.diffusion.samplers import (
-  part_way,
-  sample,
-  sample_chunk,
-  time_grid,
+  DDIM,
+  DDPM,
+  SAMPLERS,
+  DPMSolverPP2M,
+  Heun,
+  make_sampler,
 )
-from lumiere_jax.diffusion.schedule import Cosine, Linear, SquaredCosCapV2
-from lumiere_jax.typing import Cond, UserError
+from lumiere_jax.errors import UserError
+
+PAIRS = [(-15.0, -9.0), (-2.0, -1.9), (0.5, 3.0), (6.0, 15.0)]
 
 
 def scales(log_snr):
   """alpha, sigma in float64, by the definition of log-SNR."""
-  noise = np.exp(-np.float64(log_snr))
-  return np.sqrt(1 / (1 + noise)), np.sqrt(noise / (1 + noise))
+  snr = np.exp(np.float64(log_snr))
+  return np.sqrt(snr / (1 + snr)), np.sqrt(1 / (1 + snr))
 
 
-def test_time_grid_is_even_in_time():
-  for schedule in (Cosine(), Linear()):
-    grid = time_grid(schedule, 8)
-    assert grid.shape == (9,) and grid[-1] == np.inf
-    times = schedule.time(grid[:-1])
-    np.testing.assert_allclose(times, 1 - np.arange(8) / 8, atol=4e-4)
-    assert np.all(np.diff(grid) > 0)
-  with pytest.raises(UserError, match="steps=0"):
-    time_grid(Cosine(), 0)
+def one_step(rule, x0, z, pair, noise, log_var=None):
+  """One step of `rule` on numbers."""
+  video = lambda x: jnp.full((1, 1, 1, 1, 1), x, jnp.float32)
+  if log_var is not None:
+    log_var = video(log_var)
+  log_snr = jnp.float32(pair[0])[None]
+  prediction = predict("x0", video(x0), video(z), log_snr, log_var)
+  out = rule.step(
+      prediction, video(z), *map(jnp.float32, pair), video(noise)
+  )  # fmt: skip
+  return float(out.squeeze())
 
 
-def test_time_grid_of_the_discrete_schedule_is_ifs():
-  schedule = SquaredCosCapV2()
-  for steps, first in ((1, 0), (7, 852), (100, 990), (1000, 999)):
-    grid = time_grid(schedule, steps)
-    assert grid.shape == (steps + 1,) and grid[-1] == np.inf
-    numbers = first - first // max(steps - 1, 1) * np.arange(steps)
-    want = schedule.log_snr(jnp.float32(numbers / 1000))
-    np.testing.assert_array_equal(grid[:-1], want)
-  with pytest.raises(UserError, match="steps=1001 is more than the 1000"):
-    time_grid(schedule, 1001)
+def bayes(x0, z, pair):
+  """Mean and variance of q(z_s | z_t, x0), by integrating Bayes' rule."""
+  (alpha_t, sigma_t), (alpha_s, sigma_s) = map(scales, pair)
+  # z_t given z_s is Gaussian with what alpha_t^2 + sigma_t^2 = 1 leaves over.
+  ratio = alpha_t / alpha_s
+  forward = sigma_t**2 - ratio**2 * sigma_s**2
+  centre = alpha_s * x0
+  zs = centre + sigma_s * np.linspace(-40, 40, 400001)
+  log_density = -((z - ratio * zs) ** 2) / (2 * forward)
+  log_density -= (zs - centre) ** 2 / (2 * sigma_s**2)
+  weight = np.exp(log_density - log_density.max())
+  weight /= weight.sum()
+  mean = (weight * zs).sum()
+  return mean, (weight * (zs - mean) ** 2).sum(), forward
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_ddpm_draws_from_bayes_posterior(pair):
+  alpha_t, sigma_t = scales(pair[0])
+  x0, z = 0.4, alpha_t * 0.4 + sigma_t * 0.8
+  mean, variance, forward = bayes(x0, z, pair)
+  got = one_step(DDPM(), x0, z, pair, noise=0.0)
+  np.testing.assert_allclose(got, mean, rtol=2e-5, atol=1e-6)
+  for gamma in (0.0, 0.3, 1.0):
+    std = one_step(DDPM(gamma=gamma), x0, z, pair, noise=1.0) - got
+    want = np.sqrt(variance ** (1 - gamma) * forward**gamma)
+    np.testing.assert_allclose(std, want, rtol=2e-4)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_ddpm_is_imagens_formula(pair):
+  # App. A: mu = e^(lt-ls) (as/at) z + (1 - e^(lt-ls)) as x,
+  # var = (1 - e^(lt-ls)) ss^2.
+  (alpha_t, _), (alpha_s, sigma_s) = map(scales, pair)
+  ratio, x0, z = np.exp(pair[0] - pair[1]), -0.6, 1.3
+  mean = ratio * alpha_s / alpha_t * z + (1 - ratio) * alpha_s * x0
+  std = np.sqrt(1 - ratio) * sigma_s
+  got = [one_step(DDPM(), x0, z, pair, noise) for noise in (0.0, 1.0, -2.0)]
+  want = [mean, mean + std, mean - 2 * std]
+  np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6)
+
+
+def test_learned_log_variance_takes_gammas_place():
+  for place in (0.0, 0.4, 1.0):
+    got = one_step(DDPM(), 0.1, 0.9, (-1.0, 1.0), 1.0, log_var=place)
+    want = one_step(DDPM(gamma=place), 0.1, 0.9, (-1.0, 1.0), 1.0)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_ddim_formula(pair):
+  (alpha_t, sigma_t), (alpha_s, sigma_s) = map(scales, pair)
+  x0, eps = 0.4, -0.7
+  z = alpha_t * x0 + sigma_t * eps
+  for eta in (0.0, 0.5, 1.0):
+    # Song et al., eq. 16 and 12 with their alpha = alpha^2.
+    std = eta * sigma_s / sigma_t * np.sqrt(1 - alpha_t**2 / alpha_s**2)
+    want = alpha_s * x0 + np.sqrt(sigma_s**2 - std**2) * eps + std * 1.5
+    got = one_step(DDIM(eta=eta), x0, z, pair, noise=1.5)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_ddim_of_eta_one_is_ddpm_of_gamma_zero(pair):
+  for noise in (0.0, 1.0):
+    one = one_step(DDIM(eta=1.0), 0.3, 0.8, pair, noise)
+    two = one_step(DDPM(gamma=0.0), 0.3, 0.8, pair, noise)
+    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-  "rule",
-  [
-    DDPM(),
-    DDPM(gamma=0.3),
-    DDPM(gamma=1.0),
-    DDIM(),
-    DDIM(eta=1.0),
-    DPMSolverPP2M(),
-    Heun(),
-  ],
-  ids=repr,
+  "rule", [DDPM(), DDPM(gamma=1.0), DDIM(), DDIM(eta=1.0)], ids=repr
 )
-def test_samplers_reach_the_data_distribution(rule, cond, gaussian):
-  mean, std, shape, steps = 0.3, 0.5, (8, 4, 32, 32, 1), 1024
-  network, rng = gaussian(mean, std), np.random.default_rng(0)
-  denoise = lambda z, log_snr: network(z, log_snr[None], cond(8))
+def test_the_last_step_returns_x0_without_noise(rule):
+  got = one_step(rule, 0.37, -2.0, (5.0, np.inf), noise=3.0)
+  assert got == np.float32(0.37)
+  # A step between two equal levels (a clipped schedule has them) is finite.
+  again = one_step(rule, 0.37, -2.0, (-15.0, -15.0), noise=3.0)
+  np.testing.assert_allclose(again, -2.0, rtol=1e-5)
+
+
+LEVELS = (-15.0, -15.0, -6.0, -1.0, 0.5, 0.7, 4.0, np.inf)
+"""Of a whole way down, with two equal levels as a clipped schedule has them."""
+
+
+def bent(xp, z, log_snr):
+  """An x0 that depends on all it is given."""
+  return 0.6 * xp.tanh(z - 0.2) + 0.1 * xp.cos(log_snr)
+
+
+def walk(rule, z):
+  """The states of a rule on its way down `LEVELS`, from numbers."""
+
+  def denoise(z, log_snr):
+    x0 = bent(jnp, z, log_snr)
+    return predict("x0", x0, z, jnp.full(z.shape[:1], log_snr))
+
+  state = rule.init(jnp.asarray(z, jnp.float32).reshape(1, 1, 1, 1, -1))
   advance = jax.jit(lambda *args: rule.advance(denoise, *args))
-  normal = lambda: rng.standard_normal(shape, np.float32)
-  grid, state = np.asarray(time_grid(Cosine(), steps)), rule.init(normal())
-  for log_snr_t, log_snr_s in itertools.pairwise(grid):
-    state = advance(state, log_snr_t, log_snr_s, normal())
-  video = np.asarray(state.z, np.float64)
-  n = video.size
-  assert abs(video.mean() - mean) < 4 * std / np.sqrt(n)
-  # Monte Carlo, and 1024 steps instead of infinitely many: the moments of
-  # each step, iterated in float64, end with a variance off by less than this.
-  assert abs(video.var() / std**2 - 1) < 4 * np.sqrt(2 / n) + 0.008
-  kurtosis = ((video - video.mean()) ** 4).mean() / video.var() ** 2
-  assert abs(kurtosis - 3) < 4 * np.sqrt(24 / n)
+  for t, s in itertools.pairwise(LEVELS):
+    state = advance(state, jnp.float32(t), jnp.float32(s), state.z)
+    yield np.asarray(state.z).ravel()
 
 
-@pytest.mark.parametrize(
-  "rule, order, bound",
-  [(DDIM(), 1, 5e-3), (DPMSolverPP2M(), 2, 3e-4), (Heun(), 2, 3e-5)],
-  ids=repr,
-)
-def test_solvers_of_the_flow_have_their_order(
-  cond, gaussian, rule, order, bound
-):
-  # The flow keeps each value at its quantile, so for Gaussian data its map
-  # from level to level is affine and known.
-  mean, std, shape = 0.3, 0.5, (1, 1, 8, 8, 1)
-  z = np.random.default_rng(0).standard_normal(shape)
-  scan = jax.jit(sample_chunk, static_argnums=1)
-  chunk_fn = lambda *args: scan(
-    gaussian(mean, std), rule, *args, sample_keys([0]), cond(1)
-  )
-
-  def error(grid):
-    # Chunks of one step: one compilation for all the step counts.
-    video = sample(chunk_fn, rule.init(jnp.float32(z)), grid, chunk=1)
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = map(scales, grid[[0, -1]])
-    spread_t = np.hypot(alpha_t * std, sigma_t)
-    quantile = (z - alpha_t * mean) / spread_t
-    exact = alpha_s * mean + np.hypot(alpha_s * std, sigma_s) * quantile
-    return np.sqrt(np.square(video - exact).mean())
-
-  counts = np.array([16, 32, 64, 128])
-  errors = [error(np.linspace(-6, 6, n + 1, dtype=np.float32)) for n in counts]
-  slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-  assert abs(slope - order) < 0.2, (slope, errors)
-  assert error(np.asarray(time_grid(Cosine(), 256))) < bound
+Z = np.array([-1.5, 0.1, 0.9])
 
 
-class Counted:
-  """Jits a whole sampler once and counts how often it is traced."""
-
-  def __init__(self, rule):
-    self.traces = 0
-
-    @jax.jit
-    def chunk(params, state, log_snrs, first_step, keys, cond, null):
-      self.traces += 1
-
-      def network(z, log_snr, cond):
-        shift = cond.text.mean(axis=(1, 2)).reshape(-1, 1, 1, 1, 1)
-        mixed = 2 * jnp.tanh(z + jnp.roll(z, 1, axis=1) * shift)
-        return predict("v", mixed, z, log_snr)
-
-      starts = window_starts(6, 4, 2)
-      scale = oscillate(
-        params["scale"], params["low"], params["after"], log_snrs, first_step
-      )
-      scale = interval(scale, *params["interval"], Cosine())
-      guided = guide(network, scale, null, params["rescale"])
-      windowed = multi_diffusion(guided, starts, 4)
-      denoiser = threshold(windowed, params["percentile"], params["max"])
-      return sample_chunk(
-        denoiser, rule, state, log_snrs, first_step, keys, cond
-      )
-
-    self.chunk = chunk
-    self.rule = rule
-
-  def __call__(
-    self, params, seed, cond, null, chunk=5, steps=12, callback=None
-  ):
-    keys = sample_keys([seed, seed + 1])
-    z = frame_noise(keys, INITIAL, 6, (4, 4, 1))
-    step = lambda *args: self.chunk(params, *args, keys, cond, null)
-    grid = time_grid(Cosine(), steps)
-    return sample(step, self.rule.init(z), grid, chunk, callback)
+def test_dpmpp_2m_is_algorithm_2_of_its_paper():
+  z, before, lambda_r = Z, None, None
+  steps = itertools.pairwise(LEVELS)
+  for got, (t, s) in zip(walk(DPMSolverPP2M(), Z), steps, strict=True):
+    x0 = target = bent(np, z, t)
+    if s == np.inf:
+      z = x0
+    else:
+      (_, sigma_t), (alpha_s, sigma_s) = scales(t), scales(s)
+      h = s / 2 - t / 2
+      if before is not None and t > lambda_r * 2 and h > 0:
+        r = (t / 2 - lambda_r) / h
+        target = (1 + 1 / (2 * r)) * x0 - 1 / (2 * r) * before
+      z = sigma_s / sigma_t * z - alpha_s * np.expm1(-h) * target
+    np.testing.assert_allclose(got, z, rtol=1e-5, atol=2e-5)
+    before, lambda_r = x0, t / 2
+    z = np.float64(got)  # each step by itself
 
 
-PARAMS = {
-  "scale": 2.0,
-  "low": 1.0,
-  "after": -1,
-  "interval": (0.0, 1.0),
-  "rescale": 0.0,
-  "percentile": 0.95,
-  "max": 1.5,
-}
-
-
-@pytest.fixture(scope="module")
-def sampler():
-  return Counted(DDPM(gamma=0.3))
-
-
-def test_changing_values_never_recompiles(cond, sampler):
-  first = sampler(PARAMS, 0, cond(2), cond(1))
-  assert sampler.traces == 1
-  others = [
-    sampler(PARAMS | {"scale": 7.0}, 0, cond(2), cond(1)),
-    sampler(PARAMS | {"after": 2}, 0, cond(2), cond(1)),
-    sampler(PARAMS | {"after": 2, "low": 0.0}, 0, cond(2), cond(1)),
-    sampler(PARAMS | {"interval": (0.3, 1.0)}, 0, cond(2), cond(1)),
-    sampler(PARAMS | {"interval": (0.0, 0.7)}, 0, cond(2), cond(1)),
-    sampler(PARAMS | {"rescale": 0.7}, 0, cond(2), cond(1)),
-    sampler(PARAMS | {"percentile": 0.5}, 0, cond(2), cond(1)),
-    sampler(PARAMS | {"max": 1.0}, 0, cond(2), cond(1)),
-    sampler(PARAMS, 1, cond(2), cond(1)),
-    sampler(PARAMS, 0, cond(2, seed=3), cond(1)),
-    sampler(PARAMS, 0, cond(2), cond(1, seed=3)),
-  ]
-  assert sampler.traces == 1
-  for other in others:  # and each value does reach the video
-    assert np.abs(np.asarray(other) - np.asarray(first)).max() > 1e-3
-  again = sampler(PARAMS, 0, cond(2), cond(1))
-  np.testing.assert_array_equal(again, first)
-
-
-def test_chunks_give_the_same_video_and_compile_once(cond, sampler):
-  whole = np.asarray(sampler(PARAMS, 0, cond(2), cond(1), chunk=12))
-  for chunk in (5, 100):  # 12 steps as 3 x 4, 1 x 12
-    before, done = sampler.traces, []
-    video = sampler(
-        PARAMS, 0, cond(2), cond(1), chunk,
-        callback=lambda step, z, done=done: done.append(step),
-    )  # fmt: skip
-    np.testing.assert_allclose(video, whole, atol=1e-5)
-    assert sampler.traces <= before + 1
-    assert done == {5: [4, 8, 12], 100: [12]}[chunk]
-
-
-def test_the_callback_sees_the_canvas_and_may_stop():
-  chunk_fn = lambda state, log_snrs, first: State(state.z + 1)
-  seen = []
-
-  def callback(step, z):
-    seen.append((step, float(z[0, 0, 0, 0, 0])))
-    return step == 4
-
-  z = jnp.zeros((1, 1, 1, 1, 1))
-  grid = time_grid(Cosine(), 6)
-  out = sample(chunk_fn, State(z), grid, 2, callback)
-  assert seen == [(2, 1.0), (4, 2.0)]
-  assert float(out.squeeze()) == 2.0
-
-  def interrupt(step, z):
-    raise KeyboardInterrupt
-
-  with pytest.raises(KeyboardInterrupt):
-    sample(chunk_fn, State(z), grid, 2, interrupt)
-  with pytest.raises(UserError, match="chunk=0"):
-    sample(chunk_fn, State(z), grid, 0)
+def test_heun_is_algorithm_1_of_edm():
+  z = Z
+  steps = itertools.pairwise(LEVELS)
+  for got, (t, s) in zip(walk(Heun(), Z), steps, strict=True):
+    alpha, sigma = scales(t)
+    x, noise = z / alpha, sigma / alpha
+    slope = (x - bent(np, z, t)) / noise
+    if s == np.inf:
+      z = x - noise * slope
+    else:
+      alpha, sigma = scales(s)
+      span = sigma / alpha - noise
+      euler = x + span * slope
+      slope_s = (euler - bent(np, alpha * euler, s)) / (sigma / alpha)
+      z = alpha * (x + span * (slope + slope_s) / 2)
+    np.testing.assert_allclose(got, z, rtol=1e-5, atol=2e-5)
+    z = np.float64(got)
 
 
 @pytest.mark.parametrize("rule", [DPMSolverPP2M(), Heun()], ids=repr)
-def test_what_a_rule_remembers_passes_from_chunk_to_chunk(rule):
-  def network(z, log_snr, cond):
-    mixed = jnp.tanh(2 * z) + jnp.sin(log_snr).reshape(-1, 1, 1, 1, 1)
-    return predict("v", mixed, z, log_snr)
+@pytest.mark.parametrize("log_snr", [-15.0, 5.0])
+def test_one_step_to_the_clean_video_returns_x0(rule, log_snr):
+  def denoise(z, log_snr):
+    assert_finite = jnp.where(jnp.isfinite(log_snr), 0.37, jnp.nan)
+    return predict("x0", z * 0 + assert_finite, z, log_snr[None])
 
-  keys, cond = sample_keys([0]), Cond(text=jnp.zeros((1, 1, 1)))
-  scan = jax.jit(lambda *args: sample_chunk(network, rule, *args, keys, cond))
-  z = frame_noise(keys, INITIAL, 2, (2, 2, 1))
-  grid = time_grid(Cosine(), 6)
-  videos = [
-    np.asarray(sample(scan, rule.init(z), grid, chunk)) for chunk in (6, 2, 1)
-  ]
-  np.testing.assert_allclose(videos[1], videos[0], atol=1e-6)
-  np.testing.assert_allclose(videos[2], videos[0], atol=1e-6)
-  forgetful = lambda state, *rest: scan(rule.init(state.z), *rest)
-  other = np.asarray(sample(forgetful, rule.init(z), grid, 2))
-  same = np.abs(other - videos[0]).max() < 1e-3
-  assert same == (rule.init(z).memory == ())
+  state = rule.init(jnp.full((1, 1, 1, 1, 1), -2.0))
+  for _ in range(2):  # the second one remembers a step
+    out = rule.advance(
+        denoise, state, jnp.float32(log_snr), jnp.float32(np.inf), state.z
+    )  # fmt: skip
+    assert float(out.z.squeeze()) == np.float32(0.37)
+    state = rule.advance(
+        denoise, state, jnp.float32(log_snr - 1), jnp.float32(log_snr), state.z
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_step_from_pure_noise_is_the_limit_of_steps_from_nearly_pure(name):
+  """z is the noise, and the mean of the data all that is known of x0."""
+  rule = SAMPLERS[name]()
+  z = jnp.full((1, 1, 1, 1, 1), 0.8)
+
+  def denoise(z, log_snr):  # exact for N(0.3, 1): x0 = 0.3 at pure noise
+    alpha = jnp.sqrt(jax.nn.sigmoid(log_snr))
+    x0 = 0.3 + alpha * (z - 0.3 * alpha)
+    return predict("x0", x0, z, log_snr[None])
+
+  step = lambda level: rule.advance(
+    denoise, rule.init(z), jnp.float32(level), jnp.float32(-3.0), z * 0.5
+  )
+  pure, nearly = step(-jnp.inf), step(-30.0)
+  assert np.isfinite(pure.z).all()
+  if name != "heun":
+    np.testing.assert_allclose(pure.z, nearly.z, atol=1e-4)
+  else:  # Euler's step, which is exact from there
+    alpha, sigma = scales(-3.0)
+    np.testing.assert_allclose(pure.z, alpha * 0.3 + sigma * 0.8, rtol=1e-5)
+  again = rule.advance(
+    denoise, pure, jnp.float32(-3.0), jnp.float32(0.0), z * 0.5
+  )
+  assert np.isfinite(again.z).all()
+
+
+def test_samplers_by_name():
+  assert make_sampler("ddpm", gamma=0.3) == DDPM(gamma=0.3)
+  assert make_sampler("ddim") == DDIM(eta=0.0)
+  assert make_sampler("dpmpp_2m") == DPMSolverPP2M()
+  assert make_sampler("heun") == Heun()
+  assert set(SAMPLERS) == {"ddpm", "ddim", "dpmpp_2m", "heun"}
 
 
 @pytest.mark.parametrize(
-  "strength, first", [(1.0, 0), (0.5, 5), (0.71, 3), (0.06, 9), (1e-9, 9)]
+  "name, options, message",
+  [
+    ("ddmp", {}, "sampler='ddmp' is not one of .*did you mean \"ddpm\""),
+    ("heun", {"eta": 1.0}, "unknown key 'eta'"),
+    ("ddim", {"gamma": 1.0}, "unknown key 'gamma'"),
+    ("ddim", {"eta": 1.5}, "eta=1.5 is not in"),
+    ("ddpm", {"gamma": -0.1}, "gamma=-0.1 is not in"),
+  ],
 )
-def test_part_of_the_way_is_rounded_to_a_step_of_the_first_grid(
-  strength, first
-):
-  grid = np.asarray(time_grid(Cosine(), 10))
-  levels = part_way(grid, strength, Cosine(), rounded=True)
-  np.testing.assert_array_equal(levels, grid[first:])
-
-
-@pytest.mark.parametrize("steps", [1, 2, 12, 40])
-def test_a_strength_is_the_same_noise_on_any_grid(steps):
-  grid = np.float32([-np.inf, *np.linspace(-12, 6, steps), np.inf])
-  for strength in (0.01, 0.3, 0.5, 0.55, 0.7, 0.9):
-    levels = part_way(grid, strength, Cosine(), rounded=False)
-    first = -2 * np.log(np.tan(np.pi / 2 * strength))
-    assert levels[0] == pytest.approx(first, abs=1e-4)
-    np.testing.assert_array_equal(levels[1:], grid[grid > levels[0] + 1e-3])
-  whole = part_way(grid, 1.0, Cosine(), rounded=False)
-  np.testing.assert_array_equal(whole, grid)
-
-
-@pytest.mark.parametrize("strength", [0.0, -0.1, 1.01, float("nan")])
-def test_no_other_share_is_taken(strength):
-  with pytest.raises(UserError, match=r"is not in \(0, 1\]"):
-    part_way(time_grid(Cosine(), 10), strength, Cosine(), rounded=False)
+def test_bad_samplers_are_user_errors(name, options, message):
+  with pytest.raises(UserError, match=message) as error:
+    make_sampler(name, **options)
+  assert "\n" not in str(error.value)

@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lumiere_jax.diffusion.process import Prediction, add_noise, predict, to_v
-from lumiere_jax.diffusion.schedule import Cosine, SquaredCosCapV2
-from lumiere_jax.diffusion.variational import variational_bound
+from lumiere_jax.diffusion.loss import variational_bound
+from lumiere_jax.diffusion.prediction import (
+  Prediction,
+  add_noise,
+  predict,
+  to_v,
+)
+from lumiere_jax.diffusion.schedules import Cosine, SquaredCosCapV2
 
 bound = jax.jit(variational_bound, static_argnums=3)
+
+
 STEPS = np.array([1, 2, 30, 400, 800, 998, 999])
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lumiere_jax.diffusion.multidiffusion import window_starts
-from lumiere_jax.typing import UserError
+from lumiere_jax.errors import UserError
 
 
 def test_windows_of_the_paper():

@@ -1,5 +1,10 @@
 """Preparing by Beam: what `prepare` makes, in any place, killed anywhere."""
 
+import pytest
+
+pytest.importorskip("apache_beam", reason="needs the beam extra")
+
+
 import functools
 import json
 import logging
@@ -10,32 +15,29 @@ from absl import flags
 from absl.testing import flagsaver
 import fsspec
 import numpy as np
-import pytest
-
-from lumiere_jax.data.files import FilesSource
-from lumiere_jax.data.manifest import CLIPS, read_manifest
-from lumiere_jax.data.prepare import Options, prepare
-from lumiere_jax.data.prepared import open_prepared
-from lumiere_jax.data.shelf import TextShelf, shelf_name
-from lumiere_jax.data.source import ClipSpec
-from lumiere_jax.data.text import TextCache
-from lumiere_jax.io.folder import Folder
-from lumiere_jax.io.records import Records, RecordWriter
-from lumiere_jax.pipelines.text import open_text_encoder
-from lumiere_jax.typing import UserError
-from tests.data.videos import make, read_report, write_jsonl
-
-pytest.importorskip("apache_beam", reason="needs the beam extra")
 
 from launch import prepare_beam
-from lumiere_jax.data import at_scale, beam_steps
-from lumiere_jax.data.beam_steps import ScaleOptions
+from lumiere_jax.data import beam_transforms, preprocess_beam
+from lumiere_jax.data.beam_transforms import ScaleOptions
+from lumiere_jax.data.manifest import CLIPS, read_manifest
+from lumiere_jax.data.preprocess import Options, prepare
+from lumiere_jax.data.sources.base import ClipSpec
+from lumiere_jax.data.sources.files import FilesSource
+from lumiere_jax.data.sources.prepared import open_prepared
+from lumiere_jax.data.text_features import TextCache, TextShelf, shelf_name
+from lumiere_jax.errors import UserError
+from lumiere_jax.models.text_encoder import open_text_encoder
+from lumiere_jax.storage.array_record import Records, RecordWriter
+from lumiere_jax.storage.remote import Folder
+from tests.data.videos import make, read_report, write_jsonl
 
 GOOD = {
   "a.mp4": ["video a", "the first"],
   "copy.mp4": ["video a"],
   "long.mp4": ["long"],
 }
+
+
 CAPTIONS = GOOD | {"broken.mp4": ["x"], "gone.mp4": ["x"], "short.mp4": ["s"]}
 CAPTIONS["slow.mp4"] = ["slow"]
 
@@ -100,7 +102,9 @@ def original(values, tmp_path_factory):
 
 def run(values, out):
   options = ScaleOptions(**values, out=str(out))
-  at_scale.prepare_at_scale(options, open_encoder, ["--runner=FnApiRunner"])
+  preprocess_beam.prepare_at_scale(
+    options, open_encoder, ["--runner=FnApiRunner"]
+  )
 
 
 def contents(folder):
@@ -197,7 +201,7 @@ def test_a_killed_run_goes_on(expected, values, tmp_path, monkeypatch, capsys):
   """After its first shard of clips, of one clip each."""
   small = functools.partial(RecordWriter, shard_bytes=1)
   with monkeypatch.context() as patch:
-    patch.setattr(beam_steps, "RecordWriter", small)
+    patch.setattr(beam_transforms, "RecordWriter", small)
     kept = RecordWriter.__setitem__
 
     def keep(writer, key, value):
@@ -241,14 +245,14 @@ def test_buckets(values, videos, tmp_path):
 
 def test_a_video_that_breaks_later(values, tmp_path, monkeypatch, capsys):
   """It is reported, with the reason, as `prepare` does."""
-  encode = beam_steps.encode
+  encode = beam_transforms.encode
 
   def broken(part, options):
     if part.stored.file == "long.mp4":
-      raise beam_steps.VideoError(part.path, "damaged: a bit")
+      raise beam_transforms.VideoError(part.path, "damaged: a bit")
     return encode(part, options)
 
-  monkeypatch.setattr(beam_steps, "encode", broken)
+  monkeypatch.setattr(beam_transforms, "encode", broken)
   run(values, tmp_path)
   clips = read_manifest(Folder(tmp_path)).clips
   assert [clip.file for clip in clips] == ["a.mp4", "copy.mp4"]

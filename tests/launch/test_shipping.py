@@ -11,14 +11,8 @@ import pytest
 
 from configs import shipped
 from launch import shipping
-from launch.shipping import (
-  BUNDLED,
-  FIRST,
-  SHARES,
-  STOPPED,
-  Training,
-)
-from lumiere_jax.training.config import PARENTS
+from launch.shipping import BUNDLED, FIRST, SHARES, STOPPED, Training
+from lumiere_jax.stages.config import PARENTS
 
 RUN = """
 def leave(folder):
@@ -27,6 +21,8 @@ def leave(folder):
   lines = '{"step": 1, "loss": 0.5}\\n{"step": 2, "loss": 0.25}\\n'
   (folder / "metrics.jsonl").write_text(lines)
 """
+
+
 STAGE = (
   RUN
   + """

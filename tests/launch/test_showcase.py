@@ -5,18 +5,11 @@ import typing
 
 import pytest
 
-from launch.showcase import (
-  FRAMES,
-  SHOWS,
-  SIDE,
-  draw_inputs,
-  gallery_page,
-  run,
-)
-from lumiere_jax.data.procedural import parse_caption
-from lumiere_jax.io.decode import probe
-from lumiere_jax.io.image import read_image
-from lumiere_jax.pipelines.tasks import TASKS, Inputs
+from launch.showcase import FRAMES, SHOWS, SIDE, draw_inputs, gallery_page, run
+from lumiere_jax.inference.tasks import TASKS, Inputs
+from lumiere_jax.media.images import read_image
+from lumiere_jax.media.video_reader import probe
+from lumiere_jax.toy_scenes.captions import parse_caption
 
 
 @pytest.fixture(scope="module")

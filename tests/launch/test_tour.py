@@ -6,7 +6,7 @@ import pytest
 
 from launch import tour
 from launch.showcase import SHOWS, typed
-from lumiere_jax.training.report import RunSummary
+from lumiere_jax.training.run_report import RunSummary
 
 
 @pytest.mark.parametrize(

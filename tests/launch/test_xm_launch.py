@@ -1,6 +1,11 @@
 """XManager's own classes are planned with and launched; only the last step,
 what would reach a cloud, is a stand-in."""
 
+import pytest
+
+pytest.importorskip("xmanager", reason="xmanager is not installed")
+
+
 import json
 import os
 import pathlib
@@ -8,17 +13,17 @@ import subprocess
 import sys
 
 from absl import app
-import pytest
-import yaml
-
-pytest.importorskip("xmanager", reason="xmanager is not installed")
-
 from xmanager import xm, xm_local
+import yaml
 
 from launch import xm_launch
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+
 SWEEP = ["config.train.learning_rate=1e-4,3e-4", "config.seed=0,1"]
+
+
 IMAGE = "gcr.io/project/lumiere:1"
 
 
@@ -27,6 +32,8 @@ FLAGS = [
   "--bucket=b-1",
   *("--resources=tpu_v5p=2x2x2", *(f"--sweep={values}" for values in SWEEP)),
 ]
+
+
 # No docker, and no account to ask for its project.
 OFFLINE = """
 from absl import app

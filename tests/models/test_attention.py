@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lumiere_jax.errors import UserError
 from lumiere_jax.models import attention
 from lumiere_jax.models.attention import attend, check_runs
-from lumiere_jax.typing import UserError
 from tests.conftest import small_config
 
 

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lumiere_jax.io.lazy import Lazy
+from lumiere_jax.errors import UserError
 from lumiere_jax.models import lora
-from lumiere_jax.models.inflate import unflatten
-from lumiere_jax.models.unet import TemporalConfig, UNet
-from lumiere_jax.typing import UserError
+from lumiere_jax.models.config import TemporalConfig
+from lumiere_jax.models.params import unflatten
+from lumiere_jax.models.unet import UNet
+from lumiere_jax.storage.safetensors import LazyArray
 from tests.conftest import make_cond, random_leaves, run, small_config
 
 # Every kind of layer that has a kernel, on two levels.
@@ -22,7 +23,11 @@ CONFIG = small_config(
     resample=(True,), num_attentions=1, head_dim=8, max_distance=32
   ),
 )
+
+
 FLAT = random_leaves(CONFIG)
+
+
 RANK = 2
 
 
@@ -134,7 +139,7 @@ def test_lazy_weights_stay_lazy():
     return FLAT[path]
 
   lazy = {
-    k: Lazy(v.shape, np.dtype(v.dtype), lambda k=k: make(k))
+    k: LazyArray(v.shape, np.dtype(v.dtype), lambda k=k: make(k))
     for k, v in FLAT.items()
   }
   given = adapter("attention")
@@ -142,5 +147,5 @@ def test_lazy_weights_stay_lazy():
   assert not made
   expected = lora.merge({**FLAT, **given})
   for path, leaf in merged.items():
-    assert isinstance(leaf, Lazy)
+    assert isinstance(leaf, LazyArray)
     np.testing.assert_array_equal(leaf, expected[path])

@@ -12,7 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from lumiere_jax.io import safetensors
+from lumiere_jax.errors import UserError
+from lumiere_jax.models.importers.t5_hf import params_from_hf, params_to_hf
 from lumiere_jax.models.t5 import (
   T5_SIZES,
   T5Config,
@@ -21,9 +22,8 @@ from lumiere_jax.models.t5 import (
   init_params,
   relative_position_bucket,
 )
-from lumiere_jax.models.t5_hf import params_from_hf, params_to_hf
-from lumiere_jax.models.t5_load import load_t5
-from lumiere_jax.typing import UserError
+from lumiere_jax.models.text_encoder import load_t5
+from lumiere_jax.storage import safetensors
 
 SMALL = T5Config(
   vocab_size=50,

@@ -9,15 +9,17 @@ import jax
 import numpy as np
 import pytest
 
-from lumiere_jax.io import safetensors
-from lumiere_jax.models.inflate import flatten, unflatten
+from lumiere_jax.models.importers.t5_hf import params_to_hf
+from lumiere_jax.models.params import flatten, unflatten
 from lumiere_jax.models.t5 import T5Config, abstract_params, init_params
-from lumiere_jax.models.t5_hf import params_to_hf
-from lumiere_jax.models.t5_load import open_t5
+from lumiere_jax.models.text_encoder import open_t5
+from lumiere_jax.storage import safetensors
 
 CONFIG = T5Config(
   vocab_size=2048, d_model=256, d_ff=512, num_heads=4, d_kv=64, num_layers=8
 )
+
+
 LARGEST = 4 * CONFIG.vocab_size * CONFIG.d_model
 
 

@@ -10,15 +10,19 @@ import jax
 import numpy as np
 import pytest
 
-from lumiere_jax.io import safetensors
 from lumiere_jax.models.t5 import T5Encoder
-from lumiere_jax.models.t5_load import load_t5
+from lumiere_jax.models.text_encoder import load_t5
 from lumiere_jax.models.tokenizer import Tokenizer
+from lumiere_jax.storage import safetensors
 from tests.references import t5
 from tests.references.strings import mixed_strings
 
 ENCODER = json.loads((t5.FOLDER / "encoder.json").read_text())
+
+
 TOKENS = json.loads((t5.FOLDER / "tokens.json").read_text(encoding="utf-8"))
+
+
 genuine = pytest.mark.skipif(
   not t5.SPIECE.exists(), reason="T5's tokenizer not at hand"
 )

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from lumiere_jax.models import assets_corpus
+from launch import tokenizer_corpus
+from lumiere_jax.errors import UserError
 from lumiere_jax.models.tokenizer import (
   Tokenizer,
   default_tokenizer_path,
   train_tokenizer,
 )
-from lumiere_jax.typing import UserError
 
 T5_MODEL = (
   pathlib.Path(__file__).parents[2] / "../shared/assets/tokenizers/t5"
@@ -112,7 +112,7 @@ def test_one_text_instead_of_a_sequence_is_an_error():
 
 
 def test_common_words_are_single_pieces():
-  tokens, mask = _builtin(16).encode(sorted(assets_corpus.words()))
+  tokens, mask = _builtin(16).encode(sorted(tokenizer_corpus.words()))
   assert set(mask.sum(axis=1)) == {2}
   assert len(np.unique(tokens[:, 0])) == len(tokens) > 500
   caption = "a person signs the word brother in sign language"
@@ -138,8 +138,8 @@ def test_bytes_and_hash_go_with_the_file(tmp_path):
 
 
 def test_training_is_deterministic_and_quiet(tmp_path, capfd):
-  captions = assets_corpus.sentences(rounds=4)
-  assert captions == assets_corpus.sentences(rounds=4)
+  captions = tokenizer_corpus.sentences(rounds=4)
+  assert captions == tokenizer_corpus.sentences(rounds=4)
   for name in "ab":
     train_tokenizer(captions, tmp_path / name, 600)
   assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

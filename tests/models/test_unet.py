@@ -9,22 +9,13 @@ import numpy as np
 import pytest
 
 from configs import base, common, ssr, ssr_image, t2i
+from lumiere_jax.errors import UserError
 from lumiere_jax.models import blocks
-from lumiere_jax.models.inflate import unflatten
-from lumiere_jax.models.unet import (
-  TemporalConfig,
-  UNet,
-  UNetConfig,
-  abstract_params,
-)
-from lumiere_jax.typing import Cond, UserError
-from tests.conftest import (
-  TEXT,
-  make_cond,
-  random_leaves,
-  run,
-  small_config,
-)
+from lumiere_jax.models.config import TemporalConfig, UNetConfig
+from lumiere_jax.models.params import unflatten
+from lumiere_jax.models.unet import UNet, abstract_params
+from lumiere_jax.typing import Cond
+from tests.conftest import TEXT, make_cond, random_leaves, run, small_config
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
-from lumiere_jax.planning.topology import describe
+from lumiere_jax.contrib.planning.topology import describe
 
 GOLDEN = pathlib.Path(__file__).with_name("golden")
+
+
 LAYERS, WIDTH, ROWS = 6, 512, 2048
 
 

@@ -5,10 +5,12 @@ from jax import lax
 import jax.numpy as jnp
 import pytest
 
-from lumiere_jax.parallel.chips import peak_flops
 from lumiere_jax.parallel.flops import count_flops
+from lumiere_jax.parallel.hardware import peak_flops
 
 A, B = jnp.ones((8, 16)), jnp.ones((16, 32))
+
+
 PRODUCT = 2 * 8 * 16 * 32
 
 

@@ -12,14 +12,16 @@ import optax
 import pytest
 
 from configs import base, conditional, ssr, ssr_image, t2i
+from lumiere_jax.errors import UserError
 from lumiere_jax.models.unet import abstract_params
 from lumiere_jax.parallel.mesh import AXES, BATCH, MeshConfig
 from lumiere_jax.parallel.sharding import VIDEO, constrain, fit, spec_of
 from lumiere_jax.training.state import init_state
-from lumiere_jax.typing import UserError
 from tests.conftest import replace
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "shardings.json"
+
+
 MODELS = {
   "base": base.FULL,
   "base:tiny": base.TINY,

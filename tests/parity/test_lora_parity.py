@@ -10,16 +10,25 @@ import jax
 import numpy as np
 import pytest
 
-from lumiere_jax.models.inflate import unflatten
-from lumiere_jax.models.unet import UNet, UNetConfig
-from lumiere_jax.models.unet_diffusers import from_diffusers, to_diffusers
-from lumiere_jax.models.unet_diffusers_config import config_to_diffusers
-from lumiere_jax.pipelines.adapters import read_adapter, wear
+from lumiere_jax.inference.adapters import apply_adapters, read_adapter
+from lumiere_jax.models.config import UNetConfig
+from lumiere_jax.models.importers.unet_diffusers import (
+  from_diffusers,
+  to_diffusers,
+)
+from lumiere_jax.models.importers.unet_diffusers_config import (
+  config_to_diffusers,
+)
+from lumiere_jax.models.params import unflatten
+from lumiere_jax.models.unet import UNet
 from lumiere_jax.typing import Cond
 
 pytestmark = pytest.mark.parity
 
+
 SCALE = 0.7
+
+
 # IF's middle level sees the text alone here; all kinds of layers are there.
 CONFIG = UNetConfig(
   channels=(64, 64, 96),
@@ -36,8 +45,14 @@ CONFIG = UNetConfig(
   skip_scale=0.7071,
   mask_text=False,
 )
+
+
 STEPS = np.array([3, 700])
+
+
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
+
+
 OLD = ("to_q", "to_k", "to_v", "to_out.0")
 """Layers that diffusers still renames from its old attention processors."""
 
@@ -229,9 +244,9 @@ def test_a_merged_adapter_is_that_of_diffusers(save, tmp_path):
   unet = save(tmp_path)
   _set_scale(unet, SCALE)
   base = _params(_network())
-  worn = wear([read_adapter(tmp_path)], {"ssr": base}, {"ssr": CONFIG}, SCALE)[
-    "ssr"
-  ]
+  worn = apply_adapters(
+    [read_adapter(tmp_path)], {"ssr": base}, {"ssr": CONFIG}, SCALE
+  )["ssr"]
   rng = np.random.default_rng(0)
   video = rng.standard_normal((len(STEPS), 1, 8, 12, 6), np.float32)
   text = rng.standard_normal((len(STEPS), 7, CONFIG.text_dim), np.float32)
@@ -256,7 +271,9 @@ def test_half_precision_weights_are_those_of_fuse_lora(tmp_path):
   adapted = lambda: _adapted(lora_alpha=6, **PATTERNS).half()
   adapted().save_lora_adapter(tmp_path)
   base = _params(_network(), np.float16)
-  worn = wear([read_adapter(tmp_path)], {"t2i": base}, {"t2i": CONFIG}, SCALE)
+  worn = apply_adapters(
+    [read_adapter(tmp_path)], {"t2i": base}, {"t2i": CONFIG}, SCALE
+  )
   ours = to_diffusers(worn["t2i"], CONFIG)
   given = to_diffusers(base, CONFIG)
   theirs, exact = _fused(adapted()), _fused(adapted(), double=True)

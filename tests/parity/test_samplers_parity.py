@@ -13,10 +13,15 @@ import pytest
 
 from lumiere_jax.diffusion.guidance import guide, threshold
 from lumiere_jax.diffusion.noise import frame_noise, sample_keys
-from lumiere_jax.diffusion.process import Prediction, add_noise, predict, to_v
-from lumiere_jax.diffusion.rules import DDIM, DDPM, DPMSolverPP2M, Heun
-from lumiere_jax.diffusion.samplers import sample, sample_chunk, time_grid
-from lumiere_jax.diffusion.schedule import SquaredCosCapV2
+from lumiere_jax.diffusion.prediction import (
+  Prediction,
+  add_noise,
+  predict,
+  to_v,
+)
+from lumiere_jax.diffusion.samplers import DDIM, DDPM, DPMSolverPP2M, Heun
+from lumiere_jax.diffusion.sampling_loop import sample, sample_chunk, time_grid
+from lumiere_jax.diffusion.schedules import SquaredCosCapV2
 from lumiere_jax.typing import Cond
 
 pytestmark = [
@@ -25,9 +30,16 @@ pytestmark = [
   pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning"),
 ]
 
+
 BETAS = ["squaredcos_cap_v2", "linear"]
+
+
 KINDS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+
+
 SHAPE = (2, 1, 4, 6, 3)
+
+
 IF_THRESHOLD = {
   "thresholding": True,
   "dynamic_thresholding_ratio": 0.95,

@@ -7,15 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from lumiere_jax.data.cleaning import clean
+from lumiere_jax.models.caption_cleaning import clean
+from lumiere_jax.models.importers.t5_hf import params_from_hf, params_to_hf
 from lumiere_jax.models.t5 import (
   T5_SIZES,
   T5Config,
   T5Encoder,
   relative_position_bucket,
 )
-from lumiere_jax.models.t5_hf import params_from_hf, params_to_hf
-from lumiere_jax.models.t5_load import load_t5
+from lumiere_jax.models.text_encoder import load_t5
 from lumiere_jax.models.tokenizer import Tokenizer
 from tests.references import t5
 from tests.references.captions import nasty_captions
@@ -23,9 +23,12 @@ from tests.references.strings import mixed_strings
 
 pytestmark = pytest.mark.parity
 
+
 SMALL = T5Config(
   vocab_size=100, d_model=48, d_ff=80, num_heads=6, d_kv=16, num_layers=4
 )
+
+
 CONFIGS = {
   "odd": SMALL,
   "few buckets": dataclasses.replace(SMALL, num_buckets=16, max_distance=60),
@@ -33,6 +36,8 @@ CONFIGS = {
   "deep": dataclasses.replace(SMALL, num_layers=24),
   "small": T5_SIZES["small"],
 }
+
+
 genuine = pytest.mark.skipif(
   not t5.SPIECE.exists(), reason="T5's tokenizer not at hand"
 )

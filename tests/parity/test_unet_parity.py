@@ -6,15 +6,21 @@ import jax
 import numpy as np
 import pytest
 
-from lumiere_jax.models.inflate import unflatten
+from lumiere_jax.models.importers.unet_diffusers import (
+  from_diffusers,
+  spatial_leaves,
+)
+from lumiere_jax.models.importers.unet_diffusers_config import (
+  config_from_diffusers,
+)
+from lumiere_jax.models.params import unflatten
 from lumiere_jax.models.unet import UNet
-from lumiere_jax.models.unet_diffusers import from_diffusers, spatial_leaves
-from lumiere_jax.models.unet_diffusers_config import config_from_diffusers
 from lumiere_jax.typing import Cond
-from tests.models.test_unet_diffusers import IF_I_XL, IF_II_L
+from tests.models.importers.test_unet_diffusers import IF_I_XL, IF_II_L
 from tests.references import unets
 
 pytestmark = pytest.mark.parity
+
 
 FRAMES = 2
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import transformers
 
-from lumiere_jax.data.cleaning import CLEANINGS
+from lumiere_jax.models.caption_cleaning import CLEANINGS
 from tests.references import trajectories, unets
 
 MADE_WITH = {

@@ -7,19 +7,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from lumiere_jax.conversion.convert import Conversion, convert
+from lumiere_jax.conversion.diffusers import read_stage
 from lumiere_jax.diffusion.noise import sample_keys
-from lumiere_jax.diffusion.rules import make_sampler
-from lumiere_jax.exchange.convert import Conversion, convert
-from lumiere_jax.exchange.diffusers import read_stage
-from lumiere_jax.io import safetensors
-from lumiere_jax.models.inflate import unflatten
+from lumiere_jax.diffusion.samplers import make_sampler
+from lumiere_jax.inference.cascade import guidance_params
+from lumiere_jax.inference.pipeline import Pipeline
+from lumiere_jax.inference.settings import Settings
+from lumiere_jax.inference.stage_sampler import sample_stage
+from lumiere_jax.models.params import unflatten
 from lumiere_jax.models.tokenizer import default_tokenizer_path
 from lumiere_jax.models.unet import UNet
-from lumiere_jax.pipelines.cascade import knobs_of
-from lumiere_jax.pipelines.handing_on import add_low_resolution
-from lumiere_jax.pipelines.pipeline import Pipeline
-from lumiere_jax.pipelines.sampling import sample_stage
-from lumiere_jax.pipelines.settings import Settings
+from lumiere_jax.stages.conditioning import add_low_resolution
+from lumiere_jax.storage import safetensors
 from lumiere_jax.training.config import TextConfig
 from lumiere_jax.typing import Cond
 from tests.references import trajectories, unets
@@ -117,7 +117,7 @@ def trajectory(
     1,
     rule=make_sampler(own.sampler),
     log_snrs=stage.config.levels(own),
-    knobs=knobs_of(settings, own),
+    guidance_params=guidance_params(settings, own),
     chunk=1,
     callback=keep,
   )

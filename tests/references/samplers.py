@@ -10,17 +10,27 @@ import numpy as np
 
 from lumiere_jax.diffusion.guidance import threshold
 from lumiere_jax.diffusion.noise import frame_noise, sample_keys
-from lumiere_jax.diffusion.process import predict
-from lumiere_jax.diffusion.rules import make_sampler
-from lumiere_jax.diffusion.samplers import sample, sample_chunk, time_grid
-from lumiere_jax.diffusion.schedule import SquaredCosCapV2
+from lumiere_jax.diffusion.prediction import predict
+from lumiere_jax.diffusion.samplers import make_sampler
+from lumiere_jax.diffusion.sampling_loop import sample, sample_chunk, time_grid
+from lumiere_jax.diffusion.schedules import SquaredCosCapV2
 from lumiere_jax.typing import Cond
 
 FOLDER = Path(__file__).parent / "samplers"
+
+
 NAMES = ("ddpm", "ddim", "dpmpp_2m", "heun")
+
+
 STEPS = 10
+
+
 SHAPE = (2, 1, 4, 6, 3)
+
+
 SEEDS = [0, 1]
+
+
 THRESHOLD = {"percentile": 0.95, "max_value": 1.5}
 """Of DDPM and DDIM; diffusers' others have none of this kind."""
 

@@ -7,14 +7,14 @@ import sys
 import jax
 import numpy as np
 
-from lumiere_jax.parallel import arrays
+from lumiere_jax.parallel import multihost
 from lumiere_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from lumiere_jax.parallel.sharding import shardings
 from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.initialization import fresh_params
 from lumiere_jax.training.optimizer import make_optimizer
-from lumiere_jax.training.start import fresh_params
 from lumiere_jax.training.state import apply_gradients, init_state
-from lumiere_jax.training.step import loss_and_gradients
+from lumiere_jax.training.train_step import loss_and_gradients
 from tests.scale.experiments import BASE, MICRO, with_optimizer
 from tests.training.conftest import make_batch, make_task
 
@@ -23,12 +23,18 @@ SHAPES = [
   for shape in itertools.product((1, 2, 4, 8), repeat=3)
   if np.prod(shape) == 8
 ]
+
+
 RUNS = {
   "micro": (MICRO, SHAPES),
   # All kinds of layers, which takes a compiler ten times as long.
   "base": (BASE, [(2, 2, 2), (1, 2, 4)]),
 }
+
+
 OPTIMIZERS = ("sgd", "adam", "muon")
+
+
 STEPS = 10
 
 
@@ -49,7 +55,7 @@ def run(
     optimizer = make_optimizer(config)
     state = init_state(weights, optimizer)
     where = shardings(state, mesh)
-    state = arrays.put(state, where)
+    state = multihost.lay_out(state, where)
     update = jax.jit(
       functools.partial(apply_gradients, optimizer=optimizer, config=config),
       out_shardings=where,
@@ -58,13 +64,13 @@ def run(
     with jax.set_mesh(mesh):
       for step in range(STEPS):
         batch = jax.device_get(make_batch(experiment, 8, seed=step))
-        batch = arrays.to_devices(mesh, batch, 8)
+        batch = multihost.to_devices(mesh, batch, 8)
         draws = task.draw(batch, jax.random.key(step))
         loss, grads = gradients(state.trainable, {}, batch, draws)
         state = update(state, grads)
         losses.append(float(loss))
     results[f"{name}/losses"] = np.asarray(losses)
-    for path, leaf in arrays.to_host(state.trainable).items():
+    for path, leaf in multihost.to_host(state.trainable).items():
       results[f"{name}/weights/{path}"] = leaf
   return results
 

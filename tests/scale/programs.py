@@ -9,11 +9,11 @@ import sys
 
 import jax
 
-from lumiere_jax.parallel.collectives import collectives
-from lumiere_jax.parallel.hlo import parse
+from lumiere_jax.contrib.planning.collectives import collectives
+from lumiere_jax.contrib.planning.hlo import parse
+from lumiere_jax.contrib.planning.jobs import PlannedJob, sample_job, train_job
+from lumiere_jax.inference.windowing import Windows
 from lumiere_jax.parallel.mesh import MeshConfig, make_mesh
-from lumiere_jax.pipelines.canvas import Windows
-from lumiere_jax.planning.jobs import Job, sample_job, train_job
 from tests.conftest import replace
 from tests.scale.experiments import BASE, SSR
 
@@ -21,7 +21,7 @@ FRAMES = 22
 """Of the sampled video: windows of 8 from frames 0, 6, 12 and 14."""
 
 
-def told(job: Job, mesh: jax.sharding.Mesh) -> list[dict]:
+def told(job: PlannedJob, mesh: jax.sharding.Mesh) -> list[dict]:
   """Its collectives."""
   module = parse(job.lower(mesh).compile().as_text())
   return [

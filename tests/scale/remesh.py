@@ -6,11 +6,11 @@ import sys
 import jax
 import numpy as np
 
-from lumiere_jax.parallel import arrays, hosts
-from lumiere_jax.parallel.agree import is_first
+from lumiere_jax.parallel import distributed, multihost
 from lumiere_jax.parallel.mesh import AXES, MeshConfig, make_mesh
+from lumiere_jax.parallel.multihost import is_primary
 from lumiere_jax.training.checkpoints import Checkpoints
-from lumiere_jax.training.start import abstract_state
+from lumiere_jax.training.initialization import abstract_state
 from tests.scale.experiments import MICRO
 from tests.training.conftest import make_task
 
@@ -18,7 +18,7 @@ from tests.training.conftest import make_task
 def main(workdir: str, shape: str, out: str) -> None:
   """Saves all leaves of the state as they were restored."""
   sizes = map(int, shape.split("x"))
-  with hosts.joined():
+  with distributed.joined():
     mesh = make_mesh(MeshConfig(**dict(zip(AXES, sizes, strict=True))))
     state, _ = abstract_state(MICRO, make_task(MICRO), mesh)
     checkpoints = Checkpoints(Path(workdir), MICRO.train)
@@ -27,8 +27,8 @@ def main(workdir: str, shape: str, out: str) -> None:
       jax.tree.leaves(restored), jax.tree.leaves(state), strict=True
     ):
       assert leaf.sharding == wanted.sharding
-    leaves = jax.tree.leaves(arrays.to_host(restored))
-    if is_first():
+    leaves = jax.tree.leaves(multihost.to_host(restored))
+    if is_primary():
       np.savez(out, *leaves)
     checkpoints.close()
 

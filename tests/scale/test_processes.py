@@ -12,10 +12,12 @@ import time
 import numpy as np
 import pytest
 
-from lumiere_jax.io.bundle import open_bundle
+from lumiere_jax.storage.bundle import open_bundle
 from tests.scale.conftest import ROOT, run_module
 
 pytestmark = pytest.mark.scale
+
+
 CONFIG = "--config=tests/scale/experiments.py:micro"
 
 

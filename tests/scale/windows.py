@@ -9,20 +9,29 @@ import numpy as np
 
 from lumiere_jax.diffusion.guidance import Part, threshold
 from lumiere_jax.diffusion.noise import sample_keys
-from lumiere_jax.diffusion.process import predict
-from lumiere_jax.diffusion.rules import make_sampler
+from lumiere_jax.diffusion.prediction import predict
+from lumiere_jax.diffusion.samplers import make_sampler
+from lumiere_jax.inference.stage_sampler import (
+  GuidanceParams,
+  Program,
+  sample_stage,
+)
+from lumiere_jax.inference.windowing import Windows
 from lumiere_jax.parallel.mesh import AXES, MeshConfig, make_mesh
-from lumiere_jax.pipelines.canvas import Windows
-from lumiere_jax.pipelines.sampling import Knobs, Program, sample_stage
-from lumiere_jax.pipelines.stage import SamplingConfig, lay_out
+from lumiere_jax.stages.config import SamplingConfig
+from lumiere_jax.stages.denoiser import lay_out_weights
 from lumiere_jax.typing import Cond
 from tests.conftest import random_leaves
 from tests.scale.experiments import SSR
 
 FRAMES = 22
+
+
 MESHES = ((8, 1, 1), (3, 1, 2), (2, 2, 2), (1, 2, 4))
 """Windows of 8 are 4: fewer than devices, uneven over 3, and 2 on each; with
 and without rows of a window on several devices."""
+
+
 SAMPLER, STEPS = "ddpm", 3
 
 
@@ -41,14 +50,14 @@ def sample(mesh: jax.sharding.Mesh | None) -> np.ndarray:
   return np.asarray(
     sample_stage(
       config,
-      weights if mesh is None else lay_out(config.model, weights, mesh),
+      weights if mesh is None else lay_out_weights(config.model, weights, mesh),
       cond,
       text.replace(text=jnp.zeros_like(text.text)),
       sample_keys([3]),
       FRAMES,
       rule=make_sampler(SAMPLER),
       log_snrs=config.levels(SamplingConfig(steps=STEPS)),
-      knobs=Knobs(guidance_scale=3.0),
+      guidance_params=GuidanceParams(guidance_scale=3.0),
       windows=Windows(size=8),
       mesh=mesh,
     )

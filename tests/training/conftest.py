@@ -10,11 +10,11 @@ import pytest
 
 from configs import common
 from lumiere_jax.data.config import DataConfig
-from lumiere_jax.models.unet import TemporalConfig
-from lumiere_jax.pipelines.stage import DiffusionConfig
+from lumiere_jax.models.config import TemporalConfig
+from lumiere_jax.stages.config import DiffusionConfig
 from lumiere_jax.training.config import Experiment, TrainConfig
 from lumiere_jax.training.loop import train
-from lumiere_jax.training.tasks import Task
+from lumiere_jax.training.task import Task
 from tests.conftest import replace
 
 # One level: a tenth of the compilation of the real configs' two.
@@ -27,9 +27,13 @@ IMAGE = dataclasses.replace(
   head_dim=8,
   norm_groups=4,
 )
+
+
 TEMPORAL = TemporalConfig(
   resample=(), num_attentions=1, head_dim=8, max_distance=4
 )
+
+
 TRAIN = TrainConfig(
   steps=4,
   batch_size=2,
@@ -43,6 +47,8 @@ TRAIN = TrainConfig(
   eval_levels=2,
   save_every=100,
 )
+
+
 T2I = Experiment(
   stage="t2i",
   model=IMAGE,
@@ -53,6 +59,8 @@ T2I = Experiment(
   ),
   train=TRAIN,
 )
+
+
 BASE = replace(
   T2I,
   stage="base",
@@ -60,6 +68,8 @@ BASE = replace(
   data={"num_frames": 4},
   train={"trainable": "temporal_"},
 )
+
+
 CONDITIONAL = replace(
   BASE,
   stage="conditional",

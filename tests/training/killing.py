@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 
-from lumiere_jax.io import safetensors
+from lumiere_jax.storage import safetensors
 from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.optimizer import make_optimizer
@@ -18,7 +18,11 @@ from lumiere_jax.training.state import TrainState, init_state
 from tests.training.conftest import make_task
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+
 CLIPS = ROOT / "lumiere_jax/data/assets/big_buck_bunny"
+
+
 FRAMES = 8
 
 

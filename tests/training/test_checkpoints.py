@@ -10,14 +10,16 @@ import numpy as np
 import optax
 import pytest
 
+from lumiere_jax.errors import UserError
 from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.optimizer import make_optimizer
 from lumiere_jax.training.state import TrainState, apply_gradients, init_state
-from lumiere_jax.typing import UserError
 from tests.conftest import replace
 from tests.training.conftest import BASE
 
 ADAM = optax.adam(0.1)
+
+
 SIZE = 300
 
 

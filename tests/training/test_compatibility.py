@@ -7,12 +7,12 @@ import os
 
 import pytest
 
-from lumiere_jax.exchange.convert import Conversion, convert
-from lumiere_jax.io.bundle import open_bundle
+from lumiere_jax.conversion.convert import Conversion, convert
+from lumiere_jax.errors import UserError
+from lumiere_jax.storage.bundle import open_bundle
 from lumiere_jax.training.compatibility import settle_shift
+from lumiere_jax.training.initialization import check_init_from, settled
 from lumiere_jax.training.loop import train
-from lumiere_jax.training.start import check_init_from, settled
-from lumiere_jax.typing import UserError
 from tests.conftest import replace
 from tests.training.conftest import BASE, T2I, records
 

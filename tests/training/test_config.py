@@ -8,13 +8,15 @@ from jax.sharding import AbstractMesh, AxisType
 import pytest
 
 from configs import base, conditional, demo, shipped, ssr, ssr_image, t2i
+from lumiere_jax.errors import UserError
 from lumiere_jax.parallel.mesh import AXES, check_batch
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.loop import train
-from lumiere_jax.typing import UserError
 from tests.conftest import replace
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
+
+
 FULL = {
   "t2i": t2i.FULL,
   "base": base.FULL,

@@ -9,9 +9,9 @@ import pytest
 
 from configs import conditional, ssr
 from lumiere_jax.diffusion.noise import sample_keys
-from lumiere_jax.models.unet import LOW_RESOLUTION
-from lumiere_jax.pipelines import conditioning, handing_on
-from lumiere_jax.training.tasks import Task
+from lumiere_jax.models.config import LOW_RESOLUTION
+from lumiere_jax.stages import conditioning
+from lumiere_jax.training.task import Task
 from lumiere_jax.typing import Cond
 from tests.conftest import replace
 
@@ -22,9 +22,9 @@ HEIGHT, WIDTH, CROP, FRAMES, CLIPS = 32, 48, 16, 2, 6
 def without_noise(monkeypatch):
   """Low-resolution videos are enlarged, and left at that."""
   monkeypatch.setattr(conditioning, "add_noise", lambda video, *_: video)
-  handing_on._noised_low_resolution.clear_cache()
+  conditioning._noised_low_resolution.clear_cache()
   yield
-  handing_on._noised_low_resolution.clear_cache()
+  conditioning._noised_low_resolution.clear_cache()
 
 
 def task_of(experiment, **model) -> Task:
@@ -68,7 +68,7 @@ def test_crops_are_told_what_sampling_tells_whole_frames(
   config = task.experiment.sampling
   video = dataclasses.replace(config.video, resolution=(HEIGHT, WIDTH))
   clips = conditioning.to_float(jnp.asarray(batch["video"]))
-  whole = handing_on.add_low_resolution(
+  whole = conditioning.add_low_resolution(
     dataclasses.replace(config, video=video),
     Cond(text=batch["text"]),
     conditioning.shrink(clips, config.video.upscale),

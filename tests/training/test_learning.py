@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from lumiere_jax.data import sources
-from lumiere_jax.data.source import Group
+from lumiere_jax.data.sources import registry
+from lumiere_jax.data.sources.base import Group
 from lumiere_jax.training.loop import train
 from tests.conftest import replace
 from tests.training.conftest import BASE, T2I, records
@@ -52,7 +52,7 @@ def test_learning(tmp_path, monkeypatch):
   do not allow, and so beats its own weights with the temporal layers left out.
   """
   monkeypatch.setitem(
-    sources.KINDS,
+    registry.KINDS,
     "procedural",
     lambda config, seed, report: (
       Stills(4096, 0, config.num_frames),

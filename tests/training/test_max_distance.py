@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lumiere_jax.io.bundle import open_bundle
+from lumiere_jax.errors import UserError
+from lumiere_jax.storage.bundle import open_bundle
 from lumiere_jax.training.compatibility import last_run
+from lumiere_jax.training.initialization import with_max_distance
 from lumiere_jax.training.loop import train
-from lumiere_jax.training.start import with_max_distance
-from lumiere_jax.typing import UserError
 from tests.conftest import replace
 from tests.training.conftest import BASE, CONDITIONAL, T2I, TEMPORAL, records
 

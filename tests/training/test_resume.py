@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from lumiere_jax.training.logs import JsonLines
+from lumiere_jax.training.metric_logger import JsonLines
 from tests.training.conftest import BASE
 from tests.training.killing import (
   MICRO,

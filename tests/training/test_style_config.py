@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from configs import style
-from lumiere_jax.data.style_scenes import write_style_folder
-from lumiere_jax.io.bundle import open_bundle
+from lumiere_jax.data.style_folder import write_style_folder
+from lumiere_jax.errors import UserError
+from lumiere_jax.inference.styles import interpolate_style, read_style, styled
 from lumiere_jax.models.lora import kernels
 from lumiere_jax.models.unet import abstract_params
-from lumiere_jax.pipelines.styles import interpolate, read_style, styled
+from lumiere_jax.storage.bundle import open_bundle
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.loop import train
-from lumiere_jax.typing import UserError
 from tests.conftest import replace
 from tests.training.conftest import BASE, IMAGE, T2I, records
 
@@ -141,6 +141,6 @@ def test_an_adapter_of_the_image_model_fits_the_base_inflated_from_it(
   # The bundle beside the adapter, merged, is the same style.
   bundle = read_style(workdir / "bundle")
   assert bundle.adapter is None
-  expected = interpolate(base, bundle.leaves, 0.5)
+  expected = interpolate_style(base, bundle.leaves, 0.5)
   for path, leaf in expected.items():
     np.testing.assert_allclose(got[path], leaf, atol=1e-6, err_msg=path)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from lumiere_jax.io.bundle import open_bundle
-from lumiere_jax.models.inflate import flatten
-from lumiere_jax.pipelines.text import open_text_encoder, text_encoder_of
+from lumiere_jax.errors import UserError
+from lumiere_jax.models.params import flatten
+from lumiere_jax.models.text_encoder import open_text_encoder, text_encoder_of
+from lumiere_jax.storage.bundle import open_bundle
 from lumiere_jax.training.loop import train
-from lumiere_jax.typing import UserError
 from tests.conftest import replace
 from tests.training.conftest import BASE, T2I, records
 

@@ -11,24 +11,24 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from configs import conditional, ssr, ssr_image, t2i
-from lumiere_jax.io import safetensors
-from lumiere_jax.io.atomic import locked
-from lumiere_jax.io.bundle import open_bundle
-from lumiere_jax.io.image import write_image
-from lumiere_jax.io.write import write_video
+from lumiere_jax.errors import UserError
+from lumiere_jax.inference.pipeline import Pipeline
+from lumiere_jax.media.images import write_image
+from lumiere_jax.media.video_writer import write_video
 from lumiere_jax.models import lora
 from lumiere_jax.models.unet import abstract_params
 from lumiere_jax.parallel.mesh import make_mesh
-from lumiere_jax.pipelines.pipeline import Pipeline
-from lumiere_jax.pipelines.stage import cast_kernels
-from lumiere_jax.training.compiled import model_flops
-from lumiere_jax.training.journal import Journal
+from lumiere_jax.stages.denoiser import cast_kernels
+from lumiere_jax.storage import safetensors
+from lumiere_jax.storage.atomic import locked
+from lumiere_jax.storage.bundle import open_bundle
+from lumiere_jax.training.initialization import abstract_state
 from lumiere_jax.training.loop import train
+from lumiere_jax.training.metric_logger import MetricLogger
 from lumiere_jax.training.optimizer import make_optimizer
 from lumiere_jax.training.run import Run
-from lumiere_jax.training.start import abstract_state
 from lumiere_jax.training.state import init_state
-from lumiere_jax.typing import UserError
+from lumiere_jax.training.train_step import model_flops
 from tests.conftest import replace
 from tests.training.conftest import (
   BASE,
@@ -316,7 +316,7 @@ def test_buckets_compile_once_each_and_use_every_clip(tmp_path, image_run):
 @contextlib.contextmanager
 def watching(shapes, captions=None):
   """Collects shapes that a run compiles its step for, captions it trains on."""
-  compiled, clips = Journal.compiled, Run._arrays
+  compiled, clips = MetricLogger.compiled, Run._arrays
 
   def note_shape(journal, shape, *told):
     shapes.append(shape)
@@ -328,7 +328,7 @@ def watching(shapes, captions=None):
     return clips(run, batch)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(Journal, "compiled", note_shape)
+    patch.setattr(MetricLogger, "compiled", note_shape)
     patch.setattr(Run, "_arrays", note_captions)
     yield
 
@@ -356,7 +356,7 @@ def adapter_run(tmp_path_factory, base_run):
 
 def test_adapters_train_and_are_small(adapter_run, base_run):
   base, leaves = load(base_run, "base"), load(adapter_run, "base")
-  weights, adapter = lora.part(leaves)
+  weights, adapter = lora.split_params(leaves)
   assert_same(base, weights)
   assert weights.keys() == base.keys()
   paths = lora.kernels(adapter)

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from lumiere_jax.errors import UserError
 from lumiere_jax.training.workdir import check_workdir
-from lumiere_jax.typing import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 

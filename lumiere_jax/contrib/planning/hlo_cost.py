@@ -1,0 +1,334 @@
+"""What a compiled program computes, moves and keeps, from its HLO."""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+import math
+import re
+
+from lumiere_jax.contrib.planning.hlo import (
+  Computation,
+  Instruction,
+  Module,
+  Shape,
+)
+
+_SPLASH = re.compile(r"splash_mha_(fwd|dq|dkv)_")
+
+
+_LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+
+
+_ELSEWHERE = (
+  *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
+  *("while", "conditional", "call", "after-all", "opt-barrier", "send", "recv"),
+  *("partition-id", "replica-id", "domain", "add-dependency"),
+)
+"""Instructions that move nothing themselves."""
+
+
+_PARTS = ("dynamic-slice", "slice", "gather")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tensor:
+  """An array that a program keeps in the main memory.
+
+  Attributes:
+    shape: as laid out.
+    bytes: with the padding of its layout.
+    copies: instructions that make one of this shape at the same place of the
+      traced program; they need not be there at the same time.
+    op_name, source: what asked for it.
+  """
+
+  shape: Shape
+  bytes: int
+  copies: int
+  op_name: str
+  source: str
+
+
+def compiled_flops(module: Module) -> int:
+  """Operations of all matrix products and convolutions of a step, of a device.
+
+  Two for each multiply-add, loops as often as they run, of branches the
+  dearest. As in model FLOPs, a convolution's padding at its borders counts.
+  What it needs to be a batched or an outer product does not: TPUs make these
+  convolutions of inputs with holes, or smaller than their window.
+  """
+
+  @functools.cache
+  def of(name: str) -> int:
+    computation = module.computations[name]
+    return sum(map(of_one(computation), computation.instructions.values()))
+
+  def of_one(computation: Computation):
+    def count(instruction: Instruction) -> int:
+      if instruction.opcode == "dot":
+        return _dot(computation, instruction)
+      if instruction.opcode == "convolution":
+        return _convolution(computation, instruction)
+      if kind := _SPLASH.match(instruction.name):
+        return _fused_attention(computation, instruction, kind[1])
+      called = {
+        part: [of(n) for n in names if n in module.computations]
+        for part, names in instruction.called.items()
+      }
+      costs = [cost for part in called.values() for cost in part]
+      if instruction.opcode == "conditional":
+        return max(costs, default=0)
+      return module.turns.get(instruction, 1) * sum(costs)
+
+    return count
+
+  return of(module.entry)
+
+
+def _fused_attention(
+  computation: Computation, instruction: Instruction, kind: str
+) -> int:
+  """Of the kernels of `models.attention`, which no instruction shows.
+
+  Queries and keys are (heads, width, length): its `SEQ_MINOR` layout. Forward
+  makes two products, gradients of queries three, of keys and values four.
+  """
+  shapes = [s for (s, *_) in computation.operand_shapes(instruction)]
+  query, key = [s for s in shapes if s.dtype != "s8" and len(s.dims) == 3][:2]
+  products = {"fwd": 2, "dq": 3, "dkv": 4}[kind]
+  return products * 2 * query.size * key.dims[-1]
+
+
+def _dot(computation: Computation, instruction: Instruction) -> int:
+  left = computation.operand_shapes(instruction)[0][0]
+  axes = instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
+  depth = math.prod(left.dims[int(axis)] for axis in axes.split(",") if axis)
+  return 2 * instruction.shapes[0].size * depth
+
+
+def _convolution(computation: Computation, instruction: Instruction) -> int:
+  (image,), (kernel,) = computation.operand_shapes(instruction)[:2]
+  seen, labels, output = _LABELS.search(instruction.attributes).groups()
+  result = instruction.shapes[0]
+  window = instruction.attribute(r"window=\{([^}]*)\}") or ""
+  values = dict(part.split("=") for part in window.split())
+  taps = 1
+  for axis, label in enumerate(sorted(filter(str.isdigit, labels), key=int)):
+    at = lambda name, default, axis=axis: _at(values, name, axis, default)
+    taps *= _taps(
+      inputs=image.dims[seen.index(label)],
+      outputs=result.dims[output.index(label)],
+      size=kernel.dims[labels.index(label)],
+      stride=at("stride", 1),
+      low=at("pad", 0),
+      holes=at("lhs_dilate", 1),
+      spread=at("rhs_dilate", 1),
+    )
+  others = result.dims[output.index("b")] * result.dims[output.index("f")]
+  return 2 * taps * others * kernel.dims[labels.index("i")]
+
+
+def _at(values: dict[str, str], name: str, axis: int, default: int) -> int:
+  """The (low) number of an axis in a window such as `size=3x3 pad=1_1x1_1`."""
+  if name not in values:
+    return default
+  return int(values[name].split("x")[axis].partition("_")[0])
+
+
+@functools.cache
+def _taps(
+  *,
+  inputs: int,
+  outputs: int,
+  size: int,
+  stride: int,
+  low: int,
+  holes: int,
+  spread: int,
+) -> int:
+  """Pairs of an output and a kernel position, along one axis, that count."""
+  reach = (inputs - 1) * holes + 1
+  small = reach < (size - 1) * spread + 1
+  if holes == 1 and not small:
+    return outputs * size
+  positions = (
+    out * stride - low + tap * spread
+    for out in range(outputs)
+    for tap in range(size)
+  )
+  return sum(
+    position % holes == 0 and (not small or 0 <= position < reach)
+    for position in positions
+  )
+
+
+def traffic(module: Module) -> int:
+  """Bytes that a step reads from and writes to a device's main memory.
+
+  Every kernel reads each of its inputs once and writes its results once; of
+  an array that is sliced or updated in part, that part. Kernels that need an
+  input again, tile by tile, move more.
+  """
+  total = 0
+  for computation in module.kernels:
+    moved = sum(
+      _moved(module, computation, instruction)
+      for instruction in computation.instructions.values()
+    )
+    total += module.runs[computation.name] * moved
+  return total
+
+
+def _moved(
+  module: Module, computation: Computation, instruction: Instruction
+) -> int:
+  opcode = instruction.opcode
+  if opcode in _ELSEWHERE or opcode.endswith("-done") or _bare(instruction):
+    return 0
+  results = instruction.shapes
+  operands = computation.operand_shapes(instruction)
+  if opcode == "fusion":
+    inside = module.computations[instruction.called["calls"][0]]
+    read = (
+      _read_inside(module, inside, position)
+      for position, shapes in enumerate(operands)
+      if _bytes(shapes)
+    )
+    return sum(read) + _written_inside(module, inside, results)
+  if opcode in _PARTS:
+    return 2 * _bytes(results)
+  if opcode == "dynamic-update-slice":
+    return 2 * _bytes(operands[1])
+  if opcode.endswith("-start"):
+    return _begun(instruction, [s for shapes in operands for s in shapes])
+  return sum(map(_bytes, operands)) + _bytes(results)
+
+
+def _begun(instruction: Instruction, operands: Sequence[Shape]) -> int:
+  """Of the start of a copy or a collective, which gives its operands too."""
+  count, shapes = len(operands), instruction.shapes
+  first = 0 if instruction.opcode == "copy-start" else count
+  results = shapes[first : first + count]
+  read = _bytes(operands)
+  if instruction.opcode.removesuffix("-start") in _PARTS:
+    read = min(read, sum(shape.bytes for shape in results))
+  return read + _bytes(results)
+
+
+def _bare(instruction: Instruction) -> bool:
+  """Whether it only names memory, of which it writes nothing."""
+  target = instruction.attribute(r'custom_call_target="(\w+)"')
+  return target == "AllocateBuffer"
+
+
+def _read_inside(module: Module, inside: Computation, position: int) -> int:
+  """Bytes that a fusion reads of one of its inputs."""
+  parameter = inside.parameters.get(position)
+  if parameter is None:
+    return 0
+  whole = _bytes(parameter.shapes)
+  return min(whole, sum(_uses(module, inside, parameter, whole)))
+
+
+def _uses(
+  module: Module, inside: Computation, value: Instruction, whole: int
+) -> Iterator[int]:
+  if value is inside.root:
+    yield whole
+  for user in inside.users.get(value.name, ()):
+    position = user.operands.index(value.name)
+    if user.opcode == "bitcast":
+      yield from _uses(module, inside, user, whole)
+    elif user.opcode in _PARTS and position == 0:
+      # What a fusion slices has no layout of its own.
+      share = sum(s.size for s in user.shapes) / value.shapes[0].size
+      yield math.ceil(whole * share)
+    elif user.opcode == "dynamic-update-slice" and position == 0:
+      yield 0
+    elif user.opcode == "tuple" and value.opcode in ("parameter", "bitcast"):
+      yield 0  # handed on
+    elif user.opcode == "fusion":
+      nested = module.computations[user.called["calls"][0]]
+      if _source(nested, nested.root) is nested.parameters.get(position):
+        yield from _uses(module, inside, user, whole)
+      else:
+        yield _read_inside(module, nested, position)
+    else:
+      yield whole
+
+
+def _source(inside: Computation, value: Instruction) -> Instruction:
+  """What a value is another view of."""
+  while value.opcode == "bitcast":
+    value = inside.instructions[value.operands[0]]
+  return value
+
+
+def _written_inside(
+  module: Module, inside: Computation, results: Sequence[Shape]
+) -> int:
+  """Bytes that a fusion writes: of what it updates in place, the part."""
+  root = inside.root
+  if root.opcode == "tuple":
+    roots = [inside.instructions[name] for name in root.operands]
+  else:
+    roots = [root]
+  if len(roots) != len(results):
+    return _bytes(results)
+  pairs = zip(roots, results, strict=True)
+  return sum(_written(module, inside, *pair) for pair in pairs)
+
+
+def _written(
+  module: Module, inside: Computation, root: Instruction, result: Shape
+) -> int:
+  root = _source(inside, root)
+  if root.opcode == "parameter":  # handed on
+    return 0
+  if root.opcode == "fusion" and len(root.shapes) == 1:
+    nested = module.computations[root.called["calls"][0]]
+    return _written(module, nested, nested.root, result)
+  if root.opcode == "dynamic-update-slice":
+    update = inside.instructions[root.operands[1]].shapes[0]
+    return math.ceil(_bytes([result]) * update.size / result.size)
+  return _bytes([result])
+
+
+def _bytes(shapes: Sequence[Shape]) -> int:
+  return sum(shape.bytes for shape in shapes if shape.in_hbm)
+
+
+def largest_tensors(module: Module, count: int = 20) -> list[Tensor]:
+  """The largest arrays that instructions make or the program is given."""
+  found = {}
+  skipped = {*_ELSEWHERE} - {"parameter"}
+  for computation in module.kernels:
+    for instruction in computation.instructions.values():
+      opcode = instruction.opcode
+      inner = opcode == "parameter" and computation.name != module.entry
+      if opcode in skipped or opcode.endswith("-start") or inner:
+        continue
+      if _bare(instruction):  # what fills it is found by a better name
+        continue
+      for shape in instruction.shapes:
+        if shape.in_hbm:
+          found.setdefault(shape.bytes, []).append(
+            (shape, computation, instruction)
+          )
+  tensors = {}
+  for size in sorted(found, reverse=True):
+    for shape, computation, instruction in found[size]:
+      origin = module.origin(computation, instruction)
+      tensors.setdefault((size, str(shape), *origin), []).append(shape)
+    if len(tensors) >= count:
+      break
+  return [
+    Tensor(
+      shape=shapes[0],
+      bytes=size,
+      copies=len(shapes),
+      op_name=op_name,
+      source=source,
+    )
+    for (size, _, op_name, source), shapes in tensors.items()
+  ][:count]

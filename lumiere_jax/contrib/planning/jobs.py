@@ -1,0 +1,232 @@
+"""What is compiled for a slice: a training step, or a step of sampling."""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from lumiere_jax.diffusion.samplers import make_sampler
+from lumiere_jax.errors import UserError
+from lumiere_jax.inference.stage_sampler import (
+  GuidanceParams,
+  Program,
+  layout,
+  run_chunk,
+)
+from lumiere_jax.inference.windowing import Windows
+from lumiere_jax.models.unet import abstract_params
+from lumiere_jax.parallel import multihost
+from lumiere_jax.parallel.flops import count_flops
+from lumiere_jax.parallel.mesh import BATCH, check_batch
+from lumiere_jax.parallel.sharding import shardings
+from lumiere_jax.stages.denoiser import cast_kernels
+from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.initialization import abstract_state
+from lumiere_jax.training.task import Task
+from lumiere_jax.training.train_step import jit_train_step, model_flops
+from lumiere_jax.typing import Cond
+
+JOBS = ("train", "sample")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedJob:
+  """A program to be compiled.
+
+  Attributes:
+    function: jitted.
+    arguments: abstract, each with its sharding.
+    model_flops: of one call over all devices, without what is computed again.
+    videos: how many one call works on.
+    about: sizes worth noting.
+  """
+
+  function: Callable[..., Any]
+  arguments: tuple[Any, ...]
+  model_flops: int
+  videos: int
+  about: dict[str, Any]
+
+  def lower(self, mesh: Mesh) -> jax.stages.Lowered:
+    """Traces it for the mesh that its arguments lie on."""
+    with jax.set_mesh(mesh):
+      return self.function.lower(*self.arguments)
+
+
+def train_job(experiment: Experiment, mesh: Mesh) -> PlannedJob:
+  """A training step on clips of the first shape that the data has.
+
+  Raises:
+    UserError: the batch does not divide among the devices.
+  """
+  config, spec = experiment.train, experiment.data.specs[0]
+  check_batch(config.batch_size, config.accumulate, mesh)
+  size, length = config.batch_size, experiment.text.max_length
+  width = experiment.model.text_dim
+  task = Task(
+    experiment=experiment,
+    null_text=jnp.zeros((length, width)),
+    null_mask=jnp.ones(length, bool),
+  )
+  state, frozen = abstract_state(experiment, task, mesh)
+  clip = (size, spec.num_frames, *spec.resolution)
+  shapes = {
+    "video": ((*clip, 3), jnp.uint8),
+    "text": ((size, length, width), jnp.float32),
+    "text_mask": ((size, length), bool),
+  }
+  if experiment.model.cond_channels:
+    shapes["mask"] = ((*clip, 1), jnp.uint8)
+  batch = {
+    name: jax.ShapeDtypeStruct(*what, sharding=multihost.by_sample(mesh))
+    for name, what in shapes.items()
+  }
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = multihost.abstract(key, multihost.replicated(mesh))
+  return PlannedJob(
+    function=jit_train_step(experiment, task, state),
+    arguments=(state, frozen, batch, key),
+    model_flops=model_flops(experiment, task, state, frozen, batch),
+    videos=size,
+    about={"clip": clip[1:], "parameters": _count(state.trainable, frozen)},
+  )
+
+
+def sample_job(
+  experiment: Experiment,
+  mesh: Mesh,
+  *,
+  num_frames: int = 80,
+  windows: Windows | None = None,
+) -> PlannedJob:
+  """One step of sampling, guided: the network runs twice for each video.
+
+  One video with windows, which are dealt out over the data axis; without, one
+  for each group of devices of the data and fsdp axes.
+
+  Args:
+    experiment: the stage.
+    mesh: of the devices.
+    num_frames: of a video.
+    windows: how the stage sees it; None: whole.
+
+  Raises:
+    UserError: the video or the windows do not fit the model.
+  """
+  config = experiment.sampling
+  devices = mesh.shape["data"] if windows else 1
+  program = Program(
+    config=config,
+    rule=make_sampler("ddim"),
+    windows=windows,
+    num_frames=num_frames,
+    devices=devices,
+  )
+  division = program.division
+  frames = len(division.frames) if division else num_frames
+  if not windows:
+    config.model.check_video(num_frames, *config.video.resolution)
+  videos = 1 if windows else math.prod(mesh.shape[axis] for axis in BATCH)
+  arguments = lambda frames: _sample_arguments(experiment, videos, frames)
+  seen = arguments(frames)
+  where = layout(seen, mesh, divided=division is not None)
+  params = cast_kernels(abstract_params(config.model), config.model.dtype)
+  one_device = dataclasses.replace(program, devices=1, config=_plain(config))
+  return PlannedJob(
+    function=_of(program),
+    arguments=(
+      multihost.abstract(params, shardings(params, mesh)),
+      *multihost.abstract(seen, where),
+    ),
+    model_flops=count_flops(_of(one_device), params, *arguments(num_frames)),
+    videos=videos,
+    about={
+      "clip": (num_frames, *config.video.resolution),
+      "parameters": _count(params),
+      "windows": len(program.starts) if windows else 1,
+      "hops": division.hops if division else (),
+    },
+  )
+
+
+def _of(program: Program) -> Callable[..., Any]:
+  """`run_chunk` of a program, jitted."""
+  return jax.jit(functools.partial(run_chunk, program=program))
+
+
+def _sample_arguments(
+  experiment: Experiment, videos: int, frames: int
+) -> tuple[Any, ...]:
+  """Shapes of what `run_chunk` takes after the weights, of one step."""
+  model, video = experiment.model, experiment.sampling.video
+  canvas = (videos, frames, *video.resolution)
+  extra = model.in_channels - 3 + model.cond_channels
+  length, width = experiment.text.max_length, model.text_dim
+  rule = make_sampler("ddim")
+
+  def make() -> tuple[Any, ...]:
+    text = Cond(
+      text=jnp.zeros((videos, length, width)),
+      text_mask=jnp.ones((videos, length), bool),
+    )
+    cond = text
+    if extra:
+      cond = cond.replace(frames=jnp.zeros((*canvas, extra)))
+    if model.noise_conditioned:
+      cond = cond.replace(noise_level=jnp.zeros(videos))
+    keys = jax.vmap(jax.random.key)(jnp.arange(videos))
+    return (
+      rule.init(jnp.zeros((*canvas, 3))),
+      jnp.zeros(2),
+      jnp.int32(0),
+      keys,
+      cond,
+      text,
+      jax.tree.map(jnp.float32, GuidanceParams()),
+    )
+
+  return jax.eval_shape(make)
+
+
+def _plain(config: Any) -> Any:
+  """With attention as products, which are counted."""
+  model = dataclasses.replace(config.model, attention_kernel="xla")
+  return dataclasses.replace(config, model=model)
+
+
+def _count(*trees: Any) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(trees))
+
+
+def make_job(
+  name: str, experiment: Experiment, mesh: Mesh, num_frames: int
+) -> PlannedJob:
+  """A job by name; a super-resolution stage samples in windows.
+
+  Args:
+    name: one of `JOBS`.
+    experiment: the stage.
+    mesh: of the devices.
+    num_frames: of a sampled video; 0: 80, in windows where the stage was
+      trained on fewer.
+
+  Raises:
+    UserError: sizes do not fit the model or the mesh.
+  """
+  if name == "train":
+    return train_job(experiment, mesh)
+  trained = experiment.data.num_frames
+  frames = num_frames or (80 if trained > 1 else 1)
+  if frames < trained:
+    raise UserError(
+      f"--num_frames={frames} is less than the {trained} that the stage was "
+      "trained on; take as many or more"
+    )
+  upscaled = experiment.upscale > 1 and experiment.model.temporal
+  windows = Windows(size=trained) if upscaled and frames > trained else None
+  return sample_job(experiment, mesh, num_frames=frames, windows=windows)

@@ -1,0 +1,104 @@
+"""From what a user names to the page that is served."""
+
+from collections.abc import Sequence
+import dataclasses
+import os
+
+from lumiere_jax.contrib.web.options import Options
+from lumiere_jax.errors import UserError
+from lumiere_jax.inference.pipeline import Pipeline
+from lumiere_jax.inference.styles import read_style
+from lumiere_jax.parallel.mesh import MeshConfig
+from lumiere_jax.storage.bundle import find
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+  """What is loaded, once.
+
+  Attributes:
+    models: bundles or workdirs; each adds the stages the others lack.
+    adapters: low-rank adapters to merge into the stages they belong to.
+    adapter_scale: how much of them.
+    mesh: how the devices of this machine share the work; None: one does it.
+  """
+
+  models: tuple[str, ...]
+  adapters: tuple[str, ...] = ()
+  adapter_scale: float = 1.0
+  mesh: MeshConfig | None = None
+
+  def load(self) -> Pipeline:
+    """The pipeline; see `Pipeline.from_pretrained`."""
+    return Pipeline.from_pretrained(
+      *self.models,
+      adapters=self.adapters,
+      adapter_scale=self.adapter_scale,
+      mesh=self.mesh,
+    )
+
+
+def start(
+  source: Source,
+  options: Options,
+  *,
+  host: str,
+  port: int,
+  names: Sequence[str] = (),
+  root_path: str = "",
+) -> None:
+  """Serves the page until it is interrupted.
+
+  Args:
+    source: what to load.
+    options: of the page; files of the source and of styles are added to its
+      secrets.
+    host, port, names, root_path: see `server.serve`.
+
+  Raises:
+    UserError: Gradio is not there, a flag, a bundle or a style cannot be used,
+      or the address cannot be listened to.
+  """
+  if not source.models:
+    raise UserError(
+      "--model is missing; give a bundle, or the workdir of a training run"
+    )
+  for path in options.styles.values():
+    read_style(path)
+  if root_path and (root_path[0] != "/" or root_path[-1] == "/"):
+    raise UserError(
+      f"--root_path={root_path} must begin with / and not end with it"
+    )
+  serve = _server()
+  bundles = (find(path, "--model") for path in source.models)
+  blended = (*source.adapters, *options.styles.values())
+  places = (path.rpartition("=")[2] for path in blended)  # of STAGE=PATH
+  secret = (*source.models, *map(os.fspath, bundles), *places)
+  options = dataclasses.replace(options, secret=(*options.secret, *secret))
+  serve(
+    lambda: _load(source, options),
+    options,
+    host=host,
+    port=port,
+    names=names,
+    root_path=root_path,
+  )
+
+
+def _load(source: Source, options: Options) -> Pipeline:
+  pipeline = source.load()
+  for path in options.styles.values():
+    pipeline.styled(path, 0.0)  # takes no time, and says if it does not fit
+  return pipeline
+
+
+def _server():
+  """`server.serve`, which needs packages that the rest does not."""
+  try:
+    from lumiere_jax.contrib.web.server import serve
+  except ModuleNotFoundError as error:
+    raise UserError(
+      f"the page needs {error.name}, which is not installed: pip install -r "
+      "requirements-app.txt"
+    ) from error
+  return serve

@@ -1,0 +1,193 @@
+"""What `convert` is asked for, checked and done."""
+
+from collections.abc import Sequence
+import dataclasses
+from pathlib import Path
+
+from lumiere_jax.conversion import diffusers
+from lumiere_jax.conversion.bundles import add_parts, read_stages
+from lumiere_jax.conversion.lazy_stage import LazyStage, halved, inflated
+from lumiere_jax.conversion.stablehlo_export import write_artefact
+from lumiere_jax.errors import UserError, check_choice
+from lumiere_jax.inference.adapters import apply_adapters, read_adapter
+from lumiere_jax.inference.pipeline import Pipeline
+from lumiere_jax.inference.settings import Settings
+from lumiere_jax.models.text_encoder import open_text_encoder
+from lumiere_jax.storage import bundle as bundles
+from lumiere_jax.training.config import Experiment, TextConfig
+
+SOURCES = ("diffusers", "t5", "bundle", "workdir")
+
+
+TARGETS = ("bundle", "diffusers", "stablehlo")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conversion:
+  """One conversion.
+
+  Attributes:
+    source: one of `SOURCES`.
+    target: one of `TARGETS`.
+    src: folders or files; several bundles are put together.
+    out: folder to write; a bundle that is there is added to.
+    variant: of diffusers weights, such as 'fp16'.
+    scheduler: of diffusers, where it is not beside the weights.
+    stage: the one to take of a source that has several; '' is all, or the
+      only one.
+    temporal: None, or the experiment that the stage is inflated for.
+    adapters: low-rank adapters to merge.
+    adapter_scale: how much of them.
+    licence: of the weights, where the source says none.
+    half: whether weights are written in float16: a bundle of half the size,
+      for sampling.
+    text: how the text encoder is read; its `weights` are `src`.
+    settings: of the sampler in an artefact.
+    batch: videos that an artefact makes at once.
+  """
+
+  source: str
+  target: str
+  src: tuple[str, ...]
+  out: str
+  variant: str = ""
+  scheduler: str = ""
+  stage: str = ""
+  temporal: Experiment | None = None
+  adapters: tuple[str, ...] = ()
+  adapter_scale: float = 1.0
+  licence: str = ""
+  half: bool = False
+  text: TextConfig = dataclasses.field(default_factory=TextConfig)
+  settings: Settings = dataclasses.field(default_factory=Settings)
+  batch: int = 1
+
+
+def convert(job: Conversion) -> None:
+  """Converts, and says what was written.
+
+  Raises:
+    UserError: something in it cannot be used; nothing is left half-written.
+  """
+  check_choice("--from", job.source, SOURCES)
+  check_choice("--to", job.target, TARGETS)
+  for name, value in (("src", job.src), ("out", job.out)):
+    if not value:
+      raise UserError(f"--{name} is missing; give a folder")
+  if job.target == "stablehlo":
+    _export(job)
+  elif job.source == "t5":
+    _import_text(job)
+  else:
+    _carry(job)
+
+
+def _export(job: Conversion) -> None:
+  if job.source not in ("bundle", "workdir"):
+    raise UserError(
+      f"--to=stablehlo takes bundles or workdirs; convert --from={job.source} "
+      "to a bundle first"
+    )
+  pipeline = Pipeline.from_pretrained(
+    *job.src, adapters=job.adapters, adapter_scale=job.adapter_scale
+  )
+  for line in write_artefact(
+    pipeline, job.settings, Path(job.out), batch=job.batch
+  ):
+    print(line)
+
+
+def _import_text(job: Conversion) -> None:
+  if len(job.src) > 1 or job.target != "bundle":
+    raise UserError("--from=t5 takes one --src and makes a bundle of it")
+  text = job.text
+  encoder = open_text_encoder(
+    text.tokenizer, job.src[0], text.max_length, text.dtype, text.cleaning
+  )
+  bundle = add_parts(Path(job.out), text=encoder)
+  print(f"{bundle.folder}: {', '.join(bundle.parts)}")
+
+
+def _carry(job: Conversion) -> None:
+  opened = [] if job.source == "diffusers" else _open(job)
+  if opened and job.target == "bundle" and not _changes(job):
+    bundle = add_parts(Path(job.out), linked=opened)
+    print(f"{bundle.folder}: {', '.join(bundle.parts)}")
+    return
+  stages = _chosen(job, _read(job, opened))
+  if job.adapters:
+    stages = _adapted(job, stages)
+  if job.temporal:
+    stages = [inflated(stage, job.temporal) for stage in stages]
+  if job.half:
+    stages = [halved(stage) for stage in stages]
+  if job.target == "diffusers":
+    if len(stages) > 1:
+      raise UserError(
+        f"--to=diffusers writes one stage; say --stage={stages[0].name} or "
+        f"another of {', '.join(stage.name for stage in stages)}"
+      )
+    for path in diffusers.write_stage(stages[0], Path(job.out)):
+      print(path)
+    return
+  bundle = add_parts(Path(job.out), stages, linked=_texts_alone(opened))
+  print(f"{bundle.folder}: {', '.join(bundle.parts)}")
+
+
+def _open(job: Conversion) -> list[bundles.Bundle]:
+  opened = []
+  for src in job.src:
+    if job.source == "workdir" and not (Path(src) / "bundle").is_dir():
+      raise UserError(
+        f"--src={src} is no workdir that has saved a bundle; give the workdir "
+        "of a training run, or --from=bundle"
+      )
+    opened.append(bundles.open_bundle(src, "--src"))
+  return opened
+
+
+def _changes(job: Conversion) -> bool:
+  """Whether weights differ from the source's, or not all are wanted."""
+  return bool(job.temporal or job.adapters or job.stage or job.half)
+
+
+def _read(job: Conversion, opened: list[bundles.Bundle]) -> list[LazyStage]:
+  if job.source != "diffusers":
+    return [stage for bundle in opened for stage in read_stages(bundle)]
+  return [
+    diffusers.read_stage(
+      Path(src),
+      variant=job.variant,
+      scheduler=job.scheduler,
+      licence=job.licence,
+    )
+    for src in job.src
+  ]
+
+
+def _chosen(job: Conversion, stages: list[LazyStage]) -> list[LazyStage]:
+  names = [stage.name for stage in stages]
+  if job.stage:
+    stages = [stage for stage in stages if stage.name == job.stage]
+  if not stages:
+    raise UserError(
+      f"--stage={job.stage}: --src holds {', '.join(names) or 'no stage'}"
+    )
+  return stages
+
+
+def _adapted(job: Conversion, stages: Sequence[LazyStage]) -> list[LazyStage]:
+  """The stages with adapters merged into those they belong to."""
+  worn = apply_adapters(
+    [*map(read_adapter, job.adapters)],
+    {stage.name: stage.leaves for stage in stages},
+    {stage.name: stage.config.model for stage in stages},
+    job.adapter_scale,
+  )
+  return [dataclasses.replace(s, leaves=worn[s.name]) for s in stages]
+
+
+def _texts_alone(opened: list[bundles.Bundle]) -> list[bundles.Bundle]:
+  """The bundles without their stages."""
+  keep = lambda parts: {k: v for k, v in parts.items() if k == bundles.TEXT}
+  return [dataclasses.replace(b, parts=keep(b.parts)) for b in opened]

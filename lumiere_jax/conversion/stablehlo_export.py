@@ -1,0 +1,224 @@
+"""The sampler as a `jax.export` artefact: to be called without this package.
+
+sampler.stablehlo     the whole cascade, text encoder and all, as one function
+weights.safetensors   its first argument
+tokenizer.model       sentencepiece
+signature.json        shapes, frames a second, how captions are cleaned
+call.py               loads and calls it; needs jax, numpy, safetensors and
+                      sentencepiece
+"""
+
+from collections.abc import Callable
+import dataclasses
+from pathlib import Path
+import shutil
+from typing import Any
+
+import jax
+from jax import export
+import jax.numpy as jnp
+import numpy as np
+
+from lumiere_jax.conversion.lazy_stage import progress, watched
+from lumiere_jax.diffusion.noise import stream_keys
+from lumiere_jax.diffusion.samplers import make_sampler
+from lumiere_jax.errors import UserError
+from lumiere_jax.inference.cascade import SLOTS, Stage, guidance_params
+from lumiere_jax.inference.pipeline import Pipeline
+from lumiere_jax.inference.settings import Settings
+from lumiere_jax.inference.stage_sampler import sample_at_once
+from lumiere_jax.models.params import flatten, unflatten
+from lumiere_jax.models.t5 import T5Encoder
+from lumiere_jax.storage import safetensors
+from lumiere_jax.storage.atomic import require_space, write_json, writing
+from lumiere_jax.typing import Cond, FlatParams, Video
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+_TEXT = "text/"
+
+
+def write_artefact(
+  pipeline: Pipeline, settings: Settings, folder: Path, batch: int = 1
+) -> list[str]:
+  """Writes the cascade as the folder described above; says what was written.
+
+  Guidance scales stay arguments; all else in `settings` is fixed in it.
+
+  Args:
+    pipeline: text encoder and stages.
+    settings: how to sample.
+    folder: to write to.
+    batch: videos made at once.
+
+  Raises:
+    UserError: settings do not fit, or the place cannot be written.
+  """
+  if batch < 1:
+    raise UserError(f"--batch={batch} must be at least 1")
+  pipeline = _portable(pipeline)
+  weights = _weights(pipeline)
+  total = sum(x.nbytes for x in weights.values())
+  folder.mkdir(parents=True, exist_ok=True)
+  require_space(folder, total)
+  sampler, inputs = sampler_of(pipeline, settings, batch)
+  exported = export.export(jax.jit(sampler), platforms=PLATFORMS)(
+    {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in weights.items()},
+    inputs,
+  )
+  with writing(folder / "sampler.stablehlo") as file:
+    file.write(exported.serialize())
+  with progress(total, "weights") as bar:
+    safetensors.save(folder / "weights.safetensors", watched(weights, bar))
+  with writing(folder / "tokenizer.model") as file:
+    file.write(pipeline.text.tokenizer.to_bytes())
+  signature = {
+    "platforms": list(PLATFORMS),
+    "fps": pipeline.fps,
+    "cleaning": pipeline.text.cleaning,
+    "guidance_scale": float(inputs["guidance_scale"][0]),
+    "ssr_guidance_scale": float(inputs["guidance_scale"][1]),
+    "inputs": {
+      k: {"shape": list(np.shape(v)), "dtype": str(v.dtype)}
+      for k, v in inputs.items()
+    },
+    "output": {"shape": list(exported.out_avals[0].shape), "dtype": "float32"},
+  }
+  write_json(folder / "signature.json", signature)
+  source = Path(__file__).parent / "assets" / "call.py"
+  with source.open("rb") as old, writing(folder / "call.py") as new:
+    shutil.copyfileobj(old, new)
+  shape = "x".join(map(str, signature["output"]["shape"]))
+  return [
+    f"{folder}: a sampler for {', '.join(PLATFORMS)} that makes {shape}",
+    f'python {folder / "call.py"} --prompt="..." --seed=1 --out=x.npy',
+  ]
+
+
+def sampler_of(
+  pipeline: Pipeline, settings: Settings, batch: int
+) -> tuple[Callable[[FlatParams, dict[str, Any]], Video], dict[str, Any]]:
+  """The cascade as a function of weights and inputs, and inputs like its.
+
+  Inputs are `tokens`, `mask`, `negative_tokens` and `negative_mask` (b, l),
+  `negative` (whether the second text is a prompt to steer away from; else it
+  is the empty caption), `seeds` (b,) and `guidance_scale` (base, ssr). It
+  returns (b, t, h, w, 3) in about [-1, 1].
+
+  Raises:
+    UserError: steps, lengths or windows do not fit.
+  """
+  frames, windows = pipeline.plan(settings)
+  levels = {
+    name: pipeline.log_snrs(name, settings, windows.get(name))
+    for name in pipeline.stages
+  }
+  own = {
+    name: settings.of(name, stage.config.defaults)
+    for name, stage in pipeline.stages.items()
+  }
+
+  def sampler(weights: FlatParams, inputs: dict[str, Any]) -> Video:
+    encode = _encoder(pipeline, weights)
+    text = encode(inputs["tokens"], inputs["mask"])
+    empty = encode(inputs["negative_tokens"], inputs["negative_mask"])
+    nulls = {
+      name: _null(stage, empty, inputs)
+      for name, stage in pipeline.stages.items()
+    }
+    prompted = Cond(text=text, text_mask=inputs["mask"])
+    scales = dict(zip(SLOTS, inputs["guidance_scale"], strict=True))
+
+    def run(name: str, cond: Cond, null: Cond, keys: jax.Array) -> Video:
+      return sample_at_once(
+        pipeline.stages[name].config,
+        _part(weights, f"{name}/"),
+        cond,
+        null,
+        keys,
+        frames,
+        rule=make_sampler(own[name].sampler),
+        log_snrs=levels[name],
+        guidance_params=guidance_params(settings, own[name]).replace(
+          guidance_scale=scales[name]
+        ),
+        windows=windows.get(name),
+      )
+
+    return pipeline.chain(
+      {name: (prompted, null) for name, null in nulls.items()},
+      [stream_keys(inputs["seeds"], i) for i in range(len(pipeline.stages))],
+      frames,
+      settings,
+      run,
+    )
+
+  scales = [own[slot].guidance_scale if slot in own else 1.0 for slot in SLOTS]
+  return sampler, _inputs(pipeline, batch, scales)
+
+
+def _inputs(
+  pipeline: Pipeline, batch: int, scales: list[float]
+) -> dict[str, np.ndarray]:
+  """Inputs of the right shapes and dtypes, with the scales there are."""
+  size = (batch, pipeline.text.tokenizer.max_length)
+  return {
+    "tokens": np.zeros(size, np.int32),
+    "mask": np.ones(size, bool),
+    "negative_tokens": np.zeros(size, np.int32),
+    "negative_mask": np.ones(size, bool),
+    "negative": np.zeros((), bool),
+    "seeds": np.zeros(batch, np.uint32),
+    "guidance_scale": np.float32(scales),
+  }
+
+
+def _portable(pipeline: Pipeline) -> Pipeline:
+  """The same without kernels that one kind of device has alone."""
+  stages = {
+    name: Stage(
+      config=dataclasses.replace(
+        stage.config,
+        model=dataclasses.replace(
+          stage.config.model, attention_kernel="chunked", remat=()
+        ),
+      ),
+      params=stage.params,
+    )
+    for name, stage in pipeline.stages.items()
+  }
+  return Pipeline(pipeline.text, stages)
+
+
+def _weights(pipeline: Pipeline) -> FlatParams:
+  """Of text encoder and stages, as one flat dict."""
+  flat = {_TEXT + k: v for k, v in flatten(pipeline.text.params).items()}
+  for name, stage in pipeline.stages.items():
+    flat |= {f"{name}/{k}": v for k, v in stage.params.items()}
+  return flat
+
+
+def _part(weights: FlatParams, prefix: str) -> FlatParams:
+  return {
+    k.removeprefix(prefix): v
+    for k, v in weights.items()
+    if k.startswith(prefix)
+  }
+
+
+def _encoder(pipeline: Pipeline, weights: FlatParams) -> Callable:
+  """(tokens, mask) -> features, one caption at a time as `TextEncoder` does."""
+  network = T5Encoder(pipeline.text.config)
+  variables = {"params": unflatten(_part(weights, _TEXT))}
+  one = lambda row: network.apply(variables, row[0][None], row[1][None])[0]
+  return lambda tokens, mask: jax.lax.map(one, (tokens, mask))
+
+
+def _null(stage: Stage, empty: jax.Array, inputs: dict[str, Any]) -> Cond:
+  """Text to steer away from: a negative prompt's, or what "no caption" is."""
+  mask = inputs["negative_mask"]
+  if stage.config.diffusion.null_text == "zeros":
+    empty = jnp.where(inputs["negative"], empty, 0.0)
+    mask = jnp.where(inputs["negative"], mask, True)
+  return Cond(text=empty, text_mask=mask)

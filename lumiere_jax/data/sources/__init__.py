@@ -1,0 +1,1 @@
+"""Where captioned clips come from."""

@@ -1,0 +1,190 @@
+"""Opens the source that a config names, parted into training and held out."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import os
+from pathlib import Path
+import sys
+
+from lumiere_jax.data.config import DataConfig
+from lumiere_jax.data.sources.base import ClipSpec, Source
+from lumiere_jax.data.sources.files import FilesSource
+from lumiere_jax.data.sources.mixture import Mix
+from lumiere_jax.data.sources.prepared import is_prepared, open_prepared
+from lumiere_jax.data.sources.procedural import ProceduralSource
+from lumiere_jax.data.sources.tfds import open_tfds
+from lumiere_jax.data.text_features import TextShelf
+from lumiere_jax.errors import UserError, check_choice
+from lumiere_jax.storage.remote import Folder
+
+Sources = tuple[Source, Source]
+
+
+# What asks for every frame of a video: of folders of videos, and of `prepare`.
+_FOOTAGE = "scene_cuts", "min_motion"
+
+
+def open_sources(
+  config: DataConfig, *, seed: int, report: str | os.PathLike | None
+) -> Sources:
+  """The (training, held-out) clips; no clip is in both.
+
+  Args:
+    config: what to open.
+    seed: of 'procedural'.
+    report: where to write what became of each video; of pictures mixed in,
+      beside it, with _images in its name.
+
+  Raises:
+    UserError: the source is unknown, or nothing in it can be used.
+  """
+  check_choice("config.data.source", config.source, KINDS)
+  sources = KINDS[config.source](config, seed, report)
+  return _with_images(sources, config, report) if config.images else sources
+
+
+def _procedural(config: DataConfig, seed: int, report) -> Sources:
+  del report  # nothing is ever dropped
+  if config.buckets:
+    raise UserError(
+      f"config.data.buckets={config.buckets!r}: scenes of 'procedural' are of "
+      "one shape; leave buckets out, or take another config.data.source"
+    )
+  train, held_out = (
+    ProceduralSource(
+      num_clips=config.num_clips,
+      seed=seed,
+      split=split,
+      num_frames=config.num_frames,
+      resolution=config.resolution,
+      fps=config.fps,
+      two_objects=config.two_objects,
+      moments=config.moments,
+    )
+    for split in ("train", "held_out")
+  )
+  return train, held_out
+
+
+def _files(config: DataConfig, seed: int, report) -> Sources:
+  del seed
+  _require_path(config, "a folder of captioned videos")
+  source = _open_folder(config, config.path, config.specs, report)
+  return _hold_out(source, config)
+
+
+def _prepared(config: DataConfig, seed: int, report) -> Sources:
+  del seed
+  _require_path(config, "a folder that lumiere_jax.prepare made")
+  if config.prompts:
+    raise UserError(
+      "config.data.prompts is for folders of videos, not for source=prepared: "
+      "leave it out, and give it to lumiere_jax.prepare"
+    )
+  source = _open_prepared(config, config.path, config.specs, report)
+  return _hold_out(source, config)
+
+
+def _tfds(config: DataConfig, seed: int, report) -> Sources:
+  del seed
+  _require_path(config, "the name of a builder, such as ucf101/ucf101_1,")
+  for name in _FOOTAGE:
+    if getattr(config, name):
+      print(
+        f"data: config.data.{name}={getattr(config, name):g} is not applied: "
+        "videos of source=tfds are taken whole",
+        file=sys.stderr,
+      )
+  source = open_tfds(
+    config.path,
+    config.specs,
+    data_dir=config.tfds_dir,
+    prompts=config.prompts,
+    report_path=report,
+    num_threads=config.threads,
+    max_enlarge=config.max_enlarge,
+    min_fps_ratio=config.min_fps_ratio,
+    cache=config.cache,
+  )
+  return _hold_out(source, config)
+
+
+def _require_path(config: DataConfig, what: str) -> None:
+  if not config.path:
+    raise UserError(
+      f"config.data.path is missing; give {what} with --config.data.path=DIR, "
+      "or take --config.data.source=procedural"
+    )
+
+
+def _hold_out(source: FilesSource, config: DataConfig) -> Sources:
+  train, held_out = source.split(config.held_out)
+  if not len(held_out):
+    print(
+      f"{config.path}: no video can be held out; the held-out loss is taken on "
+      "videos that are trained on",
+      file=sys.stderr,
+    )
+    held_out = train
+  return train, held_out
+
+
+def _open_folder(
+  config: DataConfig, path: str, specs: Sequence[ClipSpec], report
+) -> FilesSource:
+  return FilesSource.open(
+    path,
+    specs,
+    report_path=report,
+    num_threads=config.threads,
+    scene_cuts=config.scene_cuts,
+    min_motion=config.min_motion,
+    max_enlarge=config.max_enlarge,
+    min_fps_ratio=config.min_fps_ratio,
+    prompts=config.prompts,
+    cache=config.cache,
+  )
+
+
+def _open_prepared(
+  config: DataConfig, path: str, specs: Sequence[ClipSpec], report
+) -> FilesSource:
+  return open_prepared(
+    path,
+    specs,
+    report_path=report,
+    max_enlarge=config.max_enlarge,
+    min_fps_ratio=config.min_fps_ratio,
+    wanted={name: getattr(config, name) for name in _FOOTAGE},
+    cache=config.cache,
+  )
+
+
+def _with_images(sources: Sources, config: DataConfig, report) -> Sources:
+  """Mixes pictures into the training part, of each size there is."""
+  train, held_out = sources
+  specs = [dataclasses.replace(spec, num_frames=1) for spec in config.specs]
+  if report:
+    report = Path(report).with_stem(f"{Path(report).stem}_images")
+  still = dataclasses.replace(config, **dict.fromkeys(_FOOTAGE, 0.0))
+  prepared = is_prepared(config.images)
+  images = (_open_prepared if prepared else _open_folder)(
+    still, config.images, list(dict.fromkeys(specs)), report
+  )
+  return Mix(train, images, config.image_share), held_out
+
+
+def text_shelves(config: DataConfig) -> tuple[TextShelf, ...]:
+  """Where text features may be found that were made with the clips."""
+  folders = [config.path] if config.source == "prepared" else []
+  if config.images and is_prepared(config.images):
+    folders.append(config.images)
+  return tuple(TextShelf(Folder(path, config.cache)) for path in folders)
+
+
+KINDS: dict[str, Callable[[DataConfig, int, object], Sources]] = {
+  "files": _files,
+  "prepared": _prepared,
+  "procedural": _procedural,
+  "tfds": _tfds,
+}

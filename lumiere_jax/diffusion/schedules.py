@@ -1,0 +1,248 @@
+"""Noise schedules, as log signal-to-noise ratios over time.
+
+z = alpha x0 + sigma eps with alpha^2 + sigma^2 = 1 (variance preserving) and
+log_snr = log(alpha^2 / sigma^2). A schedule says which log-SNR belongs to a
+time; everything else (alpha, sigma, posteriors, weights) follows from it.
+
+Every schedule takes a `shift` that is added to its log-SNR: 2 log(base /
+resolution) gives a larger picture as much noise, seen at the size `base`, as
+the schedule gives there (simple diffusion, section 3.1).
+
+A schedule serves three purposes, which need not share one: a network knows a
+log-SNR by its time on the schedule it was first trained with, training draws
+times of one, and sampling may step evenly in its time (noise_levels.py).
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+from lumiere_jax import errors
+from lumiere_jax.errors import UserError
+
+Values = Float[Array, "*shape"]
+
+
+@runtime_checkable
+class Schedule(Protocol):
+  """How noisy a video is at each time: t=0 clean, t=1 pure noise."""
+
+  def log_snr(self, t: Values) -> Values:
+    """log-SNR at times t in [0, 1]: finite, never rising with t."""
+    ...
+
+  def time(self, log_snr: Values) -> Values:
+    """The time in [0, 1] of a log-SNR: the inverse of `log_snr`."""
+    ...
+
+  def grid(self, steps: int) -> Float[Array, "steps"]:
+    """The log-SNRs that sampling steps start from, as first published.
+
+    Raises:
+      UserError: more steps than the schedule has.
+    """
+    ...
+
+  def trailing(self, steps: int) -> Float[Array, "steps"]:
+    """Log-SNRs even in time, the noisiest included (Lin et al. 2024).
+
+    Raises:
+      UserError: more steps than the schedule has.
+    """
+    ...
+
+
+class Continuous:
+  """What schedules with a log-SNR at every time share."""
+
+  def grid(self, steps: int) -> Float[Array, "steps"]:
+    """As `trailing`."""
+    return self.trailing(steps)
+
+  def trailing(self, steps: int) -> Float[Array, "steps"]:
+    """Even in time from 1, one interval above 0 at last."""
+    return self.log_snr(jnp.linspace(1.0, 0.0, steps + 1)[:-1])
+
+
+SAMPLED_FROM = -15.0
+"""Where `Cosine.grid` begins: what bundles of format 1 were sampled from."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cosine(Continuous):
+  """alpha = cos(pi t / 2) (Nichol and Dhariwal, without offset), clipped.
+
+  Attributes:
+    log_snr_min: lower end of the clip; keeps 1 / alpha finite.
+    log_snr_max: upper end of the clip; keeps 1 / sigma finite.
+    shift: added to the log-SNR before clipping.
+  """
+
+  log_snr_min: float = -20.0
+  log_snr_max: float = 20.0
+  shift: float = 0.0
+
+  def __post_init__(self):
+    if not self.log_snr_min < self.log_snr_max:
+      raise UserError(
+        f"schedule 'cosine': log_snr_min={self.log_snr_min} is not below "
+        f"log_snr_max={self.log_snr_max}; give a smaller log_snr_min"
+      )
+
+  def log_snr(self, t: Values) -> Values:
+    """-2 log tan(pi t / 2) + shift, within the clip."""
+    # cos(x) as sin(pi/2 - x): the float32 pi/2 is too large, and its cosine
+    # is negative; 1 - t is exact near t = 1.
+    log_sin = lambda x: jnp.log(jnp.sin(math.pi / 2 * x))
+    raw = 2 * (log_sin(1 - t) - log_sin(t)) + self.shift
+    return jnp.clip(raw, self.log_snr_min, self.log_snr_max)
+
+  def time(self, log_snr: Values) -> Values:
+    """The inverse of `log_snr`, exact within the clip."""
+    return 2 / math.pi * jnp.arctan(jnp.exp((self.shift - log_snr) / 2))
+
+  def grid(self, steps: int) -> Float[Array, "steps"]:
+    """Even in time from 1, where it is held at `SAMPLED_FROM`."""
+    return jnp.maximum(self.trailing(steps), SAMPLED_FROM)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear(Continuous):
+  """sigma^2 = 1 - exp(-1e-4 - 10 t^2): beta rises linearly with time (DDPM).
+
+  The continuous form of Imagen's last stage. It needs no clip: log-SNR runs
+  from 9.2 (t=0) to -10 (t=1).
+
+  Attributes:
+    shift: added to the log-SNR.
+  """
+
+  shift: float = 0.0
+
+  def log_snr(self, t: Values) -> Values:
+    """-log(exp(1e-4 + 10 t^2) - 1) + shift."""
+    return self.shift - jnp.log(jnp.expm1(1e-4 + 10 * jnp.square(t)))
+
+  def time(self, log_snr: Values) -> Values:
+    """The inverse of `log_snr`; 0 or 1 outside its range."""
+    square = (jax.nn.softplus(self.shift - log_snr) - 1e-4) / 10
+    return jnp.sqrt(jnp.clip(square, 0, 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvenLogSNR(Continuous):
+  """log-SNR falls evenly from 20 (t=0) to -20 (t=1).
+
+  Attributes:
+    shift: added to the log-SNR.
+  """
+
+  shift: float = 0.0
+
+  def log_snr(self, t: Values) -> Values:
+    """20 - 40 t + shift."""
+    return 20 - 40 * t + self.shift
+
+  def time(self, log_snr: Values) -> Values:
+    """The inverse of `log_snr`; 0 or 1 outside its range."""
+    return jnp.clip((20 + self.shift - log_snr) / 40, 0, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SquaredCosCapV2:
+  """The 1000 steps of DeepFloyd IF: the cosine in betas that end at 0.999.
+
+  Step k (0 is the cleanest) stands at time k / 1000, which is what the network
+  is told of it; times between steps belong to the step before them, so that
+  t ~ U(0, 1) draws every step equally often.
+
+  Attributes:
+    shift: added to the log-SNR, which then is held within [-20, 20]; without
+      it that changes nothing.
+  """
+
+  shift: float = 0.0
+
+  def log_snr(self, t: Values) -> Values:
+    """log-SNR of step floor(1000 t); a time that is a step is that step."""
+    # Rounding puts 1000 (k / 1000) a little below or above k.
+    step = jnp.floor(NUM_STEPS * t + 0.01).astype(jnp.int32)
+    table = jnp.asarray(_table(self.shift), jnp.float32)
+    return table[jnp.clip(step, 0, NUM_STEPS - 1)]
+
+  def time(self, log_snr: Values) -> Values:
+    """k / 1000 of the step k whose log-SNR is nearest."""
+    table = _table(self.shift)
+    between = jnp.asarray((table[1:] + table[:-1]) / 2, jnp.float32)
+    # The table falls; search in what rises.
+    return jnp.asarray(_TIMES)[jnp.searchsorted(-between, -log_snr)]
+
+  def grid(self, steps: int) -> Float[Array, "steps"]:
+    """Every (1000 // steps)-th step from 0, in falling order (as IF spaces)."""
+    self._check(steps)
+    return self._of(np.arange(steps)[::-1] * (NUM_STEPS // steps))
+
+  def trailing(self, steps: int) -> Float[Array, "steps"]:
+    """The last step, and evenly down from it."""
+    self._check(steps)
+    ends = NUM_STEPS - np.arange(steps) * (NUM_STEPS / steps)
+    return self._of(np.round(ends).astype(int) - 1)
+
+  def _of(self, steps: Int[np.ndarray, "n"]) -> Float[Array, "n"]:
+    return jnp.asarray(_table(self.shift)[steps], jnp.float32)
+
+  def _check(self, steps: int) -> None:
+    if steps > NUM_STEPS:
+      raise UserError(
+        f"steps={steps} is more than the {NUM_STEPS} steps of schedule "
+        f"'squaredcos_cap_v2'; use at most {NUM_STEPS}"
+      )
+
+
+NUM_STEPS = 1000
+
+
+_TIMES = np.float32(np.arange(NUM_STEPS) / NUM_STEPS)
+
+
+@functools.cache
+def _table(shift: float) -> Float[np.ndarray, "1000"]:
+  """log-SNR of the steps of `SquaredCosCapV2`, in float64."""
+  edges = np.arange(NUM_STEPS + 1) / NUM_STEPS
+  cosine = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
+  betas = np.minimum(1 - cosine[1:] / cosine[:-1], 0.999)
+  alpha2 = np.cumprod(1 - betas)
+  return np.clip(np.log(alpha2) - np.log1p(-alpha2) + shift, -20.0, 20.0)
+
+
+SCHEDULES = {
+  "cosine": Cosine,
+  "linear": Linear,
+  "squaredcos_cap_v2": SquaredCosCapV2,
+  "log_snr": EvenLogSNR,
+}
+
+
+def make_schedule(name: str, **options: float) -> Schedule:
+  """A schedule by name, e.g. `make_schedule("cosine", shift=-2.8)`.
+
+  Raises:
+    UserError: an unknown name or option.
+  """
+  return errors.make("schedule", SCHEDULES, name, options)
+
+
+def alpha_sigma(log_snr: Values) -> tuple[Values, Values]:
+  """Signal and noise scales (alpha, sigma) with alpha^2 + sigma^2 = 1.
+
+  Both keep their relative precision where they are small, and an infinite
+  log-SNR gives exactly (1, 0).
+  """
+  scale = lambda x: jnp.sqrt(jax.nn.sigmoid(x))
+  return scale(log_snr), scale(-log_snr)

@@ -1,0 +1,1 @@
+"""Scores of models, read from what they make."""

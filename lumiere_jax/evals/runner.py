@@ -1,0 +1,321 @@
+"""Scores a model on all tasks, and writes results as they come."""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import os
+from pathlib import Path
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from lumiere_jax.errors import UserError, check_choice
+from lumiere_jax.evals.report import Scored, to_json, to_markdown
+from lumiere_jax.evals.tasks import TASKS, EvalTask, choose
+from lumiere_jax.evals.verdicts import ALL, Result
+from lumiere_jax.inference.pipeline import Pipeline
+from lumiere_jax.inference.settings import Settings
+from lumiere_jax.media.images import contact_sheet, write_image
+from lumiere_jax.media.video_writer import write_video
+from lumiere_jax.parallel.mesh import MeshConfig
+from lumiere_jax.storage import bundle as bundles
+from lumiere_jax.storage.atomic import write_json, writing
+from lumiere_jax.typing import Clip
+
+VERDICTS = "verdicts.jsonl"
+
+
+_GAP = 2  # Pixels of white between a video and what it was made from.
+
+
+class SampleWriter:
+  """A folder of judged videos.
+
+  TASK/NUMBER.mp4             the video, to the right of what it was made
+                              from
+  TASK/NUMBER-not-WHAT.png    frames of one that has something wrong
+  verdicts.jsonl              of each the prompt and what was found
+  """
+
+  def __init__(self, folder: str | os.PathLike, fps: float):
+    """Takes an empty folder, or one that is not there.
+
+    Args:
+      folder: to fill.
+      fps: frames a second of the videos.
+
+    Raises:
+      UserError: something is in it.
+    """
+    check_keep(folder)
+    self._folder, self._fps = Path(folder), fps
+    self._count: dict[str, int] = {}
+
+  def keep(self, task: str, judged: Result) -> None:
+    """Writes what there is of one video.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    number = self._count[task] = self._count.get(task, 0) + 1
+    shown = _shown(judged)
+    path = self._folder / task / f"{number:04d}.mp4"
+    write_video(path, shown, self._fps)
+    right = judged.verdict.right
+    wrong = [name for name in right if not right[name] and name != ALL]
+    if wrong:
+      name = f"{number:04d}-not-{'-'.join(wrong)}.png"
+      write_image(path.with_name(name), contact_sheet(shown))
+    line = {
+      "task": task,
+      "number": number,
+      "row": judged.row,
+      "prompt": judged.prompt,
+      "seed": judged.seed,
+      **dataclasses.asdict(judged.verdict),
+    }
+    with (self._folder / VERDICTS).open("a") as file:
+      file.write(json.dumps(line) + "\n")
+
+
+def check_keep(folder: str | os.PathLike) -> None:
+  """Raises a UserError where a folder has something in it."""
+  folder = Path(folder)
+  if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    raise UserError(f"--keep={folder} is not empty; name a new folder")
+
+
+def _shown(judged: Result) -> Clip:
+  """The video, and to its left what it was made from."""
+  if judged.source is None:
+    return judged.video
+  source = np.broadcast_to(judged.source, judged.video.shape)
+  gap = np.full((*judged.video.shape[:2], _GAP, 3), 255, np.uint8)
+  return np.concatenate([source, gap, judged.video], axis=2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalRequest:
+  """A model to score.
+
+  Attributes:
+    metric: one of `METRICS`.
+    models: bundles or workdirs; each adds the stages the others lack.
+    out: JSON file for all numbers.
+    markdown: file for tables; '' is none.
+    keep: folder for the videos that are judged; '' is none.
+    overwrite: whether files that are there are replaced.
+    tasks: to score; none is all that the model can do.
+    count: of videos for each row.
+    seed: of scenes and noise.
+    batch_size: of videos made of prompts alone, sampled at once.
+    two_objects: share of 'text_to_video' prompts with two.
+    strength: of 'video_to_video'; None: the pipeline's default.
+    style: for 'stylize', of the procedural scenes; '' is none.
+    settings: how to sample.
+    mesh: how the devices share the work; None: one does it.
+  """
+
+  metric: str
+  models: tuple[str, ...]
+  out: str
+  markdown: str = ""
+  keep: str = ""
+  overwrite: bool = False
+  tasks: tuple[str, ...] = ()
+  count: int = 128
+  seed: int = 0
+  batch_size: int = 1
+  two_objects: float = 0.1
+  strength: float | None = None
+  style: str = ""
+  settings: Settings = dataclasses.field(default_factory=Settings)
+  mesh: MeshConfig | None = None
+
+
+def evaluate(request: EvalRequest) -> None:
+  """Scores a model; what cannot work fails before sampling.
+
+  Raises:
+    UserError: a flag or a bundle cannot be used.
+  """
+  check_choice("--metric", request.metric, METRICS)
+  if not request.models:
+    raise UserError(
+      "--model is missing; give a bundle, or the workdir of a training run"
+    )
+  _check_paths(request)
+  METRICS[request.metric](request)
+
+
+def alignment(request: EvalRequest) -> None:
+  """Whether a model of the procedural scenes makes what it is asked for.
+
+  Raises:
+    UserError: a flag or a bundle cannot be used.
+  """
+  _check_numbers(request)
+  opened = [bundles.open_bundle(path) for path in request.models]
+  pipeline = Pipeline.from_pretrained(*request.models, mesh=request.mesh)
+  score(pipeline, request, stages_of(opened))
+
+
+METRICS: dict[str, Callable[[EvalRequest], None]] = {"alignment": alignment}
+"""Name -> what scores and writes."""
+
+
+def score(
+  pipeline: Pipeline,
+  request: EvalRequest,
+  stages: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Scored]:
+  """Scores tasks one by one; what is scored is written after each.
+
+  An interruption keeps that, and says how much it is.
+
+  Args:
+    pipeline: to score.
+    request: how.
+    stages: what is known of each, for the files.
+
+  Raises:
+    UserError: a task cannot be done, or a file not be written.
+  """
+  tasks = choose(pipeline, request.settings, request.tasks, request.style)
+  about = _about(pipeline, request, stages)
+  writer = SampleWriter(request.keep, pipeline.fps) if request.keep else None
+  done: dict[str, Scored] = {}
+  total = sum(task.videos for task in tasks.values()) * request.count
+  try:
+    with tqdm(total=total, unit="video", dynamic_ncols=True) as bar:
+      for name, task in tasks.items():
+        bar.set_description(name)
+        done[name] = _score(pipeline, request, name, task, writer, bar)
+        _write(request, about, done)
+  except KeyboardInterrupt:
+    kept = f"and kept in {request.out}" if done else "so nothing is kept"
+    print(
+      f"\nstopped: {len(done)} of {len(tasks)} tasks are scored, {kept}",
+      file=sys.stderr,
+    )
+    sys.exit(130)
+  print(to_markdown(about, done), end="")
+  return done
+
+
+def stages_of(opened: list[bundles.Bundle]) -> dict[str, dict[str, Any]]:
+  """Name -> step, data and licence of the stages, the first ones' winning."""
+  return {
+    name: {
+      key: part.meta[key]
+      for key in ("step", "trained_on", "licence")
+      if key in part.meta
+    }
+    for bundle in reversed(opened)
+    for name, part in bundle.parts.items()
+    if name != bundles.TEXT
+  }
+
+
+def _score(
+  pipeline: Pipeline,
+  request: EvalRequest,
+  name: str,
+  task: EvalTask,
+  writer: SampleWriter | None,
+  bar: tqdm,
+) -> Scored:
+  def on_result(judged: Result) -> None:
+    bar.update()
+    if writer:
+      writer.keep(name, judged)
+
+  begun = time.monotonic()
+  table = task.score(
+    pipeline,
+    request.count,
+    request.settings,
+    request.seed,
+    on_result=on_result,
+    **{option: getattr(request, option) for option in task.options},
+  )
+  return Scored(table=table, seconds=time.monotonic() - begun)
+
+
+def _about(
+  pipeline: Pipeline,
+  request: EvalRequest,
+  stages: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+  settings = request.settings
+  return {
+    "metric": request.metric,
+    "model": [_name(path) for path in request.models],
+    "stages": stages,
+    "count": request.count,
+    "seed": request.seed,
+    "two_objects": request.two_objects,
+    "strength": request.strength,
+    "style": request.style,
+    "settings": dataclasses.asdict(settings),
+    "sampling": {
+      slot: dataclasses.asdict(settings.of(slot, stage.config.defaults))
+      for slot, stage in pipeline.stages.items()
+    },
+    "device": jax.devices()[0].device_kind,
+  }
+
+
+def _name(path: str) -> str:
+  """Of a bundle, as it may be told to others: not where it lies here."""
+  return Path(path).resolve().name if bundles.is_bundle(path) else path
+
+
+def _write(
+  request: EvalRequest, about: Mapping[str, Any], done: Mapping[str, Scored]
+) -> None:
+  write_json(request.out, to_json(about, done))
+  if request.markdown:
+    with writing(request.markdown) as file:
+      file.write(to_markdown(about, done).encode())
+
+
+def _check_paths(request: EvalRequest) -> None:
+  if not request.out:
+    raise UserError("--out is missing; name a .json file for the scores")
+  if Path(request.out).suffix != ".json":
+    raise UserError(f"--out={request.out} holds JSON; let it end in .json")
+  for flag, path in (("out", request.out), ("markdown", request.markdown)):
+    if path and os.path.isdir(path):
+      raise UserError(f"--{flag}={path} is a folder; name a file in it")
+    if path and os.path.exists(path) and not request.overwrite:
+      raise UserError(
+        f"--{flag}={path} is there already; name another file, or give "
+        "--overwrite"
+      )
+  if request.keep:
+    check_keep(request.keep)
+
+
+def _check_numbers(request: EvalRequest) -> None:
+  for name in request.tasks:
+    check_choice("--tasks", name, TASKS)
+  for flag, value, least in (
+    ("count", request.count, 2),
+    ("seed", request.seed, 0),
+    ("batch_size", request.batch_size, 1),
+  ):
+    if value < least:
+      raise UserError(f"--{flag}={value} must be at least {least}")
+  if not 0 <= request.two_objects <= 1:
+    raise UserError(
+      f"--two_objects={request.two_objects:g} must be from 0 to 1"
+    )
+  if request.strength is not None and not 0 < request.strength <= 1:
+    raise UserError(
+      f"--strength={request.strength:g} must be above 0, at most 1"
+    )

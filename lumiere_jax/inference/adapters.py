@@ -1,0 +1,262 @@
+"""Low-rank adapters as small files, and stages that wear them.
+
+Ours know the stage and the weights they were trained on. Those that others
+publish for DeepFloyd IF know neither, and belong to the stage they fit.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import os
+from pathlib import Path
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.models import lora
+from lumiere_jax.models.config import UNetConfig
+from lumiere_jax.models.importers import lora_diffusers
+from lumiere_jax.models.importers.hf_checkpoint import read_json, refuse_pickle
+from lumiere_jax.storage import safetensors
+from lumiere_jax.typing import FlatParams
+
+FORMAT = "lumiere_jax adapter 1"
+
+
+FINGERPRINT = 16
+"""Digits of the hash of weights that tell them apart."""
+
+
+_PEFT = "adapter_model.safetensors"
+
+
+_FILES = ("adapter.safetensors", "pytorch_lora_weights.safetensors", _PEFT)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adapter:
+  """An adapter of ours that has been read.
+
+  Attributes:
+    path: where it lies.
+    flat: its leaves.
+    stage: that it belongs to.
+    base: fingerprint of the weights it was trained on.
+    base_name: what these were called.
+  """
+
+  path: str
+  flat: FlatParams
+  stage: str
+  base: str
+  base_name: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PublishedAdapter:
+  """An adapter of others, opened.
+
+  Attributes:
+    path: where it lies.
+    layers: what it corrects, by their names.
+    stage: that the user wants it on; '' is the one it fits.
+  """
+
+  path: str
+  layers: Mapping[str, lora_diffusers.Layer]
+  stage: str = ""
+
+
+def fingerprint(flat: FlatParams) -> str:
+  """Tells weights apart by their content."""
+  return safetensors.content_hash(flat)[:FINGERPRINT]
+
+
+def write_adapter(
+  path: str | os.PathLike,
+  flat: FlatParams,
+  *,
+  stage: str,
+  base: str,
+  base_name: str,
+  step: int,
+) -> None:
+  """Writes adapter leaves; they correct by A B as they stand.
+
+  Args:
+    path: a .safetensors file.
+    flat: leaves under `lora.PREFIX`.
+    stage: that it belongs to.
+    base: fingerprint of the weights it was trained on.
+    base_name: what to call these.
+    step: of training.
+
+  Raises:
+    UserError: the place cannot be written.
+  """
+  about = {
+    "format": FORMAT,
+    "stage": stage,
+    "base": base,
+    "base_name": base_name,
+    "step": str(step),
+  }
+  safetensors.save(path, flat, about)
+
+
+def is_adapter(path: str | os.PathLike) -> bool:
+  """Whether there is a file, or a folder with the file of an adapter."""
+  place = Path(path)
+  return place.is_file() or any((place / file).is_file() for file in _FILES)
+
+
+def read_adapter(
+  path: str | os.PathLike, flag: str = "--adapter"
+) -> Adapter | PublishedAdapter:
+  """Reads an adapter of ours, or one of DeepFloyd IF by diffusers or PEFT.
+
+  Args:
+    path: the file, a workdir, or a folder as diffusers or PEFT write it;
+      STAGE=PATH puts it on that stage.
+    flag: it came from, for the error.
+
+  Raises:
+    UserError: it is missing, damaged, pickled or no low-rank adapter.
+  """
+  place, stage = Path(path), ""
+  if not place.exists() and "=" in str(path):
+    stage, _, rest = str(path).partition("=")
+    place = Path(rest)
+  name = f"{flag}={path}"
+  file = _file(place, name)
+  about = safetensors.load_metadata(file)
+  if not about.get("format", "").startswith("lumiere_jax"):
+    layers = _published_layers(file, about, name)
+    return PublishedAdapter(path=str(path), layers=layers, stage=stage)
+  if about["format"] != FORMAT:
+    raise UserError(
+      f"{name} is no adapter that this program knows (its format is "
+      f"{about['format']!r}); give adapter.safetensors of a run with "
+      "--config.lora.rank"
+    )
+  if stage not in ("", about["stage"]):
+    raise UserError(
+      f"{name} was trained for stage {about['stage']!r}; give it as {place}"
+    )
+  return Adapter(
+    path=str(path),
+    flat=safetensors.load(file),
+    stage=about["stage"],
+    base=about["base"],
+    base_name=about["base_name"],
+  )
+
+
+def apply_adapters(
+  adapters: Sequence[Adapter | PublishedAdapter],
+  weights: Mapping[str, FlatParams],
+  models: Mapping[str, UNetConfig],
+  scale: float,
+) -> dict[str, FlatParams]:
+  """Weights of all stages with adapters merged into those they belong to.
+
+  Args:
+    adapters: to merge.
+    weights: of each stage there is, as they were trained; numpy, jax or lazy,
+      and what was lazy stays so.
+    models: configs of their networks.
+    scale: how much of each; 1 is as trained.
+
+  Raises:
+    UserError: a stage is missing, is not the one that an adapter was trained
+      on, or none or several of them fit one that does not say.
+  """
+  worn = dict(weights)
+  for adapter in adapters:
+    if isinstance(adapter, Adapter):
+      check_base(adapter, weights)
+      stage, change = adapter.stage, adapter.flat
+    else:
+      stage = find_stage(adapter, {name: models[name] for name in weights})
+      change = lora_diffusers.from_diffusers(
+        adapter.layers, models[stage], f"--adapter={adapter.path}"
+      )
+    worn[stage] = lora.merge({**worn[stage], **lora.scaled(change, scale)})
+  return worn
+
+
+def check_base(adapter: Adapter, weights: Mapping[str, FlatParams]) -> None:
+  """Raises a UserError unless `weights` hold what it was trained on."""
+  name = f"--adapter={adapter.path}"
+  if adapter.stage not in weights:
+    raise UserError(
+      f"{name} is for stage {adapter.stage!r}, --model holds "
+      f"{', '.join(weights)}; give the model it was trained on"
+    )
+  base = weights[adapter.stage]
+  lora.check_fits(base, adapter.flat, name)
+  if (given := fingerprint(base)) != adapter.base:
+    raise UserError(
+      f"{name} was trained on the {adapter.stage} of {adapter.base_name!r} "
+      f"(weights {adapter.base}), and --model holds other weights ({given}); "
+      "give the model it was trained on"
+    )
+
+
+def find_stage(
+  adapter: PublishedAdapter, models: Mapping[str, UNetConfig]
+) -> str:
+  """The one stage whose kernels an adapter fits.
+
+  Raises:
+    UserError: there is none, and what does not fit is named; or there are
+      several, and none was asked for.
+  """
+  name = f"--adapter={adapter.path}"
+  if adapter.stage and adapter.stage not in models:
+    raise UserError(
+      f"{name}: --model has no stage {adapter.stage!r}, it holds "
+      f"{', '.join(models)}; name one of these"
+    )
+  stages = [adapter.stage] if adapter.stage else list(models)
+  misfits = {
+    stage: lora_diffusers.misfits(adapter.layers, models[stage])
+    for stage in stages
+  }
+  fitting = [stage for stage, told in misfits.items() if not told]
+  if not fitting:
+    told = "; ".join(f"for {stage}: {told}" for stage, told in misfits.items())
+    raise UserError(
+      f"{name} fits no stage of --model: {told}; give the model it was made for"
+    )
+  if len(fitting) > 1:
+    raise UserError(
+      f"{name} fits the stages {', '.join(fitting)}; say which, as "
+      f"--adapter={fitting[0]}={adapter.path}"
+    )
+  return fitting[0]
+
+
+def _file(place: Path, name: str) -> Path:
+  """The file of an adapter, which may be in a folder."""
+  if not place.is_dir():
+    refuse_pickle(place)
+    return place
+  there = [place / file for file in _FILES if (place / file).is_file()]
+  if not there:
+    refuse_pickle(*sorted(place.iterdir()))
+    raise UserError(f"{name} holds no {', '.join(_FILES)}; name the file")
+  if len(there) > 1:
+    raise UserError(
+      f"{name} holds {', '.join(f.name for f in there)}; name the file to use"
+    )
+  return there[0]
+
+
+def _published_layers(
+  file: Path, about: Mapping[str, str], name: str
+) -> dict[str, lora_diffusers.Layer]:
+  tensors = safetensors.load_lazily(file)
+  prefix = lora_diffusers.PEFT_PREFIX
+  if file.name == _PEFT or any(tensor.startswith(prefix) for tensor in tensors):
+    settings = read_json(file.parent / "adapter_config.json")
+  else:
+    settings = lora_diffusers.settings_of(about, name)
+  return lora_diffusers.read_layers(tensors, settings, name)

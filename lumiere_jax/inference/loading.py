@@ -1,0 +1,143 @@
+"""Cascades from the bundles that users name."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.inference.adapters import apply_adapters, read_adapter
+from lumiere_jax.inference.cascade import SLOTS, Stage
+from lumiere_jax.models import lora
+from lumiere_jax.models.text_encoder import TextEncoder, text_encoder_of
+from lumiere_jax.parallel.mesh import MeshConfig, make_mesh
+from lumiere_jax.stages.config import StageConfig
+from lumiere_jax.stages.denoiser import lay_out_weights
+from lumiere_jax.storage import bundle as bundles
+from lumiere_jax.typing import FlatParams
+
+CONDITIONAL = "conditional"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loaded:
+  """What bundles hold; weights go to the devices when they are asked for.
+
+  Attributes:
+    text: the text encoder.
+    configs: of the stages, by their names.
+    weights: of the stages, lazy.
+    mesh: devices; None: one.
+  """
+
+  text: TextEncoder
+  configs: Mapping[str, StageConfig]
+  weights: Mapping[str, FlatParams]
+  mesh: Mesh | None
+
+  def stage(self, name: str) -> Stage:
+    """A stage with its weights on the devices."""
+    config = self.configs[name]
+    params = jax.tree.map(np.asarray, self.weights[name])
+    if self.mesh is None:
+      params = jax.device_put(params)
+    else:
+      params = lay_out_weights(config.model, params, self.mesh)
+    return Stage(config=config, params=params)
+
+  def pair(self) -> dict[str, Stage]:
+    """The stages that make videos of text.
+
+    Raises:
+      UserError: there is no base, or the two do not fit.
+    """
+    return {k: self.stage(name) for k, name in choose(self.configs).items()}
+
+  @property
+  def conditional(self) -> Callable[[], Stage] | None:
+    """Gives the base that is told pixels, where there is one."""
+    if CONDITIONAL not in self.configs:
+      return None
+    return functools.cache(lambda: self.stage(CONDITIONAL))
+
+
+def load(
+  paths: Sequence[str | os.PathLike],
+  adapters: Sequence[str | os.PathLike] = (),
+  adapter_scale: float = 1.0,
+  mesh: MeshConfig | None = None,
+) -> Loaded:
+  """Opens bundles; see `Pipeline.from_pretrained`.
+
+  Raises:
+    UserError: a bundle or an adapter is missing or damaged, or they do not
+      fit together.
+  """
+  opened = [bundles.open_bundle(path) for path in paths]
+  bundles.check_same_text(opened)
+  configs: dict[str, StageConfig] = {}
+  weights: dict[str, Any] = {}
+  for bundle in opened:
+    for name, part in bundle.parts.items():
+      if name in (bundles.TEXT, *configs):
+        continue
+      where = f"{bundle.folder}: parts.{name}.meta"
+      configs[name] = StageConfig.from_meta(part.meta, where)
+      weights[name] = lora.merge(bundle.leaves(name))
+  models = {name: config.model for name, config in configs.items()}
+  read = [*map(read_adapter, adapters)]
+  choose(configs)  # which says what is missing before anything is read
+  return Loaded(
+    text=find_text_encoder(opened),
+    configs=configs,
+    weights=apply_adapters(read, weights, models, adapter_scale),
+    mesh=None if mesh is None else make_mesh(mesh),
+  )
+
+
+def find_text_encoder(opened: Sequence[bundles.Bundle]) -> TextEncoder:
+  """The text encoder of the first bundle that has one.
+
+  Raises:
+    UserError: none has.
+  """
+  for bundle in opened:
+    if bundles.TEXT in bundle.parts:
+      return text_encoder_of(bundle)
+  raise UserError(
+    f"--model={', '.join(str(b.folder) for b in opened)} holds no text "
+    "encoder; name a bundle that does too, such as one made by python -m "
+    "lumiere_jax.convert --from=t5 --src=T5_DIR --out=DIR"
+  )
+
+
+def choose(configs: Mapping[str, StageConfig]) -> dict[str, str]:
+  """Slot -> name of the stage: a base and, if there is one, its enlarger.
+
+  Raises:
+    UserError: there is no base, or the two do not fit.
+  """
+  chosen = {}
+  for slot, names in SLOTS.items():
+    present = [name for name in names if name in configs]
+    if present:
+      chosen[slot] = present[0]
+  if "base" not in chosen:
+    raise UserError(
+      f"--model holds {', '.join(configs) or 'no stage'}; a base (or t2i) "
+      "stage is needed to make videos: name its bundle too"
+    )
+  if "ssr" in chosen:
+    base, ssr = (configs[chosen[slot]].video for slot in SLOTS)
+    expected = tuple(side * ssr.upscale for side in base.resolution)
+    if expected != ssr.resolution:
+      raise UserError(
+        f"the base makes {base.resolution} pixels and super-resolution takes "
+        f"{ssr.resolution} / {ssr.upscale}; use stages trained for each other"
+      )
+  return chosen

@@ -1,0 +1,201 @@
+"""Files of prompts: many videos from one run.
+
+.txt    a prompt a line; blank lines and lines that begin with # are left out
+.csv    a header, then a row a prompt: columns prompt, seed and any option
+.jsonl  {"prompt": ..., "seed": 1, ...} a line, with the same keys
+
+What is empty, or null, is not given.
+"""
+
+from collections.abc import Iterator, Mapping
+import csv
+import dataclasses
+import io
+import json
+import os
+from pathlib import Path
+import re
+import reprlib
+from typing import Any
+
+from lumiere_jax.errors import UserError, suggest
+from lumiere_jax.storage.files import read_text
+
+_Rows = Iterator[tuple[str, dict[str, Any]]]  # where it is, and what it says
+
+
+_SEEDS = 2**32
+
+
+_EXAMPLE = '{"prompt": "a dog runs", "seed": 1}'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptLine:
+  """One video to make.
+
+  Attributes:
+    prompt: what it shows.
+    seed: in [0, 2^32); None: not given.
+    options: name -> value, as one would write it behind a flag.
+    where: the file and line it is from, for errors.
+  """
+
+  prompt: str
+  seed: int | None = None
+  options: dict[str, str] = dataclasses.field(default_factory=dict)
+  where: str = dataclasses.field(default="", compare=False)
+
+
+def read_prompt_file(path: str | os.PathLike) -> list[PromptLine]:
+  """Reads a file of prompts, in UTF-8; see the head of this module.
+
+  Args:
+    path: ends in .txt, .csv or .jsonl.
+
+  Returns:
+    One or more, in the order of the file; options are not checked, which
+    `check_options` does.
+
+  Raises:
+    UserError: it cannot be read, has no prompts, or a line cannot be used.
+  """
+  readers = {".txt": _txt_rows, ".csv": _csv_rows, ".jsonl": _jsonl_rows}
+  ending = Path(path).suffix.lower()
+  if ending not in readers:
+    raise UserError(
+      f"{path}: prompts cannot be read from files that end in {ending!r}; "
+      f"known: {', '.join(readers)}"
+    )
+  rows = readers[ending](os.fspath(path), read_text(path))
+  lines = [_line(where, row) for where, row in rows]
+  if not lines:
+    raise UserError(f"{path}: has no prompts; write one a line")
+  return lines
+
+
+def check_options(lines: list[PromptLine], known) -> None:
+  """Raises a UserError where a line has an option that is not `known`.
+
+  Args:
+    lines: from `read_prompt_file`.
+    known: the names of options there are.
+  """
+  for line in lines:
+    for name in line.options:
+      if name not in known:
+        raise UserError(
+          f"{line.where}: unknown option {name!r}{suggest(name, known)}; "
+          f"known: {', '.join(known)}"
+        )
+
+
+def _line(where: str, row: Mapping[str, Any]) -> PromptLine:
+  if not isinstance(row.get("prompt", ""), str | None):
+    raise UserError(
+      f"{where}: the prompt is {reprlib.repr(row['prompt'])}; write a string"
+    )
+  options = {name: _text(where, name, value) for name, value in row.items()}
+  options = {name: value for name, value in options.items() if value}
+  prompt, seed = options.pop("prompt", ""), options.pop("seed", None)
+  if not prompt:
+    raise UserError(f"{where}: has no prompt; write what the video shows")
+  return PromptLine(
+    prompt=prompt,
+    seed=None if seed is None else _seed(where, seed),
+    options=options,
+    where=where,
+  )
+
+
+def _text(where: str, name: str, value: Any) -> str:
+  """A value as one would write it behind a flag; '' is none."""
+  if value is None:
+    return ""
+  if isinstance(value, str):
+    return value.strip()
+  if not isinstance(value, bool | int | float):
+    raise UserError(
+      f"{where}: {name!r} is {reprlib.repr(value)}; write a string, a number, "
+      "true or false"
+    )
+  return json.dumps(value)
+
+
+def _seed(where: str, text: str) -> int:
+  # No more digits than are needed: int() refuses thousands of them.
+  if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) >= _SEEDS:
+    raise UserError(
+      f"{where}: the seed is {reprlib.repr(text)}; write a whole number in "
+      "[0, 2^32)"
+    )
+  return int(text)
+
+
+def _txt_rows(path: str, text: str) -> _Rows:
+  for number, line in enumerate(text.split("\n"), 1):
+    if line.strip() and not line.strip().startswith("#"):
+      yield f"{path}, line {number}", {"prompt": line}
+
+
+def _jsonl_rows(path: str, text: str) -> _Rows:
+  for number, line in enumerate(text.split("\n"), 1):
+    if not line.strip():
+      continue
+    where = f"{path}, line {number}"
+    try:
+      row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+      raise UserError(
+        f"{where}: not JSON ({error}); write {_EXAMPLE}"
+      ) from error
+    if not isinstance(row, dict):
+      raise UserError(
+        f"{where}: a {type(row).__name__} and no object; write {_EXAMPLE}"
+      )
+    yield where, row
+
+
+def _csv_rows(path: str, text: str) -> _Rows:
+  rows = _csv_cells(path, text)
+  where, columns = next(rows, ("", None))
+  if columns is None:
+    return
+  _check_columns(where, columns)
+  for where, cells in rows:
+    if len(cells) != len(columns):
+      raise UserError(
+        f"{where}: {len(cells)} cells for {len(columns)} columns; quote "
+        "prompts that hold commas"
+      )
+    yield where, dict(zip(columns, cells, strict=True))
+
+
+def _csv_cells(path: str, text: str) -> Iterator[tuple[str, list[str]]]:
+  """Rows with anything in them; spreadsheets write some of commas alone."""
+  reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+  while True:
+    where = f"{path}, line {reader.line_num + 1}"
+    try:
+      cells = [cell.strip() for cell in next(reader)]
+    except StopIteration:
+      return
+    except csv.Error as error:
+      raise UserError(
+        f"{where}: not CSV ({error}); quote prompts that hold commas or quotes"
+      ) from error
+    if any(cells):
+      yield where, cells
+
+
+def _check_columns(where: str, columns: list[str]) -> None:
+  named = f"the columns are {', '.join(map(repr, columns))}"
+  if "prompt" not in columns:
+    raise UserError(
+      f"{where}: no column 'prompt'; {named}; write prompt,seed as the header"
+    )
+  wrong = [c for c in columns if not c or columns.count(c) > 1]
+  if wrong:
+    raise UserError(
+      f"{where}: {named}; give each a name of its own, and none {wrong[0]!r}"
+    )

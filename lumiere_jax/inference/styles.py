@@ -1,0 +1,333 @@
+"""Stylised generation (Lumiere, section 4.1).
+
+The spatial layers of a video model are the image model's. A style is a
+fine-tuned image model, or a low-rank adapter of one, and is blended in:
+W = alpha W_style + (1 - alpha) W_orig, of spatial leaves only. Temporal leaves
+stay as they are.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from importlib import resources
+import os
+from pathlib import Path
+import re
+from typing import Any
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.inference.adapters import (
+  Adapter,
+  PublishedAdapter,
+  fingerprint,
+  is_adapter,
+  read_adapter,
+)
+from lumiere_jax.models import lora
+from lumiere_jax.models.config import UNetConfig
+from lumiere_jax.models.importers import lora_diffusers
+from lumiere_jax.models.importers.hf_checkpoint import refuse_pickle
+from lumiere_jax.models.params import ADDED_LEAVES, check_same_leaves
+from lumiere_jax.storage import bundle as bundles
+from lumiere_jax.storage.safetensors import LazyArray
+from lumiere_jax.typing import FlatParams
+
+FAMILIES = {
+  "base": ("t2i", "base", "conditional"),
+  "ssr": ("ssr_image", "ssr"),
+}
+"""For each slot of a cascade the stages whose spatial leaves are the same: the
+image model, then what is inflated from it."""
+
+
+MOST = 1.5
+"""The largest alpha: beyond 1 a style is exaggerated."""
+
+
+_SLOT = {stage: slot for slot, names in FAMILIES.items() for stage in names}
+
+
+_IMAGES = tuple(names[0] for names in FAMILIES.values())
+
+
+_FLAG = "--style"
+
+
+_SHIPPED = Path(str(resources.files("lumiere_jax"))) / "assets" / "styles"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Style:
+  """A style that has been read.
+
+  Attributes:
+    path: where it lies, as the user said it.
+    slot: 'base' or 'ssr'; '' is the one that a published adapter fits.
+    leaves: styled spatial leaves, read when they are asked for; {} where it is
+      an adapter.
+    adapter: what corrects the spatial leaves instead.
+  """
+
+  path: str
+  slot: str
+  leaves: FlatParams = dataclasses.field(default_factory=dict)
+  adapter: Adapter | PublishedAdapter | None = None
+
+  @property
+  def name(self) -> str:
+    """What errors call it."""
+    return f"{_FLAG}={self.path}"
+
+
+def read_style(path: str | os.PathLike) -> Style:
+  """Reads a style: a fine-tuned model, or a low-rank adapter.
+
+  Args:
+    path: a bundle or workdir of a fine-tuned 't2i' or 'ssr_image', or of a
+      stage inflated from one, whose spatial leaves are taken; or an adapter as
+      `read_adapter` takes it. STAGE=PATH says which stage of a bundle to take,
+      or which an adapter is for. 'pastel' is the one that comes with the
+      package, for the bundle 'demo'.
+
+  Raises:
+    UserError: it is missing or damaged, holds no style, or several of them.
+  """
+  place, stage = Path(path), ""
+  if not place.exists() and "=" in str(path):
+    stage, _, rest = str(path).partition("=")
+    place = Path(rest)
+  shipped = _SHIPPED / f"{place}.safetensors"
+  if not place.exists() and shipped.is_file():
+    place = shipped
+  if stage and stage not in _SLOT:
+    raise UserError(
+      f"{_FLAG}={path}: there is no stage {stage!r}; name one of "
+      f"{', '.join(_SLOT)}"
+    )
+  if place.is_dir() and not bundles.is_bundle(place):
+    refuse_pickle(*sorted(place.iterdir()))
+  if is_adapter(place):
+    return _of_adapter(str(path), read_adapter(place, _FLAG), stage)
+  return _of_bundle(str(path), bundles.open_bundle(place, _FLAG), stage)
+
+
+def check_alpha(alpha: float, name: str = "--alpha") -> None:
+  """Checks how much of a style is asked for, and warns of more than all.
+
+  Args:
+    alpha: 0 is the model as it was, 1 all of the style.
+    name: where it came from, for the error.
+
+  Raises:
+    UserError: it is below 0, above `MOST`, or no number.
+  """
+  if not 0 <= alpha <= MOST:  # a NaN too
+    raise UserError(
+      f"{name}={alpha:g} is not in [0, {MOST:g}]; give 0 for the model as it "
+      "is, 1 for all of the style"
+    )
+  if alpha > 1:
+    warnings.warn(
+      f"{name}={alpha:g} is above 1: it goes beyond the style, and pictures "
+      "may break",
+      stacklevel=2,
+    )
+
+
+def parse_alphas(text: str, name: str = "--alphas") -> tuple[float, ...]:
+  """'0,0.5,1' as numbers, each checked by `check_alpha`.
+
+  Raises:
+    UserError: one is no number, or out of range.
+  """
+  try:
+    alphas = tuple(map(float, text.split(",")))
+  except ValueError as error:
+    raise UserError(
+      f"{name}={text!r}: {error}; give numbers with commas between them, such "
+      "as 0,0.5,1"
+    ) from error
+  for alpha in alphas:
+    check_alpha(alpha, name)
+  return alphas
+
+
+def spatial(flat: FlatParams) -> FlatParams:
+  """The leaves that an image model has too."""
+  return {k: v for k, v in flat.items() if not re.search(ADDED_LEAVES, k)}
+
+
+def interpolate_style(
+  original: FlatParams, style: FlatParams, alpha: float, name: str = _FLAG
+) -> FlatParams:
+  """alpha style + (1 - alpha) original, of spatial leaves (section 4.1).
+
+  Sums are float32 and rounded once, to the dtype of the original. Exact at
+  both ends: at 0 leaves are the original's, at 1 the style's. Those that
+  inflation added are the original's always.
+
+  Args:
+    original: of any stage; numpy, jax or lazy, and what was lazy stays so.
+    style: of a stage with the same spatial leaves; numpy, jax or lazy.
+    alpha: how much of the style; above 1 goes beyond it.
+    name: what the style is, for the error.
+
+  Raises:
+    UserError: their spatial leaves differ; these are named.
+  """
+  style = spatial(style)
+  check_same_leaves(style, spatial(original), name)
+  if not alpha:
+    return dict(original)
+  return {
+    path: _blend(leaf, style[path], alpha) if path in style else leaf
+    for path, leaf in original.items()
+  }
+
+
+def styled(
+  weights: Mapping[str, FlatParams],
+  models: Mapping[str, UNetConfig],
+  style: Style,
+  alpha: float,
+) -> dict[str, FlatParams]:
+  """Weights of all stages, those in a style that it fits.
+
+  An adapter corrects by alpha A B, which is the same interpolation:
+  W_style = W + A B. One of ours that was trained on other weights of the same
+  shapes is applied with a warning.
+
+  Args:
+    weights: of each stage there is, without adapters; numpy, jax or lazy.
+    models: configs of their networks.
+    style: of `read_style`.
+    alpha: see `check_alpha`.
+
+  Raises:
+    UserError: alpha is out of range, or the style fits no stage; leaves are
+      named.
+  """
+  check_alpha(alpha)
+  family = FAMILIES.get(style.slot, tuple(_SLOT))
+  stages = [name for name in family if name in weights]
+  if not stages:
+    raise UserError(
+      f"{style.name} is for {' or '.join(family)}, --model holds "
+      f"{', '.join(weights)}; give the model that it is a style of"
+    )
+  changed: dict[str, FlatParams] = {}
+  misfits: dict[str, UserError] = {}
+  for stage in stages:
+    try:
+      changed[stage] = _in_style(
+        weights[stage], models[stage], stage, style, alpha
+      )
+    except UserError as error:
+      misfits[stage] = error
+  slots = {_SLOT[stage] for stage in changed}
+  if not changed:
+    raise UserError("; ".join(dict.fromkeys(map(str, misfits.values()))))
+  if len(slots) > 1:
+    raise UserError(
+      f"{style.name} fits the stages {', '.join(changed)}; say which, as "
+      f"{_FLAG}={next(iter(changed))}={style.path}"
+    )
+  for stage, error in misfits.items():
+    if _SLOT[stage] in slots:
+      warnings.warn(f"{stage} is left in its own style: {error}", stacklevel=2)
+  return {**weights, **changed}
+
+
+def _of_adapter(
+  path: str, adapter: Adapter | PublishedAdapter, stage: str
+) -> Style:
+  """The spatial part of an adapter."""
+  if isinstance(adapter, PublishedAdapter):
+    return Style(path=path, slot=_SLOT.get(stage, ""), adapter=adapter)
+  slot = _SLOT[adapter.stage]
+  if stage and _SLOT[stage] != slot:
+    raise UserError(
+      f"{_FLAG}={path} was trained for stage {adapter.stage!r}; give it as "
+      f"{adapter.path}"
+    )
+  flat = spatial(adapter.flat)
+  if not flat:
+    raise UserError(
+      f"{_FLAG}={path} adapts no spatial layers; train one with "
+      "--config.lora.target=spatial, or wear it with --adapter"
+    )
+  return Style(
+    path=path, slot=slot, adapter=dataclasses.replace(adapter, flat=flat)
+  )
+
+
+def _of_bundle(path: str, bundle: bundles.Bundle, stage: str) -> Style:
+  """The spatial leaves of the stage asked for, or of the one slot there is."""
+  held = [name for name in _SLOT if name in bundle.parts]
+  found = [name for name in held if stage in ("", name)]
+  if not found:
+    raise UserError(
+      f"{_FLAG}={path} holds {', '.join(held) or 'no stage'}; give a "
+      f"fine-tuned {stage or ' or '.join(_IMAGES)}"
+    )
+  if len({_SLOT[name] for name in found}) > 1:
+    raise UserError(
+      f"{_FLAG}={path} holds {', '.join(found)}; say whose style to take, as "
+      f"{_FLAG}={found[0]}={path}"
+    )
+  leaves = spatial(lora.merge(bundle.leaves(found[0])))
+  return Style(path=path, slot=_SLOT[found[0]], leaves=leaves)
+
+
+def _in_style(
+  flat: FlatParams, model: UNetConfig, stage: str, style: Style, alpha: float
+) -> FlatParams:
+  """One stage; a UserError where the style does not fit it."""
+  adapter = style.adapter
+  if adapter is None:
+    return interpolate_style(flat, style.leaves, alpha, style.name)
+  if isinstance(adapter, PublishedAdapter):
+    change = lora_diffusers.from_diffusers(
+      adapter.layers, model, f"{style.name} on stage {stage!r}"
+    )
+  else:
+    change = adapter.flat
+    lora.check_fits(flat, change, style.name)
+    _warn_of_other_weights(style.name, adapter, stage, flat)
+  if not alpha:  # W + 0 is W, but for the sign of zeros
+    return dict(flat)
+  return lora.merge({**flat, **lora.scaled(change, alpha)})
+
+
+def _warn_of_other_weights(
+  name: str, adapter: Adapter, stage: str, flat: FlatParams
+) -> None:
+  """A base keeps the very leaves of the image model it was inflated from."""
+  known = spatial(flat) if adapter.stage in _IMAGES else flat
+  if fingerprint(known) == adapter.base:
+    return
+  warnings.warn(
+    f"{name} was trained on the {adapter.stage} of {adapter.base_name!r}, and "
+    f"the {stage} of --model holds other weights of the same shapes: the style "
+    "may look different",
+    stacklevel=2,
+  )
+
+
+def _blend(original: Any, style: Any, alpha: float) -> Any:
+  """One leaf."""
+  if isinstance(original, LazyArray):
+    make = lambda: _blend(original.make(), style, alpha)
+    return LazyArray(original.shape, original.dtype, make)
+  # What lies on devices stays there, all else is numpy.
+  array = jnp if isinstance(original, jax.Array) else np
+  kept = isinstance(style, jax.Array) and array is jnp
+  style = style if kept else np.asarray(style)
+  if alpha != 1:
+    before, after = (x.astype(np.float32) for x in (original, style))
+    style = alpha * after + (1 - alpha) * before
+  return array.asarray(style, original.dtype)

@@ -1,1 +1,0 @@
-"""Video and image files in and out, safetensors, bundles."""

@@ -1,0 +1,1 @@
+"""Videos, pictures and masks, read and written."""

@@ -1,0 +1,155 @@
+"""Decoded frames to upright RGB of the wanted size."""
+
+import dataclasses
+from fractions import Fraction
+
+import av
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from jaxtyping import UInt8
+import numpy as np
+
+from lumiere_jax.media.container import display_matrix
+
+# swscale's kernels widen as they shrink, so this antialiases; the flags keep
+# chroma at full resolution and round to nearest.
+SCALING = int(
+  Interpolation.BICUBIC
+  | Interpolation.ACCURATE_RND
+  | Interpolation.FULL_CHR_H_INT
+  | Interpolation.FULL_CHR_H_INP
+  | Interpolation.BITEXACT
+)
+
+
+_UNSPECIFIED = 2  # libavutil's AVCOL_SPC_UNSPECIFIED
+
+
+# Stored size from which untagged video is BT.709; smaller is BT.601. The rule
+# of mpv (mp_csp_guess_colorspace) and of players that follow it.
+_HD_WIDTH, _SD_MAX_HEIGHT = 1280, 576
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Framing:
+  """Cuts upright frames of one size out of decoded ones.
+
+  Attributes:
+    resolution: (height, width) in pixels; None: that of the video.
+    crop: where to cut, as fractions of what is to spare (down, across);
+      (0.5, 0.5) is the centre.
+  """
+
+  resolution: tuple[int, int] | None = None
+  crop: tuple[float, float] = (0.5, 0.5)
+  reformatter: VideoReformatter = dataclasses.field(
+    default_factory=VideoReformatter
+  )
+
+  def __call__(
+    self, frame: av.VideoFrame, pixel_aspect: Fraction
+  ) -> UInt8[np.ndarray, "h w 3"]:
+    """Converts, shrinks or enlarges to cover `resolution`, turns and cuts.
+
+    YUV becomes RGB by the frame's colour tag; untagged frames are BT.709 if
+    they are 1280 pixels wide or more or taller than 576, otherwise BT.601.
+    """
+    size = upright_size(frame, pixel_aspect)
+    target = self.resolution or size
+    scale = max(t / s for t, s in zip(target, size, strict=True))
+    cover = [
+      max(t, round(s * scale)) for t, s in zip(target, size, strict=True)
+    ]
+    matrix = display_matrix(frame)
+    height, width = cover[::-1] if _is_turned(matrix) else cover
+    image = upright(self._rgb(frame, height, width), matrix)
+    top, left = (
+      round((c - t) * at)
+      for c, t, at in zip(cover, target, self.crop, strict=True)
+    )
+    return image[top : top + target[0], left : left + target[1]]
+
+  def _rgb(self, frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
+    return self.reformatter.reformat(
+      frame,
+      width=width,
+      height=height,
+      format="rgb24",
+      src_colorspace=_colorspace(frame),
+      interpolation=SCALING,
+      threads=1,
+    ).to_ndarray()
+
+
+def blend(
+  before: UInt8[np.ndarray, "h w 3"],
+  after: UInt8[np.ndarray, "h w 3"],
+  weight: float,
+) -> UInt8[np.ndarray, "h w 3"]:
+  """The weighted mean of two images; `weight` in [0, 1] is that of `after`."""
+  mean = before + np.float32(weight) * (after.astype(np.float32) - before)
+  return np.rint(mean).astype(np.uint8)
+
+
+def _colorspace(frame: av.VideoFrame) -> Colorspace | None:
+  """BT.709 for untagged HD; None: by the tag, or swscale's default, BT.601."""
+  if frame.colorspace != _UNSPECIFIED or frame.format.is_rgb:
+    return None
+  hd = frame.width >= _HD_WIDTH or frame.height > _SD_MAX_HEIGHT
+  return Colorspace.ITU709 if hd else None
+
+
+def upright_size(
+  frame: av.VideoFrame, pixel_aspect: Fraction
+) -> tuple[int, int]:
+  """(height, width) as shown: turned upright, with square pixels."""
+  shown = frame.height, round(frame.width * float(pixel_aspect))
+  return shown[::-1] if _is_turned(display_matrix(frame)) else shown
+
+
+def upright(
+  image: UInt8[np.ndarray, "h w 3"], matrix: np.ndarray | None
+) -> UInt8[np.ndarray, "h2 w2 3"]:
+  """Turns and mirrors stored pixels as the display matrix says."""
+  if matrix is None:
+    return image
+  if _is_turned(matrix):
+    image, across, down = image.swapaxes(0, 1), matrix[1, 0], matrix[0, 1]
+  else:
+    across, down = matrix[0, 0], matrix[1, 1]
+  return image[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
+
+
+def _is_turned(matrix: np.ndarray | None) -> bool:
+  """Whether it exchanges rows and columns: a quarter turn."""
+  return matrix is not None and abs(matrix[0, 1]) > abs(matrix[0, 0])
+
+
+class Thumbnails:
+  """Frames of a video shrunk to a few pixels, for looking at all of them.
+
+  Attributes:
+    times_s: when each begins to show.
+  """
+
+  def __init__(self, side: int):
+    self.times_s: list[float] = []
+    self._side, self._images = side, []
+    self._reformatter = VideoReformatter()
+
+  def __call__(self, time_s: float, frame: av.VideoFrame) -> None:
+    """Adds a frame."""
+    small = self._reformatter.reformat(
+      frame,
+      width=self._side,
+      height=self._side,
+      format="rgb24",
+      interpolation=Interpolation.AREA,
+      threads=1,
+    )
+    self.times_s.append(time_s)
+    self._images.append(small.to_ndarray())
+
+  @property
+  def images(self) -> UInt8[np.ndarray, "t h w 3"]:
+    """All of them, in the order they were added."""
+    return np.stack(self._images)

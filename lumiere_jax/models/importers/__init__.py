@@ -1,0 +1,1 @@
+"""Weights under other libraries' names."""

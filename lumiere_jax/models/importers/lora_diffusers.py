@@ -1,0 +1,374 @@
+"""Adapters of DeepFloyd IF's U-Net as diffusers and PEFT write them, and ours.
+
+For a layer of theirs such a file holds a matrix down to the rank and one up
+from it; the layer is corrected by scale * up @ down, with scale = alpha / rank.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import math
+import re
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.models.config import UNetConfig
+from lumiere_jax.models.importers.hf_checkpoint import tell_faults
+from lumiere_jax.models.importers.unet_diffusers import (
+  is_fused,
+  spatial_leaves,
+  tensor_names,
+  to_diffusers,
+  turn_kernel,
+)
+from lumiere_jax.models.lora import PREFIX, axes
+from lumiere_jax.storage.safetensors import LazyArray
+from lumiere_jax.typing import FlatParams
+
+PEFT_PREFIX = "base_model.model."
+
+
+# A module, then as its adapter is spelled by PEFT, by diffusers, by its old
+# attention processors: X.lora_A.weight, X.lora.down.weight, X_lora.down.weight.
+_MODULE = rf"(?:unet\.|{re.escape(PEFT_PREFIX)})?(?P<module>.+?)"
+
+
+_DIFFUSERS = r"(?P<old>_lora)|\.lora(?:_linear_layer)?"
+
+
+_HALF = re.compile(
+  rf"{_MODULE}(?:\.lora_(?P<peft>[AB])(?:\.\w+)?"
+  rf"|(?:{_DIFFUSERS})\.(?P<way>down|up))\.weight"
+)
+
+
+_ALPHA = re.compile(
+  rf"{_MODULE}(?:(?:\.lora_[AB]|(?:{_DIFFUSERS})(?:\.(?:down|up))?)"
+  r"(?:\.weight)?)?\.(?:network_)?alpha"
+)
+
+
+_METADATA = "lora_adapter_metadata"
+
+
+_DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32)
+
+
+# What a PEFT config may say without any effect on a trained adapter; all that
+# is not among these, nor read here, must be off.
+_IDLE = {
+  *("auto_mapping", "base_model_name_or_path", "bias", "eva_config"),
+  *("exclude_modules", "inference_mode", "layers_pattern", "peft_version"),
+  *("layers_to_transform", "lora_dropout", "megatron_core", "revision"),
+  *("qalora_group_size", "target_modules", "task_type"),
+}
+
+
+# Other ways to begin change the weights that the adapter is for.
+_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+  """The correction of one layer of theirs.
+
+  Attributes:
+    down: (rank, in, *window).
+    up: (out, rank), or (out, rank, 1, 1) of a convolution.
+    names: of these two in the file.
+    scale: of their product.
+  """
+
+  down: LazyArray
+  up: LazyArray
+  names: tuple[str, str]
+  scale: float = 1.0
+
+  @property
+  def rank(self) -> int:
+    """Between the two."""
+    return self.down.shape[0]
+
+
+def read_layers(
+  tensors: Mapping[str, LazyArray],
+  settings: Mapping[str, Any] | None,
+  name: str,
+) -> dict[str, Layer]:
+  """What a file of adapters holds for each layer, by the layer's name.
+
+  Args:
+    tensors: all of the file, float16, bfloat16 or float32.
+    settings: the PEFT config it was made with, which states alpha; None:
+      tensors do, and where there is none alpha is the rank.
+    name: of the file, for errors.
+
+  Raises:
+    UserError: some tensors are no part of a low-rank adapter of a U-Net, lack
+      their other half or are of other types, all named; or the settings ask
+      for something else than scale * up @ down.
+  """
+  halves, alphas, faults = _sort(tensors)
+  whole = {m: (h["down"], h["up"]) for m, h in halves.items() if len(h) == 2}
+  faults["there without the rest of the layer"] = [
+    *(t for m, h in halves.items() if m not in whole for t in h.values()),
+    *(t for m, t in alphas.items() if m not in halves),
+  ]
+  faults["of shapes that do not go together"] = [
+    f"{t} {tensors[t].shape}"
+    for names in whole.values()
+    if not _meet(*(tensors[t] for t in names))
+    for t in names
+  ]
+  if told := tell_faults(faults):
+    raise UserError(f"{name}: {told}; give a plain LoRA of a DeepFloyd IF")
+  if not whole:
+    raise UserError(f"{name}: holds no tensors; give a LoRA")
+  ranks = {m: tensors[down].shape[0] for m, (down, _) in whole.items()}
+  if settings is not None and alphas:
+    raise UserError(
+      f"{name}: alpha is stated twice, by a PEFT config and by tensors "
+      f"({', '.join(alphas.values())}); leave one of them out"
+    )
+  if settings is None:
+    given = {m: float(np.asarray(tensors[t]).item()) for m, t in alphas.items()}
+    scales = {m: given.get(m, rank) / rank for m, rank in ranks.items()}
+  else:
+    scales = _scales(settings, ranks, name)
+  if wrong := [m for m, scale in scales.items() if not math.isfinite(scale)]:
+    raise UserError(
+      f"{name}: alpha is no finite number ({', '.join(wrong)}); fetch it again"
+    )
+  return {
+    module: Layer(
+      down=tensors[down], up=tensors[up], names=(down, up), scale=scales[module]
+    )
+    for module, (down, up) in whole.items()
+  }
+
+
+def settings_of(
+  metadata: Mapping[str, str], name: str
+) -> dict[str, Any] | None:
+  """The PEFT config in the header of a file by diffusers, if there is one.
+
+  Args:
+    metadata: strings of the header.
+    name: of the file, for errors.
+
+  Raises:
+    UserError: it is malformed.
+  """
+  if _METADATA not in metadata:
+    return None
+  try:
+    settings = dict(json.loads(metadata[_METADATA]))
+  except (TypeError, ValueError) as error:
+    raise UserError(
+      f"{name}: {_METADATA} in its header is no JSON object ({error}); fetch "
+      "it again"
+    ) from error
+  ours = {k: v for k, v in settings.items() if k.startswith("unet.")}
+  return {k.removeprefix("unet."): v for k, v in (ours or settings).items()}
+
+
+def misfits(layers: Mapping[str, Layer], config: UNetConfig) -> str:
+  """Which tensors do not fit a network, in words; '' if all do."""
+  # Of the weights of all layers, by the layers' names.
+  shapes = {
+    tensor.removesuffix(".weight"): lazy.shape
+    for tensor, lazy in to_diffusers(spatial_leaves(config), config).items()
+  }
+  places = _places(config)
+  wrong = []
+  for module, layer in layers.items():
+    if module not in places:
+      continue
+    out, fan_in, *window = shapes[module]
+    expected = (
+      (layer.rank, fan_in, *window),
+      (out, layer.rank, *(1 for _ in window)),
+    )
+    for tensor, half, shape in zip(
+      layer.names, (layer.down, layer.up), expected, strict=True
+    ):
+      if half.shape != shape:
+        wrong.append(f"{tensor} {half.shape} instead of {shape}")
+  unknown = [t for m, x in layers.items() if m not in places for t in x.names]
+  return tell_faults(
+    {"of layers it has not": unknown, "of the wrong shape": wrong}
+  )
+
+
+def from_diffusers(
+  layers: Mapping[str, Layer], config: UNetConfig, name: str
+) -> FlatParams:
+  """Adapter leaves as `lora.init_adapter` makes them, in float32.
+
+  What they keep apart and we as one kernel gets the ranks of all parts, each
+  of which reaches its own part of the output.
+
+  Args:
+    layers: of `read_layers`.
+    config: of the network they are for.
+    name: of their file, for errors.
+
+  Raises:
+    UserError: tensors do not fit the network; all are named.
+  """
+  if told := misfits(layers, config):
+    raise UserError(f"{name}: {told}; give an adapter of this network")
+  places = _places(config)
+  parts: dict[str, dict[int, Layer]] = {}
+  for module, layer in layers.items():
+    path, number = places[module]
+    parts.setdefault(path, {})[number] = layer
+  leaves = spatial_leaves(config)
+  flat = {}
+  for path, given in parts.items():
+    inner, outer = axes(path, leaves[path].shape)
+    flat[f"{PREFIX}{path}/a"] = _down(given, inner)
+    flat[f"{PREFIX}{path}/b"] = _up(given, outer, is_fused(path))
+  return flat
+
+
+def _sort(
+  tensors: Mapping[str, LazyArray],
+) -> tuple[dict[str, dict[str, str]], dict[str, str], dict[str, list[str]]]:
+  """Names of both halves and of alpha of each layer, and what is wrong."""
+  halves: dict[str, dict[str, str]] = {}
+  alphas: dict[str, str] = {}
+  faults: dict[str, list[str]] = {
+    "no part of a plain LoRA": [],
+    "there already under another name": [],
+    "no single number": [],
+    "not float16, bfloat16 or float32": [],
+  }
+  unknown, twice, no_number, other_type = faults.values()
+  for tensor, lazy in tensors.items():
+    if match := _HALF.fullmatch(tensor):
+      key = match["way"] or {"A": "down", "B": "up"}[match["peft"]]
+      place = halves.setdefault(_module(match), {})
+    elif match := _ALPHA.fullmatch(tensor):
+      key, place = _module(match), alphas
+      if lazy.size != 1:
+        no_number.append(tensor)
+    else:
+      unknown.append(tensor)
+      continue
+    if key in place:
+      twice.append(tensor)
+    if lazy.dtype not in _DTYPES:
+      other_type.append(f"{tensor} {lazy.dtype}")
+    place[key] = tensor
+  return halves, alphas, faults
+
+
+def _module(match: re.Match) -> str:
+  """The layer a tensor is of, as the network calls it."""
+  module = match["module"].replace(".processor.", ".")
+  is_short = match["old"] and module.endswith(".to_out")
+  return f"{module}.0" if is_short else module
+
+
+def _meet(down: LazyArray, up: LazyArray) -> bool:
+  """Whether one's rank is the other's."""
+  return min(down.ndim, up.ndim) > 1 and 0 < down.shape[0] == up.shape[1]
+
+
+def _scales(
+  settings: Mapping[str, Any], ranks: Mapping[str, int], name: str
+) -> dict[str, float]:
+  """alpha / rank of each layer, or alpha / sqrt(rank), by a PEFT config."""
+  read = {
+    "r": 8,
+    "lora_alpha": 8,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "use_rslora": False,
+    "peft_type": "LORA",
+    "init_lora_weights": True,
+  }
+  values = {k: settings.get(k, default) for k, default in read.items()}
+  refused = [
+    f"{key}={value!r}"
+    for key, value in settings.items()
+    if value and key not in read and key not in _IDLE
+  ]
+  if values["peft_type"] != "LORA":
+    refused.append(f"peft_type={values['peft_type']!r}")
+  if values["init_lora_weights"] not in _BEGINNINGS:
+    refused.append(f"init_lora_weights={values['init_lora_weights']!r}")
+  if refused:
+    raise UserError(
+      f"{name}: its PEFT config has {', '.join(refused)}, which is more than "
+      "a plain low-rank adapter; give one without"
+    )
+  stated = {m: _pattern(values, "rank_pattern", "r", m, name) for m in ranks}
+  wrong = [
+    f"{m} {rank} instead of {stated[m]:g}"
+    for m, rank in ranks.items()
+    if rank != stated[m]
+  ]
+  if wrong:
+    raise UserError(
+      f"{name}: ranks are not what its PEFT config says ({', '.join(wrong)}); "
+      "fetch both again, together"
+    )
+  root = math.sqrt if values["use_rslora"] else float
+  return {
+    m: _pattern(values, "alpha_pattern", "lora_alpha", m, name) / root(rank)
+    for m, rank in ranks.items()
+  }
+
+
+def _pattern(
+  values: Mapping[str, Any], patterns: str, default: str, module: str, name: str
+) -> float:
+  """The value of the first regex that ends a layer's name, or the default."""
+  try:
+    for key, value in (values[patterns] or {}).items():
+      if re.match(rf"(.*\.)?({key})$", module):
+        return float(value)
+    return float(values[default])
+  except (AttributeError, TypeError, ValueError, re.error) as error:
+    raise UserError(
+      f"{name}: its PEFT config's {patterns} or {default} is malformed "
+      f"({error}); fetch it again"
+    ) from error
+
+
+def _places(config: UNetConfig) -> dict[str, tuple[str, int]]:
+  """For each layer of theirs the path of our kernel and its part of that."""
+  return {
+    tensor.removesuffix(".weight"): (path, number)
+    for path, names in tensor_names(config).items()
+    if path.endswith("/kernel")
+    for number, tensor in enumerate(names)
+  }
+
+
+def _down(layers: Mapping[int, Layer], inner: tuple[int, ...]) -> np.ndarray:
+  """(*inner, ranks of all parts)."""
+  arrays = [
+    turn_kernel(np.asarray(layer.down, np.float32)).reshape(*inner, layer.rank)
+    for _, layer in sorted(layers.items())
+  ]
+  return np.concatenate(arrays, axis=-1)
+
+
+def _up(
+  layers: Mapping[int, Layer], outer: tuple[int, ...], fused: bool
+) -> np.ndarray:
+  """(ranks of all parts, *outer), scaled."""
+  blocks = []
+  for number, layer in sorted(layers.items()):
+    up = np.asarray(layer.up, np.float32).reshape(-1, layer.rank).T
+    block = np.zeros((layer.rank, *outer), np.float32)
+    part = block[:, number] if fused else block
+    part[...] = (layer.scale * up).reshape(part.shape)
+    blocks.append(block)
+  return np.concatenate(blocks)

@@ -1,0 +1,167 @@
+"""T5 encoder weights from and to the names and layout of Hugging Face files.
+
+The decoder and output head that a full T5 file also holds are left out.
+"""
+
+from collections.abc import Mapping
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lumiere_jax.errors import UserError, build
+from lumiere_jax.models.importers.hf_checkpoint import (
+  check_tensors,
+  open_weights,
+  read_json,
+)
+from lumiere_jax.models.params import flatten, unflatten
+from lumiere_jax.models.t5 import T5Config, abstract_params
+from lumiere_jax.storage.safetensors import LazyArray
+from lumiere_jax.typing import FlatParams, Params
+
+_EMBEDDING = ("shared.weight", "encoder.embed_tokens.weight")
+
+
+_LEAVES = {
+  "attention/query/kernel": "layer.0.SelfAttention.q.weight",
+  "attention/key/kernel": "layer.0.SelfAttention.k.weight",
+  "attention/value/kernel": "layer.0.SelfAttention.v.weight",
+  "attention/out/kernel": "layer.0.SelfAttention.o.weight",
+  "pre_attention_layer_norm/scale": "layer.0.layer_norm.weight",
+  "mlp/wi_0/kernel": "layer.1.DenseReluDense.wi_0.weight",
+  "mlp/wi_1/kernel": "layer.1.DenseReluDense.wi_1.weight",
+  "mlp/wo/kernel": "layer.1.DenseReluDense.wo.weight",
+  "pre_mlp_layer_norm/scale": "layer.1.layer_norm.weight",
+}
+
+
+_ROOMS = {
+  "token_embedder": _EMBEDDING[0],
+  "relpos_bias": (
+    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+  ),
+  "encoder_norm": "encoder.final_layer_norm.weight",
+}
+
+
+_CONFIG_KEYS = {
+  "vocab_size": "vocab_size",
+  "d_model": "d_model",
+  "d_ff": "d_ff",
+  "num_heads": "num_heads",
+  "d_kv": "d_kv",
+  "num_layers": "num_layers",
+  "relative_attention_num_buckets": "num_buckets",
+  "relative_attention_max_distance": "max_distance",
+}
+
+
+def open_hf(
+  source: str | os.PathLike, dtype: str = "float32"
+) -> tuple[T5Config, dict[str, LazyArray]]:
+  """An encoder as it is published, config.json and safetensors, unread.
+
+  Args:
+    source: a folder with config.json and model.safetensors, or shards with
+      model.safetensors.index.json; or one file with config.json beside it.
+    dtype: "float32" or "bfloat16", what the weights are converted to.
+
+  Returns:
+    The config, and the leaves of `T5Encoder(config)` by path.
+
+  Raises:
+    UserError: files are missing, broken, or not a T5 v1.1 encoder.
+  """
+  source = Path(source)
+  if not source.exists():
+    raise UserError(f"{source}: no such file or folder; check the path")
+  folder = source if source.is_dir() else source.parent
+  config = _read_config(folder / "config.json", dtype)
+  tensors = open_weights(source, "model", keep=_is_encoder)
+  return config, _leaves(tensors, config, str(source))
+
+
+def params_from_hf(
+  tensors: Mapping[str, np.ndarray], config: T5Config
+) -> Params:
+  """Parameters of `T5Encoder(config)` from tensors under Hugging Face names.
+
+  Matrices are transposed from (out, in) to (in, out); dtypes become the
+  config's. Tensors outside the encoder (decoder, head) are ignored.
+
+  Raises:
+    UserError: tensors of the encoder are missing, have the wrong shape or do
+      not belong to T5 v1.1 of this config (they are named).
+  """
+  kept = {name: x for name, x in tensors.items() if _is_encoder(name)}
+  leaves = _leaves(kept, config, "T5 weights")
+  return unflatten({k: np.asarray(x) for k, x in leaves.items()})
+
+
+def params_to_hf(params: Params) -> FlatParams:
+  """The inverse of `params_from_hf`: numpy arrays under Hugging Face names."""
+  flat = flatten(params)
+  return {_hf_name(p): _turn(p, np.asarray(v)) for p, v in flat.items()}
+
+
+def _leaves(
+  tensors: dict[str, Any], config: T5Config, source: str
+) -> dict[str, LazyArray]:
+  """The encoder's leaves, made of its tensors when they are asked for."""
+  tensors = dict(tensors)
+  alias = tensors.pop(_EMBEDDING[1], None)
+  if alias is not None:
+    tensors.setdefault(_EMBEDDING[0], alias)
+  leaves = abstract_params(config)
+  check_tensors(
+    tensors,
+    {_hf_name(p): _turned(p, leaf.shape) for p, leaf in leaves.items()},
+    f"{source}: give the T5 v1.1 encoder that its config describes (d_model "
+    f"{config.d_model}, {config.num_layers} layers)",
+  )
+
+  def leaf(path: str) -> LazyArray:
+    tensor, spec = tensors[_hf_name(path)], leaves[path]
+    make = lambda: _turn(path, np.asarray(tensor)).astype(
+      spec.dtype, copy=False
+    )
+    return LazyArray(spec.shape, spec.dtype, make)
+
+  return {path: leaf(path) for path in leaves}
+
+
+def _is_encoder(name: str) -> bool:
+  return name in _EMBEDDING or name.startswith("encoder.")
+
+
+def _hf_name(path: str) -> str:
+  room, _, leaf = path.partition("/")
+  if room.startswith("layers_"):
+    return f"encoder.block.{room.removeprefix('layers_')}.{_LEAVES[leaf]}"
+  return _ROOMS[room]
+
+
+def _is_transposed(path: str) -> bool:
+  return path.endswith(("/kernel", "/rel_embedding"))
+
+
+def _turn(path: str, value: np.ndarray) -> np.ndarray:
+  return value.T if _is_transposed(path) else value
+
+
+def _turned(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  return shape[::-1] if _is_transposed(path) else shape
+
+
+def _read_config(path: Path, dtype: str) -> T5Config:
+  content = read_json(path)
+  kind = content.get("feed_forward_proj")
+  if kind != "gated-gelu":
+    raise UserError(
+      f"{path}: feed_forward_proj is {kind!r}; give a T5 v1.1 encoder, which "
+      'has "gated-gelu"'
+    )
+  values = {o: content[hf] for hf, o in _CONFIG_KEYS.items() if hf in content}
+  return build(T5Config, {**values, "dtype": dtype}, str(path))

@@ -1,0 +1,284 @@
+"""T5 encoder weights from T5X checkpoints, which hold them under our names.
+
+  checkpoint                                        msgpack: the tree of leaves
+  target.encoder.layers_0.attention.key.kernel/     a zarr array, and so on
+
+or one msgpack file with the arrays inside. The decoder and what the optimizer
+kept are left out. Nothing in these formats can run code.
+"""
+
+from collections.abc import Iterator
+import os
+from pathlib import Path
+import re
+from typing import Any
+
+from flax import serialization
+import jax
+import msgpack
+import numpy as np
+import tensorstore
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.models.importers.hf_checkpoint import check_tensors
+from lumiere_jax.models.t5 import T5Config, abstract_params
+from lumiere_jax.storage.safetensors import LazyArray
+
+INDEX = "checkpoint"
+
+
+_MAP = re.compile(rb"[\x81-\x8f\xde\xdf]")
+"""The first byte of a map in msgpack, unless it is empty."""
+
+
+_ENCODER = re.compile(
+  r"(?:(?:optimizer/)?target/)?"
+  r"(?:encoder/(?P<inner>.+)|(?P<outer>token_embedder/.+))"
+)
+
+
+_LEAF = re.compile(r".*/(kernel|scale|embedding|rel_embedding)")
+
+
+_ARRAY, _CHUNKED = 1, "__msgpack_chunked_array__"  # as flax writes them
+
+
+_PLACEHOLDER = "PLACEHOLDER://"
+
+
+_FLOATS = ("float32", "bfloat16", "float16", "float64")
+
+
+_MALFORMED = (
+  *(ValueError, TypeError, LookupError, AttributeError),
+  msgpack.UnpackException,
+)
+"""What unpacking anything else can raise."""
+
+
+_SIZES = {
+  "vocab_size": ("token_embedder/embedding", 0),
+  "d_model": ("token_embedder/embedding", 1),
+  "num_heads": ("relpos_bias/rel_embedding", 0),
+  "num_buckets": ("relpos_bias/rel_embedding", 1),
+  "width": ("layers_0/attention/query/kernel", 1),
+  "d_ff": ("layers_0/mlp/wi_0/kernel", 1),
+}
+
+
+def is_t5x(source: str | os.PathLike) -> bool:
+  """Whether a path looks like a T5X checkpoint: its folder or msgpack file."""
+  source = Path(source)
+  file = source / INDEX if source.is_dir() else source
+  if file.suffix == ".safetensors" or not file.is_file():
+    return False
+  with file.open("rb") as stream:
+    return _MAP.match(stream.read(1)) is not None
+
+
+def open_t5x(
+  source: str | os.PathLike, dtype: str = "float32"
+) -> tuple[T5Config, dict[str, LazyArray]]:
+  """An encoder as T5X saved it; its arrays are unread.
+
+  The config follows from the shapes of the arrays, but for `max_distance`,
+  which T5 never changes.
+
+  Args:
+    source: a checkpoint's folder, or a msgpack file.
+    dtype: "float32" or "bfloat16", what the weights are converted to.
+
+  Returns:
+    The config, and the leaves of `T5Encoder(config)` by path.
+
+  Raises:
+    UserError: files are missing, broken, or not a T5 v1.1 encoder.
+  """
+  source = Path(source)
+  file = source / INDEX if source.is_dir() else source
+  arrays = _read_index(file)
+  config = _infer(arrays, source, dtype)
+  leaves = abstract_params(config)
+  check_tensors(
+    arrays,
+    {path: leaf.shape for path, leaf in leaves.items()},
+    f"{source}: give the checkpoint of a T5 v1.1 encoder, whole (d_model "
+    f"{config.d_model}, {config.num_layers} layers)",
+  )
+  return config, {p: _cast(arrays[p], leaf.dtype) for p, leaf in leaves.items()}
+
+
+def _cast(array: LazyArray, dtype: np.dtype) -> LazyArray:
+  make = lambda: np.asarray(array).astype(dtype, copy=False)
+  return LazyArray(array.shape, dtype, make)
+
+
+# The msgpack file.
+
+
+def _read_index(file: Path) -> dict[str, LazyArray]:
+  """The encoder's arrays by path, in the file or where it says."""
+  try:
+    with file.open("rb") as stream, file.open("rb") as ahead:
+      unpacker = msgpack.Unpacker(
+        stream, ext_hook=_describe, strict_map_key=False, max_buffer_size=0
+      )
+      return {
+        path: _lazy(value, file, path, span)
+        for path, value, span in _walk(unpacker, ahead, "")
+      }
+  except OSError as error:
+    raise UserError(
+      f"{file}: cannot be read ({error.strerror}); give a T5X checkpoint"
+    ) from error
+  except _MALFORMED as error:
+    raise UserError(
+      f"{file}: not the msgpack of a T5X checkpoint, or only a part of it "
+      f"({str(error) or type(error).__name__}); fetch it again"
+    ) from error
+
+
+def _walk(
+  unpacker: msgpack.Unpacker, ahead: Any, path: str
+) -> Iterator[tuple[str, Any, slice]]:
+  """The encoder's leaves in one value: path, what stands there, its bytes.
+
+  In what stands there, arrays are told by shape and dtype alone. The rest is
+  passed over, leaf by leaf: the optimizer's share need not fit into memory.
+  """
+  start = unpacker.tell()
+  ahead.seek(start)
+  found = _ENCODER.fullmatch(path)
+  if not _MAP.match(ahead.read(1)) or (found and _LEAF.fullmatch(path)):
+    if found:
+      value = unpacker.unpack()
+      ours = found["inner"] or found["outer"]
+      yield ours, value, slice(start, unpacker.tell())
+    else:
+      unpacker.skip()
+    return
+  for _ in range(unpacker.read_map_header()):
+    key = unpacker.unpack()
+    yield from _walk(unpacker, ahead, f"{path}/{key}" if path else str(key))
+
+
+def _describe(code: int, data: bytes) -> Any:
+  """Shape and dtype in place of an array."""
+  if code != _ARRAY:
+    return msgpack.ExtType(code, data)
+  shape, name, values = msgpack.unpackb(data, raw=True)
+  array = jax.ShapeDtypeStruct(shape, _float(str(name, "ascii")))
+  if array.size * array.dtype.itemsize != len(values):
+    raise ValueError("an array does not have the size of its shape")
+  return array
+
+
+def _float(name: str) -> np.dtype:
+  if name not in _FLOATS:
+    raise ValueError(f"an array is of type {name}")
+  return np.dtype(name)
+
+
+def _join(parts: dict[str, Any]) -> jax.ShapeDtypeStruct:
+  """Shape and dtype of an array that was too large for one piece."""
+  in_order = lambda values: [values[str(i)] for i in range(len(values))]
+  chunks = in_order(parts["chunks"])
+  array = jax.ShapeDtypeStruct(in_order(parts["shape"]), chunks[0].dtype)
+  if array.size != sum(chunk.size for chunk in chunks):
+    raise ValueError("a chunked array does not have the size of its shape")
+  return array
+
+
+def _lazy(value: Any, file: Path, path: str, span: slice) -> LazyArray:
+  """The array that a leaf of the file is, or names."""
+  if isinstance(value, dict) and _CHUNKED in value:
+    value = _join(value)
+  if isinstance(value, jax.ShapeDtypeStruct):
+    return LazyArray(value.shape, value.dtype, lambda: _restore(file, span))
+  if isinstance(value, dict):  # a specification of tensorstore's
+    value = value.get("kvstore", value).get("path")
+  if not isinstance(value, str):
+    raise UserError(
+      f"{file}: {path} is neither an array nor the name of one; give a "
+      "checkpoint that T5X wrote"
+    )
+  return _open_zarr(file, value.removeprefix(_PLACEHOLDER))
+
+
+def _restore(file: Path, span: slice) -> np.ndarray:
+  with file.open("rb") as stream:
+    stream.seek(span.start)
+    data = stream.read(span.stop - span.start)
+  return serialization.msgpack_restore(data)
+
+
+# The folders beside it.
+
+
+def _open_zarr(index: Path, name: str) -> LazyArray:
+  """The zarr array in a folder that the index names."""
+  folder = index.parent.resolve()
+  path = (folder / name).resolve()
+  if path == folder or not path.is_relative_to(folder):
+    raise UserError(
+      f"{index} names {name!r}, which lies outside its folder; get the "
+      "checkpoint from where you trust it"
+    )
+  # Of what the index says, the name alone is used: a whole specification can
+  # lead anywhere, the network included. A lost chunk must not read as zeros.
+  spec = {
+    "driver": "zarr",
+    "kvstore": {"driver": "file", "path": str(path)},
+    "fill_missing_data_reads": False,
+  }
+  failed = lambda error: UserError(
+    f"{path}: not a zarr array, or only a part of one ({error}); fetch the "
+    "folder again"
+  )
+  try:
+    store = tensorstore.open(spec, open=True, read=True).result()
+    dtype = _float(store.dtype.name)
+  except ValueError as error:
+    raise failed(error) from error
+
+  def read() -> np.ndarray:
+    try:
+      return store.read().result()
+    except ValueError as error:
+      raise failed(error) from error
+
+  return LazyArray(tuple(store.shape), dtype, read)
+
+
+# What the arrays tell.
+
+
+def _infer(arrays: dict[str, LazyArray], source: Path, dtype: str) -> T5Config:
+  """The config of an encoder with these arrays."""
+  if "layers_0/mlp/wi/kernel" in arrays:
+    raise UserError(
+      f"{source}: is T5 1.0, without gated feed-forward layers; give a T5 v1.1 "
+      "encoder"
+    )
+  lost = sorted({p for p, _ in _SIZES.values() if p not in arrays})
+  if lost:
+    raise UserError(
+      f"{source}: holds no T5 encoder, as {', '.join(lost)} "
+      f"{'is' if len(lost) == 1 else 'are'} missing; give a T5X checkpoint of "
+      "T5 v1.1"
+    )
+  flat = sorted({p for p, _ in _SIZES.values() if arrays[p].ndim != 2})
+  if flat:
+    raise UserError(
+      f"{source}: {', '.join(f'{p} {arrays[p].shape}' for p in flat)} must "
+      "have two axes; give a T5X checkpoint of T5 v1.1 without scanned layers"
+    )
+  sizes = {name: arrays[p].shape[axis] for name, (p, axis) in _SIZES.items()}
+  width = sizes.pop("width")
+  layers = {re.match(r"layers_(\d+)/", path) for path in arrays} - {None}
+  return T5Config(
+    **sizes,
+    d_kv=width // max(sizes["num_heads"], 1),
+    num_layers=max(int(layer[1]) for layer in layers) + 1,
+    dtype=dtype,
+  )

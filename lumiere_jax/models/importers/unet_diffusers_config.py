@@ -1,0 +1,302 @@
+"""The config.json of DeepFloyd IF's U-Nets in diffusers, and our `UNetConfig`.
+
+What our network cannot do is refused by the name of its key.
+"""
+
+from collections.abc import Mapping
+import math
+from typing import Any
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.models.config import UNetConfig
+
+CLASS = "UNet2DConditionModel"
+
+
+# Keys whose values change the network in ways ours does not; None stands for
+# an absent key too. Defaults are those of diffusers' class.
+_ONLY: dict[str, tuple[Any, ...]] = {
+  "addition_embed_type": ("text",),
+  "attention_type": ("default", None),
+  "center_input_sample": (False, None),
+  "class_embed_type": (None, "timestep"),
+  "class_embeddings_concat": (False, None),
+  "conv_in_kernel": (3, None),
+  "conv_out_kernel": (3, None),
+  "cross_attention_norm": ("group_norm",),
+  "dropout": (0, None),
+  "dual_cross_attention": (False, None),
+  "encoder_hid_dim_type": ("text_proj", None),
+  "flip_sin_to_cos": (True, None),
+  "freq_shift": (0, None),
+  "in_channels": (3, 6),
+  "mid_block_type": ("UNetMidBlock2DSimpleCrossAttn",),
+  "norm_eps": (1e-5, None),
+  # Its norm of the text has 32 groups whatever this says.
+  "norm_num_groups": (32,),
+  "num_attention_heads": (None,),
+  "num_class_embeds": (None,),
+  "out_channels": (3, 6),
+  "resnet_time_scale_shift": ("scale_shift",),
+  "time_cond_proj_dim": (None,),
+  "time_embedding_type": ("positional", None),
+  "timestep_post_act": (None,),
+}
+
+
+# Keys without any effect on networks of these blocks.
+_IDLE = (
+  *("addition_time_embed_dim", "downsample_padding", "sample_size"),
+  *("projection_class_embeddings_input_dim", "upcast_attention"),
+  *("transformer_layers_per_block", "use_linear_projection"),
+  "reverse_transformer_layers_per_block",
+)
+
+
+_ACTIVATIONS = {"gelu": "gelu", "silu": "silu", "swish": "silu"}
+
+
+_KINDS = {
+  "ResnetDownsampleBlock2D": False,
+  "SimpleCrossAttnDownBlock2D": True,
+  "ResnetUpsampleBlock2D": False,
+  "SimpleCrossAttnUpBlock2D": True,
+}
+
+
+class _Keys:
+  """The content of a config.json, read key by key."""
+
+  def __init__(self, content: Mapping[str, Any], name: str):
+    self.content = content
+    self.name = name
+    self.read: set[str] = set()
+
+  def __call__(self, key: str, default: Any = None) -> Any:
+    self.read.add(key)
+    return self.content.get(key, default)
+
+  def refuse(self, key: str, expected: str) -> None:
+    raise UserError(
+      f"{self.name}: {key}={self.content.get(key)!r} is beyond this network, "
+      f"which needs {expected}; give a U-Net of the DeepFloyd IF kind"
+    )
+
+  def whole(self, key: str, value: Any) -> Any:
+    """`value`, which is of a key, if it holds positive whole numbers alone."""
+    numbers = value if isinstance(value, tuple) else (value,)
+    if not numbers or not all(type(n) is int and n > 0 for n in numbers):
+      self.refuse(key, "positive whole numbers")
+    return value
+
+  def scale(self, key: str) -> float:
+    """A positive number."""
+    value = self(key, 1.0)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+      self.refuse(key, "a positive number")
+    return value
+
+  def same(self, key: str, default: Any = None) -> Any:
+    """The one value of a key that may have one for each level."""
+    value = self(key, default)
+    values = value if isinstance(value, list) else [value]
+    if any(other != values[0] for other in values):
+      self.refuse(key, "the same at every level")
+    return values[0] if values else None
+
+  def each(self, key: str, levels: int, default: Any = None) -> tuple:
+    """The values of a key at every level."""
+    value = self(key, default)
+    if not isinstance(value, list):
+      return (value,) * levels
+    if len(value) != levels:
+      self.refuse(key, f"{levels} entries, as block_out_channels has")
+    return tuple(value)
+
+
+def config_from_diffusers(content: Mapping[str, Any], name: str) -> UNetConfig:
+  """Our config of the network that a config.json describes.
+
+  Args:
+    content: of config.json.
+    name: its path, for errors.
+
+  Raises:
+    UserError: it is of another class, lacks a key, or has a key or a value
+      that our network cannot follow; the key is named.
+  """
+  if content.get("_class_name", CLASS) != CLASS:
+    raise UserError(
+      f"{name}: _class_name={content['_class_name']!r}; give the folder of a "
+      f"{CLASS} (in a whole pipeline: its `unet`)"
+    )
+  keys = _Keys(content, name)
+  for key, values in _ONLY.items():
+    if keys(key) not in values:
+      keys.refuse(key, " or ".join(map(repr, values)))
+  channels = keys("block_out_channels")
+  channels = keys.whole(
+    "block_out_channels", tuple(channels) if isinstance(channels, list) else ()
+  )
+  levels = len(channels)
+  once = bool(keys("resnet_skip_time_act", False))
+  _check_embedding(keys, channels)
+  scale = keys.scale("resnet_out_scale_factor")
+  if keys("mid_block_scale_factor", 1.0) != scale:
+    keys.refuse("mid_block_scale_factor", f"{scale!r}, as at other blocks")
+  values = {
+    "channels": channels,
+    "num_res_blocks": keys.whole(
+      "layers_per_block", keys.each("layers_per_block", levels, 2)
+    ),
+    "attention": _attention(keys, levels),
+    "text_dim": keys.whole("encoder_hid_dim", keys("encoder_hid_dim")),
+    "text_channels": keys.whole(
+      "cross_attention_dim", keys.same("cross_attention_dim", 1280)
+    ),
+    "pool_heads": keys.whole(
+      "addition_embed_type_num_heads", keys("addition_embed_type_num_heads", 64)
+    ),
+    "head_dim": keys.whole(
+      "attention_head_dim", keys.same("attention_head_dim", 8)
+    ),
+    "in_channels": keys("in_channels"),
+    # As IF's pipelines enlarge the low-resolution input (channels 4 to 6).
+    "low_resolution": "corners" if keys("in_channels") == 6 else "half_pixel",
+    "out_channels": keys("out_channels"),
+    "activation": _activation(keys, once),
+    "noise_embedding": "squaredcos_cap_v2",
+    "noise_conditioned": keys("class_embed_type") == "timestep",
+    "activate_embedding_once": once,
+    "skip_scale": 1 / scale,
+    "mask_text": False,
+  }
+  _refuse_unread(keys)
+  try:
+    return UNetConfig(**values)
+  except UserError as error:  # widths that do not divide
+    raise UserError(f"{name}: {error}") from error
+
+
+def config_to_diffusers(config: UNetConfig, sample_size: int) -> dict[str, Any]:
+  """The config.json of a network's spatial part: without what Lumiere adds.
+
+  Args:
+    config: of the network.
+    sample_size: pixels that it was trained on.
+
+  Raises:
+    UserError: it has something that theirs cannot follow; it is named.
+  """
+  for field, value, only in (
+    ("mask_text", config.mask_text, False),
+    ("norm_groups", config.norm_groups, 32),
+  ):
+    if value != only:
+      raise UserError(
+        f"config.model.{field}={value!r} has no counterpart in diffusers, "
+        f"which needs {only!r}; this model can be kept as a bundle only"
+      )
+  c = config
+  block = lambda way, kind: (
+    f"Resnet{way}sampleBlock2D"
+    if kind == "none"
+    else f"SimpleCrossAttn{way}Block2D"
+  )
+  return {
+    "_class_name": CLASS,
+    "_diffusers_version": "0.42.1",
+    "act_fn": c.activation,
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": c.pool_heads,
+    "attention_head_dim": c.head_dim,
+    "block_out_channels": list(c.channels),
+    "class_embed_type": "timestep" if c.noise_conditioned else None,
+    "cross_attention_dim": c.text_channels,
+    "cross_attention_norm": "group_norm",
+    "down_block_types": [block("Down", kind) for kind in c.attention],
+    "encoder_hid_dim": c.text_dim,
+    "encoder_hid_dim_type": "text_proj",
+    "in_channels": c.in_channels,
+    "layers_per_block": list(c.num_res_blocks),
+    "mid_block_only_cross_attention": c.attention[-1] != "self",
+    "mid_block_scale_factor": 1 / c.skip_scale,
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "norm_num_groups": c.norm_groups,
+    "only_cross_attention": [kind == "cross" for kind in c.attention],
+    "out_channels": c.out_channels,
+    "resnet_out_scale_factor": 1 / c.skip_scale,
+    "resnet_skip_time_act": c.activate_embedding_once,
+    "resnet_time_scale_shift": "scale_shift",
+    "sample_size": sample_size,
+    "time_embedding_act_fn": (
+      c.activation if c.activate_embedding_once else None
+    ),
+    "time_embedding_dim": c.channels[-1],
+    "up_block_types": [block("Up", kind) for kind in c.attention[::-1]],
+  }
+
+
+def _activation(keys: _Keys, once: bool) -> str:
+  name = keys("act_fn", "silu")
+  if not (isinstance(name, str) and name in _ACTIVATIONS):
+    keys.refuse("act_fn", " or ".join(_ACTIVATIONS))
+  of_embedding = keys("time_embedding_act_fn")
+  if of_embedding != (name if once else None):
+    keys.refuse(
+      "time_embedding_act_fn",
+      f"{name if once else None!r} where act_fn={name!r} and "
+      f"resnet_skip_time_act={once}",
+    )
+  return _ACTIVATIONS[name]
+
+
+def _check_embedding(keys: _Keys, channels: tuple[int, ...]) -> None:
+  width = keys("time_embedding_dim") or 4 * channels[0]
+  if width != channels[-1]:
+    keys.refuse(
+      "time_embedding_dim",
+      f"{channels[-1]}, the width of the coarsest level (absent means "
+      f"{4 * channels[0]})",
+    )
+
+
+def _attention(keys: _Keys, levels: int) -> tuple[str, ...]:
+  down = keys.each("down_block_types", levels)
+  up = keys.each("up_block_types", levels)
+  for key, blocks in (("down_block_types", down), ("up_block_types", up)):
+    if not all(isinstance(b, str) and b in _KINDS for b in blocks):
+      keys.refuse(key, " and ".join(k for k in _KINDS if key[:2].title() in k))
+  attends = [_KINDS[block] for block in down]
+  if [_KINDS[block] for block in up] != attends[::-1]:
+    keys.refuse("up_block_types", "those of down_block_types, mirrored")
+  only = keys("only_cross_attention", False)
+  middle = keys("mid_block_only_cross_attention")
+  if middle is None:
+    middle = only if isinstance(only, bool) else False
+  kinds = tuple(
+    ("cross" if text_alone else "self") if attention else "none"
+    for attention, text_alone in zip(
+      attends, keys.each("only_cross_attention", levels, False), strict=True
+    )
+  )
+  if middle != (kinds[-1] != "self"):
+    keys.refuse(
+      "mid_block_only_cross_attention",
+      f"{kinds[-1] != 'self'}, as the coarsest level has",
+    )
+  return kinds
+
+
+def _refuse_unread(keys: _Keys) -> None:
+  known = {*keys.read, *_IDLE}
+  unknown = [
+    key
+    for key, value in keys.content.items()
+    if not (key in known or key.startswith("_") or value is None)
+  ]
+  if unknown:
+    raise UserError(
+      f"{keys.name}: unknown keys {', '.join(unknown)}; what they mean for the "
+      "network is not known here"
+    )

@@ -1,1 +1,0 @@
-"""Making videos: the cascade at inference and what it is conditioned on."""

@@ -1,0 +1,1 @@
+"""Files and folders, local and remote: atomic writes, tensors, bundles."""

@@ -1,0 +1,242 @@
+"""Arrays that are made when they are asked for, and not kept.
+
+A model is a dict of names and arrays; made of these it weighs nothing, and
+what is done to it (renaming, turning, joining, saving) needs the memory of
+one array at a time.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, deserialize, safe_open
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.storage.atomic import writing
+from lumiere_jax.typing import FlatParams
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyArray:
+  """Stands for an array of known shape and dtype.
+
+  Attributes:
+    shape: of the array.
+    dtype: of the array.
+    make: makes it, each time it is called.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  make: Callable[[], np.ndarray]
+
+  @property
+  def size(self) -> int:
+    """Number of values."""
+    return int(np.prod(self.shape, dtype=np.int64))
+
+  @property
+  def ndim(self) -> int:
+    """Number of axes."""
+    return len(self.shape)
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of the array once it is made."""
+    return self.size * self.dtype.itemsize
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    """The array itself, for numpy."""
+    del copy  # it is always a fresh one
+    return np.asarray(self.make(), dtype)
+
+
+_DTYPES: dict[np.dtype, str] = {
+  np.dtype(dtype): name
+  for name, dtype in {
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "I8": np.int8,
+    "U16": np.uint16,
+    "I16": np.int16,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "U32": np.uint32,
+    "I32": np.int32,
+    "F32": np.float32,
+    "U64": np.uint64,
+    "I64": np.int64,
+    "F64": np.float64,
+  }.items()
+}
+
+
+_OF_CODE = {code: dtype for dtype, code in _DTYPES.items()}
+
+
+def save(
+  path: str | os.PathLike,
+  flat: Mapping[str, Any],
+  metadata: Mapping[str, str] | None = None,
+) -> None:
+  """Writes named arrays; the same input always gives the same bytes.
+
+  Arrays on a device are fetched, and lazy ones made, one at a time.
+
+  Args:
+    path: the file to write or replace.
+    flat: name -> numpy, jax or lazy array of a plain or bfloat16 dtype.
+    metadata: strings for the file's header.
+
+  Raises:
+    UserError: the place cannot be written.
+    ValueError: a dtype the format does not have, or the name "__metadata__".
+  """
+  with writing(path) as file:
+    for part in _parts(flat, metadata):
+      file.write(part)
+
+
+def dumps(flat: Mapping[str, Any]) -> bytes:
+  """The bytes that `save` would write."""
+  return b"".join(_parts(flat))
+
+
+def _parts(
+  flat: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
+  """The header, then the values of each array."""
+  if "__metadata__" in flat:
+    raise ValueError('a tensor cannot be named "__metadata__"')
+  # Widest first, as the format wants, so that every tensor is aligned.
+  names = sorted(flat, key=lambda n: (-flat[n].dtype.itemsize, n))
+  header: dict[str, Any] = {}
+  if metadata:
+    header["__metadata__"] = dict(sorted(metadata.items()))
+  end = 0
+  for name in names:
+    start, end = end, end + flat[name].size * flat[name].dtype.itemsize
+    header[name] = {**_spec(flat[name]), "data_offsets": [start, end]}
+  head = json.dumps(header, separators=(",", ":")).encode()
+  head += b" " * (-len(head) % 8)
+  yield len(head).to_bytes(8, "little") + head
+  yield from (_bytes(flat[name]) for name in names)
+
+
+def load(
+  path: str | os.PathLike, keep: Callable[[str], bool] = lambda name: True
+) -> FlatParams:
+  """Reads the arrays whose names pass `keep` as numpy arrays.
+
+  Raises:
+    UserError: the file is missing, truncated or not a safetensors file.
+  """
+  with _opened(path) as file:
+    return {n: file.get_tensor(n) for n in sorted(file.keys()) if keep(n)}
+
+
+def load_lazily(path: str | os.PathLike) -> dict[str, LazyArray]:
+  """The arrays of a file, each read when it is asked for.
+
+  Raises:
+    UserError: the file is missing, truncated or not a safetensors file, or
+      holds a type that numpy has not; also later, if it is gone by then.
+  """
+  with _opened(path) as file:
+    return {n: _lazy(path, n, file.get_slice(n)) for n in sorted(file.keys())}
+
+
+def _lazy(path: str | os.PathLike, name: str, part: Any) -> LazyArray:
+  code = part.get_dtype()
+  if code not in _OF_CODE:
+    raise UserError(
+      f"{path}: {name} is of type {code}; give one of {', '.join(_OF_CODE)}"
+    )
+
+  def read() -> np.ndarray:
+    # Opened anew each time: the pages of a mapped file that were read stay in
+    # memory for as long as it is open.
+    with _opened(path) as file:
+      return file.get_tensor(name)
+
+  return LazyArray(tuple(part.get_shape()), _OF_CODE[code], read)
+
+
+def loads(data: bytes, name: str) -> FlatParams:
+  """Reads the arrays of a file in memory, which errors call `name`.
+
+  Raises:
+    UserError: it is not a whole safetensors file.
+  """
+  try:
+    found = deserialize(data)
+  except SafetensorError as error:
+    raise UserError(
+      f"{name}: not safetensors, or only a part ({error}); make it again"
+    ) from error
+  return {
+    name: np.frombuffer(array["data"], _OF_CODE[array["dtype"]]).reshape(
+      array["shape"]
+    )
+    for name, array in found
+  }
+
+
+def load_metadata(path: str | os.PathLike) -> dict[str, str]:
+  """Reads the strings in a file's header; {} if there are none.
+
+  Raises:
+    UserError: the file is missing, truncated or not a safetensors file.
+  """
+  with _opened(path) as file:
+    return file.metadata() or {}
+
+
+def content_hash(flat: Mapping[str, Any]) -> str:
+  """SHA-256 (hex) over names, shapes, dtypes and values, in order of name."""
+  digest = hashlib.sha256()
+  for name in sorted(flat):
+    # A JSON object ends itself and fixes the number of bytes after it, so no
+    # two different dicts can feed the same bytes.
+    digest.update(json.dumps({name: _spec(flat[name])}).encode())
+    digest.update(_bytes(flat[name]))
+  return digest.hexdigest()
+
+
+def _spec(array: Any) -> dict[str, Any]:
+  dtype = np.dtype(array.dtype).newbyteorder("=")
+  if dtype not in _DTYPES:
+    raise ValueError(f"safetensors files cannot hold {dtype}")
+  return {"dtype": _DTYPES[dtype], "shape": list(array.shape)}
+
+
+def _bytes(array: Any) -> memoryview:
+  """The values in C order and little endian, without a copy if they are so."""
+  array = np.ascontiguousarray(array)
+  if array.dtype.byteorder == ">":
+    array = array.astype(array.dtype.newbyteorder("<"))
+  return memoryview(array.reshape(-1).view(np.uint8))
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Any]:
+  try:
+    with safe_open(path, framework="np") as file:
+      yield file
+  except FileNotFoundError as error:
+    raise UserError(f"{path}: no such file; check the path") from error
+  except OSError as error:
+    raise UserError(
+      f"{path}: cannot be read ({error}); give a safetensors file"
+    ) from error
+  except SafetensorError as error:
+    raise UserError(
+      f"{path}: not a safetensors file, or only a part of one ({error}); "
+      "copy or download it again"
+    ) from error

@@ -1,0 +1,1 @@
+"""Toy scenes of moving shapes: drawn, captioned, and read back from pixels."""

@@ -1,0 +1,389 @@
+"""The shapes, as signed distances to their edges, and their coverage of pixels.
+
+A shape lies inside the unit circle; `x` runs right and `y` down. Distances are
+negative inside and exact near the edges, which is all that coverage needs.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import math
+
+from jaxtyping import UInt8
+import numpy as np
+
+Array = np.ndarray
+
+
+Distance = Callable[[Array, Array], Array]
+
+
+def _polygon(corners: int) -> Distance:
+  """Regular polygon inside the unit circle, a corner at the top."""
+  turns = 2 * np.pi * (np.arange(corners) + 0.5) / corners
+  apothem = float(np.cos(np.pi / corners))
+
+  def distance(x: Array, y: Array) -> Array:
+    sides = [float(np.sin(a)) * x - float(np.cos(a)) * y for a in turns]
+    return np.maximum.reduce(sides) - apothem
+
+  return distance
+
+
+def _star(x: Array, y: Array) -> Array:
+  """Five points; folded at its ten mirror lines it has one straight side."""
+  fold, notch = np.pi / 5, 0.45
+  side = np.array([notch * np.sin(fold), 1 - notch * np.cos(fold)])
+  across, along = (float(v) for v in side / np.hypot(*side))
+  angle = np.abs((np.arctan2(x, -y) + fold) % (2 * fold) - fold)
+  rho = np.hypot(x, y)
+  return rho * (across * np.cos(angle) + along * np.sin(angle)) - across
+
+
+def _plus(x: Array, y: Array) -> Array:
+  x, y = np.abs(x), np.abs(y)
+  return np.maximum(np.minimum(x, y) - 0.3, np.maximum(x, y) - 0.95)
+
+
+SHAPES: Mapping[str, Distance] = {
+  "circle": lambda x, y: np.hypot(x, y) - 0.95,
+  "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.7,
+  "triangle": _polygon(3),
+  "star": _star,
+  "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.78) - 0.21,
+  "cross": _plus,
+}
+"""Shape -> signed distance to its edge, in units of its radius (< 0 inside)."""
+
+
+FOLDS: Mapping[str, int] = {"square": 4, "triangle": 3, "star": 5, "cross": 4}
+"""Shape -> k if it looks the same after 1/k of a turn; no round ones here."""
+
+
+def coverage(
+  shape: str,
+  x: Array,
+  y: Array,
+  radius: Array,
+  angle: Array,
+  *,
+  side: int,
+  parts: int = 1,
+) -> Array:
+  """How much of each pixel of a small square a shape covers, frame by frame.
+
+  Args:
+    shape: a key of `SHAPES`.
+    x, y: (t,) its middle, in pixels from the middle of the square.
+    radius: (t,) in pixels.
+    angle: (t,) in radians, clockwise.
+    side: of the square, in pixels.
+    parts: a pixel's coverage is the mean of that of its parts x parts parts.
+
+  Returns:
+    (t, side, side) float32 in [0, 1].
+  """
+  grid = (np.arange(side * parts, dtype=np.float32) + 0.5) / parts - side / 2
+  column = lambda v: np.asarray(v, np.float32)[:, None, None]
+  x, y, radius = grid - column(x), grid[:, None] - column(y), column(radius)
+  cos, sin = column(np.cos(angle)) / radius, column(np.sin(angle)) / radius
+  distance = SHAPES[shape](cos * x + sin * y, cos * y - sin * x)
+  covered = np.clip(0.5 - distance * (radius * parts), 0, 1)
+  return covered.reshape(-1, side, parts, side, parts).mean((2, 4))
+
+
+Fields = dict[str, Array]
+"""Some of the fields of `Pose`."""
+
+
+COLOURS: Mapping[str, tuple[int, int, int]] = {
+  "red": (225, 35, 40),
+  "orange": (250, 140, 20),
+  "yellow": (250, 230, 50),
+  "green": (35, 165, 60),
+  "cyan": (40, 210, 225),
+  "blue": (50, 95, 240),
+  "purple": (165, 50, 190),
+}
+
+
+BACKGROUNDS: Mapping[str, tuple[int, int, int]] = {
+  "black": (10, 10, 10),
+  "white": (245, 245, 245),
+  "grey": (65, 65, 65),
+  "navy": (20, 25, 75),
+}
+
+
+SIZES: Mapping[str, float] = {"small": 0.115, "large": 0.17}
+"""Size word -> radius of the circle around the shape."""
+
+
+_FINE = 128  # Shorter side at which coverage is measured before averaging.
+
+
+_CHUNK = 2**18  # Fine pixels drawn at a time, few enough to stay in the cache.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+  """What a caption says of one sprite; None: it does not say."""
+
+  colour: str
+  shape: str
+  motion: str | None = None
+  size: str | None = None
+  speed: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sprite:
+  """One moving shape.
+
+  Attributes:
+    description: its words: colour, shape, motion, size and speed.
+    centre: (x, y) the middle of its path.
+    reach: (x, y) how far its path leaves `centre` on either side.
+    radius: of the circle around the shape (the largest one, if that changes).
+    rate: cycles of the motion per second; negative: the other way round.
+    phase: cycles done at time 0.
+  """
+
+  description: Description
+  centre: tuple[float, float]
+  reach: tuple[float, float]
+  radius: float
+  rate: float
+  phase: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scene:
+  """One or two sprites, which never overlap, before a plain background."""
+
+  sprites: tuple[Sprite, ...]
+  background: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pose:
+  """Where a sprite is at each of `t` times; every field is (t,)."""
+
+  x: Array
+  y: Array
+  radius: Array
+  angle: Array
+  visible: Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Motion:
+  """How a sprite moves, as changes to the pose of one that stands still.
+
+  Attributes:
+    phrase: how a caption says it.
+    path: (sprite, cycles (t,)) -> the fields of `Pose` that it changes.
+    rates: speed word -> (lowest, highest) cycles per second.
+    start: (lowest, highest) phase at which it may start: there the sprite is
+      in full view and of fair size, so that a first frame shows what the
+      caption says.
+    reach: (x, y) how far from its middle the path would like to go.
+  """
+
+  phrase: str
+  path: Callable[[Sprite, Array], Fields]
+  rates: Mapping[str | None, tuple[float, float]]
+  start: tuple[float, float] = (0.0, 1.0)
+  reach: tuple[float, float] = (0.0, 0.0)
+
+
+def _cross(axis: str, sign: int) -> Callable[[Sprite, Array], Fields]:
+  """Crosses the frame and comes in again on the far side, without end."""
+
+  def path(sprite: Sprite, cycles: Array) -> Fields:
+    margin = 1.1 * sprite.radius  # Out of sight before it comes in again.
+    along = (1 + 2 * margin) * (cycles % 1) - margin
+    return {axis: along if sign > 0 else 1 - along}
+
+  return path
+
+
+def _circle(sprite: Sprite, cycles: Array) -> Fields:
+  angle, reach = 2 * np.pi * cycles, min(sprite.reach)
+  return {
+    "x": sprite.centre[0] + reach * np.cos(angle),
+    "y": sprite.centre[1] + reach * np.sin(angle),
+  }
+
+
+def _bounce(sprite: Sprite, cycles: Array) -> Fields:
+  """Thrown up from the floor at every whole cycle, falling back on it."""
+  fall = 2 * (2 * (cycles % 1) - 1) ** 2 - 1
+  return {"y": sprite.centre[1] + sprite.reach[1] * fall}
+
+
+def _swing(sprite: Sprite, cycles: Array) -> Fields:
+  sway = np.sin(2 * np.pi * cycles)
+  return {"x": sprite.centre[0] + sprite.reach[0] * sway}
+
+
+def _grow(sprite: Sprite, cycles: Array) -> Fields:
+  """Grows to full size, and again from the start, without end."""
+  return {"radius": sprite.radius * (0.4 + 0.6 * (cycles % 1))}
+
+
+def _shrink(sprite: Sprite, cycles: Array) -> Fields:
+  """The reverse of `_grow`."""
+  return {"radius": sprite.radius * (1.0 - 0.6 * (cycles % 1))}
+
+
+def _two_speeds(
+  slow: float, quick: float
+) -> dict[str | None, tuple[float, float]]:
+  return {
+    "slowly": (0.85 * slow, 1.15 * slow),
+    "quickly": (0.85 * quick, 1.15 * quick),
+  }
+
+
+_CROSSING = _two_speeds(0.15, 0.45)
+
+
+# Three to four cycles a second: at 16 frames per second each takes four frames
+# or more, so nothing aliases, but key frames a quarter second apart lose it.
+_FAST = {None: (3.0, 4.0)}
+
+
+MOTIONS: Mapping[str, Motion] = {
+  "still": Motion(
+    phrase="standing still",
+    path=lambda sprite, cycles: {},
+    rates={None: (0.0, 0.0)},
+  ),
+  **{
+    name: Motion(
+      phrase=f"moving {name}",
+      path=_cross(axis, sign),
+      rates=_CROSSING,
+      start=(0.3, 0.5),
+    )
+    for name, axis, sign in [
+      ("left", "x", -1),
+      ("right", "x", 1),
+      ("up", "y", -1),
+      ("down", "y", 1),
+    ]
+  },
+  "circling": Motion(
+    phrase="circling",
+    path=_circle,
+    rates=_two_speeds(0.3, 0.8),
+    reach=(0.22, 0.22),
+  ),
+  "bouncing": Motion(
+    phrase="bouncing",
+    path=_bounce,
+    rates=_two_speeds(0.6, 1.5),
+    reach=(0.0, 0.25),
+  ),
+  "spinning": Motion(
+    phrase="spinning",
+    path=lambda sprite, cycles: {"angle": 2 * np.pi * cycles},
+    rates=_two_speeds(0.15, 0.5),
+  ),
+  "growing": Motion(
+    phrase="growing",
+    path=_grow,
+    rates=_two_speeds(0.2, 0.6),
+    start=(0.2, 0.5),
+  ),
+  "shrinking": Motion(
+    phrase="shrinking",
+    path=_shrink,
+    rates=_two_speeds(0.2, 0.6),
+    start=(0.0, 0.3),
+  ),
+  "blinking": Motion(
+    phrase="blinking",
+    path=lambda sprite, cycles: {"visible": cycles % 1 < 0.5},
+    rates=_FAST,
+    start=(0.0, 0.5),
+  ),
+  "swinging": Motion(
+    phrase="swinging", path=_swing, rates=_FAST, reach=(0.12, 0.0)
+  ),
+}
+
+
+def pose(sprite: Sprite, seconds: Array) -> Pose:
+  """Where `sprite` is at each of the times `seconds` (t,)."""
+  still = {
+    "x": sprite.centre[0],
+    "y": sprite.centre[1],
+    "radius": sprite.radius,
+    "angle": 0.0,
+    "visible": True,
+  }
+  path = MOTIONS[sprite.description.motion].path
+  moved = path(sprite, sprite.phase + sprite.rate * seconds)
+  fields = (still | moved).items()
+  return Pose(**{k: np.broadcast_to(v, seconds.shape) for k, v in fields})
+
+
+def _paste(
+  video: Array, sprite: Sprite, seconds: Array, opacity: float
+) -> None:
+  """Draws `sprite` onto `video` (t, h, w, 3), in place."""
+  _, height, width, _ = video.shape
+  short = min(height, width)
+  at = pose(sprite, seconds)
+  x, y = at.x * width, at.y * height
+  left, top = np.floor(x).astype(int), np.floor(y).astype(int)
+  half = math.ceil(sprite.radius * short) + 2
+  cover = opacity * coverage(
+    sprite.description.shape,
+    x - left,
+    y - top,
+    at.radius * short,
+    at.angle,
+    side=2 * half,
+    parts=max(1, math.ceil(_FINE / short)),
+  )
+  colour = np.array(COLOURS[sprite.description.colour], np.float32)
+  corners = zip(top - half, left - half, strict=True)
+  for frame, c, (v, u), seen in zip(
+    video, cover, corners, at.visible, strict=True
+  ):
+    c = c[max(-v, 0) : max(height - v, 0), max(-u, 0) : max(width - u, 0)]
+    if seen and c.size:
+      v, u = max(v, 0), max(u, 0)
+      below = frame[v : v + c.shape[0], u : u + c.shape[1]]
+      below[...] = np.rint(below + c[..., None] * (colour - below))
+
+
+def render(
+  scene: Scene,
+  num_frames: int,
+  resolution: int | tuple[int, int],
+  fps: float = 16.0,
+  *,
+  backgrounds: Mapping[str, tuple[int, int, int]] = BACKGROUNDS,
+  opacity: float = 1.0,
+) -> UInt8[Array, "t h w 3"]:
+  """Draws frames 0, 1, ... of `scene`, frame k at k / fps seconds.
+
+  Args:
+    resolution: (height, width) in pixels, or the side of a square.
+    backgrounds: the colours that they are drawn in, by their names.
+    opacity: of the shapes, in (0, 1].
+  """
+  height, width = np.broadcast_to(resolution, 2)
+  background = np.array(backgrounds[scene.background], np.uint8)
+  video = np.tile(background, (num_frames, height, width, 1))
+  seconds = np.arange(num_frames) / fps
+  side = 3 * max(SIZES.values()) * max(min(height, width), _FINE)
+  chunk = max(1, int(_CHUNK / side**2))
+  for start in range(0, num_frames, chunk):
+    part = slice(start, start + chunk)
+    for sprite in scene.sprites:
+      _paste(video[part], sprite, seconds[part], opacity)
+  return video

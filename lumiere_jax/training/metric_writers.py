@@ -1,0 +1,163 @@
+"""Where numbers and clips of a run are also sent: TensorBoard, W&B."""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import os
+from pathlib import Path
+import tempfile
+import time
+from typing import Any, Protocol
+import uuid
+
+import numpy as np
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.media.video_writer import write_video
+
+_GIF_MAX_FPS = 50.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Clip:
+  """A clip to show.
+
+  Attributes:
+    name: that stays the same from step to step.
+    path: where it lies.
+    video: (t, h, w, 3) uint8.
+    fps: frames a second.
+  """
+
+  name: str
+  path: Path
+  video: np.ndarray
+  fps: float
+
+
+class MetricWriter(Protocol):
+  """Takes records of metrics and clips."""
+
+  def scalars(self, step: int, record: Mapping[str, Any]) -> None:
+    """All numbers of a record, nested ones too."""
+    ...
+
+  def clip(self, step: int, clip: Clip) -> None:
+    """One clip."""
+    ...
+
+  def close(self) -> None:
+    """Everything has been sent when this returns."""
+    ...
+
+
+class TensorBoard:
+  """Event files in a folder; what a killed run wrote beyond `start` is void.
+
+  Events are written here and now: a queue with a thread of its own, as
+  tensorboardX's SummaryWriter has, blocks for ever once its disk is full.
+  """
+
+  def __init__(self, folder: Path, start: int):
+    folder.mkdir(parents=True, exist_ok=True)
+    self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+    begins = SessionLog(status=SessionLog.START)
+    self._write(Event(step=start, session_log=begins))
+
+  def scalars(self, step: int, record: Mapping[str, Any]) -> None:
+    """See `Sink`."""
+    values = [
+      Summary.Value(tag=name, simple_value=value)
+      for name, value in flat_numbers(record)
+    ]
+    self._write(Event(step=step, summary=Summary(value=values)))
+
+  def clip(self, step: int, clip: Clip) -> None:
+    """Shows it as a moving picture among the images."""
+    with tempfile.TemporaryDirectory() as folder:
+      gif = Path(folder) / "clip.gif"
+      write_video(gif, clip.video, min(clip.fps, _GIF_MAX_FPS))
+      encoded = gif.read_bytes()
+    _, height, width, _ = clip.video.shape
+    image = Summary.Image(
+      height=height, width=width, colorspace=3, encoded_image_string=encoded
+    )
+    value = Summary.Value(tag=clip.name, image=image)
+    self._write(Event(step=step, summary=Summary(value=[value])))
+
+  def close(self) -> None:
+    """See `Sink`."""
+    self._file.close()
+
+  def _write(self, event: Event) -> None:
+    event.wall_time = time.time()
+    self._file.write_event(event)
+    self._file.flush()
+
+
+class WeightsAndBiases:
+  """A run on Weights & Biases, the same one after a resume."""
+
+  def __init__(self, project: str, workdir: Path, config: Mapping[str, Any]):
+    """Joins the run that the workdir names, or begins one.
+
+    Raises:
+      UserError: the wandb package is not installed, or cannot be reached.
+    """
+    try:
+      import wandb
+    except ImportError as error:
+      raise UserError(
+        f"config.train.wandb={project!r} needs the wandb package; "
+        "pip install wandb, or leave it out"
+      ) from error
+    self._wandb = wandb
+    name = workdir / "wandb_run"
+    if not name.exists():
+      name.write_text(uuid.uuid4().hex[:8])
+    try:
+      self._run = wandb.init(
+        project=project,
+        id=name.read_text(),
+        name=workdir.name,
+        dir=str(workdir),
+        config=dict(config),
+        resume="allow",
+      )
+    except wandb.errors.Error as error:  # no key, no network
+      raise UserError(
+        f"config.train.wandb={project!r} cannot be opened ({error}); log in "
+        "with `wandb login`, set WANDB_MODE=offline, or leave it out"
+      ) from error
+
+  def scalars(self, step: int, record: Mapping[str, Any]) -> None:
+    """See `Sink`."""
+    self._run.log(dict(flat_numbers(record)), step=step)
+
+  def clip(self, step: int, clip: Clip) -> None:
+    """See `Sink`."""
+    kind = (
+      self._wandb.Image if clip.path.suffix == ".png" else self._wandb.Video
+    )
+    self._run.log({clip.name: kind(str(clip.path))}, step=step)
+
+  def close(self) -> None:
+    """See `Sink`."""
+    self._run.finish()
+
+
+def flat_numbers(
+  record: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, float]]:
+  """('grad_norms/mid', 0.1) of nested mappings and lists; no other values."""
+  for name, value in record.items():
+    if isinstance(value, Mapping):
+      yield from flat_numbers(value, f"{prefix}{name}/")
+    elif isinstance(value, list):
+      yield from flat_numbers(
+        {str(i): x for i, x in enumerate(value)}, f"{prefix}{name}/"
+      )
+    elif isinstance(value, int | float) and name != "step":
+      yield prefix + name, float(value)

@@ -1,0 +1,231 @@
+"""What each stage adds to the one loop: its network, inputs and loss."""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+import numpy as np
+
+from lumiere_jax.diffusion.loss import (
+  Draws,
+  diffusion_loss,
+  draw,
+  drop_captions,
+  loss_per_sample,
+)
+from lumiere_jax.diffusion.noise import Keys
+from lumiere_jax.diffusion.noise_levels import evaluation_bins
+from lumiere_jax.diffusion.prediction import Denoiser
+from lumiere_jax.diffusion.schedules import make_schedule
+from lumiere_jax.models import t5
+from lumiere_jax.models.t5 import T5Config, T5Encoder
+from lumiere_jax.models.unet import init_params
+from lumiere_jax.parallel.sharding import VIDEO, WHOLE_VIDEO, constrain
+from lumiere_jax.stages.conditioning import (
+  given_frames,
+  low_resolution_frames,
+  noise_like,
+  random_crops,
+  shrink,
+  to_float,
+)
+from lumiere_jax.stages.denoiser import network_denoiser
+from lumiere_jax.training.config import Experiment
+from lumiere_jax.typing import Cond, FlatParams, Video
+
+Batch = Mapping[str, Array]
+"""'video' uint8 (b t h w c), 'text' (b l e), 'text_mask' (b l), and for
+conditional models 'mask' uint8 (b t h w 1), 1 where pixels are given. Where
+the text encoder trains, 'tokens' (b l) are in place of 'text'."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+  """A denoising task.
+
+  Super-resolution where the experiment upscales, conditional where the model
+  has conditioning channels; a batch of one-frame clips goes past the temporal
+  layers of a video model.
+
+  Attributes:
+    experiment: the stage.
+    null_text: (l, e) what stands for "no caption".
+    null_mask: (l,) its mask.
+    text_encoder: the encoder that trains along; None: text comes encoded.
+  """
+
+  experiment: Experiment
+  null_text: Float[Array, "l e"]
+  null_mask: Array
+  text_encoder: T5Config | None = None
+
+  def init(self, key: jax.Array) -> FlatParams:
+    """Freshly initialised weights (or their shapes, under eval_shape)."""
+    weights = init_params(self.experiment.network, key)
+    if self.text_encoder:
+      weights |= t5.prefix_params(t5.init_params(self.text_encoder))
+    return weights
+
+  def draw(self, batch: Batch, key: jax.Array) -> Draws:
+    """What is random in the loss of a whole batch."""
+    return draw(key, len(batch["video"]))
+
+  def encode(self, params: FlatParams, batch: Batch) -> Batch:
+    """The batch with its captions encoded, where that is not done before."""
+    if not self.text_encoder:
+      return batch
+    encoder, _ = t5.split_params(params)
+    text = T5Encoder(self.text_encoder).apply(
+      {"params": encoder}, batch["tokens"], batch["text_mask"]
+    )
+    return {**batch, "text": text}
+
+  def inputs(self, batch: Batch, keys: Keys) -> tuple[Video, Cond]:
+    """Clean video in [-1, 1] and what the network is conditioned on.
+
+    Args:
+      batch: see `Batch`; without 'text', none is in what is returned.
+      keys: (b,) of what is random in it.
+    """
+    experiment = self.experiment
+    crop_keys, level_keys, noise_keys = _split(keys, 3)
+    whole = batch["video"]
+    size = whole.shape[2:4]
+    crops = random_crops(
+      crop_keys, size, experiment.data.crop, experiment.upscale
+    )
+    cut = crops.cut if crops else lambda video: video
+    x0 = to_float(cut(whole))
+    cond = Cond(text=batch.get("text"), text_mask=batch["text_mask"])
+    frames = []
+    if experiment.upscale > 1:
+      most = experiment.diffusion.max_noise_level
+      level = most * jax.vmap(jax.random.uniform)(level_keys)
+      cond = cond.replace(noise_level=level)
+      # Whole on each device that shares the clip: it is small, and each row
+      # of the large one wants two of its rows.
+      low = shrink(to_float(constrain(whole, WHOLE_VIDEO)), experiment.upscale)
+      frames.append(
+        low_resolution_frames(
+          constrain(low, WHOLE_VIDEO),
+          size,
+          experiment.model.low_resolution,
+          experiment.sampling.embedding_schedule,
+          level,
+          noise_like(x0, noise_keys),
+          crops,
+        )
+      )
+    if experiment.model.cond_channels:
+      mask = cut(batch["mask"]).astype(x0.dtype)
+      frames.append(given_frames(x0, mask))
+    if frames:
+      cond = cond.replace(frames=jnp.concatenate(frames, axis=-1))
+    in_place = lambda video: constrain(video, VIDEO)
+    return in_place(x0), cond.map_frames(in_place)
+
+  def loss(
+    self, params: FlatParams, batch: Batch, draws: Draws
+  ) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Training loss at random noise levels, captions dropped at random.
+
+    Args:
+      params: all weights.
+      batch: clips, or a part of a batch.
+      draws: what is random, for the same clips.
+    """
+    diffusion = self.experiment.diffusion
+    input_keys, drop_keys, loss_keys = _split(draws.keys, 3)
+    x0, cond = self.inputs(self.encode(params, batch), input_keys)
+    cond = drop_captions(
+      drop_keys,
+      cond,
+      self.null_text,
+      self.null_mask,
+      diffusion.caption_dropout,
+    )
+    return diffusion_loss(
+      self.denoiser(params, bypass_temporal=self.is_picture(batch)),
+      x0,
+      cond,
+      draws.replace(keys=loss_keys),
+      noise=diffusion.make_noise(),
+      schedule=make_schedule(diffusion.schedule),
+      kind=diffusion.prediction,
+      weight=diffusion.loss_weight,
+      gamma=diffusion.min_snr_gamma,
+    )
+
+  def held_out_loss(
+    self, params: FlatParams, batch: Batch, *, bypass_temporal: bool = False
+  ) -> Float[Array, "bins b"]:
+    """Loss of each clip at a noise level in each of the `evaluation_bins`.
+
+    Where in a bin, the noise, crops and augmentation are the same at every
+    call; the clips of a batch spread over the bin as training draws it.
+    """
+    experiment = self.experiment
+    x0, cond = self.held_out_inputs(self.encode(params, batch))
+    edges = jnp.asarray(self.evaluation_bins, jnp.float32)
+    noise = experiment.diffusion.make_noise()
+    denoiser = self.denoiser(params, bypass_temporal=bypass_temporal)
+    # Multiples of the golden ratio: any number of clips is spread evenly.
+    places = (jnp.arange(len(x0)) + 0.5) * (math.sqrt(5) - 1) / 2 % 1.0
+
+    def at(part: tuple[Array, Array, Array]) -> Float[Array, "b"]:
+      low, high, key = part
+      return loss_per_sample(
+        denoiser,
+        x0,
+        jax.random.normal(key, x0.shape),
+        noise.log_snr(low + (high - low) * places),
+        cond,
+        experiment.diffusion.prediction,
+      )
+
+    keys = jax.random.split(jax.random.key(1), len(edges) - 1)
+    return jax.lax.map(at, (edges[:-1], edges[1:], keys))
+
+  @property
+  def evaluation_log_snrs(self) -> list[float]:
+    """The noise level in the middle of each bin, from clean to noisy."""
+    edges = self.evaluation_bins
+    middles = jnp.asarray((edges[1:] + edges[:-1]) / 2, jnp.float32)
+    levels = self.experiment.diffusion.make_noise().log_snr(middles)
+    return [round(float(level), 2) for level in levels]
+
+  @property
+  def evaluation_bins(self) -> np.ndarray:
+    """Quantiles of the edges of the held-out loss's noise levels."""
+    return evaluation_bins(
+      self.experiment.diffusion.make_noise(),
+      self.experiment.train.eval_levels,
+    )
+
+  def held_out_inputs(self, batch: Batch) -> tuple[Video, Cond]:
+    """`inputs` with the same crops and augmentation at every call."""
+    return self.inputs(batch, self.draw(batch, jax.random.key(0)).keys)
+
+  def is_picture(self, batch: Batch) -> bool:
+    """Whether a video model is shown one-frame clips: joint training."""
+    return bool(self.experiment.model.temporal) and batch["video"].shape[1] == 1
+
+  def denoiser(
+    self, params: FlatParams, *, bypass_temporal: bool = False
+  ) -> Denoiser:
+    """The stage's network as a Denoiser."""
+    return network_denoiser(
+      self.experiment.sampling,
+      params,
+      bypass_temporal=bypass_temporal,
+      adapter_scale=self.experiment.lora.scale,
+    )
+
+
+def _split(keys: Keys, parts: int) -> list[Keys]:
+  """Independent keys for each sample and each purpose."""
+  split = jax.vmap(lambda key: jax.random.split(key, parts))(keys)
+  return [split[:, part] for part in range(parts)]

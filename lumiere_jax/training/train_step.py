@@ -1,0 +1,236 @@
+"""One training step, and its program for each shape of batch."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lumiere_jax.diffusion.loss import Draws
+from lumiere_jax.parallel.backend import compiler_options, platform_of
+from lumiere_jax.parallel.flops import count_flops, flops_of
+from lumiere_jax.parallel.multihost import replicated
+from lumiere_jax.parallel.sharding import constrain_leaves
+from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.optimizer import make_optimizer, next_rate
+from lumiere_jax.training.param_overview import by_block
+from lumiere_jax.training.state import TrainState, apply_gradients, keep_added
+from lumiere_jax.training.task import Batch, Task
+from lumiere_jax.typing import FlatParams
+
+Metrics = dict[str, Any]
+
+
+def loss_and_gradients(
+  experiment: Experiment, task: Task
+) -> Callable[..., tuple[jax.Array, FlatParams]]:
+  """(trainable, frozen, batch, draws) -> mean loss and its gradients.
+
+  Gradients are taken with respect to the trainable leaves alone. A batch is
+  worked through in `accumulate` micro-batches, one after the other, whose
+  random draws are those of its clips in the whole batch.
+  """
+
+  def loss_of(
+    trainable: FlatParams, frozen: FlatParams, batch: Batch, draws: Draws
+  ) -> jax.Array:
+    return task.loss({**trainable, **frozen}, batch, draws)[0]
+
+  def whole(*args: Any) -> tuple[jax.Array, FlatParams]:
+    loss, grads = jax.value_and_grad(loss_of)(*args)
+    return loss, constrain_leaves(grads)
+
+  parts = experiment.train.accumulate
+
+  def micro(x: jax.Array) -> jax.Array:
+    # Every parts-th clip: a device's own clips stay on it.
+    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+  def accumulated(
+    trainable: FlatParams, frozen: FlatParams, batch: Batch, draws: Draws
+  ) -> tuple[jax.Array, FlatParams]:
+    def add(total: Any, part: tuple[Batch, Draws]) -> tuple[Any, None]:
+      return jax.tree.map(jnp.add, total, whole(trainable, frozen, *part)), None
+
+    zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), trainable))
+    slices = jax.tree.map(micro, (dict(batch), draws))
+    total, _ = jax.lax.scan(add, zero, slices)
+    return jax.tree.map(lambda x: x / parts, total)
+
+  return whole if parts == 1 else accumulated
+
+
+def make_train_step(
+  experiment: Experiment, task: Task
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """(state, frozen, batch, key) -> (state, metrics), to be compiled.
+
+  Random keys are folded from the step, so a resumed run repeats itself bit
+  for bit. `learning_rate` of the metrics is what the step was taken with.
+  """
+  optimizer = make_optimizer(experiment.train, joint=experiment.joint)
+  gradients = loss_and_gradients(experiment, task)
+
+  def train_step(
+    state: TrainState, frozen: FlatParams, batch: Batch, key: jax.Array
+  ) -> tuple[TrainState, Metrics]:
+    step_key = jax.random.fold_in(key, state.step)
+    draws = task.draw(batch, step_key)
+    loss, grads = gradients(state.trainable, frozen, batch, draws)
+    new = apply_gradients(state, grads, optimizer, experiment.train)
+    if task.is_picture(batch):
+      if not experiment.joint:
+        raise ValueError("a batch of pictures, of which the data says nothing")
+      new = keep_added(state, new)
+    norms = {k: optax.tree.norm(v) for k, v in by_block(grads).items()}
+    return new, {
+      "loss": loss,
+      "grad_norm": optax.tree.norm(grads),
+      "grad_norms": norms,
+      "learning_rate": next_rate(experiment.train, state.opt_state),
+      "skipped": new.skipped,
+      "skipped_in_a_row": new.skipped_in_a_row,
+    }
+
+  return train_step
+
+
+def jit_train_step(
+  experiment: Experiment, task: Task, state: TrainState
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """`make_train_step` jitted: the new state lies where the old one did.
+
+  Args:
+    experiment: the stage.
+    task: of the stage.
+    state: with its shardings; may be abstract.
+  """
+  where = jax.tree.map(lambda leaf: leaf.sharding, state)
+  mesh = state.step.sharding.mesh
+  return jax.jit(
+    make_train_step(experiment, task),
+    donate_argnums=0,
+    out_shardings=(where, replicated(mesh)),
+    compiler_options=compiler_options(platform_of(mesh)),
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+  """A compiled step.
+
+  Attributes:
+    run: (state, frozen, batch, key) -> (state, metrics); the state given is
+      used up.
+    flops: model FLOPs of the step over all devices: forward and backward as
+      they need to be, without what is computed again.
+    temporary_bytes: memory on each device while it runs, besides its
+      arguments; None where the compiler does not say.
+    seconds: it took to trace, compile and count.
+  """
+
+  run: Callable[..., tuple[TrainState, Metrics]]
+  flops: int
+  temporary_bytes: int | None
+  seconds: float
+
+
+class TrainStep:
+  """Programs by the shape of the batch; another shape compiles another."""
+
+  def __init__(
+    self,
+    experiment: Experiment,
+    task: Task,
+    announce: Callable[[tuple[int, ...], Program, float], None],
+  ):
+    """Takes what to do with a shape, its program and the seconds waited."""
+    self._experiment, self._task = experiment, task
+    self._announce = announce
+    self._thread = ThreadPoolExecutor(1, "compile")
+    self._ahead: dict[tuple[int, ...], Future[Program]] = {}
+    self.programs: dict[tuple[int, ...], Program] = {}
+
+  def prepare(
+    self, state: TrainState, frozen: FlatParams, batch: Batch, key: jax.Array
+  ) -> None:
+    """Begins to compile for such a batch, while other work can be done."""
+    shape, arguments = batch["video"].shape, (state, frozen, batch, key)
+    self._ahead[shape] = self._thread.submit(self._compile, *arguments)
+
+  def __call__(
+    self, state: TrainState, frozen: FlatParams, batch: Batch, key: jax.Array
+  ) -> tuple[TrainState, Metrics]:
+    """Takes a step; `state` must not be used again."""
+    shape = batch["video"].shape
+    if shape not in self.programs:
+      start = time.monotonic()
+      if shape not in self._ahead:
+        self.prepare(state, frozen, batch, key)
+      program = self._ahead.pop(shape).result()
+      self.programs[shape] = program
+      self._announce(shape, program, time.monotonic() - start)
+    return self.programs[shape].run(state, frozen, batch, key)
+
+  def flops(self, batch: Batch) -> int:
+    """Model FLOPs of a step that has been taken."""
+    return self.programs[batch["video"].shape].flops
+
+  def _compile(self, state: TrainState, *rest: Any) -> Program:
+    start = time.monotonic()
+    with jax.set_mesh(state.step.sharding.mesh):  # of this thread
+      step = jit_train_step(self._experiment, self._task, state)
+      traced = step.trace(state, *rest)
+      lowered = traced.lower()
+      # XLA lets Python go on meanwhile.
+      with ThreadPoolExecutor(1) as thread:
+        compiling = thread.submit(lowered.compile)
+        if _plain(self._experiment) == self._experiment:
+          flops = flops_of(traced.jaxpr)
+        else:
+          flops = model_flops(self._experiment, self._task, state, *rest[:2])
+        compiled = compiling.result()
+    memory = compiled.memory_analysis()
+    return Program(
+      run=compiled,
+      flops=flops,
+      temporary_bytes=memory and memory.temp_size_in_bytes,
+      seconds=time.monotonic() - start,
+    )
+
+
+def model_flops(
+  experiment: Experiment,
+  task: Task,
+  state: TrainState,
+  frozen: FlatParams,
+  batch: Batch,
+) -> int:
+  """FLOPs of the loss and its gradients, counted without rematerialisation."""
+  plain = _plain(experiment)
+  gradients = loss_and_gradients(
+    plain, dataclasses.replace(task, experiment=plain)
+  )
+  draws = jax.eval_shape(task.draw, batch, jax.random.key(0))
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+    (state.trainable, frozen, dict(batch)),
+  )
+  return count_flops(gradients, *shapes, draws)
+
+
+def _plain(experiment: Experiment) -> Experiment:
+  """The experiment as its FLOPs are counted: nothing computed again."""
+  model = dataclasses.replace(
+    experiment.model, remat=(), attention_kernel="xla"
+  )
+  # Products of the optimizer are not the model's.
+  optimizer = {"muon": "adam"}.get(name := experiment.train.optimizer, name)
+  train = dataclasses.replace(
+    experiment.train, accumulate=1, optimizer=optimizer
+  )
+  return dataclasses.replace(experiment, model=model, train=train)

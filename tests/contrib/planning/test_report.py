@@ -1,0 +1,220 @@
+"""What a plan tells its reader."""
+
+import dataclasses
+import json
+
+import pytest
+
+from lumiere_jax.contrib.planning.analysis import (
+  Allocation,
+  Exhausted,
+  Measured,
+  Memory,
+  Plan,
+  Traffic,
+)
+from lumiere_jax.contrib.planning.hlo import Shape
+from lumiere_jax.contrib.planning.hlo_cost import Tensor
+from lumiere_jax.contrib.planning.report import advice, save, text
+from lumiere_jax.contrib.planning.roofline import Roofline
+
+GIB = 2**30
+
+
+MEASURED = Measured(
+  flops=3 * 10**12,
+  moved=10**10,
+  traffic=(
+    Traffic(
+      kind="all-gather",
+      between_slices=False,
+      count=12,
+      sent=2.5 * GIB,
+      largest="jit(step)/" + 70 * "x" + "/down_0/conv",
+    ),
+    Traffic(
+      kind="all-reduce",
+      between_slices=True,
+      count=1,
+      sent=2**20,
+      largest="sum",
+    ),
+  ),
+  tensors=(
+    Tensor(
+      shape=Shape(dtype="bf16", dims=(80, 128, 128, 704)),
+      bytes=4 * 80 * 128 * 128 * 704 * 2,
+      copies=3,
+      op_name="jit(step)/up_3/conv",
+      source="models/unet.py:12",
+    ),
+  ),
+  roofline=Roofline(
+    compute=0.5, memory=0.25, links=1.5, network=0.0, model=0.3
+  ),
+  unknown_loops=0,
+)
+
+
+SETTINGS = {
+  "model": {"channels": (1, 2, 3, 4), "remat": ()},
+  "train": {
+    "batch_size": 128,
+    "accumulate": 1,
+    "trainable": "temporal_",
+    "frozen_dtype": "source",
+  },
+  "mesh": {"data": -1, "fsdp": 1, "space": 1},
+}
+
+
+PLAN = Plan(
+  topology="2 slices of v5p:4x4x4 (128 chips)",
+  devices=128,
+  num_slices=2,
+  fits=True,
+  memory=Memory(
+    arguments=10 * GIB,
+    outputs=0,
+    temporaries=30 * GIB,
+    code=2**20,
+    needed=40 * GIB + 2**20,
+    limit=80 * GIB,
+  ),
+  model_flops=128 * 2 * 10**12,
+  measured=MEASURED,
+  exhausted=None,
+  compile_seconds=61.7,
+  fast=True,
+  versions={"jax": "1.2.3", "libtpu": "4.5"},
+  about={
+    "job": "train",
+    "config": "configs/base.py",
+    "overrides": ["--config.mesh.fsdp=4"],
+    "settings": SETTINGS,
+  },
+)
+
+
+FAILED = dataclasses.replace(
+  PLAN,
+  fits=False,
+  measured=None,
+  exhausted=Exhausted(
+    needed=120 * GIB,
+    limit=80 * GIB,
+    largest=(Allocation(bytes=GIB, shape="f32[2]", op_name="loss"),),
+  ),
+  memory=Memory(
+    arguments=10 * GIB,
+    outputs=None,
+    temporaries=110 * GIB,
+    code=None,
+    needed=120 * GIB,
+    limit=80 * GIB,
+  ),
+)
+
+
+def changed(plan=FAILED, job="train", arguments=None, **settings) -> Plan:
+  merged = {part: SETTINGS[part] | settings.get(part, {}) for part in SETTINGS}
+  memory = plan.memory
+  if arguments:
+    memory = dataclasses.replace(memory, arguments=arguments)
+  about = {"job": job, "settings": merged}
+  return dataclasses.replace(plan, about=about, memory=memory)
+
+
+def names(plan: Plan) -> list[str]:
+  """The overrides that are advised, without what is said of them."""
+  return [step.partition(" (")[0] for step in advice(plan)]
+
+
+def test_a_plan_that_fits():
+  told = text(PLAN)
+  for line in (
+    "train of configs/base.py, on 2 slices of v5p:4x4x4 (128 chips)",
+    "--config.mesh.fsdp=4",
+    "compiled in 62 s, in a hurry (jax 1.2.3, libtpu 4.5); nothing has run",
+    "fits: 50% of the 80.00 GiB there are",
+    "10.00 GiB  arguments: state and batch",
+    "2.00 TFLOP  of the model",
+    "3.00 TFLOP  as compiled: 1.50 times that",
+    "A step takes at least 1.50 s, for its links within a slice: at most 20%",
+    "500.000 ms  products and convolutions",
+    "2.50 GiB  12 x all-gather",
+    "1.00 MiB  1 x all-reduce between slices",
+    "6.88 GiB  bf16[80,128,128,704] x 3  4.0 times padded  jit(step)/up_3",
+    "models/unet.py:12",
+  ):
+    assert line in told
+  assert "network between slices" not in told  # nothing goes there
+  assert "What would help" not in told
+  assert max(map(len, told.splitlines())) < 120
+
+
+def test_a_plan_that_does_not():
+  told = text(FAILED)
+  assert "DOES NOT FIT: needs 120.00 GiB, 1.5 times the 80.00 GiB" in told
+  assert "1.00 GiB  f32[2]  loss" in told
+  assert "A step takes" not in told
+  assert (
+    "  1. --config.model.remat=\"('full', 'full', 'full', 'full')\"" in told
+  )
+
+
+def test_loops_of_unknown_length_are_told():
+  measured = dataclasses.replace(MEASURED, unknown_loops=2)
+  plan = dataclasses.replace(PLAN, measured=measured)
+  assert "2 loops run until something is so" in text(plan)
+
+
+def test_as_json(tmp_path):
+  save(PLAN, tmp_path / "plan.json")
+  read = json.loads((tmp_path / "plan.json").read_text())
+  assert read["fits"]
+  assert read["memory"]["needed"] == PLAN.memory.needed
+  assert read["measured"]["roofline"]["bound"] == 1.5
+  assert read["measured"]["roofline"]["bound_by"] == "links"
+  assert read["measured"]["roofline"]["mfu"] == pytest.approx(0.2)
+  assert read["measured"]["tensors"][0]["shape"]["dims"] == [80, 128, 128, 704]
+  assert read["about"]["config"] == "configs/base.py"
+  assert read["advice"] == []
+  save(FAILED, tmp_path / "plan.json")
+  read = json.loads((tmp_path / "plan.json").read_text())
+  assert read["measured"] is None
+  assert read["advice"] == advice(FAILED)
+
+
+def test_advice_begins_with_what_takes_most():
+  remat = "--config.model.remat=\"('full', 'full', 'full', 'full')\""
+  space, fsdp = "--config.mesh.space=2", "--config.mesh.fsdp=4"
+  frozen, larger = "--config.train.frozen_dtype=bfloat16", "a larger --topology"
+  assert names(changed()) == [remat, space, frozen, fsdp, larger]
+  weights = changed(arguments=70 * GIB)
+  assert names(weights) == [frozen, fsdp, remat, space, larger]
+
+
+def test_advice_goes_on_from_what_is_set():
+  full = {"remat": ("full",) * 4}
+  done = {"frozen_dtype": "bfloat16", "batch_size": 512}
+  plan = changed(model=full, train=done, mesh={"fsdp": 8, "space": 2})
+  # 512 x 2 / 128 samples on a device at a time.
+  assert names(plan) == [
+    "--config.train.accumulate=2",
+    "--config.mesh.fsdp=32",
+    "a larger --topology",
+  ]
+  # A slice of 64 devices holds all of fsdp and space.
+  plan = changed(model=full, train=done, mesh={"fsdp": 32, "space": 2})
+  assert names(plan)[1:] == ["a larger --topology"]
+  plan = changed(mesh={"data": 128})
+  assert "--config.mesh.fsdp=4 --config.mesh.data=-1" in names(plan)
+
+
+def test_advice_for_sampling():
+  assert names(changed(job="sample")) == [
+    "--config.mesh.space=2",
+    "--config.mesh.fsdp=4",
+    "a larger --topology",
+  ]

@@ -1,0 +1,103 @@
+"""A pipeline that draws, a browser, and files to upload."""
+
+import os
+import pathlib
+import shutil
+
+import av
+import numpy as np
+import pytest
+
+from lumiere_jax.media.images import write_image
+from lumiere_jax.media.video_writer import write_video
+from tests.contrib.web.stand_in import Drawing
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def pytest_addoption(parser):
+  group = parser.getgroup("the page")
+  group.addoption("--shots", default="", help="Folder for pictures of it.")
+  group.addoption(
+    "--model", default="", help="Bundle that test_tour.py goes through."
+  )
+  group.addoption("--style", default="", help="Of --model: NAME=PATH.")
+  group.addoption("--steps", default="", help="Of --model, in each stage.")
+
+
+@pytest.fixture(scope="module")  # no longer: it stands in for all sampling
+def drawing():
+  with Drawing().drawing() as pipeline:
+    yield pipeline
+
+
+@pytest.fixture(scope="module")  # its loop would be in the way of others
+def browser():
+  if not CHROMIUM:
+    pytest.skip("needs a browser: Debian's package chromium")
+  from playwright.sync_api import sync_playwright
+
+  # A browser of root has no sandbox to go into.
+  args = ["--no-sandbox"] if os.geteuid() == 0 else []
+  with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def visit(browser, site, request):
+  """Opens the page in a window of its own; nothing strange may happen."""
+  from tests.contrib.web.person import Person
+
+  said = lambda name: request.config.getoption(name, "")
+  patience_s = 3600.0 if said("--model") else 120.0
+  people = []
+
+  def visited() -> Person:
+    page = browser.new_page(viewport={"width": 1280, "height": 1120})
+    people.append(Person(page, site.url, said("--shots"), patience_s))
+    return people[-1]
+
+  yield visited
+  strange = [line for person in people for line in person.strange]
+  for person in people:
+    person.page.close()
+  assert not strange
+
+
+@pytest.fixture
+def person(visit):
+  return visit()
+
+
+@pytest.fixture
+def picture(tmp_path, rng):
+  """The path of a small picture."""
+  path = tmp_path / "given" / "a picture.png"
+  path.parent.mkdir(exist_ok=True)
+  write_image(path, rng.integers(0, 256, (60, 80, 3), np.uint8))
+  return str(path)
+
+
+@pytest.fixture
+def video(tmp_path, rng):
+  """The path of a video of 16 frames, one second."""
+  path = tmp_path / "given" / "video.mp4"
+  path.parent.mkdir(exist_ok=True)
+  write_video(path, rng.integers(0, 256, (16, 64, 64, 3), np.uint8), 16.0)
+  return str(path)
+
+
+def long_video(path: pathlib.Path, frames: int, fps: int = 16) -> str:
+  """A video of one colour, which takes few bytes a frame."""
+  with av.open(str(path), "w") as out:
+    stream = out.add_stream("h264", fps, {"preset": "ultrafast"})
+    stream.width = stream.height = 32
+    stream.pix_fmt = "yuv420p"
+    pixels = np.zeros((32, 32, 3), np.uint8)
+    for _ in range(frames):
+      frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+      out.mux(stream.encode(frame))
+    out.mux(stream.encode(None))
+  return str(path)

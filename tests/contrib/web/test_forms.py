@@ -1,0 +1,301 @@
+"""Everything that can be filled in wrongly, each with its message."""
+
+import dataclasses
+from pathlib import Path
+import re
+
+import numpy as np
+import pytest
+
+from lumiere_jax.contrib.web.forms import AS_TRAINED, read, read_settings
+from lumiere_jax.contrib.web.labels import LABELS, words
+from lumiere_jax.contrib.web.options import Limits, Options
+from lumiere_jax.contrib.web.sizes import check_edges
+from lumiere_jax.contrib.web.tabs import TABS
+from lumiere_jax.errors import UserError
+from lumiere_jax.inference.tasks import TASKS
+from lumiere_jax.media.images import read_image, write_image
+from lumiere_jax.media.video_writer import write_video
+from tests.contrib.web.conftest import long_video
+from tests.contrib.web.stand_in import FRAMES, SIDE, UPSCALE
+
+PROMPT = "a large red circle moving left on a black background"
+
+
+OPTIONS = Options(
+  limits=Limits(max_side=1000, max_seconds=4.0),
+  styles={"ink": "/styles/ink"},
+)
+
+
+PAINT = np.arange(48 * 64).reshape(48, 64) % 64 < 20
+
+
+@pytest.fixture
+def ask(drawing, tmp_path):
+  """Reads a form, and says what is wrong with it as the page would."""
+
+  def asked(task, options=OPTIONS, **values):
+    values = {"prompt": PROMPT} | values
+    try:
+      return read(task, values, drawing, options, tmp_path / "job")
+    except UserError as error:
+      raise UserError(words(error)) from error
+
+  return asked
+
+
+def test_every_task_has_a_tab_with_all_that_it_takes():
+  assert TABS.keys() == TASKS.keys()
+  for name, task in TASKS.items():
+    takes = {way for need in task.needs for way in need.split(" or ")}
+    takes |= {*task.takes}
+    offered = set(TABS[name].names) - {"prompt", "style", "alpha", "strokes"}
+    if "composited" in offered:
+      offered = offered - {"composited"} | {"uncomposited"}
+    if "left" in offered:
+      offered = offered - {"left", "top", "right", "bottom"} | {"expand"}
+    assert offered == takes, name
+    assert set(TABS[name].names) <= LABELS.keys()
+    assert set(TABS[name].examples) <= set(TABS[name].names)
+
+
+def test_an_empty_form_is_as_trained(ask):
+  asked = ask("text_to_video", seed=7, sampler=AS_TRAINED, steps=None)
+  assert asked.prompt == PROMPT
+  assert asked.how["seed"] == 7
+  settings = asked.how["settings"]
+  changed = {
+    k: v for k, v in vars(settings).items() if v != getattr(type(settings), k)
+  }
+  assert changed == {"chunk": 1}  # it can be cancelled at every step
+
+
+def test_settings_are_what_was_filled_in():
+  values = {
+    "steps": 12.0,
+    "ssr_steps": "7",
+    "sampler": "heun",
+    "guidance_scale": 3.5,
+    "guidance_from": 0.2,
+    "guidance_to": 0.8,
+    "window": 4,
+    "overlap": 1,
+    "noise_level": 0.25,
+  }
+  settings = read_settings(values, Limits())
+  assert (settings.steps, settings.ssr_steps) == (12, 7)
+  assert settings.guidance_interval == (0.2, 0.8)
+  assert (settings.sampler, settings.window, settings.overlap) == ("heun", 4, 1)
+  assert (settings.guidance_scale, settings.noise_level) == (3.5, 0.25)
+  assert isinstance(settings.steps, int)
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"prompt": ""}, "Prompt is empty; say what the video should show"),
+    ({"prompt": " \n"}, "Prompt is empty"),
+    ({"prompt": "a" * 2001}, "Prompt is too long: 2001 letters; at most 2000"),
+    ({"negative_prompt": "a" * 2001}, "Negative prompt is too long"),
+    ({"seed": -1}, "Seed is -1; give a whole number from 0 to 4294967295"),
+    ({"seed": 2**32}, "Seed is 4294967296; give a whole number"),
+    ({"seed": 1.5}, "Seed is 1.5; give a whole number"),
+    ({"seed": "abc"}, "Seed is 'abc'; give a number"),
+    ({"seed": float("nan")}, "Seed is nan; give a number"),
+    ({"sampler": "heum"}, "Sampler='heum' is not one of .*mean .heun"),
+    ({"steps": 0}, "Steps=0 must be at least 1"),
+    ({"steps": 1001}, "Steps is 1001; at most 1000 are taken here"),
+    ({"ssr_steps": 2000}, "Steps of super-resolution is 2000; at most 1000"),
+    ({"steps": 2.5}, "Steps is 2.5; give a whole number"),
+    ({"steps": "many"}, "Steps is 'many'; give a number"),
+    ({"guidance_scale": -1}, "Guidance=-1.0 must be at least 0"),
+    ({"guidance_from": 0.9, "guidance_to": 0.1}, "Guidance from, to=0.9,0.1"),
+    ({"guidance_rescale": 2}, "Guidance rescale=2"),
+    ({"noise_level": 1.5}, "Noise level=1.5"),
+    ({"tile_overlap": 1}, "Tile overlap=1 must be 0 or more, below 1"),
+    ({"window": 20}, "indow of 20.* longer than the video of 16"),
+    ({"overlap": 8, "window": 8}, "Overlap of 8 frames does not fit"),
+    ({"num_frames": 15}, "15"),
+    ({"num_frames": 16 * 5}, "too long: 5.0 s; at most 4 s are made here"),
+  ],
+  ids=str,
+)  # fmt: skip
+def test_what_all_tasks_take(ask, values, message):
+  with pytest.raises(UserError, match=message) as caught:
+    ask("text_to_video", **values)
+  assert "\n" not in str(caught.value)
+  assert "--" not in str(caught.value)
+
+
+def test_pictures(ask, picture, tmp_path):
+  asked = ask("image_to_video", image=picture, last_image=picture)
+  names = [Path(asked.inputs.image).name, Path(asked.inputs.last_image).name]
+  assert names == ["image.png", "last_image.png"]
+  assert not asked.inputs.uncomposited
+  assert ask("image_to_video", last_image=picture, composited=False).inputs == (
+    dataclasses.replace(asked.inputs, image="", uncomposited=True)
+  )
+  with pytest.raises(UserError, match="There is no picture; give one to begin"):
+    ask("image_to_video")
+  large = tmp_path / "large.png"
+  write_image(large, np.zeros((1, 1001, 3), np.uint8))
+  with pytest.raises(UserError, match="Last picture is too large: 1001x1 pix"):
+    ask("image_to_video", image=picture, last_image=str(large))
+  with pytest.raises(UserError, match="Picture is not a png, jpg, webp or bmp"):
+    ask("image_to_video", image=__file__)
+
+
+@pytest.mark.parametrize(
+  "task", [k for k, v in TASKS.items() if "video" in v.needs]
+)
+def test_videos(ask, task, picture, tmp_path):
+  rest = {"box": "0,0,9,9"} if task == "inpaint" else {"left": 9}
+  with pytest.raises(UserError, match="There is no video; give one to work on"):
+    ask(task, **rest)
+  with pytest.raises(UserError, match="Video is not a mp4, mov, webm, mkv"):
+    ask(task, video=picture, **rest)
+  long = long_video(tmp_path / "long.mp4", 80)
+  with pytest.raises(UserError, match=r"Video is too long: 5.0 s; at most 4 s"):
+    ask(task, video=long, **rest)
+
+
+def test_videos_that_fill_the_memory(ask, tmp_path):
+  video = tmp_path / "x.mp4"
+  write_video(video, np.zeros((40, 320, 400, 3), np.uint8), 16.0)
+  options = dataclasses.replace(
+    OPTIONS, limits=Limits(max_side=1000, max_mpixels=4.0)
+  )
+  given = {"video": str(video), "options": options}
+  # As many frames as the model makes are read, and one more.
+  ask("video_to_video", **given, strength=0.5)
+  with pytest.raises(UserError, match="too large: 40 frames of 400x320"):
+    ask("extend", **given)
+  small = dataclasses.replace(OPTIONS, limits=Limits(max_side=1000))
+  ask("super_resolve", video=str(video), options=small, prompt="")
+  tight = dataclasses.replace(OPTIONS, limits=Limits(max_side=799))
+  with pytest.raises(UserError, match="made is too large: 800x640 pixels"):
+    ask("super_resolve", video=str(video), options=tight)
+  with pytest.raises(UserError, match="What is to be made is too large"):
+    limits = Limits(max_mpixels=FRAMES * (SIDE * UPSCALE) ** 2 / 1e6 - 0.01)
+    ask("text_to_video", options=Options(limits=limits))
+
+
+@pytest.mark.parametrize(
+  ("task", "field"), [("inpaint", "video"), ("cinemagraph", "image")]
+)
+def test_masks(ask, task, field, request, tmp_path):
+  given = {field: request.getfixturevalue("video")}
+  if field == "image":
+    given = {field: request.getfixturevalue("picture")}
+  painted = ask(task, strokes=PAINT, **given)
+  white = read_image(painted.inputs.mask)[..., 0] > 127
+  np.testing.assert_array_equal(white, PAINT)
+  assert ask(task, box="1,2,30,40", **given).inputs.box == "1,2,30,40"
+  file = tmp_path / "m.png"
+  write_image(file, np.eye(64, dtype=np.uint8)[..., None].repeat(3, -1) * 255)
+  filed = ask(task, mask=str(file), **given)
+  assert Path(filed.inputs.mask).name == "mask.png"
+  empty = "The mask is empty; paint over what is to be made anew"
+  for nothing in ({}, {"strokes": PAINT & False}, {"box": " "}):
+    with pytest.raises(UserError, match=empty):
+      ask(task, **given, **nothing)
+  with pytest.raises(UserError, match="Box and Painted mask are both there"):
+    ask(task, box="1,2,30,40", strokes=PAINT, **given)
+  with pytest.raises(UserError, match="Box=1,2,3 is not four whole numbers"):
+    ask(task, box="1,2,3", **given)
+  with pytest.raises(UserError, match="Mask is not a"):
+    ask(task, mask=__file__, **given)
+
+
+def test_no_picture_comes_before_no_mask(ask):
+  with pytest.raises(UserError, match="There is no picture; give one to work"):
+    ask("cinemagraph")
+  with pytest.raises(UserError, match="There is no video"):
+    ask("inpaint", strokes=PAINT)
+
+
+def test_edges(ask, video):
+  asked = ask("outpaint", video=video, left=9, top=8, right=9.0, bottom="8")
+  assert asked.inputs.expand == "9,8,9,8"
+  with pytest.raises(UserError, match="All edges are 0; give pixels to add"):
+    ask("outpaint", video=video)
+  with pytest.raises(UserError, match="Top is -1; give pixels to add, 0 to"):
+    ask("outpaint", video=video, top=-1)
+  with pytest.raises(UserError, match="Left is 5000; give pixels to add"):
+    ask("outpaint", video=video, left=5000)
+  with pytest.raises(UserError, match=r"Left is 1\.5; give a whole number"):
+    ask("outpaint", video=video, left=1.5)
+
+
+@pytest.mark.parametrize(
+  ("edges", "size", "made", "message"),
+  [
+    ((9, 0, 9, 0), (64, 64), (128, 128), "Left .* 82x64,.* add 9 pixels"),
+    ((0, 8, 0, 8), (64, 64), (128, 128), "Top .* 64x80,.* add 8 pixels"),
+    ((0, 0, 0, 20), (64, 64), (96, 64), "Bottom .* 64x84,.* add 31 pixels"),
+    ((9, 9, 9, 9), (64, 64), (128, 128), None),
+    ((32, 0, 32, 0), (64, 64), (256, 128), None),
+    ((0, 8, 0, 8), (64, 48), (128, 128), None),
+    ((40, 0, 0, 0), (64, 64), (128, 128), None),  # half of it stays
+  ],
+)
+def test_edges_that_would_be_cut_off_again(edges, size, made, message):
+  if message is None:
+    check_edges(edges, size, made)
+    return
+  with pytest.raises(UserError, match=message) as caught:
+    check_edges(edges, size, made)
+  # What it says to add is enough, and no more than is needed.
+  more = int(re.search(r"add (\d+) pixels", str(caught.value))[1])
+  left, top, right, bottom = edges
+  sides = "above" in str(caught.value)
+  mended = lambda n: (
+    (left, top + n, right, bottom + n)
+    if sides
+    else (left + n, top, right + n, bottom)
+  )
+  check_edges(mended(more), size, made)
+
+
+def test_numbers_of_tasks(ask, video):
+  asked = ask("extend", video=video, times=2, context=4)
+  assert (asked.inputs.times, asked.inputs.context) == (2, 4)
+  with pytest.raises(UserError, match=r"made is too long: 17\.0 s"):
+    ask("extend", video=video, times=16)
+  with pytest.raises(UserError, match="Strength is 0; give a number above 0"):
+    ask("video_to_video", video=video, strength=0)
+  with pytest.raises(UserError, match=r"Strength is 1\.5; give a number"):
+    ask("video_to_video", video=video, strength=1.5)
+  assert ask("panorama", width=512).inputs.width == 512
+  with pytest.raises(UserError, match="made is too large: 5000x128 pixels"):
+    ask("panorama", width=5000)
+  with pytest.raises(UserError, match="Width is missing"):
+    ask("panorama")
+
+
+def test_styles(ask):
+  asked = ask("stylize", style="ink", alpha=0.5)
+  assert (asked.style, asked.alpha) == ("ink", 0.5)
+  assert ask("text_to_video", style="ink").style == ""
+  with pytest.raises(UserError, match="Style is empty; choose one"):
+    ask("stylize")
+  with pytest.raises(UserError, match="Style='inc' is not one of ink"):
+    ask("stylize", style="inc")
+  with pytest.raises(UserError, match=r"Alpha=1\.6"):
+    ask("stylize", style="ink", alpha=1.6)
+  with pytest.warns(UserWarning, match="beyond the style"):
+    assert ask("stylize", style="ink", alpha=1.5).alpha == 1.5
+  with pytest.raises(UserError, match="There is no style to choose"):
+    ask("stylize", options=Options(), style="ink")
+
+
+def test_a_model_without_what_a_task_needs_says_so_in_these_words():
+  error = UserError(
+    "--task=super_resolve needs a super-resolution stage, and --model has "
+    "none; name the bundle of one too"
+  )
+  assert words(error) == (
+    '"super resolve" needs a super-resolution stage, and the model has none; '
+    "name the bundle of one too"
+  )

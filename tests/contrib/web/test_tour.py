@@ -1,0 +1,90 @@
+"""A person's path through every tab, by what stands in it as an example.
+
+On a pipeline that draws; or on a real one with --model=BUNDLE, and with
+--shots=FOLDER pictures are taken: `make app-shots`.
+"""
+
+import pytest
+
+pytest.importorskip("gradio", reason="needs the app extra")
+pytest.importorskip("playwright", reason="needs the app extra")
+
+
+from lumiere_jax.contrib.web.options import Options, parse_styles
+from lumiere_jax.contrib.web.tabs import TABS
+from lumiere_jax.inference.pipeline import Pipeline
+from lumiere_jax.media.images import read_image
+from lumiere_jax.media.video_reader import read_video
+from tests.contrib.web.serving import served
+
+pytestmark = pytest.mark.app
+
+
+ZIGZAG = [(0.05 + 0.7 * (k % 2), 0.2 + 0.05 * k) for k in range(15)]
+"""Over all that moves in the first example."""
+
+
+@pytest.fixture(scope="module")
+def site(request):
+  said = lambda name: request.config.getoption(f"--{name}", "")
+  if said("model"):
+    pipeline = Pipeline.from_pretrained(said("model"))
+    styles = parse_styles([said("style")] if said("style") else [])
+  else:
+    pipeline = request.getfixturevalue("drawing")
+    pipeline.pause = 0.05
+    styles = {"ink": "/styles/ink"}
+  with served(pipeline, Options(styles=styles)) as site:
+    yield site
+
+
+@pytest.fixture
+def person(visit, request):
+  person = visit()
+  steps = request.config.getoption("--steps", "")
+  if steps:
+    person.settle("Steps", steps)
+    person.settle("Steps of super-resolution", steps)
+    person.page.get_by_text("Advanced").click()  # folded away again
+  return person
+
+
+@pytest.mark.parametrize("task", TABS)
+def test_a_tab(person, task, tmp_path):
+  tab = person.open(TABS[task].title)
+  if tab.get_by_role("button", name="Make").is_disabled():
+    pytest.skip("--model has no --style")
+  person.example()
+  said = person.make()
+  if "strokes" in TABS[task].names:
+    person.fill("Box", "")
+    person.paint(ZIGZAG)
+    said = person.make()
+  file = person.download(tmp_path)
+  if task == "text_to_image":
+    height, width, _ = read_image(file).shape
+    assert f": {width}x{height}." in said
+  else:
+    frames, height, width, _ = read_video(file)[0].shape
+    assert f": {frames} frames of {width}x{height}" in said
+  person.shoot(task)
+
+
+def test_a_bad_input(person):
+  person.open(TABS["cinemagraph"].title)
+  person.example()
+  person.fill("Box", "")
+  person.press("Make")
+  assert person.refused("message").startswith("The mask is empty; paint over")
+
+
+def test_cancelling(person):
+  person.open(TABS["text_to_video"].title)
+  person.example()
+  person.settle("Steps", "900")
+  person.press("Make")
+  person.told("Base")
+  person.shoot("progress")
+  person.press("Cancel")
+  assert person.said("ancel") == "Cancelled."
+  assert not person.results().count()

@@ -1,0 +1,450 @@
+"""Weights in and out by `convert`, on small stand-ins laid out as published."""
+
+import dataclasses
+import errno
+import json
+import pathlib
+import pickle
+import shutil
+import tracemalloc
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base, ssr, t2i
+from lumiere_jax.conversion import diffusers
+from lumiere_jax.conversion.bundles import add_parts
+from lumiere_jax.conversion.convert import Conversion, convert
+from lumiere_jax.conversion.lazy_stage import LazyStage
+from lumiere_jax.errors import UserError
+from lumiere_jax.inference.pipeline import Pipeline
+from lumiere_jax.inference.settings import Settings
+from lumiere_jax.models.importers.unet_diffusers import to_diffusers
+from lumiere_jax.models.importers.unet_diffusers_config import (
+  config_from_diffusers,
+)
+from lumiere_jax.models.params import unflatten
+from lumiere_jax.models.unet import UNet
+from lumiere_jax.stages.config import DiffusionConfig, StageConfig, VideoConfig
+from lumiere_jax.storage import bundle as bundles
+from lumiere_jax.storage import safetensors
+from lumiere_jax.training.config import TextConfig
+from lumiere_jax.typing import Cond
+from tests.references import unets
+from tests.stand_ins import random_leaves, write_all
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def run(source, src, out, **options):
+  src = [src] if isinstance(src, str | pathlib.Path) else src
+  options = {"target": "bundle"} | options
+  convert(
+    Conversion(source=source, src=tuple(map(str, src)), out=str(out), **options)
+  )
+  return out
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("stand_ins")
+  write_all(folder)
+  return folder
+
+
+@pytest.fixture
+def broken(stand_ins, tmp_path):
+  """A copy of IF-I that a test may break."""
+  return pathlib.Path(shutil.copytree(stand_ins / "IF-I", tmp_path / "IF-I"))
+
+
+@pytest.fixture(scope="module")
+def bundle(stand_ins, tmp_path_factory):
+  """All three in one bundle."""
+  out = tmp_path_factory.mktemp("bundle") / "if"
+  run("diffusers", stand_ins / "IF-I", out, licence="mine")
+  run("diffusers", stand_ins / "IF-II" / "unet", out)
+  text = TextConfig(cleaning="if")
+  run("t5", stand_ins / "T5", out, text=text)
+  return bundles.open_bundle(out)
+
+
+def test_three_conversions_make_one_bundle(bundle):
+  assert set(bundle.parts) == {"t2i", "ssr_image", "text"}
+  assert bundle.parts["t2i"].meta["licence"] == "mine"
+  assert bundle.parts["t2i"].meta["video"]["resolution"] == [16, 16]
+  assert bundle.parts["ssr_image"].meta["video"]["upscale"] == 4
+  assert bundle.parts["text"].meta["cleaning"] == "if"
+
+
+def test_its_card_says_what_is_in_it_and_stays_ones_own(
+  stand_ins, bundle, tmp_path
+):
+  out = run("bundle", bundle.folder, tmp_path / "bundle")
+  card = out / "README.md"
+  told = card.read_text()
+  for part in ("t2i | pictures of 16x16", "| mine |", "T5 v1.1, 64 wide"):
+    assert part in told
+  run("diffusers", stand_ins / "IF-I", out, licence="another")
+  assert "| another |" in card.read_text()
+  card.write_text("my own words")
+  run("diffusers", stand_ins / "IF-I", out)
+  assert card.read_text() == "my own words"
+
+
+def test_source_dtype_is_kept(bundle):
+  for stage in ("t2i", "ssr_image"):
+    leaves = bundle.leaves(stage).values()
+    assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float16)}
+
+
+@pytest.mark.parametrize("variant", ["", "fp16"])
+@pytest.mark.parametrize("shards", [False, True])
+def test_round_trip_is_equal_to_the_bit(
+  stand_ins, tmp_path, monkeypatch, variant, shards
+):
+  folder = shutil.copytree(stand_ins / "IF-II", tmp_path / "IF-II")
+  if variant:
+    file = folder / "unet" / WEIGHTS
+    file.rename(file.with_suffix(".fp16.safetensors"))
+  if shards:
+    monkeypatch.setattr(diffusers, "SHARD_BYTES", 300_000)
+  run("diffusers", folder, tmp_path / "bundle", variant=variant)
+  out = run("bundle", tmp_path / "bundle", tmp_path / "out", target="diffusers")
+  assert len([*out.glob("unet/*.safetensors")]) > 3 * shards
+  original = safetensors.load(stand_ins / "IF-II" / "unet" / WEIGHTS)
+  again = diffusers.open_weights(out / "unet", diffusers.STEM)
+  assert again.keys() == original.keys()
+  for name, tensor in again.items():
+    assert tensor.dtype == original[name].dtype
+    np.testing.assert_array_equal(tensor, original[name])
+  read = lambda f, *path: json.loads(f.joinpath(*path).read_text())
+  for path in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
+    assert read(out, *path) == read(stand_ins / "IF-II", *path)
+
+
+@pytest.mark.parametrize("target", ["bundle", "diffusers"])
+def test_memory_is_that_of_a_few_tensors(tmp_path, target):
+  config = unets.IF_II
+  model = config_from_diffusers(config, "config.json")
+  tensors = to_diffusers(random_leaves(model, 0, np.float32), model)
+  sizes = [tensor.nbytes for tensor in tensors.values()]
+  unets.write_folder(tmp_path / "IF-II", config, tensors)
+  source, src = "diffusers", tmp_path / "IF-II"
+  if target == "diffusers":
+    src = run(source, src, tmp_path / "bundle")
+    source = "bundle"
+  del tensors
+  run(source, src, tmp_path / "first", target=target)  # what is kept, is
+  tracemalloc.start()
+  run(source, src, tmp_path / "second", target=target)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  print(f"{peak / max(sizes):.1f} of the largest tensor")
+  assert sum(sizes) > 10 * max(sizes)
+  assert max(sizes) < peak < 5 * max(sizes)
+
+
+def test_a_bundle_through_a_bundle_is_equal_to_the_bit(bundle, tmp_path):
+  run("bundle", bundle.folder, tmp_path / "linked")
+  run("bundle", bundle.folder, tmp_path / "written", stage="t2i")
+  for name, parts in (
+    ("linked", {*bundle.parts}),
+    ("written", {"t2i", "text"}),
+  ):
+    other = bundles.open_bundle(tmp_path / name)
+    assert set(other.parts) == parts
+    for part in parts:
+      expected = bundle.load(part)
+      found = other.load(part)
+      assert found.keys() == expected.keys()
+      for path, leaf in found.items():
+        assert leaf.dtype == expected[path].dtype
+        np.testing.assert_array_equal(leaf, expected[path])
+
+
+def test_a_part_is_replaced_and_the_others_stay(stand_ins, bundle, tmp_path):
+  out = run("bundle", bundle.folder, tmp_path / "bundle")
+  run("diffusers", stand_ins / "IF-I", out, licence="another")
+  again = bundles.open_bundle(out)
+  assert set(again.parts) == set(bundle.parts)
+  assert again.parts["t2i"].meta["licence"] == "another"
+  named = {f for part in again.parts.values() for f in part.tensors}
+  assert {f.name for f in out.glob("*.safetensors")} == named
+
+
+def apply(config, params, z, cond):
+  network = jax.jit(UNet(config).apply)
+  time = jnp.full(len(z), 0.4)
+  return np.asarray(network({"params": unflatten(params)}, z, time, cond))
+
+
+@pytest.mark.parametrize(
+  ("source", "experiment", "stage"),
+  [("IF-I", base.IF_TINY, "base"), ("IF-II", ssr.IF_TINY, "ssr")],
+)
+def test_inflated_it_makes_of_frames_what_the_image_model_does(
+  stand_ins, tmp_path, source, experiment, stage
+):
+  """On a video that is constant in time, as time is resampled."""
+  out = run("diffusers", stand_ins / source, tmp_path, temporal=experiment)
+  part = bundles.open_bundle(out).parts[stage]
+  video = part.meta["video"]
+  assert video["num_frames"] == experiment.data.num_frames
+  pipeline_params = bundles.open_bundle(out).load(stage)
+  model = experiment.network
+  assert {"temporal_" in path for path in pipeline_params} == {True, False}
+  rng = np.random.default_rng(0)
+  frame = rng.standard_normal((1, 1, 8, 8, model.in_channels), np.float32)
+  text = rng.standard_normal((1, 5, model.text_dim), np.float32)
+  constant = np.repeat(frame, 4, axis=1)
+  cond = lambda x: Cond(
+    text=text, frames=x[..., 3:], noise_level=np.float32([0.2])
+  )
+  inflated = apply(model, pipeline_params, constant[..., :3], cond(constant))
+  image = dataclasses.replace(model, temporal=None)
+  spatial = {k: v for k, v in pipeline_params.items() if "temporal_" not in k}
+  alone = apply(image, spatial, frame[..., :3], cond(frame))
+  assert alone.std() > 0.01
+  np.testing.assert_allclose(
+    inflated, np.repeat(alone, 4, axis=1), atol=1e-4 * alone.std()
+  )
+
+
+def test_inflated_leaves_do_not_depend_on_the_order_they_are_made_in(
+  stand_ins, tmp_path
+):
+  run("diffusers", stand_ins / "IF-I", tmp_path / "a", temporal=base.IF_TINY)
+  run("diffusers", stand_ins / "IF-I", tmp_path / "b", temporal=base.IF_TINY)
+  a, b = (bundles.open_bundle(tmp_path / x).load("base") for x in "ab")
+  for path, leaf in a.items():
+    np.testing.assert_array_equal(leaf, b[path])
+  drawn = [v for k, v in a.items() if "temporal_" in k and "conv" in k]
+  assert any(leaf.std() > 0 for leaf in drawn)
+
+
+def test_without_a_scheduler_ifs_own_is_taken_and_said(broken, capsys):
+  shutil.rmtree(broken / "scheduler")
+  stage = diffusers.read_stage(broken)
+  assert stage.config.diffusion.schedule == "squaredcos_cap_v2"
+  assert stage.config.defaults.max_value == 1.5
+  assert "--scheduler=FILE" in capsys.readouterr().err
+
+
+def test_a_scheduler_can_be_named(broken):
+  path = broken / "scheduler" / "scheduler_config.json"
+  content = json.loads(path.read_text()) | {"sample_max_value": 3.0}
+  path.unlink()
+  other = broken / "other.json"
+  other.write_text(json.dumps(content))
+  stage = diffusers.read_stage(broken, scheduler=str(other))
+  assert stage.config.defaults.max_value == 3.0
+
+
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("beta_schedule", "linear"),
+    ("dynamic_thresholding_ratio", "a"),
+    ("sample_max_value", 0.5),
+    ("num_train_timesteps", 500),
+    ("prediction_type", "flow"),
+    ("rescale_betas_zero_snr", True),
+    ("steps_offset", 1),
+    ("timestep_spacing", "trailing"),
+    ("trained_betas", [0.1]),
+    ("variance_type", "fixed_large"),
+  ],
+)
+def test_a_scheduler_that_is_not_ours_is_refused_by_its_key(broken, key, value):
+  path = broken / "scheduler" / "scheduler_config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+  with pytest.raises(UserError, match=rf"scheduler_config.*{key}="):
+    diffusers.read_stage(broken)
+
+
+def test_static_clipping_is_a_threshold_of_1(broken):
+  path = broken / "scheduler" / "scheduler_config.json"
+  content = json.loads(path.read_text()) | {"thresholding": False}
+  path.write_text(json.dumps(content))
+  assert diffusers.read_stage(broken).config.defaults.max_value == 1.0
+  path.write_text(json.dumps(content | {"clip_sample": False}))
+  with pytest.raises(UserError, match="clip_sample=False"):
+    diffusers.read_stage(broken)
+
+
+def test_a_broken_source_leaves_no_bundle(broken, tmp_path):
+  file = broken / "unet" / WEIGHTS
+  file.write_bytes(file.read_bytes()[:-100])
+  with pytest.raises(UserError, match="only a part"):
+    run("diffusers", broken, tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+  file.unlink()
+  pickled = file.with_suffix(".bin")
+  pickled.write_bytes(pickle.dumps({}))
+  with pytest.raises(UserError, match="pickled weights are not read"):
+    run("diffusers", broken, tmp_path / "out")
+
+
+def test_a_full_disk_leaves_the_bundle_as_it_was(
+  stand_ins, bundle, tmp_path, monkeypatch
+):
+  out = run("bundle", bundle.folder, tmp_path / "bundle")
+  before = {f.name: f.read_bytes() for f in out.iterdir()}
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(safetensors, "_bytes", full)
+  with pytest.raises(UserError, match="No space left"):
+    run("diffusers", stand_ins / "IF-I", out)
+  assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+
+
+def test_too_little_room_is_told_before_anything_is_written(
+  stand_ins, tmp_path, monkeypatch
+):
+  usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+  monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+  with pytest.raises(UserError, match="make room"):
+    run("diffusers", stand_ins / "IF-I", tmp_path / "out")
+  assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"source": "diffuser"}, 'did you mean "diffusers"'),
+    ({"target": "onnx"}, "--to='onnx'"),
+    ({"out": ""}, "--out is missing"),
+    ({"src": []}, "--src is missing"),
+    ({"target": "stablehlo"}, "to a bundle first"),
+    ({"stage": "base"}, "--src holds t2i"),
+    ({"temporal": t2i.IF_TINY}, "has no temporal layers"),
+    ({"source": "workdir"}, "has saved a bundle"),
+    ({"source": "bundle"}, r"has no bundle\.json"),
+    ({"adapters": ("none.safetensors",)}, "none.safetensors"),
+  ],
+)
+def test_what_cannot_be_is_told(stand_ins, tmp_path, options, message):
+  given = {
+    "source": "diffusers",
+    "src": stand_ins / "IF-I",
+    "out": tmp_path / "out",
+  } | options
+  with pytest.raises(UserError, match=message):
+    run(**given)
+
+
+def test_only_image_stages_are_inflated(stand_ins, tmp_path):
+  out = run(
+    "diffusers", stand_ins / "IF-I", tmp_path / "a", temporal=base.IF_TINY
+  )
+  with pytest.raises(UserError, match="no image stage"):
+    run("bundle", out, tmp_path / "b", temporal=base.IF_TINY)
+
+
+def test_a_model_that_diffusers_cannot_be_is_refused(bundle, tmp_path):
+  with pytest.raises(UserError, match=r"--stage=t2i or.*ssr_image"):
+    run("bundle", bundle.folder, tmp_path / "out", target="diffusers")
+
+
+def test_text_that_stages_were_trained_with_is_not_replaced(
+  stand_ins, bundle, tmp_path
+):
+  out = run("bundle", bundle.folder, tmp_path / "imported")
+  run("t5", stand_ins / "T5", out)  # of no cleaning: another one
+  assert "cleaning" not in bundles.open_bundle(out).parts["text"].meta
+  golden = pathlib.Path(__file__).parents[1] / "inference/golden/format_1"
+  out = run("bundle", golden, tmp_path / "trained")
+  before = sorted(out.iterdir())
+  with pytest.raises(UserError, match="base, ssr was trained with another"):
+    run("t5", stand_ins / "T5", out)
+  assert sorted(out.iterdir()) == before
+
+
+def test_text_of_another_width_is_refused(stand_ins, bundle, tmp_path):
+  out = run("bundle", bundle.folder, tmp_path / "bundle")
+  index = json.loads((out / "bundle.json").read_text())
+  index["parts"]["t2i"]["meta"]["model"]["text_dim"] = 128
+  (out / "bundle.json").write_text(json.dumps(index))
+  with pytest.raises(UserError, match="128 wide, the text encoder's are 64"):
+    Pipeline.from_pretrained(out)
+
+
+def test_a_bundle_without_text_says_where_to_get_it(stand_ins, tmp_path):
+  out = run("diffusers", stand_ins / "IF-I", tmp_path / "out")
+  with pytest.raises(UserError, match=r"holds no text encoder.*--from=t5"):
+    Pipeline.from_pretrained(out)
+  text = run("t5", stand_ins / "T5", tmp_path / "text")
+  pipeline = Pipeline.from_pretrained(out, text)
+  picture = pipeline.text_to_image(
+    ["a dog"], seed=[1], settings=Settings(steps=2)
+  )
+  assert picture.shape == (1, 16, 16, 3)
+
+
+def test_a_merged_adapter_is_in_the_weights(bundle, tmp_path):
+  rng = np.random.default_rng(0)
+  layer = "mid_block.attentions.0.to_q"
+  a = rng.standard_normal((2, 64), np.float32)
+  b = rng.standard_normal((64, 2), np.float32)
+  file = tmp_path / "pytorch_lora_weights.safetensors"
+  tensors = {f"unet.{layer}.lora_A.weight": a, f"unet.{layer}.lora_B.weight": b}
+  safetensors.save(file, tensors)
+  out = run(
+    "bundle",
+    bundle.folder,
+    tmp_path / "out",
+    stage="t2i",
+    adapters=(str(file),),
+    adapter_scale=0.5,
+    target="diffusers",
+  )
+  weights = diffusers.open_weights(out / "unet", diffusers.STEM)
+  plain = run(
+    "bundle", bundle.folder, tmp_path / "plain", stage="t2i", target="diffusers"
+  )
+  original = diffusers.open_weights(plain / "unet", diffusers.STEM)
+  changed = [
+    name
+    for name, tensor in weights.items()
+    if not np.array_equal(tensor, original[name])
+  ]
+  assert changed == [f"{layer}.weight"]
+  old = np.asarray(original[changed[0]])
+  expected = (old.astype(np.float32) + 0.5 * b @ a).astype(np.float16)
+  np.testing.assert_allclose(
+    np.asarray(weights[changed[0]], np.float32),
+    expected.astype(np.float32),
+    rtol=1e-3,
+  )
+
+
+def test_half_is_half_the_size(tmp_path):
+  model = config_from_diffusers(unets.IF_I, "config.json")
+  leaves = random_leaves(model, 0, np.float32)
+  stage = LazyStage(
+    name="t2i",
+    config=StageConfig(
+      model=model,
+      diffusion=DiffusionConfig(),
+      video=VideoConfig(num_frames=1, fps=16.0, resolution=(16, 16)),
+    ),
+    leaves=leaves,
+    about={"licence": "mine"},
+  )
+  add_parts(tmp_path / "whole", [stage])
+  out = run("bundle", tmp_path / "whole", tmp_path / "half", half=True)
+  half = bundles.open_bundle(out)
+  assert half.parts["t2i"].meta["licence"] == "mine"
+  sizes = [
+    sum(f.stat().st_size for f in (tmp_path / name).glob("*.safetensors"))
+    for name in ("half", "whole")
+  ]
+  assert sizes[0] < 0.55 * sizes[1]
+  for path, leaf in half.load("t2i").items():
+    assert leaf.dtype == np.float16
+    np.testing.assert_allclose(leaf, leaves[path], rtol=1e-3, atol=1e-7)

@@ -1,0 +1,279 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import av
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base, conditional, ssr
+from lumiere_jax.errors import UserError
+from lumiere_jax.evals import runner
+from lumiere_jax.evals.runner import EvalRequest, evaluate, score
+from lumiere_jax.evals.tasks import TASKS, choose
+from lumiere_jax.inference import cascade
+from lumiere_jax.inference.cascade import Stage
+from lumiere_jax.inference.pipeline import Pipeline
+from lumiere_jax.inference.settings import Settings
+from lumiere_jax.media.images import read_image
+from lumiere_jax.models.text_encoder import TextEncoder
+from tests.conftest import run_command
+from tests.evals.fakes import Right, WrongColour
+from tests.test_cli import refused
+
+STAGES = {"base": {"step": 7, "trained_on": "procedural"}}
+
+
+@pytest.fixture
+def request_(tmp_path):
+  return EvalRequest(
+    metric="alignment",
+    models=("tests/inference/golden/format_1",),
+    out=str(tmp_path / "scores.json"),
+    markdown=str(tmp_path / "scores.md"),
+    count=2,
+    seed=5,
+    two_objects=0.0,
+    tasks=("text_to_video", "image_to_video"),
+    settings=Settings(steps=3),
+  )
+
+
+def test_all_that_is_scored_is_written(request_, capsys):
+  done = score(WrongColour(frames=16), request_, STAGES)
+  content = json.loads(Path(request_.out).read_text())
+  assert content["model"] == ["format_1"]  # and not where it lies here
+  assert content["stages"] == STAGES
+  assert content["settings"]["steps"] == 3
+  assert content["sampling"]["base"]["steps"] == 3
+  assert (content["count"], content["seed"]) == (2, 5)
+  assert list(content["tasks"]) == ["text_to_video", "image_to_video"]
+  parts = [task["seconds"] for task in content["tasks"].values()]
+  assert content["seconds"] == pytest.approx(sum(parts), abs=0.11)
+  scores = content["tasks"]["text_to_video"]["scores"]
+  assert list(scores) == [
+    "unseen",
+    "unseen, real renders",
+    "held_out",
+    "held_out, real renders",
+  ]
+  colour = scores["unseen"]["colour"]
+  assert (colour["kind"], colour["value"], colour["count"]) == ("share", 0, 2)
+  assert colour["low"] == 0
+  assert colour["high"] == pytest.approx(0.6576, abs=1e-4)
+  own = done["text_to_video"].table["unseen"]["colour"]
+  assert colour == dataclasses.asdict(own)
+  text = Path(request_.markdown).read_text()
+  assert text == capsys.readouterr().out
+  assert "| unseen | 0% (0 to 66; n=2) | 100% (34 to 100; n=2) |" in text
+  assert "| held out, real renders | 100%" in text
+  assert "first frame PSNR (dB) |" in text
+  assert "58.92 (58.92 to 58.92; n=2)" in text
+  assert "base at step 7" in text
+  assert "ddim in 3 steps" in text
+  tables = [part for part in text.split("\n\n") if part.startswith("|")]
+  assert len(tables) == 2
+  for table in tables:
+    assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_every_task_has_its_numbers(request_):
+  done = score(
+    Right(frames=32), dataclasses.replace(request_, tasks=()), STAGES
+  )
+  assert list(done) == [t for t in TASKS if t != "stylize"]
+  content = json.loads(
+    Path(request_.out).read_text(), parse_constant=pytest.fail
+  )
+  for name, task in content["tasks"].items():
+    assert task["scores"], name
+    for scores in task["scores"].values():
+      for one in scores.values():
+        assert one["low"] <= one["value"] <= one["high"]
+
+
+def test_judged_videos_are_kept(request_, tmp_path, capsys):
+  folder = tmp_path / "kept"
+  asked = dataclasses.replace(request_, keep=str(folder))
+  score(WrongColour(frames=16), asked, STAGES)
+  assert "100%" in capsys.readouterr().err  # the bar counted all of them
+  lines = (folder / "verdicts.jsonl").read_text().splitlines()
+  verdicts = [json.loads(line) for line in lines]
+  assert len(verdicts) == 6  # two rows of text_to_video
+  first = verdicts[0]
+  assert (first["task"], first["number"], first["row"]) == (
+    "text_to_video",
+    1,
+    "unseen",
+  )
+  assert (first["seed"], first["right"]["colour"]) == (5, False)
+  for number in range(1, 5):
+    video = folder / f"text_to_video/{number:04d}.mp4"
+    with av.open(str(video)) as container:
+      frames = list(container.decode(video=0))
+    assert (len(frames), frames[0].height, frames[0].width) == (16, 32, 32)
+    sheet = video.with_name(f"{number:04d}-not-colour.png")
+    assert read_image(sheet).shape[1] > 100  # several frames
+  # Beside what it was made from; nothing failed, so there is no picture.
+  with av.open(str(folder / "image_to_video/0001.mp4")) as container:
+    frame = next(container.decode(video=0)).to_ndarray(format="rgb24")
+  assert frame.shape == (32, 66, 3)
+  away = np.abs(frame[:, :32].astype(int) - frame[:, 34:]).mean()
+  assert away < 8
+  assert frame[:, 32:34].min() > 200
+  right = [v["right"] for v in verdicts if v["task"] == "image_to_video"]
+  wrong = [r for r in right if not all(r.values())]
+  assert len(list((folder / "image_to_video").glob("*.png"))) == len(wrong)
+  with pytest.raises(UserError, match="kept is not empty"):
+    score(Right(), asked, STAGES)
+
+
+def test_what_was_scored_before_an_interruption_is_kept(request_, capsys):
+  class Stopped(Right):
+    def image_to_video(self, *_, **__):
+      raise KeyboardInterrupt
+
+  with pytest.raises(SystemExit) as stopped:
+    score(Stopped(frames=16), request_, STAGES)
+  assert stopped.value.code == 130
+  assert "1 of 2 tasks are scored, and kept in" in capsys.readouterr().err
+  assert list(json.loads(Path(request_.out).read_text())["tasks"]) == [
+    "text_to_video"
+  ]
+
+
+def test_a_model_is_scored_on_what_it_can_do(capsys):
+  fake = Right()
+  assert list(choose(fake, Settings(), (), "pastel")) == list(TASKS)
+  with pytest.raises(UserError, match="stylize needs a style of the proce"):
+    choose(fake, Settings(), ("stylize",))
+  assert list(choose(fake, Settings(), ("ssr", "rhythm"))) == ["ssr", "rhythm"]
+  fake.takes_pixels = False
+  del fake.stages["ssr"]
+  assert list(choose(fake, Settings(), ())) == [
+    "text_to_video",
+    "rhythm",
+    "video_to_video",
+  ]
+  told = capsys.readouterr().err
+  assert "inpaint is left out: it needs a base that is told pixels" in told
+  assert "windows is left out: it needs a super-resolution stage" in told
+  with pytest.raises(UserError, match="--tasks=inpaint needs a base that"):
+    choose(fake, Settings(), ("text_to_video", "inpaint"))
+  pictures = choose(Right(frames=1), Settings(), ())
+  assert list(pictures) == ["text_to_video"]
+  whole = Right()
+  whole.plan = lambda settings: (whole.length, {})
+  with pytest.raises(UserError, match="windows needs super-resolution in win"):
+    choose(whole, Settings(), ("windows",))
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"metric": "alignmet"}, ["--metric='alignmet'", '"alignment"']),
+    ({"models": ()}, ["--model is missing"]),
+    ({"models": ("/no/such/place",)}, ["/no/such/place", "does not exist"]),
+    ({"out": ""}, ["--out is missing", ".json"]),
+    ({"out": "scores.txt"}, ["--out=scores.txt", ".json"]),
+    ({"markdown": "tests"}, ["--markdown=tests is a folder"]),
+    ({"markdown": "README.md"}, ["README.md is there already", "--overwrite"]),
+    ({"keep": "tests"}, ["--keep=tests is not empty"]),
+    ({"keep": "README.md"}, ["--keep=README.md"]),
+    ({"tasks": ("text_to_vidio",)}, ["--tasks=", '"text_to_video"']),
+    ({"count": 1}, ["--count=1 must be at least 2"]),
+    ({"seed": -1}, ["--seed=-1"]),
+    ({"batch_size": 0}, ["--batch_size=0"]),
+    ({"two_objects": 1.5}, ["--two_objects=1.5"]),
+    ({"strength": 0.0}, ["--strength=0"]),
+    ({"tasks": ("inpaint",)}, ["--tasks=inpaint", "'conditional'"]),
+    ({"tasks": ("windows",)}, ["--tasks=windows", "--num_frames"]),
+  ],
+  ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
+)
+def test_mistakes_are_found_before_anything_is_made(
+  changes, words, request_, monkeypatch
+):
+  def sampled(*_, **__):
+    raise AssertionError("sampled")
+
+  monkeypatch.setattr(cascade, "sample_stage", sampled)
+  with pytest.raises(UserError) as error:
+    evaluate(dataclasses.replace(request_, **changes))
+  for word in words:
+    assert word in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_the_bundle_says_its_steps(request_, monkeypatch):
+  asked = {}
+
+  def note(pipeline, request, stages):
+    asked.update(pipeline=pipeline, stages=stages)
+
+  monkeypatch.setattr(runner, "score", note)
+  evaluate(request_)
+  assert asked["stages"]["base"]["step"] == 4
+  assert set(asked["stages"]) == {"base", "ssr"}
+  assert asked["pipeline"].resolution() == (16, 16)
+
+
+def test_files_that_are_there_are_replaced_if_so_asked(request_):
+  score(Right(frames=16), request_, STAGES)
+  with pytest.raises(UserError, match="there already"):
+    evaluate(request_)
+  again = dataclasses.replace(request_, overwrite=True, models=())
+  with pytest.raises(UserError, match="--model is missing"):
+    evaluate(again)
+
+
+def test_a_real_pipeline_is_asked_as_it_wants_to_be(request_, monkeypatch):
+  """Everything but the networks, which make grey that grows brighter."""
+
+  def sample_stage(config, params, cond, null, keys, frames, **rest):
+    size = (len(cond.text), frames, *config.video.resolution, 3)
+    ramp = jnp.linspace(-0.5, 0.5, frames)[None, :, None, None, None]
+    return jnp.broadcast_to(ramp, size)
+
+  monkeypatch.setattr(cascade, "sample_stage", sample_stage)
+  monkeypatch.setattr(cascade, "compile_ahead", lambda *_, **__: None)
+  stages = {
+    name: Stage(config=experiment.sampling, params={})
+    for name, experiment in (("base", base.TINY), ("ssr", ssr.TINY))
+  }
+  pipeline = Pipeline(
+    TextEncoder.random(max_length=48),
+    stages,
+    conditional=lambda: Stage(config=conditional.TINY.sampling, params={}),
+  )
+  # Twice as long as super-resolution sees at once.
+  frames = 2 * ssr.TINY.data.num_frames
+  own = dataclasses.replace(
+    request_,
+    tasks=(),
+    batch_size=2,
+    settings=Settings(steps=2, num_frames=frames),
+  )
+  done = score(pipeline, own, {})
+  assert list(done) == [t for t in TASKS if t != "stylize"]
+  value = lambda task, row, name: done[task].table[row][name].value
+  assert value("text_to_video", "unseen", "all") == 0
+  assert value("image_to_video", "unseen", "faithful") == 0
+  assert value("cinemagraph", "unseen", "outside_still") == 1
+  assert value("cinemagraph", "unseen", "inside_moves") == 1
+  assert value("ssr", "held_out", "gain_db") < 0
+  for row in ("overlap 2", "overlap 0"):
+    # A steady ramp has steps of one size, but for rounding to bytes.
+    assert value("windows", row, "border_ratio") == pytest.approx(1, abs=0.2)
+
+
+def test_the_command_refuses_in_one_line(tmp_path):
+  line = refused(
+    run_command(
+      "evaluate", "--metric=aligment", f"--out={tmp_path / 'scores.json'}"
+    )
+  )
+  assert "--metric='aligment' is not one of" in line
+  assert 'did you mean "alignment"' in line
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,334 @@
+"""Scores of pipelines that are right, or wrong in one way alone."""
+
+import numpy as np
+import pytest
+
+from lumiere_jax.evals.change_tasks import ssr, stylize, video_to_video, windows
+from lumiere_jax.evals.measures import shrunk
+from lumiere_jax.evals.pixel_tasks import (
+  cinemagraph,
+  extend,
+  image_to_video,
+  inpaint,
+)
+from lumiere_jax.evals.scenes import unseen
+from lumiere_jax.evals.text_tasks import rhythm, text_to_video
+from lumiere_jax.inference.settings import Settings
+from tests.evals.fakes import Leaking, Noise, Right, Standing, WrongColour
+
+COUNT, SEED = 6, 3
+
+
+SETTINGS = Settings(steps=2)
+
+
+PLAIN = {text_to_video: {"two_objects": 0.0}}
+
+
+READ = (text_to_video, rhythm, extend, inpaint, video_to_video)
+
+
+def scored(task, pipeline, **options):
+  """row -> column -> value."""
+  options = PLAIN.get(task, {}) | options
+  table = task(pipeline, COUNT, SETTINGS, SEED, **options)
+  return {
+    row: {name: score.value for name, score in scores.items()}
+    for row, scores in table.items()
+  }
+
+
+@pytest.mark.parametrize("task", [*READ, image_to_video, cinemagraph])
+def test_what_is_right_scores_as_real_renders_do(task):
+  table = scored(task, Right())
+  real = {row: table.pop(row) for row in list(table) if "real" in row}
+  assert real.keys() == {f"{row}, real renders" for row in table}
+  for row, scores in table.items():
+    shares = [name for name in scores if name[-3:] not in ("_db", "_hz", "els")]
+    assert [scores[name] for name in shares] == [1] * len(shares), row
+  for row, scores in real.items():
+    numbers = ("frequency_hz", "flicker_levels")
+    shares = [v for name, v in scores.items() if name not in numbers]
+    assert min(shares) >= 5 / 6, row
+    assert scores.get("flicker_levels", 0) == 0
+
+
+@pytest.mark.parametrize("task", [*READ, image_to_video, cinemagraph])
+def test_noise_scores_nothing(task):
+  table = scored(task, Noise())
+  for row, scores in table.items():
+    if "real" in row:
+      continue
+    # Noise moves, and by chance a name may be right.
+    for name in scores.keys() & {"all", "in_range", "faithful"}:
+      assert scores[name] == 0, (row, name)
+    if "outside_still" in scores:
+      assert scores["outside_still"] == 0
+      assert scores["outside_levels"] > 200
+    if "first_frame_psnr_db" in scores:
+      assert scores["first_frame_psnr_db"] < 12
+
+
+def test_a_wrong_colour_is_all_that_is_wrong():
+  for row, scores in scored(text_to_video, WrongColour()).items():
+    made = "real" not in row
+    assert scores["colour"] == scores["all"] == (0 if made else 1)
+    assert scores["shape"] == scores["motion"] == 1
+  made = scored(video_to_video, WrongColour())["unseen"]
+  assert made["colour_changed"] == made["all"] == 0
+  assert made["motion_kept"] == made["shape_kept"] == 1
+  made = scored(inpaint, WrongColour())["unseen"]
+  assert (made["colour"], made["shape"], made["all"]) == (0, 1, 0)
+
+
+def test_what_stands_still_has_no_motion_and_no_rhythm():
+  for row, scores in scored(text_to_video, Standing()).items():
+    if "real" not in row:
+      assert scores["motion"] <= 1 / 6  # "standing still" may be among them
+      assert scores["colour"] == scores["shape"] == 1
+  table = scored(rhythm, Standing())
+  assert table["blinking"] == table["swinging"] == {"in_range": 0}
+  made = scored(image_to_video, Standing())["unseen"]
+  assert (made["faithful"], made["displaced"]) == (1, 0)
+  made = scored(cinemagraph, Standing())["unseen"]
+  assert (made["outside_still"], made["inside_moves"]) == (1, 0)
+  made = scored(video_to_video, Standing())["unseen"]
+  assert made["motion_kept"] <= 1 / 6
+  assert made["colour_changed"] == 1
+
+
+def test_rhythm_out_of_range_is_wrong():
+  class Slow(Right):
+    def draw(self, scene):
+      return super().draw(scene)[np.arange(self.length) // 2]
+
+  table = scored(rhythm, Slow())
+  for motion in ("blinking", "swinging"):
+    assert table[motion]["in_range"] == 0
+    assert table[motion]["frequency_hz"] == pytest.approx(1.75, abs=0.2)
+
+
+def test_one_byte_outside_the_region_is_found():
+  made = scored(cinemagraph, Leaking())["unseen"]
+  assert (made["outside_still"], made["outside_levels"]) == (0, 1)
+  assert made["inside_moves"] == 1
+
+
+def test_faithful_is_26_db():
+  class Off(Right):
+    """The picture with an error of a known PSNR."""
+
+    levels = 0
+
+    def image_to_video(self, prompt, image, **how):
+      low = np.minimum(image, 255 - self.levels) + np.uint8(self.levels)
+      off = np.where(image > 255 - self.levels, image - self.levels, low)
+      return np.repeat(off[None], self.length, 0).astype(np.uint8)
+
+  for levels, faithful in ((12, 1), (13, 0)):  # 26.5 and 25.9 dB
+    Off.levels = levels
+    made = scored(image_to_video, Off())["unseen"]
+    expected = 20 * np.log10(255 / levels)
+    assert made["first_frame_psnr_db"] == pytest.approx(expected)
+    assert made["faithful"] == faithful
+
+
+def test_an_object_that_is_left_as_it_was_is_not_inpainted():
+  class Lazy(Right):
+    def inpaint(self, prompt, video, mask, **how):
+      return video
+
+  made = scored(inpaint, Lazy())["unseen"]
+  assert made == {"colour": 0, "shape": 0, "all": 0}
+
+
+def test_an_object_that_jumps_or_changes_is_not_gone_on_with():
+  class Jumping(Right):
+    def extend(self, prompt, video, **how):
+      made = super().extend(prompt, video, **how)
+      made[len(video) :] = np.roll(made[len(video) :], self.side // 4, axis=2)
+      return made
+
+  made = scored(extend, Jumping())["unseen"]
+  assert (made["colour"], made["no_jump"]) == (1, 0)
+
+  class Changing(Right):
+    def extend(self, prompt, video, **how):
+      made = super().extend(prompt, video, **how)
+      made[len(video) :] = made[len(video) :, ..., ::-1]
+      return made
+
+  made = scored(extend, Changing())["unseen"]
+  assert made["all"] <= made["colour"] < 1
+
+
+def test_super_resolution_of_the_bases_own_videos():
+  class Spoiling(Right):
+    def super_resolve(self, video, **how):
+      return 255 - super().super_resolve(video, **how)
+
+  made = scored(ssr, Right(side=128))["of_the_base"]
+  assert made["read"] == made["bicubic_read"] >= 5 / 6
+  spoilt = scored(ssr, Spoiling(side=128))["of_the_base"]
+  assert (spoilt["read"], spoilt["bicubic_read"]) == (0, made["bicubic_read"])
+
+
+class Knowing(Right):
+  """Super-resolution that knows what it was made from, of any seed."""
+
+  def __init__(self, motions=None):
+    super().__init__()
+    kinds = {} if motions is None else {"motions": motions}
+    source = unseen(self, COUNT, SETTINGS, SEED, split="held_out", **kinds)
+    clips = [source.clip(k) for k in range(COUNT)]
+    self.known = {shrunk(clip, 4).tobytes(): clip for clip in clips}
+
+  def super_resolve(self, video, *, prompt, seed, settings):
+    known = self.known.get(video.tobytes())
+    return (
+      super().super_resolve(video, prompt=prompt, seed=seed, settings=settings)
+      if known is None
+      else known
+    )
+
+
+def test_gain_is_over_bicubic():
+  same = scored(ssr, Right())["held_out"]
+  assert (same["gain_db"], same["better"]) == (0, 0)
+  assert same["psnr_db"] == same["bicubic_psnr_db"]
+  best = scored(ssr, Knowing())["held_out"]
+  assert best["psnr_db"] == pytest.approx(58.92, abs=0.01)
+  assert best["bicubic_psnr_db"] == same["bicubic_psnr_db"]
+  assert best["gain_db"] == pytest.approx(58.92 - same["psnr_db"], abs=0.01)
+  assert best["better"] == 1
+
+
+class Seamed(Right):
+  """Every window is brighter by another amount; overlaps are averaged."""
+
+  def super_resolve(self, video, *, prompt, seed, settings):
+    flat = np.full((self.length, self.side, self.side, 3), 100.0)
+    size, overlap = self.length // 4, settings.overlap
+    step, last = size - overlap, self.length - size
+    starts = [*range(0, last, step), last]
+    total, count = np.zeros(self.length), np.zeros(self.length)
+    for k, start in enumerate(starts):
+      total[start : start + size] += 20 * (k % 2)
+      count[start : start + size] += 1
+    rng = np.random.default_rng(seed)
+    flat += (total / count)[:, None, None, None] + rng.uniform(
+      -3, 3, flat.shape
+    )
+    return np.rint(flat).astype(np.uint8)
+
+
+def test_seams_show_at_the_borders_of_windows():
+  table = scored(windows, Seamed())
+  assert list(table) == ["overlap 2", "overlap 0"]
+  # 20 levels at once, or 10 and 10; noise within: the mean distance of two
+  # even draws from an interval of 6 is 2.
+  assert table["overlap 0"]["border_ratio"] == pytest.approx(10, rel=0.1)
+  assert table["overlap 2"]["border_ratio"] == pytest.approx(5, rel=0.1)
+  smooth = scored(windows, Knowing(motions=("still",)))
+  assert [row["border_ratio"] for row in smooth.values()] == [1, 1]
+
+
+def test_batches_and_seeds_are_as_asked():
+  heard = []
+  one, three = Right(), Right()
+  alone = scored(text_to_video, one)
+  together = scored(text_to_video, three, batch_size=4, on_result=heard.append)
+  assert alone == together
+  prompts = [call[1] for call in one.calls]
+  assert [p for call in three.calls for p in call[1]] == [
+    p for call in prompts for p in call
+  ]
+  assert [call[2] for call in three.calls] == [
+    [3, 4, 5, 6],
+    [7, 8],
+    [3, 4, 5, 6],
+    [7, 8],
+  ]
+  assert {call[3] for call in three.calls} == {SETTINGS}
+  assert [judged.seed for judged in heard] == [3, 4, 5, 6, 7, 8] * 2
+  assert [judged.row for judged in heard] == ["unseen"] * 6 + ["held_out"] * 6
+
+
+def test_two_objects_have_to_be_right_both():
+  class Recalling(Right):
+    def text_to_video(self, prompt, *, seed, settings):
+      return np.stack([self.known[text] for text in prompt])
+
+  fake = Recalling(frames=16)
+  sources = [
+    unseen(fake, COUNT, SETTINGS, SEED, split=split, two_objects=1.0)
+    for split in ("train", "held_out")
+  ]
+  fake.known = {s.caption(k): s.clip(k) for s in sources for k in range(COUNT)}
+  table = scored(text_to_video, fake, two_objects=1.0)
+  assert table["unseen"] == table["unseen, real renders"]
+  assert table["unseen"]["all"] >= 5 / 6
+  half = lambda clip: np.where(
+    np.arange(32)[:, None] < 16, clip, clip[:, :1, :1]
+  )
+  fake.known = {k: half(clip) for k, clip in fake.known.items()}
+  table = scored(text_to_video, fake, two_objects=1.0)
+  assert table["unseen"]["all"] <= 1 / 6
+
+
+def test_pictures_are_scored_without_their_motion():
+  table = scored(text_to_video, Right(side=64, frames=1))
+  assert set(table["unseen"]) == {"colour", "shape", "all"}
+
+
+def test_the_strength_is_the_pipelines_unless_one_says():
+  fake = Right()
+  scored(video_to_video, fake)
+  scored(video_to_video, fake, strength=0.4)
+  assert [call[3] for call in fake.calls] == [0.7] * COUNT + [0.4] * COUNT
+
+
+def test_styles_are_measured_by_alpha():
+  class Styled(Right):
+    def __init__(self, alpha):
+      super().__init__()
+      self.alpha = alpha
+
+    def text_to_video(self, prompt, *, seed, settings):
+      video = super().text_to_video(prompt, seed=seed, settings=settings)
+      return np.rint(video * (1 - self.alpha / 2)).astype(np.uint8)
+
+  dark = lambda video: 255 - float(video.mean())
+  fakes = {alpha: Styled(alpha) for alpha in (1.0, 0.0, 0.5)}
+  heard = []
+  table = stylize(fakes, dark, 3, SETTINGS, SEED, on_result=heard.append)
+  assert list(table) == [
+    "alpha 0",
+    "alpha 0, real renders",
+    "alpha 0.5",
+    "alpha 1",
+    "rising",
+  ]
+  means = [table[f"alpha {a}"]["strength"].value for a in ("0", "0.5", "1")]
+  assert means[0] < means[1] < means[2]
+  assert 255 - means[2] == pytest.approx((255 - means[0]) / 2, abs=1)
+  assert table["alpha 0"]["motion_kept"].value == 1
+  assert table["rising"]["rising"].value == 1
+  assert len(heard) == 9
+  falling = stylize(fakes, lambda video: -dark(video), 3, SETTINGS, SEED)
+  assert falling["rising"]["rising"].value == 0
+  alike = {0.0: Right(), 1.0: Right()}
+  table = stylize(alike, dark, 3, SETTINGS, SEED)
+  assert table["rising"]["rising"].value == 0
+  with pytest.raises(ValueError, match="no pipeline"):
+    stylize({}, dark, 3, SETTINGS, SEED)
+
+
+def test_one_window_has_no_borders():
+  fake = Right()
+  fake.plan = lambda settings: (fake.length, {})
+  with pytest.raises(ValueError, match="one window"):
+    windows(fake, COUNT, SETTINGS, SEED)
+  del fake.stages["ssr"]
+  with pytest.raises(ValueError, match="one window"):
+    windows(fake, COUNT, SETTINGS, SEED)

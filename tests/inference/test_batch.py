@@ -1,0 +1,257 @@
+"""What `sample` checks, names and writes; a stand-in makes the videos."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.inference import batch
+from lumiere_jax.inference.batch import Output, SampleRequest, run_batch
+from lumiere_jax.inference.prompt_files import PromptLine, read_prompt_file
+from lumiere_jax.inference.sampling_inputs import Progress
+from lumiere_jax.inference.settings import Settings
+from lumiere_jax.inference.tasks import TASKS, Inputs
+from lumiere_jax.media.images import read_image, write_image
+from lumiere_jax.media.video_reader import probe
+from lumiere_jax.media.video_writer import write_video
+
+PROMPT = "a red circle"
+
+
+FRAMES, SIDE = 8, 16
+
+
+class StandIn:
+  """Remembers what it is asked for; videos are as bright as their seeds."""
+
+  fps = 16.0
+
+  def __init__(self):
+    self.asked = []
+
+  def frames(self, how):
+    return how["settings"].num_frames or FRAMES
+
+  def resolution(self, settings=None):
+    return SIDE, SIDE
+
+  def __getattr__(self, name):
+    if name not in TASKS:
+      raise AttributeError(name)
+
+    def make(*args, **how):
+      self.asked.append((name, args, how))
+      if on_progress := how.get("on_progress"):
+        canvas = np.zeros((1, FRAMES, SIDE, SIDE, 3))
+        on_progress(Progress(stage="base", done=1, total=2, canvas=canvas))
+      shape = (len(how["seed"]), FRAMES, SIDE, SIDE, 3)
+      seeds = np.asarray(how["seed"], np.uint8).reshape(-1, 1, 1, 1, 1)
+      made = np.broadcast_to(seeds, shape)
+      return made[:, 0] if name == "text_to_image" else made
+
+    return make
+
+
+@pytest.fixture
+def made(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  stand_in = StandIn()
+  monkeypatch.setattr(
+    batch.Pipeline, "from_pretrained", lambda *args, **rest: stand_in
+  )
+  return stand_in
+
+
+def ask(task="text_to_video", lines=(PROMPT,), **changes):
+  said = [
+    PromptLine(prompt=line) if isinstance(line, str) else line for line in lines
+  ]
+  run_batch(
+    SampleRequest(models=("m",), task=task, lines=tuple(said), **changes)
+  )
+
+
+def test_a_name_is_made_and_nothing_is_written_over(made, tmp_path, capsys):
+  ask(seed=7)
+  ask(seed=7)
+  name = "text_to_video-a-red-circle-seed7"
+  assert {p.name for p in tmp_path.iterdir()} == {
+    f"{name}.mp4",
+    f"{name}-2.mp4",
+  }
+  assert "8 frames of 16x16 at 16 frames a second" in capsys.readouterr().out
+  ask(output=Output(out="x.mp4"))
+  with pytest.raises(UserError, match=r"x\.mp4: is there already; give --over"):
+    ask(output=Output(out="x.mp4"))
+  ask(output=Output(out="x.mp4", overwrite=True), seed=200)
+  assert probe("x.mp4").num_frames == FRAMES
+  assert len(made.asked) == 4
+
+
+def test_several_samples_have_seeds_and_names_of_their_own(made, tmp_path):
+  ask(num_samples=5, batch_size=2, seed=3, output=Output(out="some.npy"))
+  assert [how["seed"] for _, _, how in made.asked] == [(3, 4), (5, 6), (7,)]
+  for number, seed in enumerate(range(3, 8), 1):
+    assert np.load(tmp_path / f"some-{number}.npy").max() == seed
+
+
+def test_a_file_of_prompts_makes_a_folder_of_videos(made, tmp_path):
+  file = tmp_path / "prompts.jsonl"
+  file.write_text(
+    '{"prompt": "one", "seed": 9, "steps": 4, "negative_prompt": "grey"}\n'
+    '{"prompt": "two", "guidance_scale": 2.5}\n'
+  )
+  lines = read_prompt_file(file)
+  out = Output(out="videos", format="npy")
+  ask(lines=lines, output=out, seed=1, negative_prompt="blur")
+  assert sorted(p.name for p in (tmp_path / "videos").iterdir()) == [
+    "0001-one-seed9.npy",
+    "0002-two-seed1.npy",
+  ]
+  (_, (first,), how), (_, (second,), other) = made.asked
+  assert (first, how["seed"], how["negative_prompt"]) == ("one", (9,), "grey")
+  assert how["settings"] == Settings(steps=4)
+  assert (second, other["seed"]) == ("two", (1,))
+  assert other["negative_prompt"] == "blur"
+  assert other["settings"] == Settings(guidance_scale=2.5)
+
+
+@pytest.mark.parametrize(
+  "options, words",
+  [
+    ({"stepps": "4"}, r"f, line 2: unknown option 'stepps' \(did you mean"),
+    ({"steps": "four"}, "f, line 2: steps='four' is no int"),
+    ({"steps": "0"}, "--steps=0 must be at least 1"),
+    ({"size": "1,2"}, "f, line 2: size cannot differ by line"),
+    ({"uncomposited": "perhaps"}, "is no bool"),
+  ],
+)
+def test_options_of_a_line_that_do_not_do(made, options, words):
+  line = PromptLine(prompt="x", options=options, where="f, line 2")
+  with pytest.raises(UserError, match=words):
+    ask(lines=[line])
+  assert not made.asked
+
+
+def test_an_interruption_keeps_what_is_made(made, tmp_path, capsys):
+  class Stopped(StandIn):
+    def __getattr__(self, name):
+      if len(self.asked) == 2:
+        raise KeyboardInterrupt
+      return super().__getattr__(name)
+
+  made.__class__ = Stopped
+  with pytest.raises(SystemExit) as stopped:
+    ask(lines=["a", "b", "c"], output=Output(out="kept"))
+  assert stopped.value.code == 130
+  assert len([*(tmp_path / "kept").iterdir()]) == 2
+  assert "stopped: 2 of 3 are made, and kept" in capsys.readouterr().err
+
+
+def test_previews_and_sheets(made, tmp_path, monkeypatch):
+  seen = []
+  monkeypatch.setattr(
+    batch, "write_image", lambda path, image: seen.append((str(path), image))
+  )
+  ask(
+    output=Output(out="x.npy", contact_sheet="sheet.png", preview_every=3),
+    settings=Settings(steps=6),
+  )
+  assert [name for name, _ in seen] == ["x-preview.png", "sheet.png"]
+  assert made.asked[0][2]["settings"].chunk == 3
+  assert (tmp_path / "x.npy").exists()
+
+
+@pytest.fixture
+def files(tmp_path, rng):
+  video = rng.integers(0, 256, (12, 24, 32, 3), np.uint8)
+  write_video(tmp_path / "video.npy", video, 16)
+  write_video(tmp_path / "video.mp4", video, 16)
+  write_image(tmp_path / "image.png", video[0])
+  mask = np.zeros((24, 32, 3), np.uint8)
+  mask[:, :16] = 255
+  write_image(tmp_path / "mask.png", mask)
+  return tmp_path
+
+
+def test_tasks_read_their_files(made, files):
+  inputs = Inputs(image="image.png", last_image="image.png")
+  ask("image_to_video", inputs=inputs)
+  ask("inpaint", inputs=Inputs(video="video.mp4", mask="mask.png", feather=2))
+  ask("cinemagraph", inputs=Inputs(image="image.png", box="8,0,16,24"))
+  ask("outpaint", inputs=Inputs(video="video.mp4", expand="1,2,3,4"))
+  ask("video_to_video", inputs=Inputs(video="video.mp4", strength=0.4))
+  ask("extend", inputs=Inputs(video="video.npy", times=3, context=4))
+  ask("super_resolve", [""], inputs=Inputs(video="video.mp4"))
+  ask("panorama", inputs=Inputs(width=64))
+  asked = {name: (args, how) for name, args, how in made.asked}
+  picture = read_image(files / "image.png")
+  args, how = asked["image_to_video"]
+  np.testing.assert_array_equal(args[1], picture)
+  np.testing.assert_array_equal(how["last_image"], picture)
+  assert how["composited"]
+  (_, video, mask), how = asked["inpaint"]
+  assert video.shape == (9, 24, 32, 3)  # one more than is made, to be told
+  # The left half of what is cut at its middle, to half a pixel.
+  assert mask.shape == (9, 16, 16)
+  assert mask[0, 8, :8].all()
+  assert not mask[0, 8, 9:].any()
+  assert how["feather"] == 2
+  (_, _, mask), _ = asked["cinemagraph"]
+  assert mask.shape == (16, 16)
+  assert 0 < mask.sum() < mask.size
+  assert asked["outpaint"][0][2] == (1, 2, 3, 4)
+  assert asked["video_to_video"][1]["strength"] == 0.4
+  assert len(asked["extend"][0][1]) == 12
+  assert asked["extend"][1]["times"] == 3
+  assert asked["super_resolve"][1]["prompt"] == ""
+  assert asked["panorama"][1]["width"] == 64
+
+
+@pytest.mark.parametrize(
+  "task, inputs, words",
+  [
+    ("inpaint", {"video": "v"}, "--mask or --box is missing"),
+    (
+      "inpaint",
+      {"video": "v", "mask": "m", "box": "b"},
+      "--mask or --box is given twice",
+    ),
+    ("extend", {}, "--video is missing: --task=extend needs one"),
+    ("text_to_video", {"mask": "m"}, "--mask means nothing to --task=text_to"),
+    ("outpaint", {"video": "v", "expand": "1,2"}, "not four whole numbers"),
+    ("image_to_video", {"image": "gone.png"}, "gone.png: missing"),
+    ("video_to_video", {"video": "gone.mp4"}, "gone.mp4: missing"),
+    ("text_to_vide", {}, r"did you mean \"text_to_video\""),
+  ],
+)
+def test_inputs_that_do_not_do(made, files, task, inputs, words):
+  if "expand" in inputs:
+    inputs = inputs | {"video": str(files / "video.mp4")}
+  with pytest.raises(UserError, match=words):
+    ask(task, inputs=Inputs(**inputs))
+  assert not made.asked
+
+
+def test_a_picture_is_written_as_one(made, tmp_path):
+  ask("text_to_image", seed=5)
+  path = tmp_path / "text_to_image-a-red-circle-seed5.png"
+  assert read_image(path).max() == 5
+  with pytest.raises(UserError, match="cannot write images that end"):
+    ask("text_to_image", output=Output(out="x.mp4"))
+  with pytest.raises(UserError, match="--prompt is empty"):
+    ask(lines=[" "])
+  with pytest.raises(UserError, match="--model is missing"):
+    run_batch(SampleRequest(models=(), task="text_to_video", lines=()))
+  assert len(made.asked) == 1
+
+
+def test_every_input_belongs_to_a_task():
+  taken = {
+    name
+    for task in TASKS.values()
+    for need in (*task.needs, *task.takes)
+    for name in need.split(" or ")
+  }
+  assert taken == {field.name for field in dataclasses.fields(Inputs)}

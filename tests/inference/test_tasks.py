@@ -1,0 +1,373 @@
+"""What each task tells the stages, and what is put back; no network runs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base, conditional, ssr, t2i
+from lumiere_jax.errors import UserError
+from lumiere_jax.inference import cascade
+from lumiere_jax.inference import pipeline as pipelines
+from lumiere_jax.inference.cascade import Stage
+from lumiere_jax.inference.compositing import composite
+from lumiere_jax.inference.pipeline import Pipeline
+from lumiere_jax.inference.settings import Settings
+from lumiere_jax.inference.styles import Style
+from lumiere_jax.models.text_encoder import TextEncoder
+from lumiere_jax.models.unet import abstract_params
+from lumiere_jax.stages.conditioning import MaskedVideo, to_float, to_uint8
+
+PROMPT = "a red circle moving left on a black background"
+
+
+FRAMES, SIDE, SMALL = 16, 32, 16
+
+
+SHORT = Settings(steps=4, num_frames=FRAMES)
+
+
+@pytest.fixture(scope="module")
+def text():
+  return TextEncoder.random(max_length=48)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+  """What the stages are asked for; they make grey that grows brighter."""
+  calls = []
+
+  def sample_stage(config, params, cond, null, keys, frames, **rest):
+    size = (len(cond.text), frames, *config.video.resolution, 3)
+    calls.append({"config": config, "cond": cond, "frames": frames} | rest)
+    ramp = jnp.linspace(-0.5, 0.5, frames)[None, :, None, None, None]
+    return jnp.broadcast_to(ramp, size)
+
+  monkeypatch.setattr(cascade, "sample_stage", sample_stage)
+  monkeypatch.setattr(cascade, "compile_ahead", lambda *_, **__: None)
+  return calls
+
+
+@pytest.fixture
+def pipeline(text):
+  return Pipeline(
+    text,
+    {
+      name: Stage(config=experiment.sampling, params={})
+      for name, experiment in (("base", base.TINY), ("ssr", ssr.TINY))
+    },
+    conditional=lambda: Stage(config=conditional.TINY.sampling, params={}),
+  )
+
+
+@pytest.fixture
+def video(rng):
+  return rng.integers(0, 256, (FRAMES, SIDE, SIDE, 3), np.uint8)
+
+
+def told(call):
+  """(masked video, mask) that a base was told."""
+  frames = np.asarray(call["cond"].frames)
+  return frames[..., :3], frames[..., 3]
+
+
+def test_a_video_begins_with_its_picture(pipeline, asked, video):
+  made = pipeline.image_to_video(PROMPT, video[0], settings=SHORT)
+  assert made.shape == video.shape
+  np.testing.assert_array_equal(made[0], video[0])
+  assert (made[1:] != video[0]).mean() > 0.9
+  pixels, mask = told(asked[0])
+  assert mask[0, 0].all()
+  assert not mask[0, 1:].any()
+  expected = to_float(jnp.asarray(video[0])).reshape(SMALL, 2, SMALL, 2, 3)
+  np.testing.assert_allclose(pixels[0, 0], expected.mean((1, 3)), atol=1e-6)
+  assert not pixels[0, 1:].any()
+  assert [c["config"].video.resolution for c in asked] == [(16, 16), (32, 32)]
+
+
+def test_it_may_end_with_one_and_be_left_as_made(pipeline, asked, video):
+  ends = {"last_image": video[-1], "settings": SHORT}
+  made = pipeline.image_to_video(PROMPT, None, **ends)
+  np.testing.assert_array_equal(made[-1], video[-1])
+  _, mask = told(asked[0])
+  assert mask[0].any((1, 2)).tolist() == [False] * 15 + [True]
+  as_made = pipeline.image_to_video(PROMPT, None, composited=False, **ends)
+  assert (as_made[-1] != video[-1]).mean() > 0.9
+  with pytest.raises(UserError, match="--image is missing"):
+    pipeline.image_to_video(PROMPT, None, settings=SHORT)
+
+
+def test_inpainting_changes_nothing_else(pipeline, asked, video):
+  mask = np.zeros((SIDE, SIDE), bool)
+  mask[9:20, 4:13] = True
+  made = pipeline.inpaint(PROMPT, video, mask, settings=SHORT)
+  np.testing.assert_array_equal(made[:, ~mask], video[:, ~mask])
+  assert (made[:, mask] != video[:, mask]).mean() > 0.9
+  pixels, given = told(asked[0])
+  # A pixel of the base is given if all four pixels it stands for are.
+  anew = np.zeros((SMALL, SMALL), bool)
+  anew[4:10, 2:7] = True
+  np.testing.assert_array_equal(given[0, 3] == 0, anew)
+  assert not pixels[0][:, anew].any()
+
+
+def test_edges_fade_within_what_is_made(pipeline, asked, video):
+  del asked
+  mask = np.zeros((SIDE, SIDE), bool)
+  mask[8:24, 8:24] = True
+  hard, soft = (
+    pipeline.inpaint(
+      PROMPT, np.zeros_like(video), mask, feather=width, settings=SHORT
+    )
+    for width in (0, 4)
+  )
+  np.testing.assert_array_equal(soft[:, ~mask], 0)
+  row = soft[5, 16, :, 0].astype(int)
+  assert hard[5, 16, 8, 0] == hard[5, 16, 16, 0]
+  assert (np.diff(row[7:13]) > 0).all()
+  assert row[13] == hard[5, 16, 16, 0]
+  with pytest.raises(UserError, match="--feather=-1"):
+    pipeline.inpaint(PROMPT, video, mask, feather=-1, settings=SHORT)
+
+
+def test_outpainting_keeps_the_middle(pipeline, asked, video, capsys):
+  small = video[:, :, 8:24]  # 16 wide, 32 high
+  made = pipeline.outpaint(PROMPT, small, (8, 0, 8, 0), settings=SHORT)
+  np.testing.assert_array_equal(made[:, :, 8:24], small)
+  _, given = told(asked[0])
+  assert given[0, 0].any(0).tolist() == [False] * 4 + [True] * 8 + [False] * 4
+  assert not capsys.readouterr().err.count("notice")
+  for expand in ((0, 0, 0, 0), (-1, 4, 0, 0)):
+    with pytest.raises(UserError, match="adds nothing"):
+      pipeline.outpaint(PROMPT, small, expand, settings=SHORT)
+
+
+def test_cinemagraphs_move_in_their_region_alone(pipeline, asked, video):
+  moves = np.zeros((SIDE, SIDE), bool)
+  moves[:10] = True
+  made = pipeline.cinemagraph(PROMPT, video[0], moves, settings=SHORT)
+  np.testing.assert_array_equal(made[:, ~moves], made[:1, ~moves].repeat(16, 0))
+  np.testing.assert_array_equal(made[0], video[0])
+  assert (made[1:, moves] != video[0][moves]).mean() > 0.9
+  _, given = told(asked[0])
+  assert given[0, 0].all()
+  assert not given[0, 1:, :5].any()
+  assert given[0, :, 5:].all()
+
+
+def test_sdedit_starts_from_the_video(pipeline, asked, video):
+  pipeline.video_to_video(PROMPT, video, strength=0.5, settings=SHORT)
+  start, levels = asked[0]["start"], asked[0]["log_snrs"]
+  # The noise of cosine time 1/2, whatever the grid.
+  assert levels[0] == pytest.approx(0, abs=1e-5)
+  assert np.all(np.diff(levels) > 0)
+  expected = to_float(jnp.asarray(video)).reshape(16, SMALL, 2, SMALL, 2, 3)
+  np.testing.assert_allclose(start[0], expected.mean((2, 4)), atol=1e-6)
+  assert asked[1]["start"] is None
+  for strength in (0.0, 1.5, float("nan")):
+    with pytest.raises(UserError, match=r"is not in \(0, 1\]"):
+      pipeline.video_to_video(PROMPT, video, strength=strength, settings=SHORT)
+
+
+def test_long_videos_go_on_from_their_last_frames(pipeline, asked, video):
+  made = pipeline.extend(PROMPT, video, times=2, context=6, settings=SHORT)
+  assert len(made) == 16 + 2 * 10
+  np.testing.assert_array_equal(made[:16], video)
+  first, second, last = asked
+  pixels, mask = told(first)
+  assert mask[0].any((1, 2)).tolist() == [True] * 6 + [False] * 10
+  small = to_float(jnp.asarray(video)).reshape(16, SMALL, 2, SMALL, 2, 3)
+  np.testing.assert_allclose(
+    pixels[0, :6], small.mean((2, 4))[-6:], atol=1 / 127
+  )
+  # The second is told the end of what the first made.
+  ramp = np.linspace(-0.5, 0.5, 16)[-6:]
+  np.testing.assert_allclose(told(second)[0][0, :6, 3, 3, 0], ramp, atol=1e-2)
+  assert last["config"].video.upscale == 2
+  assert last["frames"] == 36
+  assert last["windows"].size == ssr.TINY.data.num_frames
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [
+    ({"context": 16}, "--context=16 frames must be 1 to 15"),
+    ({"context": 0}, "--context=0"),
+    ({"times": 0}, "--times=0"),
+  ],
+)
+def test_what_cannot_be_gone_on_with(pipeline, video, changes, words):
+  with pytest.raises(UserError, match=words):
+    pipeline.extend(PROMPT, video, settings=SHORT, **({"context": 6} | changes))
+  with pytest.raises(UserError, match="has 3 frames"):
+    pipeline.extend(PROMPT, video[:3], settings=SHORT, context=6)
+
+
+def test_super_resolution_alone_takes_any_size(pipeline, asked, rng):
+  clip = rng.integers(0, 256, (13, 20, 37, 3), np.uint8)
+  made = pipeline.super_resolve(clip, settings=SHORT)
+  assert made.shape == (13, 40, 74, 3)
+  (call,) = asked
+  assert call["config"].video.resolution == (40, 74)
+  assert call["tiles"].rows.size == call["tiles"].columns.size == SIDE
+  assert call["windows"].size == 8
+  tiny = pipeline.super_resolve(clip[:1, :5, :9], settings=SHORT)
+  assert tiny.shape == (1, 10, 18, 3)  # padded for the network, then cut
+  assert asked[1]["frames"] == 2
+  assert asked[1]["config"].video.resolution == (10, 18)
+  with pytest.raises(UserError, match="needs a super-resolution stage"):
+    base_alone = {"base": pipeline.stages["base"]}
+    Pipeline(pipeline.text, base_alone).super_resolve(clip, settings=SHORT)
+
+
+def test_panoramas_are_seen_in_windows(pipeline, asked):
+  made = pipeline.panorama(PROMPT, width=80, settings=SHORT)
+  assert made.shape == (16, 32, 80, 3)
+  assert [c["config"].video.resolution for c in asked] == [(16, 40), (32, 80)]
+  assert [c["tiles"].columns.size for c in asked] == [16, 32]
+  assert [c["tiles"].rows for c in asked] == [None, None]
+  with pytest.raises(UserError, match="no multiple of 2"):
+    pipeline.panorama(PROMPT, width=81, settings=SHORT)
+
+
+def test_a_conditional_base_is_needed(pipeline, video):
+  alone = Pipeline(pipeline.text, pipeline.stages)
+  with pytest.raises(UserError, match="needs a base that is told pixels"):
+    alone.image_to_video(PROMPT, video[0], settings=SHORT)
+
+
+def test_inputs_of_other_sizes_are_made_to_fit_and_told(
+  pipeline, asked, video, capsys
+):
+  long = np.repeat(video, 2, axis=0)[:, :, :20]
+  made = pipeline.video_to_video(PROMPT, long, settings=SHORT)
+  assert made.shape == video.shape
+  heard = capsys.readouterr().err
+  assert "has 32 frames; the first 16 are taken" in heard
+  assert "is 20x32, resized and cropped at its centre to 32x32" in heard
+  short = pipeline.video_to_video(PROMPT, video[:11], settings=SHORT)
+  assert len(short) == 10
+  assert "has 11 frames; the first 10 are taken" in capsys.readouterr().err
+  with pytest.raises(UserError, match="has 1 frames; give at least 2"):
+    pipeline.video_to_video(PROMPT, video[:1], settings=SHORT)
+  with pytest.raises(UserError, match="--video is float32"):
+    pipeline.video_to_video(PROMPT, np.float32(video), settings=SHORT)
+  with pytest.raises(UserError, match="--image is uint8"):
+    pipeline.image_to_video(PROMPT, video[0, ..., 0], settings=SHORT)
+  assert asked
+
+
+def test_masks_that_do_not_do(pipeline, video):
+  ask = lambda mask: pipeline.inpaint(PROMPT, video, mask, settings=SHORT)
+  for fill, words in ((False, "marks nothing"), (True, "marks everything")):
+    with pytest.raises(UserError, match=words):
+      ask(np.full((SIDE, SIDE), fill))
+  with pytest.raises(UserError, match="--mask is uint8"):
+    ask(np.zeros((SIDE, SIDE), np.uint8))
+
+
+def test_masks_of_videos_hold_their_last_frame(pipeline, asked, video):
+  del asked
+  mask = np.zeros((3, SIDE, SIDE), bool)
+  mask[2, :4] = True
+  made = pipeline.inpaint(PROMPT, video, mask, settings=SHORT)
+  changed = (made != video).any((1, 2, 3))
+  assert changed.tolist() == [False] * 2 + [True] * 14
+
+
+def test_one_text_and_one_seed_are_one_video(pipeline, asked):
+  of = lambda prompt, **how: pipeline.text_to_video(
+    prompt, settings=SHORT, **how
+  ).shape[:-3]
+  assert of(PROMPT) == of(PROMPT, seed=3) == (16,)
+  assert of([PROMPT]) == of(PROMPT, seed=[3]) == (1, 16)
+  assert of(PROMPT, seed=[1, 2]) == of([PROMPT] * 2) == (2, 16)
+  with pytest.raises(UserError, match="3 prompts and 2 seeds"):
+    of([PROMPT] * 3, seed=[1, 2])
+  assert asked
+
+
+def test_progress_is_told(text):
+  heard = []
+  experiment = dataclasses.replace(
+    base.TINY,
+    model=dataclasses.replace(base.TINY.model, temporal=None),
+  )
+  params = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), abstract_params(experiment.network)
+  )
+  stage = Stage(config=experiment.sampling, params=params)
+  Pipeline(text, {"base": stage}).text_to_video(
+    PROMPT,
+    settings=Settings(steps=4, num_frames=1, chunk=2),
+    on_progress=heard.append,
+  )
+  assert [(p.stage, p.done, p.total) for p in heard] == [
+    ("base", 2, 4),
+    ("base", 4, 4),
+  ]
+  assert heard[0].canvas.shape == (1, 1, 16, 16, 3)
+
+
+def test_compositing_puts_back_what_was_given_to_the_bit(rng):
+  made, video = rng.integers(0, 256, (2, 2, 3, 8, 8, 3), np.uint8)
+  mask = rng.random((3, 8, 8)) < 0.5
+  given = MaskedVideo(video=video[0], mask=mask)
+  for feather in (0, 3):
+    out = composite(made, given, feather)
+    for sample in out:
+      np.testing.assert_array_equal(sample[mask], video[0][mask])
+  np.testing.assert_array_equal(
+    composite(made, given)[:, ~mask], made[:, ~mask]
+  )
+
+
+def test_given_pixels_of_a_smaller_stage_are_means(rng):
+  video = rng.integers(0, 256, (2, 8, 8, 3), np.uint8)
+  mask = np.ones((2, 8, 8), bool)
+  mask[1, 3, 5] = False
+  pixels, given = MaskedVideo(video=video, mask=mask).at((4, 4))
+  assert given.shape == (2, 4, 4, 1)
+  assert np.argwhere(given[..., 0] == 0).tolist() == [[1, 1, 2]]
+  np.testing.assert_allclose(
+    pixels[0, 0, 0], to_float(video[0, :2, :2]).mean((0, 1)), atol=1e-6
+  )
+  same, _ = MaskedVideo(video=video, mask=mask).at((8, 8))
+  np.testing.assert_array_equal(to_uint8(same), video)
+
+
+def test_a_style_is_blended_into_all_spatial_layers(text, monkeypatch, rng):
+  """Of the base and of the one that is told pixels; temporal ones stay."""
+  draw = lambda experiment: {
+    path: rng.normal(size=leaf.shape).astype(np.float32)
+    for path, leaf in abstract_params(experiment.network).items()
+  }
+  stages = {
+    "base": Stage(config=base.TINY.sampling, params=draw(base.TINY)),
+    "ssr": Stage(config=ssr.TINY.sampling, params=draw(ssr.TINY)),
+  }
+  told = Stage(config=conditional.TINY.sampling, params=draw(conditional.TINY))
+  leaves = draw(t2i.TINY)
+  style = Style(path="wood", slot="base", leaves=leaves)
+  monkeypatch.setattr(pipelines, "read_style", lambda path: style)
+  plain = Pipeline(text, stages, conditional=lambda: told)
+  half = plain.styled("wood", 0.5)
+  for before, after in (
+    (stages["base"], half.stages["base"]),
+    (told, half._conditional()),
+  ):
+    changed = {
+      path
+      for path, leaf in before.params.items()
+      if not np.array_equal(leaf, after.params[path])
+    }
+    assert changed == leaves.keys()
+    for path in changed:
+      np.testing.assert_allclose(
+        after.params[path],
+        (before.params[path] + leaves[path]) / 2,
+        atol=1e-6,
+      )
+  assert half.stages["ssr"].params is stages["ssr"].params

@@ -1,7 +1,0 @@
-from lumiere_jax.io.notices import notice
-
-
-def test_one_line_on_stderr(capsys):
-  notice("--mask=x.png is 4x4,\n  made 8x8")
-  out, err = capsys.readouterr()
-  assert (out, err) == ("", "notice: --mask=x.png is 4x4, made 8x8\n")

@@ -1,0 +1,161 @@
+"""Still pictures and animated ones."""
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from lumiere_jax.errors import VideoError
+from lumiere_jax.media.images import read_image
+from lumiere_jax.media.input_file import is_picture, picture_size
+from lumiere_jax.media.video_reader import probe, read_clip, read_video
+
+ENDINGS = ("png", "jpg", "jpeg", "webp", "bmp")
+
+
+def quarters(height=24, width=32):
+  """Four corners of different colours."""
+  corners = [[[200, 40, 40], [40, 200, 40]], [[40, 40, 200], [200, 200, 200]]]
+  corners = np.array(corners, np.uint8)
+  return corners.repeat(height // 2, 0).repeat(width // 2, 1)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_kinds_of_pictures(tmp_path, ending):
+  path = tmp_path / f"x.{ending.upper()}"
+  Image.fromarray(quarters()).save(path, quality=95)
+  assert is_picture(path)
+  assert picture_size(path) == (24, 32)
+  read = read_image(path)
+  assert read.shape == (24, 32, 3)
+  assert np.abs(read.astype(int) - quarters()).mean() < 6
+  clip = read_image(path, (8, 12))
+  assert clip.shape == (8, 12, 3)
+  for row, column in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
+    corner = clip[row, column].astype(int) - quarters()[row, column]
+    assert np.abs(corner).max() < 16
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_upright(tmp_path, orientation):
+  """As TIFF 6.0 defines them: where the 0th row and column are shown."""
+  image = quarters(16, 30)
+  shown = {
+    1: image,
+    2: image[:, ::-1],
+    3: image[::-1, ::-1],
+    4: image[::-1],
+    5: image.swapaxes(0, 1),
+    6: image.swapaxes(0, 1)[:, ::-1],
+    7: image.swapaxes(0, 1)[::-1, ::-1],
+    8: image.swapaxes(0, 1)[::-1],
+  }[orientation]
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  Image.fromarray(image).save(tmp_path / "x.png", exif=exif)
+  assert np.array_equal(read_image(tmp_path / "x.png"), shown)
+  assert picture_size(tmp_path / "x.png") == shown.shape[:2]
+
+
+def test_transparent_is_white(tmp_path):
+  alpha = np.zeros((4, 8, 1), np.uint8)
+  alpha[:, :4] = 255
+  black = np.concatenate([np.zeros((4, 8, 3), np.uint8), alpha], -1)
+  Image.fromarray(black).save(tmp_path / "x.png")
+  Image.fromarray(black).quantize().save(tmp_path / "palette.png")
+  for name in ("x.png", "palette.png"):
+    read = read_image(tmp_path / name)
+    assert (read[:, :4] == 0).all()
+    assert (read[:, 4:] == 255).all()
+
+
+def test_sixteen_bits_and_grey(tmp_path):
+  grey = np.linspace(0, 255, 32).astype(np.uint8).reshape(4, 8)
+  Image.fromarray(grey).save(tmp_path / "8.png")
+  Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
+  for name in ("8.png", "16.png"):
+    assert np.array_equal(read_image(tmp_path / name)[..., 1], grey)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_broken_pictures_say_so(tmp_path, ending):
+  noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+  path = tmp_path / f"x.{ending}"
+  Image.fromarray(noise).save(path)
+  path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+  reason = r"x\.\w+: (damaged|not a picture, or cut short): "
+  for read in (picture_size, read_image):
+    with pytest.raises(VideoError, match=reason):
+      read(path)
+
+
+def test_what_is_no_picture(tmp_path):
+  (tmp_path / "empty.png").touch()
+  (tmp_path / "text.jpg").write_text("no picture" * 100)
+  (tmp_path / "folder.bmp").mkdir()
+  (tmp_path / "loop.png").symlink_to("loop.png")
+  reasons = {
+    "empty.png": "empty file",
+    "text.jpg": "not a picture, or cut short",
+    "folder.bmp": "not a file",
+    "loop.png": "missing: a link that leads to no file",
+    "gone.webp": "missing: no such file",
+  }
+  for name, reason in reasons.items():
+    with pytest.raises(VideoError) as caught:
+      is_picture(tmp_path / name)
+    assert caught.value.reason.startswith(reason)
+  assert not is_picture(tmp_path / "gone.mp4")
+
+
+def test_too_many_pixels(tmp_path):
+  header = Image.new("1", (1, 1))
+  header.save(tmp_path / "x.bmp")
+  data = bytearray((tmp_path / "x.bmp").read_bytes())
+  data[18:26] = b"\x00\x00\x01\x00" * 2  # width and height: 65536
+  (tmp_path / "x.bmp").write_bytes(data)
+  with pytest.raises(VideoError, match="too large: "):
+    picture_size(tmp_path / "x.bmp")
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+def test_animations_are_videos(tmp_path, ending):
+  path = tmp_path / f"x.{ending}"
+  levels = [10, 60, 110, 160, 210]
+  images = [Image.new("RGB", (32, 24), (k, k, k)) for k in levels]
+  images[0].save(
+    path,
+    save_all=True,
+    append_images=images[1:],
+    duration=[100, 300, 50, 50, 500],
+    **({"lossless": True} if ending == "webp" else {}),
+  )
+  assert not is_picture(path)
+  info = probe(path)
+  assert (info.num_frames, info.height, info.width) == (5, 24, 32)
+  assert info.duration_s == pytest.approx(1.0)
+  clip = read_clip(path, start_s=0.05, num_frames=10, fps=10)
+  shown = clip.mean((1, 2, 3)).round().astype(int)
+  # At 0.05 s, 0.15 s, ...; 110 begins at 0.4 s, 160 at 0.45 s.
+  assert shown.tolist() == [10, *(60,) * 3, 160, *(210,) * 5]
+  assert read_video(path)[0].shape == (5, 24, 32, 3)
+
+
+def test_a_broken_animation(tmp_path):
+  path = tmp_path / "x.webp"
+  noise = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), np.uint8)
+  images = [Image.fromarray(frame) for frame in noise]
+  images[0].save(path, save_all=True, append_images=images[1:])
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  with pytest.raises(VideoError, match="damaged: "):
+    probe(path)
+
+
+def test_of_what_moves_the_first_frame_is_taken(tmp_path, capsys):
+  frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue")]
+  path = tmp_path / "moving.gif"
+  frames[0].save(path, save_all=True, append_images=frames[1:])
+  np.testing.assert_array_equal(read_image(path)[0, 0], [255, 0, 0])
+  assert "is animated; its first frame is taken" in capsys.readouterr().err
+  frames[0].save(tmp_path / "still.png")
+  read_image(tmp_path / "still.png")
+  assert not capsys.readouterr().err

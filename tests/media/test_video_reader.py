@@ -1,0 +1,598 @@
+"""The videos are made here; six dark or light bars number each frame."""
+
+from fractions import Fraction
+from pathlib import Path
+import random
+
+import av
+import numpy as np
+from PIL import Image
+import pytest
+
+from lumiere_jax.errors import UserError, VideoError
+from lumiere_jax.media import container
+from lumiere_jax.media.resize import Thumbnails
+from lumiere_jax.media.video_reader import (
+  VideoInfo,
+  probe,
+  read_clip,
+  read_video,
+)
+
+CLIPS = Path(__file__).parents[2] / "../shared/assets/clips"
+
+
+H264 = {"g": "12", "bf": "3", "crf": "4"}
+
+
+KINDS = {  # name -> codec, encoder options, muxer
+  "h264.mp4": ("libx264", H264, None),
+  "h264.mkv": ("libx264", H264, None),
+  "h264.flv": ("libx264", H264, None),
+  "h264.ts": ("libx264", H264, "mpegts"),
+  "h264.avi": ("libx264", H264, None),
+  "h264.h264": ("libx264", H264, "h264"),
+  "open_gop.mp4": ("libx264", H264 | {"x264-params": "open-gop=1"}, None),
+  "mpeg4.avi": ("mpeg4", {"g": "12", "b": "4000000"}, None),
+  "mpeg4_b.avi": ("mpeg4", {"g": "12", "bf": "2", "b": "4000000"}, None),
+  "mpeg2.mpg": ("mpeg2video", {"g": "12", "bf": "2", "b": "4000000"}, None),
+  "ffv1.mkv": ("ffv1", {}, None),
+}
+
+
+def plain(count: int) -> np.ndarray:
+  """(count, 48, 96, 3): the number of each frame in binary, as bars."""
+  bits = np.arange(count)[:, None] >> np.arange(6) & 1
+  bars = np.where(bits, 200, 50).astype(np.uint8).repeat(16, axis=1)
+  return np.broadcast_to(bars[:, None, :, None], (count, 48, 96, 3))
+
+
+def number(clip: np.ndarray) -> list[int]:
+  """The number of each frame, read from its bars."""
+  bars = clip[:, 8:40, :, :].mean((1, 3)).reshape(len(clip), 6, -1)
+  return ((bars.mean(2) > 125) @ (1 << np.arange(6))).tolist()
+
+
+def encode(
+  path,
+  video,
+  *,
+  fps=25,
+  kind="ffv1.mkv",
+  pts=None,
+  ticks=None,
+  yuv=None,
+  colours=(None, None),
+  setup=lambda stream: None,
+  options=None,
+):
+  """Encodes rgb (t, h, w, 3), or planar 4:4:4 (t, 3, h, w) as `yuv`."""
+  codec, codec_options, muxer = KINDS[kind]
+  rate = Fraction(fps).limit_denominator(1001)
+  source = video if yuv is None else yuv
+  with av.open(str(path), "w", format=muxer, options=options or {}) as out:
+    stream = out.add_stream(codec, rate, codec_options)
+    size = source.shape[1:3] if yuv is None else source.shape[2:4]
+    stream.height, stream.width = size
+    stream.pix_fmt = "yuv420p" if yuv is None else "yuv444p"
+    if ticks:
+      stream.codec_context.time_base = Fraction(1, ticks)
+    colorspace, color_range = colours
+    if colorspace:
+      stream.codec_context.colorspace = colorspace
+      stream.codec_context.color_range = color_range
+    setup(stream)
+    for k, pixels in enumerate(source):
+      layout = "rgb24" if yuv is None else "yuv444p"
+      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), layout)
+      if yuv is None:
+        frame = frame.reformat(format="yuv420p")
+      elif colorspace:
+        frame.colorspace, frame.color_range = colorspace, color_range
+      frame.pts = k if pts is None else pts[k]
+      frame.time_base = Fraction(1, ticks) if ticks else 1 / rate
+      out.mux(stream.encode(frame))
+    out.mux(stream.encode(None))
+  return path
+
+
+def shown_at(times, starts):
+  """The last of `starts` that is not after each of `times`; all exact."""
+  return [max(i for i, s in enumerate(starts) if s <= t) for t in times]
+
+
+def check_shown(numbers, times, starts):
+  """As `shown_at`, but a frame may show a millisecond early."""
+  for n, time in zip(numbers, times, strict=True):
+    assert starts[n] <= time + Fraction(1, 1000)
+    assert n + 1 == len(starts) or time < starts[n + 1]
+
+
+def test_watches_every_frame(tmp_path):
+  path = encode(tmp_path / "x.mp4", plain(30), kind="h264.mp4")
+  seen = []
+  thumbnails = Thumbnails(side=6)
+
+  def on_frame(time_s, frame):
+    seen.append(time_s)
+    thumbnails(time_s, frame)
+
+  probe(path, on_frame=on_frame)
+  assert seen == pytest.approx([k / 25 for k in range(30)])
+  assert thumbnails.times_s == seen
+  assert thumbnails.images.shape == (30, 6, 6, 3)
+  # The bars that number a frame are one pixel wide.
+  bits = thumbnails.images.mean((1, 3)) > 125
+  assert (bits @ (1 << np.arange(6))).tolist() == list(range(30))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resamples_any_container(tmp_path, kind):
+  path = encode(tmp_path / kind, plain(50), kind=kind)
+  info = probe(path)
+  assert (info.num_frames, info.height, info.width) == (50, 48, 96)
+  assert info.duration_s == pytest.approx(2.0, abs=2e-3)
+  assert info.fps == pytest.approx(25, rel=2e-3)
+  starts = [Fraction(k, 25) for k in range(50)]
+  for fps in (Fraction(10), Fraction(25, 2), Fraction(16), Fraction(25), 60):
+    for start in (0, Fraction(1, 10), Fraction(27, 25), Fraction(3, 2)):
+      times = [start + Fraction(k) / fps for k in range(5)]
+      clip = read_clip(path, start_s=float(start), num_frames=5, fps=float(fps))
+      assert number(clip) == shown_at(times, starts), (fps, start)
+
+
+@pytest.mark.parametrize("rate", [10, 12.5, 25, 30, 30000 / 1001, 60])
+def test_resamples_any_rate(tmp_path, rate):
+  """Matroska rounds 1/30 s to milliseconds: no frame may slip by that."""
+  path = encode(tmp_path / "x.mkv", plain(40), fps=rate)
+  exact = Fraction(rate).limit_denominator(1001)
+  starts = [k / exact for k in range(40)]
+  length = int(40 / exact * 16)
+  times = [Fraction(k, 16) for k in range(length)]
+  clip = read_clip(path, start_s=0, num_frames=length, fps=16)
+  check_shown(number(clip), times, starts)
+  same = read_clip(path, start_s=0, num_frames=40, fps=float(exact))
+  assert number(same) == list(range(40))
+
+
+@pytest.mark.parametrize("kind", ["h264.mp4", "ffv1.mkv"])
+@pytest.mark.parametrize("offset", [0, 5000])
+def test_variable_rate_and_late_start(tmp_path, kind, offset):
+  """Time runs from the first picture, whatever its timestamp."""
+  ms = np.cumsum([0, 10, 300, 40, 5, 700, 33, 33, 34, 250, 80, 20])
+  path = tmp_path / kind
+  pts = [int(m) + offset for m in ms]
+  encode(path, plain(12), kind=kind, pts=pts, ticks=1000)
+  starts = [Fraction(int(m), 1000) for m in ms]
+  times = [Fraction(k, 30) for k in range(45)]
+  clip = read_clip(path, start_s=0, num_frames=45, fps=30)
+  assert number(clip) == shown_at(times, starts)
+  late = read_clip(path, start_s=1.06, num_frames=3, fps=30)
+  assert number(late) == [5, 6, 7]
+
+
+def test_last_frame_shows_until_its_end(tmp_path):
+  path = encode(tmp_path / "x.mp4", plain(10), kind="h264.mp4", fps=10)
+  assert number(read_clip(path, start_s=0.8, num_frames=4, fps=20)) == [
+    *(8, 8, 9, 9)
+  ]
+  with pytest.raises(VideoError, match=r"x\.mp4: ends too early: at 1\.00 s"):
+    read_clip(path, start_s=0.8, num_frames=5, fps=20)
+  with pytest.raises(VideoError, match="ends too early"):
+    read_clip(path, start_s=7.0, num_frames=1, fps=20)
+
+
+def test_frames_at_agrees_with_read_clip(tmp_path):
+  for count in (1, 2, 7, 13):
+    path = encode(tmp_path / f"{count}.mkv", plain(count), fps=30)
+    info = probe(path)
+    for fps in (7.0, 16.0, 30.0, 60.0):
+      n = info.frames_at(fps)
+      assert read_clip(path, start_s=0, num_frames=n, fps=fps).shape[0] == n
+      with pytest.raises(VideoError, match="ends too early"):
+        read_clip(path, start_s=0, num_frames=n + 1, fps=fps)
+
+
+def test_one_frame_is_a_video(tmp_path):
+  path = encode(tmp_path / "x.mp4", plain(1), kind="h264.mp4", fps=5)
+  info = probe(path)
+  assert info.num_frames == 1
+  assert info.duration_s == pytest.approx(0.2)
+  assert info.frames_at(1.0) == 1
+
+
+@pytest.mark.parametrize("kind", ["h264.mp4", "open_gop.mp4", "h264.ts"])
+def test_seeks_instead_of_decoding_from_the_start(tmp_path, monkeypatch, kind):
+  video = plain(60).repeat(5, axis=0)  # 300 frames, a key frame every 12
+  path = encode(tmp_path / kind, video, kind=kind)
+  decoded = []
+  frames = container.Track.frames
+
+  def counting(track):
+    for item in frames(track):
+      decoded.append(item)
+      yield item
+
+  monkeypatch.setattr(container.Track, "frames", counting)
+  for start in (250, 251, 263, 271, 290):
+    decoded.clear()
+    clip = read_clip(path, start_s=start / 25, num_frames=10, fps=25)
+    assert number(clip) == [(start + k) // 5 for k in range(10)]
+    assert len(decoded) < 100
+
+
+CORNERS = np.array(
+  [[[200, 40, 40], [40, 200, 40]], [[40, 40, 200], [200, 200, 200]]], np.uint8
+)
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_rotation_is_respected(tmp_path, degrees, mirror):
+  video = CORNERS.repeat(24, 0).repeat(32, 1)[None].repeat(2, 0)
+  path = encode(
+    tmp_path / "x.mp4",
+    video,
+    kind="h264.mp4",
+    setup=lambda s: s.set_display_rotation(degrees, hflip=mirror),
+  )
+  upright = np.rot90(CORNERS, degrees // 90)
+  upright = upright[:, ::-1] if mirror else upright
+  size = (64, 48) if degrees % 180 else (48, 64)
+  info = probe(path)
+  assert (info.height, info.width) == size
+  whole = read_clip(path, start_s=0, num_frames=1, fps=25)[0].astype(int)
+  assert whole.shape[:2] == size
+  centres = whole[size[0] // 4 :: size[0] // 2, size[1] // 4 :: size[1] // 2]
+  np.testing.assert_allclose(centres, upright, atol=12)
+  tall = read_clip(
+    path, start_s=0, num_frames=1, fps=25, resolution=(40, 20), crop=(0, 0)
+  )[0]
+  assert tall.shape == (40, 20, 3)
+  np.testing.assert_allclose(tall[5, 3].astype(int), upright[0, 0], atol=12)
+  assert read_video(path)[0].shape == (2, *size, 3)
+
+
+def test_pixels_are_made_square(tmp_path):
+  def wide(stream):
+    stream.codec_context.sample_aspect_ratio = Fraction(2)
+
+  path = encode(tmp_path / "x.mp4", plain(2), kind="h264.mp4", setup=wide)
+  assert (probe(path).height, probe(path).width) == (48, 192)
+  clip = read_clip(path, start_s=0, num_frames=1, fps=25)
+  assert clip.shape == (1, 48, 192, 3)
+
+
+def ramp(height, width):
+  """Red grows to the right, green downward."""
+  y, x = np.mgrid[:height, :width]
+  image = np.stack([x * 255 / width, y * 255 / height, 0 * x + 128], -1)
+  return image.astype(np.uint8)[None]
+
+
+@pytest.mark.parametrize("target", [(32, 32), (20, 60), (60, 20), (128, 128)])
+@pytest.mark.parametrize("crop", [(0, 0), (0.5, 0.5), (1, 1)])
+def test_covers_then_crops(tmp_path, target, crop):
+  height, width = 64, 96
+  path = encode(tmp_path / "x.mkv", ramp(height, width))
+  clip = read_clip(
+    path, start_s=0, num_frames=1, fps=25, resolution=target, crop=crop
+  )
+  assert clip.shape == (1, *target, 3)
+  scale = max(target[0] / height, target[1] / width)
+  spare = height * scale - target[0], width * scale - target[1]
+  rows = (np.arange(target[0]) + 0.5 + crop[0] * spare[0]) / (scale * height)
+  columns = (np.arange(target[1]) + 0.5 + crop[1] * spare[1]) / (scale * width)
+  expected = np.broadcast_arrays(255 * columns[None], 255 * rows[:, None])
+  inner = (slice(3, -3), slice(3, -3))
+  for channel in (0, 1):
+    got = clip[0, ..., channel].astype(float)
+    assert np.abs(got - expected[channel])[inner].max() < 6
+
+
+def test_shrinking_antialiases(tmp_path):
+  """A pattern finer than the small pixels must turn grey, as in Pillow."""
+  y, x = np.mgrid[:240, :320]
+  zones = 128 + 100 * np.cos(0.02 * ((x - 160) ** 2 + (y - 120) ** 2))
+  video = zones.astype(np.uint8)[None, ..., None].repeat(3, -1)
+  path = encode(tmp_path / "x.mkv", video)
+  clip = read_clip(path, start_s=0, num_frames=1, fps=25, resolution=(30, 40))
+  small = Image.fromarray(video[0]).resize((40, 30), Image.BICUBIC)
+  difference = np.abs(clip[0].astype(int) - np.asarray(small, int))
+  assert difference.mean() < 1
+  assert np.abs(video[0, ::8, ::8].astype(int) - np.asarray(small)).mean() > 20
+
+
+COLOURS = np.array(
+  [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [200, 100, 50]]
+)
+
+
+def to_yuv(rgb, red, blue, full):
+  """ITU-R BT.601/709 (kr, kb), to 8 bits, by the defining equations."""
+  r, g, b = np.moveaxis(rgb / 255, -1, 0)
+  y = red * r + (1 - red - blue) * g + blue * b
+  cb, cr = (b - y) / (2 - 2 * blue), (r - y) / (2 - 2 * red)
+  if full:
+    planes = 255 * y, 255 * cb + 128, 255 * cr + 128
+  else:
+    planes = 219 * y + 16, 224 * cb + 128, 224 * cr + 128
+  return np.stack(planes).round().clip(0, 255).astype(np.uint8)
+
+
+BT601, BT709, BT2020 = (0.299, 0.114), (0.2126, 0.0722), (0.2627, 0.0593)
+
+
+SMPTE240M = (0.212, 0.087)
+
+
+@pytest.mark.parametrize(
+  ("tag", "weights", "size", "full"),
+  [
+    pytest.param(5, BT601, (32, 80), False, id="bt601"),
+    pytest.param(5, BT601, (32, 80), True, id="bt601-full"),
+    pytest.param(5, BT601, (720, 1280), False, id="bt601-hd"),
+    pytest.param(6, BT601, (720, 1280), False, id="smpte170m-hd"),
+    pytest.param(7, SMPTE240M, (32, 80), False, id="smpte240m"),
+    pytest.param(1, BT709, (32, 80), False, id="bt709"),
+    pytest.param(1, BT709, (32, 80), True, id="bt709-full"),
+    pytest.param(9, BT2020, (32, 80), False, id="bt2020"),
+    pytest.param(None, BT601, (32, 80), False, id="untagged"),
+    pytest.param(None, BT601, (576, 720), False, id="untagged-pal"),
+    pytest.param(None, BT601, (576, 1270), False, id="untagged-below-hd"),
+    pytest.param(None, BT709, (578, 720), False, id="untagged-tall"),
+    pytest.param(None, BT709, (528, 1280), False, id="untagged-wide"),
+    pytest.param(None, BT709, (720, 1280), False, id="untagged-hd"),
+    pytest.param(None, BT709, (1280, 720), False, id="untagged-upright-hd"),
+  ],
+)
+def test_colours_are_right(tmp_path, tag, weights, size, full):
+  height, width = size
+  rgb = COLOURS[None].repeat(width // 5, 1).repeat(height, 0)
+  yuv = to_yuv(rgb, *weights, full)[None]
+  colours = (tag, 2 if full else 1)
+  path = encode(tmp_path / "x.mkv", None, yuv=yuv, colours=colours)
+  clip = read_clip(path, start_s=0, num_frames=1, fps=25)[0].astype(int)
+  np.testing.assert_allclose(clip, rgb, atol=3)
+
+
+def brightening(path, fps, count=48, *, ending=(), kind="ffv1.mkv"):
+  """Grey frames, each 4 levels above the last, exact; then those of `ending`.
+
+  Of the full range and without chroma, so that Y is the level.
+  """
+  levels = np.array([*range(0, 4 * count, 4), *ending], np.uint8)
+  yuv = np.full((len(levels), 3, 16, 16), 128, np.uint8)
+  yuv[:, 0] = levels[:, None, None]
+  return encode(path, None, fps=fps, kind=kind, yuv=yuv, colours=(1, 2))
+
+
+def levels_of(path, **how):
+  clip = read_clip(path, **how).astype(int)
+  assert (clip == clip[:, :1, :1, :1]).all()
+  return clip[:, 0, 0, 0].tolist()
+
+
+def test_24_for_16_blends_to_a_line(tmp_path):
+  path = brightening(tmp_path / "x.mkv", 24)
+  how = {"start_s": 5 / 24, "num_frames": 12, "fps": 16}
+  steps = np.diff(levels_of(path, **how))
+  assert steps.tolist() == [4, 8] * 5 + [4]
+  blended = levels_of(path, **how, resample="blend")
+  assert blended == [20 + 6 * k for k in range(12)]
+
+
+@pytest.mark.parametrize("fps", [12.5, 15, 25, 30000 / 1001, 30, 50, 60])
+@pytest.mark.parametrize("start_s", [0.0, 0.13])
+def test_ramps_of_any_rate_blend_to_a_line(tmp_path, fps, start_s):
+  path = brightening(tmp_path / "x.mkv", fps)
+  read = levels_of(
+    path, start_s=start_s, num_frames=9, fps=16, resample="blend"
+  )
+  first = 4 * int((start_s + 1e-3) * fps)  # begins on a frame
+  line = first + 4 * fps / 16 * np.arange(9)
+  # Half a level of rounding; Matroska's milliseconds are 0.24 levels at 60.
+  np.testing.assert_allclose(read, line, atol=0.5 + 4 * fps * 1e-3)
+
+
+@pytest.mark.parametrize("fps", [16, 32, 48])
+@pytest.mark.parametrize("start_s", [0.0, 0.1, 0.33])
+def test_rates_that_divide_blend_nothing(tmp_path, fps, start_s):
+  path = brightening(tmp_path / "x.mkv", fps)
+  how = {"start_s": start_s, "num_frames": 6, "fps": 16}
+  assert levels_of(path, **how, resample="blend") == levels_of(path, **how)
+
+
+def test_uneven_timestamps_blend_by_time(tmp_path):
+  """Frames at 0, 100, 300 and 400 ms show 0, 40, 120, 160: a line in time."""
+  yuv = np.full((4, 3, 16, 16), 128, np.uint8)
+  yuv[:, 0] = np.array([0, 40, 120, 160])[:, None, None]
+  path = encode(
+    *(tmp_path / "x.mkv", None),
+    yuv=yuv,
+    colours=(1, 2),
+    pts=[0, 100, 300, 400],
+    ticks=1000,
+  )
+  read = levels_of(path, start_s=0, num_frames=9, fps=20, resample="blend")
+  assert read == [20 * k for k in range(9)]
+
+
+def test_nothing_is_blended_across_an_end(tmp_path):
+  """Neither the file's nor a scene's, whose next frame is white."""
+  path = brightening(tmp_path / "x.mkv", 24, count=24, ending=[255] * 4)
+  how = {"start_s": 0.5, "num_frames": 8, "fps": 16, "resample": "blend"}
+  read = levels_of(path, **how, end_s=1.0)
+  assert read == [48, 54, 60, 66, 72, 78, 84, 90]
+  last = {"start_s": 23 / 24, "num_frames": 2, "fps": 48, "resample": "blend"}
+  assert levels_of(path, **last, end_s=1.0) == [92, 92]
+  # Matroska's times are milliseconds.
+  assert levels_of(path, **last) == pytest.approx([92, (92 + 255) / 2], abs=4)
+  alone = brightening(tmp_path / "y.mkv", 24, count=24)
+  assert levels_of(alone, **last) == [92, 92]
+
+
+def test_resample_has_a_name(tmp_path):
+  path = brightening(tmp_path / "x.mkv", 24)
+  with pytest.raises(UserError, match=r'resample=.*did you mean "blend"'):
+    read_clip(path, start_s=0, num_frames=2, fps=16, resample="blnd")
+
+
+def with_audio(path, seconds, video=None):
+  """A file with a silent audio stream, and perhaps pictures at 25 fps."""
+  with av.open(str(path), "w") as out:
+    pictures = out.add_stream("libx264", 25) if video is not None else None
+    sound = out.add_stream("aac", 16000, layout="mono")
+    for k, pixels in enumerate([] if video is None else video):
+      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
+      if not k:
+        pictures.height, pictures.width = pixels.shape[:2]
+      frame.pts, frame.time_base = k, Fraction(1, 25)
+      out.mux(pictures.encode(frame))
+    silence = np.zeros((1, 16000 * seconds), np.float32)
+    frame = av.AudioFrame.from_ndarray(silence, "fltp", "mono")
+    frame.sample_rate, frame.pts = 16000, 0
+    frame.time_base = Fraction(1, 16000)
+    for stream in filter(None, (pictures, sound)):
+      out.mux(stream.encode(frame) if stream is sound else [])
+      out.mux(stream.encode(None))
+  return path
+
+
+def test_longer_sound_is_no_missing_end(tmp_path):
+  for name in ("x.mp4", "x.mkv"):
+    info = probe(with_audio(tmp_path / name, 4, plain(25)))
+    assert info.num_frames == 25
+    assert info.duration_s == pytest.approx(1.0, abs=2e-3)
+
+
+def test_says_why_a_file_is_no_video(tmp_path):
+  (tmp_path / "empty.mp4").touch()
+  (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
+  with_audio(tmp_path / "sound.mp4", 1)
+  reasons = {
+    "missing.mp4": "missing: ",
+    "empty.mp4": "empty file: 0 bytes",
+    "text.mp4": "not a video, or cut short: Invalid data",
+    "sound.mp4": "no video stream: only audio",
+    ".": "not a file: ",
+  }
+  for name, reason in reasons.items():
+    for read in (
+      probe,
+      lambda p: read_clip(p, start_s=0, num_frames=1, fps=1),
+    ):
+      with pytest.raises(VideoError) as caught:
+        read(tmp_path / name)
+      assert caught.value.reason.startswith(reason)
+      assert str(caught.value) == f"{tmp_path / name}: {caught.value.reason}"
+
+
+def moving(count=60):
+  noise = np.random.default_rng(0).integers(0, 255, (120, 160, 3), np.uint8)
+  return np.stack([np.roll(noise, k, 1) for k in range(count)])
+
+
+@pytest.mark.parametrize(
+  ("kind", "options", "reason"),
+  [
+    ("h264.mp4", {}, "not a video, or cut short"),
+    ("h264.mp4", {"movflags": "+faststart"}, "truncated: "),
+    ("ffv1.mkv", {}, "truncated: "),
+    ("mpeg4.avi", {}, "truncated: "),
+  ],
+)
+def test_notices_a_missing_end(tmp_path, kind, options, reason):
+  path = encode(tmp_path / kind, moving(), kind=kind, options=options)
+  assert probe(path).num_frames == 60
+  path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+  with pytest.raises(VideoError, match=reason) as caught:
+    probe(path)
+  if reason == "truncated: ":
+    assert "of the 2.40 s" in caught.value.reason
+
+
+@pytest.mark.parametrize("kind", ["h264.mp4", "h264.mkv", "mpeg4.avi"])
+def test_notices_damage(tmp_path, kind):
+  path = encode(tmp_path / kind, moving(), kind=kind)
+  data, rng = bytearray(path.read_bytes()), random.Random(0)
+  for _ in range(3):
+    at = rng.randrange(len(data) // 4, 3 * len(data) // 4)
+    data[at : at + 40] = rng.randbytes(40)
+  path.write_bytes(data)
+  for read in (
+    probe,
+    lambda path: read_clip(path, start_s=0, num_frames=60, fps=25),
+  ):
+    with pytest.raises(VideoError, match="damaged: "):
+      read(path)
+
+
+@pytest.mark.parametrize("name", ["a:b.mkv", "http:x.mkv", "%3d.mkv", "ü .mkv"])
+def test_any_file_name(tmp_path, name):
+  path = encode(tmp_path / "x.mkv", plain(3)).rename(tmp_path / name)
+  assert probe(path).num_frames == 3
+
+
+def test_reads_whole_videos(tmp_path):
+  path = encode(tmp_path / "x.mp4", plain(12), kind="h264.mp4", fps=12.5)
+  video, fps = read_video(path)
+  assert number(video) == list(range(12))
+  assert fps == pytest.approx(12.5)
+
+
+def test_reads_arrays_and_folders(tmp_path):
+  video = moving(3)
+  np.save(tmp_path / "x.npy", video)
+  (tmp_path / "frames").mkdir()
+  for k in range(3):
+    Image.fromarray(video[k]).save(tmp_path / "frames" / f"{k}.png")
+  for name in ("x.npy", "frames"):
+    read, fps = read_video(tmp_path / name)
+    assert np.array_equal(read, video)
+    assert fps is None
+
+
+def test_refuses_other_arrays_and_folders(tmp_path):
+  np.save(tmp_path / "float.npy", np.zeros((2, 4, 4, 3), np.float32))
+  (tmp_path / "text.npy").write_text("no array")
+  np.savez(tmp_path / "z.npz", a=np.zeros(3))
+  (tmp_path / "z.npz").rename(tmp_path / "zip.npy")
+  (tmp_path / "none").mkdir()
+  (tmp_path / "mixed").mkdir()
+  for side in (4, 5):
+    image = Image.new("RGB", (side, side))
+    image.save(tmp_path / "mixed" / f"{side}.png")
+  reasons = {
+    "float.npy": r"float32 \(2, 4, 4, 3\); save uint8",
+    "text.npy": "not an array",
+    "zip.npy": "not an array",
+    "gone.npy": "missing",
+    "none": "no .png files",
+    "mixed": "mixed sizes",
+  }
+  for name, reason in reasons.items():
+    with pytest.raises(UserError, match=reason):
+      read_video(tmp_path / name)
+
+
+def test_refuses_senseless_arguments(tmp_path):
+  path = encode(tmp_path / "x.mkv", plain(3))
+  good = {"start_s": 0.0, "num_frames": 1, "fps": 25.0}
+  for bad in ({"num_frames": 0}, {"fps": 0.0}, {"start_s": -1.0}):
+    with pytest.raises(UserError, match=r"x\.mkv: cannot read"):
+      read_clip(path, **good | bad)
+
+
+@pytest.mark.skipif(not CLIPS.is_dir(), reason="needs the shared clips")
+def test_real_clips_open():
+  known = {"walk.mkv": (89, 480, 640), "bigbuckbunny.mp4": (132, 720, 1280)}
+  for name, (frames, height, width) in known.items():
+    info = probe(CLIPS / name)
+    assert isinstance(info, VideoInfo)
+    assert (info.num_frames, info.height, info.width) == (frames, height, width)
+    clip = read_clip(
+      CLIPS / name, start_s=1, num_frames=16, fps=16, resolution=(64, 64)
+    )
+    assert clip.shape == (16, 64, 64, 3)
+    assert clip.std() > 20

@@ -1,0 +1,313 @@
+from fractions import Fraction
+import os
+
+import av
+import numpy as np
+from PIL import Image
+import pytest
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.media import video_writer
+from lumiere_jax.media.images import contact_sheet, read_image, write_image
+from lumiere_jax.media.video_reader import probe, read_clip, read_video
+from lumiere_jax.media.video_writer import write_video
+from lumiere_jax.storage.atomic import replacing
+
+ENDINGS = (".mp4", ".webm", ".gif", ".npy", "")
+
+
+def moving(count=20, height=48, width=64):
+  """A coloured ramp with a bright square that moves."""
+  y, x = np.mgrid[:height, :width]
+  frame = np.stack([x * 3, y * 4, 0 * x + 90], -1).clip(0, 255)
+  video = np.repeat(frame[None], count, 0).astype(np.uint8)
+  for k in range(count):
+    video[k, 10:26, 2 * k : 2 * k + 16] = 250, 240, 30
+  return video
+
+
+def all_bytes(path):
+  files = sorted(path.iterdir()) if path.is_dir() else [path]
+  return [(f.name, f.read_bytes()) for f in files]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_reads_back(tmp_path, ending):
+  path = tmp_path / "new" / "folders" / f"x{ending}"
+  write_video(path, moving(), 16)
+  video, fps = read_video(path)
+  assert video.shape == moving().shape
+  error = np.abs(video.astype(int) - moving()).mean()
+  assert error <= {".mp4": 3, ".webm": 3, ".gif": 4}.get(ending, 0)
+  if ending in (".mp4", ".webm", ".gif"):
+    assert fps == pytest.approx(16, rel=5e-3)
+  assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_same_video_same_bytes(tmp_path, ending):
+  rng, written = np.random.default_rng(0), []
+  for _ in range(8):
+    # What freed memory holds must not show: encoders have been seen to read it.
+    for size in rng.integers(100, 200_000, 20):
+      rng.integers(0, 255, size, np.uint8)
+    write_video(tmp_path / f"x{ending}", moving(), 16)
+    written.append(all_bytes(tmp_path / f"x{ending}"))
+  assert all(again == written[0] for again in written)
+
+
+def test_webm_is_the_same_on_any_number_of_threads(tmp_path, monkeypatch):
+  written = set()
+  for threads in ("1", "2", "3", "8"):
+    monkeypatch.setitem(video_writer._VP9, "threads", threads)
+    write_video(tmp_path / "x.webm", moving(), 16)
+    written.add((tmp_path / "x.webm").read_bytes())
+  assert len(written) == 1
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_short_videos(tmp_path, ending, count):
+  write_video(tmp_path / f"x{ending}", moving(count), 8)
+  video, _ = read_video(tmp_path / f"x{ending}")
+  assert video.shape == (count, 48, 64, 3)
+
+
+def test_mp4_plays_in_browsers(tmp_path):
+  path = tmp_path / "x.mp4"
+  write_video(path, moving(), 12.5)
+  data = path.read_bytes()
+  assert data.index(b"moov") < data.index(b"mdat")  # faststart
+  with av.open(str(path)) as file:
+    stream = file.streams.video[0]
+    frame = next(file.decode(stream))
+    assert stream.codec_context.name == "h264"
+    assert stream.codec_context.profile == "High"
+    assert frame.format.name == "yuv420p"
+    assert stream.average_rate == Fraction(25, 2)
+    bt709, limited = 1, 1
+    assert (frame.colorspace, frame.color_range) == (bt709, limited)
+    assert (frame.color_primaries, frame.color_trc) == (bt709, bt709)
+  assert probe(path).duration_s == pytest.approx(20 / 12.5)
+
+
+def test_webm_plays_in_browsers(tmp_path):
+  path = tmp_path / "x.webm"
+  write_video(path, moving(), 12.5)
+  assert b"webm" in path.read_bytes()[:64]  # the DocType, and not matroska
+  with av.open(str(path)) as file:
+    stream = file.streams.video[0]
+    frame = next(file.decode(stream))
+    assert stream.codec_context.name in ("vp9", "libvpx-vp9")
+    assert stream.codec_context.profile == "Profile 0"
+    assert frame.format.name == "yuv420p"
+    bt709, limited = 1, 1
+    assert (frame.colorspace, frame.color_range) == (bt709, limited)
+    assert (frame.color_primaries, frame.color_trc) == (bt709, bt709)
+  assert probe(path).duration_s == pytest.approx(20 / 12.5, abs=2e-3)
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".webm"])
+@pytest.mark.parametrize("fps", [8, 16, 23.976, 30000 / 1001, 60])
+def test_keeps_the_frame_rate(tmp_path, ending, fps):
+  path = tmp_path / f"x{ending}"
+  write_video(path, moving(), fps)
+  info = probe(path)
+  assert info.num_frames == 20
+  off_s = 2e-3 if ending == ".webm" else 0  # webm's times are milliseconds
+  assert info.duration_s == pytest.approx(20 / fps, rel=1e-4, abs=off_s)
+  with av.open(str(path)) as file:
+    rate = file.streams.video[0].average_rate
+  assert float(rate) == pytest.approx(fps, rel=1e-4)
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".webm"])
+def test_colours(tmp_path, ending):
+  """Large flat fields, so that halved chroma cannot blur them."""
+  colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]])
+  video = colours.repeat(32, 0)[None, None].repeat(64, 1).astype(np.uint8)
+  write_video(tmp_path / f"x{ending}", video, 10, crf=1)
+  read = read_video(tmp_path / f"x{ending}")[0].astype(int)
+  np.testing.assert_allclose(read[0, 32, 16::32], colours, atol=4)
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".webm"])
+@pytest.mark.parametrize("size", [(480, 640), (720, 1280)], ids=["sd", "hd"])
+def test_colours_are_tagged_as_they_are_encoded(tmp_path, ending, size):
+  """The stored samples, by BT.709's equations, and back by the tag."""
+  colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [250, 20, 180]])
+  height, width = size
+  frame = colours.repeat(width // 4, 0)[None].repeat(height, 0)
+  path = tmp_path / f"x{ending}"
+  write_video(path, frame[None].astype(np.uint8), 10, crf=1)
+  middles = width // 8 * np.arange(1, 8, 2)
+  r, g, b = colours.T / 255
+  y = 0.2126 * r + 0.7152 * g + 0.0722 * b
+  samples = 16 + 219 * y, 128 + 224 * (b - y) / 1.8556
+  with av.open(str(path)) as file:
+    stored = next(file.decode(video=0)).to_ndarray()
+  blue = stored[height : height + height // 4].reshape(height // 2, width // 2)
+  np.testing.assert_allclose(stored[height // 2, middles], samples[0], atol=2)
+  np.testing.assert_allclose(blue[9, middles // 2], samples[1], atol=2)
+  read = read_video(path)[0].astype(int)
+  np.testing.assert_allclose(read[0, height // 2, middles], colours, atol=4)
+  clip = read_clip(
+    path, start_s=0, num_frames=1, fps=10, resolution=(height // 4, width // 4)
+  ).astype(int)
+  np.testing.assert_allclose(clip[0, 9, middles // 4], colours, atol=4)
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".webm"])
+def test_repeats_an_edge_to_an_even_size(tmp_path, ending):
+  video = moving(3, 47, 63)
+  write_video(tmp_path / f"x{ending}", video, 10, crf=1)
+  read, _ = read_video(tmp_path / f"x{ending}")
+  assert read.shape == (3, 48, 64, 3)
+  padded = np.pad(video, ((0, 0), (0, 1), (0, 1), (0, 0)), "edge").astype(int)
+  assert np.abs(read[:, -4:, -4:].astype(int) - padded[:, -4:, -4:]).max() < 12
+
+
+@pytest.mark.parametrize("ending", [".mp4", ".webm"])
+def test_crf_trades_size_for_quality(tmp_path, ending):
+  noise = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), np.uint8)
+  sizes = []
+  for crf in (5, 17, 40):
+    path = tmp_path / f"{crf}{ending}"
+    write_video(path, noise, 10, crf=crf)
+    sizes.append(path.stat().st_size)
+  assert sizes[0] > sizes[1] > sizes[2]
+
+
+@pytest.mark.parametrize("fps", [7, 12.5, 16, 30, 50])
+def test_gif_timing(tmp_path, fps):
+  """Frame k begins at the centisecond nearest to k / fps; the file loops."""
+  write_video(tmp_path / "x.gif", moving(), fps)
+  with Image.open(tmp_path / "x.gif") as gif:
+    assert gif.info["loop"] == 0
+    delays = []
+    for k in range(gif.n_frames):
+      gif.seek(k)
+      delays.append(gif.info["duration"] // 10)
+  ends = np.round(np.arange(1, 21) * 100 / fps)
+  assert np.cumsum(delays).tolist() == ends.tolist()
+
+
+def test_gif_keeps_still_frames(tmp_path):
+  write_video(tmp_path / "x.gif", moving()[[0, 0, 0, 5, 5]], 10)
+  video, fps = read_video(tmp_path / "x.gif")
+  assert len(video) == 5
+  assert fps == pytest.approx(10)
+  assert np.array_equal(video[0], video[2])
+
+
+def test_png_folder(tmp_path):
+  write_video(f"{tmp_path}/x.mp4/", moving(11), 16)
+  names = sorted(p.name for p in (tmp_path / "x.mp4").iterdir())
+  assert names == [f"{k:05d}.png" for k in range(11)]
+  # A shorter video leaves nothing of the longer one.
+  write_video(f"{tmp_path}/x.mp4/", moving(2), 16)
+  assert len(list((tmp_path / "x.mp4").iterdir())) == 2
+
+
+def test_never_removes_what_is_not_its_own(tmp_path):
+  (tmp_path / "mine").mkdir()
+  (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+  (tmp_path / "x.mp4").mkdir()
+  (tmp_path / "file").write_text("mine too")
+  for name in ("mine", "x.mp4", "file"):
+    with pytest.raises(UserError, match=name):
+      write_video(tmp_path / name, moving(1), 16)
+  assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+  assert (tmp_path / "file").read_text() == "mine too"
+
+
+def test_failing_leaves_the_old_file(tmp_path):
+  path = tmp_path / "x.txt"
+  path.write_text("old")
+  with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+    temporary.write_text("half")
+    raise ZeroDivisionError
+  assert path.read_text() == "old"
+  assert os.listdir(tmp_path) == ["x.txt"]
+
+
+@pytest.mark.parametrize(
+  ("name", "change", "message"),
+  [
+    ("x.avi", {}, r"'\.avi'; known: \.mp4, \.webm, \.gif, \.npy"),
+    ("x.v2", {}, "known"),
+    ("x.mp4", {"fps": 0}, "fps is 0"),
+    ("x.mp4", {"crf": 0}, "crf is 0; give 1"),
+    ("x.mp4", {"crf": 52}, "crf is 52"),
+    ("x.webm", {"crf": 52}, "crf is 52"),
+    ("x.gif", {"fps": 60}, "at most 50"),
+    ("x.mp4", {"video": np.zeros((2, 4, 4, 3))}, "float64"),
+    ("x.mp4", {"video": np.zeros((4, 4, 3), np.uint8)}, r"\(4, 4, 3\)"),
+    ("x.mp4", {"video": np.zeros((0, 4, 4, 3), np.uint8)}, "no pixels"),
+    ("file/x.mp4", {}, "cannot be written"),
+  ],
+)
+def test_refuses(tmp_path, name, change, message):
+  (tmp_path / "file").touch()
+  values = {"video": moving(2), "fps": 16} | change
+  with pytest.raises(UserError, match=message):
+    write_video(tmp_path / name, **values)
+  assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "X.JPEG"])
+def test_images(tmp_path, name):
+  image = moving(1)[0]
+  write_image(tmp_path / "new" / name, image)
+  read = read_image(tmp_path / "new" / name).astype(int)
+  assert np.abs(read - image).mean() <= (0 if name == "x.png" else 3)
+
+
+def test_read_image_turns_upright(tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # orientation: turn a quarter clockwise to show
+  image = Image.fromarray(moving(1)[0])
+  image.save(tmp_path / "x.png", exif=exif)
+  upright = np.rot90(moving(1)[0], -1)
+  assert np.array_equal(read_image(tmp_path / "x.png"), upright)
+
+
+def test_image_errors(tmp_path):
+  with pytest.raises(UserError, match=r"'\.webp'; known: \.png"):
+    write_image(tmp_path / "x.webp", moving(1)[0])
+  (tmp_path / "x.png").write_text("no image")
+  for name in ("x.png", "gone.png"):
+    with pytest.raises(UserError, match=name):
+      read_image(tmp_path / name)
+
+
+def test_contact_sheet():
+  """Evenly spaced, first to last, in reading order, a border around each."""
+  levels = np.arange(31, dtype=np.uint8)[:, None, None, None]
+  video = np.broadcast_to(levels, (31, 4, 6, 3))
+  sheet = contact_sheet(video, columns=3, max_frames=7, border=1)
+  assert sheet.shape == (3 * 5 + 1, 3 * 7 + 1, 3)
+  shown = sheet[1::5, 1::7, 0][:3, :3]
+  assert shown.tolist() == [[0, 5, 10], [15, 20, 25], [30, 255, 255]]
+  for frame, level in zip(shown.ravel(), range(0, 31, 5), strict=False):
+    assert frame == level
+  assert (sheet[0] == 255).all()
+  assert (sheet[:, 7] == 255).all()
+  assert (sheet[1:5, 1:7] == 0).all()
+
+
+def test_contact_sheet_of_few_frames():
+  video = moving(2)
+  assert contact_sheet(video, border=2).shape == (52, 2 * 66 + 2, 3)
+  assert contact_sheet(video[:1], columns=9, border=0).shape == (48, 64, 3)
+  for bad in ({"columns": 0}, {"max_frames": 0}):
+    with pytest.raises(UserError, match="1 or more"):
+      contact_sheet(video, **bad)
+
+
+@pytest.mark.parametrize(("ending", "error"), [(".mp4", 2), (".webm", 2.5)])
+def test_written_clips_read_in_part(tmp_path, ending, error):
+  path = tmp_path / f"x{ending}"
+  write_video(path, moving(), 10)
+  clip = read_clip(path, start_s=1.5, num_frames=5, fps=10)
+  assert np.abs(clip.astype(int) - moving()[15:]).mean() < error

@@ -1,0 +1,376 @@
+"""Adapters of others: every spelling, every source of alpha, every refusal."""
+
+import json
+import math
+import zlib
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.models import lora
+from lumiere_jax.models.importers.lora_diffusers import (
+  from_diffusers,
+  misfits,
+  read_layers,
+  settings_of,
+)
+from lumiere_jax.models.importers.unet_diffusers import (
+  tensor_names,
+  to_diffusers,
+)
+from lumiere_jax.storage.safetensors import LazyArray
+from tests.conftest import random_leaves, small_config
+
+# Every kind of block, and layers of its own that no adapter of others reaches.
+CONFIG = small_config(in_channels=6, noise_conditioned=True, cond_channels=4)
+
+
+FLAT = {k: np.asarray(v) for k, v in random_leaves(CONFIG).items()}
+
+
+THEIRS = {k: np.asarray(v) for k, v in to_diffusers(FLAT, CONFIG).items()}
+
+
+LAYERS = [
+  name.removesuffix(".weight")
+  for path, names in tensor_names(CONFIG).items()
+  if path.endswith("/kernel")
+  for name in names
+]
+
+
+ATTENTION = [m for m in LAYERS if ".attentions." in m]
+
+
+QUERY = "mid_block.attentions.0.to_q"
+
+
+CONV = "down_blocks.0.resnets.0.conv1"
+
+
+SKIP = "down_blocks.1.resnets.0.conv_shortcut"
+
+
+RANK = 3
+
+
+def lazily(tensors):
+  return {
+    name: LazyArray(x.shape, x.dtype, lambda x=x: x)
+    for name, x in tensors.items()
+  }
+
+
+def halves(module, rank=RANK):
+  """(down, up) that correct a layer, of the shapes PEFT gives them."""
+  rng = np.random.default_rng(zlib.crc32(module.encode()))
+  out, fan_in, *window = THEIRS[f"{module}.weight"].shape
+  down = rng.normal(size=(rank, fan_in, *window))
+  up = rng.normal(size=(out, rank, *(1 for _ in window)))
+  return [x.astype(np.float32) for x in (down, up)]
+
+
+def peft(module):
+  return [f"unet.{module}.lora_{x}.weight" for x in "AB"]
+
+
+def bare(module):
+  return [f"{module}.lora_{x}.weight" for x in "AB"]
+
+
+def peft_folder(module):
+  return [f"base_model.model.{module}.lora_{x}.weight" for x in "AB"]
+
+
+def peft_with_its_name(module):
+  return [f"base_model.model.{module}.lora_{x}.default.weight" for x in "AB"]
+
+
+def down_and_up(module):
+  return [f"unet.{module}.lora.{x}.weight" for x in ("down", "up")]
+
+
+def linear_layer(module):
+  return [f"unet.{module}.lora_linear_layer.{x}.weight" for x in ("down", "up")]
+
+
+def processor(module, prefix="unet."):
+  attention, layer = module.removesuffix(".0").rsplit(".", 1)
+  name = f"{prefix}{attention}.processor.{layer}_lora"
+  return [f"{name}.{x}.weight" for x in ("down", "up")]
+
+
+def bare_processor(module):
+  return processor(module, prefix="")
+
+
+def file(modules, spell=peft, dtype=np.float32, rank=RANK):
+  return {
+    name: half.astype(dtype)
+    for module in modules
+    for name, half in zip(spell(module), halves(module, rank), strict=True)
+  }
+
+
+def read(tensors, settings=None):
+  return read_layers(lazily(tensors), settings, "file")
+
+
+def corrected(module, scale, rank=RANK, dtype=np.float32):
+  """W + scale * up @ down, at every pixel of a window, in their layout."""
+  down, up = (x.astype(dtype).astype(float) for x in halves(module, rank))
+  change = np.einsum("or,ri...->oi...", up.reshape(-1, rank), down)
+  return THEIRS[f"{module}.weight"] + scale * change
+
+
+def check(tensors, scales, settings=None, rank=RANK, dtype=np.float32):
+  """That the layers named are corrected by their scales, and only they."""
+  adapter = from_diffusers(read(tensors, settings), CONFIG, "file")
+  merged = lora.merge({**FLAT, **adapter})
+  assert merged.keys() == FLAT.keys()
+  for path in FLAT.keys() - tensor_names(CONFIG).keys():
+    assert merged[path] is FLAT[path]
+  for name, leaf in to_diffusers(merged, CONFIG).items():
+    module = name.removesuffix(".weight")
+    expected = THEIRS[name]
+    if module in scales:
+      expected = corrected(module, scales[module], rank, dtype)
+    np.testing.assert_allclose(leaf, expected, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  "spell", [peft, bare, peft_with_its_name, down_and_up, linear_layer]
+)
+def test_every_layer_is_corrected(spell):
+  check(file(LAYERS, spell), dict.fromkeys(LAYERS, 1.0))
+
+
+@pytest.mark.parametrize("spell", [processor, bare_processor])
+def test_every_layer_of_old_attention_processors_is_corrected(spell):
+  tensors = file(ATTENTION, spell)
+  assert any(".processor.add_k_proj_lora.down" in name for name in tensors)
+  assert any(".processor.to_out_lora.up" in name for name in tensors)
+  check(tensors, dict.fromkeys(ATTENTION, 1.0))
+
+
+@pytest.mark.parametrize("module", [CONV, SKIP, QUERY, "conv_in", "conv_out"])
+def test_one_layer_alone(module):
+  check(file([module]), {module: 1.0})
+
+
+@pytest.mark.parametrize("layer", ["to_q", "to_k", "to_v"])
+def test_a_part_of_a_kernel_reaches_its_own_slice(layer):
+  module = f"mid_block.attentions.0.{layer}"
+  adapter = from_diffusers(read(file([module])), CONFIG, "file")
+  path = "lora/mid_attention/qkv/kernel"
+  assert adapter.keys() == {f"{path}/a", f"{path}/b"}
+  assert adapter[f"{path}/a"].shape == (32, RANK)
+  number = ("to_q", "to_k", "to_v").index(layer)
+  others = np.delete(adapter[f"{path}/b"], number, axis=1)
+  assert not others.any()
+  check(file([module]), {module: 1.0})
+
+
+def test_parts_of_a_kernel_may_differ_in_rank():
+  key, value = (f"mid_block.attentions.0.add_{x}_proj" for x in "kv")
+  tensors = file([key], rank=2) | file([value], rank=5)
+  adapter = from_diffusers(read(tensors), CONFIG, "file")
+  path = "mid_attention/text_kv/kernel"
+  assert adapter[f"lora/{path}/a"].shape[-1] == 7
+  merged = to_diffusers(lora.merge({**FLAT, **adapter}), CONFIG)
+  for module, rank in ((key, 2), (value, 5)):
+    expected = corrected(module, 1.0, rank)
+    np.testing.assert_allclose(merged[f"{module}.weight"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_files(dtype):
+  adapter = from_diffusers(read(file([QUERY], dtype=dtype)), CONFIG, "file")
+  assert {x.dtype for x in adapter.values()} == {np.dtype(np.float32)}
+  check(file([QUERY, CONV], dtype=dtype), {QUERY: 1, CONV: 1}, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+  ("spell", "ending"),
+  [
+    (peft, ".alpha"),
+    (peft, ".network_alpha"),
+    (peft, ".lora_A.alpha"),
+    (down_and_up, ".lora.alpha"),
+    (down_and_up, ".lora.network_alpha"),
+    (down_and_up, ".lora.down.weight.alpha"),
+  ],
+)
+def test_alpha_of_a_layer_is_a_tensor(spell, ending):
+  alpha = {f"unet.{QUERY}{ending}": np.float32(1.5).reshape(1)}
+  tensors = file([QUERY, CONV], spell) | alpha
+  check(tensors, {QUERY: 1.5 / RANK, CONV: 1.0})
+
+
+def test_alpha_of_a_processor_is_a_tensor():
+  stem = "unet.mid_block.attentions.0.processor.to_out_lora"
+  module = "mid_block.attentions.0.to_out.0"
+  for ending in (".alpha", ".network_alpha", ".down.weight.alpha"):
+    tensors = file([module], processor) | {stem + ending: np.float16(6)}
+    check(tensors, {module: 2.0})
+
+
+def settings(**changes):
+  """The parts of a PEFT config that it always writes."""
+  return {
+    "peft_type": "LORA",
+    "r": RANK,
+    "lora_alpha": 6,
+    "init_lora_weights": True,
+    "bias": "none",
+    "lora_dropout": 0.1,
+    "megatron_core": "megatron.core",
+    "qalora_group_size": 16,
+    "target_modules": ["to_q"],
+    "use_dora": False,
+    "loftq_config": {},
+  } | changes
+
+
+@pytest.mark.parametrize(
+  ("changes", "query", "conv"),
+  [
+    ({}, 2, 2),
+    ({"use_rslora": True}, 6 / math.sqrt(RANK), 6 / math.sqrt(RANK)),
+    ({"alpha_pattern": {"to_q": 1}}, 1 / RANK, 2),
+    ({"alpha_pattern": {"conv": 9, r"resnets\.\d.conv1": 1}}, 2, 1 / RANK),
+    ({"alpha_pattern": {"^to_q": 9, f"^{CONV}": 1.5}}, 2, 0.5),
+    ({"r": 8, "rank_pattern": {"to_q": RANK, "conv1": RANK}}, 2, 2),
+    ({"init_lora_weights": "gaussian", "lora_alpha": 0.0}, 0, 0),
+  ],
+)
+def test_a_peft_config_states_alpha(changes, query, conv):
+  tensors = file([QUERY, CONV], peft_folder)
+  check(tensors, {QUERY: query, CONV: conv}, settings(**changes))
+
+
+@pytest.mark.parametrize("prefix", ["", "unet."])
+def test_the_header_of_a_file_may_hold_the_config(prefix):
+  content = {f"{prefix}{k}": v for k, v in settings().items()}
+  if prefix:
+    content["text_encoder.r"] = 5
+  header = {"format": "pt", "lora_adapter_metadata": json.dumps(content)}
+  assert settings_of(header, "file") == settings()
+  assert settings_of({"format": "pt"}, "file") is None
+  for broken in ("{", "[1]", "3"):
+    with pytest.raises(UserError, match=r"file: lora_adapter_metadata"):
+      settings_of({"lora_adapter_metadata": broken}, "file")
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"use_dora": True}, "use_dora=True"),
+    ({"peft_type": "LOHA"}, "peft_type='LOHA'"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+    ({"lora_bias": True}, "lora_bias=True"),
+    ({"modules_to_save": ["conv_in"]}, "modules_to_save="),
+    ({"of_the_future": 1}, "of_the_future=1"),
+    ({"r": 4}, rf"{QUERY} 3 instead of 4"),
+    ({"rank_pattern": {"to_q": 2}}, rf"{QUERY} 3 instead of 2"),
+    ({"lora_alpha": "many"}, "lora_alpha is malformed"),
+    ({"alpha_pattern": {"(": 1}}, "alpha_pattern or lora_alpha is malformed"),
+    ({"rank_pattern": [1]}, "rank_pattern or r is malformed"),
+    ({"lora_alpha": float("nan")}, rf"no finite number \({QUERY}"),
+  ],
+)
+def test_configs_that_ask_for_more_are_refused_by_key(changes, words):
+  with pytest.raises(UserError, match=words) as error:
+    read(file([QUERY]), settings(**changes))
+  assert str(error.value).startswith("file: ")
+  assert "\n" not in str(error.value)
+
+
+STRAY = np.zeros((2, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    f"unet.{QUERY}.lora_magnitude_vector",
+    f"unet.{QUERY}.lora_magnitude_vector.weight",
+    f"unet.{QUERY}.dora_scale",
+    f"unet.{QUERY}.lora_B.bias",
+    f"unet.{QUERY}.hada_w1_a",
+    f"unet.{QUERY}.lokr_w1",
+    f"unet.{QUERY}.weight",
+    "lora_unet_mid_block_attentions_0_to_q.lora_down.weight",
+    "lora/mid_attention/qkv/kernel/a",
+  ],
+)
+def test_other_kinds_of_adapters_are_refused_by_tensor(name):
+  with pytest.raises(UserError, match="1 tensor is no part of") as error:
+    read(file([QUERY]) | {name: STRAY})
+  assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("extra", "words"),
+  [
+    ({f"unet.{CONV}.lora_A.weight": STRAY}, "1 tensor is there without the"),
+    ({f"unet.{CONV}.alpha": np.float32(1)}, "1 tensor is there without the"),
+    (file([QUERY], bare), "2 tensors are there already under another name"),
+    ({f"{QUERY}.alpha": STRAY}, "1 tensor is no single number"),
+    (
+      {f"unet.{QUERY}.lora_A.weight": np.zeros((3, 32), np.int8)},
+      r"1 tensor is not float16.*lora_A.weight int8\)",
+    ),
+    (
+      {f"unet.{QUERY}.lora_A.weight": np.zeros((4, 32), np.float32)},
+      r"2 tensors are of shapes .*\(4, 32\).*\(32, 3\)",
+    ),
+    (
+      {f"unet.{QUERY}.lora_A.weight": np.zeros(3, np.float32)},
+      r"2 tensors are of shapes that do not go together",
+    ),
+    ({f"unet.{QUERY}.alpha": np.float32(np.inf)}, "no finite number"),
+  ],
+)
+def test_what_is_broken_is_refused_by_tensor(extra, words):
+  with pytest.raises(UserError, match=words) as error:
+    read(file([QUERY]) | extra)
+  assert QUERY in str(error.value) or CONV in str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_alpha_may_be_stated_once_only():
+  tensors = file([QUERY]) | {f"unet.{QUERY}.alpha": np.float32(1)}
+  with pytest.raises(UserError, match=r"stated twice.*to_q\.alpha"):
+    read(tensors, settings())
+  with pytest.raises(UserError, match="holds no tensors"):
+    read({})
+
+
+def test_layers_of_another_model_are_all_named():
+  text = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+  strangers = ["mid_block.attentions.7.to_q", text]
+  names = [f"unet.{strangers[0]}.lora_A.weight", f"{text}.lora_A.weight"]
+  tensors = file([QUERY, CONV])
+  for name in names:
+    up = name.replace("lora_A", "lora_B")
+    tensors |= {name: np.ones((2, 5), np.float32), up: np.ones((5, 2), "f4")}
+  wrong = f"unet.{QUERY}.lora_A.weight"
+  tensors[wrong] = np.ones((RANK, 31), np.float32)
+  pixel = f"unet.{CONV}.lora_B.weight"
+  tensors[pixel] = tensors[pixel][..., 0, 0]
+  layers = read(tensors)
+  told = misfits(layers, CONFIG)
+  with pytest.raises(UserError) as error:
+    from_diffusers(layers, CONFIG, "file")
+  assert f"file: {told}" in str(error.value)
+  assert "4 tensors are of layers it has not" in told
+  assert all(name in told for name in names)
+  assert "2 tensors are of the wrong shape" in told
+  assert f"{wrong} (3, 31) instead of (3, 32)" in told
+  assert f"{pixel} (16, 3) instead of (16, 3, 1, 1)" in told
+
+
+def test_what_fits_has_no_misfits():
+  assert misfits(read(file(LAYERS)), CONFIG) == ""

@@ -1,0 +1,174 @@
+"""Inflation keeps the image model, exactly, where the paper says it can."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.models.config import TemporalConfig
+from lumiere_jax.models.params import (
+  ADDED_LEAVES,
+  flatten,
+  inflate,
+  split,
+  unflatten,
+  widen_position_bias,
+)
+from tests.conftest import apply, make_cond, random_leaves, run, small_config
+
+IMAGE = small_config(temporal=None)
+
+
+def video_config(resample, **changes):
+  temporal = TemporalConfig(
+    resample=resample, num_attentions=2, head_dim=8, max_distance=32
+  )
+  return small_config(temporal=temporal, **changes)
+
+
+def inflated(config):
+  """An image model of random leaves inside a video model of random leaves."""
+  image = random_leaves(IMAGE, seed=1)
+  return image, inflate(image, random_leaves(config, seed=2), "the image model")
+
+
+def test_nothing_compared_here_is_trivially_zero(rng):
+  image, flat = inflated(video_config((True, True)))
+  assert all(np.abs(v).max() > 0 for v in image.values())
+  zeros = [k for k, v in flat.items() if not np.abs(v).max()]
+  assert zeros
+  assert all("/proj/" in k or "_resample/conv/bias" in k for k in zeros)
+
+
+def test_without_temporal_resampling_equals_the_image_model(rng):
+  config = video_config((False, False))
+  image, flat = inflated(config)
+  video = rng.standard_normal((2, 6, 8, 8, 3)).astype(np.float32)
+  cond = make_cond(2)
+  out = run(config, flat, video, cond)
+  for t in range(6):
+    frame = run(IMAGE, image, video[:, t : t + 1], cond)
+    np.testing.assert_allclose(out[:, t : t + 1], frame, atol=2e-5)
+
+
+def test_with_temporal_resampling_equals_it_on_constant_videos(rng):
+  config = video_config((True, True))
+  image, flat = inflated(config)
+  picture = rng.standard_normal((1, 1, 8, 8, 3)).astype(np.float32)
+  cond = make_cond(1)
+  out = run(config, flat, np.repeat(picture, 8, axis=1), cond)
+  expected = run(IMAGE, image, picture, cond)
+  np.testing.assert_allclose(out, np.repeat(expected, 8, 1), atol=2e-5)
+  # ... and not on others, as the paper says of its resampling:
+  moving = rng.standard_normal((1, 8, 8, 8, 3)).astype(np.float32)
+  apart = run(config, flat, moving, cond) - run(IMAGE, image, moving, cond)
+  assert np.abs(apart).max() > 0.1
+
+
+@pytest.mark.parametrize("frames", [4, 32])
+def test_a_wider_position_bias_changes_no_video(rng, frames):
+  """Frames 1, and 7 in the coarsest level apart: short and longer clips."""
+  narrow, wide = (
+    small_config(
+      temporal=TemporalConfig(
+        resample=(True, True), head_dim=8, max_distance=number
+      )
+    )
+    for number in (2, 7)
+  )
+  flat = {
+    k: v + 0.2 if "/proj/" in k else v for k, v in random_leaves(narrow).items()
+  }
+  widened = widen_position_bias(flat, 7)
+  shapes = {k: v.shape for k, v in random_leaves(wide).items()}
+  assert {k: v.shape for k, v in widened.items()} == shapes
+  video = rng.standard_normal((1, frames, 8, 8, 3)).astype(np.float32)
+  out = run(narrow, flat, video, make_cond(1))
+  np.testing.assert_array_equal(out, run(wide, widened, video, make_cond(1)))
+  # Nothing is ever cut off.
+  assert widen_position_bias(widened, 2) == widened
+  # And offsets do matter here.
+  other = {
+    k: jnp.roll(v, 1, axis=0) if "position_bias" in k else v
+    for k, v in flat.items()
+  }
+  if frames > 4:
+    assert np.abs(run(narrow, other, video, make_cond(1)) - out).max() > 1e-4
+
+
+def test_bypassing_temporal_layers_gives_the_image_model_back(rng):
+  config = video_config((True, True))
+  image, flat = inflated(config)
+  flat = {  # not even trained temporal layers may show
+    k: v + 0.2 if re.search(ADDED_LEAVES, k) else v for k, v in flat.items()
+  }
+  video = rng.standard_normal((1, 3, 8, 8, 3)).astype(np.float32)
+  out = run(config, flat, video, make_cond(1), bypass_temporal=True)
+  np.testing.assert_allclose(
+    out, run(IMAGE, image, video, make_cond(1)), atol=2e-5
+  )
+
+
+def test_conditioning_channels_change_nothing_at_first_and_then_do(rng):
+  plain = video_config((True, True))
+  config = dataclasses.replace(plain, cond_channels=4)
+  flat = inflate(
+    random_leaves(plain, seed=3), random_leaves(config, seed=4), "the base"
+  )
+  video = rng.standard_normal((1, 4, 8, 8, 3)).astype(np.float32)
+  given = rng.standard_normal((1, 4, 8, 8, 4)).astype(np.float32)
+  before = {k: v for k, v in flat.items() if not k.startswith("cond_in")}
+  expected = run(plain, before, video, make_cond(1))
+  out = run(config, flat, video, make_cond(1, given))
+  np.testing.assert_allclose(out, expected, atol=1e-6)
+
+  def loss(kernel):
+    params = {**flat, "cond_in/kernel": kernel}
+    z = apply(
+      params, video, jnp.full(1, 0.4), make_cond(1, given), config=config
+    )
+    return jnp.square(z - 1.0).mean()
+
+  grad = jax.jit(jax.grad(loss))
+  kernel = flat["cond_in/kernel"]
+  for _ in range(3):
+    kernel = kernel - 0.1 * grad(kernel)
+  trained = {**flat, "cond_in/kernel": kernel}
+  a = run(config, trained, video, make_cond(1, given))
+  b = run(config, trained, video, make_cond(1, -given))
+  assert np.abs(a - b).max() > 1e-3
+
+
+def test_flatten_and_split_are_inverses_by_path():
+  flat = random_leaves(video_config((True, True)))
+  assert flatten(unflatten(flat)).keys() == flat.keys()
+  trainable, frozen = split(flat, "temporal_")
+  assert all(k.startswith("temporal_") for k in trainable)
+  assert not any("temporal_" in k for k in frozen)
+  assert trainable.keys() | frozen.keys() == flat.keys()
+  assert frozen.keys() == random_leaves(IMAGE).keys()
+
+
+def test_a_pattern_that_fits_nothing_is_an_error():
+  flat = random_leaves(IMAGE)
+  with pytest.raises(UserError, match="matches no parameter"):
+    split(flat, "temporal_")
+  with pytest.raises(UserError, match="no regular expression"):
+    split(flat, "temporal_(")
+
+
+def test_an_image_model_of_another_shape_is_refused_by_leaf():
+  wider = random_leaves(small_config(temporal=None, channels=(16, 24, 40)))
+  fresh = random_leaves(video_config((True, True)))
+  with pytest.raises(UserError, match=r"is 40x32, the config wants 32x32"):
+    inflate(wider, fresh, "config.init_from=DIR")
+  lacking = {k: v for k, v in random_leaves(IMAGE).items() if k != "stem/bias"}
+  with pytest.raises(UserError, match="lacks stem/bias"):
+    inflate(lacking, fresh, "config.init_from=DIR")
+  more = random_leaves(IMAGE) | {"extra/bias": np.zeros(3)}
+  with pytest.raises(UserError, match="has extra/bias"):
+    inflate(more, fresh, "config.init_from=DIR")

@@ -1,0 +1,70 @@
+import pytest
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.storage.files import check_unused, slug, unused
+
+
+@pytest.mark.parametrize(
+  ("text", "name"),
+  [
+    ("A dog, running!", "a-dog-running"),
+    ("  ../etc/passwd\n", "etc-passwd"),
+    ("été 2024", "t-2024"),
+    ("犬が走る", ""),
+    ("", ""),
+    ("x" * 50, "x" * 40),
+    ("x" * 39 + " y", "x" * 39),  # no hyphen is left at the end
+  ],
+)
+def test_slug(text, name):
+  assert slug(text) == name
+
+
+def test_slug_of_another_length():
+  assert slug("a small red circle", most=7) == "a-small"
+  assert slug("a small red circle", most=8) == "a-small"
+
+
+@pytest.mark.parametrize(
+  ("name", "numbered"),
+  [
+    ("x.mp4", "x-{}.mp4"),
+    ("x", "x-{}"),
+    ("x/", "x-{}/"),
+    ("x.mp4/", "x.mp4-{}/"),
+    ("v1.5/x.tar.gz", "v1.5/x.tar-{}.gz"),
+    (".hidden", ".hidden-{}"),
+  ],
+)
+@pytest.mark.parametrize("kind", ["file", "folder", "link to nothing"])
+def test_unused_is_the_first_that_is_free(tmp_path, name, numbered, kind):
+  def take(path):
+    path = type(tmp_path)(path)  # without a / at its end
+    path.parent.mkdir(exist_ok=True)
+    if kind == "file":
+      path.touch()
+    elif kind == "folder":
+      path.mkdir()
+    else:
+      path.symlink_to("nowhere")
+
+  path = f"{tmp_path}/{name}"
+  assert unused(path) == path
+  check_unused(path, overwrite=False)
+  for k in (2, 3, 4):
+    take(unused(path))
+    assert unused(path) == f"{tmp_path}/{numbered.format(k)}"
+  check_unused(path, overwrite=True)
+  with pytest.raises(UserError, match=f"{path}: is there .*--overwrite"):
+    check_unused(path, overwrite=False)
+
+
+def test_unused_fills_gaps(tmp_path):
+  for name in ("x.mp4", "x-3.mp4"):
+    (tmp_path / name).touch()
+  assert unused(tmp_path / "x.mp4") == str(tmp_path / "x-2.mp4")
+
+
+def test_unused_of_a_place_that_is_not_there(tmp_path):
+  assert unused(tmp_path / "new" / "x.gif") == str(tmp_path / "new" / "x.gif")
+  assert unused("new/x.gif") == "new/x.gif"

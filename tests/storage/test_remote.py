@@ -1,0 +1,194 @@
+"""Remote files, with file systems that need no network."""
+
+import sys
+import types
+
+import fsspec
+import pytest
+
+from lumiere_jax.errors import UserError, VideoError
+from lumiere_jax.storage import remote
+from lumiere_jax.storage.remote import (
+  Folder,
+  default_cache,
+  fetch,
+  is_url,
+  list_folder,
+)
+
+
+@pytest.fixture
+def memory():
+  system = fsspec.filesystem("memory")
+  yield system
+  system.store.clear()
+  system.pseudo_dirs[:] = [""]
+
+
+def files(folder):
+  return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def test_urls():
+  for url in ("gs://b/x", "s3://b", "https://h/x.mp4", "memory://x"):
+    assert is_url(url)
+  for name in ("x.mp4", "a/b", "/a/b", "a:b.mp4", "c:\\x", "x://y", "http:x"):
+    assert not is_url(name)
+
+
+def test_default_cache(monkeypatch, tmp_path):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  assert default_cache() == tmp_path / "lumiere_jax" / "remote"
+  monkeypatch.delenv("XDG_CACHE_HOME")
+  monkeypatch.setenv("HOME", str(tmp_path / "home"))
+  assert default_cache() == tmp_path / "home/.cache/lumiere_jax/remote"
+
+
+def test_copies_once_and_anew_when_it_changes(memory, tmp_path, monkeypatch):
+  memory.pipe("/f/x.mp4", b"one")
+  copy = fetch("memory://f/x.mp4", tmp_path)
+  assert copy.read_bytes() == b"one"
+  assert copy.suffix == ".mp4"
+  with monkeypatch.context() as patch:
+    patch.setattr(remote, "_copy", None)  # a second copy would fail
+    assert fetch("memory://f/x.mp4", tmp_path) == copy
+  memory.pipe("/f/x.mp4", b"two")
+  assert fetch("memory://f/x.mp4", tmp_path).read_bytes() == b"two"
+  assert files(tmp_path) == sorted([copy, fetch("memory://f/x.mp4", tmp_path)])
+
+
+def test_file_urls_and_names_without_ending(tmp_path):
+  (tmp_path / "a.longer than an ending").write_bytes(b"\0\1" * 5000)
+  copy = fetch(f"file://{tmp_path}/a.longer than an ending", tmp_path / "c")
+  assert copy.read_bytes() == b"\0\1" * 5000
+  assert copy.suffix == ""
+
+
+def test_a_copy_is_whole_or_not_there(memory, tmp_path, monkeypatch):
+  memory.pipe("/f/x.mp4", b"x" * 100)
+  info = memory.info
+  monkeypatch.setattr(
+    type(memory), "info", lambda self, path: info(path) | {"size": 200}
+  )
+  with pytest.raises(VideoError, match="cut short: 100 of 200 bytes"):
+    fetch("memory://f/x.mp4", tmp_path)
+  assert files(tmp_path) == []
+
+
+def test_remote_files_that_cannot_be_had(memory, tmp_path, monkeypatch):
+  memory.pipe("/f/x.mp4", b"x")
+  with pytest.raises(VideoError, match=r"^memory://f/gone.mp4: missing: "):
+    fetch("memory://f/gone.mp4", tmp_path)
+  with pytest.raises(VideoError, match="not a file"):
+    fetch("memory://f", tmp_path)
+  with pytest.raises(UserError, match="memory://g: no files; give the URL"):
+    list_folder("memory://g")
+  with pytest.raises(UserError, match="Protocol not known: fox"):
+    fetch("fox://f/x.mp4", tmp_path)
+
+  def fail(self, path, mode):
+    raise ConnectionResetError("reset\nby the other side")
+
+  monkeypatch.setattr(type(memory), "open", fail)
+  with pytest.raises(VideoError, match="cannot be reached: reset by the other"):
+    fetch("memory://f/x.mp4", tmp_path)
+  assert files(tmp_path) == []
+
+
+def test_errors_of_packages_that_have_their_own(memory, tmp_path, monkeypatch):
+  class HttpError(Exception):
+    """Is no OSError, as that of gcsfs."""
+
+  def fail(self, path):
+    raise HttpError("403, forbidden")
+
+  monkeypatch.setattr(type(memory), "info", fail)
+  with pytest.raises(HttpError):
+    fetch("memory://f/x.mp4", tmp_path)
+  package = types.SimpleNamespace(HttpError=HttpError)
+  monkeypatch.setitem(sys.modules, "gcsfs.retry", package)
+  with pytest.raises(VideoError, match="cannot be reached: 403, forbidden"):
+    fetch("memory://f/x.mp4", tmp_path)
+
+
+def test_a_cache_that_cannot_be_written(memory, tmp_path):
+  memory.pipe("/f/x.mp4", b"x")
+  (tmp_path / "file").touch()
+  with pytest.raises(UserError, match="cannot be written") as caught:
+    fetch("memory://f/x.mp4", tmp_path / "file")
+  assert not isinstance(caught.value, VideoError)  # no fault of the video
+
+
+@pytest.mark.parametrize(
+  ("protocol", "module", "install"),
+  [
+    ("s3", "s3fs", "pip install s3fs"),
+    ("gs", "gcsfs", "pip install gcsfs"),
+    ("https", "aiohttp", r"pip install 'fsspec\[http\]'"),
+  ],
+)
+def test_missing_packages(tmp_path, monkeypatch, protocol, module, install):
+  monkeypatch.setitem(sys.modules, module, None)
+  with pytest.raises(UserError, match=f"{protocol}://.*{install}$") as caught:
+    fetch(f"{protocol}://bucket/x.mp4", tmp_path)
+  assert not isinstance(caught.value, VideoError)
+  assert "\n" not in str(caught.value)
+
+
+def test_remote_folders(memory, tmp_path):
+  for name in ("b.mp4", "a/x y.mp4", ".hidden/x.mp4", "a/.part"):
+    memory.pipe(f"/f/{name}", name.encode())
+  memory.pipe("/g/z.mp4", b"elsewhere")
+  for root in ("memory://f", "memory://f/", "memory:///f"):
+    folder = Folder(root, tmp_path)
+    assert folder.names == ["a/x y.mp4", "b.mp4"]
+    for name in folder.names:
+      assert folder.local(name).read_bytes() == name.encode()
+  assert folder.local("memory://g/z.mp4").read_bytes() == b"elsewhere"
+  copy = folder.local("b.mp4")
+  memory.rm("/f/b.mp4")
+  assert folder.local("b.mp4") == copy  # asked for once
+  copy.unlink()
+  with pytest.raises(VideoError, match=r"memory:///f/b\.mp4: missing"):
+    folder.local("b.mp4")
+
+
+def test_files_of_this_machine_are_not_copied(tmp_path):
+  (tmp_path / "x.mp4").touch()
+  for root in (tmp_path, f"file://{tmp_path}"):
+    folder = Folder(root, tmp_path / "cache")
+    assert folder.names == ["x.mp4"]
+    for name in ("x.mp4", f"file://{tmp_path}/x.mp4", f"{tmp_path}/x.mp4"):
+      assert folder.local(name) == tmp_path / "x.mp4"
+  assert not (tmp_path / "cache").exists()
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+  root = tmp_path / "root"
+  (root / "a").mkdir(parents=True)
+  (tmp_path / "elsewhere").mkdir()
+  for name in ("root/a/x.mp4", "root/.hidden", "elsewhere/y.mp4"):
+    (tmp_path / name).touch()
+  (root / "a" / "up").symlink_to(root)
+  (root / "b").symlink_to(root / "b")
+  (root / "linked").symlink_to(tmp_path / "elsewhere")
+  (root / "twice").symlink_to(tmp_path / "elsewhere")
+  (root / "loop.mp4").symlink_to("loop.mp4")
+  names = Folder(root).names
+  # What leads nowhere is named, for whoever opens it to say so.
+  assert names == ["a/x.mp4", "b", "linked/y.mp4", "loop.mp4"]
+
+
+def test_folders_that_cannot_be_read(tmp_path, monkeypatch):
+  with pytest.raises(UserError, match="gone: no such folder"):
+    _ = Folder(tmp_path / "gone").names
+  (tmp_path / "x").touch()
+  with pytest.raises(UserError, match="no such folder"):
+    _ = Folder(tmp_path / "x").names
+
+  def refuse(path):
+    raise PermissionError(13, "Permission denied", path)
+
+  monkeypatch.setattr("os.scandir", refuse)
+  with pytest.raises(UserError, match=r"cannot be read \(Permission denied"):
+    _ = Folder(tmp_path).names

@@ -1,0 +1,190 @@
+import errno
+import json
+import os
+import threading
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import numpy as reference
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.storage import safetensors
+from lumiere_jax.storage.atomic import writing
+
+
+def _flat():
+  rng = np.random.default_rng(0)
+  return {
+    "b/kernel": rng.normal(size=(3, 5)).astype(np.float32),
+    "a/half": rng.normal(size=(4,)).astype(np.float16),
+    "a/brain": rng.normal(size=(2, 3)).astype(ml_dtypes.bfloat16),
+    "flag": np.array([True, False, True]),
+    "step": np.array(7, np.int64),
+    "none": np.zeros((0, 4), np.float32),
+    "bytes": np.arange(5, dtype=np.uint8),
+  }
+
+
+def _same(a, b):
+  assert a.keys() == b.keys()
+  for name, value in a.items():
+    assert value.dtype == b[name].dtype, name
+    assert value.shape == b[name].shape, name
+    assert value.tobytes() == b[name].tobytes(), name
+
+
+def test_round_trip_keeps_every_dtype_and_shape(tmp_path):
+  path = tmp_path / "new" / "x.safetensors"
+  safetensors.save(path, _flat(), {"format": "pt"})
+  _same(_flat(), safetensors.load(path))
+  assert safetensors.load_metadata(path) == {"format": "pt"}
+  assert os.listdir(path.parent) == [path.name]
+
+
+def test_agrees_with_the_library_in_both_directions(tmp_path):
+  path = tmp_path / "x.safetensors"
+  safetensors.save(path, _flat())
+  _same(_flat(), reference.load_file(path))
+  assert safetensors.load_metadata(path) == {}
+  reference.save_file(_flat(), path)
+  _same(_flat(), safetensors.load(path))
+
+
+def test_tensors_are_aligned_to_their_items(tmp_path):
+  path = tmp_path / "x.safetensors"
+  safetensors.save(path, _flat())
+  content = path.read_bytes()
+  size = int.from_bytes(content[:8], "little")
+  assert size % 8 == 0
+  for name, entry in json.loads(content[8 : 8 + size]).items():
+    assert entry["data_offsets"][0] % _flat()[name].dtype.itemsize == 0
+
+
+def test_layout_in_memory_does_not_matter(tmp_path):
+  path = tmp_path / "x.safetensors"
+  x = np.arange(12, dtype=np.float32).reshape(3, 4)
+  views = {
+    "t": x.T,
+    "s": x[:, ::2],
+    "big": x.astype(">f4"),
+    "jax": jnp.array(x),
+  }
+  safetensors.save(path, views)
+  for name, value in safetensors.load(path).items():
+    np.testing.assert_array_equal(value, np.asarray(views[name]))
+
+
+def test_bytes_do_not_depend_on_order(tmp_path):
+  meta = {c: c for c in "qwertyuiop"}
+  flat = _flat()
+  safetensors.save(tmp_path / "a", flat, meta)
+  backwards = dict(reversed(flat.items()))
+  safetensors.save(tmp_path / "b", backwards, dict(reversed(meta.items())))
+  assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+  assert safetensors.content_hash(flat) == safetensors.content_hash(backwards)
+
+
+def test_hash_tells_names_shapes_dtypes_and_values_apart():
+  x = np.arange(6, dtype=np.int32)
+  variants = [
+    {"x": x},
+    {"y": x},
+    {"x": x.reshape(2, 3)},
+    {"x": x.reshape(3, 2)},
+    {"x": x.view(np.float32)},
+    {"x": x.view(np.uint32)},
+    {"x": x[:3], "y": x[3:]},
+    {"x": x[::-1]},
+    {"x": x, "y": np.zeros(0, np.int32)},
+    {},
+  ]
+  assert len({safetensors.content_hash(v) for v in variants}) == len(variants)
+  same = {"x": jnp.arange(6, dtype=jnp.int32)}
+  assert safetensors.content_hash(same) == safetensors.content_hash(variants[0])
+  other_end = {"x": x.astype(">i4")}
+  assert safetensors.content_hash(other_end) == safetensors.content_hash(
+    variants[0]
+  )
+
+
+def test_reads_only_what_is_asked_for(tmp_path):
+  path = tmp_path / "x.safetensors"
+  safetensors.save(path, _flat())
+  kept = safetensors.load(path, lambda name: name.startswith("a/"))
+  assert sorted(kept) == ["a/brain", "a/half"]
+
+
+@pytest.mark.parametrize("keep", [0, 5, 40, -1])
+def test_truncated_file_is_refused(tmp_path, keep):
+  path = tmp_path / "x.safetensors"
+  safetensors.save(path, _flat())
+  path.write_bytes(path.read_bytes()[:keep])
+  for read in (safetensors.load, safetensors.load_metadata):
+    with pytest.raises(UserError, match=f"{path}.*not a safetensors file"):
+      read(path)
+
+
+def test_foreign_missing_and_folder_are_refused(tmp_path):
+  path = tmp_path / "x.safetensors"
+  path.write_bytes(b"\x80\x04pickle or anything else" * 9)
+  with pytest.raises(UserError, match=str(path)):
+    safetensors.load(path)
+  with pytest.raises(UserError, match=r"none.*no such file"):
+    safetensors.load(tmp_path / "none")
+  with pytest.raises(UserError, match="cannot be read"):
+    safetensors.load(tmp_path)
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+  path = tmp_path / "x.safetensors"
+  safetensors.save(path, {"x": np.ones(3)})
+  before = path.read_bytes()
+  with (
+    pytest.raises(UserError, match=f"{path}.*No space left"),
+    writing(path) as file,
+  ):
+    file.write(b"half")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  with pytest.raises(ZeroDivisionError), writing(path) as file:
+    file.write(b"%d" % (1 // 0))
+  assert path.read_bytes() == before
+  assert os.listdir(tmp_path) == [path.name]
+
+
+def test_unwritable_place_is_named(tmp_path):
+  (tmp_path / "file").write_text("in the way")
+  with pytest.raises(UserError, match=r"x\.safetensors: cannot be written"):
+    safetensors.save(tmp_path / "file" / "x.safetensors", {"x": np.ones(3)})
+
+
+def test_writers_at_once_leave_one_whole_file(tmp_path):
+  path = tmp_path / "x.safetensors"
+  write = lambda i: [
+    safetensors.save(path, {"x": np.full(1000, i)}) for _ in range(10)
+  ]
+  threads = [threading.Thread(target=write, args=(i,)) for i in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert len(set(safetensors.load(path)["x"].tolist())) == 1
+  assert os.listdir(tmp_path) == [path.name]
+
+
+def test_what_the_format_cannot_hold_is_refused(tmp_path):
+  with pytest.raises(ValueError, match="complex64"):
+    safetensors.save(tmp_path / "x", {"x": np.ones(3, np.complex64)})
+  with pytest.raises(ValueError, match="__metadata__"):
+    safetensors.save(tmp_path / "x", {"__metadata__": np.ones(3)})
+
+
+def test_bytes_in_memory_are_those_of_the_file(tmp_path):
+  path = tmp_path / "x.safetensors"
+  safetensors.save(path, _flat())
+  data = safetensors.dumps(_flat())
+  assert data == path.read_bytes()
+  _same(_flat(), safetensors.loads(data, "x"))
+  with pytest.raises(UserError, match="shelf 3: not safetensors"):
+    safetensors.loads(data[:-1], "shelf 3")

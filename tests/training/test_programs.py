@@ -1,0 +1,87 @@
+"""The training step compiled ahead, while other work is done."""
+
+import contextlib
+
+import jax
+import pytest
+
+from lumiere_jax.models.params import split
+from lumiere_jax.parallel.mesh import make_mesh
+from lumiere_jax.parallel.multihost import replicated
+from lumiere_jax.training import loop, train_step
+from lumiere_jax.training.optimizer import make_optimizer
+from lumiere_jax.training.state import init_state
+from lumiere_jax.training.train_step import TrainStep, model_flops
+from tests.conftest import replace
+from tests.training.conftest import BASE, T2I, make_batch, make_task
+
+MUON = replace(T2I, train={"optimizer": "muon"})
+
+
+PARTS = replace(T2I, train={"accumulate": 2})
+
+
+def start(experiment):
+  """Announced programs, the step and what it takes."""
+  told = []
+  task, mesh = make_task(experiment), make_mesh(experiment.mesh)
+  step = TrainStep(experiment, task, lambda *what: told.append(what))
+  params = jax.jit(task.init)(jax.random.key(0))
+  trainable, frozen = split(params, experiment.train.trainable)
+  state = init_state(trainable, make_optimizer(experiment.train))
+  batch, key = make_batch(experiment, 2), jax.random.key(1)
+  given = jax.device_put((state, frozen, batch, key), replicated(mesh))
+  return told, step, given
+
+
+def test_a_step_is_compiled_once_and_waited_for_alone(monkeypatch):
+  """What was done meanwhile is not counted as waiting."""
+  made, compile_step = [], TrainStep._compile
+  monkeypatch.setattr(
+    TrainStep,
+    "_compile",
+    lambda self, *given: made.append(1) or compile_step(self, *given),
+  )
+  told, step, (state, *rest) = start(T2I)
+  shape = rest[1]["video"].shape
+  step.prepare(state, *rest)
+  step._ahead[shape].result()
+  state, _ = step(state, *rest)
+  step(state, *rest)
+  [(announced, program, waited)] = told
+  assert announced == shape
+  assert waited < 0.1 * program.seconds
+  assert len(made) == 1
+
+
+def test_an_error_of_what_was_begun_ahead_is_raised_by_the_step(monkeypatch):
+  def fails(*given):
+    raise FloatingPointError("as tracing may")
+
+  monkeypatch.setattr(train_step, "jit_train_step", fails)
+  _, step, (state, *rest) = start(T2I)
+  step.prepare(state, *rest)
+  with pytest.raises(FloatingPointError, match="as tracing may"):
+    step(state, *rest)
+
+
+@pytest.mark.parametrize(
+  "experiment", [BASE, PARTS, MUON], ids=["whole", "parts", "muon"]
+)
+def test_flops_are_those_of_loss_and_gradients(experiment):
+  """From the step as traced, or traced apart where it computes more."""
+  _, step, (state, frozen, batch, key) = start(experiment)
+  task = make_task(experiment)
+  wanted = model_flops(experiment, task, state, frozen, batch)
+  step(state, frozen, batch, key)
+  assert step.flops(batch) == wanted > 0
+
+
+def test_a_run_told_to_stop_before_its_first_step_compiles_none(
+  monkeypatch, tmp_path
+):
+  told = lambda: contextlib.nullcontext(lambda step: True)
+  monkeypatch.setattr(loop, "interruptible", told)
+  monkeypatch.setattr(TrainStep, "prepare", lambda *given: pytest.fail())
+  loop.train(T2I, tmp_path)
+  assert (tmp_path / "checkpoints" / "0").is_dir()
