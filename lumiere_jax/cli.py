@@ -9,7 +9,7 @@ import warnings
 from absl import app, flags, logging
 import jax
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, name_options, option
 from lumiere_jax.storage.files import user_cache
 
 USAGE_EXIT = 2
@@ -32,7 +32,8 @@ FLAG_ERRORS = (
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-  """Runs `main`; what the user can mend ends in one line and exit code 2."""
+  """Runs `main`; errors the user can fix end in one line and exit code 2."""
+  name_options("--{}".format)
   warnings.showwarning = _show_warning
   sys.unraisablehook = _unless_told_already
   _keep_compiled_programs()
@@ -60,7 +61,7 @@ def config_value(flag: flags.FlagHolder) -> dict[str, Any]:
   try:
     return flag.value.to_dict()  # a missing file shows at first access
   except FLAG_ERRORS as error:
-    raise UserError(f"--{flag.name}: {_words(error)}") from error
+    raise UserError(f"{option(flag.name)}:", _words(error)) from error
 
 
 def fail(message: object) -> None:

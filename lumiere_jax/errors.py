@@ -15,11 +15,51 @@ from typing import Any, TypeVar
 
 
 class UserError(Exception):
-  """Something the user gave cannot be used.
+  """An input that cannot be used: which one, what is wrong, how to fix it.
 
-  The message is one line: which input, what was wrong and how to fix it. Entry
-  modules print it without a stack trace and exit with code 2.
+  Entry modules print it as one line without a stack trace and exit with code 2.
+  Options are named by `option`, so that each front end words them in its own
+  way.
+
+  Attributes:
+    field: the input, such as 'config.train.steps=0', an option or 'FILE:'; ''
+      where the problem names it.
+    problem: what is wrong with it.
+    fix: what to do about it.
   """
+
+  def __init__(self, field: str, problem: str = "", fix: str = ""):
+    super().__init__(field, problem, fix)
+    self.field, self.problem, self.fix = field, problem, fix
+
+  def __str__(self) -> str:
+    return self.worded(_front_end["name_of"])
+
+  def worded(self, name_of: Callable[[str], str]) -> str:
+    """The message, with options as `name_of` calls them."""
+    what = " ".join(part for part in (self.field, self.problem) if part)
+    return word("; ".join(part for part in (what, self.fix) if part), name_of)
+
+
+_MARK = "\ue000"  # Stands around the names of options.
+_front_end: dict[str, Callable[[str], str]] = {"name_of": str}
+
+
+def option(name: str, value: object = None) -> str:
+  """An option in a message: 'name' or 'name=value', worded when it is shown."""
+  return _MARK + name + _MARK + ("" if value is None else f"={value}")
+
+
+def word(text: str, name_of: Callable[[str], str] | None = None) -> str:
+  """A message with its options as `name_of` (or this front end) calls them."""
+  parts = text.split(_MARK)
+  parts[1::2] = map(name_of or _front_end["name_of"], parts[1::2])
+  return "".join(parts)
+
+
+def name_options(name_of: Callable[[str], str]) -> None:
+  """Sets how this front end calls options; by default by their names alone."""
+  _front_end["name_of"] = name_of
 
 
 T = TypeVar("T")
@@ -150,7 +190,7 @@ def notice(text: str) -> None:
   if tell:
     tell(line)
   else:
-    print(f"notice: {line}", file=sys.stderr)
+    print(f"notice: {word(line)}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -172,6 +212,6 @@ class VideoError(UserError):
   """
 
   def __init__(self, path, reason: str):
-    super().__init__(f"{path}: {reason}")
+    super().__init__(f"{path}:", reason)
     self.path = str(path)
     self.reason = reason

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lumiere_jax.conversion.lazy_stage import LazyStage, progress, watched
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.models import lora
 from lumiere_jax.models.text_encoder import TextEncoder, write_text_part
 from lumiere_jax.stages.config import StageConfig
@@ -64,7 +64,7 @@ def add_parts(
     parts, about = {}, {"made_by": "lumiere_jax"}
     there: list[bundles.Bundle] = []
     if (folder / bundles.INDEX).is_file():
-      there = [bundles.open_bundle(folder, "--out")]
+      there = [bundles.open_bundle(folder, option("out"))]
       parts, about = dict(there[0].parts), dict(there[0].about)
     if text is None:
       bundles.check_same_text([*there, *linked])
@@ -86,7 +86,7 @@ def add_parts(
     if text:
       parts[bundles.TEXT] = write_text_part(folder, text)
     bundles.write(folder, parts, about)
-    bundle = bundles.open_bundle(folder, "--out")
+    bundle = bundles.open_bundle(folder, option("out"))
     write_card(bundle)
   return bundle
 
@@ -106,8 +106,9 @@ def _check_replaceable(bundle: bundles.Bundle, text: TextEncoder) -> None:
   ]
   if trained:
     raise UserError(
-      f"--out={bundle.folder}: its {', '.join(trained)} was trained with "
-      "another text encoder; give another --out"
+      f"{option('out')}={bundle.folder}:",
+      f"its {', '.join(trained)} was trained with another text encoder",
+      f"give another {option('out')}",
     )
 
 

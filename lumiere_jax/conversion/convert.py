@@ -8,7 +8,7 @@ from lumiere_jax.conversion import diffusers
 from lumiere_jax.conversion.bundles import add_parts, read_stages
 from lumiere_jax.conversion.lazy_stage import LazyStage, halved, inflated
 from lumiere_jax.conversion.stablehlo_export import write_artefact
-from lumiere_jax.errors import UserError, check_choice
+from lumiere_jax.errors import UserError, check_choice, option
 from lumiere_jax.inference.adapters import apply_adapters, read_adapter
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
@@ -69,11 +69,11 @@ def convert(job: Conversion) -> None:
   Raises:
     UserError: something in it cannot be used; nothing is left half-written.
   """
-  check_choice("--from", job.source, SOURCES)
-  check_choice("--to", job.target, TARGETS)
+  check_choice(option("from"), job.source, SOURCES)
+  check_choice(option("to"), job.target, TARGETS)
   for name, value in (("src", job.src), ("out", job.out)):
     if not value:
-      raise UserError(f"--{name} is missing; give a folder")
+      raise UserError(option(name), "is missing", "give a folder")
   if job.target == "stablehlo":
     _export(job)
   elif job.source == "t5":
@@ -85,8 +85,9 @@ def convert(job: Conversion) -> None:
 def _export(job: Conversion) -> None:
   if job.source not in ("bundle", "workdir"):
     raise UserError(
-      f"--to=stablehlo takes bundles or workdirs; convert --from={job.source} "
-      "to a bundle first"
+      f"{option('to')}=stablehlo",
+      "takes bundles or workdirs",
+      f"convert {option('from')}={job.source} to a bundle first",
     )
   pipeline = Pipeline.from_pretrained(
     *job.src, adapters=job.adapters, adapter_scale=job.adapter_scale
@@ -99,7 +100,10 @@ def _export(job: Conversion) -> None:
 
 def _import_text(job: Conversion) -> None:
   if len(job.src) > 1 or job.target != "bundle":
-    raise UserError("--from=t5 takes one --src and makes a bundle of it")
+    raise UserError(
+      f"{option('from')}=t5",
+      f"takes one {option('src')} and makes a bundle of it",
+    )
   text = job.text
   encoder = open_text_encoder(
     text.tokenizer, job.src[0], text.max_length, text.dtype, text.cleaning
@@ -124,8 +128,10 @@ def _carry(job: Conversion) -> None:
   if job.target == "diffusers":
     if len(stages) > 1:
       raise UserError(
-        f"--to=diffusers writes one stage; say --stage={stages[0].name} or "
-        f"another of {', '.join(stage.name for stage in stages)}"
+        f"{option('to')}=diffusers",
+        "writes one stage",
+        f"say {option('stage')}={stages[0].name} or another of "
+        f"{', '.join(stage.name for stage in stages)}",
       )
     for path in diffusers.write_stage(stages[0], Path(job.out)):
       print(path)
@@ -139,10 +145,11 @@ def _open(job: Conversion) -> list[bundles.Bundle]:
   for src in job.src:
     if job.source == "workdir" and not (Path(src) / "bundle").is_dir():
       raise UserError(
-        f"--src={src} is no workdir that has saved a bundle; give the workdir "
-        "of a training run, or --from=bundle"
+        option("src", src),
+        "is no workdir that has saved a bundle",
+        f"give the workdir of a training run, or {option('from')}=bundle",
       )
-    opened.append(bundles.open_bundle(src, "--src"))
+    opened.append(bundles.open_bundle(src, option("src")))
   return opened
 
 
@@ -171,7 +178,8 @@ def _chosen(job: Conversion, stages: list[LazyStage]) -> list[LazyStage]:
     stages = [stage for stage in stages if stage.name == job.stage]
   if not stages:
     raise UserError(
-      f"--stage={job.stage}: --src holds {', '.join(names) or 'no stage'}"
+      f"{option('stage')}={job.stage}:",
+      f"{option('src')} holds {', '.join(names) or 'no stage'}",
     )
   return stages
 

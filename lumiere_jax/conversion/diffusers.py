@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from lumiere_jax.conversion.lazy_stage import LazyStage, progress, watched
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.models.importers.hf_checkpoint import open_weights, read_json
 from lumiere_jax.models.importers.unet_diffusers import (
   from_diffusers,
@@ -119,8 +119,9 @@ def to_scheduler(config: StageConfig) -> dict[str, Any]:
   for field, only in needed.items():
     if (value := getattr(config.model, field)) != only:
       raise UserError(
-        f"config.model.{field}={value!r} has no counterpart in diffusers, "
-        f"which needs {only!r}; this model can be kept as a bundle only"
+        f"config.model.{field}={value!r}",
+        f"has no counterpart in diffusers, which needs {only!r}",
+        "this model can be kept as a bundle only",
       )
   names = {ours: theirs for theirs, ours in _KINDS.items()}
   sampling, learned = config.defaults, config.model.out_channels == 6
@@ -144,8 +145,9 @@ def _number(
   value = content.get(key, default)
   if type(value) not in (int, float) or not least <= value <= most:
     raise UserError(
-      f"{name}: {key}={value!r} is no number from {least:g} to {most:g}; give "
-      "the scheduler that the model was published with"
+      f"{name}:",
+      f"{key}={value!r} is no number from {least:g} to {most:g}",
+      "give the scheduler that the model was published with",
     )
   return float(value)
 
@@ -160,9 +162,10 @@ def _check(
   absent = values[0] if default is None else default
   if (value := content.get(key, absent)) not in values:
     raise UserError(
-      f"{name}: {key}={value!r} has no counterpart here, which knows "
-      f"{' or '.join(map(repr, values))}; give the scheduler that the model "
-      "was published with"
+      f"{name}:",
+      f"{key}={value!r} has no counterpart here, which knows "
+      f"{' or '.join(map(repr, values))}",
+      "give the scheduler that the model was published with",
     )
 
 
@@ -280,8 +283,10 @@ def _scheduler(
     if (place / name).is_file():
       return read_json(place / name), str(place / name)
   print(
-    f"{unet}: no {name} in it or beside it; taken to be DeepFloyd IF's own "
-    "(give --scheduler=FILE for another)",
+    (
+      f"{unet}: no {name} in it or beside it; taken to be DeepFloyd "
+      f"IF's own (give {option('scheduler')}=FILE for another)"
+    ),
     file=sys.stderr,
   )
   cap = {"sample_max_value": 1.0} if upscales else {}
@@ -293,8 +298,9 @@ def _resolution(content: Mapping[str, Any], unet: Path) -> tuple[int, int]:
   sides = size if isinstance(size, list) else [size, size]
   if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
     raise UserError(
-      f"{unet / 'config.json'}: sample_size={size!r} is no size in pixels; "
-      "write in the one it was trained on"
+      f"{unet / 'config.json'}:",
+      f"sample_size={size!r} is no size in pixels",
+      "write in the one it was trained on",
     )
   return tuple(sides)
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.models.config import UNetConfig
 from lumiere_jax.models.params import ADDED_LEAVES
 from lumiere_jax.models.unet import abstract_params, init_params
@@ -99,13 +99,15 @@ def inflated(stage: LazyStage, experiment: Experiment) -> LazyStage:
   video_stages = {parent: name for name, parent in PARENTS.items() if parent}
   if stage.config.model.temporal or stage.name not in video_stages:
     raise UserError(
-      f"--inflate: stage {stage.name!r} is no image stage; give a t2i or an "
-      "ssr_image"
+      f"{option('inflate')}:",
+      f"stage {stage.name!r} is no image stage",
+      "give a t2i or an ssr_image",
     )
   if experiment.model.temporal is None:
     raise UserError(
-      f"--temporal: stage {experiment.stage!r} has no temporal layers; give "
-      "configs/base.py or configs/ssr.py"
+      f"{option('temporal')}:",
+      f"stage {experiment.stage!r} has no temporal layers",
+      "give configs/base.py or configs/ssr.py",
     )
   config = stage.config
   temporal = experiment.network.temporal

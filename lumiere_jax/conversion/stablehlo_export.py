@@ -22,7 +22,7 @@ import numpy as np
 from lumiere_jax.conversion.lazy_stage import progress, watched
 from lumiere_jax.diffusion.noise import stream_keys
 from lumiere_jax.diffusion.samplers import make_sampler
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.cascade import SLOTS, Stage, guidance_params
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
@@ -56,7 +56,7 @@ def write_artefact(
     UserError: settings do not fit, or the place cannot be written.
   """
   if batch < 1:
-    raise UserError(f"--batch={batch} must be at least 1")
+    raise UserError(option("batch", batch), "must be at least 1")
   pipeline = _portable(pipeline)
   weights = _weights(pipeline)
   total = sum(x.nbytes for x in weights.values())

@@ -342,7 +342,9 @@ class Finish(beam.DoFn):
       place_bytes(report, Path(folder, REPORT).read_bytes())
       summarise(probed, options.input, options.fps, report)  # or raises
       if not clips:
-        raise UserError(f"{options.input}: all videos broke; see {report}")
+        raise UserError(
+          f"{options.input}:", "all videos broke", f"see {report}"
+        )
       manifest.write(folder)
       place_bytes(f"{options.out}/{NAME}", Path(folder, NAME).read_bytes())
 

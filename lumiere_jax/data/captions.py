@@ -46,8 +46,9 @@ def label_captions(labels: Iterable[str], prompts_file="") -> Captions:
   for label in labels:
     if label not in prompts:
       raise UserError(
-        f"{prompts_file}: says nothing of the class {label!r}"
-        f"{suggest(label, prompts)}; add a line {label}|PROMPT"
+        f"{prompts_file}:",
+        f"says nothing of the class {label!r}{suggest(label, prompts)}",
+        f"add a line {label}|PROMPT",
       )
   return {label: prompts[label] for label in labels}
 
@@ -66,7 +67,7 @@ def _read_prompts(path: Path) -> Captions:
     label, _, prompt = (part.strip() for part in line.partition("|"))
     if not label or not prompt:
       raise UserError(
-        f"{path}, line {number}: {line.strip()[:80]!r} is not label|prompt"
+        "", f"{path}, line {number}: {line.strip()[:80]!r} is not label|prompt"
       )
     prompts[label] = (*prompts.get(label, ()), prompt)
   return prompts
@@ -105,7 +106,9 @@ def read_captions(folder: Folder, prompts: str = "") -> Captions:
   tables = {"captions.jsonl": _jsonl_rows, "captions.csv": _csv_rows}
   present = [name for name in tables if name in folder.names]
   if len(present) > 1:
-    raise UserError(f"{folder}: has {' and '.join(present)}; keep one of them")
+    raise UserError(
+      f"{folder}:", f"has {' and '.join(present)}", "keep one of them"
+    )
   if present:
     name = present[0]
     rows = tables[name](folder.address(name), _read(folder, name))
@@ -114,9 +117,11 @@ def read_captions(folder: Folder, prompts: str = "") -> Captions:
     captions = _beside_files(folder) or _from_classes(folder, prompts)
   if not captions:
     raise UserError(
-      f"{folder}: no captions; write captions.jsonl or captions.csv "
-      "(file, caption), one .txt or .json beside each video, or put the videos "
-      "of each class in a sub-folder"
+      f"{folder}:",
+      "no captions",
+      "write captions.jsonl or captions.csv (file, caption), one "
+      ".txt or .json beside each video, or put the videos of each "
+      "class in a sub-folder",
     )
   return dict(sorted(captions.items()))
 
@@ -137,8 +142,9 @@ def _collect(path: str, rows: _Rows) -> Captions:
     file = _file(where, row)
     if file in captions:
       raise UserError(
-        f"{where}: {file} is captioned on line {lines[file]} already; "
-        "keep one of them"
+        f"{where}:",
+        f"{file} is captioned on line {lines[file]} already",
+        "keep one of them",
       )
     captions[file], lines[file] = _captions(where, row), number
   return captions
@@ -151,7 +157,7 @@ def _jsonl_rows(path: str, text: str) -> _Rows:
     where = f"{path}, line {number}"
     row = _parse_json(where, line, '{"file": "x.mp4", "caption": "..."}')
     if not isinstance(row, dict):
-      raise UserError(f"{where}: a {type(row).__name__}; write an object")
+      raise UserError(f"{where}:", f"a {type(row).__name__}", "write an object")
     yield number, row
 
 
@@ -162,21 +168,25 @@ def _csv_rows(path: str, text: str) -> _Rows:
     wrong = [name for name in ("file", "caption") if columns.count(name) != 1]
     if wrong and columns:
       raise UserError(
-        f"{path}, line 1: not one column {wrong[0]!r}; the columns are "
-        f"{', '.join(map(repr, columns))}; name them file,caption"
+        "",
+        f"{path}, line 1: not one column {wrong[0]!r}",
+        f"the columns are {', '.join(map(repr, columns))}; name them "
+        "file,caption",
       )
     for row in reader:
       if None in row or None in row.values():
         raise UserError(
-          f"{path}, line {reader.line_num}: not {len(columns)} columns; "
-          "quote captions that hold commas"
+          "",
+          f"{path}, line {reader.line_num}: not {len(columns)} columns",
+          "quote captions that hold commas",
         )
       # Of columns only these: one may be called captions.
       yield reader.line_num, {k: row[k] for k in ("file", "caption")}
   except csv.Error as error:
     raise UserError(
-      f"{path}, line {reader.line_num + 1}: not CSV ({error}); "
-      "quote captions that hold commas or quotes"
+      "",
+      f"{path}, line {reader.line_num + 1}: not CSV ({error})",
+      "quote captions that hold commas or quotes",
     ) from error
 
 
@@ -185,16 +195,18 @@ def _parse_json(where: str, text: str, example: str) -> Any:
     return json.loads(text)
   except json.JSONDecodeError as error:
     raise UserError(
-      f"{where}: not JSON ({error.msg}, column {error.colno}); write {example}"
+      f"{where}:",
+      f"not JSON ({error.msg}, column {error.colno})",
+      f"write {example}",
     ) from error
 
 
 def _file(where: str, row: dict[str, Any]) -> str:
   if "file" not in row:
-    raise UserError(f"{where}: no 'file'; it has {_keys(row)}")
+    raise UserError(f"{where}:", "no 'file'", f"it has {_keys(row)}")
   if not isinstance(row["file"], str) or not row["file"].strip():
     raise UserError(
-      f"{where}: 'file' is {reprlib.repr(row['file'])}; name a video"
+      f"{where}:", f"'file' is {reprlib.repr(row['file'])}", "name a video"
     )
   file = row["file"].strip()
   return file if is_url(file) else posixpath.normpath(file)
@@ -203,9 +215,11 @@ def _file(where: str, row: dict[str, Any]) -> str:
 def _captions(where: str, row: dict[str, Any]) -> tuple[str, ...]:
   given = [key for key in ("caption", "captions") if key in row]
   if not given:
-    raise UserError(f"{where}: no 'caption'; it has {_keys(row)}")
+    raise UserError(f"{where}:", "no 'caption'", f"it has {_keys(row)}")
   if len(given) > 1:
-    raise UserError(f"{where}: both 'caption' and 'captions'; keep one of them")
+    raise UserError(
+      f"{where}:", "both 'caption' and 'captions'", "keep one of them"
+    )
   return _texts(where, row[given[0]])
 
 
@@ -214,7 +228,7 @@ def _texts(where: str, value: Any) -> tuple[str, ...]:
   for text in texts:
     if not isinstance(text, str):
       raise UserError(
-        f"{where}: a caption is {reprlib.repr(text)}; write a string"
+        f"{where}:", f"a caption is {reprlib.repr(text)}", "write a string"
       )
   return tuple(text.strip() for text in texts if text.strip())
 

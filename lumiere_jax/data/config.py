@@ -109,7 +109,8 @@ class DataConfig:
     check_choice("config.data.resample", self.resample, RESAMPLING)
     if not 0 < self.image_share < 1:
       raise UserError(
-        f"config.data.image_share={self.image_share} must lie between 0 and 1"
+        f"config.data.image_share={self.image_share}",
+        "must lie between 0 and 1",
       )
     given = self.resolution
     sides = given if isinstance(given, tuple) else (given,)
@@ -117,8 +118,8 @@ class DataConfig:
       isinstance(side, int) and side > 0 for side in sides
     ):
       raise UserError(
-        f"config.data.resolution={given!r} is neither a side nor (height, "
-        "width) in pixels"
+        f"config.data.resolution={given!r}",
+        "is neither a side nor (height, width) in pixels",
       )
     # Assigned so because the class is frozen.
     object.__setattr__(self, "resolution", (sides[0], sides[-1]))

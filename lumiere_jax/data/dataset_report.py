@@ -137,8 +137,9 @@ def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:
   see = f"; see {path}" if path and dropped else ""
   if not used:
     raise UserError(
-      f"{where}: none of {_count(rows)} can be used: {count_reasons(rows)} "
-      f"(the first: {dropped[0]}: {dropped[0].reason}){see}"
+      f"{where}:",
+      f"none of {_count(rows)} can be used: {count_reasons(rows)} "
+      f"(the first: {dropped[0]}: {dropped[0].reason}){see}",
     )
   clips = collections.Counter(row.clip for row in used)
   shapes = ", ".join(

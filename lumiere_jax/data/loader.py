@@ -194,9 +194,11 @@ class Loader:
 
   def __post_init__(self):
     if self.seed < 0:
-      raise UserError(f"seed is {self.seed}; give 0 or more")
+      raise UserError("", f"seed is {self.seed}", "give 0 or more")
     if not len(self.source):
-      raise UserError("the data source is empty; give it one clip or more")
+      raise UserError(
+        "", "the data source is empty", "give it one clip or more"
+      )
 
   def load(
     self, candidates: Iterable[int], position: int | None, turn: int = 0
@@ -228,8 +230,9 @@ class Loader:
         sample["mask"] = self.masks.draw(rng, video.shape[:3])
       return sample
     raise UserError(
-      "none of these clips can be read any more; see the data report for what "
-      "became of the files"
+      "",
+      "none of these clips can be read any more",
+      "see the data report for what became of the files",
     )
 
 
@@ -263,7 +266,9 @@ def batches(
     UserError: an argument cannot be used, or no clip can be read any more.
   """
   if batch_size < 1:
-    raise UserError(f"batch_size {batch_size} is too small; give 1 or more")
+    raise UserError(
+      "", f"batch_size {batch_size} is too small", "give 1 or more"
+    )
   places = tuple(range(batch_size) if places is None else places)
   clips = _Clips(
     loader=loader,

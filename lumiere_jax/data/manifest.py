@@ -85,14 +85,15 @@ def read_manifest(folder: Folder) -> Manifest:
     UserError: it has not, it is of a newer version, or the file is broken.
   """
   if NAME not in folder.names:
-    raise UserError(f"{folder}: {_why_none(folder)}")
+    raise UserError(f"{folder}:", f"{_why_none(folder)}")
   where = folder.address(NAME)
   try:
     values = json.loads(read_text(folder.local(NAME), where))
     if values["version"] > VERSION:
       raise UserError(
-        f"{where}: version {values['version']}, made by a newer lumiere_jax; "
-        f"this one reads {VERSION}: update it, or prepare the data with it"
+        f"{where}:",
+        f"version {values['version']}, made by a newer lumiere_jax",
+        f"this one reads {VERSION}: update it, or prepare the data with it",
       )
     return Manifest(
       options=values["options"],
@@ -101,8 +102,9 @@ def read_manifest(folder: Folder) -> Manifest:
     )
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f"{where}: broken ({error!r}); run lumiere_jax.prepare again, it keeps "
-      "what is there"
+      f"{where}:",
+      f"broken ({error!r})",
+      "run lumiere_jax.prepare again, it keeps what is there",
     ) from error
 
 

@@ -167,14 +167,18 @@ class MaskMix:
       name, colon, number = entry.partition(":")
       check_choice("config.data.masks", name, PATTERNS)
       if name in weights:
-        raise UserError(f"config.data.masks names {name!r} twice; keep one")
+        raise UserError(
+          "config.data.masks", f"names {name!r} twice", "keep one"
+        )
       try:
         weights[name] = float(number) if colon else 1.0
       except ValueError:
         weights[name] = 0.0
       if not 0 < weights[name] < float("inf"):
         raise UserError(
-          f"config.data.masks: {entry!r} has no weight above 0; write {name}:1"
+          "config.data.masks:",
+          f"{entry!r} has no weight above 0",
+          f"write {name}:1",
         )
     return cls(tuple(weights.items()))
 

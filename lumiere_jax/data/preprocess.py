@@ -25,7 +25,7 @@ from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.data.sources.files import FilesSource
 from lumiere_jax.data.text_features import fill_shelf
 from lumiere_jax.data.video_index import Video
-from lumiere_jax.errors import UserError, VideoError, check_choice
+from lumiere_jax.errors import UserError, VideoError, check_choice, option
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.input_file import require_file
 from lumiere_jax.media.resize import Framing
@@ -70,24 +70,30 @@ class Options:
   def __post_init__(self):
     for name in ("input", "out"):
       if not getattr(self, name):
-        raise UserError(f"--{name} is missing; give a folder")
+        raise UserError(option(name), "is missing", "give a folder")
     if is_url(self.out) and not self.remote_out:
       raise UserError(
-        f"--out={self.out} is remote; prepare into a folder of this machine, "
-        "and copy it there, or use launch/prepare_beam.py"
+        option("out", self.out),
+        "is remote",
+        "prepare into a folder of this machine, and copy it there, or "
+        "use launch/prepare_beam.py",
       )
     least = {"side": 2, "num_frames": 1, "scene_cuts": 0, "min_motion": 0}
     least |= {"min_fps_ratio": 0, "max_seconds": 0, "threads": 0}
     for name, low in least.items():
       if getattr(self, name) < low:
         raise UserError(
-          f"--{name}={getattr(self, name)} is too small; give {low} or more"
+          option(name, getattr(self, name)),
+          "is too small",
+          f"give {low} or more",
         )
     if not self.fps > 0:
-      raise UserError(f"--fps={self.fps} must be above 0")
+      raise UserError(option("fps", self.fps), "must be above 0")
     if not 1 <= self.crf <= 51:
-      raise UserError(f"--crf={self.crf}: give 1 (best) to 51 (smallest)")
-    check_choice("--resample", self.resample, RESAMPLING)
+      raise UserError(
+        f"{option('crf')}={self.crf}:", "give 1 (best) to 51 (smallest)"
+      )
+    check_choice(option("resample"), self.resample, RESAMPLING)
 
   @property
   def spec(self) -> ClipSpec:
@@ -305,7 +311,9 @@ def prepare(options: Options, encoder: TextEncoder | None = None) -> None:
     parts = _parts(source, options, report)
     clips = _encode(parts, options, report)
     if not clips:
-      raise UserError(f"{options.input}: all videos broke; see {report.path}")
+      raise UserError(
+        f"{options.input}:", "all videos broke", f"see {report.path}"
+      )
     captions = [caption for clip in clips for caption in clip.captions]
     if encoder is not None:
       fill_shelf(out, encoder, captions)

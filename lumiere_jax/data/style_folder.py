@@ -66,7 +66,7 @@ def write_style_folder(
   folder = Path(folder)
   find_look(style)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise UserError(f"{folder} is there already; name a new folder")
+    raise UserError(str(folder), "is there already", "name a new folder")
   source = ProceduralSource(
     num_clips=count,
     num_frames=1,

@@ -129,9 +129,11 @@ class TextCache:
     encoder = self._get_encoder()
     if encoder.identity != self.identity:
       raise UserError(
-        f"text cache {self._folder}: made by another encoder than the one "
-        "given; give the weights and tokenizer it was made with, or drop the "
-        "recorded identity"
+        "",
+        f"text cache {self._folder}: made by another encoder than the "
+        "one given",
+        "give the weights and tokenizer it was made with, or drop the "
+        "recorded identity",
       )
     entries = {}
     for caption, *rows in zip(captions, *encoder.encode(captions), strict=True):

@@ -32,8 +32,9 @@ def parse_buckets(text: str) -> list[tuple[int, int, int]]:
     match = _SHAPE.fullmatch(entry)
     if not match:
       raise UserError(
-        f"config.data.buckets: {entry!r} is not FRAMESxHEIGHTxWIDTH, "
-        "as 80x96x160; separate several by spaces"
+        "config.data.buckets:",
+        f"{entry!r} is not FRAMESxHEIGHTxWIDTH, as 80x96x160",
+        "separate several by spaces",
       )
     shapes.append(tuple(map(int, match.groups())))
   return shapes

@@ -214,8 +214,10 @@ def check_countable(values: int) -> None:
   """
   if values > MOST_VALUES:
     raise UserError(
-      f"a clip of {values} values (frames x pixels x 3) is more than the "
-      f"{MOST_VALUES} that thresholding can count; make it shorter or smaller"
+      "",
+      f"a clip of {values} values (frames x pixels x 3) is more than "
+      f"the {MOST_VALUES} that thresholding can count",
+      "make it shorter or smaller",
     )
 
 

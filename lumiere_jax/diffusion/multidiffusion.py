@@ -50,26 +50,31 @@ def window_starts(
   """
   if window < 1 or window % multiple_of:
     raise UserError(
+      "",
       f"window of {window} {unit} is not a multiple of the model's "
-      f"{'temporal ' if unit == 'frames' else ''}factor {multiple_of}; use "
-      f"{max(1, window // multiple_of)} x {multiple_of} = "
-      f"{max(1, window // multiple_of) * multiple_of} {unit}"
+      f"{'temporal ' if unit == 'frames' else ''}factor {multiple_of}",
+      f"use {max(1, window // multiple_of)} x {multiple_of} = "
+      f"{max(1, window // multiple_of) * multiple_of} {unit}",
     )
   for what, size in (("window", window), ("video", num_frames)):
     if size % grid:
       raise UserError(
-        f"{what} of {size} {unit} is not a multiple of {grid}, which "
-        f"super-resolution enlarges by; use {max(1, size // grid) * grid}"
+        what,
+        f"of {size} {unit} is not a multiple of {grid}, which "
+        "super-resolution enlarges by",
+        f"use {max(1, size // grid) * grid}",
       )
   if window > num_frames:
     raise UserError(
-      f"window of {window} {unit} is longer than the video of {num_frames}; "
-      f"use a window of at most {num_frames} {unit} or a longer video"
+      "",
+      f"window of {window} {unit} is longer than the video of {num_frames}",
+      f"use a window of at most {num_frames} {unit} or a longer video",
     )
   if not 0 <= overlap <= window - grid:
     raise UserError(
-      f"overlap of {overlap} {unit} does not fit a window of {window}; "
-      f"use an overlap from 0 to {window - grid}"
+      "",
+      f"overlap of {overlap} {unit} does not fit a window of {window}",
+      f"use an overlap from 0 to {window - grid}",
     )
   # In steps of the grid; as neighbours are no farther apart than the overlap
   # allows, they may share a little more.
@@ -116,7 +121,7 @@ def multi_diffusion(
   """
   check_choice("window weights", weights, WEIGHTS)
   if chunk < 1:
-    raise UserError(f"chunk={chunk} is too small; use at least 1 window")
+    raise UserError(f"chunk={chunk}", "is too small", "use at least 1 window")
 
   def averaged(z: Video, log_snr: PerSample, cond: Cond) -> Prediction:
     num_frames = z.shape[axis]
@@ -188,14 +193,17 @@ def window_shares(
   for start in starts:
     if not 0 <= start <= num_frames - window:
       raise UserError(
-        f"window of {window} frames from frame {start} leaves the video of "
-        f"{num_frames}; make the starts with window_starts"
+        "",
+        f"window of {window} frames from frame {start} leaves the video "
+        f"of {num_frames}",
+        "make the starts with window_starts",
       )
     total[start : start + window] += weight
   if not total.all():
     raise UserError(
-      f"no window covers frame {int(np.argmin(total))}; "
-      "make the starts with window_starts"
+      "",
+      f"no window covers frame {int(np.argmin(total))}",
+      "make the starts with window_starts",
     )
   share = [weight / total[start : start + window] for start in starts]
   return np.asarray(share, np.float32)

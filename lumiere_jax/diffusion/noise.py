@@ -36,7 +36,9 @@ def sample_keys(seeds: Sequence[int], stream: int = 0) -> Keys:
   """
   for seed in seeds:
     if not 0 <= seed < 2**32:
-      raise UserError(f"seed {seed} is not in [0, 2^32); choose one there")
+      raise UserError(
+        "", f"seed {seed} is not in [0, 2^32)", "choose one there"
+      )
   return stream_keys(np.asarray(seeds, np.uint32), stream)
 
 

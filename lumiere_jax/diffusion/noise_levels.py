@@ -207,8 +207,9 @@ def parse_levels(grid: str) -> tuple[float, ...] | None:
   finite = all(math.isfinite(level) for level in levels[1:])
   if not rising or not finite or not levels[0] < math.inf:
     raise UserError(
-      f"grid={grid}: log-SNRs must increase, and only the first may be -inf; "
-      "give numbers such as -12,-8,-4,0,4"
+      f"grid={grid}:",
+      "log-SNRs must increase, and only the first may be -inf",
+      "give numbers such as -12,-8,-4,0,4",
     )
   return levels
 
@@ -261,20 +262,22 @@ def sampling_levels(
       another number than the list has.
   """
   if steps < 1:
-    raise UserError(f"steps={steps} is too few; use at least 1")
+    raise UserError(f"steps={steps}", "is too few", "use at least 1")
   if (given := parse_levels(grid)) is not None:
     if len(given) != steps:
       raise UserError(
-        f"the grid has {len(given)} levels, but steps={steps}; leave the steps "
-        "out, or give as many levels"
+        "",
+        f"the grid has {len(given)} levels, but steps={steps}",
+        "leave the steps out, or give as many levels",
       )
     levels = np.array(given)
     if levels[0] == -np.inf:
       levels[0] = start
     if not np.all(np.diff(levels) > 0):
       raise UserError(
-        f"grid={grid}: this model starts at log-SNR {start:g}, the noisiest it "
-        "knows; leave out the levels below it"
+        f"grid={grid}:",
+        f"this model starts at log-SNR {start:g}, the noisiest it knows",
+        "leave out the levels below it",
       )
   elif grid == "schedule":
     levels = np.asarray(schedule.grid(steps))
@@ -298,8 +301,10 @@ def _between(
   count, low = steps - len(first), max(start, low)
   if not low < high:
     raise UserError(
-      f"the grid would go from log-SNR {low:g} to {high:g}; set log_snr_min "
-      "below log_snr_max, and both above the noisiest level the model knows"
+      "",
+      f"the grid would go from log-SNR {low:g} to {high:g}",
+      "set log_snr_min below log_snr_max, and both above the "
+      "noisiest level the model knows",
     )
   if count == 1 and first:  # one level that stands for all
     return [start, (low + high) / 2]

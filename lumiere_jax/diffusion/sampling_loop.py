@@ -12,7 +12,7 @@ from lumiere_jax.diffusion.noise import Keys, frame_noise
 from lumiere_jax.diffusion.prediction import Denoiser, Prediction
 from lumiere_jax.diffusion.samplers import LogSNR, State
 from lumiere_jax.diffusion.schedules import Schedule
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.typing import Cond, Video, typechecked
 
 
@@ -28,7 +28,7 @@ def time_grid(schedule: Schedule, steps: int) -> Float[Array, "n"]:
     UserError: fewer than one step, or more than a discrete schedule has.
   """
   if steps < 1:
-    raise UserError(f"steps={steps} is too few; use at least 1")
+    raise UserError(f"steps={steps}", "is too few", "use at least 1")
   return jnp.append(schedule.grid(steps), jnp.inf)
 
 
@@ -57,8 +57,9 @@ def part_way(
   """
   if not 0 < strength <= 1:
     raise UserError(
-      f"--strength={strength:g} is not in (0, 1]; 1 keeps nothing of the "
-      "video, a small one nearly all"
+      f"{option('strength')}={strength:g}",
+      "is not in (0, 1]",
+      "1 keeps nothing of the video, a small one nearly all",
     )
   levels = np.asarray(log_snrs)
   if strength == 1:
@@ -118,7 +119,7 @@ def chunk_size(steps: int, most: int) -> int:
     UserError: `most` is below 1.
   """
   if most < 1:
-    raise UserError(f"chunk={most} is too small; use at least 1 step")
+    raise UserError(f"chunk={most}", "is too small", "use at least 1 step")
   return max(d for d in range(1, min(most, steps) + 1) if steps % d == 0)
 
 

@@ -91,8 +91,10 @@ class Cosine(Continuous):
   def __post_init__(self):
     if not self.log_snr_min < self.log_snr_max:
       raise UserError(
-        f"schedule 'cosine': log_snr_min={self.log_snr_min} is not below "
-        f"log_snr_max={self.log_snr_max}; give a smaller log_snr_min"
+        "",
+        f"schedule 'cosine': log_snr_min={self.log_snr_min} is not "
+        f"below log_snr_max={self.log_snr_max}",
+        "give a smaller log_snr_min",
       )
 
   def log_snr(self, t: Values) -> Values:
@@ -200,8 +202,9 @@ class SquaredCosCapV2:
   def _check(self, steps: int) -> None:
     if steps > NUM_STEPS:
       raise UserError(
-        f"steps={steps} is more than the {NUM_STEPS} steps of schedule "
-        f"'squaredcos_cap_v2'; use at most {NUM_STEPS}"
+        f"steps={steps}",
+        f"is more than the {NUM_STEPS} steps of schedule 'squaredcos_cap_v2'",
+        f"use at most {NUM_STEPS}",
       )
 
 

@@ -157,7 +157,7 @@ def divide(
     UserError: windows miss a frame of the video, or are out of order.
   """
   if list(starts) != sorted(starts):
-    raise UserError(f"windows from frames {tuple(starts)} are not in order")
+    raise UserError("", f"windows from frames {tuple(starts)} are not in order")
   shares = window_shares(starts, window, num_frames, weights)
   bounds = [k * len(starts) // devices for k in range(devices + 1)]
   cut = lambda rows: [tuple(rows[a:b]) for a, b in itertools.pairwise(bounds)]

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lumiere_jax.errors import UserError, check_choice
+from lumiere_jax.errors import UserError, check_choice, option
 from lumiere_jax.evals.report import Scored, to_json, to_markdown
 from lumiere_jax.evals.tasks import TASKS, EvalTask, choose
 from lumiere_jax.evals.verdicts import ALL, Result
@@ -86,7 +86,7 @@ def check_keep(folder: str | os.PathLike) -> None:
   """Raises a UserError where a folder has something in it."""
   folder = Path(folder)
   if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-    raise UserError(f"--keep={folder} is not empty; name a new folder")
+    raise UserError(option("keep", folder), "is not empty", "name a new folder")
 
 
 def _shown(judged: Result) -> Clip:
@@ -143,10 +143,12 @@ def evaluate(request: EvalRequest) -> None:
   Raises:
     UserError: a flag or a bundle cannot be used.
   """
-  check_choice("--metric", request.metric, METRICS)
+  check_choice(option("metric"), request.metric, METRICS)
   if not request.models:
     raise UserError(
-      "--model is missing; give a bundle, or the workdir of a training run"
+      option("model"),
+      "is missing",
+      "give a bundle, or the workdir of a training run",
     )
   _check_paths(request)
   METRICS[request.metric](request)
@@ -286,16 +288,21 @@ def _write(
 
 def _check_paths(request: EvalRequest) -> None:
   if not request.out:
-    raise UserError("--out is missing; name a .json file for the scores")
+    raise UserError(
+      option("out"), "is missing", "name a .json file for the scores"
+    )
   if Path(request.out).suffix != ".json":
-    raise UserError(f"--out={request.out} holds JSON; let it end in .json")
+    raise UserError(
+      option("out", request.out), "holds JSON", "let it end in .json"
+    )
   for flag, path in (("out", request.out), ("markdown", request.markdown)):
     if path and os.path.isdir(path):
-      raise UserError(f"--{flag}={path} is a folder; name a file in it")
+      raise UserError(option(flag, path), "is a folder", "name a file in it")
     if path and os.path.exists(path) and not request.overwrite:
       raise UserError(
-        f"--{flag}={path} is there already; name another file, or give "
-        "--overwrite"
+        option(flag, path),
+        "is there already",
+        f"name another file, or give {option('overwrite')}",
       )
   if request.keep:
     check_keep(request.keep)
@@ -303,19 +310,19 @@ def _check_paths(request: EvalRequest) -> None:
 
 def _check_numbers(request: EvalRequest) -> None:
   for name in request.tasks:
-    check_choice("--tasks", name, TASKS)
+    check_choice(option("tasks"), name, TASKS)
   for flag, value, least in (
     ("count", request.count, 2),
     ("seed", request.seed, 0),
     ("batch_size", request.batch_size, 1),
   ):
     if value < least:
-      raise UserError(f"--{flag}={value} must be at least {least}")
+      raise UserError(option(flag, value), f"must be at least {least}")
   if not 0 <= request.two_objects <= 1:
     raise UserError(
-      f"--two_objects={request.two_objects:g} must be from 0 to 1"
+      f"{option('two_objects')}={request.two_objects:g}", "must be from 0 to 1"
     )
   if request.strength is not None and not 0 < request.strength <= 1:
     raise UserError(
-      f"--strength={request.strength:g} must be above 0, at most 1"
+      f"{option('strength')}={request.strength:g}", "must be above 0, at most 1"
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 
-from lumiere_jax.errors import UserError, notice
+from lumiere_jax.errors import UserError, notice, option
 from lumiere_jax.evals.change_tasks import (
   OVERLAPS,
   ssr,
@@ -31,13 +31,15 @@ _CONDITIONAL = "a base that is told pixels (a 'conditional' stage)"
 _SSR = "a super-resolution stage"
 
 
-_WINDOWS = "super-resolution in windows, of a longer video (--num_frames)"
+_WINDOWS = (
+  f"super-resolution in windows, of a longer video ({option('num_frames')})"
+)
 
 
 _VIDEO = "a model of videos"
 
 
-_STYLE = "a style of the procedural scenes (--style)"
+_STYLE = f"a style of the procedural scenes ({option('style')})"
 
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -189,8 +191,9 @@ def choose(
       chosen[name] = task
     elif name in wanted:
       raise UserError(
-        f"--tasks={name} needs {lacking[0]}, and there is none; leave it out, "
-        "or name one too"
+        option("tasks", name),
+        f"needs {lacking[0]}, and there is none",
+        "leave it out, or name one too",
       )
     elif not wanted:
       notice(f"{name} is left out: it needs {lacking[0]}")

@@ -9,7 +9,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.models import lora
 from lumiere_jax.models.config import UNetConfig
 from lumiere_jax.models.importers import lora_diffusers
@@ -108,7 +108,7 @@ def is_adapter(path: str | os.PathLike) -> bool:
 
 
 def read_adapter(
-  path: str | os.PathLike, flag: str = "--adapter"
+  path: str | os.PathLike, flag: str = option("adapter")
 ) -> Adapter | PublishedAdapter:
   """Reads an adapter of ours, or one of DeepFloyd IF by diffusers or PEFT.
 
@@ -132,13 +132,14 @@ def read_adapter(
     return PublishedAdapter(path=str(path), layers=layers, stage=stage)
   if about["format"] != FORMAT:
     raise UserError(
-      f"{name} is no adapter that this program knows (its format is "
-      f"{about['format']!r}); give adapter.safetensors of a run with "
-      "--config.lora.rank"
+      name,
+      "is no adapter that this program knows (its format is "
+      f"{about['format']!r})",
+      "give adapter.safetensors of a run with config.lora.rank",
     )
   if stage not in ("", about["stage"]):
     raise UserError(
-      f"{name} was trained for stage {about['stage']!r}; give it as {place}"
+      name, f"was trained for stage {about['stage']!r}", f"give it as {place}"
     )
   return Adapter(
     path=str(path),
@@ -176,7 +177,7 @@ def apply_adapters(
     else:
       stage = find_stage(adapter, {name: models[name] for name in weights})
       change = lora_diffusers.from_diffusers(
-        adapter.layers, models[stage], f"--adapter={adapter.path}"
+        adapter.layers, models[stage], f"{option('adapter')}={adapter.path}"
       )
     worn[stage] = lora.merge({**worn[stage], **lora.scaled(change, scale)})
   return worn
@@ -184,19 +185,23 @@ def apply_adapters(
 
 def check_base(adapter: Adapter, weights: Mapping[str, FlatParams]) -> None:
   """Raises a UserError unless `weights` hold what it was trained on."""
-  name = f"--adapter={adapter.path}"
+  name = f"{option('adapter')}={adapter.path}"
   if adapter.stage not in weights:
     raise UserError(
-      f"{name} is for stage {adapter.stage!r}, --model holds "
-      f"{', '.join(weights)}; give the model it was trained on"
+      name,
+      f"is for stage {adapter.stage!r}, {option('model')} holds "
+      f"{', '.join(weights)}",
+      "give the model it was trained on",
     )
   base = weights[adapter.stage]
   lora.check_fits(base, adapter.flat, name)
   if (given := fingerprint(base)) != adapter.base:
     raise UserError(
-      f"{name} was trained on the {adapter.stage} of {adapter.base_name!r} "
-      f"(weights {adapter.base}), and --model holds other weights ({given}); "
-      "give the model it was trained on"
+      name,
+      f"was trained on the {adapter.stage} of {adapter.base_name!r} "
+      f"(weights {adapter.base}), and {option('model')} holds other "
+      f"weights ({given})",
+      "give the model it was trained on",
     )
 
 
@@ -209,11 +214,13 @@ def find_stage(
     UserError: there is none, and what does not fit is named; or there are
       several, and none was asked for.
   """
-  name = f"--adapter={adapter.path}"
+  name = f"{option('adapter')}={adapter.path}"
   if adapter.stage and adapter.stage not in models:
     raise UserError(
-      f"{name}: --model has no stage {adapter.stage!r}, it holds "
-      f"{', '.join(models)}; name one of these"
+      f"{name}:",
+      f"{option('model')} has no stage {adapter.stage!r}, it holds "
+      f"{', '.join(models)}",
+      "name one of these",
     )
   stages = [adapter.stage] if adapter.stage else list(models)
   misfits = {
@@ -224,12 +231,15 @@ def find_stage(
   if not fitting:
     told = "; ".join(f"for {stage}: {told}" for stage, told in misfits.items())
     raise UserError(
-      f"{name} fits no stage of --model: {told}; give the model it was made for"
+      name,
+      f"fits no stage of {option('model')}: {told}",
+      "give the model it was made for",
     )
   if len(fitting) > 1:
     raise UserError(
-      f"{name} fits the stages {', '.join(fitting)}; say which, as "
-      f"--adapter={fitting[0]}={adapter.path}"
+      name,
+      f"fits the stages {', '.join(fitting)}",
+      f"say which, as {option('adapter')}={fitting[0]}={adapter.path}",
     )
   return fitting[0]
 
@@ -242,10 +252,10 @@ def _file(place: Path, name: str) -> Path:
   there = [place / file for file in _FILES if (place / file).is_file()]
   if not there:
     refuse_pickle(*sorted(place.iterdir()))
-    raise UserError(f"{name} holds no {', '.join(_FILES)}; name the file")
+    raise UserError(name, f"holds no {', '.join(_FILES)}", "name the file")
   if len(there) > 1:
     raise UserError(
-      f"{name} holds {', '.join(f.name for f in there)}; name the file to use"
+      name, f"holds {', '.join(f.name for f in there)}", "name the file to use"
     )
   return there[0]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lumiere_jax.errors import UserError, check_choice
+from lumiere_jax.errors import UserError, check_choice, option
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.inference.prompt_files import PromptLine, check_options
 from lumiere_jax.inference.sampling_inputs import Progress
@@ -122,18 +122,21 @@ def run_batch(request: SampleRequest) -> None:
     UserError: a flag or a bundle cannot be used.
   """
   _check_models(request)
-  check_choice("--task", request.task, TASKS)
+  check_choice(option("task"), request.task, TASKS)
   task = TASKS[request.task]
   if request.task == "stylize" and not request.styles:
     raise UserError(
-      "--style is missing: --task=stylize needs one, made by "
-      "--config=configs/style.py"
+      option("style"),
+      f"is missing: {option('task')}=stylize needs one, made by "
+      "--config=configs/style.py",
     )
   jobs = list(_jobs(request, task))
   for job in jobs:
     task.check(request.task, job.inputs)
     if task.prompted and not job.prompt.strip():
-      raise UserError("--prompt is empty; say what the video should show")
+      raise UserError(
+        option("prompt"), "is empty", "say what the video should show"
+      )
   _check_paths(request, task, jobs)
   pipeline = Pipeline.from_pretrained(
     *request.models,
@@ -162,7 +165,7 @@ def show_grid(request: SampleRequest) -> None:
     UserError: a flag or a bundle cannot be used.
   """
   _check_models(request)
-  check_choice("--task", request.task, TASKS)
+  check_choice(option("task"), request.task, TASKS)
   pipeline = Pipeline.from_pretrained(*request.models)
   settings = request.settings
   if request.task == "text_to_image":
@@ -185,7 +188,9 @@ def show_grid(request: SampleRequest) -> None:
 def _check_models(request: SampleRequest) -> None:
   if not request.models:
     raise UserError(
-      "--model is missing; give a bundle, or the workdir of a training run"
+      option("model"),
+      "is missing",
+      "give a bundle, or the workdir of a training run",
     )
 
 
@@ -221,7 +226,9 @@ def _parse(where: str, name: str, text: str, kind: Any) -> Any:
   """An option of a prompt file as its type."""
   kinds = [k for k in (bool, int, float, str) if k in (kind, *_parts(kind))]
   if not kinds:
-    raise UserError(f"{where}: {name} cannot differ by line; give --{name}")
+    raise UserError(
+      f"{where}:", f"{name} cannot differ by line", f"give {option(name)}"
+    )
   if kinds[0] is bool:
     words = {"true": True, "1": True, "false": False, "0": False}
     if text.lower() in words:
@@ -232,7 +239,7 @@ def _parse(where: str, name: str, text: str, kind: Any) -> Any:
     except ValueError:
       pass
   raise UserError(
-    f"{where}: {name}={text!r} is no {kinds[0].__name__}; mend the line"
+    f"{where}:", f"{name}={text!r} is no {kinds[0].__name__}", "mend the line"
   )
 
 

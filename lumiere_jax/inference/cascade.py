@@ -12,7 +12,7 @@ from tqdm import tqdm
 from lumiere_jax.diffusion.noise import Keys, sample_keys
 from lumiere_jax.diffusion.samplers import make_sampler
 from lumiere_jax.diffusion.sampling_loop import part_way
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.sampling_inputs import (
   NO_INPUTS,
   OnProgress,
@@ -88,8 +88,10 @@ class Cascade:
       wanted, given = stage.config.model.text_dim, text.config.d_model
       if wanted != given:
         raise UserError(
-          f"--model: the {name} stage takes text features {wanted} wide, the "
-          f"text encoder's are {given}; give the T5 v1.1 it was trained with"
+          f"{option('model')}:",
+          f"the {name} stage takes text features {wanted} wide, the text "
+          f"encoder's are {given}",
+          "give the T5 v1.1 it was trained with",
         )
 
   @property
@@ -115,8 +117,11 @@ class Cascade:
     sizes = {"ssr": settings.size, "base": settings.size}
     if any(side % self.upscale for side in settings.size):
       raise UserError(
-        f"--size={settings.size[0]},{settings.size[1]} is no multiple of "
-        f"{self.upscale}, which super-resolution enlarges by; take "
+        (
+          f"{option('size')}={settings.size[0]},{settings.size[1]} is no "
+          f"multiple of {self.upscale}, which super-resolution enlarges "
+          "by; take "
+        )
         + ",".join(str(n - n % self.upscale) for n in settings.size)
       )
     height, width = settings.size
@@ -154,7 +159,9 @@ class Cascade:
     settings = settings or Settings()
     if len(prompts) != len(seeds):
       raise UserError(
-        f"{len(prompts)} prompts and {len(seeds)} seeds; give one for each"
+        "",
+        f"{len(prompts)} prompts and {len(seeds)} seeds",
+        "give one for each",
       )
     frames, windows = self.plan(settings, inputs)
     conds = self._text(prompts, negative_prompt)

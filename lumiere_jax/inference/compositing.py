@@ -4,7 +4,7 @@ from jaxtyping import Bool, Float, UInt8
 import numpy as np
 from scipy import ndimage
 
-from lumiere_jax.errors import UserError, notice
+from lumiere_jax.errors import UserError, notice, option
 from lumiere_jax.media.images import fit
 from lumiere_jax.media.masks import check_mask, fit_mask
 from lumiere_jax.stages.conditioning import MaskedVideo
@@ -26,7 +26,7 @@ def composite(
     UserError: a negative edge.
   """
   if feather < 0:
-    raise UserError(f"--feather={feather} must be at least 0")
+    raise UserError(option("feather", feather), "must be at least 0")
   share = _share(given.mask, feather)[..., None]
   faded = share * given.video.astype(np.float32) + (1 - share) * made
   mixed = np.round(faded).astype(np.uint8)
@@ -69,7 +69,7 @@ def picture_of_size(
   """
   if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
     raise UserError(
-      f"{name} is {image.dtype} {image.shape}; give uint8 (height, width, 3)"
+      name, f"is {image.dtype} {image.shape}", "give uint8 (height, width, 3)"
     )
   if image.shape[:2] == size:
     return image
@@ -97,7 +97,7 @@ def video_of_size(
   kept -= kept % multiple_of
   if not kept:
     raise UserError(
-      f"{name} has {len(video)} frames; give at least {multiple_of}"
+      name, f"has {len(video)} frames", f"give at least {multiple_of}"
     )
   if kept < len(video):
     notice(
@@ -114,8 +114,9 @@ def check_video(video: Clip, name: str) -> None:
   """Raises a UserError unless it is an RGB video of bytes."""
   if video.ndim != 4 or video.shape[3] != 3 or video.dtype != np.uint8:
     raise UserError(
-      f"{name} is {video.dtype} {video.shape}; give uint8 (frames, height, "
-      "width, 3)"
+      name,
+      f"is {video.dtype} {video.shape}",
+      "give uint8 (frames, height, width, 3)",
     )
 
 
@@ -123,7 +124,7 @@ def mask_of_size(
   mask: Bool[np.ndarray, "h w"] | Bool[np.ndarray, "t h w"],
   size: Size,
   frames: int,
-  name: str = "--mask",
+  name: str = option("mask"),
 ) -> Bool[np.ndarray, "t H W"]:
   """A mask for every frame, covering `size` as pictures are made to.
 
@@ -139,8 +140,9 @@ def mask_of_size(
   """
   if mask.ndim not in (2, 3) or mask.dtype != bool or not mask.size:
     raise UserError(
-      f"{name} is {mask.dtype} {mask.shape}; give bool (height, width) or "
-      "(frames, height, width)"
+      name,
+      f"is {mask.dtype} {mask.shape}",
+      "give bool (height, width) or (frames, height, width)",
     )
   stack = mask[None] if mask.ndim == 2 else mask[:frames]
   if stack.shape[1:] != size:

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.adapters import apply_adapters, read_adapter
 from lumiere_jax.inference.cascade import SLOTS, Stage
 from lumiere_jax.models import lora
@@ -110,9 +110,10 @@ def find_text_encoder(opened: Sequence[bundles.Bundle]) -> TextEncoder:
     if bundles.TEXT in bundle.parts:
       return text_encoder_of(bundle)
   raise UserError(
-    f"--model={', '.join(str(b.folder) for b in opened)} holds no text "
-    "encoder; name a bundle that does too, such as one made by python -m "
-    "lumiere_jax.convert --from=t5 --src=T5_DIR --out=DIR"
+    option("model", ", ".join(str(b.folder) for b in opened)),
+    "holds no text encoder",
+    "name a bundle that does too, such as one made by python -m "
+    "lumiere_jax.convert --from=t5 --src=T5_DIR --out=DIR",
   )
 
 
@@ -129,15 +130,18 @@ def choose(configs: Mapping[str, StageConfig]) -> dict[str, str]:
       chosen[slot] = present[0]
   if "base" not in chosen:
     raise UserError(
-      f"--model holds {', '.join(configs) or 'no stage'}; a base (or t2i) "
-      "stage is needed to make videos: name its bundle too"
+      option("model"),
+      f"holds {', '.join(configs) or 'no stage'}",
+      "a base (or t2i) stage is needed to make videos: name its bundle too",
     )
   if "ssr" in chosen:
     base, ssr = (configs[chosen[slot]].video for slot in SLOTS)
     expected = tuple(side * ssr.upscale for side in base.resolution)
     if expected != ssr.resolution:
       raise UserError(
-        f"the base makes {base.resolution} pixels and super-resolution takes "
-        f"{ssr.resolution} / {ssr.upscale}; use stages trained for each other"
+        "",
+        f"the base makes {base.resolution} pixels and super-resolution "
+        f"takes {ssr.resolution} / {ssr.upscale}",
+        "use stages trained for each other",
       )
   return chosen

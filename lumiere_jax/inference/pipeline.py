@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.cascade import Cascade, Stage
 from lumiere_jax.inference.compositing import (
   check_video,
@@ -214,14 +214,16 @@ class Pipeline(Cascade):
     video = np.zeros((frames, *size, 3), np.uint8)
     mask = np.zeros((frames, *size), bool)
     for place, picture, name in (
-      (0, image, "--image"),
-      (frames - 1, last_image, "--last_image"),
+      (0, image, option("image")),
+      (frames - 1, last_image, option("last_image")),
     ):
       if picture is not None:
         video[place] = picture_of_size(picture, size, name)
         mask[place] = True
     if not mask.any():
-      raise UserError("--image is missing; give the picture to begin with")
+      raise UserError(
+        option("image"), "is missing", "give the picture to begin with"
+      )
     given = MaskedVideo(video=video, mask=mask)
     return self._make_given(prompt, given, composited=composited, **how)
 
@@ -284,10 +286,11 @@ class Pipeline(Cascade):
     """
     if min(expand) < 0 or not any(expand):
       raise UserError(
-        f"--expand={','.join(map(str, expand))} adds nothing; give pixels for "
-        "left,top,right,bottom"
+        f"{option('expand')}={','.join(map(str, expand))}",
+        "adds nothing",
+        "give pixels for left,top,right,bottom",
       )
-    check_video(video, "--video")
+    check_video(video, option("video"))
     left, top, right, bottom = expand
     around = ((0, 0), (top, bottom), (left, right))
     anew = np.pad(np.zeros(video.shape[:3], bool), around, constant_values=True)
@@ -320,7 +323,7 @@ class Pipeline(Cascade):
       UserError: there is no conditional base, or picture or mask do not do.
     """
     frames, size = self.frames(how), self.resolution(how.get("settings"))
-    still = picture_of_size(image, size, "--image")
+    still = picture_of_size(image, size, option("image"))
     moves = mask_of_size(mask, size, frames)
     moves[0] = False
     video = np.broadcast_to(still, (frames, *still.shape))
@@ -386,18 +389,20 @@ class Pipeline(Cascade):
       UserError: there is no conditional base, or numbers do not do.
     """
     frames, size = self.frames(how), self.resolution(how.get("settings"))
-    video = video_of_size(video, size, len(video), 1, "--video")
+    video = video_of_size(video, size, len(video), 1, option("video"))
     if not 0 < context < frames:
       raise UserError(
-        f"--context={context} frames must be 1 to {frames - 1}, less than the "
-        "model makes"
+        option("context", context),
+        f"frames must be 1 to {frames - 1}, less than the model makes",
       )
     if times < 1:
-      raise UserError(f"--times={times} must be at least 1")
+      raise UserError(option("times", times), "must be at least 1")
     if len(video) < context:
       raise UserError(
-        f"--video has {len(video)} frames, --context={context} are to be gone "
-        "on from; give a longer video or a smaller --context"
+        option("video"),
+        f"has {len(video)} frames, {option('context')}={context} are to "
+        "be gone on from",
+        f"give a longer video or a smaller {option('context')}",
       )
     prompts, seeds, alone = _requests(prompt, how)
     cascade = self._telling()
@@ -469,10 +474,11 @@ class Pipeline(Cascade):
     """
     if "ssr" not in self.stages:
       raise UserError(
-        "--task=super_resolve needs a super-resolution stage, and --model has "
-        "none; name the bundle of one too"
+        f"{option('task')}=super_resolve",
+        f"needs a super-resolution stage, and {option('model')} has none",
+        "name the bundle of one too",
       )
-    check_video(video, "--video")
+    check_video(video, option("video"))
     config = self.stages["ssr"].config
     seen = config.video.num_frames, *config.video.resolution
     model = config.model
@@ -536,9 +542,11 @@ class Pipeline(Cascade):
       return self
     if self._conditional is None:
       raise UserError(
-        "this task needs a base that is told pixels, and --model has none; "
+        "",
+        "this task needs a base that is told pixels, and "
+        f"{option('model')} has none",
         "name the bundle of a 'conditional' stage, trained by "
-        "--config=configs/conditional.py"
+        "--config=configs/conditional.py",
       )
     stages = self.stages | {"base": self._conditional()}
     return Pipeline(self.text, stages, self.mesh)
@@ -550,7 +558,7 @@ class Pipeline(Cascade):
       self.resolution(how.get("settings")),
       self.frames(how),
       self.stages["base"].config.model.temporal_factor,
-      "--video",
+      option("video"),
     )
 
   def _of_length(self, frames: int, how: SampleOptions) -> SampleOptions:
@@ -585,7 +593,9 @@ class Pipeline(Cascade):
     prompts, seeds, alone = _requests(prompt, how)
     for text in prompts:
       if not text.strip():
-        raise UserError("--prompt is empty; say what the video should show")
+        raise UserError(
+          option("prompt"), "is empty", "say what the video should show"
+        )
     made = self._pixels(prompts, seeds, inputs, **how)
     return made[0] if alone else made
 
@@ -625,7 +635,7 @@ def _requests(
     seeds = [seed + k for k in range(count)]
   if len(prompts) != len(seeds):
     raise UserError(
-      f"{len(prompts)} prompts and {len(seeds)} seeds; give one for each"
+      "", f"{len(prompts)} prompts and {len(seeds)} seeds", "give one for each"
     )
   alone = isinstance(prompt, str) and isinstance(seed, int | np.integer)
   return prompts, seeds, alone

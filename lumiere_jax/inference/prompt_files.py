@@ -64,13 +64,14 @@ def read_prompt_file(path: str | os.PathLike) -> list[PromptLine]:
   ending = Path(path).suffix.lower()
   if ending not in readers:
     raise UserError(
-      f"{path}: prompts cannot be read from files that end in {ending!r}; "
-      f"known: {', '.join(readers)}"
+      f"{path}:",
+      f"prompts cannot be read from files that end in {ending!r}",
+      f"known: {', '.join(readers)}",
     )
   rows = readers[ending](os.fspath(path), read_text(path))
   lines = [_line(where, row) for where, row in rows]
   if not lines:
-    raise UserError(f"{path}: has no prompts; write one a line")
+    raise UserError(f"{path}:", "has no prompts", "write one a line")
   return lines
 
 
@@ -85,21 +86,24 @@ def check_options(lines: list[PromptLine], known) -> None:
     for name in line.options:
       if name not in known:
         raise UserError(
-          f"{line.where}: unknown option {name!r}{suggest(name, known)}; "
-          f"known: {', '.join(known)}"
+          f"{line.where}:",
+          f"unknown option {name!r}{suggest(name, known)}",
+          f"known: {', '.join(known)}",
         )
 
 
 def _line(where: str, row: Mapping[str, Any]) -> PromptLine:
   if not isinstance(row.get("prompt", ""), str | None):
     raise UserError(
-      f"{where}: the prompt is {reprlib.repr(row['prompt'])}; write a string"
+      f"{where}:",
+      f"the prompt is {reprlib.repr(row['prompt'])}",
+      "write a string",
     )
   options = {name: _text(where, name, value) for name, value in row.items()}
   options = {name: value for name, value in options.items() if value}
   prompt, seed = options.pop("prompt", ""), options.pop("seed", None)
   if not prompt:
-    raise UserError(f"{where}: has no prompt; write what the video shows")
+    raise UserError(f"{where}:", "has no prompt", "write what the video shows")
   return PromptLine(
     prompt=prompt,
     seed=None if seed is None else _seed(where, seed),
@@ -116,8 +120,9 @@ def _text(where: str, name: str, value: Any) -> str:
     return value.strip()
   if not isinstance(value, bool | int | float):
     raise UserError(
-      f"{where}: {name!r} is {reprlib.repr(value)}; write a string, a number, "
-      "true or false"
+      f"{where}:",
+      f"{name!r} is {reprlib.repr(value)}",
+      "write a string, a number, true or false",
     )
   return json.dumps(value)
 
@@ -126,8 +131,9 @@ def _seed(where: str, text: str) -> int:
   # No more digits than are needed: int() refuses thousands of them.
   if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) >= _SEEDS:
     raise UserError(
-      f"{where}: the seed is {reprlib.repr(text)}; write a whole number in "
-      "[0, 2^32)"
+      f"{where}:",
+      f"the seed is {reprlib.repr(text)}",
+      "write a whole number in [0, 2^32)",
     )
   return int(text)
 
@@ -147,11 +153,13 @@ def _jsonl_rows(path: str, text: str) -> _Rows:
       row = json.loads(line)
     except (ValueError, RecursionError) as error:
       raise UserError(
-        f"{where}: not JSON ({error}); write {_EXAMPLE}"
+        f"{where}:", f"not JSON ({error})", f"write {_EXAMPLE}"
       ) from error
     if not isinstance(row, dict):
       raise UserError(
-        f"{where}: a {type(row).__name__} and no object; write {_EXAMPLE}"
+        f"{where}:",
+        f"a {type(row).__name__} and no object",
+        f"write {_EXAMPLE}",
       )
     yield where, row
 
@@ -165,8 +173,9 @@ def _csv_rows(path: str, text: str) -> _Rows:
   for where, cells in rows:
     if len(cells) != len(columns):
       raise UserError(
-        f"{where}: {len(cells)} cells for {len(columns)} columns; quote "
-        "prompts that hold commas"
+        f"{where}:",
+        f"{len(cells)} cells for {len(columns)} columns",
+        "quote prompts that hold commas",
       )
     yield where, dict(zip(columns, cells, strict=True))
 
@@ -182,7 +191,9 @@ def _csv_cells(path: str, text: str) -> Iterator[tuple[str, list[str]]]:
       return
     except csv.Error as error:
       raise UserError(
-        f"{where}: not CSV ({error}); quote prompts that hold commas or quotes"
+        f"{where}:",
+        f"not CSV ({error})",
+        "quote prompts that hold commas or quotes",
       ) from error
     if any(cells):
       yield where, cells
@@ -192,10 +203,12 @@ def _check_columns(where: str, columns: list[str]) -> None:
   named = f"the columns are {', '.join(map(repr, columns))}"
   if "prompt" not in columns:
     raise UserError(
-      f"{where}: no column 'prompt'; {named}; write prompt,seed as the header"
+      f"{where}:",
+      "no column 'prompt'",
+      f"{named}; write prompt,seed as the header",
     )
   wrong = [c for c in columns if not c or columns.count(c) > 1]
   if wrong:
     raise UserError(
-      f"{where}: {named}; give each a name of its own, and none {wrong[0]!r}"
+      f"{where}:", named, f"give each a name of its own, and none {wrong[0]!r}"
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from lumiere_jax.diffusion.noise_levels import check_grid, parse_levels
 from lumiere_jax.diffusion.samplers import SAMPLERS
-from lumiere_jax.errors import UserError, check_choice, check_unit
+from lumiere_jax.errors import UserError, check_choice, check_unit, option
 from lumiere_jax.stages.config import FARTHEST, SamplingConfig
 
 
@@ -96,29 +96,32 @@ class Settings:
     given = {k: v for k, v in vars(self).items() if v is not None}
     for name, low in least.items():
       if name in given and not given[name] >= low:  # a NaN too
-        raise UserError(f"--{name}={given[name]} must be at least {low}")
+        raise UserError(option(name, given[name]), f"must be at least {low}")
     for name in ("noise_level", "percentile", "guidance_rescale"):
       if name in given:
-        check_unit(f"--{name}", given[name])
+        check_unit(option(name), given[name])
     if not 0 <= self.tile_overlap < 1:
       raise UserError(
-        f"--tile_overlap={self.tile_overlap:g} must be 0 or more, below 1"
+        f"{option('tile_overlap')}={self.tile_overlap:g}",
+        "must be 0 or more, below 1",
       )
     low, high = self.guidance_interval
     if not 0 <= low <= high <= 1:
       raise UserError(
-        f"--guidance_interval={low:g},{high:g} is no interval in [0, 1]; give "
-        "the lower time first, such as 0.2,0.8"
+        f"{option('guidance_interval')}={low:g},{high:g}",
+        "is no interval in [0, 1]",
+        "give the lower time first, such as 0.2,0.8",
       )
     if self.sampler is not None:
-      check_choice("--sampler", self.sampler, SAMPLERS)
+      check_choice(option("sampler"), self.sampler, SAMPLERS)
     for name in ("grid", "ssr_grid"):
       if name in given:
-        check_grid(given[name], f"--{name}")
+        check_grid(given[name], option(name))
     for name in ("log_snr_min", "log_snr_max", "shift"):
       if not abs(given.get(name, 0)) <= FARTHEST:  # a NaN too
         raise UserError(
-          f"--{name}={given[name]} must be from {-FARTHEST:g} to {FARTHEST:g}"
+          option(name, given[name]),
+          f"must be from {-FARTHEST:g} to {FARTHEST:g}",
         )
     self._check_used(given)
 
@@ -130,8 +133,9 @@ class Settings:
     for name in ("log_snr_min", "log_snr_max", "shift"):
       if name in given and (is_list or name != "shift"):
         raise UserError(
-          f"--{name} changes nothing with --grid={self.grid}; leave it out, or "
-          "take --grid=log_snr"
+          "",
+          f"{option(name)} changes nothing with {option('grid')}={self.grid}",
+          f"leave it out, or take {option('grid')}=log_snr",
         )
 
   def of(self, slot: str, defaults: SamplingConfig) -> SamplingConfig:

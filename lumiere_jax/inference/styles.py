@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.adapters import (
   Adapter,
   PublishedAdapter,
@@ -54,7 +54,7 @@ _SLOT = {stage: slot for slot, names in FAMILIES.items() for stage in names}
 _IMAGES = tuple(names[0] for names in FAMILIES.values())
 
 
-_FLAG = "--style"
+_OPTION = option("style")
 
 
 _SHIPPED = Path(str(resources.files("lumiere_jax"))) / "assets" / "styles"
@@ -80,7 +80,7 @@ class Style:
   @property
   def name(self) -> str:
     """What errors call it."""
-    return f"{_FLAG}={self.path}"
+    return f"{_OPTION}={self.path}"
 
 
 def read_style(path: str | os.PathLike) -> Style:
@@ -105,17 +105,18 @@ def read_style(path: str | os.PathLike) -> Style:
     place = shipped
   if stage and stage not in _SLOT:
     raise UserError(
-      f"{_FLAG}={path}: there is no stage {stage!r}; name one of "
-      f"{', '.join(_SLOT)}"
+      f"{_OPTION}={path}:",
+      f"there is no stage {stage!r}",
+      f"name one of {', '.join(_SLOT)}",
     )
   if place.is_dir() and not bundles.is_bundle(place):
     refuse_pickle(*sorted(place.iterdir()))
   if is_adapter(place):
-    return _of_adapter(str(path), read_adapter(place, _FLAG), stage)
-  return _of_bundle(str(path), bundles.open_bundle(place, _FLAG), stage)
+    return _of_adapter(str(path), read_adapter(place, _OPTION), stage)
+  return _of_bundle(str(path), bundles.open_bundle(place, _OPTION), stage)
 
 
-def check_alpha(alpha: float, name: str = "--alpha") -> None:
+def check_alpha(alpha: float, name: str = option("alpha")) -> None:
   """Checks how much of a style is asked for, and warns of more than all.
 
   Args:
@@ -127,8 +128,9 @@ def check_alpha(alpha: float, name: str = "--alpha") -> None:
   """
   if not 0 <= alpha <= MOST:  # a NaN too
     raise UserError(
-      f"{name}={alpha:g} is not in [0, {MOST:g}]; give 0 for the model as it "
-      "is, 1 for all of the style"
+      f"{name}={alpha:g}",
+      f"is not in [0, {MOST:g}]",
+      "give 0 for the model as it is, 1 for all of the style",
     )
   if alpha > 1:
     warnings.warn(
@@ -138,7 +140,7 @@ def check_alpha(alpha: float, name: str = "--alpha") -> None:
     )
 
 
-def parse_alphas(text: str, name: str = "--alphas") -> tuple[float, ...]:
+def parse_alphas(text: str, name: str = option("alphas")) -> tuple[float, ...]:
   """'0,0.5,1' as numbers, each checked by `check_alpha`.
 
   Raises:
@@ -148,8 +150,9 @@ def parse_alphas(text: str, name: str = "--alphas") -> tuple[float, ...]:
     alphas = tuple(map(float, text.split(",")))
   except ValueError as error:
     raise UserError(
-      f"{name}={text!r}: {error}; give numbers with commas between them, such "
-      "as 0,0.5,1"
+      f"{name}={text!r}:",
+      error,
+      "give numbers with commas between them, such as 0,0.5,1",
     ) from error
   for alpha in alphas:
     check_alpha(alpha, name)
@@ -162,7 +165,7 @@ def spatial(flat: FlatParams) -> FlatParams:
 
 
 def interpolate_style(
-  original: FlatParams, style: FlatParams, alpha: float, name: str = _FLAG
+  original: FlatParams, style: FlatParams, alpha: float, name: str = _OPTION
 ) -> FlatParams:
   """alpha style + (1 - alpha) original, of spatial leaves (section 4.1).
 
@@ -216,8 +219,10 @@ def styled(
   stages = [name for name in family if name in weights]
   if not stages:
     raise UserError(
-      f"{style.name} is for {' or '.join(family)}, --model holds "
-      f"{', '.join(weights)}; give the model that it is a style of"
+      f"{style.name}",
+      f"is for {' or '.join(family)}, {option('model')} holds "
+      f"{', '.join(weights)}",
+      "give the model that it is a style of",
     )
   changed: dict[str, FlatParams] = {}
   misfits: dict[str, UserError] = {}
@@ -233,8 +238,9 @@ def styled(
     raise UserError("; ".join(dict.fromkeys(map(str, misfits.values()))))
   if len(slots) > 1:
     raise UserError(
-      f"{style.name} fits the stages {', '.join(changed)}; say which, as "
-      f"{_FLAG}={next(iter(changed))}={style.path}"
+      f"{style.name}",
+      f"fits the stages {', '.join(changed)}",
+      f"say which, as {_OPTION}={next(iter(changed))}={style.path}",
     )
   for stage, error in misfits.items():
     if _SLOT[stage] in slots:
@@ -251,14 +257,17 @@ def _of_adapter(
   slot = _SLOT[adapter.stage]
   if stage and _SLOT[stage] != slot:
     raise UserError(
-      f"{_FLAG}={path} was trained for stage {adapter.stage!r}; give it as "
-      f"{adapter.path}"
+      f"{_OPTION}={path}",
+      f"was trained for stage {adapter.stage!r}",
+      f"give it as {adapter.path}",
     )
   flat = spatial(adapter.flat)
   if not flat:
     raise UserError(
-      f"{_FLAG}={path} adapts no spatial layers; train one with "
-      "--config.lora.target=spatial, or wear it with --adapter"
+      f"{_OPTION}={path}",
+      "adapts no spatial layers",
+      "train one with config.lora.target=spatial, or wear it with "
+      f"{option('adapter')}",
     )
   return Style(
     path=path, slot=slot, adapter=dataclasses.replace(adapter, flat=flat)
@@ -271,13 +280,15 @@ def _of_bundle(path: str, bundle: bundles.Bundle, stage: str) -> Style:
   found = [name for name in held if stage in ("", name)]
   if not found:
     raise UserError(
-      f"{_FLAG}={path} holds {', '.join(held) or 'no stage'}; give a "
-      f"fine-tuned {stage or ' or '.join(_IMAGES)}"
+      f"{_OPTION}={path}",
+      f"holds {', '.join(held) or 'no stage'}",
+      f"give a fine-tuned {stage or ' or '.join(_IMAGES)}",
     )
   if len({_SLOT[name] for name in found}) > 1:
     raise UserError(
-      f"{_FLAG}={path} holds {', '.join(found)}; say whose style to take, as "
-      f"{_FLAG}={found[0]}={path}"
+      f"{_OPTION}={path}",
+      f"holds {', '.join(found)}",
+      f"say whose style to take, as {_OPTION}={found[0]}={path}",
     )
   leaves = spatial(lora.merge(bundle.leaves(found[0])))
   return Style(path=path, slot=_SLOT[found[0]], leaves=leaves)
@@ -311,9 +322,12 @@ def _warn_of_other_weights(
   if fingerprint(known) == adapter.base:
     return
   warnings.warn(
-    f"{name} was trained on the {adapter.stage} of {adapter.base_name!r}, and "
-    f"the {stage} of --model holds other weights of the same shapes: the style "
-    "may look different",
+    (
+      f"{name} was trained on the {adapter.stage} of "
+      f"{adapter.base_name!r}, and the {stage} of {option('model')} "
+      "holds other weights of the same shapes: the style may look "
+      "different"
+    ),
     stacklevel=2,
   )
 

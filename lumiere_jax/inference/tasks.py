@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxtyping import Bool
 import numpy as np
 
-from lumiere_jax.errors import UserError, suggest
+from lumiere_jax.errors import UserError, option, suggest
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.masks import box_mask, parse_box, parse_expand, read_mask
@@ -78,14 +78,15 @@ class Task:
       ways = need.split(" or ")
       known.update(ways)
       if len(given & set(ways)) != 1:
-        flags = " or ".join(f"--{way}" for way in ways)
+        names = " or ".join(option(way) for way in ways)
         state = "missing" if not given & set(ways) else "given twice"
-        raise UserError(f"{flags} is {state}: --task={name} needs one")
+        raise UserError(names, f"is {state}: {option('task')}={name} needs one")
     for extra in sorted(given - known):
       raise UserError(
-        f"--{extra} means nothing to --task={name}, which takes "
-        + (", ".join(f"--{k}" for k in sorted(known)) or "the prompt alone")
-        + f"{suggest(extra, known)}"
+        option(extra),
+        f"means nothing to {option('task')}={name}, which takes "
+        + (", ".join(option(k) for k in sorted(known)) or "the prompt alone")
+        + f"{suggest(extra, known)}",
       )
 
 

@@ -26,8 +26,9 @@ def check_image_output(path) -> None:
   ending = Path(path).suffix
   if ending.lower() not in FORMATS:
     raise UserError(
-      f"{path}: cannot write images that end in {ending!r}; "
-      f"known: {', '.join(FORMATS)}"
+      f"{path}:",
+      f"cannot write images that end in {ending!r}",
+      f"known: {', '.join(FORMATS)}",
     )
 
 
@@ -92,8 +93,9 @@ def contact_sheet(
   """
   if max_frames < 1 or (columns is not None and columns < 1):
     raise UserError(
-      f"contact sheet: {columns} columns, at most {max_frames} frames; "
-      "give 1 or more of each"
+      "",
+      f"contact sheet: {columns} columns, at most {max_frames} frames",
+      "give 1 or more of each",
     )
   t, h, w, _ = video.shape
   count = min(t, max_frames)

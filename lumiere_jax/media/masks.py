@@ -14,7 +14,7 @@ from jaxtyping import Bool, UInt8
 import numpy as np
 from PIL import ImageSequence
 
-from lumiere_jax.errors import UserError, VideoError, notice
+from lumiere_jax.errors import UserError, VideoError, notice, option
 from lumiere_jax.media.container import open_video
 from lumiere_jax.media.images import fit
 from lumiere_jax.media.input_file import (
@@ -75,7 +75,7 @@ def read_mask(path, resolution: tuple[int, int], num_frames: int) -> Mask:
   if not fitted:
     raise VideoError(path, "no frames: nothing in it can be decoded")
   if size != tuple(resolution):
-    notice(f"--mask={path} is {_by(size)}, made {_by(resolution)}")
+    notice(f"{option('mask')}={path} is {_by(size)}, made {_by(resolution)}")
   return _lasting(fitted, num_frames)
 
 
@@ -99,15 +99,16 @@ def box_mask(
     UserError: the box is empty, or reaches outside the picture.
   """
   x0, y0, x1, y1 = box
-  said = f"--box={x0},{y0},{x1},{y1}"
+  said = f"{option('box')}={x0},{y0},{x1},{y1}"
   if x0 >= x1 or y0 >= y1:
     raise UserError(
-      f"{said} is empty; give x0,y0,x1,y1 with x0 below x1 and y0 below y1"
+      said, "is empty", "give x0,y0,x1,y1 with x0 below x1 and y0 below y1"
     )
   if min(box) < 0 or x1 > size[1] or y1 > size[0]:
     raise UserError(
-      f"{said} reaches outside the picture, which is {_by(size)}; give a box "
-      f"within 0,0,{size[1]},{size[0]}"
+      said,
+      f"reaches outside the picture, which is {_by(size)}",
+      f"give a box within 0,0,{size[1]},{size[0]}",
     )
   still = np.zeros(size, bool)
   still[y0:y1, x0:x1] = True
@@ -120,7 +121,7 @@ def parse_box(text: str) -> Box:
   Raises:
     UserError: it is not four whole numbers.
   """
-  return _four("--box", text, "x0,y0,x1,y1 in pixels, such as 0,0,64,32")
+  return _four(option("box"), text, "x0,y0,x1,y1 in pixels, such as 0,0,64,32")
 
 
 def parse_expand(text: str) -> Box:
@@ -130,15 +131,17 @@ def parse_expand(text: str) -> Box:
     UserError: it is not four whole numbers of 0 or more, or all are 0.
   """
   mend = "left,top,right,bottom in pixels, such as 32,0,32,0"
-  edges = _four("--expand", text, mend)
+  edges = _four(option("expand"), text, mend)
   if min(edges) < 0:
-    raise UserError(f"--expand={text} has a number below 0; give {mend}")
+    raise UserError(
+      option("expand", text), "has a number below 0", f"give {mend}"
+    )
   if not any(edges):
-    raise UserError(f"--expand={text} adds nothing; give {mend}")
+    raise UserError(option("expand", text), "adds nothing", f"give {mend}")
   return edges
 
 
-def check_mask(mask: Mask, name: str = "--mask") -> None:
+def check_mask(mask: Mask, name: str = option("mask")) -> None:
   """Raises a UserError unless some pixels are made anew and some are kept.
 
   Args:
@@ -147,13 +150,16 @@ def check_mask(mask: Mask, name: str = "--mask") -> None:
   """
   if not mask.any():
     raise UserError(
-      f"{name}: marks nothing to be made anew in the {_by(mask.shape[1:])} "
-      "that it is cut to; mark something there, in a file by white"
+      f"{name}:",
+      f"marks nothing to be made anew in the {_by(mask.shape[1:])} "
+      "that it is cut to",
+      "mark something there, in a file by white",
     )
   if mask.all():
     raise UserError(
-      f"{name}: marks everything to be made anew; leave out what is to be "
-      "kept, or use --task=text_to_video"
+      f"{name}:",
+      "marks everything to be made anew",
+      f"leave out what is to be kept, or use {option('task')}=text_to_video",
     )
 
 
@@ -229,7 +235,7 @@ def _four(flag: str, text: str, mend: str) -> Box:
     a, b, c, d = map(int, text.split(","))
   except ValueError as error:
     raise UserError(
-      f"{flag}={text} is not four whole numbers; give {mend}"
+      f"{flag}={text}", "is not four whole numbers", f"give {mend}"
     ) from error
   return a, b, c, d
 

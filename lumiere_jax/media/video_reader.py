@@ -204,8 +204,9 @@ def read_frames(
   check_choice("resample", resample, RESAMPLING)
   if num_frames < 1 or fps <= 0 or start_s < 0:
     raise UserError(
-      f"{path}: cannot read {num_frames} frames at {fps} fps from {start_s} s "
-      "on; give 1 frame or more, fps above 0 and a start of 0 or more"
+      f"{path}:",
+      f"cannot read {num_frames} frames at {fps} fps from {start_s} s on",
+      "give 1 frame or more, fps above 0 and a start of 0 or more",
     )
   times = start_s + np.arange(num_frames) / fps
   blends = resample == "blend"

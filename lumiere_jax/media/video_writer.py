@@ -226,19 +226,23 @@ def write_video(path, video: Clip, fps: float, *, crf: int = 17) -> None:
 def _check(path, video: Clip, fps: float, crf: int) -> None:
   if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
     raise UserError(
-      f"{path}: cannot write {video.dtype} {video.shape}; "
-      "a video is uint8 (t, h, w, 3)"
+      f"{path}:",
+      f"cannot write {video.dtype} {video.shape}",
+      "a video is uint8 (t, h, w, 3)",
     )
   if not video.size:
-    raise UserError(f"{path}: cannot write {video.shape}: it has no pixels")
+    raise UserError(f"{path}:", f"cannot write {video.shape}: it has no pixels")
   if not fps > 0:
-    raise UserError(f"{path}: fps is {fps}; give a number above 0")
+    raise UserError(f"{path}:", f"fps is {fps}", "give a number above 0")
   if not 1 <= crf <= 51:
-    raise UserError(f"{path}: crf is {crf}; give 1 (best) to 51 (smallest)")
+    raise UserError(
+      f"{path}:", f"crf is {crf}", "give 1 (best) to 51 (smallest)"
+    )
   if Path(path).suffix.lower() == ".gif" and fps > _GIF_MAX_FPS:
     raise UserError(
-      f"{path}: gif shows at most {_GIF_MAX_FPS} frames per second, not "
-      f"{fps:g}; write mp4 or webm"
+      f"{path}:",
+      f"gif shows at most {_GIF_MAX_FPS} frames per second, not {fps:g}",
+      "write mp4 or webm",
     )
 
 
@@ -255,23 +259,25 @@ def _writer_for(path):
     return _write_png
   if suffix not in writers:
     raise UserError(
-      f"{path}: cannot write videos that end in {suffix!r}; known: "
-      f"{', '.join(writers)}, and no ending for a folder of png"
+      f"{path}:",
+      f"cannot write videos that end in {suffix!r}",
+      f"known: {', '.join(writers)}, and no ending for a folder of png",
     )
   if Path(path).is_dir():
-    raise UserError(f"{path}: is a folder; name a file, or another ending")
+    raise UserError(f"{path}:", "is a folder", "name a file, or another ending")
   return writers[suffix]
 
 
 def _require_ours(folder: Path) -> None:
   """A folder is replaced only if it holds nothing but our numbered images."""
   if folder.exists() and not folder.is_dir():
-    raise UserError(f"{folder}: is a file; name a folder for png images")
+    raise UserError(f"{folder}:", "is a file", "name a folder for png images")
   others = [p.name for p in folder.glob("*") if not _PNG_NAME.match(p.name)]
   if others:
     raise UserError(
-      f"{folder}: already holds other files ({others[0]}); "
-      "name a new folder for png images"
+      f"{folder}:",
+      f"already holds other files ({others[0]})",
+      "name a new folder for png images",
     )
 
 

@@ -55,9 +55,9 @@ def check_runs(kernel: str, platform: str) -> None:
   """Raises a UserError where devices of a platform do not have a kernel."""
   if _ONLY_ON.get(kernel, platform) != platform:
     raise UserError(
-      f"config.model.attention_kernel={kernel!r} is for a "
-      f"{_ONLY_ON[kernel].upper()}, these devices are of {platform!r}; take "
-      "'auto'"
+      f"config.model.attention_kernel={kernel!r}",
+      f"is for a {_ONLY_ON[kernel].upper()}, these devices are of {platform!r}",
+      "take 'auto'",
     )
 
 

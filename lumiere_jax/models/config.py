@@ -129,7 +129,7 @@ class UNetConfig:
 
   def __post_init__(self):
     for problem in self._problems():
-      raise UserError(f"config.model: {problem}")
+      raise UserError("config.model:", problem)
 
   def _problems(self):
     levels = len(self.channels)
@@ -227,7 +227,8 @@ class UNetConfig:
     for name, size in (("height", height), ("width", width)):
       if size % self.spatial_factor:
         raise UserError(
-          f"{name}={size} is no multiple of {self.spatial_factor}, the "
-          "model's down-sampling in space; take "
-          f"{size + -size % self.spatial_factor}"
+          f"{name}={size}",
+          f"is no multiple of {self.spatial_factor}, the model's "
+          "down-sampling in space",
+          f"take {size + -size % self.spatial_factor}",
         )

@@ -53,8 +53,9 @@ def init_adapter(
     pattern = re.compile(TARGETS.get(target, target))
   except re.error as error:
     raise UserError(
-      f"config.lora.target={target!r} is no regular expression: {error}; "
-      f"give one, or one of {', '.join(TARGETS)}"
+      f"config.lora.target={target!r}",
+      f"is no regular expression: {error}",
+      f"give one, or one of {', '.join(TARGETS)}",
     ) from error
   paths = [k for k in flat if k.endswith("/kernel") and pattern.search(k)]
   if not paths:
@@ -126,8 +127,10 @@ def check_fits(weights: FlatParams, adapter: FlatParams, name: str) -> None:
   if problems:
     more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
     raise UserError(
-      f"{name} was trained on another model: this one has "
-      f"{', '.join(problems[:4])}{more}; give the model it was made for"
+      name,
+      "was trained on another model: this one has "
+      f"{', '.join(problems[:4])}{more}",
+      "give the model it was made for",
     )
 
 

@@ -42,7 +42,8 @@ def split(flat: FlatParams, trainable: str) -> tuple[FlatParams, FlatParams]:
     pattern = re.compile(trainable)
   except re.error as error:
     raise UserError(
-      f"config.train.trainable={trainable!r} is no regular expression: {error}"
+      f"config.train.trainable={trainable!r}",
+      f"is no regular expression: {error}",
     ) from error
   chosen = {k: v for k, v in flat.items() if pattern.search(k)}
   if not chosen:
@@ -107,8 +108,9 @@ def check_same_leaves(
   ]
   if problems:
     raise UserError(
-      f"{name} was made with another config.model: {_some(problems)}; use "
-      "the config it was trained with"
+      name,
+      f"was made with another config.model: {_some(problems)}",
+      "use the config it was trained with",
     )
 
 

@@ -56,8 +56,9 @@ class T5Config:
   def __post_init__(self):
     if self.dtype not in DTYPES:
       raise UserError(
-        f"T5 dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}"
-        f"{suggest(self.dtype, DTYPES)}"
+        "",
+        f"T5 dtype: {self.dtype!r} is not one of "
+        f"{', '.join(DTYPES)}{suggest(self.dtype, DTYPES)}",
       )
 
 

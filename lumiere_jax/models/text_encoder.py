@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 import numpy as np
 
-from lumiere_jax.errors import UserError, build, check_choice, suggest
+from lumiere_jax.errors import UserError, build, check_choice, option, suggest
 from lumiere_jax.models.caption_cleaning import CLEANINGS
 from lumiere_jax.models.importers.t5_hf import open_hf
 from lumiere_jax.models.importers.t5x import is_t5x, open_t5x
@@ -106,9 +106,10 @@ class TextEncoder:
     check_choice("cleaning", cleaning, CLEANINGS)
     if tokenizer.vocab_size > config.vocab_size:
       raise UserError(
-        f"{tokenizer.path}: the tokenizer's {tokenizer.vocab_size} pieces "
-        f"exceed the encoder's vocab_size of {config.vocab_size}; use the "
-        "tokenizer that belongs to the encoder"
+        f"{tokenizer.path}:",
+        f"the tokenizer's {tokenizer.vocab_size} pieces exceed the "
+        f"encoder's vocab_size of {config.vocab_size}",
+        "use the tokenizer that belongs to the encoder",
       )
     self.tokenizer = tokenizer
     self.config = config
@@ -132,8 +133,9 @@ class TextEncoder:
     """An untrained encoder, by default with the built-in tokenizer."""
     if size not in T5_SIZES:
       raise UserError(
-        f"T5 size: {size!r} is not one of {', '.join(T5_SIZES)}"
-        f"{suggest(size, T5_SIZES)}"
+        "",
+        f"T5 size: {size!r} is not one of "
+        f"{', '.join(T5_SIZES)}{suggest(size, T5_SIZES)}",
       )
     config = dataclasses.replace(T5_SIZES[size], dtype=dtype)
     pieces = Tokenizer(tokenizer or default_tokenizer_path(), max_length)
@@ -167,9 +169,10 @@ class TextEncoder:
     spare = config.vocab_size - pieces.vocab_size
     if spare > _MOST_SPARE:
       raise UserError(
-        f"{pieces.path}: the tokenizer has {pieces.vocab_size} pieces, far "
-        f"fewer than the {config.vocab_size} that {source} embeds; use the "
-        "tokenizer that belongs to the encoder"
+        f"{pieces.path}:",
+        f"the tokenizer has {pieces.vocab_size} pieces, far fewer than "
+        f"the {config.vocab_size} that {source} embeds",
+        "use the tokenizer that belongs to the encoder",
       )
     return cls(pieces, config, unflatten(leaves), cleaning)
 
@@ -242,9 +245,11 @@ def _find_tokenizer(source: str | os.PathLike) -> pathlib.Path:
     if path.is_file():
       return path
   raise UserError(
-    f"{folder}: has no {name}, nor is there one in tokenizer/ beside it (T5X "
-    "checkpoints have none); name the encoder's own with --tokenizer or "
-    "config.text.tokenizer"
+    f"{folder}:",
+    f"has no {name}, nor is there one in tokenizer/ beside it (T5X "
+    "checkpoints have none)",
+    f"name the encoder's own with {option('tokenizer')} or "
+    "config.text.tokenizer",
   )
 
 
@@ -320,7 +325,7 @@ def text_encoder_of(bundle: bundles.Bundle) -> TextEncoder:
   """
   if bundles.TEXT not in bundle.parts:
     raise UserError(
-      f"{bundle.folder} holds no text encoder; name a bundle that does"
+      f"{bundle.folder}", "holds no text encoder", "name a bundle that does"
     )
   meta = bundle.parts[bundles.TEXT].meta
   return TextEncoder(

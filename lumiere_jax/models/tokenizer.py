@@ -43,13 +43,14 @@ class Tokenizer:
     self.path = pathlib.Path(model_path)
     self.max_length = max_length
     if max_length < 1:
-      raise UserError(f"max_length: {max_length} tokens; give at least 1")
+      raise UserError("max_length:", f"{max_length} tokens", "give at least 1")
     try:
       self._bytes = self.path.read_bytes()
     except OSError as error:
       raise UserError(
-        f"{self.path}: the tokenizer cannot be read ({error.strerror}); "
-        "check the path"
+        f"{self.path}:",
+        f"the tokenizer cannot be read ({error.strerror})",
+        "check the path",
       ) from error
     self._model = _parse(self._bytes, self.path)
 
@@ -133,7 +134,7 @@ def train_tokenizer(
   """
   captions = [c for c in captions if c.strip()]
   if not captions:
-    raise UserError("captions: there are none to train a tokenizer on")
+    raise UserError("captions:", "there are none to train a tokenizer on")
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
@@ -155,8 +156,10 @@ def train_tokenizer(
     )
   except RuntimeError as error:
     raise UserError(
-      f"vocab_size: {vocab_size} pieces cannot be made of these "
-      f"{len(captions)} captions ({error}); give more"
+      "vocab_size:",
+      f"{vocab_size} pieces cannot be made of these {len(captions)} "
+      f"captions ({error})",
+      "give more",
     ) from error
   with writing(path) as file:
     file.write(model.getvalue())
@@ -170,13 +173,15 @@ def _parse(
     model = sentencepiece.SentencePieceProcessor(model_proto=content or b"?")
   except RuntimeError as error:
     raise UserError(
-      f"{path}: not a sentencepiece model; give T5's spiece.model or one "
-      "made by train_tokenizer"
+      f"{path}:",
+      "not a sentencepiece model",
+      "give T5's spiece.model or one made by train_tokenizer",
     ) from error
   if (model.pad_id(), model.eos_id()) != (PAD, EOS):
     raise UserError(
-      f"{path}: pad is {model.pad_id()} and eos {model.eos_id()}, not 0 and "
-      "1; give a tokenizer of the T5 kind"
+      f"{path}:",
+      f"pad is {model.pad_id()} and eos {model.eos_id()}, not 0 and 1",
+      "give a tokenizer of the T5 kind",
     )
   return model
 

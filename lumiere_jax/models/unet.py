@@ -286,9 +286,10 @@ class UNet(nn.Module):
       )(x)
     if not t.max_distance:
       raise UserError(
-        "config.model.temporal.max_distance=0 stands for the clips trained on, "
-        "of which a network by itself knows nothing; give the number, or take "
-        "`UNetConfig.for_clips`"
+        "config.model.temporal.max_distance=0",
+        "stands for the clips trained on, of which a network by itself "
+        "knows nothing",
+        "give the number, or take `UNetConfig.for_clips`",
       )
     return temporal.AttentionInflation(
       t.num_attentions,

@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 
 WAIT_S = 300.0
 """Seconds that processes wait for each other at the start."""
@@ -98,9 +98,11 @@ def start(
     )
   except (ValueError, RuntimeError, OSError) as error:
     raise UserError(
-      f"the other processes of the run were not found ({error}); give "
-      "--coordinator, --num_processes and --process_id, or, on a TPU that is "
-      "alone, set TPU_SKIP_MDS_QUERY=1"
+      "",
+      f"the other processes of the run were not found ({error})",
+      f"give {option('coordinator')}, {option('num_processes')} and "
+      f"{option('process_id')}, or, on a TPU that is alone, set "
+      "TPU_SKIP_MDS_QUERY=1",
     ) from error
   return True
 
@@ -147,16 +149,19 @@ def _explicit(values: Mapping[str, Any]) -> dict[str, Any]:
   missing = [k for k, value in values.items() if value in (None, "")]
   if missing:
     raise UserError(
-      f"--{missing[0]} (or LUMIERE_{missing[0].upper()}) is missing; processes "
-      "that are started by hand need --coordinator=HOST:PORT, --num_processes "
-      "and --process_id, or none of them"
+      "",
+      f"{option(missing[0])} (or LUMIERE_{missing[0].upper()}) is missing",
+      "processes that are started by hand need "
+      f"{option('coordinator')}=HOST:PORT, {option('num_processes')} "
+      f"and {option('process_id')}, or none of them",
     )
   count = _integer("num_processes", values["num_processes"], 1)
   number = _integer("process_id", values["process_id"], 0)
   if number >= count:
     raise UserError(
-      f"--process_id={number} is too large for --num_processes={count}; "
-      f"processes count from 0 to {count - 1}"
+      option("process_id", number),
+      f"is too large for {option('num_processes')}={count}",
+      f"processes count from 0 to {count - 1}",
     )
   _address(values["coordinator"])
   return {
@@ -171,7 +176,9 @@ def _integer(name: str, value: Any, least: int) -> int:
   with contextlib.suppress(ValueError):
     if int(value) >= least:
       return int(value)
-  raise UserError(f"--{name}={value} must be a whole number from {least} on")
+  raise UserError(
+    option(name, value), f"must be a whole number from {least} on"
+  )
 
 
 def _address(coordinator: str) -> tuple[str, int]:
@@ -179,8 +186,9 @@ def _address(coordinator: str) -> tuple[str, int]:
   host, _, port = coordinator.rpartition(":")
   if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
     raise UserError(
-      f"--coordinator={coordinator} has no host or no port; give "
-      "HOST:PORT, e.g. 10.0.0.2:8476"
+      option("coordinator", coordinator),
+      "has no host or no port",
+      "give HOST:PORT, e.g. 10.0.0.2:8476",
     )
   return host.strip("[]"), int(port)
 
@@ -232,8 +240,9 @@ def _check_coordinator(
         listener.bind(("", port))
       except OSError as error:
         raise UserError(
-          f"--coordinator={coordinator_address}: port {port} cannot be opened "
-          f"({error.strerror}); take another"
+          f"{option('coordinator')}={coordinator_address}:",
+          f"port {port} cannot be opened ({error.strerror})",
+          "take another",
         ) from error
     if num_processes > 1:
       print(
@@ -250,9 +259,9 @@ def _check_coordinator(
     except OSError as error:  # names of pods are known only after a while
       if time.monotonic() > end:
         raise UserError(
-          f"--coordinator={coordinator_address} did not answer within "
-          f"{wait_s:g} s ({error.strerror or error}); is process 0 running, "
-          "and is this where it can be reached?"
+          option("coordinator", coordinator_address),
+          f"did not answer within {wait_s:g} s ({error.strerror or error})",
+          "is process 0 running, and is this where it can be reached?",
         ) from error
       time.sleep(min(0.5, wait_s))
 

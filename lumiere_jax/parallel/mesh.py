@@ -39,7 +39,9 @@ class MeshConfig:
     sizes = self.sizes
     if sizes.count(-1) > 1:
       raise UserError(
-        f"config.mesh: {_words(sizes)}; only one of them can be -1, the rest"
+        "config.mesh:",
+        f"{_words(sizes)}",
+        "only one of them can be -1, the rest",
       )
     given = [name for name in AXES if getattr(self, name) != -1]
     check_least(self, "config.mesh", given, least=1)
@@ -60,9 +62,10 @@ class MeshConfig:
     sizes = tuple(rest if size == -1 else size for size in self.sizes)
     if math.prod(sizes) != count:
       raise UserError(
-        f"config.mesh: {_words(self.sizes)} does not come to the "
-        f"{count} devices there are; set one of them to -1, and the others to "
-        f"numbers whose product divides {count}"
+        "config.mesh:",
+        f"{_words(self.sizes)} does not come to the {count} devices there are",
+        "set one of them to -1, and the others to numbers whose "
+        f"product divides {count}",
       )
     return sizes
 
@@ -88,8 +91,9 @@ def make_mesh(
   else:
     if sizes[0] % slices:
       raise UserError(
-        f"config.mesh.data={sizes[0]} is not shared equally by {slices} "
-        f"slices, which are parts of it; take a multiple of {slices}"
+        f"config.mesh.data={sizes[0]}",
+        f"is not shared equally by {slices} slices, which are parts of it",
+        f"take a multiple of {slices}",
       )
     array = mesh_utils.create_hybrid_device_mesh(
       (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices
@@ -109,9 +113,10 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
   if batch_size % (shares * accumulate):
     parts = f" in {accumulate} micro-batches" if accumulate > 1 else ""
     raise UserError(
-      f"config.train.batch_size={batch_size} does not divide among {shares} "
-      f"devices{parts}; take a multiple of {shares * accumulate}, or let more "
-      "devices share a clip with config.mesh.space"
+      f"config.train.batch_size={batch_size}",
+      f"does not divide among {shares} devices{parts}",
+      f"take a multiple of {shares * accumulate}, or let more devices "
+      "share a clip with config.mesh.space",
     )
 
 

@@ -106,15 +106,16 @@ class DiffusionConfig:
     )
     if not self.log_snr_min < self.log_snr_max:
       raise UserError(
-        f"config.diffusion.log_snr_min={self.log_snr_min:g} is not below "
-        f"log_snr_max={self.log_snr_max:g}; give a smaller log_snr_min"
+        f"config.diffusion.log_snr_min={self.log_snr_min:g}",
+        f"is not below log_snr_max={self.log_snr_max:g}",
+        "give a smaller log_snr_min",
       )
     number = isinstance(self.shift, int | float) and math.isfinite(self.shift)
     if self.shift != AUTO and not (number and abs(self.shift) <= LIMIT):
       raise UserError(
-        f"config.diffusion.shift={self.shift!r} is neither {AUTO!r} nor a "
-        f"number from {-LIMIT:g} to {LIMIT:g}; 0 is no shift, below 0 is more "
-        "noise"
+        f"config.diffusion.shift={self.shift!r}",
+        f"is neither {AUTO!r} nor a number from {-LIMIT:g} to {LIMIT:g}",
+        "0 is no shift, below 0 is more noise",
       )
 
     self._check_used()
@@ -132,8 +133,9 @@ class DiffusionConfig:
       value = getattr(self, name)
       if self.noise not in kinds and value != defaults[name]:
         raise UserError(
-          f"config.diffusion.{name}={value:g} changes nothing with "
-          f"noise={self.noise!r}; set config.diffusion.noise={kinds[0]!r} too"
+          f"config.diffusion.{name}={value:g}",
+          f"changes nothing with noise={self.noise!r}",
+          f"set config.diffusion.noise={kinds[0]!r} too",
         )
 
   def make_schedule(self) -> Schedule:
@@ -208,8 +210,8 @@ class SamplingConfig:
       value = getattr(self, name)
       if value is not None and not abs(value) <= FARTHEST:
         raise UserError(
-          f"config.defaults.{name}={value} must be from {-FARTHEST:g} to "
-          f"{FARTHEST:g}"
+          f"config.defaults.{name}={value}",
+          f"must be from {-FARTHEST:g} to {FARTHEST:g}",
         )
 
 

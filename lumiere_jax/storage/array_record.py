@@ -157,8 +157,9 @@ def _keys(path: Path, reader: ArrayRecordReader) -> list[str]:
     keys = json.loads(_read(path, reader, count))["keys"]
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f"{path}: does not end with the list of its keys; it was not written "
-      "by this program, move it away"
+      f"{path}:",
+      "does not end with the list of its keys",
+      "it was not written by this program, move it away",
     ) from error
   if len(keys) != count:
     raise _damaged(path, f"{count} records, {len(keys)} keys")
@@ -228,8 +229,9 @@ def _read(path: Path, reader: ArrayRecordReader, position: int) -> bytes:
 
 def _damaged(path: Path, details: str) -> UserError:
   return UserError(
-    f"{path}: damaged ({details}); copy it again, or remove it and run again "
-    "what made it"
+    f"{path}:",
+    f"damaged ({details})",
+    "copy it again, or remove it and run again what made it",
   )
 
 

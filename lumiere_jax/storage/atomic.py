@@ -40,8 +40,9 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     _sync(path.parent)
   except OSError as error:
     raise UserError(
-      f"{path}: cannot be written ({error.strerror or error}); "
-      "choose a place with room that you may write to"
+      f"{path}:",
+      f"cannot be written ({error.strerror or error})",
+      "choose a place with room that you may write to",
     ) from error
   finally:
     with contextlib.suppress(OSError):  # not to hide the error it follows
@@ -101,8 +102,9 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
   except OSError as error:
     raise UserError(
-      f"{folder}: cannot be written ({error.strerror}); choose a place that "
-      "you may write to"
+      f"{folder}:",
+      f"cannot be written ({error.strerror})",
+      "choose a place that you may write to",
     ) from error
   try:
     with contextlib.suppress(OSError):  # none here
@@ -117,7 +119,9 @@ def _lock(folder: str | os.PathLike, handle: int) -> None:
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
     raise UserError(
-      f"{folder}: another process is writing to it; wait until it has ended"
+      f"{folder}:",
+      "another process is writing to it",
+      "wait until it has ended",
     ) from error
 
 
@@ -126,8 +130,10 @@ def require_space(folder: str | os.PathLike, needed: int) -> None:
   free = shutil.disk_usage(folder).free
   if free < needed:
     raise UserError(
-      f"{folder}: {needed / 2**20:,.0f} MiB are needed there and "
-      f"{free / 2**20:,.0f} MiB are free; make room"
+      f"{folder}:",
+      f"{needed / 2**20:,.0f} MiB are needed there and "
+      f"{free / 2**20:,.0f} MiB are free",
+      "make room",
     )
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import shutil
 from typing import Any
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.atomic import write_json, writing
 from lumiere_jax.storage.hub import fetch, is_hub_name
@@ -114,8 +114,9 @@ def find(path: str | os.PathLike, what: str) -> Path:
     return find(fetch(str(path), _FILES), what)
   state = "has no bundle.json" if folder.is_dir() else "does not exist"
   raise UserError(
-    f"{what}={path} {state}; give a bundle, or the workdir of a run that has "
-    "saved one"
+    f"{what}={path}",
+    state,
+    "give a bundle, or the workdir of a run that has saved one",
   )
 
 
@@ -138,7 +139,7 @@ def _shipped(path: str | os.PathLike) -> Path | None:
   return _local(Path(str(resources.files("lumiere_jax"))) / "assets" / SHIPPED)
 
 
-def open_bundle(path: str | os.PathLike, what: str = "--model") -> Bundle:
+def open_bundle(path: str | os.PathLike, what: str = option("model")) -> Bundle:
   """Reads bundle.json and checks that the files it names are there.
 
   Raises:
@@ -151,12 +152,15 @@ def open_bundle(path: str | os.PathLike, what: str = "--model") -> Bundle:
     version, parts = index["version"], index["parts"]
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f"{folder / INDEX} is damaged ({error}); copy or export the bundle again"
+      f"{folder / INDEX}",
+      f"is damaged ({error})",
+      "copy or export the bundle again",
     ) from error
   if not known or version > VERSION:
     raise UserError(
-      f"{folder / INDEX} has format {index['format']!r} version {version}; "
-      f"this program reads {FORMAT!r} up to {VERSION}: update it"
+      f"{folder / INDEX}",
+      f"has format {index['format']!r} version {version}",
+      f"this program reads {FORMAT!r} up to {VERSION}: update it",
     )
   bundle = Bundle(
     folder=folder,
@@ -167,11 +171,12 @@ def open_bundle(path: str | os.PathLike, what: str = "--model") -> Bundle:
     for file in (*part.tensors, *part.files.values()):
       if Path(file).name != file:
         raise UserError(
-          f"{folder / INDEX} names {file!r}, which lies outside the bundle; "
-          "get the bundle from where you trust it"
+          f"{folder / INDEX}",
+          f"names {file!r}, which lies outside the bundle",
+          "get the bundle from where you trust it",
         )
       if not (folder / file).is_file():
-        raise UserError(f"{folder} lacks {file}, which its {INDEX} names")
+        raise UserError(str(folder), f"lacks {file}, which its {INDEX} names")
   return bundle
 
 
@@ -232,8 +237,10 @@ def check_same_text(bundles: list[Bundle]) -> None:
   }
   if len(set(texts.values())) > 1:
     raise UserError(
+      "",
       "these bundles were trained with different text encoders: "
-      f"{', '.join(texts)}; train them with the same config.text"
+      f"{', '.join(texts)}",
+      "train them with the same config.text",
     )
 
 

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 import re
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 
 
 def slug(text: str, most: int = 40) -> str:
@@ -47,8 +47,9 @@ def check_unused(path: str | os.PathLike, overwrite: bool) -> None:
   """
   if not overwrite and os.path.lexists(_parts(path)[0]):
     raise UserError(
-      f"{path}: is there already; give --overwrite to replace it, or another "
-      "name"
+      f"{path}:",
+      "is there already",
+      f"give {option('overwrite')} to replace it, or another name",
     )
 
 
@@ -73,15 +74,16 @@ def read_text(path: str | os.PathLike, name: str = "") -> str:
     data = Path(path).read_bytes()
   except OSError as error:
     raise UserError(
-      f"{name}: cannot be read ({error.strerror}); give a text file"
+      f"{name}:", f"cannot be read ({error.strerror})", "give a text file"
     ) from error
   try:
     return data.decode("utf-8-sig")  # spreadsheets put a byte order mark
   except UnicodeDecodeError as error:
     line = data[: error.start].count(b"\n") + 1
     raise UserError(
-      f"{name}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x}); "
-      "save it as UTF-8"
+      "",
+      f"{name}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x})",
+      "save it as UTF-8",
     ) from error
 
 

@@ -42,6 +42,8 @@ def fetch(name: str, patterns: tuple[str, ...]) -> Path:
   except (OSError, ValueError) as error:
     reason = str(error).strip().splitlines()[0]
     raise UserError(
-      f"{name} is no folder here, and could not be fetched from the Hugging "
-      f"Face hub ({reason}); check the name, your access and the network"
+      name,
+      "is no folder here, and could not be fetched from the Hugging "
+      f"Face hub ({reason})",
+      "check the name, your access and the network",
     ) from error

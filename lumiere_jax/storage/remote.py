@@ -115,7 +115,7 @@ def list_folder(url: str) -> list[str]:
   inside = path.rstrip("/") + "/"
   names = [f.removeprefix(inside) for f in found if f.startswith(inside)]
   if not names:
-    raise UserError(f"{url}: no files; give the URL of a folder of videos")
+    raise UserError(f"{url}:", "no files", "give the URL of a folder of videos")
   return names
 
 
@@ -131,8 +131,9 @@ def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     extra = "http" if protocol == "https" else protocol
     package = f"'fsspec[{extra}]'" if module == "fsspec" else module
     raise UserError(
-      f"{url}: {protocol} needs a package that is not installed "
-      f"({_one_line(error)}); pip install {package}"
+      f"{url}:",
+      f"{protocol} needs a package that is not installed ({_one_line(error)})",
+      f"pip install {package}",
     ) from error
 
 
@@ -225,7 +226,7 @@ def _is_hidden(name: str) -> bool:
 
 def _walk(root: str) -> Iterator[str]:
   if not os.path.isdir(root):
-    raise UserError(f"{root}: no such folder; give a folder of videos")
+    raise UserError(f"{root}:", "no such folder", "give a folder of videos")
   seen = set()
   for here, folders, files in os.walk(root, onerror=_stop, followlinks=True):
     real = os.path.realpath(here)
@@ -240,8 +241,9 @@ def _walk(root: str) -> Iterator[str]:
 
 def _stop(error: OSError) -> None:
   raise UserError(
-    f"{error.filename}: this folder cannot be read ({error.strerror}); "
-    "give yourself the right to"
+    f"{error.filename}:",
+    f"this folder cannot be read ({error.strerror})",
+    "give yourself the right to",
   ) from error
 
 
@@ -376,6 +378,7 @@ def _reaching(address: str) -> Iterator[None]:
   except Exception as error:  # file systems raise what they like
     words = " ".join(str(error).split()) or type(error).__name__
     raise UserError(
-      f"{address}: cannot be read or written ({words}); check URL, credentials "
-      "and that its package is installed"
+      f"{address}:",
+      f"cannot be read or written ({words})",
+      "check URL, credentials and that its package is installed",
     ) from error

@@ -156,7 +156,9 @@ def _lazy(path: str | os.PathLike, name: str, part: Any) -> LazyArray:
   code = part.get_dtype()
   if code not in _OF_CODE:
     raise UserError(
-      f"{path}: {name} is of type {code}; give one of {', '.join(_OF_CODE)}"
+      f"{path}:",
+      f"{name} is of type {code}",
+      f"give one of {', '.join(_OF_CODE)}",
     )
 
   def read() -> np.ndarray:
@@ -178,7 +180,7 @@ def loads(data: bytes, name: str) -> FlatParams:
     found = deserialize(data)
   except SafetensorError as error:
     raise UserError(
-      f"{name}: not safetensors, or only a part ({error}); make it again"
+      f"{name}:", f"not safetensors, or only a part ({error})", "make it again"
     ) from error
   return {
     name: np.frombuffer(array["data"], _OF_CODE[array["dtype"]]).reshape(
@@ -230,13 +232,14 @@ def _opened(path: str | os.PathLike) -> Iterator[Any]:
     with safe_open(path, framework="np") as file:
       yield file
   except FileNotFoundError as error:
-    raise UserError(f"{path}: no such file; check the path") from error
+    raise UserError(f"{path}:", "no such file", "check the path") from error
   except OSError as error:
     raise UserError(
-      f"{path}: cannot be read ({error}); give a safetensors file"
+      f"{path}:", f"cannot be read ({error})", "give a safetensors file"
     ) from error
   except SafetensorError as error:
     raise UserError(
-      f"{path}: not a safetensors file, or only a part of one ({error}); "
-      "copy or download it again"
+      f"{path}:",
+      f"not a safetensors file, or only a part of one ({error})",
+      "copy or download it again",
     ) from error

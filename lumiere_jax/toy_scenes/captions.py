@@ -97,8 +97,9 @@ def parse_caption(text: str) -> tuple[tuple[Description, ...], str]:
   found = [_pattern().fullmatch(part) for part in things.split(" and ")]
   if background not in BACKGROUNDS or not all(found):
     raise UserError(
-      f"caption {text!r} is not one of the procedural source; "
-      'write e.g. "a small red ring blinking on a black background"'
+      "",
+      f"caption {text!r} is not one of the procedural source",
+      'write e.g. "a small red ring blinking on a black background"',
     )
   names = {m.phrase: name for name, m in MOTIONS.items()}
   words = (m.groupdict() for m in found)

@@ -74,9 +74,11 @@ def read(video: Array, fps: float = 16.0) -> tuple[Reading, ...]:
     UserError: not a (t, h, w, 3) uint8 array with at least one pixel.
   """
   if video.ndim != 4 or video.shape[3] != 3 or not video.size:
-    raise UserError(f"video is {video.shape}; give frames x height x width x 3")
+    raise UserError(
+      "", f"video is {video.shape}", "give frames x height x width x 3"
+    )
   if video.dtype != np.uint8:
-    raise UserError(f"video is {video.dtype}; give uint8 from 0 to 255")
+    raise UserError("", f"video is {video.dtype}", "give uint8 from 0 to 255")
   video = tracking.shrink(video)
   background = tracking.background_colour(video)
   tracks = tracking.find_tracks(video, background)

@@ -91,9 +91,11 @@ def strength(video: Array, style: str = STYLE) -> float:
   """
   look = find_look(style)
   if video.ndim != 4 or video.shape[3] != 3 or not video.size:
-    raise UserError(f"video is {video.shape}; give frames x height x width x 3")
+    raise UserError(
+      "", f"video is {video.shape}", "give frames x height x width x 3"
+    )
   if video.dtype != np.uint8:
-    raise UserError(f"video is {video.dtype}; give uint8 from 0 to 255")
+    raise UserError("", f"video is {video.dtype}", "give uint8 from 0 to 255")
   video = tracking.shrink(video)
   background = tracking.background_colour(video)
   share, nearest = _along(

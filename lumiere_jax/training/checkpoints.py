@@ -123,8 +123,9 @@ class Checkpoints:
         self._manager.reload()
     if list(self._folder.glob(f"{_DAMAGED}*")):
       raise UserError(
-        f"{self._folder}: every checkpoint is damaged; start anew "
-        "with --config.resume=false, from bundle/ if that is whole"
+        f"{self._folder}:",
+        "every checkpoint is damaged",
+        "start anew with config.resume=false, from bundle/ if that is whole",
       )
     return None
 
@@ -204,10 +205,11 @@ class Checkpoints:
       cause = str(error).rpartition(": ")[2].partition(" [")[0]
       whole = self._whole_steps()
       raise UserError(
-        f"{self._folder}: a checkpoint cannot be written ({cause}); "
-        "see to it that there is room and that you may write there, then run "
-        "the same command again: it goes on from "
-        f"{f'step {max(whole)}' if whole else 'the start'}"
+        f"{self._folder}:",
+        f"a checkpoint cannot be written ({cause})",
+        "see to it that there is room and that you may write there, "
+        "then run the same command again: it goes on from "
+        f"{f'step {max(whole)}' if whole else 'the start'}",
       ) from error
 
   def _whole_steps(self) -> list[int]:
@@ -263,7 +265,8 @@ def _check_config(
   check_same_leaves(saved, abstract.trainable, name)
   if about["opt_state"] != _shapes(_opt_leaves(abstract)):
     raise UserError(
-      f"{name} was made with another config.train.optimizer, weight_decay or "
-      "decay; use those it was trained with, or start anew from its bundle "
-      "(--config.init_from) in another workdir"
+      name,
+      "was made with another config.train.optimizer, weight_decay or decay",
+      "use those it was trained with, or start anew from its bundle "
+      "(config.init_from) in another workdir",
     )

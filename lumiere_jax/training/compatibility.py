@@ -115,8 +115,9 @@ def check_source(experiment: Experiment, source: StageConfig) -> None:
   ]
   if differing:
     raise UserError(
-      f"config.init_from={experiment.init_from} was trained as something else "
-      f"than this stage: {'; '.join(differing)}; set these as they are there"
+      f"config.init_from={experiment.init_from}",
+      f"was trained as something else than this stage: {'; '.join(differing)}",
+      "set these as they are there",
     )
 
 
@@ -145,8 +146,10 @@ def check_resumed(experiment: Experiment, run: Mapping[str, Any]) -> None:
   if differing:
     said = "; ".join(f"{k} is {a!r} and was {b!r}" for k, a, b in differing)
     raise UserError(
-      f"this config differs from the one the run in the workdir began with: "
-      f"{said}; give what it began with, or --config.resume=false to begin anew"
+      "",
+      "this config differs from the one the run in the workdir began "
+      f"with: {said}",
+      "give what it began with, or config.resume=false to begin anew",
     )
 
 
@@ -154,9 +157,10 @@ def check_same_encoder(identity: str, run: Mapping[str, Any]) -> None:
   """Raises a UserError where a resumed run has another text encoder now."""
   if identity != run.get("text_encoder", identity):
     raise UserError(
-      "config.text names another text encoder than the run in the workdir "
-      "began with; give the same tokenizer and weights, or "
-      "--config.resume=false to begin anew"
+      "config.text",
+      "names another text encoder than the run in the workdir began with",
+      "give the same tokenizer and weights, or config.resume=false "
+      "to begin anew",
     )
 
 

@@ -153,17 +153,19 @@ class TrainConfig:
     check_least(self, "config.train", from_0, least=0)
     if not 0 <= self.ema_decay < 1:
       raise UserError(
-        f"config.train.ema_decay={self.ema_decay} must be 0 or more, below 1"
+        f"config.train.ema_decay={self.ema_decay}", "must be 0 or more, below 1"
       )
     if self.keep_best and not self.eval_clips:
       raise UserError(
-        f"config.train.keep_best={self.keep_best} goes by the held-out loss, "
-        "which config.train.eval_clips=0 leaves out; give some clips"
+        f"config.train.keep_best={self.keep_best}",
+        "goes by the held-out loss, which config.train.eval_clips=0 leaves out",
+        "give some clips",
       )
     if self.batch_size % self.accumulate:
       raise UserError(
-        f"config.train.batch_size={self.batch_size} does not divide into "
-        f"accumulate={self.accumulate} micro-batches; take a multiple of that"
+        f"config.train.batch_size={self.batch_size}",
+        f"does not divide into accumulate={self.accumulate} micro-batches",
+        "take a multiple of that",
       )
     check_choice("config.train.optimizer", self.optimizer, OPTIMIZERS)
     check_choice("config.train.decay", self.decay, DECAYS)
@@ -268,40 +270,44 @@ class Experiment:
       self.model.check_video(frames, crop, crop)
       if crop > min(height, width):
         raise UserError(
-          f"config.data.crop={crop} is larger than the frames, "
-          f"{height}x{width}; take at most {min(height, width)}"
+          f"config.data.crop={crop}",
+          f"is larger than the frames, {height}x{width}",
+          f"take at most {min(height, width)}",
         )
     for side in (height, width, crop):
       if side % self.upscale:
         raise UserError(
-          f"config.data.resolution or crop: {side} is no multiple of "
-          f"config.upscale={self.upscale}"
+          "config.data.resolution",
+          f"or crop: {side} is no multiple of config.upscale={self.upscale}",
         )
 
   def _check_channels(self) -> None:
     given, wanted = self.model.in_channels, 3 if self.upscale == 1 else 6
     if given != wanted:
       raise UserError(
-        f"config.model.in_channels={given}, but with config.upscale="
-        f"{self.upscale} the network is given {wanted}"
+        f"config.model.in_channels={given},",
+        f"but with config.upscale={self.upscale} the network is given {wanted}",
       )
 
   def _check_conditioning(self) -> None:
     channels, masks = self.model.cond_channels, self.data.masks
     if self.stage == "conditional" and not channels:
       raise UserError(
-        "config.model.cond_channels=0, but stage 'conditional' is told masked "
-        "video and mask; set it to 4"
+        "config.model.cond_channels=0,",
+        "but stage 'conditional' is told masked video and mask",
+        "set it to 4",
       )
     if bool(channels) != bool(masks):
       raise UserError(
-        f"config.model.cond_channels={channels} and config.data.masks="
-        f"{masks!r} go together: give 4 and patterns, or neither"
+        f"config.model.cond_channels={channels}",
+        f"and config.data.masks={masks!r} go together: give 4 and "
+        "patterns, or neither",
       )
     if self.preview.prompts and (channels or self.upscale > 1):
       raise UserError(
-        "config.preview.prompts: this stage is told pixels besides text; leave "
-        "prompts out to preview held-out clips"
+        "config.preview.prompts:",
+        "this stage is told pixels besides text",
+        "leave prompts out to preview held-out clips",
       )
 
   def _check_text_trains(self) -> None:
@@ -317,8 +323,10 @@ class Experiment:
     for name, hinders in hindrances.items():
       if hinders:
         raise UserError(
-          f"config.text.train=True does not go with {name}; train the encoder "
-          "in an image stage, in float32 and with null_text='zeros'"
+          "config.text.train=True",
+          f"does not go with {name}",
+          "train the encoder in an image stage, in float32 and with "
+          "null_text='zeros'",
         )
 
   @property

@@ -57,16 +57,18 @@ def check_init_from(experiment: Experiment, *, resuming: bool) -> None:
   """
   if experiment.parent and not experiment.init_from:
     raise UserError(
-      f"config.init_from is missing: stage {experiment.stage!r} starts from a "
-      f"trained {experiment.parent!r} model; give its bundle or workdir with "
-      "--config.init_from=DIR (train one with "
-      f"--config=configs/{experiment.parent}.py), or "
-      f"--config.init_from={SCRATCH} to train every layer from nothing"
+      "config.init_from",
+      f"is missing: stage {experiment.stage!r} starts from a trained "
+      f"{experiment.parent!r} model",
+      "give its bundle or workdir with config.init_from=DIR (train "
+      f"one with --config=configs/{experiment.parent}.py), or "
+      f"config.init_from={SCRATCH} to train every layer from nothing",
     )
   if experiment.lora.rank and from_scratch(experiment):
     raise UserError(
-      f"config.lora.rank={experiment.lora.rank} adapts a trained model; give "
-      "its bundle or workdir with --config.init_from=DIR, or rank 0"
+      f"config.lora.rank={experiment.lora.rank}",
+      "adapts a trained model",
+      "give its bundle or workdir with config.init_from=DIR, or rank 0",
     )
   if not from_scratch(experiment) and not resuming:
     check_source(experiment, stage_config(*_source(experiment)))
@@ -103,8 +105,10 @@ def with_max_distance(
   fixed = bool(run is not None or experiment.lora.rank)
   if theirs and asked and (asked != theirs if fixed else asked < theirs):
     raise UserError(
-      f"config.model.temporal.max_distance={asked}, but {name} {theirs}; set "
-      f"--config.model.temporal.max_distance={theirs}, or 0 to take what fits"
+      f"config.model.temporal.max_distance={asked},",
+      f"but {name} {theirs}",
+      f"set config.model.temporal.max_distance={theirs}, or 0 to take "
+      "what fits",
     )
   number = theirs if theirs and fixed else max(ours, theirs)
   temporal = dataclasses.replace(experiment.model.temporal, max_distance=number)
@@ -175,8 +179,9 @@ def initial_params(
   params = inflate(source, weights, name)
   if adapter and source.keys() != params.keys():
     raise UserError(
-      f"{name} lacks layers of stage {experiment.stage!r}: there is nothing to "
-      "adapt; train the stage first, then its adapter"
+      name,
+      f"lacks layers of stage {experiment.stage!r}: there is nothing to adapt",
+      "train the stage first, then its adapter",
     )
   # Fresh weights of what the source has are never made: they are most of it.
   lacking = (params.keys() | adapter.keys()) - source.keys()
@@ -224,9 +229,9 @@ def _check_same_text(
   text = bundle.parts.get(bundles.TEXT)
   if text and text.meta["identity"] != identity:
     raise UserError(
-      f"config.init_from={experiment.init_from} was trained with another text "
-      "encoder than config.text names; use the same tokenizer, weights and "
-      "max_length"
+      f"config.init_from={experiment.init_from}",
+      "was trained with another text encoder than config.text names",
+      "use the same tokenizer, weights and max_length",
     )
 
 
@@ -303,8 +308,9 @@ def check_text(experiment: Experiment, text: TextEncoder) -> None:
   wanted, given = experiment.model.text_dim, text.config.d_model
   if wanted != given:
     raise UserError(
-      f"config.model.text_dim={wanted}, but the text encoder is {given} wide; "
-      "give T5 v1.1 weights of that width with --config.text.weights=DIR"
+      f"config.model.text_dim={wanted},",
+      f"but the text encoder is {given} wide",
+      "give T5 v1.1 weights of that width with config.text.weights=DIR",
     )
 
 
@@ -329,8 +335,9 @@ def _check_pictures(experiment: Experiment, trainable: FlatParams) -> None:
   spatial = any(not re.search(ADDED_LEAVES, path) for path in trainable)
   if experiment.data.images and experiment.model.temporal and not spatial:
     raise UserError(
-      "config.data.images: pictures teach the spatial layers, which are frozen "
-      "here; leave images out, or set config.train.trainable to train them"
+      "config.data.images:",
+      "pictures teach the spatial layers, which are frozen here",
+      "leave images out, or set config.train.trainable to train them",
     )
 
 
@@ -359,7 +366,7 @@ def _source(experiment: Experiment) -> tuple[bundles.Bundle, str]:
     if stage in bundle.parts:
       return bundle, stage
   raise UserError(
-    f"config.init_from={experiment.init_from} holds "
-    f"{', '.join(sorted(bundle.parts))}; stage {experiment.stage!r} starts "
-    f"from {' or '.join(wanted)}"
+    f"config.init_from={experiment.init_from}",
+    f"holds {', '.join(sorted(bundle.parts))}",
+    f"stage {experiment.stage!r} starts from {' or '.join(wanted)}",
   )

@@ -59,8 +59,9 @@ class JsonLines:
         if number == len(lines):
           break
         raise UserError(
-          f"{self.path}, line {number} is not JSON ({error}); mend or remove "
-          "the line"
+          "",
+          f"{self.path}, line {number} is not JSON ({error})",
+          "mend or remove the line",
         ) from error
     return records
 
@@ -158,10 +159,11 @@ class MetricLogger:
     self._bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
     if in_a_row >= config.max_skips:
       raise UserError(
-        f"the gradients of the last {in_a_row} steps, up to step {step}, were "
-        "not finite, so these were skipped; start again with a lower "
-        "config.train.learning_rate or clip_norm, or in float32 "
-        "(--config.model.dtype=float32)"
+        "",
+        f"the gradients of the last {in_a_row} steps, up to step "
+        f"{step}, were not finite, so these were skipped",
+        "start again with a lower config.train.learning_rate or "
+        "clip_norm, or in float32 (config.model.dtype=float32)",
       )
 
   def evaluated(self, record: Mapping[str, Any]) -> None:

@@ -110,8 +110,9 @@ class WeightsAndBiases:
       import wandb
     except ImportError as error:
       raise UserError(
-        f"config.train.wandb={project!r} needs the wandb package; "
-        "pip install wandb, or leave it out"
+        f"config.train.wandb={project!r}",
+        "needs the wandb package",
+        "pip install wandb, or leave it out",
       ) from error
     self._wandb = wandb
     name = workdir / "wandb_run"
@@ -128,8 +129,9 @@ class WeightsAndBiases:
       )
     except wandb.errors.Error as error:  # no key, no network
       raise UserError(
-        f"config.train.wandb={project!r} cannot be opened ({error}); log in "
-        "with `wandb login`, set WANDB_MODE=offline, or leave it out"
+        f"config.train.wandb={project!r}",
+        f"cannot be opened ({error})",
+        "log in with `wandb login`, set WANDB_MODE=offline, or leave it out",
       ) from error
 
   def scalars(self, step: int, record: Mapping[str, Any]) -> None:

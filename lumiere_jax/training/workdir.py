@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.parallel.multihost import barrier, is_primary
 from lumiere_jax.storage.atomic import locked, remove_unfinished
 from lumiere_jax.storage.remote import is_url
@@ -97,9 +97,11 @@ def check_workdir(workdir: str) -> Path:
   """
   if is_url(workdir):
     raise UserError(
-      f"--workdir={workdir} is a URL, but a run needs a folder of a file "
-      "system, one that all its hosts share; mount the bucket with gcsfuse "
-      "(docs/launch.md), or take NFS or Filestore, and give the folder"
+      option("workdir", workdir),
+      "is a URL, but a run needs a folder of a file system, one that "
+      "all its hosts share",
+      "mount the bucket with gcsfuse (docs/launch.md), or take NFS "
+      "or Filestore, and give the folder",
     )
   return Path(workdir)
 
@@ -158,5 +160,6 @@ def telling_what_failed(workdir: Path) -> Iterator[None]:
     yield
   except OSError as error:
     raise UserError(
-      f"--workdir={workdir} cannot be written ({error.strerror or error})"
+      option("workdir", workdir),
+      f"cannot be written ({error.strerror or error})",
     ) from error

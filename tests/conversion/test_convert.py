@@ -347,7 +347,7 @@ def test_only_image_stages_are_inflated(stand_ins, tmp_path):
 
 
 def test_a_model_that_diffusers_cannot_be_is_refused(bundle, tmp_path):
-  with pytest.raises(UserError, match=r"--stage=t2i or.*ssr_image"):
+  with pytest.raises(UserError, match=r"stage=t2i or.*ssr_image"):
     run("bundle", bundle.folder, tmp_path / "out", target="diffusers")
 
 
@@ -376,7 +376,7 @@ def test_text_of_another_width_is_refused(stand_ins, bundle, tmp_path):
 
 def test_a_bundle_without_text_says_where_to_get_it(stand_ins, tmp_path):
   out = run("diffusers", stand_ins / "IF-I", tmp_path / "out")
-  with pytest.raises(UserError, match=r"holds no text encoder.*--from=t5"):
+  with pytest.raises(UserError, match=r"holds no text encoder.*from=t5"):
     Pipeline.from_pretrained(out)
   text = run("t5", stand_ins / "T5", tmp_path / "text")
   pipeline = Pipeline.from_pretrained(out, text)

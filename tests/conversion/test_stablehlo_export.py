@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path):
     out=str(tmp_path / "out"),
     **options,
   )
-  with pytest.raises(UserError, match="--batch=0"):
+  with pytest.raises(UserError, match="batch=0"):
     convert(job(batch=0))
   with pytest.raises(UserError, match="num_frames=3 is no multiple of 2"):
     convert(job(settings=Settings(num_frames=3)))

@@ -159,7 +159,7 @@ def test_a_model_is_scored_on_what_it_can_do(capsys):
   told = capsys.readouterr().err
   assert "inpaint is left out: it needs a base that is told pixels" in told
   assert "windows is left out: it needs a super-resolution stage" in told
-  with pytest.raises(UserError, match="--tasks=inpaint needs a base that"):
+  with pytest.raises(UserError, match="tasks=inpaint needs a base that"):
     choose(fake, Settings(), ("text_to_video", "inpaint"))
   pictures = choose(Right(frames=1), Settings(), ())
   assert list(pictures) == ["text_to_video"]
@@ -224,7 +224,7 @@ def test_files_that_are_there_are_replaced_if_so_asked(request_):
   with pytest.raises(UserError, match="there already"):
     evaluate(request_)
   again = dataclasses.replace(request_, overwrite=True, models=())
-  with pytest.raises(UserError, match="--model is missing"):
+  with pytest.raises(UserError, match="model is missing"):
     evaluate(again)
 
 

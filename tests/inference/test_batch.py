@@ -82,7 +82,7 @@ def test_a_name_is_made_and_nothing_is_written_over(made, tmp_path, capsys):
   }
   assert "8 frames of 16x16 at 16 frames a second" in capsys.readouterr().out
   ask(output=Output(out="x.mp4"))
-  with pytest.raises(UserError, match=r"x\.mp4: is there already; give --over"):
+  with pytest.raises(UserError, match=r"x\.mp4: is there already; give over"):
     ask(output=Output(out="x.mp4"))
   ask(output=Output(out="x.mp4", overwrite=True), seed=200)
   assert probe("x.mp4").num_frames == FRAMES
@@ -240,9 +240,9 @@ def test_a_picture_is_written_as_one(made, tmp_path):
   assert read_image(path).max() == 5
   with pytest.raises(UserError, match="cannot write images that end"):
     ask("text_to_image", output=Output(out="x.mp4"))
-  with pytest.raises(UserError, match="--prompt is empty"):
+  with pytest.raises(UserError, match="prompt is empty"):
     ask(lines=[" "])
-  with pytest.raises(UserError, match="--model is missing"):
+  with pytest.raises(UserError, match="model is missing"):
     run_batch(SampleRequest(models=(), task="text_to_video", lines=()))
   assert len(made.asked) == 1
 

@@ -275,7 +275,7 @@ def test_each_prompt_needs_a_seed(pipeline):
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])
 def test_empty_prompts(pipeline, prompt):
-  with pytest.raises(UserError, match="--prompt is empty"):
+  with pytest.raises(UserError, match="prompt is empty"):
     pipeline.text_to_video([prompt], seed=[1], settings=SHORT)
 
 

@@ -282,10 +282,10 @@ def test_super_resolution_has_a_style_of_its_own(tmp_path):
 def test_a_style_of_another_network_is_refused(tmp_path):
   wide = dataclasses.replace(IMAGE, channels=(16, 48))
   style = read_style(write_bundle(tmp_path / "wide", t2i=drawn(wide, 0)))
-  with pytest.raises(UserError, match=r"--style=.*wide.* is 48, the config wa"):
+  with pytest.raises(UserError, match=r"style=.*wide.* is 48, the config wa"):
     styled(WEIGHTS, MODELS, style, 0.5)
   mixed = WEIGHTS | {"t2i": drawn(wide, 1)}
-  with pytest.warns(UserWarning, match="base is left in its own style: --sty"):
+  with pytest.warns(UserWarning, match="base is left in its own style: sty"):
     got = styled({k: mixed[k] for k in ("t2i", "base")}, MODELS, style, 1.0)
   assert_same(got["t2i"], drawn(wide, 0))
   assert got["base"] is WEIGHTS["base"]
@@ -358,7 +358,7 @@ def test_an_adapter_of_another_network_is_refused(tmp_path):
   wide = drawn(dataclasses.replace(IMAGE, channels=(16, 48)), 0)
   adapter = make_adapter(flat=wide)
   style = read_style(write_our_adapter(tmp_path, adapter, base=wide))
-  with pytest.raises(UserError, match=r"--style=.*/kernel of another shape"):
+  with pytest.raises(UserError, match=r"style=.*/kernel of another shape"):
     styled(WEIGHTS, MODELS, style, 1.0)
 
 
@@ -418,7 +418,7 @@ def test_what_is_no_style_is_named(tmp_path):
   with pytest.raises(UserError, match="holds t2i; give a fine-tuned ssr"):
     read_style(f"ssr={tmp_path / 't2i'}")
   safetensors.save(tmp_path / "odd.safetensors", {"x": np.ones(2)})
-  with pytest.raises(UserError, match=r"--style=.*no part of a plain LoRA"):
+  with pytest.raises(UserError, match=r"style=.*no part of a plain LoRA"):
     read_style(tmp_path / "odd.safetensors")
   adapter = write_our_adapter(tmp_path / "adapter", make_adapter())
   with pytest.raises(UserError, match="was trained for stage 't2i'; give it a"):
@@ -436,7 +436,7 @@ def test_alphas_out_of_range_are_refused(tmp_path, alpha):
     lambda: check_alpha(alpha),
     lambda: styled(WEIGHTS, MODELS, style, alpha),
   ):
-    with pytest.raises(UserError, match=r"--alpha=\S+ is not in \[0, 1.5\]"):
+    with pytest.raises(UserError, match=r"alpha=\S+ is not in \[0, 1.5\]"):
       call()
 
 
@@ -451,6 +451,6 @@ def test_alphas_are_numbers_with_commas():
   assert parse_alphas("0,0.25, 0.5") == (0.0, 0.25, 0.5)
   assert parse_alphas("1") == (1.0,)
   for text in ("", "0,", "0;1", "half", "0,nan", "-1,0", "2"):
-    with pytest.raises(UserError, match="--alphas=") as error:
+    with pytest.raises(UserError, match="alphas=") as error:
       parse_alphas(text)
     assert "\n" not in str(error.value)

@@ -295,5 +295,5 @@ def test_flags_are_parted():
   assert prepare_beam.on_this_machine(beams) == beams
   local = prepare_beam.on_this_machine(["--direct_num_workers=2"])
   assert local == ["--direct_num_workers=2", "--runner=FnApiRunner"]
-  with pytest.raises(UserError, match=r"--sied=3: .*did you mean .side"):
+  with pytest.raises(UserError, match=r"sied=3: .*did you mean .side"):
     prepare_beam.on_this_machine(["--runner=DirectRunner", "--sied=3"])

@@ -229,7 +229,7 @@ def test_not_four_numbers(parse, text):
   [("0,0,0,0", "adds nothing; give left,top"), ("8,-8,0,0", "below 0")],
 )
 def test_bad_expansions(text, message):
-  with pytest.raises(UserError, match=f"--expand={text} .*{message}"):
+  with pytest.raises(UserError, match=f"expand={text} .*{message}"):
     parse_expand(text)
 
 
@@ -238,9 +238,9 @@ def test_checks_that_some_is_made_and_some_is_kept():
   for mask in (quarter(2), ~quarter(2)):
     mask[1] = mask[1, 0, 0]  # one frame alone may be all of one kind
     check_mask(mask)
-  with pytest.raises(UserError, match=r"--mask: marks nothing .* 64x48"):
+  with pytest.raises(UserError, match=r"mask: marks nothing .* 64x48"):
     check_mask(np.zeros((2, *SIZE), bool))
-  with pytest.raises(UserError, match=r"--box: .*everything.*text_to_video"):
+  with pytest.raises(UserError, match=r"box: .*everything.*text_to_video"):
     check_mask(np.ones((2, *SIZE), bool), "--box")
 
 

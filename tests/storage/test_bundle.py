@@ -39,7 +39,7 @@ def test_what_is_written_is_read(tmp_path):
 def test_the_bundle_that_ships_is_known_by_its_name(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(bundles.resources, "files", lambda name: tmp_path / name)
-  with pytest.raises(UserError, match="--model=demo does not exist"):
+  with pytest.raises(UserError, match="model=demo does not exist"):
     bundles.open_bundle("demo")
   assert not bundles.is_bundle("demo")
   (tmp_path / "lumiere_jax" / "assets").mkdir(parents=True)

@@ -55,7 +55,7 @@ def test_unused_is_the_first_that_is_free(tmp_path, name, numbered, kind):
     take(unused(path))
     assert unused(path) == f"{tmp_path}/{numbered.format(k)}"
   check_unused(path, overwrite=True)
-  with pytest.raises(UserError, match=f"{path}: is there .*--overwrite"):
+  with pytest.raises(UserError, match=f"{path}: is there .*overwrite"):
     check_unused(path, overwrite=False)
 
 

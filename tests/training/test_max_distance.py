@@ -48,13 +48,13 @@ def test_a_video_model_it_starts_from_has_a_say(base_run):
   assert found(asking(9, **source)) == 9
   with pytest.raises(
     UserError,
-    match=r"max_distance=3, but config\.init_from=.* has 4; set --con",
+    match=r"max_distance=3, but config\.init_from=.* has 4; set con",
   ):
     found(asking(3, **source))
   # An adapter belongs to weights that stay as they are.
   adapter = {"lora": {"rank": 2}, "data": {"num_frames": 16}, **source}
   assert found(asking(0, **adapter)) == 4
-  with pytest.raises(UserError, match=r"--config\.\S+\.max_distance=4, or 0"):
+  with pytest.raises(UserError, match=r"config\.\S+\.max_distance=4, or 0"):
     found(asking(9, **adapter))
 
 

@@ -381,7 +381,7 @@ def test_an_adapter_is_worn_by_its_base_alone(adapter_run, base_run, image_run):
   assert_same(*weights)
   with pytest.raises(UserError, match=f"base of '{base_run}'"):
     Pipeline.from_pretrained(adapter_run, adapters=[adapter_run])
-  with pytest.raises(UserError, match="is for stage 'base', --model holds t2i"):
+  with pytest.raises(UserError, match="is for stage 'base', model holds t2i"):
     Pipeline.from_pretrained(image_run, adapters=[adapter_run])
 
 
@@ -483,7 +483,7 @@ def test_another_text_encoder_is_refused(image_run, tmp_path):
 def test_full_size_without_t5_weights_says_so(tmp_path):
   data = {"source": "procedural", "num_clips": 8}
   experiment = replace(t2i.FULL, data=data, mesh={"fsdp": 1})
-  with pytest.raises(UserError, match=r"4096.*--config.text.weights=DIR"):
+  with pytest.raises(UserError, match=r"4096.*config.text.weights=DIR"):
     train(experiment, tmp_path)
 
 

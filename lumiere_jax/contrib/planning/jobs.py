@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from lumiere_jax.diffusion.samplers import make_sampler
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.stage_sampler import (
   GuidanceParams,
   Program,
@@ -224,8 +224,9 @@ def make_job(
   frames = num_frames or (80 if trained > 1 else 1)
   if frames < trained:
     raise UserError(
-      f"--num_frames={frames} is less than the {trained} that the stage was "
-      "trained on; take as many or more"
+      option("num_frames", frames),
+      f"is less than the {trained} that the stage was trained on",
+      "take as many or more",
     )
   upscaled = experiment.upscale > 1 and experiment.model.temporal
   windows = Windows(size=trained) if upscaled and frames > trained else None

@@ -7,7 +7,7 @@ from lumiere_jax.contrib.planning import report
 from lumiere_jax.contrib.planning.analysis import analyse
 from lumiere_jax.contrib.planning.jobs import make_job
 from lumiere_jax.contrib.planning.topology import describe
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.parallel.mesh import make_mesh
 from lumiere_jax.training.compatibility import settle_shift
 from lumiere_jax.training.config import Experiment
@@ -51,7 +51,9 @@ def plan(experiment: Experiment, request: PlanRequest) -> bool:
     UserError: no such slice, no compiler, or sizes that do not go together.
   """
   if not request.topology:
-    raise UserError("--topology is missing; give a slice, such as v5p:4x4x4")
+    raise UserError(
+      option("topology"), "is missing", "give a slice, such as v5p:4x4x4"
+    )
   topology = describe(request.topology, request.num_slices)
   mesh = make_mesh(experiment.mesh, topology.devices)
   experiment = settle_shift(experiment)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from lumiere_jax.errors import UserError, check_choice
+from lumiere_jax.errors import UserError, check_choice, option
 from lumiere_jax.parallel import hardware
 
 # libtpu asks the machine what TPUs it has before it describes any. These
@@ -94,8 +94,9 @@ def describe(name: str, num_slices: int = 1) -> Topology:
   chip, shape = _NAME.fullmatch(name).groups()
   if not importlib.util.find_spec("libtpu"):
     raise UserError(
-      "--topology needs the TPU compiler, libtpu, which is not installed; "
-      "pip install 'lumiere_jax[tpu]' (no TPU is needed)"
+      option("topology"),
+      "needs the TPU compiler, libtpu, which is not installed",
+      "pip install 'lumiere_jax[tpu]' (no TPU is needed)",
     )
   os.environ.update(
     {k: v for k, v in _NO_QUESTIONS.items() if k not in os.environ}
@@ -127,14 +128,16 @@ def check_slice(name: str, num_slices: int = 1) -> _Kind:
   found = _NAME.fullmatch(name)
   if not found:
     raise UserError(
-      f"--topology={name!r} is not CHIP:SHAPE; write v5p:4x4x4 or v5e:16x16"
+      f"{option('topology')}={name!r}",
+      "is not CHIP:SHAPE",
+      "write v5p:4x4x4 or v5e:16x16",
     )
-  check_choice("chip of --topology", found[1], KINDS)
+  check_choice(f"chip of {option('topology')}", found[1], KINDS)
   kind = KINDS[found[1]]
   sizes = tuple(map(int, found[2].split("x")))
   if not _exists(kind, found[2], sizes):
     raise UserError(
-      f"--topology={name}: {found[1]} has no such slices; take "
+      (f"{option('topology')}={name}: {found[1]} has no such slices; take ")
       + (
         f"one of {', '.join(_FLAT)}"
         if kind.flat
@@ -143,7 +146,7 @@ def check_slice(name: str, num_slices: int = 1) -> _Kind:
       )
     )
   if num_slices < 1:
-    raise UserError(f"--num_slices={num_slices} must be at least 1")
+    raise UserError(option("num_slices", num_slices), "must be at least 1")
   return kind
 
 

@@ -17,7 +17,7 @@ from lumiere_jax.contrib.web.labels import LABELS
 from lumiere_jax.contrib.web.options import Limits, Options
 from lumiere_jax.contrib.web.sizes import check_size
 from lumiere_jax.contrib.web.uploads import take_mask, take_picture, take_video
-from lumiere_jax.errors import UserError, check_choice
+from lumiere_jax.errors import UserError, check_choice, option
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.inference.styles import check_alpha
@@ -108,7 +108,7 @@ def read(
   check_size(task, inputs, how, pipeline, options.limits)
   style = _style(values, options) if task == "stylize" else ""
   alpha = _number(values, "alpha", 1.0)
-  check_alpha(alpha, "--alpha")
+  check_alpha(alpha, option("alpha"))
   return Asked(
     task=task, prompt=prompt, inputs=inputs, how=how, style=style, alpha=alpha
   )
@@ -135,8 +135,9 @@ def read_settings(values: Values, limits: Limits) -> Settings:
   for name in ("steps", "ssr_steps"):
     if said.get(name, 0) > limits.max_steps:
       raise UserError(
-        f"{LABELS[name]} is {said[name]}; at most {limits.max_steps} are taken "
-        "here"
+        f"{LABELS[name]}",
+        f"is {said[name]}",
+        f"at most {limits.max_steps} are taken here",
       )
   return Settings(**said, chunk=1)  # a job can be cancelled at every step
 
@@ -144,7 +145,9 @@ def read_settings(values: Values, limits: Limits) -> Settings:
 def _prompt(task: str, values: Values) -> str:
   prompt = _text(values, "prompt")
   if TASKS[task].prompted and not prompt:
-    raise UserError("--prompt is empty; say what the video should show")
+    raise UserError(
+      option("prompt"), "is empty", "say what the video should show"
+    )
   return prompt
 
 
@@ -152,8 +155,9 @@ def _text(values: Values, name: str) -> str:
   text = str(values.get(name) or "").strip()
   if len(text) > _MOST_LETTERS:
     raise UserError(
-      f"{LABELS[name]} is too long: {len(text)} letters; at most "
-      f"{_MOST_LETTERS} are taken here"
+      f"{LABELS[name]}",
+      f"is too long: {len(text)} letters",
+      f"at most {_MOST_LETTERS} are taken here",
     )
   return text
 
@@ -162,7 +166,7 @@ def _seed(values: Values) -> int:
   seed = _number(values, "seed", 0)
   if seed != int(seed) or not 0 <= seed < SEEDS:
     raise UserError(
-      f"Seed is {seed:.15g}; give a whole number from 0 to {SEEDS - 1}"
+      "", f"Seed is {seed:.15g}", f"give a whole number from 0 to {SEEDS - 1}"
     )
   return int(seed)
 
@@ -174,15 +178,17 @@ def _number(values: Values, name: str, default: float | None = None):
   try:
     number = float(value)
   except (TypeError, ValueError) as error:
-    raise UserError(f"{LABELS[name]} is {value!r}; give a number") from error
+    raise UserError(
+      f"{LABELS[name]}", f"is {value!r}", "give a number"
+    ) from error
   if not math.isfinite(number):
-    raise UserError(f"{LABELS[name]} is {value}; give a number")
+    raise UserError(f"{LABELS[name]}", f"is {value}", "give a number")
   return number
 
 
 def _whole(name: str, value: float) -> int:
   if value != int(value):
-    raise UserError(f"{LABELS[name]} is {value:g}; give a whole number")
+    raise UserError(f"{LABELS[name]}", f"is {value:g}", "give a whole number")
   return int(value)
 
 
@@ -206,7 +212,9 @@ def _inputs(task: str, values: Values, limits: Limits, folder: Path) -> Inputs:
     said["strength"] = _number(values, "strength", Inputs.strength)
     if not 0 < said["strength"] <= 1:
       raise UserError(
-        f"Strength is {said['strength']:g}; give a number above 0, at most 1"
+        "",
+        f"Strength is {said['strength']:g}",
+        "give a number above 0, at most 1",
       )
   if "uncomposited" in known:
     said["uncomposited"] = not values.get("composited", True)
@@ -216,11 +224,13 @@ def _inputs(task: str, values: Values, limits: Limits, folder: Path) -> Inputs:
 def _require(task: str, said: Mapping[str, str]) -> None:
   """Files that a task cannot do without, in words of the page."""
   if task == "image_to_video" and not any(said.values()):
-    raise UserError("There is no picture; give one to begin with, or to end")
+    raise UserError(
+      "", "There is no picture", "give one to begin with, or to end"
+    )
   for name in ("image", "video"):
     if name in TASKS[task].needs and not said[name]:
       what = {"image": "picture", "video": "video"}[name]
-      raise UserError(f"There is no {what}; give one to work on")
+      raise UserError("", f"There is no {what}", "give one to work on")
 
 
 def _mask(values: Values, limits: Limits, folder: Path) -> dict[str, str]:
@@ -234,12 +244,13 @@ def _mask(values: Values, limits: Limits, folder: Path) -> dict[str, str]:
   given = [LABELS[name] for name, value in ways.items() if value]
   if not given:
     raise UserError(
-      "The mask is empty; paint over what is to be made anew, give a box, or a "
-      "mask file"
+      "",
+      "The mask is empty",
+      "paint over what is to be made anew, give a box, or a mask file",
     )
   if len(given) > 1:
     raise UserError(
-      f"{' and '.join(given)} are both there; leave one of them empty"
+      "", f"{' and '.join(given)} are both there", "leave one of them empty"
     )
   if ways["strokes"]:
     return {"mask": _painted(painted, folder)}
@@ -260,18 +271,24 @@ def _expand(values: Values, limits: Limits) -> str:
   for name, edge in zip(_EDGES, edges, strict=True):
     if not 0 <= edge <= limits.max_side:
       raise UserError(
-        f"{LABELS[name]} is {edge}; give pixels to add, 0 to {limits.max_side}"
+        f"{LABELS[name]}",
+        f"is {edge}",
+        f"give pixels to add, 0 to {limits.max_side}",
       )
   if not any(edges):
-    raise UserError("All edges are 0; give pixels to add around the video")
+    raise UserError(
+      "", "All edges are 0", "give pixels to add around the video"
+    )
   return ",".join(map(str, edges))
 
 
 def _style(values: Values, options: Options) -> str:
   if not options.styles:
-    raise UserError("There is no style to choose from; the server offers none")
+    raise UserError(
+      "", "There is no style to choose from", "the server offers none"
+    )
   style = str(values.get("style") or "")
   if not style:
-    raise UserError("Style is empty; choose one")
-  check_choice("--style", style, options.styles)
+    raise UserError("", "Style is empty", "choose one")
+  check_choice(option("style"), style, options.styles)
   return style

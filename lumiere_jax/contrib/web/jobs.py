@@ -17,7 +17,7 @@ import numpy as np
 from lumiere_jax.contrib.web.forms import Asked
 from lumiere_jax.contrib.web.labels import words
 from lumiere_jax.contrib.web.options import Options
-from lumiere_jax.errors import UserError, listening
+from lumiere_jax.errors import UserError, listening, option
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.sampling_inputs import Progress
 from lumiere_jax.inference.tasks import TASKS
@@ -127,12 +127,15 @@ class JobQueue:
     with self._lock:
       if (session, tab) in self._jobs:
         raise UserError(
-          "This tab has a job already; wait until it is done, or cancel it"
+          "",
+          "This tab has a job already",
+          "wait until it is done, or cancel it",
         )
       if len(self._jobs) >= self._most:
         raise UserError(
-          f"The queue is full: {len(self._jobs)} jobs are before yours; try "
-          "again in a while"
+          "",
+          f"The queue is full: {len(self._jobs)} jobs are before yours",
+          "try again in a while",
         )
       job = PageJob(session=session, tab=tab, folder=self.new_folder())
       self._jobs[session, tab] = job
@@ -265,8 +268,9 @@ class Maker:
         raise
       traceback.print_exc()
       raise UserError(
-        "The memory of the device is too small for this; ask for fewer "
-        "frames, a smaller window or fewer pixels"
+        "",
+        "The memory of the device is too small for this",
+        "ask for fewer frames, a smaller window or fewer pixels",
       ) from error
     seconds = time.monotonic() - begun
     return _report(pixels, seconds, notices)
@@ -302,11 +306,12 @@ def _styled(
   try:
     return pipeline.styled(path, alpha)
   except UserError as error:  # known to people by its name alone
-    raise UserError(str(error).replace(path, style)) from error
+    parts = (error.field, error.problem, error.fix)
+    raise UserError(*(part.replace(path, style) for part in parts)) from error
 
 
 def _report(pixels: np.ndarray, seconds: float, notices: list[str]) -> str:
   size = f"{pixels.shape[-2]}x{pixels.shape[-3]}"
   what = f"{len(pixels)} frames of {size}" if pixels.ndim == 4 else size
-  said = [words(line) for line in notices if "--mask" not in line]
+  said = [words(line) for line in notices if option("mask") not in line]
   return ". ".join([f"Done in {seconds:.1f} s: {what}", *said]) + "."

@@ -3,7 +3,7 @@
 from pathlib import Path
 import re
 
-from lumiere_jax.errors import UserError, VideoError
+from lumiere_jax.errors import UserError, VideoError, word
 
 LABELS = {
   "prompt": "Prompt",
@@ -47,8 +47,9 @@ LABELS = {
   "percentile": "Percentile",
   "max_value": "Largest value",
   "size": "Size",
+  "model": "the model",
 }
-"""Field -> how the page calls it."""
+"""Option -> how the page calls it."""
 
 
 STAGES = {"base": "Base", "ssr": "Super-resolution"}
@@ -58,15 +59,11 @@ def words(error: UserError | str) -> str:
   """What was wrong, as the page calls things; no path of the server in it.
 
   Args:
-    error: of this package, in terms of flags and files, or a notice.
+    error: of this package, or a notice.
   """
   if isinstance(error, VideoError):
     return f"{LABELS.get(Path(error.path).stem, 'File')}: {error.reason}"
-  text = re.sub(r"--task=(\w+)", _tab, str(error))
-  text = text.replace("--model", "the model")
-  text = re.sub(r"--(\w+)", lambda m: LABELS.get(m[1], m[0]), text)
+  label = lambda name: LABELS.get(name, name)
+  text = word(error, label) if isinstance(error, str) else error.worded(label)
+  text = re.sub(r"\btask=(\w+)", lambda m: f'"{m[1].replace("_", " ")}"', text)
   return text[:1].upper() + text[1:]
-
-
-def _tab(match: re.Match) -> str:
-  return f'"{match[1].replace("_", " ")}"'

@@ -61,7 +61,9 @@ def painted(layers: list) -> Bool[np.ndarray, "h w"] | None:
   """
   masks = [_alpha(layer) for layer in layers]
   if len({mask.shape for mask in masks}) > 1:
-    raise UserError("The layers of the mask differ in size; paint it anew")
+    raise UserError(
+      "", "The layers of the mask differ in size", "paint it anew"
+    )
   return np.any(masks, axis=0) if masks else None
 
 
@@ -69,7 +71,9 @@ def _alpha(layer) -> Bool[np.ndarray, "h w"]:
   try:
     with Image.open(layer, formats=("PNG", "WEBP")) as image:
       if max(image.size) > SIDE:
-        raise UserError("The painted mask is too large; paint it anew")
+        raise UserError("", "The painted mask is too large", "paint it anew")
       return np.asarray(image.convert("RGBA"))[..., 3] > _FAINT
   except (OSError, Image.DecompressionBombError) as error:
-    raise UserError("The painted mask is no picture; paint it anew") from error
+    raise UserError(
+      "", "The painted mask is no picture", "paint it anew"
+    ) from error

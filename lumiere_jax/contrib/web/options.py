@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Limits:
   def __post_init__(self):
     for name, value in vars(self).items():
       if not value > 0:
-        raise UserError(f"--{name}={value:g} must be above 0")
+        raise UserError(option(name, f"{value:g}"), "must be above 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Options:
   def __post_init__(self):
     for name in ("queue", "jobs"):
       if getattr(self, name) < 1:
-        raise UserError(f"--{name}={getattr(self, name)} must be at least 1")
+        raise UserError(option(name, getattr(self, name)), "must be at least 1")
 
 
 def parse_styles(said: list[str]) -> dict[str, str]:
@@ -66,10 +66,14 @@ def parse_styles(said: list[str]) -> dict[str, str]:
     name, _, path = text.partition("=")
     if not name.strip() or not path:
       raise UserError(
-        f"--style={text} is not NAME=PATH; give the name that is shown and the "
-        "folder of the style, such as --style=watercolour=out/watercolour"
+        option("style", text),
+        "is not NAME=PATH",
+        "give the name that is shown and the folder of the style, such "
+        f"as {option('style')}=watercolour=out/watercolour",
       )
     if name in styles:
-      raise UserError(f"--style={text}: {name} is there twice; name it anew")
+      raise UserError(
+        f"{option('style')}={text}:", f"{name} is there twice", "name it anew"
+      )
     styles[name] = path
   return styles

@@ -19,7 +19,7 @@ from lumiere_jax.contrib.web.jobs import JobQueue
 from lumiere_jax.contrib.web.middleware import ClosedRoutes, names_for
 from lumiere_jax.contrib.web.options import Options
 from lumiere_jax.contrib.web.page import CSS, build
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.pipeline import Pipeline
 
 _PATIENCE_S = 3  # That open connections are waited for at the end.
@@ -147,7 +147,8 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     except (OSError, OverflowError) as error:
       reason = getattr(error, "strerror", None) or error
       raise UserError(
-        f"--host={host} --port={port} cannot be listened to: {reason}; give "
-        "another --port"
+        option("host", host),
+        f"{option('port')}={port} cannot be listened to: {reason}",
+        f"give another {option('port')}",
       ) from error
     yield listener

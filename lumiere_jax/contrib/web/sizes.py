@@ -66,8 +66,9 @@ def check_size(
   check_pixels(_MADE, frames, (width, height), limits)
   if frames > limits.max_seconds * pipeline.fps:
     raise UserError(
-      f"{_MADE} is too long: {frames / pipeline.fps:.1f} s; at most "
-      f"{limits.max_seconds:g} s are made here"
+      _MADE,
+      f"is too long: {frames / pipeline.fps:.1f} s",
+      f"at most {limits.max_seconds:g} s are made here",
     )
 
 
@@ -98,9 +99,10 @@ def check_edges(
       more = math.ceil((wanted - whole[along]) / 2)
       where = "above and below" if along else "left and right"
       raise UserError(
-        f"{LABELS[name]} would be cut off again: the whole is "
-        f"{whole[0]}x{whole[1]}, what is made {made[0]}x{made[1]}; add {more} "
-        f"pixels more {where}"
+        f"{LABELS[name]}",
+        f"would be cut off again: the whole is {whole[0]}x{whole[1]}, "
+        f"what is made {made[0]}x{made[1]}",
+        f"add {more} pixels more {where}",
       )
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import os
 
 from lumiere_jax.contrib.web.options import Options
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.styles import read_style
 from lumiere_jax.parallel.mesh import MeshConfig
@@ -61,16 +61,18 @@ def start(
   """
   if not source.models:
     raise UserError(
-      "--model is missing; give a bundle, or the workdir of a training run"
+      option("model"),
+      "is missing",
+      "give a bundle, or the workdir of a training run",
     )
   for path in options.styles.values():
     read_style(path)
   if root_path and (root_path[0] != "/" or root_path[-1] == "/"):
     raise UserError(
-      f"--root_path={root_path} must begin with / and not end with it"
+      option("root_path", root_path), "must begin with / and not end with it"
     )
   serve = _server()
-  bundles = (find(path, "--model") for path in source.models)
+  bundles = (find(path, option("model")) for path in source.models)
   blended = (*source.adapters, *options.styles.values())
   places = (path.rpartition("=")[2] for path in blended)  # of STAGE=PATH
   secret = (*source.models, *map(os.fspath, bundles), *places)
@@ -98,7 +100,8 @@ def _server():
     from lumiere_jax.contrib.web.server import serve
   except ModuleNotFoundError as error:
     raise UserError(
-      f"the page needs {error.name}, which is not installed: pip install -r "
-      "requirements-app.txt"
+      "",
+      f"the page needs {error.name}, which is not installed: pip "
+      "install -r requirements-app.txt",
     ) from error
   return serve

@@ -119,8 +119,9 @@ def check_sides(what: str, size: tuple[int, int], limits: Limits) -> None:
   width, height = size
   if max(size) > limits.max_side:
     raise UserError(
-      f"{what} is too large: {width}x{height} pixels; at most "
-      f"{limits.max_side} a side are taken here"
+      what,
+      f"is too large: {width}x{height} pixels",
+      f"at most {limits.max_side} a side are taken here",
     )
 
 
@@ -139,9 +140,11 @@ def check_pixels(
   millions = frames * width * height / 1e6
   if millions > limits.max_mpixels:
     raise UserError(
-      f"{what} is too large: {frames} frames of {width}x{height} are "
-      f"{millions:.0f} million pixels; at most {limits.max_mpixels:g} are "
-      "taken here, so make it shorter or smaller"
+      what,
+      f"is too large: {frames} frames of {width}x{height} are "
+      f"{millions:.0f} million pixels",
+      f"at most {limits.max_mpixels:g} are taken here, so make it "
+      "shorter or smaller",
     )
 
 
@@ -150,10 +153,12 @@ def _kind(path: str, field: str, known: set[str], wanted: str) -> str:
     ending = kind(path)
   except OSError as error:
     raise UserError(
-      f"{LABELS[field]} is no longer there; upload it again"
+      f"{LABELS[field]}", "is no longer there", "upload it again"
     ) from error
   if ending not in known:
-    raise UserError(f"{LABELS[field]} is not a {wanted}; give such a file")
+    raise UserError(
+      f"{LABELS[field]}", f"is not a {wanted}", "give such a file"
+    )
   return ending
 
 
@@ -161,8 +166,9 @@ def _check_bytes(path: str, field: str, limits: Limits) -> None:
   megabytes = os.path.getsize(path) / 1e6
   if megabytes > limits.max_mb:
     raise UserError(
-      f"{LABELS[field]} is too large: {megabytes:.1f} MB; at most "
-      f"{limits.max_mb:g} MB are taken here"
+      f"{LABELS[field]}",
+      f"is too large: {megabytes:.1f} MB",
+      f"at most {limits.max_mb:g} MB are taken here",
     )
 
 
@@ -195,6 +201,7 @@ def _check_length(track: Track, field: str, limits: Limits) -> None:
     return
   length = "" if end_s == float("inf") else f": {end_s:.1f} s"
   raise UserError(
-    f"{LABELS[field]} is too long{length}; at most {limits.max_seconds:g} s "
-    "are taken here"
+    f"{LABELS[field]}",
+    f"is too long{length}",
+    f"at most {limits.max_seconds:g} s are taken here",
   )

@@ -79,8 +79,9 @@ class ClipSpec:
   def __post_init__(self):
     if self.num_frames < 1 or not self.fps > 0 or min(self.resolution) < 1:
       raise UserError(
+        "",
         f"clips of {self.num_frames} frames at {self.fps} fps, "
-        f"{self.resolution}: all must be above 0"
+        f"{self.resolution}: all must be above 0",
       )
     check_choice("resample", self.resample, RESAMPLING)
 

@@ -178,7 +178,7 @@ class FilesSource:
     """
     if not 0 <= fraction < 1:
       raise UserError(
-        f"held-out fraction is {fraction}; give 0 or more, below 1"
+        "", f"held-out fraction is {fraction}", "give 0 or more, below 1"
       )
     ordered = sorted({video.file for video in self.videos}, key=_rank)
     count = sum(_rank(file) < fraction for file in ordered)

@@ -24,7 +24,7 @@ from lumiere_jax.data.manifest import (
 from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.data.sources.files import StoredSource
 from lumiere_jax.data.video_index import Finding, Video, judge
-from lumiere_jax.errors import UserError, VideoError
+from lumiere_jax.errors import UserError, VideoError, option
 from lumiere_jax.media.input_file import InMemoryFile
 from lumiere_jax.media.video_reader import VideoInfo
 from lumiere_jax.storage.array_record import Records
@@ -121,9 +121,11 @@ def _require_all(folder: Folder, manifest: Manifest, records: Records) -> None:
   lost = [clip.file for clip in manifest.clips if clip.key not in records]
   if lost:
     raise UserError(
-      f"{folder}: {len(lost)} of {len(manifest.clips)} clips are in none of "
-      f"its shards (the first: {lost[0]}); copy the folder again, or run again "
-      "the lumiere_jax.prepare that made it"
+      f"{folder}:",
+      f"{len(lost)} of {len(manifest.clips)} clips are in none of its "
+      f"shards (the first: {lost[0]})",
+      "copy the folder again, or run again the lumiere_jax.prepare "
+      "that made it",
     )
 
 
@@ -133,9 +135,9 @@ def _tell_unfiltered(
   for name, value in wanted.items():
     if value and not manifest.options.get(name):
       print(
-        f"data: {folder} was prepared without --{name}, so that "
+        f"data: {folder} was prepared without {option(name)}, so that "
         f"config.data.{name}={value:g} is not applied: run lumiere_jax.prepare "
-        f"again with --{name}={value:g}",
+        f"again with {option(name)}={value:g}",
         file=sys.stderr,
       )
 

@@ -239,12 +239,12 @@ def _check_names(
 ) -> None:
   listed = f"choose from {', '.join(known)}"
   if not names:
-    raise UserError(f"procedural source: {field} is empty; {listed}")
+    raise UserError("", f"procedural source: {field} is empty", listed)
   for name in names:
     if name not in known:
       near = suggest(name, known)
       raise UserError(
-        f"procedural source: {field} has no {name!r}{near}; {listed}"
+        "", f"procedural source: {field} has no {name!r}{near}", listed
       )
 
 
@@ -253,4 +253,6 @@ def _require(
 ) -> None:
   if not holds:
     value = getattr(source, field)
-    raise UserError(f"procedural source: {field} is {value!r}; make it {mend}")
+    raise UserError(
+      "", f"procedural source: {field} is {value!r}", f"make it {mend}"
+    )

@@ -47,8 +47,9 @@ def _procedural(config: DataConfig, seed: int, report) -> Sources:
   del report  # nothing is ever dropped
   if config.buckets:
     raise UserError(
-      f"config.data.buckets={config.buckets!r}: scenes of 'procedural' are of "
-      "one shape; leave buckets out, or take another config.data.source"
+      f"config.data.buckets={config.buckets!r}:",
+      "scenes of 'procedural' are of one shape",
+      "leave buckets out, or take another config.data.source",
     )
   train, held_out = (
     ProceduralSource(
@@ -78,8 +79,9 @@ def _prepared(config: DataConfig, seed: int, report) -> Sources:
   _require_path(config, "a folder that lumiere_jax.prepare made")
   if config.prompts:
     raise UserError(
-      "config.data.prompts is for folders of videos, not for source=prepared: "
-      "leave it out, and give it to lumiere_jax.prepare"
+      "config.data.prompts",
+      "is for folders of videos, not for source=prepared: leave it "
+      "out, and give it to lumiere_jax.prepare",
     )
   source = _open_prepared(config, config.path, config.specs, report)
   return _hold_out(source, config)
@@ -112,8 +114,10 @@ def _tfds(config: DataConfig, seed: int, report) -> Sources:
 def _require_path(config: DataConfig, what: str) -> None:
   if not config.path:
     raise UserError(
-      f"config.data.path is missing; give {what} with --config.data.path=DIR, "
-      "or take --config.data.source=procedural"
+      "config.data.path",
+      "is missing",
+      f"give {what} with config.data.path=DIR, or take "
+      "config.data.source=procedural",
     )
 
 

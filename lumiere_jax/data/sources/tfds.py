@@ -150,8 +150,9 @@ def _caption(
   if layout.labels is None:
     if prompts:
       raise UserError(
-        f"config.data.prompts={prompts}: the videos of {name} have captions of "
-        "their own; leave it out"
+        f"config.data.prompts={prompts}:",
+        f"the videos of {name} have captions of their own",
+        "leave it out",
       )
     captions = [tuple(one.texts) for one in seen]
   else:

@@ -85,12 +85,13 @@ def open_builder(name: str, data_dir: str) -> Any:
     known = tfds.list_builders(with_community_datasets=False)  # these: remote
     near = suggest(re.split("[/:]", name)[0], known)
     raise UserError(
-      f"config.data.path={name}: no such builder{_needs_tensorflow() or near}"
+      f"config.data.path={name}:",
+      f"no such builder{_needs_tensorflow() or near}",
     ) from error
   except _BUILDER_ERRORS as error:
     hint = _needs_tensorflow() if isinstance(error, ImportError) else ""
     raise UserError(
-      f"config.data.path={name}: {_one_line(error)}{hint}"
+      f"config.data.path={name}:", f"{_one_line(error)}{hint}"
     ) from error
   return builder
 
@@ -109,17 +110,18 @@ def find_layout(name: str, builder: Any) -> Layout:
   videos = of_kind(features.Video)
   if not videos:
     raise UserError(
-      f"config.data.path={name}: no video among its features "
-      f"({_listed(leaves)}); take a builder with a Video feature"
+      f"config.data.path={name}:",
+      f"no video among its features ({_listed(leaves)})",
+      "take a builder with a Video feature",
     )
   texts = [path for path, f in leaves.items() if _is_text(features, f)]
   numbers = [path for path, f in leaves.items() if _is_number(features, f)]
   caption = _caption(texts, of_kind(features.ClassLabel))
   if caption is None:
     raise UserError(
-      f"config.data.path={name}: no captions among its features "
-      f"({_listed(leaves)}); take a builder with a Text named caption or text, "
-      "or with a ClassLabel"
+      f"config.data.path={name}:",
+      f"no captions among its features ({_listed(leaves)})",
+      "take a builder with a Text named caption or text, or with a ClassLabel",
     )
   if len(videos) > 1:
     print(
@@ -154,7 +156,7 @@ def open_examples(
     return builder.as_data_source(split=SPLIT, decoders=decoders)
   except _BUILDER_ERRORS as error:
     raise UserError(
-      f"config.data.path={name}: {_complaint(builder, error)}"
+      f"config.data.path={name}:", f"{_complaint(builder, error)}"
     ) from error
 
 
@@ -171,8 +173,9 @@ def _import() -> Any:
     import tensorflow_datasets
   except ImportError as error:
     raise UserError(
-      f"config.data.source=tfds needs tensorflow-datasets ({error}); "
-      "pip install tensorflow-datasets"
+      "config.data.source=tfds",
+      f"needs tensorflow-datasets ({error})",
+      "pip install tensorflow-datasets",
     ) from error
   return tensorflow_datasets
 

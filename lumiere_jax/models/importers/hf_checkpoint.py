@@ -15,7 +15,7 @@ from pathlib import Path
 import re
 from typing import Any
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.safetensors import LazyArray
 
@@ -32,16 +32,18 @@ def read_json(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text())
   except FileNotFoundError as error:
     raise UserError(
-      f"{path}: no such file; it belongs beside the weights"
+      f"{path}:", "no such file", "it belongs beside the weights"
     ) from error
   except OSError as error:
     raise UserError(
-      f"{path}: cannot be read ({error.strerror}); give a JSON file"
+      f"{path}:", f"cannot be read ({error.strerror})", "give a JSON file"
     ) from error
   except ValueError as error:
-    raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
+    raise UserError(
+      f"{path}:", f"not JSON ({error})", "fetch it again"
+    ) from error
   if not isinstance(content, dict):
-    raise UserError(f"{path}: not a JSON object; fetch it again")
+    raise UserError(f"{path}:", "not a JSON object", "fetch it again")
   return content
 
 
@@ -67,7 +69,7 @@ def open_weights(
   """
   source = Path(source)
   if not source.exists():
-    raise UserError(f"{source}: no such file or folder; check the path")
+    raise UserError(f"{source}:", "no such file or folder", "check the path")
   if source.is_file():
     refuse_pickle(source)
     return _kept(safetensors.load_lazily(source), keep)
@@ -81,13 +83,17 @@ def open_weights(
   files = [file] if file else sorted(source.glob("*.safetensors"))
   if not files:
     refuse_pickle(*(f for p in _PICKLES for f in sorted(source.glob(p))))
-    raise UserError(f"{source}: holds no .safetensors file; check the path")
+    raise UserError(
+      f"{source}:", "holds no .safetensors file", "check the path"
+    )
   tensors: dict[str, LazyArray] = {}
   for each in files:
     for name, lazy in _kept(safetensors.load_lazily(each), keep).items():
       if name in tensors:
         raise UserError(
-          f"{source}: more than one file holds {name}; name the file to use"
+          f"{source}:",
+          f"more than one file holds {name}",
+          "name the file to use",
         )
       tensors[name] = lazy
   return tensors
@@ -113,7 +119,7 @@ def check_tensors(
     ],
   }
   if told := tell_faults(faults):
-    raise UserError(f"{name}: {told}")
+    raise UserError(f"{name}:", told)
 
 
 def tell_faults(faults: Mapping[str, Sequence[str]]) -> str:
@@ -148,7 +154,9 @@ def _find(folder: Path, start: str, end: str, variant: str) -> Path | None:
   ]
   if len(others) > 1:
     names = ", ".join(f.name for f in others)
-    raise UserError(f"{folder}: holds {names}; say which with --variant")
+    raise UserError(
+      f"{folder}:", f"holds {names}", f"say which with {option('variant')}"
+    )
   return others[0] if others else None
 
 
@@ -157,12 +165,13 @@ def _open_shards(
 ) -> dict[str, LazyArray]:
   where = read_json(index).get("weight_map")
   if not isinstance(where, dict) or not where:
-    raise UserError(f"{index}: has no weight_map; fetch it again")
+    raise UserError(f"{index}:", "has no weight_map", "fetch it again")
   for file in sorted(set(map(str, where.values()))):
     if Path(file).name != file or file in ("", ".", ".."):
       raise UserError(
-        f"{index} names {file!r}, which lies outside the folder; get the "
-        "weights from where you trust them"
+        index,
+        f"names {file!r}, which lies outside the folder",
+        "get the weights from where you trust them",
       )
   where = {name: file for name, file in where.items() if keep(name)}
   files = sorted(set(where.values()))
@@ -174,8 +183,9 @@ def _open_shards(
   lost = sorted(where.keys() - tensors.keys())
   if lost:
     raise UserError(
-      f"{index} names tensors that its files do not hold ({', '.join(lost)}); "
-      "fetch index and shards again, together"
+      index,
+      f"names tensors that its files do not hold ({', '.join(lost)})",
+      "fetch index and shards again, together",
     )
   return tensors
 
@@ -184,8 +194,9 @@ def _require(folder: Path, files: Collection[str], index: Path) -> None:
   lost = [file for file in files if not (folder / file).is_file()]
   if lost:
     raise UserError(
-      f"{folder} lacks {', '.join(lost)}, which {index.name} names; fetch "
-      f"{'it' if len(lost) == 1 else 'them'} too"
+      str(folder),
+      f"lacks {', '.join(lost)}, which {index.name} names",
+      f"fetch {'it' if len(lost) == 1 else 'them'} too",
     )
 
 

@@ -124,14 +124,16 @@ def read_layers(
     for t in names
   ]
   if told := tell_faults(faults):
-    raise UserError(f"{name}: {told}; give a plain LoRA of a DeepFloyd IF")
+    raise UserError(f"{name}:", told, "give a plain LoRA of a DeepFloyd IF")
   if not whole:
-    raise UserError(f"{name}: holds no tensors; give a LoRA")
+    raise UserError(f"{name}:", "holds no tensors", "give a LoRA")
   ranks = {m: tensors[down].shape[0] for m, (down, _) in whole.items()}
   if settings is not None and alphas:
     raise UserError(
-      f"{name}: alpha is stated twice, by a PEFT config and by tensors "
-      f"({', '.join(alphas.values())}); leave one of them out"
+      f"{name}:",
+      "alpha is stated twice, by a PEFT config and by tensors "
+      f"({', '.join(alphas.values())})",
+      "leave one of them out",
     )
   if settings is None:
     given = {m: float(np.asarray(tensors[t]).item()) for m, t in alphas.items()}
@@ -140,7 +142,9 @@ def read_layers(
     scales = _scales(settings, ranks, name)
   if wrong := [m for m, scale in scales.items() if not math.isfinite(scale)]:
     raise UserError(
-      f"{name}: alpha is no finite number ({', '.join(wrong)}); fetch it again"
+      f"{name}:",
+      f"alpha is no finite number ({', '.join(wrong)})",
+      "fetch it again",
     )
   return {
     module: Layer(
@@ -168,8 +172,9 @@ def settings_of(
     settings = dict(json.loads(metadata[_METADATA]))
   except (TypeError, ValueError) as error:
     raise UserError(
-      f"{name}: {_METADATA} in its header is no JSON object ({error}); fetch "
-      "it again"
+      f"{name}:",
+      f"{_METADATA} in its header is no JSON object ({error})",
+      "fetch it again",
     ) from error
   ours = {k: v for k, v in settings.items() if k.startswith("unet.")}
   return {k.removeprefix("unet."): v for k, v in (ours or settings).items()}
@@ -220,7 +225,7 @@ def from_diffusers(
     UserError: tensors do not fit the network; all are named.
   """
   if told := misfits(layers, config):
-    raise UserError(f"{name}: {told}; give an adapter of this network")
+    raise UserError(f"{name}:", told, "give an adapter of this network")
   places = _places(config)
   parts: dict[str, dict[int, Layer]] = {}
   for module, layer in layers.items():
@@ -304,8 +309,10 @@ def _scales(
     refused.append(f"init_lora_weights={values['init_lora_weights']!r}")
   if refused:
     raise UserError(
-      f"{name}: its PEFT config has {', '.join(refused)}, which is more than "
-      "a plain low-rank adapter; give one without"
+      f"{name}:",
+      f"its PEFT config has {', '.join(refused)}, which is more than "
+      "a plain low-rank adapter",
+      "give one without",
     )
   stated = {m: _pattern(values, "rank_pattern", "r", m, name) for m in ranks}
   wrong = [
@@ -315,8 +322,9 @@ def _scales(
   ]
   if wrong:
     raise UserError(
-      f"{name}: ranks are not what its PEFT config says ({', '.join(wrong)}); "
-      "fetch both again, together"
+      f"{name}:",
+      f"ranks are not what its PEFT config says ({', '.join(wrong)})",
+      "fetch both again, together",
     )
   root = math.sqrt if values["use_rslora"] else float
   return {
@@ -336,8 +344,9 @@ def _pattern(
     return float(values[default])
   except (AttributeError, TypeError, ValueError, re.error) as error:
     raise UserError(
-      f"{name}: its PEFT config's {patterns} or {default} is malformed "
-      f"({error}); fetch it again"
+      f"{name}:",
+      f"its PEFT config's {patterns} or {default} is malformed ({error})",
+      "fetch it again",
     ) from error
 
 

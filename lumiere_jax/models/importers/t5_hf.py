@@ -76,7 +76,7 @@ def open_hf(
   """
   source = Path(source)
   if not source.exists():
-    raise UserError(f"{source}: no such file or folder; check the path")
+    raise UserError(f"{source}:", "no such file or folder", "check the path")
   folder = source if source.is_dir() else source.parent
   config = _read_config(folder / "config.json", dtype)
   tensors = open_weights(source, "model", keep=_is_encoder)
@@ -160,8 +160,9 @@ def _read_config(path: Path, dtype: str) -> T5Config:
   kind = content.get("feed_forward_proj")
   if kind != "gated-gelu":
     raise UserError(
-      f"{path}: feed_forward_proj is {kind!r}; give a T5 v1.1 encoder, which "
-      'has "gated-gelu"'
+      f"{path}:",
+      f"feed_forward_proj is {kind!r}",
+      'give a T5 v1.1 encoder, which has "gated-gelu"',
     )
   values = {o: content[hf] for hf, o in _CONFIG_KEYS.items() if hf in content}
   return build(T5Config, {**values, "dtype": dtype}, str(path))

@@ -129,12 +129,14 @@ def _read_index(file: Path) -> dict[str, LazyArray]:
       }
   except OSError as error:
     raise UserError(
-      f"{file}: cannot be read ({error.strerror}); give a T5X checkpoint"
+      f"{file}:", f"cannot be read ({error.strerror})", "give a T5X checkpoint"
     ) from error
   except _MALFORMED as error:
     raise UserError(
-      f"{file}: not the msgpack of a T5X checkpoint, or only a part of it "
-      f"({str(error) or type(error).__name__}); fetch it again"
+      f"{file}:",
+      "not the msgpack of a T5X checkpoint, or only a part of it "
+      f"({str(error) or type(error).__name__})",
+      "fetch it again",
     ) from error
 
 
@@ -199,8 +201,9 @@ def _lazy(value: Any, file: Path, path: str, span: slice) -> LazyArray:
     value = value.get("kvstore", value).get("path")
   if not isinstance(value, str):
     raise UserError(
-      f"{file}: {path} is neither an array nor the name of one; give a "
-      "checkpoint that T5X wrote"
+      f"{file}:",
+      f"{path} is neither an array nor the name of one",
+      "give a checkpoint that T5X wrote",
     )
   return _open_zarr(file, value.removeprefix(_PLACEHOLDER))
 
@@ -221,8 +224,9 @@ def _open_zarr(index: Path, name: str) -> LazyArray:
   path = (folder / name).resolve()
   if path == folder or not path.is_relative_to(folder):
     raise UserError(
-      f"{index} names {name!r}, which lies outside its folder; get the "
-      "checkpoint from where you trust it"
+      index,
+      f"names {name!r}, which lies outside its folder",
+      "get the checkpoint from where you trust it",
     )
   # Of what the index says, the name alone is used: a whole specification can
   # lead anywhere, the network included. A lost chunk must not read as zeros.
@@ -232,8 +236,9 @@ def _open_zarr(index: Path, name: str) -> LazyArray:
     "fill_missing_data_reads": False,
   }
   failed = lambda error: UserError(
-    f"{path}: not a zarr array, or only a part of one ({error}); fetch the "
-    "folder again"
+    f"{path}:",
+    f"not a zarr array, or only a part of one ({error})",
+    "fetch the folder again",
   )
   try:
     store = tensorstore.open(spec, open=True, read=True).result()
@@ -257,21 +262,24 @@ def _infer(arrays: dict[str, LazyArray], source: Path, dtype: str) -> T5Config:
   """The config of an encoder with these arrays."""
   if "layers_0/mlp/wi/kernel" in arrays:
     raise UserError(
-      f"{source}: is T5 1.0, without gated feed-forward layers; give a T5 v1.1 "
-      "encoder"
+      f"{source}:",
+      "is T5 1.0, without gated feed-forward layers",
+      "give a T5 v1.1 encoder",
     )
   lost = sorted({p for p, _ in _SIZES.values() if p not in arrays})
   if lost:
     raise UserError(
-      f"{source}: holds no T5 encoder, as {', '.join(lost)} "
-      f"{'is' if len(lost) == 1 else 'are'} missing; give a T5X checkpoint of "
-      "T5 v1.1"
+      f"{source}:",
+      f"holds no T5 encoder, as {', '.join(lost)} "
+      f"{'is' if len(lost) == 1 else 'are'} missing",
+      "give a T5X checkpoint of T5 v1.1",
     )
   flat = sorted({p for p, _ in _SIZES.values() if arrays[p].ndim != 2})
   if flat:
     raise UserError(
-      f"{source}: {', '.join(f'{p} {arrays[p].shape}' for p in flat)} must "
-      "have two axes; give a T5X checkpoint of T5 v1.1 without scanned layers"
+      f"{source}:",
+      f"{', '.join(f'{p} {arrays[p].shape}' for p in flat)} must have two axes",
+      "give a T5X checkpoint of T5 v1.1 without scanned layers",
     )
   sizes = {name: arrays[p].shape[axis] for name, (p, axis) in _SIZES.items()}
   width = sizes.pop("width")

@@ -78,8 +78,10 @@ class _Keys:
 
   def refuse(self, key: str, expected: str) -> None:
     raise UserError(
-      f"{self.name}: {key}={self.content.get(key)!r} is beyond this network, "
-      f"which needs {expected}; give a U-Net of the DeepFloyd IF kind"
+      f"{self.name}:",
+      f"{key}={self.content.get(key)!r} is beyond this network, which "
+      f"needs {expected}",
+      "give a U-Net of the DeepFloyd IF kind",
     )
 
   def whole(self, key: str, value: Any) -> Any:
@@ -127,8 +129,9 @@ def config_from_diffusers(content: Mapping[str, Any], name: str) -> UNetConfig:
   """
   if content.get("_class_name", CLASS) != CLASS:
     raise UserError(
-      f"{name}: _class_name={content['_class_name']!r}; give the folder of a "
-      f"{CLASS} (in a whole pipeline: its `unet`)"
+      f"{name}:",
+      f"_class_name={content['_class_name']!r}",
+      f"give the folder of a {CLASS} (in a whole pipeline: its `unet`)",
     )
   keys = _Keys(content, name)
   for key, values in _ONLY.items():
@@ -175,7 +178,7 @@ def config_from_diffusers(content: Mapping[str, Any], name: str) -> UNetConfig:
   try:
     return UNetConfig(**values)
   except UserError as error:  # widths that do not divide
-    raise UserError(f"{name}: {error}") from error
+    raise UserError(f"{name}:", error) from error
 
 
 def config_to_diffusers(config: UNetConfig, sample_size: int) -> dict[str, Any]:
@@ -194,8 +197,9 @@ def config_to_diffusers(config: UNetConfig, sample_size: int) -> dict[str, Any]:
   ):
     if value != only:
       raise UserError(
-        f"config.model.{field}={value!r} has no counterpart in diffusers, "
-        f"which needs {only!r}; this model can be kept as a bundle only"
+        f"config.model.{field}={value!r}",
+        f"has no counterpart in diffusers, which needs {only!r}",
+        "this model can be kept as a bundle only",
       )
   c = config
   block = lambda way, kind: (
@@ -297,6 +301,7 @@ def _refuse_unread(keys: _Keys) -> None:
   ]
   if unknown:
     raise UserError(
-      f"{keys.name}: unknown keys {', '.join(unknown)}; what they mean for the "
-      "network is not known here"
+      f"{keys.name}:",
+      f"unknown keys {', '.join(unknown)}",
+      "what they mean for the network is not known here",
     )

@@ -79,5 +79,5 @@ def test_super_resolution_is_planned_in_windows(mesh):
 
 
 def test_too_few_frames_are_refused(mesh):
-  with pytest.raises(UserError, match="--num_frames=2 is less than the 4"):
+  with pytest.raises(UserError, match="num_frames=2 is less than the 4"):
     make_job("sample", SSR, mesh, 2)

@@ -44,7 +44,7 @@ def test_slices_that_do_not(name, said):
 
 
 def test_a_number_of_slices():
-  with pytest.raises(UserError, match="--num_slices=0 must be at least 1"):
+  with pytest.raises(UserError, match="num_slices=0 must be at least 1"):
     check_slice("v5e:2x2", 0)
 
 

@@ -228,11 +228,9 @@ def test_paint_is_measured_before_it_is_decoded(site):
 
 def test_a_taken_port_is_told_before_the_model_is_loaded(site):
   load = lambda: pytest.fail("it was loaded")
-  with pytest.raises(UserError, match=f"--port={site.port} cannot be listened"):
+  with pytest.raises(UserError, match=f"port={site.port} cannot be listened"):
     serve(load, Options(), port=site.port)
-  with pytest.raises(
-    UserError, match=r"--host=192\.0\.2\.1 --port=0 cannot be"
-  ):
+  with pytest.raises(UserError, match=r"host=192\.0\.2\.1 port=0 cannot be"):
     serve(load, Options(), host="192.0.2.1", port=0)
 
 

@@ -40,7 +40,7 @@ def test_styles():
   styles = parse_styles(["ink=/a", "oil on canvas=/b=c"])
   assert styles == {"ink": "/a", "oil on canvas": "/b=c"}
   for wrong in ("ink", "=path", "ink=", " =path"):
-    with pytest.raises(UserError, match=f"--style={wrong} is not NAME=PATH"):
+    with pytest.raises(UserError, match=f"style={wrong} is not NAME=PATH"):
       parse_styles([wrong])
   with pytest.raises(UserError, match="ink is there twice"):
     parse_styles(["ink=/a", "ink=/b"])
@@ -50,17 +50,17 @@ def test_limits_are_above_zero():
   for name in vars(Limits()):
     with pytest.raises(UserError, match=f"--{name}=0 must be above 0"):
       Limits(**{name: 0})
-  with pytest.raises(UserError, match="--queue=0 must be at least 1"):
+  with pytest.raises(UserError, match="queue=0 must be at least 1"):
     Options(queue=0)
 
 
 def test_what_cannot_work_is_said_before_anything_is_loaded(tmp_path):
   there = Source(models=(str(tmp_path),))
   where = {"host": "127.0.0.1", "port": 0}
-  with pytest.raises(UserError, match="--model is missing; give a bundle"):
+  with pytest.raises(UserError, match="model is missing; give a bundle"):
     start(Source(models=()), Options(), **where)
   options = Options(styles={"ink": "/no/such/place"})
-  with pytest.raises(UserError, match="--style=/no/such/place does not exist"):
+  with pytest.raises(UserError, match="style=/no/such/place does not exist"):
     start(there, options, **where)
   for root_path in ("lumiere", "/lumiere/"):
     with pytest.raises(UserError, match="must begin with / and not end with"):
@@ -92,7 +92,7 @@ def test_a_style_that_does_not_fit_is_told_at_the_start(tmp_path, monkeypatch):
   with pytest.raises(UserError, match="holds base, ssr; say whose style"):
     start(source, Options(styles={"own": str(GOLDEN)}), host="", port=0)
   other = str(write_bundle(tmp_path, t2i=STYLED))
-  with pytest.raises(UserError, match=f"--style={other} was made with"):
+  with pytest.raises(UserError, match=f"style={other} was made with"):
     start(source, Options(styles={"other": other}), host="", port=0)
 
 

@@ -40,7 +40,7 @@ def pictures(tmp_path):
 
 
 def test_files_need_a_path():
-  with pytest.raises(UserError, match=r"--config\.data\.path=DIR"):
+  with pytest.raises(UserError, match=r"config\.data\.path=DIR"):
     open_sources(DataConfig(source="files"), seed=0, report=None)
 
 

@@ -66,7 +66,7 @@ def test_the_plain_one_goes_before_variants_which_can_be_chosen(tmp_path):
 def test_of_several_variants_one_must_be_named(tmp_path):
   for variant in ("fp16", "bf16"):
     safetensors.save(tmp_path / f"model.{variant}.safetensors", TENSORS)
-  with pytest.raises(UserError, match=r"bf16.*fp16.*--variant"):
+  with pytest.raises(UserError, match=r"bf16.*fp16.*variant"):
     open_weights(tmp_path, "model")
 
 
