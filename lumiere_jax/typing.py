@@ -12,18 +12,13 @@ from jaxtyping import Array, Bool, Float, UInt8, jaxtyped
 import numpy as np
 
 Video = Float[Array, "b t h w c"]
-
-
 PerSample = Float[Array, "b"]
-
 
 Params = dict[str, Any]
 """A nested tree of parameters as Flax linen makes it."""
 
-
 FlatParams = dict[str, Any]
 """The same leaves in one flat dict, keyed by 'path/of/modules/leaf'."""
-
 
 typechecked = jaxtyped(typechecker=beartype)
 """Decorator: check shapes and types of a public function when it is called."""

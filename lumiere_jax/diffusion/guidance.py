@@ -25,10 +25,8 @@ from lumiere_jax.typing import Cond, PerSample, Video, typechecked
 
 Scalar = float | int | Float[Array, ""]
 
-
 Scale = Scalar | PerSample | Callable[[PerSample], PerSample]
 """A guidance scale: for all, per sample, or a function of the log-SNR."""
-
 
 MOST_VALUES = 2**31 - 1
 """The largest clip that is thresholded: its values are counted in int32."""

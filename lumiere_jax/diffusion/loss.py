@@ -25,10 +25,8 @@ STEP = 1 / 1000
 """The time between neighbouring steps: models with a learned variance are
 trained on 1000 of them."""
 
-
 HALF_BIN = 1 / 255
 """Half the distance of neighbouring pixel values, 256 of them in [-1, 1]."""
-
 
 Levels = Float[Array, "b 1 1 1 1"]
 

@@ -14,7 +14,6 @@ from lumiere_jax.typing import Cond, PerSample, Video, typechecked
 AXES = {1: "frames", 2: "rows", 3: "columns"}
 """Axes of a video (b, t, h, w, c) that windows can be cut along."""
 
-
 WEIGHTS = ("uniform", "ramp")
 """How the predictions of overlapping windows are weighted."""
 

@@ -18,7 +18,6 @@ from lumiere_jax.typing import Video, typechecked
 INITIAL = 2**31 - 1
 """The step number of the noise that sampling starts from."""
 
-
 Keys = Key[Array, "b"]
 
 

@@ -25,10 +25,8 @@ from lumiere_jax.typing import PerSample, typechecked
 REFERENCE_PIXELS = 64 * 64
 """The pictures that the cosine schedule was made for (simple diffusion)."""
 
-
 LIMIT = 20.0
 """Training draws no log-SNR beyond, so that eps gives a finite x0."""
-
 
 _TAIL = 1e-3  # The share of draws that a range of levels may leave out.
 
@@ -183,11 +181,7 @@ def _drawn(
 
 
 GRIDS = ("log_snr", "karras", "trailing", "schedule")
-
-
 _RHO = 7.0
-
-
 _SHORT = 0.8995  # Grids that start at an earlier time leave too much out.
 
 

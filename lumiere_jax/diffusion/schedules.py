@@ -209,8 +209,6 @@ class SquaredCosCapV2:
 
 
 NUM_STEPS = 1000
-
-
 _TIMES = np.float32(np.arange(NUM_STEPS) / NUM_STEPS)
 
 

@@ -24,27 +24,17 @@ from lumiere_jax.parallel.mesh import BATCH
 from lumiere_jax.parallel.sharding import fit
 
 KERNELS = ("auto", "xla", "chunked", "flash", "cudnn")
-
-
 _ONLY_ON = {"flash": "tpu", "cudnn": "gpu"}
-
 
 SCORES = 128 * 2**20
 """Bytes of float32 scores that a device should hold at a time, at most."""
 
-
 _BLOCK = 512  # Most queries or keys in a block of the kernel.
-
-
 _LANES = 128  # Blocks are multiples of these: fewer queries do not pay.
-
-
 _KEPT = "flash"  # What the kernel calls its results.
-
 
 # A score of keys that are not seen; differences of scores are finite.
 _NEVER = -1e38
-
 
 # What a mesh cuts: rows of pixels are among the queries of a group (a frame),
 # and its keys with them, or each pixel is a group by itself.

@@ -33,8 +33,6 @@ def gelu(x: Array) -> Array:
 
 
 ACTIVATIONS: dict[str, Callable] = {"gelu": gelu, "silu": nn.silu}
-
-
 NORM_EPS = 1e-5
 
 

@@ -17,19 +17,13 @@ import ftfy
 
 Step = Callable[[str], str]
 
-
 _DASHES = (
   "\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40"
   "\u301c\u3030\u30a0\ufe31\ufe32\ufe58\ufe63\uff0d"
 )
 
-
 _MARKS = "#®•©™&@·º½¾¿¡§~()[]{}|/*\\"
-
-
 _SITE = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b\/?(?!@)"
-
-
 _FILES = "(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)"
 
 

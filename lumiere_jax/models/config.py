@@ -9,10 +9,7 @@ from lumiere_jax.models import blocks
 from lumiere_jax.models.attention import KERNELS
 
 ATTENTION = ("none", "cross", "self")
-
-
 LOW_RESOLUTION = ("half_pixel", "corners")
-
 
 REMAT = {
   "none": jax.checkpoint_policies.everything_saveable,

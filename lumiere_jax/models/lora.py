@@ -25,10 +25,8 @@ from lumiere_jax.typing import FlatParams
 
 PREFIX = "lora/"
 
-
 TARGETS = {"temporal": r"(^|/)temporal_", "spatial": r"^(?!temporal_|cond_in)"}
 """Short names of the layers that adapters are most often put on."""
-
 
 # Kernels of several heads and parts, which alone have one input axis and
 # several output axes; all others end in their one output axis.

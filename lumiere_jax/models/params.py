@@ -17,7 +17,6 @@ from lumiere_jax.typing import FlatParams, Params
 ADDED_LEAVES = r"(^|/)(temporal_|cond_in)"
 """Leaves that an image model does not have."""
 
-
 _BIAS = re.compile(r"(^|/)temporal_.*/position_bias$")
 
 

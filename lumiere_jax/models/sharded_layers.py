@@ -118,11 +118,9 @@ Conv = functools.partial(
   nn.Conv, promote_dtype=gathered, conv_general_dilated=_same
 )
 
-
 Dense = functools.partial(
   nn.Dense, promote_dtype=gathered, dot_general=_product
 )
-
 
 DenseGeneral = functools.partial(
   nn.DenseGeneral, promote_dtype=gathered, dot_general=_product

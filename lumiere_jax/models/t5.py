@@ -21,7 +21,6 @@ from lumiere_jax.typing import FlatParams, Params, typechecked
 
 DTYPES = ("float32", "bfloat16")
 
-
 PREFIX = "text_encoder/"
 """Of an encoder's leaves among those of a network that it trains with."""
 

@@ -66,11 +66,7 @@ def load_t5(
 
 
 Text = Float[np.ndarray, "b l e"]
-
-
 Mask = Bool[np.ndarray, "b l"]
-
-
 _MOST_SPARE = 128  # Rows of an embedding beyond its tokenizer's pieces.
 
 

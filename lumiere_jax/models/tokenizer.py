@@ -15,8 +15,6 @@ from lumiere_jax.errors import UserError
 from lumiere_jax.storage.atomic import writing
 
 PAD, EOS, UNK = 0, 1, 2
-
-
 _SHOWN = 80  # Characters of each end of what is cut off.
 
 

@@ -31,13 +31,8 @@ from lumiere_jax.errors import (
 from lumiere_jax.models.config import UNetConfig
 
 IF_SCHEDULE = "squaredcos_cap_v2"
-
-
 NULL_TEXTS = ("zeros", "empty")
-
-
 AUTO = "auto"
-
 
 FARTHEST = 40.0
 """No log-SNR beyond is worth sampling at: float32 tells it from no other."""

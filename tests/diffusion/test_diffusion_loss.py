@@ -19,16 +19,12 @@ from lumiere_jax.errors import UserError
 from lumiere_jax.typing import Cond
 
 SHAPE = (3, 2, 4, 4, 3)
-
-
 COSINE = {"noise": UniformTime(schedule=Cosine()), "schedule": Cosine()}
-
 
 DISCRETE = {
   "noise": UniformTime(schedule=SquaredCosCapV2()),
   "schedule": SquaredCosCapV2(),
 }
-
 
 KEYS = jax.random.split(jax.random.key(0), 2000)
 

@@ -17,8 +17,6 @@ from lumiere_jax.diffusion.schedules import Cosine
 from lumiere_jax.errors import UserError
 
 LOG_SNR = jnp.array([-1.0, 2.0])
-
-
 FORMS = ("x0", "eps", "v", "log_var")
 
 
@@ -189,11 +187,7 @@ def test_bad_settings_are_user_errors(z, cond):
 
 
 STD, STARTS, WINDOW, SHAPE = 0.5, (0, 4), 6, (4, 10, 32, 32, 1)
-
-
 SHARED, ALONE = [4, 5], [0, 1, 2, 3, 6, 7, 8, 9]
-
-
 MONTE_CARLO = 4 * np.sqrt(2 / (4 * 2 * 32 * 32))  # of a variance in SHARED
 
 

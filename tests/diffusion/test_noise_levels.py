@@ -24,7 +24,6 @@ from lumiere_jax.errors import UserError
 
 QUANTILES = (np.arange(4000) + 0.5) / 4000
 
-
 OPTIONS = {
   "schedule": Cosine(),
   "mean": 0.0,

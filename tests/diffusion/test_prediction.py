@@ -12,8 +12,6 @@ from lumiere_jax.diffusion.prediction import (
 from lumiere_jax.errors import UserError
 
 LOG_SNR = np.array([-20, -15, -6, -1, 0, 1, 6, 15, 20], np.float32)
-
-
 SHAPE = (len(LOG_SNR), 2, 3, 4, 3)
 
 

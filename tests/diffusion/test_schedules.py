@@ -24,13 +24,8 @@ CONTINUOUS = [
   EvenLogSNR(),
 ]
 
-
 DISCRETE = [SquaredCosCapV2(), SquaredCosCapV2(shift=-2.77)]
-
-
 ALL = CONTINUOUS + DISCRETE
-
-
 STEPS = np.arange(1000)
 
 

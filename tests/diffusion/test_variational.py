@@ -16,8 +16,6 @@ from lumiere_jax.diffusion.prediction import (
 from lumiere_jax.diffusion.schedules import Cosine, SquaredCosCapV2
 
 bound = jax.jit(variational_bound, static_argnums=3)
-
-
 STEPS = np.array([1, 2, 30, 400, 800, 998, 999])
 
 

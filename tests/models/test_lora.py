@@ -24,10 +24,7 @@ CONFIG = small_config(
   ),
 )
 
-
 FLAT = random_leaves(CONFIG)
-
-
 RANK = 2
 
 

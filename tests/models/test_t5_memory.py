@@ -19,7 +19,6 @@ CONFIG = T5Config(
   vocab_size=2048, d_model=256, d_ff=512, num_heads=4, d_kv=64, num_layers=8
 )
 
-
 LARGEST = 4 * CONFIG.vocab_size * CONFIG.d_model
 
 

@@ -18,10 +18,7 @@ from tests.references import t5
 from tests.references.strings import mixed_strings
 
 ENCODER = json.loads((t5.FOLDER / "encoder.json").read_text())
-
-
 TOKENS = json.loads((t5.FOLDER / "tokens.json").read_text(encoding="utf-8"))
-
 
 genuine = pytest.mark.skipif(
   not t5.SPIECE.exists(), reason="T5's tokenizer not at hand"

@@ -24,10 +24,7 @@ from lumiere_jax.models.unet import UNet
 from lumiere_jax.typing import Cond
 
 pytestmark = pytest.mark.parity
-
-
 SCALE = 0.7
-
 
 # IF's middle level sees the text alone here; all kinds of layers are there.
 CONFIG = UNetConfig(
@@ -46,12 +43,8 @@ CONFIG = UNetConfig(
   mask_text=False,
 )
 
-
 STEPS = np.array([3, 700])
-
-
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
-
 
 OLD = ("to_q", "to_k", "to_v", "to_out.0")
 """Layers that diffusers still renames from its old attention processors."""

@@ -30,15 +30,9 @@ pytestmark = [
   pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning"),
 ]
 
-
 BETAS = ["squaredcos_cap_v2", "linear"]
-
-
 KINDS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
-
-
 SHAPE = (2, 1, 4, 6, 3)
-
 
 IF_THRESHOLD = {
   "thresholding": True,

@@ -23,11 +23,9 @@ from tests.references.strings import mixed_strings
 
 pytestmark = pytest.mark.parity
 
-
 SMALL = T5Config(
   vocab_size=100, d_model=48, d_ff=80, num_heads=6, d_kv=16, num_layers=4
 )
-
 
 CONFIGS = {
   "odd": SMALL,
@@ -36,7 +34,6 @@ CONFIGS = {
   "deep": dataclasses.replace(SMALL, num_layers=24),
   "small": T5_SIZES["small"],
 }
-
 
 genuine = pytest.mark.skipif(
   not t5.SPIECE.exists(), reason="T5's tokenizer not at hand"

@@ -20,8 +20,6 @@ from tests.models.importers.test_unet_diffusers import IF_I_XL, IF_II_L
 from tests.references import unets
 
 pytestmark = pytest.mark.parity
-
-
 FRAMES = 2
 
 

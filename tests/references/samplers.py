@@ -17,19 +17,10 @@ from lumiere_jax.diffusion.schedules import SquaredCosCapV2
 from lumiere_jax.typing import Cond
 
 FOLDER = Path(__file__).parent / "samplers"
-
-
 NAMES = ("ddpm", "ddim", "dpmpp_2m", "heun")
-
-
 STEPS = 10
-
-
 SHAPE = (2, 1, 4, 6, 3)
-
-
 SEEDS = [0, 1]
-
 
 THRESHOLD = {"percentile": 0.95, "max_value": 1.5}
 """Of DDPM and DDIM; diffusers' others have none of this kind."""

@@ -13,29 +13,18 @@ from lumiere_jax.models.tokenizer import Tokenizer, default_tokenizer_path
 from tests.references import unets
 
 FOLDER = Path(__file__).parent / "trajectories"
-
-
 PROMPTS = ["A small red circle moves left", "blue star"]
-
-
 SEEDS = [3, 4]
-
-
 STEPS = 10
-
-
 SCALES = {"IF-I": 7.0, "IF-II": 4.0}
-
 
 NOISE_LEVEL = 250
 """Step of the noise on what the second stage is told."""
-
 
 STAGES = {
   "IF-I": unets.IF_I | {"sample_size": 8},
   "IF-II": unets.IF_II | {"sample_size": 32},
 }
-
 
 SCHEDULER = {
   "_class_name": "DDPMScheduler",
@@ -48,12 +37,10 @@ SCHEDULER = {
   "variance_type": "learned_range",
 }
 
-
 SCHEDULERS = {
   "IF-I": SCHEDULER | {"sample_max_value": 1.5},
   "IF-II": SCHEDULER | {"sample_max_value": 1.0},
 }
-
 
 T5 = T5Config(
   vocab_size=1024, d_model=48, d_ff=96, num_heads=4, d_kv=12, num_layers=2

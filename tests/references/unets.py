@@ -12,23 +12,17 @@ from lumiere_jax.storage import safetensors
 from tests.references.drawn import draw
 
 FOLDER = Path(__file__).parent / "unets"
-
-
 STEPS = np.array([0, 1, 500, 999])
-
 
 LENGTHS = (9, 4, 1, 6)
 """Of the captions, which are padded to the first."""
 
-
 _DOWN, _UP = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
-
 
 _CROSS_DOWN, _CROSS_UP = (
   "SimpleCrossAttnDownBlock2D",
   "SimpleCrossAttnUpBlock2D",
 )
-
 
 # At least two channels to a group: a norm of one would hide the bias before.
 IF_I = {
@@ -63,7 +57,6 @@ IF_I = {
   "up_block_types": [_CROSS_UP, _CROSS_UP, _UP],
 }
 
-
 IF_II = IF_I | {
   "block_out_channels": [64, 64, 96, 128],
   "class_embed_type": "timestep",
@@ -77,7 +70,6 @@ IF_II = IF_I | {
   "time_embedding_act_fn": "gelu",
   "up_block_types": [_CROSS_UP, _CROSS_UP, _UP, _UP],
 }
-
 
 CONFIGS: dict[str, dict[str, Any]] = {
   "IF-I": IF_I,

@@ -30,32 +30,23 @@ from lumiere_jax.typing import FlatParams
 
 PEFT_PREFIX = "base_model.model."
 
-
 # A module, then as its adapter is spelled by PEFT, by diffusers, by its old
 # attention processors: X.lora_A.weight, X.lora.down.weight, X_lora.down.weight.
 _MODULE = rf"(?:unet\.|{re.escape(PEFT_PREFIX)})?(?P<module>.+?)"
-
-
 _DIFFUSERS = r"(?P<old>_lora)|\.lora(?:_linear_layer)?"
-
 
 _HALF = re.compile(
   rf"{_MODULE}(?:\.lora_(?P<peft>[AB])(?:\.\w+)?"
   rf"|(?:{_DIFFUSERS})\.(?P<way>down|up))\.weight"
 )
 
-
 _ALPHA = re.compile(
   rf"{_MODULE}(?:(?:\.lora_[AB]|(?:{_DIFFUSERS})(?:\.(?:down|up))?)"
   r"(?:\.weight)?)?\.(?:network_)?alpha"
 )
 
-
 _METADATA = "lora_adapter_metadata"
-
-
 _DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32)
-
 
 # What a PEFT config may say without any effect on a trained adapter; all that
 # is not among these, nor read here, must be off.
@@ -65,7 +56,6 @@ _IDLE = {
   *("layers_to_transform", "lora_dropout", "megatron_core", "revision"),
   *("qalora_group_size", "target_modules", "task_type"),
 }
-
 
 # Other ways to begin change the weights that the adapter is for.
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")

@@ -23,7 +23,6 @@ from lumiere_jax.typing import FlatParams, Params
 
 _EMBEDDING = ("shared.weight", "encoder.embed_tokens.weight")
 
-
 _LEAVES = {
   "attention/query/kernel": "layer.0.SelfAttention.q.weight",
   "attention/key/kernel": "layer.0.SelfAttention.k.weight",
@@ -36,7 +35,6 @@ _LEAVES = {
   "pre_mlp_layer_norm/scale": "layer.1.layer_norm.weight",
 }
 
-
 _ROOMS = {
   "token_embedder": _EMBEDDING[0],
   "relpos_bias": (
@@ -44,7 +42,6 @@ _ROOMS = {
   ),
   "encoder_norm": "encoder.final_layer_norm.weight",
 }
-
 
 _CONFIG_KEYS = {
   "vocab_size": "vocab_size",

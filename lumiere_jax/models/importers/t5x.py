@@ -26,35 +26,24 @@ from lumiere_jax.storage.safetensors import LazyArray
 
 INDEX = "checkpoint"
 
-
 _MAP = re.compile(rb"[\x81-\x8f\xde\xdf]")
 """The first byte of a map in msgpack, unless it is empty."""
-
 
 _ENCODER = re.compile(
   r"(?:(?:optimizer/)?target/)?"
   r"(?:encoder/(?P<inner>.+)|(?P<outer>token_embedder/.+))"
 )
 
-
 _LEAF = re.compile(r".*/(kernel|scale|embedding|rel_embedding)")
-
-
 _ARRAY, _CHUNKED = 1, "__msgpack_chunked_array__"  # as flax writes them
-
-
 _PLACEHOLDER = "PLACEHOLDER://"
-
-
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
-
 
 _MALFORMED = (
   *(ValueError, TypeError, LookupError, AttributeError),
   msgpack.UnpackException,
 )
 """What unpacking anything else can raise."""
-
 
 _SIZES = {
   "vocab_size": ("token_embedder/embedding", 0),

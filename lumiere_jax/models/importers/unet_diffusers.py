@@ -29,9 +29,7 @@ _MODULES = {
   "mid_1": "mid_block.resnets.1",
 }
 
-
 _EMBEDDING = {"in": ("linear_1",), "out": ("linear_2",)}
-
 
 _POOL = {
   "norm_in": ("norm1",),
@@ -42,7 +40,6 @@ _POOL = {
   "norm_out": ("norm2",),
 }
 
-
 _RES_BLOCK = {
   "norm_0": ("norm1",),
   "conv_0": ("conv1",),
@@ -51,7 +48,6 @@ _RES_BLOCK = {
   "conv_1": ("conv2",),
   "skip": ("conv_shortcut",),
 }
-
 
 # What they keep apart and we as one array; attention to the text alone has
 # queries only.
@@ -63,10 +59,7 @@ _ATTENTION = {
   "out": ("to_out.0",),
 }
 
-
 _FUSED = ("qkv", "text_kv")
-
-
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 

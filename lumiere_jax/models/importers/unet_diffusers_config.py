@@ -12,7 +12,6 @@ from lumiere_jax.models.config import UNetConfig
 
 CLASS = "UNet2DConditionModel"
 
-
 # Keys whose values change the network in ways ours does not; None stands for
 # an absent key too. Defaults are those of diffusers' class.
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -43,7 +42,6 @@ _ONLY: dict[str, tuple[Any, ...]] = {
   "timestep_post_act": (None,),
 }
 
-
 # Keys without any effect on networks of these blocks.
 _IDLE = (
   *("addition_time_embed_dim", "downsample_padding", "sample_size"),
@@ -52,9 +50,7 @@ _IDLE = (
   "reverse_transformer_layers_per_block",
 )
 
-
 _ACTIVATIONS = {"gelu": "gelu", "silu": "silu", "swish": "silu"}
-
 
 _KINDS = {
   "ResnetDownsampleBlock2D": False,

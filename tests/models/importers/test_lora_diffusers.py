@@ -25,13 +25,8 @@ from tests.conftest import random_leaves, small_config
 
 # Every kind of block, and layers of its own that no adapter of others reaches.
 CONFIG = small_config(in_channels=6, noise_conditioned=True, cond_channels=4)
-
-
 FLAT = {k: np.asarray(v) for k, v in random_leaves(CONFIG).items()}
-
-
 THEIRS = {k: np.asarray(v) for k, v in to_diffusers(FLAT, CONFIG).items()}
-
 
 LAYERS = [
   name.removesuffix(".weight")
@@ -40,19 +35,10 @@ LAYERS = [
   for name in names
 ]
 
-
 ATTENTION = [m for m in LAYERS if ".attentions." in m]
-
-
 QUERY = "mid_block.attentions.0.to_q"
-
-
 CONV = "down_blocks.0.resnets.0.conv1"
-
-
 SKIP = "down_blocks.1.resnets.0.conv_shortcut"
-
-
 RANK = 3
 
 

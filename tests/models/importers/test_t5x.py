@@ -22,7 +22,6 @@ TINY = (
   pathlib.Path(__file__).parents[2] / "../shared/assets/t5x/tiny.checkpoint_0"
 )
 
-
 CONFIG = T5Config(
   vocab_size=50,
   d_model=12,
@@ -33,10 +32,7 @@ CONFIG = T5Config(
   num_buckets=16,
 )
 
-
 FLAT = flatten(init_params(CONFIG, seed=5))
-
-
 KERNEL = "layers_1/mlp/wo/kernel"
 
 
@@ -106,7 +102,6 @@ FORMS = {
   "zarr": _write_folder,
   "zarr by spec": lambda folder, flat=FLAT: _write_folder(folder, flat, True),
 }
-
 
 every_form = pytest.mark.parametrize("write", FORMS.values(), ids=FORMS)
 

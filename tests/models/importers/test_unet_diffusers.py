@@ -71,7 +71,6 @@ IF_I_XL = {
   "use_linear_projection": False,
 }
 
-
 IF_II_L = IF_I_XL | {
   "block_out_channels": [160, 320, 640, 960, 1280],
   "class_embed_type": "timestep",
