@@ -9,7 +9,7 @@ import warnings
 from absl import app, flags, logging
 import jax
 
-from lumiere_jax.errors import UserError, name_options, option
+from lumiere_jax.errors import UserError, option, set_option_format
 from lumiere_jax.storage.files import user_cache
 
 USAGE_EXIT = 2
@@ -33,7 +33,7 @@ FLAG_ERRORS = (
 
 def run(main: Callable[[list[str]], None]) -> None:
   """Runs `main`; errors the user can fix end in one line and exit code 2."""
-  name_options("--{}".format)
+  set_option_format("--{}".format)
   warnings.showwarning = _show_warning
   sys.unraisablehook = _unless_told_already
   _keep_compiled_programs()

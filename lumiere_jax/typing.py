@@ -1,6 +1,6 @@
-"""What every room may share: array aliases, `Cond`, errors, checked configs.
+"""Array types, and `Cond`, the conditioning of a network.
 
-This is the ground floor: it imports no other room.
+It imports no other room, so that every room can use it.
 """
 
 from typing import Any
@@ -12,21 +12,22 @@ from jaxtyping import Array, Bool, Float, UInt8, jaxtyped
 import numpy as np
 
 Video = Float[Array, "b t h w c"]
+Clip = UInt8[np.ndarray, "t h w 3"]
 PerSample = Float[Array, "b"]
 
 Params = dict[str, Any]
-"""A nested tree of parameters as Flax linen makes it."""
+"""A nested tree of parameters, as Flax linen makes it."""
 
 FlatParams = dict[str, Any]
 """The same leaves in one flat dict, keyed by 'path/of/modules/leaf'."""
 
 typechecked = jaxtyped(typechecker=beartype)
-"""Decorator: check shapes and types of a public function when it is called."""
+"""Decorator: checks shapes and types of arguments when a function is called."""
 
 
 @struct.dataclass
 class Cond:
-  """Everything a network is conditioned on, besides the noisy video.
+  """Everything that a network is conditioned on.
 
   Attributes:
     text: (b, l, e) float, the text encoder's output.
@@ -34,7 +35,7 @@ class Cond:
     frames: (b, t, h, w, c) float, conditioning pixels in [-1, 1]: the
       up-sampled low-resolution video (c=3) of a super-resolution model, then
       the masked video (3) and the mask (1; 1 = given) of a conditional one.
-    noise_level: (b,) float in [0, 1], the schedule time of the noise put on
+    noise_level: (b,) float in [0, 1], the schedule time of the noise added to
       the low-resolution video (Imagen's aug_level; super-resolution only).
   """
 
@@ -50,6 +51,3 @@ class Cond:
   def map_samples(self, fn) -> "Cond":
     """Applies `fn` to every leaf; all have the batch as their axis 0."""
     return jax.tree.map(fn, self)
-
-
-Clip = UInt8[np.ndarray, "t h w 3"]

@@ -17,7 +17,7 @@ import numpy as np
 from lumiere_jax.contrib.web.forms import Asked
 from lumiere_jax.contrib.web.labels import words
 from lumiere_jax.contrib.web.options import Options
-from lumiere_jax.errors import UserError, listening, option
+from lumiere_jax.errors import UserError, capture_notices, option
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.sampling_inputs import Progress
 from lumiere_jax.inference.tasks import TASKS
@@ -257,7 +257,7 @@ class Maker:
     try:
       job.check()
       begun, notices = time.monotonic(), []
-      with listening(notices.append):
+      with capture_notices(notices.append):
         pixels = self._pixels(job.asked, job)
       job.check()
       desk.finish(job, self._write(pixels, job.asked, desk))

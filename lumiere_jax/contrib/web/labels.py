@@ -3,7 +3,7 @@
 from pathlib import Path
 import re
 
-from lumiere_jax.errors import UserError, VideoError, word
+from lumiere_jax.errors import UserError, VideoError, format_message
 
 LABELS = {
   "prompt": "Prompt",
@@ -64,6 +64,10 @@ def words(error: UserError | str) -> str:
   if isinstance(error, VideoError):
     return f"{LABELS.get(Path(error.path).stem, 'File')}: {error.reason}"
   label = lambda name: LABELS.get(name, name)
-  text = word(error, label) if isinstance(error, str) else error.worded(label)
+  text = (
+    format_message(error, label)
+    if isinstance(error, str)
+    else error.format(label)
+  )
   text = re.sub(r"\btask=(\w+)", lambda m: f'"{m[1].replace("_", " ")}"', text)
   return text[:1].upper() + text[1:]

@@ -11,7 +11,7 @@ from lumiere_jax.contrib.web import start as starting
 from lumiere_jax.contrib.web.examples import PROMPTS, draw
 from lumiere_jax.contrib.web.options import Limits, Options, parse_styles
 from lumiere_jax.contrib.web.start import Source, start
-from lumiere_jax.errors import UserError, listening, notice
+from lumiere_jax.errors import UserError, capture_notices, notice
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.video_reader import probe
 from lumiere_jax.storage import bundle
@@ -134,7 +134,7 @@ def test_examples_are_what_a_model_was_told_in_training(tmp_path):
 
 def test_notices_go_to_who_listens(capsys):
   heard = []
-  with listening(heard.append):
+  with capture_notices(heard.append):
     notice("one\n line")
   notice("another")
   assert heard == ["one line"]
