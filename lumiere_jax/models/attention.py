@@ -1,11 +1,11 @@
-"""Softmax attention of the whole network, by the kernel that a config names.
+"""Softmax attention with a choice of kernels.
 
-xla      scores of all queries at once, laid out by the compiler
-chunked  the same numbers, scores of some queries at a time; any device
-flash    the fused kernel that JAX ships for TPUs
+xla      scores of all queries at once
+chunked  the same result, scores of some queries at a time; any device
+flash    the fused TPU kernel of JAX
 cudnn    the fused kernel of NVIDIA GPUs; bfloat16 and float16
-auto     where scores take more than `SCORES`, flash on TPUs, cudnn on
-         NVIDIA GPUs, chunked elsewhere and where these do not fit; else xla
+auto     if scores take more than `SCORES`: flash on TPUs, cudnn on NVIDIA GPUs,
+         chunked elsewhere and for unsupported shapes; else xla
 """
 
 from collections.abc import Callable
@@ -27,27 +27,26 @@ KERNELS = ("auto", "xla", "chunked", "flash", "cudnn")
 _ONLY_ON = {"flash": "tpu", "cudnn": "gpu"}
 
 SCORES = 128 * 2**20
-"""Bytes of float32 scores that a device should hold at a time, at most."""
+"""Most bytes of float32 scores that a device should hold at a time."""
 
-_BLOCK = 512  # Most queries or keys in a block of the kernel.
-_LANES = 128  # Blocks are multiples of these: fewer queries do not pay.
-_KEPT = "flash"  # What the kernel calls its results.
+_BLOCK = 512  # Most queries or keys in a block of the flash kernel.
+_LANES = 128  # Blocks are multiples of it; fewer queries waste the kernel.
+_RESIDUALS = "flash"  # Checkpoint name of the flash kernel's residuals.
+_MASKED = -1e38  # Score of masked keys; finite, so that differences are.
 
-# A score of keys that are not seen; differences of scores are finite.
-_NEVER = -1e38
-
-# What a mesh cuts: rows of pixels are among the queries of a group (a frame),
-# and its keys with them, or each pixel is a group by itself.
-_ROWS = {"queries": P(BATCH, None, "space"), "groups": P(BATCH, "space")}
+# Sharding of queries and keys: image rows are among the queries of a group (a
+# frame) and its keys, or each pixel is a group.
+_SPECS = {"queries": P(BATCH, None, "space"), "groups": P(BATCH, "space")}
 
 
-def check_runs(kernel: str, platform: str) -> None:
-  """Raises a UserError where devices of a platform do not have a kernel."""
+def check_platform(kernel: str, platform: str) -> None:
+  """Checks that devices of a platform have a kernel."""
   if _ONLY_ON.get(kernel, platform) != platform:
     raise UserError(
       f"config.model.attention_kernel={kernel!r}",
-      f"is for a {_ONLY_ON[kernel].upper()}, these devices are of {platform!r}",
-      "take 'auto'",
+      f"runs on a {_ONLY_ON[kernel].upper()} only, but these devices are "
+      f"{platform!r}",
+      "use 'auto'",
     )
 
 
@@ -61,21 +60,20 @@ def attend(
   kernel: str,
   rows: str = "queries",
 ) -> Float[Array, "b g q n d"]:
-  """Softmax attention of each group of queries to [shared, own] keys.
+  """Softmax attention of groups of queries to [shared, own] keys.
 
   Args:
-    query: of b samples with g groups each: frames, say.
-    own: keys and values of each group; None: it has none.
-    shared: keys and values that all groups of a sample see; None: none.
-    mask: of `shared`, False where a key is not seen; None: all are.
-    bias: added to the scores of every group; over all keys.
-    kernel: one of `KERNELS`; 'flash' takes no bias and is 'auto' where there
-      is one.
-    rows: where rows of pixels are, which a mesh may cut up: in the 'queries'
-      of a group and its keys, or in the 'groups'.
+    query: of b samples with g groups (such as frames) each.
+    own: keys and values of each group, if any.
+    shared: keys and values that all groups of a sample attend to, if any.
+    mask: False for masked `shared` keys; None: none are masked.
+    bias: added to the scores of every group, over [shared, own] keys.
+    kernel: one of `KERNELS`; with a bias, 'flash' falls back to 'auto'.
+    rows: the axis of image rows, which a mesh may shard: 'queries' (and own
+      keys) or 'groups'.
 
   Returns:
-    Of the dtype of `query`; scores and softmax are float32.
+    An array of the dtype of `query`; scores and softmax are float32.
   """
   args = (query, own, shared, mask, bias)
   if bias is not None and kernel == "flash":
@@ -83,27 +81,29 @@ def attend(
   if kernel == "auto":
     kernel = _choose(*args, rows)
   if kernel in ("xla", "cudnn"):
-    return _at_once(*args, kernel)
+    return _unchunked(*args, kernel)
   chunked = functools.partial(_on_each_device, _chunked, rows)
   flash = functools.partial(_on_each_device, _flash, rows)
   if kernel == "chunked":
     return chunked(*args)
   if kernel == "flash":
     return flash(*args)
-  # A program may be compiled for another device than this process has.
+  # The program may be compiled for another platform than this process has.
   return jax.lax.platform_dependent(*args, tpu=flash, default=chunked)
 
 
 def _choose(query, own, shared, mask, bias, rows: str) -> str:
-  """A kernel; or 'auto', where TPUs take another than all else does."""
+  """The kernel for 'auto'; stays 'auto' if it depends on the platform."""
   b, g, q, n, d = query.shape
   k = sum(x.shape[-4] for x in (own, shared) if x is not None)
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty:
-    spec = fit(_ROWS[rows], query.shape, mesh)
-    ways = lambda axes: math.prod(mesh.shape[i] for i in jax.tree.leaves(axes))
+    spec = fit(_SPECS[rows], query.shape, mesh)
+    shards = lambda axes: math.prod(
+      mesh.shape[i] for i in jax.tree.leaves(axes)
+    )
     sizes = zip(query.shape, spec, strict=True)
-    b, g, q, _, _ = (size // ways(axes) for size, axes in sizes)
+    b, g, q, _, _ = (size // shards(axes) for size, axes in sizes)
   if 4 * b * g * q * n * k <= SCORES:
     return "xla"
   fits = d % 8 == 0 and d <= 128 and q % 2 == 0 and bias is None
@@ -113,10 +113,10 @@ def _choose(query, own, shared, mask, bias, rows: str) -> str:
 
 
 def _has_cudnn() -> bool:
-  """Whether this process computes on NVIDIA GPUs that have the kernel.
+  """Whether this process has an NVIDIA GPU that supports the kernel.
 
-  Programs for GPUs are compiled where they run: the kernel asks for the GPU
-  while it is traced.
+  The kernel queries the GPU while it is traced, so that programs for GPUs can
+  only be compiled where they run.
   """
   if jax.default_backend() != "gpu":
     return False
@@ -126,74 +126,73 @@ def _has_cudnn() -> bool:
   )
 
 
-def _at_once(query, own, shared, mask, bias, kernel: str) -> Array:
+def _unchunked(query, own, shared, mask, bias, kernel: str) -> Array:
   args = _by_group(query, own, shared, mask)
   attention = functools.partial(_dot_product, bias=bias, kernel=kernel)
   if bias is None:
     return attention(*jax.tree.map(_fold, args)).reshape(query.shape)
-  # Sample by sample: folding samples and rows into one axis would mix up
-  # which device of a mesh has which.
+  # Folding samples and rows into one axis would mix two sharded axes.
   return jax.vmap(attention)(*args)
 
 
 def _chunked(query, own, shared, mask, bias, over: str | None = None) -> Array:
-  """Attention that holds `SCORES` bytes of scores at most, forward or backward.
+  """Attention that holds at most `SCORES` bytes of scores in either pass.
 
-  Some groups at a time; where one has too many scores, some of its queries.
+  Computes some groups at a time, or some queries of one group.
   """
   b, g, q, n, _ = query.shape
   k = _gathered_size(own, over) + (0 if shared is None else shared.shape[1])
-  most = max(1, SCORES // (4 * n * k))  # queries at a time
+  most = max(1, SCORES // (4 * n * k))  # Queries at a time.
   fitting = [i for i in range(1, b * g + 1) if b * g % i == 0 and i * q <= most]
   groups = max(fitting, default=1)
   chunks = -(-groups * q // most)
 
-  # Kept of some groups are their arguments, of a chunk too. Gradients of keys
+  # The residuals of groups and of chunks are their arguments. Gradients of keys
   # are summed over chunks in float32.
   @functools.partial(jax.checkpoint, prevent_cse=False)
-  def some(args: tuple) -> Array:
+  def attend_groups(args: tuple) -> Array:
     query, own, shared, mask = args
     dtype = query.dtype
     wide = lambda x: x.astype(jnp.float32)
     own, shared = jax.tree.map(wide, (_gathered(own, over), shared))
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
-    def chunk(part: tuple) -> Array:
+    def attend_chunk(part: tuple) -> Array:
       query, bias = part
       keys = jax.tree.map(lambda x: x.astype(dtype), (own, shared))
       return _dot_product(query, *keys, mask, bias, "xla")
 
     if chunks == 1:
-      return chunk((query, bias))
+      return attend_chunk((query, bias))
     split = functools.partial(_split, chunks=chunks)
-    out = jax.lax.map(chunk, jax.tree.map(split, (query, bias)))
+    out = jax.lax.map(attend_chunk, jax.tree.map(split, (query, bias)))
     return einops.rearrange(out, "i g q n d -> g (i q) n d")[:, :q]
 
-  some_at_a_time = lambda x: x.reshape(-1, groups, *x.shape[2:])
+  in_groups = lambda x: x.reshape(-1, groups, *x.shape[2:])
   args = _by_group(query, own, shared, mask)
-  out = jax.lax.map(some, jax.tree.map(some_at_a_time, args))
+  out = jax.lax.map(attend_groups, jax.tree.map(in_groups, args))
   return out.reshape(query.shape)
 
 
 def _flash(query, own, shared, mask, bias, over: str | None = None) -> Array:
   """The fused TPU kernel, one group at a time.
 
-  For the backward pass it writes 128 copies of each sum of a softmax, which
-  one group can afford.
+  Its residuals hold 128 copies of each sum of a softmax: too much for all
+  groups at once.
   """
   assert bias is None
   q, n, d = query.shape[2:]
   k = _gathered_size(own, over) + (0 if shared is None else shared.shape[1])
   kernel, long_q, long_k = _flash_kernel(q, k, n)
 
-  # Kept are results of the kernel, not its arguments: these are others'
-  # results in another order.
+  # Keeps the results of the kernel, not its arguments, which are cheap to
+  # compute again from other residuals.
   @functools.partial(
     jax.checkpoint,
     prevent_cse=False,
-    policy=jax.checkpoint_policies.save_only_these_names(_KEPT),
+    policy=jax.checkpoint_policies.save_only_these_names(_RESIDUALS),
   )
-  def one(args: tuple) -> Array:
+  def attend_group(args: tuple) -> Array:
     query, own, shared, mask = args
     key, value, mask = _keys(_gathered(own, over), shared, mask)
     heads_first = lambda x, size: _pad(jnp.swapaxes(x, 0, 1), 1, size)
@@ -209,12 +208,12 @@ def _flash(query, own, shared, mask, bias, over: str | None = None) -> Array:
     )
 
   args = jax.tree.map(_fold, _by_group(query, own, shared, mask))
-  return jax.lax.map(one, args).reshape(query.shape)
+  return jax.lax.map(attend_group, args).reshape(query.shape)
 
 
 def _flash_kernel(queries: int, keys: int, heads: int):
-  """The kernel, and how many queries and keys it is to be given."""
-  # Takes a while to import.
+  """The kernel, and the padded numbers of queries and keys it takes."""
+  # A slow import.
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   (block_q, long_q), (block_k, long_k) = _blocks(queries), _blocks(keys)
@@ -227,20 +226,20 @@ def _flash_kernel(queries: int, keys: int, heads: int):
       block_kv_dkv=block_k,
       block_q_dq=block_q,
       block_kv_dq=block_k,
-      # Arrays whose last axis is a head would lie padded to 128.
+      # A last axis of head features would be padded to 128.
       q_layout=splash.QKVLayout.SEQ_MINOR,
       k_layout=splash.QKVLayout.SEQ_MINOR,
       v_layout=splash.QKVLayout.SEQ_MINOR,
     ),
     head_shards=1,
     q_seq_shards=1,
-    residual_checkpoint_name=_KEPT,
+    residual_checkpoint_name=_RESIDUALS,
   )
   return kernel, long_q, long_k
 
 
 def _segments(mask, keys: int, long_q: int, long_k: int):
-  """All queries are in segment 1, with the keys they see; None: all keys."""
+  """The mask as segments: all queries and unmasked keys are in segment 1."""
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   if mask is None and keys == long_k:
@@ -252,7 +251,7 @@ def _segments(mask, keys: int, long_q: int, long_k: int):
 
 
 def _blocks(size: int) -> tuple[int, int]:
-  """Size of the fewest equal blocks that hold `size`, and of all of them."""
+  """Block size and total size of the fewest equal blocks that hold `size`."""
   count = -(-size // _BLOCK)
   block = -(-size // (count * _LANES)) * _LANES
   return block, count * block
@@ -261,10 +260,10 @@ def _blocks(size: int) -> tuple[int, int]:
 def _on_each_device(
   attention: Callable, rows: str, query, own, shared, mask, bias
 ) -> Array:
-  """Calls it on the samples and rows that each device has.
+  """Calls `attention` on the samples and rows of each device.
 
-  The compiler cannot cut up a kernel, and may gather what a loop slices. Keys
-  are gathered group by group: never those of a whole video.
+  The compiler cannot partition a kernel and may gather what a loop slices.
+  Keys are gathered group by group, never for a whole video.
   """
   mesh = jax.sharding.get_abstract_mesh()
   kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
@@ -272,20 +271,20 @@ def _on_each_device(
   args = (query, own, shared, mask, bias)
   if mesh.empty or mesh.size == 1 or not axes:
     return attention(*args)
-  cut = lambda x, spec: None if x is None else fit(spec, x.shape, mesh)
-  specs = (_ROWS[rows], _ROWS[rows], P(BATCH), P(BATCH), P())
-  cuts = tuple(map(cut, args, specs))
+  fitted = lambda x, spec: None if x is None else fit(spec, x.shape, mesh)
+  specs = (_SPECS[rows], _SPECS[rows], P(BATCH), P(BATCH), P())
+  specs = tuple(map(fitted, args, specs))
   return jax.shard_map(
-    functools.partial(attention, over=cuts[1] and cuts[1][2]),
-    in_specs=cuts,
-    out_specs=cuts[0],
+    functools.partial(attention, over=specs[1] and specs[1][2]),
+    in_specs=specs,
+    out_specs=specs[0],
     axis_names=axes,
-    check_vma=False,  # A kernel does not say what its results vary over.
+    check_vma=False,  # Pallas kernels do not declare what outputs vary over.
   )(*args)
 
 
 def _gathered(own: Array | None, over: str | None) -> Array | None:
-  """Keys and values of all devices that share a group."""
+  """The keys and values of a group, gathered from mesh axis `over`."""
   if own is None or over is None:
     return own
   return jax.lax.all_gather(own, over, axis=own.ndim - 4, tiled=True)
@@ -298,26 +297,26 @@ def _gathered_size(own: Array | None, over: str | None) -> int:
 
 
 def _by_group(query, own, shared, mask) -> tuple:
-  """All of them by samples and groups."""
+  """Repeats `shared` and `mask` for every group."""
   every = lambda x: jnp.repeat(x[:, None], query.shape[1], axis=1)
   return query, own, *jax.tree.map(every, (shared, mask))
 
 
 def _dot_product(query, own, shared, mask, bias, kernel: str) -> Array:
-  """Of groups (g, ...), scores of all queries at once."""
+  """Attention of folded groups (g, ...), scores of all queries at once."""
   key, value, mask = _keys(own, shared, mask)
   if kernel == "xla":
     seen = None if mask is None else mask[:, None, None, :]
     return _softmax_attention(query, key, value, seen, bias)
   lengths = None
   if key.shape[1] % 2:
-    # Its backward pass takes even lengths alone.
+    # The backward pass of cudnn needs an even number of keys.
     if mask is None:
       lengths = jnp.full(len(key), key.shape[1], jnp.int32)
     even = key.shape[1] + 1
     key, value = _pad(key, 1, even), _pad(value, 1, even)
     mask = None if mask is None else _pad(mask, 1, even, False)
-  if mask is not None:  # is wanted for every query
+  if mask is not None:  # cudnn needs a mask for every query.
     shape = (len(mask), 1, query.shape[1], mask.shape[-1])
     mask = jnp.broadcast_to(mask[:, None, None, :], shape)
   return jax.nn.dot_product_attention(
@@ -341,9 +340,9 @@ def _softmax_attention(
 ) -> Float[Array, "g q n d"]:
   """softmax(query key^T / sqrt(d) + bias) value, in few passes over scores.
 
-  Outputs are divided by the sum of the weights, not the weights: they are
-  fewer. So are what rows of the softmax's gradient sum up to (FlashAttention,
-  arXiv 2205.14135, appendix B.2).
+  The outputs are divided by the sum of the weights, not the weights, as they
+  are fewer. The backward pass likewise gets the row sums of the softmax
+  gradient from the outputs (FlashAttention, arXiv 2205.14135, appendix B.2).
   """
   return _softmax_forward(query, key, value, mask, bias)[0]
 
@@ -358,7 +357,7 @@ def _softmax_forward(query, key, value, mask, bias) -> tuple[Array, tuple]:
   if bias is not None:
     scores = scores + bias
   if mask is not None:
-    scores = jnp.where(mask, scores, _NEVER)
+    scores = jnp.where(mask, scores, _MASKED)
   weights = jnp.exp(scores - scores.max(-1, keepdims=True))
   total = weights.sum(-1, keepdims=True)
   weights = weights.astype(dtype)
@@ -366,13 +365,13 @@ def _softmax_forward(query, key, value, mask, bias) -> tuple[Array, tuple]:
     "gnqk,gnkd->gnqd", weights, v, preferred_element_type=jnp.float32
   )
   out = (out / total).astype(dtype)
-  # An array that holds nothing, as what is kept says no dtypes.
+  # An empty array stands for the dtype: residuals can only be arrays.
   like = None if bias is None else jnp.zeros(0, bias.dtype)
   return jnp.swapaxes(out, 1, 2), (q, k, v, weights, total, out, mask, like)
 
 
-def _softmax_backward(kept: tuple, g: Array) -> tuple:
-  q, k, v, weights, total, out, mask, like = kept
+def _softmax_backward(residuals: tuple, g: Array) -> tuple:
+  q, k, v, weights, total, out, mask, like = residuals
   dtype = q.dtype
   einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   g = jnp.swapaxes(g, 1, 2).astype(jnp.float32) / total
@@ -380,7 +379,7 @@ def _softmax_backward(kept: tuple, g: Array) -> tuple:
   g = g.astype(dtype)
   to_value = einsum("gnqk,gnqd->gnkd", weights, g)
   to_scores = weights * (einsum("gnqd,gnkd->gnqk", g, v) - mean)
-  if mask is not None:  # where all is masked, scores change no weight
+  if mask is not None:  # If all is masked, weights do not depend on scores.
     to_scores = jnp.where(mask, to_scores, 0.0)
   to_bias = None if like is None else to_scores.sum(0).astype(like.dtype)
   to_scores = to_scores.astype(dtype)
@@ -394,7 +393,7 @@ _softmax_attention.defvjp(_softmax_forward, _softmax_backward)
 
 
 def _keys(own, shared, mask) -> tuple[Array, Array, Array | None]:
-  """Keys and values (..., k, n, d), and their mask (..., k)."""
+  """Concatenated keys and values (..., k, n, d), and their mask (..., k)."""
   both = jnp.concatenate([x for x in (shared, own) if x is not None], axis=-4)
   if mask is not None:
     mask = _pad(mask, mask.ndim - 1, both.shape[-4], True)
@@ -402,19 +401,19 @@ def _keys(own, shared, mask) -> tuple[Array, Array, Array | None]:
 
 
 def _fold(x: Array) -> Array:
-  """Samples and groups into one axis."""
+  """Folds samples and groups into one axis."""
   return x.reshape(-1, *x.shape[2:])
 
 
 def _split(x: Array, chunks: int) -> Array:
-  """Axis 1 in equal chunks, zeros added, as a new axis 0."""
+  """Splits axis 1, zero-padded, into equal chunks along a new axis 0."""
   x = _pad(x, 1, -(-x.shape[1] // chunks) * chunks)
   x = x.reshape(x.shape[0], chunks, -1, *x.shape[2:])
   return jnp.moveaxis(x, 1, 0)
 
 
 def _pad(x: Array, axis: int, size: int, value: float = 0) -> Array:
-  """The same at the end of an axis, up to a size."""
+  """Pads the end of an axis up to a size."""
   widths = [(0, 0)] * x.ndim
   widths[axis] = (0, size - x.shape[axis])
   return jnp.pad(x, widths, constant_values=value)

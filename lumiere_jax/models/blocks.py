@@ -1,8 +1,7 @@
-"""Spatial building blocks with the semantics of Imagen's base U-Net as
-DeepFloyd IF published it (Imagen, arXiv 2205.11487, appendix F).
+"""Spatial blocks of Imagen's base U-Net as published by DeepFloyd IF.
 
-Every block takes a video (b, t, h, w, c) and treats its frames one by one; an
-image is a video of one frame.
+Imagen, arXiv 2205.11487, appendix F. Every block takes a video (b, t, h, w, c)
+and processes each frame independently; an image is a video of one frame.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,10 +21,10 @@ from lumiere_jax.typing import PerSample, Video
 
 
 def gelu(x: Array) -> Array:
-  """x times the normal distribution up to x.
+  """Exact GELU, x times the normal distribution function at x.
 
-  By erf, as torch has it: the erfc of `nn.gelu` costs several times as much.
-  But in half precision 1 + erf has no digits left where x is negative.
+  In float32 it uses erf, as torch does: the erfc of `nn.gelu` costs several
+  times as much. In half precision 1 + erf loses all digits for negative x.
   """
   if x.dtype != jnp.float32:
     return nn.gelu(x, approximate=False)
@@ -37,20 +36,18 @@ NORM_EPS = 1e-5
 
 
 class GroupNorm(nn.Module):
-  """Group normalisation, statistics in float32 over each frame by itself.
+  """Group normalisation with float32 statistics of each frame.
 
-  Input (..., h, w, c). The statistics never mix frames, so that neither the
-  length of a video nor the window it is seen through changes a frame. Positions
-  where `mask` is False are left out of them; None: there are none. Where all
-  are left out, mean and variance are 0.
+  Statistics never mix frames, so that a frame depends neither on the length of
+  the video nor on the MultiDiffusion window.
 
-  The variance of a channel is the difference of two means, taken in one reading
-  of x: where a channel's mean is hundreds of times its deviation, digits of the
-  variance are lost.
+  The variance of a channel is the difference of two means, computed in one
+  pass over x. It loses precision where the mean is hundreds of times the
+  standard deviation.
 
   Attributes:
-    groups: of channels.
-    activation: of what is normed, one of `ACTIVATIONS`; '' is none.
+    groups: number of groups of channels.
+    activation: applied to the result, one of `ACTIVATIONS`; '' is none.
   """
 
   groups: int
@@ -63,13 +60,14 @@ class GroupNorm(nn.Module):
     mask: Bool[Array, "... h w"] | None = None,
     film: tuple[Array, Array] | None = None,
   ) -> Array:
-    """Norms x.
+    """Normalises x and keeps its dtype.
 
     Args:
-      x: of any dtype, which the result has.
-      mask: see above.
-      film: scale and shift (..., 1, 1, c) of what is normed, before the
-        activation: normed * (1 + scale) + shift.
+      x: any float dtype.
+      mask: False at positions to exclude from the statistics; None: excludes
+        none. If all are excluded, mean and variance are 0.
+      film: scale and shift (..., 1, 1, c), applied before the activation:
+        norm(x) * (1 + scale) + shift.
     """
     channels = x.shape[-1]
     scale = self.param("scale", nn.initializers.ones, (channels,))
@@ -77,17 +75,17 @@ class GroupNorm(nn.Module):
     if film is not None:
       more, add = (part.astype(jnp.float32) for part in film)
       scale, shift = scale * (1 + more), shift * (1 + more) + add
-    # One for each frame, and on each device that has frames of its own.
-    every = jnp.zeros_like(x[..., :1, :1, :], jnp.float32)
-    scale, shift = scale + every, shift + every
-    return normed(x, scale, shift, mask, self.groups, self.activation)
+    # Broadcast over frames, so that both are sharded as the frames are.
+    zeros = jnp.zeros_like(x[..., :1, :1, :], jnp.float32)
+    scale, shift = scale + zeros, shift + zeros
+    return group_norm(x, scale, shift, mask, self.groups, self.activation)
 
 
 _Channels = Float[Array, "... 1 1 c"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def normed(
+def group_norm(
   x: Float[Array, "... h w c"],
   scale: _Channels,
   shift: _Channels,
@@ -95,16 +93,16 @@ def normed(
   groups: int,
   activation: str,
 ) -> Array:
-  """What `GroupNorm` computes: activation(norm(x) * scale + shift).
+  """activation(norm(x) * scale + shift), with a backward pass of its own.
 
-  Both ways it reads x and writes as large an array twice at most, and between
-  them it keeps x and what is as small as `scale`.
+  Each pass reads and writes arrays of the size of x at most twice. Residuals
+  are x and arrays of the size of `scale`.
   """
-  return _normed_forward(x, scale, shift, mask, groups, activation)[0]
+  return _group_norm_forward(x, scale, shift, mask, groups, activation)[0]
 
 
-def _normed_forward(x, scale, shift, mask, groups, activation):
-  # Where x was itself computed, it is kept rather than how.
+def _group_norm_forward(x, scale, shift, mask, groups, activation):
+  # Keeps x itself as a residual, not the operations that computed it.
   x = materialised(x)
   mean, variance = _statistics(x, mask, groups)
   inverse = jax.lax.rsqrt(variance + NORM_EPS)
@@ -116,10 +114,12 @@ def _normed_forward(x, scale, shift, mask, groups, activation):
   return out, (x, scale, mask, mean, inverse, factor, offset)
 
 
-def _normed_backward(groups: int, activation: str, kept: tuple, g: Array):
-  x, scale, mask, mean, inverse, factor, offset = kept
-  # To a compiler another array than in the forward pass: it would otherwise
-  # keep what is computed from x here again.
+def _group_norm_backward(
+  groups: int, activation: str, residuals: tuple, g: Array
+):
+  x, scale, mask, mean, inverse, factor, offset = residuals
+  # Hides from the compiler that this is the x of the forward pass: it would
+  # otherwise keep intermediate results from there.
   x = jax.lax.optimization_barrier(x)
   if activation:
     out = _affine(x, factor, offset)
@@ -128,7 +128,7 @@ def _normed_backward(groups: int, activation: str, kept: tuple, g: Array):
   over = lambda values: values.sum((-3, -2), keepdims=True)
   to_shift = over(g)
   to_scale = inverse * (over(g * wide) - mean * to_shift)
-  # Through the mean and the variance, each the same for a group:
+  # Gradient through mean and variance, which are shared by a group:
   # dx = scale inverse (g - mean(g) - norm(x) mean(g norm(x))).
   count = _count(x, mask)
   means = (
@@ -143,7 +143,7 @@ def _normed_backward(groups: int, activation: str, kept: tuple, g: Array):
   return (g * factor + through).astype(x.dtype), to_scale, to_shift, None
 
 
-normed.defvjp(_normed_forward, _normed_backward)
+group_norm.defvjp(_group_norm_forward, _group_norm_backward)
 
 
 def _statistics(
@@ -156,8 +156,8 @@ def _statistics(
       values = jnp.where(mask[..., None], values, 0.0)
     return values.sum((-3, -2), keepdims=True) / _count(x, mask)
 
-  # Both in one reading of x: the variance within channels, and of their
-  # means about the group's.
+  # In one pass over x: the variance within channels, plus the variance of
+  # their means around the mean of the group.
   wide = x.astype(jnp.float32)
   mean, square = mean_of_positions(wide), mean_of_positions(jnp.square(wide))
   within = jnp.maximum(square - jnp.square(mean), 0.0)
@@ -166,32 +166,40 @@ def _statistics(
 
 
 def _count(x: Array, mask: Array | None) -> int | Float[Array, "... 1 1 1"]:
-  """How many positions a frame's statistics are of, 1 where none."""
+  """Number of positions in a frame's statistics, at least 1."""
   if mask is None:
     return x.shape[-3] * x.shape[-2]
   return jnp.maximum(mask.sum((-2, -1)), 1)[..., None, None, None]
 
 
 def _mean_of_group(means: _Channels, groups: int) -> _Channels:
-  # Of the few channels: no large array is cut into groups, which would be
-  # written out, padded, on accelerators.
+  # Works on per-channel means: splitting x itself into groups would copy it,
+  # padded, on accelerators.
   split = means.reshape(*means.shape[:-1], groups, -1)
   split = jnp.broadcast_to(split.mean(-1, keepdims=True), split.shape)
   return split.reshape(means.shape)
 
 
 def _affine(x: Array, factor: _Channels, offset: _Channels) -> Array:
-  """x * factor + offset, rounded to the dtype of x: large arrays stay small."""
+  """x * factor + offset, computed in float32 and rounded to the dtype of x."""
   return (x.astype(jnp.float32) * factor + offset).astype(x.dtype)
 
 
 def _materialised(*arrays: Array) -> Iterator[Array]:
-  # A loop over an array would look each channel's group up at every position.
+  # Otherwise XLA recomputes the group lookup of each channel at every position.
   return map(materialised, arrays)
 
 
+def norm_text(
+  text: Float[Array, "b l e"], mask: Bool[Array, "b l"] | None, groups: int
+) -> Float[Array, "b l e"]:
+  """Group norm over the unmasked tokens of each text, as module `norm_text`."""
+  mask = None if mask is None else mask[:, None]
+  return GroupNorm(groups, name="norm_text")(text[:, None], mask)[:, 0]
+
+
 def sinusoid(time: PerSample, width: int) -> Float[Array, "b width"]:
-  """Sinusoidal embedding, cosines first, of times counted in 1000 steps.
+  """Sinusoidal embedding of times in units of 1/1000, cosines first.
 
   Args:
     time: (b,) in [0, 1]; IF's integer step k is k / 1000.
@@ -220,7 +228,7 @@ class TimeEmbedding(nn.Module):
 
 
 class TextPooling(nn.Module):
-  """Text pooled by attention to one vector the size of the time embedding.
+  """Attention pooling of the text to one vector as wide as the embedding.
 
   LayerNorm, attention from the (masked) mean token with a learned position to
   [mean token, tokens], Linear, LayerNorm (Imagen appendix F.1).
@@ -266,14 +274,14 @@ class TextPooling(nn.Module):
     return norm("norm_out")(dense(self.width, "out")(pooled))
 
 
-def halve(x: Video) -> Video:
+def average_pool(x: Video) -> Video:
   """Average pooling of 2x2 pixels: (b t h w c) -> (b t h/2 w/2 c)."""
   return einops.reduce(
     x, "b t (h i) (w j) c -> b t h w c", "mean", i=2, j=2
   ).astype(x.dtype)
 
 
-def double(x: Video) -> Video:
+def upsample_nearest(x: Video) -> Video:
   """Nearest-neighbour up-sampling: (b t h w c) -> (b t 2h 2w c)."""
   return einops.repeat(x, "b t h w c -> b t (h i) (w j) c", i=2, j=2)
 
@@ -294,8 +302,8 @@ def to_pixels(x: Video, side: int) -> Video:
 
 RESAMPLE: dict[str, Callable[[Video], Video]] = {
   "none": lambda x: x,
-  "down": halve,
-  "up": double,
+  "down": average_pool,
+  "up": upsample_nearest,
 }
 
 
@@ -303,13 +311,13 @@ class ResBlock(nn.Module):
   """BigGAN residual block with scale-shift time embedding.
 
   norm - act - resample - conv - norm * (1 + scale) + shift - act - conv, plus
-  the resampled input (through a 1x1 convolution where the width changes).
+  the resampled input (through a 1x1 convolution if the width changes).
 
   Attributes:
     channels: output channels.
     resample: 'none', 'down' (average pool) or 'up' (nearest), on both paths.
-    activate_embedding: False where the embedding comes activated already
-      (IF's super-resolution models).
+    activate_embedding: False if the embedding is activated already (IF's
+      super-resolution models).
     out_scale: factor on the sum; IF's super-resolution models use sqrt(1/2).
   """
 
@@ -348,10 +356,10 @@ class ResBlock(nn.Module):
 
 
 class TextAttention(nn.Module):
-  """Attention of the pixels of a frame to [text, pixels] (Imagen app. F.1).
+  """Attention of a frame's pixels to [text, pixels] (Imagen app. F.1).
 
   Attributes:
-    self_attention: False: keys and values are the text alone.
+    self_attention: False: to the text only.
     kernel: one of `attention.KERNELS`.
   """
 
@@ -374,10 +382,8 @@ class TextAttention(nn.Module):
     project = lambda parts, name: DenseGeneral(
       (parts, heads, self.head_dim), dtype=self.dtype, name=name
     )
-    # The text is projected once per sample, then shared by its frames.
-    seen = None if mask is None else mask[:, None]
-    text = GroupNorm(self.groups, name="norm_text")(text[:, None], seen)[:, 0]
-    text_kv = project(2, "text_kv")(text)
+    # The text is projected once per sample and shared by its frames.
+    text_kv = project(2, "text_kv")(norm_text(text, mask, self.groups))
     pixels = einops.rearrange(
       GroupNorm(self.groups, name="norm")(x), "b t h w c -> b t (h w) c"
     )

@@ -1,8 +1,8 @@
-"""Captions made plainer before they are tokenized.
+"""Caption cleaning before tokenization, as in DeepFloyd IF.
 
-DeepFloyd IF was trained on captions from the web that had been cleaned, and
-cleans prompts likewise. What its rules do is kept to the letter, oddities and
-order included: another caption would be another prompt.
+IF was trained on cleaned web captions and cleans prompts in the same way. The
+rules are reproduced exactly, including oddities and order: any difference would
+change the prompt.
 """
 
 from collections.abc import Callable
@@ -39,21 +39,21 @@ def _address(scheme: str) -> Step:
 def _visible(text: str) -> str:
   """The text of a piece of HTML."""
   try:
-    # Given as a file, as a string that looks like a path would raise a warning.
+    # Passed as a file: a string that looks like a path raises a warning.
     return BeautifulSoup(io.StringIO(text, newline=""), "html.parser").text
   except ParserRejectedMarkup:
     return text
 
 
-def _part_words(text: str) -> str:
-  """Spaces for hyphens and underscores, where there are more than three."""
+def _split_hyphens(text: str) -> str:
+  """Replaces hyphens and underscores by spaces if there are more than three."""
   return (
     re.sub("[-_]", " ", text) if len(re.findall("[-_]", text)) > 3 else text
   )
 
 
 _STEPS: tuple[Step, ...] = (
-  # What the web wraps around a caption.
+  # URL encoding, HTML and web addresses.
   urllib.parse.unquote_plus,
   str.strip,
   str.lower,
@@ -61,33 +61,33 @@ _STEPS: tuple[Step, ...] = (
   _address("https?"),
   _address("www"),
   _visible,
-  _sub(r"@\w+\b"),  # names of users
-  # Characters: Chinese ones go, dashes and quotes become the plain ones.
+  _sub(r"@\w+\b"),  # User names.
+  # Characters: removes Chinese ones, normalises dashes and quotes.
   _sub("[\u31c0-\u9fff]+"),
   _sub(f"[{_DASHES}]+", "-"),
   _sub("[`´«»“”¨]", '"'),
   _sub("[‘’]", "'"),
   _sub("&quot;?"),
   _sub("&amp"),
-  # Numbers, addresses and names that machines gave.
-  _sub(r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # IP addresses
+  # Numbers, addresses and file names.
+  _sub(r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # IP addresses.
   _sub(r"\d:\d\d\s+$"),
   _sub(r"\\n", " "),
   _sub(r"#\d{1,3}\b"),
   _sub(r"#\d{5,}\b"),
   _sub(r"\b\d{6,}\b"),
   _sub(rf"\S+\.{_FILES}"),
-  # Punctuation that shouts.
+  # Repeated and special punctuation.
   _sub("[\"']{2,}", '"'),
   _sub(r"\.{2,}", " "),
   _sub(f"[{re.escape(_MARKS)}]+", " "),
   _sub(r"\s+\.\s+", " "),
-  _part_words,
+  _split_hyphens,
   # Broken encodings.
   ftfy.fix_text,
   html.unescape,
   html.unescape,
-  # Codes of products, and words of shops.
+  # Product codes and shop phrases.
   _sub(r"\b[a-zA-Z]{1,3}\d{3,15}\b"),
   _sub(r"\b[a-zA-Z]+\d+[a-zA-Z]+\b"),
   _sub(r"\b\d+[a-zA-Z]+\d+\b"),
@@ -97,8 +97,8 @@ _STEPS: tuple[Step, ...] = (
   _sub(rf"\b{_FILES}(\simages?)?"),
   _sub(r"\bpage\s+\d+\b"),
   _sub(r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
-  _sub(r"\b\d+\.?\d*[xх×]\d+\.?\d*\b"),  # sizes; the second x is Cyrillic
-  # Spaces and ends.
+  _sub(r"\b\d+\.?\d*[xх×]\d+\.?\d*\b"),  # Sizes; the second x is Cyrillic.
+  # White space, and punctuation at the ends.
   _sub(r"\b\s+:\s+", ": "),
   _sub(r"(\D[,./])\b", r"\1 "),
   _sub(r"\s+", " "),
@@ -111,12 +111,12 @@ _STEPS: tuple[Step, ...] = (
 
 
 def lower(caption: str) -> str:
-  """What IF does to prompts that it is told not to clean."""
+  """IF's treatment of prompts without cleaning."""
   return caption.lower().strip()
 
 
 def clean(caption: str) -> str:
-  """What IF does to prompts: its rules, twice over."""
+  """IF's prompt cleaning: its rules, applied twice."""
   for step in _STEPS * 2:
     caption = step(caption)
   return caption
@@ -127,4 +127,4 @@ CLEANINGS: dict[str, Step] = {
   "lower": lower,
   "if": clean,
 }
-"""Names of cleanings, as configs and bundles have them."""
+"""Cleanings by their names in configs and bundles."""

@@ -1,10 +1,11 @@
 """The architecture of a U-Net, as data."""
 
+from collections.abc import Iterable
 import dataclasses
 
 import jax
 
-from lumiere_jax.errors import UserError, suggest
+from lumiere_jax.errors import UserError, check_choice, check_least
 from lumiere_jax.models import blocks
 from lumiere_jax.models.attention import KERNELS
 
@@ -20,23 +21,23 @@ REMAT = {
     jax.checkpoint_policies.save_only_these_names("convolution"),
   ),
 }
-"""What the backward pass keeps of a block, instead of computing it again."""
+"""What the backward pass keeps of a block; the rest is recomputed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TemporalConfig:
-  """What inflation adds.
+  """The temporal layers that inflation adds.
 
   Attributes:
     resample: for each spatial resampling (one fewer than levels, finest
-      first), whether time is resampled by 2 with it.
-    num_attentions: temporal attentions in every attention inflation block.
+      first), whether time is resampled by 2 as well.
+    num_attentions: temporal attentions in each attention inflation block.
     head_dim: width of their heads.
-    max_distance: offsets in coarsest frames beyond it share a position bias;
-      0: the longest there are in the clips trained on, see
-      `UNetConfig.for_clips`. No other entries of the bias would ever train.
+    max_distance: larger offsets (in frames of the coarsest level) share a
+      position bias. 0 is the longest offset in a training clip, see
+      `UNetConfig.for_clips`; biases of longer ones would never train.
     activation: of the convolutional inflation blocks.
-    text: whether temporal attention sees the text too, see
+    text: temporal attention attends to the text too, see
       `temporal.TemporalAttention`.
   """
 
@@ -57,45 +58,42 @@ class UNetConfig:
     num_res_blocks: residual blocks of each level in the encoder; the decoder
       has one more.
     attention: of each level: 'none', 'cross' (to the text) or 'self' (to text
-      and pixels). The mid block attends as the coarsest level does, but always
-      to the text at least.
+      and pixels). The mid block attends as the coarsest level does, and at
+      least to the text.
     text_dim: width of the text encoder's output.
-    text_channels: width it is projected to for attention.
+    text_channels: width of its projection for attention.
     pool_heads: heads of the attention pooling of the text.
     head_dim: width of the attention heads.
-    in_channels: 3, or 6 where a low-resolution video is concatenated.
-    low_resolution: how the low-resolution video was enlarged when the network
-      was trained: 'half_pixel' (torch's `align_corners=False`: nothing moves)
-      or 'corners' (`align_corners=True`: IF-II). Bilinear either way.
-    cond_channels: extra conditioning channels that enter through `cond_in`:
-      4 for (masked video, mask), else 0.
+    in_channels: 3, or 6 with a concatenated low-resolution video.
+    low_resolution: alignment of the bilinear up-sampling of the low-resolution
+      video: 'half_pixel' (torch's `align_corners=False`) or 'corners'
+      (`align_corners=True`, IF-II).
+    cond_channels: conditioning channels that enter through `cond_in`: 4 for
+      (masked video, mask), else 0.
     out_channels: 3, or 6 for a learned variance.
     norm_groups: groups of the group norms.
     activation: 'gelu' or 'silu'.
-    noise_embedding: how the network is given a log-SNR: as its time on the
-      schedule of this name, 'cosine', 'linear', 'squaredcos_cap_v2' (IF) or
-      'log_snr'. Fixed when the spatial layers were first trained; all that
-      starts from them must have the same.
-    noise_embedding_shift: of that schedule; other than 0 only where a network
-      of format 1 was trained on a shifted one.
+    noise_embedding: the schedule that turns a log-SNR into the time which is
+      embedded: 'cosine', 'linear', 'squaredcos_cap_v2' (IF) or 'log_snr'. Every
+      model that starts from these spatial layers must have the same.
+    noise_embedding_shift: of that schedule; not 0 only in bundles of format 1
+      trained on a shifted one.
     noise_conditioned: embeds `Cond.noise_level` (super-resolution).
     activate_embedding_once: IF-II's "efficient activation".
     skip_scale: factor on every residual sum; IF-II: 0.7071.
-    mask_text: True: padding counts for nothing, neither what it holds nor how
-      much there is. False: it counts as tokens do, in attention, in pooling
-      and in the norms of the text (IF).
-    patch: side of the squares of pixels that make up one position of the finest
-      level, as channels (space to depth); 1: each pixel is one. A small model
-      is wide where a processor is fast, and still sees every pixel.
-    frame_chunk: frames that spatial layers work on at once, one part of the
-      clip after the other; 0 is all. No number changes, only memory and time.
+    mask_text: True: padding tokens have no effect. False: attention, pooling
+      and the norms of the text treat padding as tokens (IF).
+    patch: side of the pixel squares that become channels of one position of the
+      finest level (space to depth); 1: each pixel is a position.
+    frame_chunk: frames that spatial layers process at once; 0 is all. Trades
+      speed for memory; results are the same.
     temporal: None for an image model.
-    dtype: of the computation; parameters are float32, norms and softmax too.
+    dtype: of the computation; parameters, norms and softmax are float32.
     attention_kernel: one of `attention.KERNELS`.
     remat: of each level, what the backward pass keeps of its blocks: 'none'
-      computes nothing again, 'full' keeps nothing, 'attention' the outputs of
-      attention alone, 'products' those of convolutions and matrix products.
-      () is 'none' everywhere. No number changes, only memory and time.
+      recomputes nothing, 'full' keeps nothing, 'attention' only the outputs of
+      attention, 'products' those of convolutions and matrix products; () is
+      'none' everywhere. Trades speed for memory; results are the same.
   """
 
   channels: tuple[int, ...]
@@ -125,69 +123,61 @@ class UNetConfig:
   remat: tuple[str, ...] = ()
 
   def __post_init__(self):
-    for problem in self._problems():
-      raise UserError("config.model:", problem)
-
-  def _problems(self):
     levels = len(self.channels)
-    for name in ("num_res_blocks", "attention"):
-      if (n := len(getattr(self, name))) != levels:
-        yield f"{name} has {n} entries, channels has {levels}; give one a level"
-    if self.remat and len(self.remat) != levels:
-      yield (
-        f"remat has {len(self.remat)} entries, channels has {levels}; give "
-        "one a level, or none"
-      )
-    if self.frame_chunk < 0:
-      yield f"frame_chunk={self.frame_chunk} must be at least 0; 0 is all"
-    if self.patch < 1:
-      yield f"patch={self.patch} must be at least 1; 1 is no patches"
+    for name in ("num_res_blocks", "attention", "remat"):
+      count = len(getattr(self, name))
+      if count != levels and (count or name != "remat"):
+        raise UserError(
+          f"config.model.{name}",
+          f"has {count} entries, channels has {levels}",
+          "give one per level" + (", or none" if name == "remat" else ""),
+        )
+    check_least(self, "config.model", ("frame_chunk",), least=0)
+    check_least(self, "config.model", ("patch",), least=1)
     for name, known in (("attention", ATTENTION), ("remat", REMAT)):
-      for kind in sorted(set(getattr(self, name)) - set(known)):
-        yield f"{name} {kind!r} is not one of {', '.join(known)}"
-    for width in (*self.channels, self.text_channels):
-      if width % self.norm_groups:
-        yield f"width {width} is no multiple of norm_groups={self.norm_groups}"
-    heads = [
-      c
-      for c, a in zip(self.channels, self.attention, strict=True)
-      if a != "none"
-    ] + [self.channels[-1]]
-    for width in heads:
-      if width % self.head_dim:
-        yield f"width {width} is no multiple of head_dim={self.head_dim}"
-    if self.text_dim % self.pool_heads:
-      yield (
-        f"text_dim={self.text_dim} is no multiple of "
-        f"pool_heads={self.pool_heads}"
+      for kind in getattr(self, name):
+        check_choice(f"config.model.{name}", kind, known)
+    for name, known in (
+      ("attention_kernel", KERNELS),
+      ("low_resolution", LOW_RESOLUTION),
+      ("activation", blocks.ACTIVATIONS),
+    ):
+      check_choice(f"config.model.{name}", getattr(self, name), known)
+    attends = zip(self.channels, self.attention, strict=True)
+    with_heads = [width for width, kind in attends if kind != "none"]
+    self._check_multiples("channels", "norm_groups", self.channels)
+    self._check_multiples("text_channels", "norm_groups", [self.text_channels])
+    self._check_multiples("text_dim", "pool_heads", [self.text_dim])
+    self._check_multiples(
+      "channels", "head_dim", [*with_heads, self.channels[-1]]
+    )
+    if not (t := self.temporal):
+      return
+    if len(t.resample) != levels - 1:
+      raise UserError(
+        "config.model.temporal.resample",
+        f"has {len(t.resample)} entries",
+        f"give {levels - 1}: {levels} levels have as many resamplings",
       )
-    if (kernel := self.attention_kernel) not in KERNELS:
-      yield (
-        f"attention_kernel={kernel!r} is not one of {', '.join(KERNELS)}"
-        + suggest(kernel, KERNELS)
+    check_least(t, "config.model.temporal", ("max_distance",), least=0)
+    if self.channels[-1] % t.head_dim:
+      raise UserError(
+        f"config.model.temporal.head_dim={t.head_dim}",
+        f"does not divide the width {self.channels[-1]} of the coarsest level",
+        "give a divisor of it",
       )
-    if (kind := self.low_resolution) not in LOW_RESOLUTION:
-      yield (
-        f"low_resolution={kind!r} is not one of {', '.join(LOW_RESOLUTION)}"
-        + suggest(kind, LOW_RESOLUTION)
-      )
-    if self.activation not in blocks.ACTIVATIONS:
-      yield f"activation {self.activation!r} is not gelu or silu"
-    if self.temporal and len(self.temporal.resample) != levels - 1:
-      yield (
-        f"temporal.resample has {len(self.temporal.resample)} entries; "
-        f"{levels} levels have {levels - 1} resamplings"
-      )
-    if self.temporal and self.temporal.max_distance < 0:
-      yield (
-        f"temporal.max_distance={self.temporal.max_distance} must be at least "
-        "0; 0 is what the clips trained on have"
-      )
-    if self.temporal and self.channels[-1] % self.temporal.head_dim:
-      yield (
-        f"width {self.channels[-1]} is no multiple of "
-        f"temporal.head_dim={self.temporal.head_dim}"
-      )
+
+  def _check_multiples(
+    self, name: str, divisor: str, widths: Iterable[int]
+  ) -> None:
+    for width in widths:
+      if width % getattr(self, divisor):
+        raise UserError(
+          f"config.model.{name}",
+          f"has {width}, which is no multiple of "
+          f"{divisor}={getattr(self, divisor)}",
+          "change one of them",
+        )
 
   @property
   def temporal_factor(self) -> int:
@@ -200,11 +190,11 @@ class UNetConfig:
     return self.patch * 2 ** (len(self.channels) - 1)
 
   def for_clips(self, frames: int) -> "UNetConfig":
-    """The config, with `temporal.max_distance` as a number.
+    """The config with `temporal.max_distance` resolved.
 
     Args:
-      frames: of the longest clip trained on. Of n coarsest frames, the first
-        and the last are n - 1 apart.
+      frames: of the longest training clip. If n are left on the coarsest level,
+        the longest offset is n - 1.
     """
     if not self.temporal or self.temporal.max_distance:
       return self
@@ -213,19 +203,21 @@ class UNetConfig:
     return dataclasses.replace(self, temporal=temporal)
 
   def check_video(self, frames: int, height: int, width: int) -> None:
-    """Raises a UserError where a video of this size does not fit."""
+    """Checks that the size of a video divides by the model's factors."""
     if frames % self.temporal_factor:
       low = frames - frames % self.temporal_factor
       raise UserError(
-        f"num_frames={frames} is no multiple of {self.temporal_factor}, the "
-        "model's down-sampling in time; take "
-        + " or ".join(str(n) for n in (low, low + self.temporal_factor) if n)
+        f"num_frames={frames}",
+        f"is no multiple of {self.temporal_factor}, the model's temporal "
+        "down-sampling factor",
+        "use "
+        + " or ".join(str(n) for n in (low, low + self.temporal_factor) if n),
       )
     for name, size in (("height", height), ("width", width)):
       if size % self.spatial_factor:
         raise UserError(
           f"{name}={size}",
-          f"is no multiple of {self.spatial_factor}, the model's "
-          "down-sampling in space",
-          f"take {size + -size % self.spatial_factor}",
+          f"is no multiple of {self.spatial_factor}, the model's spatial "
+          "down-sampling factor",
+          f"use {size + -size % self.spatial_factor}",
         )

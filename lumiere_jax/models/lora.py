@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685).
 
-A kernel W is corrected by A B, two thin matrices that train while W is frozen.
-Adapters are leaves beside the others, `lora/PATH/a` and `lora/PATH/b` for the
-kernel at PATH, and a network is run with them or has them merged into it.
+Two thin matrices A and B train while a kernel W is frozen; W + A B takes its
+place. Adapters are leaves `lora/PATH/a` and `lora/PATH/b` for the kernel at
+PATH. A network is run with `applied` adapters, or they are merged into it.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from lumiere_jax.errors import UserError
+from lumiere_jax.models.params import first_of, select_paths
 from lumiere_jax.models.sharded_layers import convolve
 from lumiere_jax.models.temporal import TemporalConv, convolve_time
 from lumiere_jax.storage.safetensors import LazyArray
@@ -26,41 +27,30 @@ from lumiere_jax.typing import FlatParams
 PREFIX = "lora/"
 
 TARGETS = {"temporal": r"(^|/)temporal_", "spatial": r"^(?!temporal_|cond_in)"}
-"""Short names of the layers that adapters are most often put on."""
+"""Short names for common sets of layers."""
 
-# Kernels of several heads and parts, which alone have one input axis and
-# several output axes; all others end in their one output axis.
+# Kernels with one input axis and several output axes (parts, heads, width); all
+# others have one output axis.
 _ONE_INPUT = re.compile(r"(^|/)(qkv|text_kv)/kernel$")
 
 
 def init_adapter(
   flat: FlatParams, target: str, rank: int, key: jax.Array
 ) -> FlatParams:
-  """A fresh adapter, which changes nothing yet: A is random, B is zero.
+  """A fresh adapter without effect: A is random, B is zero.
 
   Args:
     flat: the weights, or their shapes.
     target: 'temporal', 'spatial', or a regex searched in paths.
     rank: columns of A and rows of B.
-    key: of A.
-
-  Raises:
-    UserError: the target is malformed or matches no kernel.
+    key: random key for A.
   """
-  try:
-    pattern = re.compile(TARGETS.get(target, target))
-  except re.error as error:
-    raise UserError(
-      f"config.lora.target={target!r}",
-      f"is no regular expression: {error}",
-      f"give one, or one of {', '.join(TARGETS)}",
-    ) from error
-  paths = [k for k in flat if k.endswith("/kernel") and pattern.search(k)]
-  if not paths:
-    raise UserError(
-      f"config.lora.target={target!r} matches no kernel; kernels look like "
-      + ", ".join([k for k in flat if k.endswith("/kernel")][:3])
-    )
+  paths = select_paths(
+    (path for path in flat if path.endswith("/kernel")),
+    TARGETS.get(target, target),
+    "config.lora.target",
+    shown=target,
+  )
   adapter = {}
   for path, subkey in zip(
     paths, jax.random.split(key, len(paths)), strict=True
@@ -75,13 +65,13 @@ def init_adapter(
 
 
 def split_params(flat: FlatParams) -> tuple[FlatParams, FlatParams]:
-  """(weights, adapter) of leaves that may hold both."""
+  """Splits leaves into (weights, adapter)."""
   adapter = {k: v for k, v in flat.items() if k.startswith(PREFIX)}
   return {k: v for k, v in flat.items() if k not in adapter}, adapter
 
 
 def scaled(flat: FlatParams, scale: float) -> FlatParams:
-  """The same leaves with adapters that correct `scale` times as much."""
+  """The leaves with the corrections of adapters multiplied by `scale`."""
   return {
     k: v * scale if k.startswith(PREFIX) and k.endswith("/b") else v
     for k, v in flat.items()
@@ -89,16 +79,13 @@ def scaled(flat: FlatParams, scale: float) -> FlatParams:
 
 
 def merge(flat: FlatParams) -> FlatParams:
-  """Plain weights W + A B, in the precision of W; adapters are gone.
+  """Merges adapters into weights: W + A B, in the dtype of W.
 
-  Sums are float32 and rounded once. Needs the memory of one kernel in float32
-  beside the result; kernels that are lazy stay so.
+  Sums are float32 and rounded once. Needs the memory of one float32 kernel
+  besides the result; lazy kernels stay lazy.
 
   Args:
-    flat: weights (numpy, jax or lazy) and adapters, or weights alone.
-
-  Raises:
-    UserError: the adapter is for other weights; the leaves are named.
+    flat: weights (numpy, jax or lazy), with or without adapters.
   """
   weights, adapter = split_params(flat)
   check_fits(weights, adapter, "the adapter")
@@ -114,7 +101,7 @@ def merge(flat: FlatParams) -> FlatParams:
 
 
 def check_fits(weights: FlatParams, adapter: FlatParams, name: str) -> None:
-  """Raises a UserError naming the kernels that an adapter does not fit."""
+  """Checks that weights have every kernel of an adapter, in its shape."""
   problems = []
   for path in kernels(adapter):
     a, b = (adapter[f"{PREFIX}{path}/{x}"].shape for x in "ab")
@@ -123,17 +110,15 @@ def check_fits(weights: FlatParams, adapter: FlatParams, name: str) -> None:
     elif a[:-1] + b[1:] != tuple(weights[path].shape) or a[-1] != b[0]:
       problems.append(f"{path} of another shape")
   if problems:
-    more = f" (and {len(problems) - 4} more)" if len(problems) > 4 else ""
     raise UserError(
       name,
-      "was trained on another model: this one has "
-      f"{', '.join(problems[:4])}{more}",
-      "give the model it was made for",
+      f"was trained on another model: this one has {first_of(problems)}",
+      "give the model that it was trained on",
     )
 
 
 def kernels(adapter: FlatParams) -> list[str]:
-  """Paths of the kernels that an adapter corrects."""
+  """Paths of the kernels that an adapter has corrections for."""
   ends = [k.removeprefix(PREFIX) for k in adapter]
   return [k.removesuffix("/b") for k in ends if k.endswith("/b")]
 
@@ -141,18 +126,18 @@ def kernels(adapter: FlatParams) -> list[str]:
 def axes(
   path: str, shape: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """(input axes, output axes) of a kernel."""
+  """The shape of a kernel as (input axes, output axes)."""
   inputs = 1 if _ONE_INPUT.search(path) else len(shape) - 1
   return tuple(shape[:inputs]), tuple(shape[inputs:])
 
 
 @contextlib.contextmanager
 def applied(adapter: FlatParams, scale: float = 1.0) -> Iterator[None]:
-  """Within it, networks add x A B to x W, and no gradient of W is formed.
+  """Within this context, layers compute x W + scale * x A B.
 
   Args:
     adapter: leaves as `init_adapter` makes them; {} does nothing.
-    scale: of the correction: alpha / rank.
+    scale: alpha / rank.
   """
 
   def intercept(
@@ -177,7 +162,7 @@ def applied(adapter: FlatParams, scale: float = 1.0) -> Iterator[None]:
 def _contract(
   module: nn.Module, x: Array, a: Array
 ) -> Float[Array, "... rank"]:
-  """What the layer computes, with the thin kernel A."""
+  """The linear map of a layer, with the kernel A and without a bias."""
   if isinstance(module, TemporalConv):
     return convolve_time(x, a, module.resample)
   if isinstance(module, nn.Conv):

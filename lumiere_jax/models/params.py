@@ -1,7 +1,8 @@
-"""From a trained image model to a Space-Time U-Net, by path.
+"""Parameters by path: flattening, freezing and inflation.
 
-Inflation is the union of the image model's leaves and fresh temporal ones;
-what a stage trains is one regular expression over the same paths.
+Inflation of an image model to a Space-Time U-Net is the union of the image
+model's leaves and fresh temporal ones. What a stage trains is a regex over the
+same paths.
 """
 
 from collections.abc import Iterable
@@ -32,39 +33,49 @@ def unflatten(flat: FlatParams) -> Params:
 
 
 def split(flat: FlatParams, trainable: str) -> tuple[FlatParams, FlatParams]:
-  """Splits leaves into (trainable, frozen) by a regex searched in the path.
-
-  Raises:
-    UserError: the expression is malformed or matches no leaf.
-  """
-  try:
-    pattern = re.compile(trainable)
-  except re.error as error:
-    raise UserError(
-      f"config.train.trainable={trainable!r}",
-      f"is no regular expression: {error}",
-    ) from error
-  chosen = {k: v for k, v in flat.items() if pattern.search(k)}
-  if not chosen:
-    raise UserError(
-      f"config.train.trainable={trainable!r} matches no parameter; "
-      "leaves look like " + ", ".join(list(flat)[:3])
-    )
+  """Splits leaves into (trainable, frozen) by a regex searched in the path."""
+  paths = select_paths(flat, trainable, "config.train.trainable")
+  chosen = {k: flat[k] for k in paths}
   return chosen, {k: v for k, v in flat.items() if k not in chosen}
 
 
-def inflate(source: FlatParams, fresh: FlatParams, name: str) -> FlatParams:
-  """Leaves of `source` where it has them, fresh temporal leaves elsewhere.
+def select_paths(
+  paths: Iterable[str], pattern: str, field: str, shown: str | None = None
+) -> list[str]:
+  """The paths that a regex matches; a UserError if there are none.
 
   Args:
-    source: an image model, or a video model of the same shape to go on from.
-    fresh: a newly initialised model of the shape wanted (or its abstract
-      shapes; the added leaves must then all be in `source`).
-    name: what `source` is, for the error.
+    paths: of leaves.
+    pattern: the regex, searched in each path.
+    field: the config key it is from.
+    shown: its value there, if that is another; for the error.
+  """
+  paths, field = list(paths), f"{field}={shown or pattern!r}"
+  try:
+    chosen = [path for path in paths if re.search(pattern, path)]
+  except re.error as error:
+    raise UserError(
+      field, f"is not a regular expression: {error}", "correct it"
+    ) from error
+  if not chosen:
+    raise UserError(
+      field,
+      "matches no parameter",
+      f"parameters are called, for example, {', '.join(paths[:3])}",
+    )
+  return chosen
 
-  Raises:
-    UserError: a spatial leaf of `fresh` is not in `source`, `source` has a
-      leaf that `fresh` lacks, or shapes differ; leaves are named.
+
+def inflate(source: FlatParams, fresh: FlatParams, name: str) -> FlatParams:
+  """The leaves of `source`, and fresh temporal leaves that it does not have.
+
+  Every spatial leaf of `fresh` must be in `source`, with the same shape.
+
+  Args:
+    source: an image model, or a video model of the same shape.
+    fresh: a newly initialised model of the target shape (or its abstract
+      shapes, if `source` has all leaves).
+    name: of `source`, for errors.
   """
   added = [k for k in fresh if re.search(ADDED_LEAVES, k)]
   expected = {k: v for k, v in fresh.items() if k in source or k not in added}
@@ -73,11 +84,11 @@ def inflate(source: FlatParams, fresh: FlatParams, name: str) -> FlatParams:
 
 
 def widen_position_bias(flat: FlatParams, max_distance: int) -> FlatParams:
-  """Leaves with temporal position biases of offsets up to `max_distance`.
+  """Widens temporal position biases to offsets up to `max_distance`.
 
-  Longer offsets shared the last entries of a bias, which are repeated: the
-  model is the same on any video, and each offset can now learn its own. Biases
-  that are as wide or wider stay.
+  Repeats the last entries, which longer offsets shared: the model computes the
+  same, and each offset can now learn its own bias. Biases that are wide enough
+  stay as they are.
   """
 
   def widen(path: str, table: Any) -> Any:
@@ -92,15 +103,13 @@ def widen_position_bias(flat: FlatParams, max_distance: int) -> FlatParams:
 def check_same_leaves(
   given: FlatParams, expected: FlatParams, name: str
 ) -> None:
-  """Raises a UserError naming the leaves in which two models differ."""
+  """Checks that two models have the same leaves, with the same shapes."""
   shape = lambda leaf: "x".join(map(str, leaf.shape)) or "scalar"
   problems = [
-    *(f"lacks {k}" for k in expected if k not in given),
+    *(f"{k} is missing" for k in expected if k not in given),
+    *(f"{k} is unexpected" for k in given if k not in expected),
     *(
-      f"has {k}, which the config does not" for k in given if k not in expected
-    ),
-    *(
-      f"{k} is {shape(given[k])}, the config wants {shape(leaf)}"
+      f"{k} is {shape(given[k])} instead of {shape(leaf)}"
       for k, leaf in expected.items()
       if k in given and given[k].shape != leaf.shape
     ),
@@ -108,12 +117,12 @@ def check_same_leaves(
   if problems:
     raise UserError(
       name,
-      f"was made with another config.model: {_some(problems)}",
+      f"was made with another config.model: {first_of(problems)}",
       "use the config it was trained with",
     )
 
 
-def _some(items: Iterable[str], limit: int = 4) -> str:
-  items = list(items)
+def first_of(items: list[str], limit: int = 4) -> str:
+  """The first of many items for a message, and how many more there are."""
   more = f" (and {len(items) - limit} more)" if len(items) > limit else ""
-  return "; ".join(items[:limit]) + more
+  return ", ".join(items[:limit]) + more

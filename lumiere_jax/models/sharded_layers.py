@@ -1,7 +1,7 @@
-"""Linear layers whose weights may lie cut up over a mesh (FSDP).
+"""Linear layers whose weights may be sharded over a mesh (FSDP).
 
-They round a kernel to the dtype of the computation first and gather it then,
-so that half the bytes travel, and activations stay where they are.
+A kernel is first rounded to the dtype of the computation and then gathered,
+which halves the communication; activations stay on their devices.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 def gathered(inputs: Array, *weights: Array | None, dtype: Any) -> list[Array]:
-  """Inputs and whole weights, all of a dtype."""
+  """Inputs and gathered weights, all of one dtype."""
   inputs, *weights = promote_dtype(inputs, *weights, dtype=dtype)
   return [inputs, *(w if w is None else gather_weight(w) for w in weights)]
 
@@ -32,7 +32,7 @@ def gathered(inputs: Array, *weights: Array | None, dtype: Any) -> list[Array]:
 def convolve(
   x: Float[Array, "b h w c"], kernel: Float[Array, "i j c d"]
 ) -> Float[Array, "b h w d"]:
-  """Convolution of odd sides, stride 1, zeros beyond the edges."""
+  """Convolution with an odd kernel size, stride 1 and zero padding."""
   return _convolve_forward(x, kernel)[0]
 
 
@@ -44,14 +44,13 @@ def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple]:
   return materialised(out), (x, kernel)
 
 
-def _convolve_backward(kept: tuple, g: Array) -> tuple[Array, Array]:
-  x, kernel = kept
+def _convolve_backward(residuals: tuple, g: Array) -> tuple[Array, Array]:
+  x, kernel = residuals
   g = materialised(g)
   to_input = convolve(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-  # Each channel of x, all samples of it, is convolved with g: an image with as
-  # many channels as there are samples. Written out, for the CPU's compiler
-  # takes the way round of `jax.grad` for a general one, which in loops is
-  # hundreds of times slower.
+  # Convolves x with g, with channels as the batch and samples as channels.
+  # XLA on CPU compiles the transpose that `jax.grad` would give to a general
+  # convolution, which is hundreds of times slower inside loops.
   edge = [(n // 2, n // 2) for n in kernel.shape[:2]]
   to_kernel = jax.lax.conv_general_dilated(
     x.transpose(3, 1, 2, 0),
@@ -66,7 +65,7 @@ def _convolve_backward(kept: tuple, g: Array) -> tuple[Array, Array]:
 convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-def _same(
+def _conv_general_dilated(
   x: Array,
   kernel: Array,
   strides: Sequence[int],
@@ -77,7 +76,7 @@ def _same(
   feature_group_count: int,
   **_: Any,
 ) -> Array:
-  """`convolve` as `nn.Conv` asks for it; what it cannot do is refused."""
+  """`convolve` with the signature that `nn.Conv` calls."""
   steps = {*strides, *lhs_dilation, *rhs_dilation, feature_group_count}
   if (
     steps != {1}
@@ -87,22 +86,23 @@ def _same(
     raise ValueError(
       f"kernel {kernel.shape[:2]}, strides {strides}, dilations {lhs_dilation} "
       f"and {rhs_dilation}, {feature_group_count} groups, padding {padding!r}: "
-      "only odd sides, 'SAME' and 1 elsewhere"
+      "only odd kernel sizes, 'SAME' and 1 elsewhere are supported"
     )
   return checkpoint_name(convolve(x, kernel), "convolution")
 
 
 def product(x: Array, kernel: Float[Array, "c d"]) -> Array:
-  """x @ kernel, see `_product`."""
-  return _product(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+  """x @ kernel, see `_dot_general`."""
+  return _dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
 
-def _product(x: Array, kernel: Array, dimensions: Any, **rest: Any) -> Array:
+def _dot_general(
+  x: Array, kernel: Array, dimensions: Any, **rest: Any
+) -> Array:
   """`jax.lax.dot_general` of the last axes of x and the first of a kernel.
 
-  Of two matrices where a mesh cuts nothing: a kernel's gradient sums over
-  positions, which a CPU copies into another order where these are more than
-  one axis.
+  On one device it is a product of two matrices: the gradient of a kernel sums
+  over all positions, and with several axes of them a CPU transposes first.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if not (mesh.empty or mesh.size == 1):
@@ -115,13 +115,13 @@ def _product(x: Array, kernel: Array, dimensions: Any, **rest: Any) -> Array:
 
 
 Conv = functools.partial(
-  nn.Conv, promote_dtype=gathered, conv_general_dilated=_same
+  nn.Conv, promote_dtype=gathered, conv_general_dilated=_conv_general_dilated
 )
 
 Dense = functools.partial(
-  nn.Dense, promote_dtype=gathered, dot_general=_product
+  nn.Dense, promote_dtype=gathered, dot_general=_dot_general
 )
 
 DenseGeneral = functools.partial(
-  nn.DenseGeneral, promote_dtype=gathered, dot_general=_product
+  nn.DenseGeneral, promote_dtype=gathered, dot_general=_dot_general
 )

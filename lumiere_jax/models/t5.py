@@ -1,9 +1,8 @@
 """The T5 v1.1 encoder: caption tokens in, one feature vector per token out.
 
-Raffel et al., "Exploring the Limits of Transfer Learning with a Unified
-Text-to-Text Transformer" (arXiv 1910.10683), in its v1.1 form: gated GELU, no
-biases, no scaling of attention logits. Imagen and DeepFloyd IF condition on the
-XXL encoder. Submodule names are those of T5X, and an API: import, export and
+Raffel et al., arXiv 1910.10683, in its v1.1 form: gated GELU, no biases, no
+scaling of attention logits. Imagen and DeepFloyd IF condition on the XXL
+encoder. Submodule names are those of T5X, and an API: import, export and
 sharding go by path.
 """
 
@@ -15,14 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from lumiere_jax.errors import UserError, suggest
+from lumiere_jax.errors import check_choice
 from lumiere_jax.models.params import flatten, unflatten
 from lumiere_jax.typing import FlatParams, Params, typechecked
 
 DTYPES = ("float32", "bfloat16")
 
 PREFIX = "text_encoder/"
-"""Of an encoder's leaves among those of a network that it trains with."""
+"""Path prefix of the encoder's leaves when it is trained with a network."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,8 +37,8 @@ class T5Config:
     num_layers: blocks of attention and feed-forward.
     num_buckets: learned relative-position biases per head.
     max_distance: farther tokens share the last bucket.
-    dtype: of the weights and matrix products. Norms, softmax and the residual
-      stream are float32 always. Not float16, which T5 overflows.
+    dtype: of the weights and matrix products; float16 would overflow. Norms,
+      softmax and the residual stream are always float32.
   """
 
   vocab_size: int = 32128
@@ -53,12 +52,7 @@ class T5Config:
   dtype: str = "float32"
 
   def __post_init__(self):
-    if self.dtype not in DTYPES:
-      raise UserError(
-        "",
-        f"T5 dtype: {self.dtype!r} is not one of "
-        f"{', '.join(DTYPES)}{suggest(self.dtype, DTYPES)}",
-      )
+    check_choice("dtype of T5", self.dtype, DTYPES)
 
 
 T5_SIZES: dict[str, T5Config] = {
@@ -73,8 +67,8 @@ T5_SIZES: dict[str, T5Config] = {
     "xxl": (4096, 10240, 64, 24),
   }.items()
 }
-"""The published sizes, and "tiny" for tests and demos: it comes untrained, and
-its vocabulary holds the built-in tokenizer's."""
+"""The published sizes, and "tiny" for tests and demos: it is never trained, and
+its vocabulary fits the built-in tokenizer."""
 T5_SIZES["tiny"] = T5Config(
   vocab_size=1024, d_model=64, d_ff=128, num_heads=4, d_kv=16, num_layers=2
 )
@@ -85,9 +79,9 @@ def relative_position_bucket(
 ) -> np.ndarray:
   """The bucket of each distance (key position - query position), any shape.
 
-  Half of the buckets are for keys after the query. In each half the first
-  half holds one distance each, the rest widen logarithmically up to
-  `max_distance`, beyond which all distances share the last one.
+  Half of the buckets are for keys after the query. In each half, the first half
+  of the buckets hold one distance each. The rest widen logarithmically up to
+  `max_distance`; larger distances share the last bucket.
   """
   half = num_buckets // 2
   exact = half // 2
@@ -108,7 +102,7 @@ class RelativePositionBias(nn.Module):
 
   @nn.compact
   def __call__(self, length: int) -> Float[Array, "n q k"]:
-    """The biases of all query-key pairs of a sequence."""
+    """The biases of all query-key pairs."""
     c = self.config
     table = self.param(
       "rel_embedding",
@@ -128,7 +122,7 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b l e"]) -> Float[Array, "b l e"]:
-    """Normalises each token's features."""
+    """Normalises the features of each token."""
     scale = self.param(
       "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32
     )
@@ -147,7 +141,7 @@ def _dense(features: int, config: T5Config, name: str) -> nn.Dense:
 
 
 class SelfAttention(nn.Module):
-  """Multi-head self-attention without logit scaling (q's init holds it)."""
+  """Multi-head self-attention without logit scaling (the init includes it)."""
 
   config: T5Config
 
@@ -184,7 +178,7 @@ class GatedMlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b l e"]) -> Float[Array, "b l e"]:
-    """Maps each token by itself."""
+    """Maps each token independently."""
     c = self.config
     gate = _dense(c.d_ff, c, "wi_0")(x)
     value = _dense(c.d_ff, c, "wi_1")(x)
@@ -193,7 +187,7 @@ class GatedMlp(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-  """Attention, then feed-forward, each normalised first and added on."""
+  """Attention, then feed-forward: pre-norm residual layers."""
 
   config: T5Config
 
@@ -204,7 +198,7 @@ class EncoderLayer(nn.Module):
     bias: Float[Array, "n l l"],
     mask: Bool[Array, "b l"],
   ) -> Float[Array, "b l e"]:
-    """One block; the residual stream `x` stays in float32."""
+    """Applies the layer; the residual stream `x` stays float32."""
     attention = SelfAttention(self.config, name="attention")
     mlp = GatedMlp(self.config, name="mlp")
     x += attention(RMSNorm(name="pre_attention_layer_norm")(x), bias, mask)
@@ -212,10 +206,10 @@ class EncoderLayer(nn.Module):
 
 
 class T5Encoder(nn.Module):
-  """The encoder; untrained, its features still tell texts apart.
+  """The encoder.
 
-  The initialisers are T5's (but for the position bias, which says why), so
-  that a random encoder can stand in, frozen, where weights are not at hand.
+  `init_params` gives untrained weights whose features distinguish texts, so
+  that a frozen random encoder can replace pretrained weights in demos.
   """
 
   config: T5Config
@@ -234,8 +228,8 @@ class T5Encoder(nn.Module):
       mask: True where a token is real; padding is never attended to.
 
     Returns:
-      float32 features of RMS about 1. Those of padding are whatever T5 makes
-      of them; networks that take no mask (DeepFloyd IF) expect them so.
+      float32 features of RMS about 1, also at padding: networks without a mask
+      (DeepFloyd IF) were trained with these.
     """
     c = self.config
     x = nn.Embed(
@@ -252,21 +246,21 @@ class T5Encoder(nn.Module):
 
 
 def init_params(config: T5Config, seed: int = 0) -> Params:
-  """Random parameters of an encoder, the same on every machine.
+  """Random parameters, the same on every machine.
 
-  Drawn by numpy: what XLA draws differs in its last bits between processors,
-  and would give the same encoder another identity there.
+  Drawn by numpy: the last bits of XLA's random numbers differ between
+  processors, which would change the identity of the encoder.
   """
   rng = np.random.default_rng(seed)
 
   def draw(path: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
     if path.endswith("scale"):
       return np.ones(leaf.shape, leaf.dtype)
-    # T5 draws the position bias with d_model ** -0.5. Without training so
-    # small a bias leaves the features nearly blind to word order; 1 is the
-    # spread that the content's logits have.
+    # T5's init, except for the position bias. T5 draws it with std
+    # d_model ** -0.5: so small that untrained features hardly depend on word
+    # order. 1 is the spread of the content logits.
     std = 1.0 if path.endswith("embedding") else leaf.shape[0] ** -0.5
-    if "/query/" in path:  # holds the scaling of the logits
+    if "/query/" in path:  # Includes the scaling of the logits.
       std *= config.d_kv**-0.5
     return (std * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
 
@@ -275,19 +269,19 @@ def init_params(config: T5Config, seed: int = 0) -> Params:
 
 
 def abstract_params(config: T5Config) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shape and dtype of every parameter by path, at no memory."""
+  """Shape and dtype of every parameter by path, without allocating memory."""
   tokens = jnp.zeros((1, 1), jnp.int32)
   init = lambda: T5Encoder(config).init(jax.random.key(0), tokens, tokens == 0)
   return flatten(jax.eval_shape(init)["params"])
 
 
 def prefix_params(params: Params) -> FlatParams:
-  """An encoder's parameters as leaves to go among those of a network."""
+  """The encoder's leaves under `PREFIX`, to be trained with a network."""
   return {PREFIX + path: leaf for path, leaf in flatten(params).items()}
 
 
 def split_params(flat: FlatParams) -> tuple[Params, FlatParams]:
-  """The inverse of `beside`: (the encoder's parameters, the network's)."""
+  """Splits leaves into (the encoder's parameters, the network's leaves)."""
   encoder = {
     path.removeprefix(PREFIX): leaf
     for path, leaf in flat.items()

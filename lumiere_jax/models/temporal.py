@@ -1,5 +1,7 @@
-"""What inflation adds to the image U-Net: temporal blocks and resampling
-(Lumiere, arXiv 2401.12945, section 3.1, figure 4 and appendix B)."""
+"""Temporal blocks and resampling that inflation adds to the image U-Net.
+
+Lumiere, arXiv 2401.12945, section 3.1, figure 4 and appendix B.
+"""
 
 import einops
 import flax.linen as nn
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lumiere_jax.models.attention import attend
-from lumiere_jax.models.blocks import GroupNorm
+from lumiere_jax.models.blocks import GroupNorm, norm_text
 from lumiere_jax.models.sharded_layers import Conv, Dense, DenseGeneral, product
 from lumiere_jax.parallel.backend import materialised
 from lumiere_jax.parallel.sharding import gather_weight
@@ -18,7 +20,7 @@ TAPS = 3
 
 
 def identity_taps(key, shape, dtype=jnp.float32) -> Array:
-  """Kernel (taps, c, c) whose middle tap is the identity, the others zero."""
+  """Kernel (taps, c, c): the middle tap is the identity, others are zero."""
   del key
   taps, channels, _ = shape
   return jnp.zeros(shape, dtype).at[taps // 2].set(jnp.eye(channels))
@@ -26,13 +28,13 @@ def identity_taps(key, shape, dtype=jnp.float32) -> Array:
 
 def _convolve(x: Video, kernel: Float[Array, "3 c d"]) -> Video:
   before, here, after = (product(x, tap) for tap in kernel)
-  return _later(before) + here + _earlier(after)
+  return _shift_later(before) + here + _shift_earlier(after)
 
 
 def _convolve_halved(x: Video, kernel: Float[Array, "3 c d"]) -> Video:
   if x.shape[1] % 2:
     raise ValueError(
-      f"{x.shape[1]} frames cannot be halved; give an even count"
+      f"{x.shape[1]} frames cannot be halved; give an even number"
     )
   even, odd = (materialised(x[:, i::2]) for i in (0, 1))
   before = materialised(jnp.concatenate([even[:, :1], odd[:, :-1]], axis=1))
@@ -41,22 +43,22 @@ def _convolve_halved(x: Video, kernel: Float[Array, "3 c d"]) -> Video:
 
 
 def _convolve_doubled(x: Video, kernel: Float[Array, "3 c d"]) -> Video:
-  # Of the three frames that a tap meets, two are the same.
+  # Two of the three frames under the kernel are equal.
   before, here, after = kernel
-  even = _later(product(x, before)) + product(x, here + after)
-  odd = product(x, before + here) + _earlier(product(x, after))
+  even = _shift_later(product(x, before)) + product(x, here + after)
+  odd = product(x, before + here) + _shift_earlier(product(x, after))
   return einops.rearrange([even, odd], "i b t h w d -> b (t i) h w d")
 
 
-def _later(x: Video) -> Video:
+def _shift_later(x: Video) -> Video:
   return jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
 
 
-def _earlier(x: Video) -> Video:
+def _shift_earlier(x: Video) -> Video:
   return jnp.concatenate([x[:, 1:], x[:, -1:]], axis=1)
 
 
-_RESAMPLED = {
+_CONVOLUTIONS = {
   "none": _convolve,
   "down": _convolve_halved,
   "up": _convolve_doubled,
@@ -66,21 +68,21 @@ _RESAMPLED = {
 def convolve_time(
   x: Video, kernel: Float[Array, "3 c d"], resample: str = "none"
 ) -> Video:
-  """Convolution along time alone, edge frames repeated as padding.
+  """Temporal convolution; the padding repeats the edge frames.
 
-  Zeros beyond the ends would be seen as black frames, and differently so for
-  every length and window; repeating the edge keeps a constant video constant.
-  Written as one matrix product per tap, which both TPU and CPU run at the
-  speed of a dense layer; what is shifted in time is their results.
+  Zero padding would act as black frames at the ends of every clip and window;
+  repeating the edge keeps a constant video constant. Computed as one matrix
+  product per tap, which TPU and CPU run at the speed of a dense layer; the
+  products are then shifted in time.
 
   Args:
-    x: (b, t, h, w, c); t is even where it is halved.
-    kernel: its taps meet the frame before, the frame and the frame after.
-    resample: 'none'; 'down': of frames 0, 2, 4 ... alone (appendix B: "1D
-      temporal convolution followed by a stride"; the frames a stride would drop
-      are never computed); 'up': of every frame shown twice.
+    x: (b, t, h, w, c); 'down' needs an even t.
+    kernel: taps for the frame before, the frame, and the frame after.
+    resample: 'none'; 'down': output at frames 0, 2, 4 ... only (appendix B:
+      "1D temporal convolution followed by a stride"); 'up': of every frame
+      shown twice.
   """
-  return materialised(_RESAMPLED[resample](materialised(x), kernel))
+  return materialised(_CONVOLUTIONS[resample](materialised(x), kernel))
 
 
 class TemporalConv(nn.Module):
@@ -101,9 +103,9 @@ class TemporalConv(nn.Module):
 
 
 class TemporalResample(nn.Module):
-  """Halves ('down') or doubles ('up') the frames.
+  """Halves ('down') or doubles ('up') the frame rate.
 
-  At initialisation it keeps every second one or shows every frame twice.
+  At initialisation it drops every second frame or repeats every frame.
   """
 
   resample: str
@@ -116,10 +118,10 @@ class TemporalResample(nn.Module):
 
 
 class ConvInflation(nn.Module):
-  """Factorised space-time convolution (figure 4b), the identity at first.
+  """Factorised space-time convolution (figure 4b).
 
   1x3x3 convolution, norm, activation, 3x1x1 convolution, norm, activation,
-  linear projection (zero at first), added to the input.
+  linear projection (zero-initialised), added to the input.
   """
 
   groups: int
@@ -139,14 +141,14 @@ class ConvInflation(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-  """Attention of each position to its frames (figure 4c), and to the text.
+  """Attention of each position over time (figure 4c), optionally to the text.
 
-  To the text where some is given, which is ours: all that the temporal layers
-  of the paper know of it is what the picture model makes of each frame, where
-  words that say how things move may make no difference.
+  Attention to the text is our addition. In the paper the text reaches temporal
+  layers only through the features of the image model, which need not depend on
+  words that describe motion.
 
   Attributes:
-    max_distance: offsets between frames beyond it share their bias.
+    max_distance: larger offsets between frames share their bias.
     kernel: one of `attention.KERNELS`.
   """
 
@@ -166,18 +168,16 @@ class TemporalAttention(nn.Module):
     channels = x.shape[-1]
     heads = channels // self.head_dim
     normed = GroupNorm(self.groups, name="norm")(x)
-    # No bias on the keys: it would shift all logits of a query alike, which
-    # the softmax ignores, so it could never learn.
+    # A bias of the keys would shift all logits of a query equally, which the
+    # softmax ignores.
     qkv = DenseGeneral(
       (3, heads, self.head_dim), use_bias=False, dtype=self.dtype, name="qkv"
     )(normed)
     bias = self._bias(heads, x.shape[1]).astype(self.dtype)
     if text is not None:
-      seen = None if mask is None else mask[:, None]
-      text = GroupNorm(self.groups, name="norm_text")(text[:, None], seen)[:, 0]
       text = DenseGeneral(
         (2, heads, self.head_dim), dtype=self.dtype, name="text_kv"
-      )(text)
+      )(norm_text(text, mask, self.groups))
       bias = jnp.pad(bias, ((0, 0), (0, 0), (text.shape[1], 0)))
 
     h, w = x.shape[2:4]
@@ -196,7 +196,7 @@ class TemporalAttention(nn.Module):
     return x + zero_projection(channels, self.dtype)(out)
 
   def _bias(self, heads: int, frames: int) -> Float[Array, "n t t"]:
-    """Relative position bias: logits depend on key frame - query frame."""
+    """Relative position bias, by key frame - query frame."""
     table = self.param(
       "position_bias",
       nn.initializers.normal(0.02),
@@ -211,7 +211,7 @@ class TemporalAttention(nn.Module):
 
 
 class AttentionInflation(nn.Module):
-  """A stack of temporal attentions, the identity at first (figure 4c)."""
+  """A stack of temporal attentions (figure 4c)."""
 
   num_attentions: int
   head_dim: int
@@ -237,7 +237,7 @@ class AttentionInflation(nn.Module):
 
 
 def zero_projection(channels: int, dtype: jnp.dtype) -> nn.Dense:
-  """The linear projection that makes a residual block the identity at first."""
+  """Projection that makes a residual block the identity at initialisation."""
   return Dense(
     channels, dtype=dtype, kernel_init=nn.initializers.zeros, name="proj"
   )

@@ -1,16 +1,11 @@
-"""Captions to T5 features; the text encoder in configs and bundles.
+"""Text encoders: a tokenizer and T5, from weight files, configs and bundles."""
 
-The features of a caption depend on its text alone. Not on its place in a
-batch, nor on what else is in it: the encoder sees one caption at a time.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-import pathlib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 import numpy as np
 
-from lumiere_jax.errors import UserError, build, check_choice, option, suggest
+from lumiere_jax.errors import UserError, build, check_choice, option
 from lumiere_jax.models.caption_cleaning import CLEANINGS
 from lumiere_jax.models.importers.t5_hf import open_hf
 from lumiere_jax.models.importers.t5x import is_t5x, open_t5x
@@ -33,51 +28,23 @@ from lumiere_jax.storage.atomic import writing
 from lumiere_jax.storage.safetensors import LazyArray
 from lumiere_jax.typing import Params
 
-
-def open_t5(
-  source: str | os.PathLike, dtype: str = "float32"
-) -> tuple[T5Config, dict[str, LazyArray]]:
-  """An encoder whose arrays are read when they are asked for.
-
-  Args:
-    source: a folder or file of safetensors with config.json (Hugging Face), or
-      the folder or msgpack file of a T5X checkpoint.
-    dtype: "float32" or "bfloat16", what the weights are converted to.
-
-  Returns:
-    The config, and the leaves of `T5Encoder(config)` by path.
-
-  Raises:
-    UserError: files are missing, broken, or not a T5 v1.1 encoder.
-  """
-  return (open_t5x if is_t5x(source) else open_hf)(source, dtype)
-
-
-def load_t5(
-  source: str | os.PathLike, dtype: str = "float32"
-) -> tuple[T5Config, Params]:
-  """Reads what `open_t5` opens, one array at a time.
-
-  Raises:
-    UserError: files are missing, broken, or not a T5 v1.1 encoder.
-  """
-  config, leaves = open_t5(source, dtype)
-  return config, unflatten({k: np.asarray(x) for k, x in leaves.items()})
-
-
 Text = Float[np.ndarray, "b l e"]
 Mask = Bool[np.ndarray, "b l"]
-_MOST_SPARE = 128  # Rows of an embedding beyond its tokenizer's pieces.
+
+_MAX_UNUSED = 128  # Embedding rows beyond the pieces of the right tokenizer.
 
 
 class TextEncoder:
   """A tokenizer and a T5 encoder.
 
+  Features depend on the caption only: captions are encoded one at a time, so
+  that neither the batch nor the place in it matters.
+
   Attributes:
     tokenizer: gives (b, l) ids, l its `max_length`.
-    config: of the encoder.
-    params: of the encoder, on the device.
-    cleaning: of captions before they are tokenized, one of `CLEANINGS`.
+    config: of the T5 encoder.
+    params: of the T5 encoder, on the device.
+    cleaning: of captions before tokenization, one of `CLEANINGS`.
   """
 
   def __init__(
@@ -87,17 +54,13 @@ class TextEncoder:
     params: Params,
     cleaning: str = "none",
   ):
-    """Puts the parameters on the default device, unless they are on one.
+    """Moves the parameters to the default device unless they are on one.
 
     Args:
       tokenizer: the one that the encoder was trained with.
-      config: of the encoder.
-      params: its parameters; lazy ones are made one at a time.
+      config: of the T5 encoder.
+      params: its parameters; lazy ones are read one at a time.
       cleaning: one of `CLEANINGS`.
-
-    Raises:
-      UserError: the tokenizer has more pieces than the encoder embeddings, or
-        there is no such cleaning.
     """
     check_choice("cleaning", cleaning, CLEANINGS)
     if tokenizer.vocab_size > config.vocab_size:
@@ -127,12 +90,7 @@ class TextEncoder:
     cleaning: str = "none",
   ) -> "TextEncoder":
     """An untrained encoder, by default with the built-in tokenizer."""
-    if size not in T5_SIZES:
-      raise UserError(
-        "",
-        f"T5 size: {size!r} is not one of "
-        f"{', '.join(T5_SIZES)}{suggest(size, T5_SIZES)}",
-      )
+    check_choice("size of T5", size, T5_SIZES)
     config = dataclasses.replace(T5_SIZES[size], dtype=dtype)
     pieces = Tokenizer(tokenizer or default_tokenizer_path(), max_length)
     return cls(pieces, config, init_params(config, seed), cleaning)
@@ -146,53 +104,48 @@ class TextEncoder:
     tokenizer: str | os.PathLike | None = None,
     cleaning: str = "none",
   ) -> "TextEncoder":
-    """Published weights with the tokenizer that belongs to them.
+    """Published weights with their tokenizer.
 
     Args:
       source: safetensors with config.json, or a T5X checkpoint; see `open_t5`.
       max_length: tokens.
-      dtype: "float32" or "bfloat16", what the weights are converted to.
-      tokenizer: by default spiece.model beside the weights, or in the folder
-        `tokenizer` beside theirs.
+      dtype: "float32" or "bfloat16", to convert the weights to.
+      tokenizer: by default spiece.model beside the weights, or in a folder
+        `tokenizer` beside their folder.
       cleaning: one of `CLEANINGS`.
-
-    Raises:
-      UserError: files are missing, broken, not T5 v1.1 or not of one model.
     """
     check_choice("cleaning", cleaning, CLEANINGS)
     config, leaves = open_t5(source, dtype)
     pieces = Tokenizer(tokenizer or _find_tokenizer(source), max_length)
-    spare = config.vocab_size - pieces.vocab_size
-    if spare > _MOST_SPARE:
+    if config.vocab_size - pieces.vocab_size > _MAX_UNUSED:
       raise UserError(
         f"{pieces.path}:",
         f"the tokenizer has {pieces.vocab_size} pieces, far fewer than "
-        f"the {config.vocab_size} that {source} embeds",
+        f"the {config.vocab_size} embeddings of {source}",
         "use the tokenizer that belongs to the encoder",
       )
     return cls(pieces, config, unflatten(leaves), cleaning)
 
   @functools.cached_property
   def identity(self) -> str:
-    """A hash of all that features depend on: texts aside, they are fixed.
+    """A hash of everything that features depend on besides the caption.
 
-    That is the tokenizer, the weights, the config, the length and, where there
-    is any, the cleaning. Takes about a second for every 2 GB of weights.
+    It covers tokenizer, weights, config, length and cleaning. Takes about one
+    second per 2 GB of weights.
     """
-    flat = flatten(self.params)
     parts = {
       "tokenizer": self.tokenizer.sha256,
       "max_length": self.tokenizer.max_length,
       "config": dataclasses.asdict(self.config),
-      "params": safetensors.content_hash(flat),
+      "params": safetensors.content_hash(flatten(self.params)),
     }
-    if self.cleaning != "none":  # without, identities are as they ever were
+    if self.cleaning != "none":  # Keeps the hashes of older bundles valid.
       parts["cleaning"] = self.cleaning
     text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
   def offload(self) -> None:
-    """Takes the weights off the device until the next caption to encode."""
+    """Moves the weights to the host until `encode` is called again."""
     self.params = jax.device_get(self.params)
 
   def with_params(self, params: Params) -> "TextEncoder":
@@ -200,23 +153,24 @@ class TextEncoder:
     return TextEncoder(self.tokenizer, self.config, params, self.cleaning)
 
   def tokenize(self, captions: Sequence[str]) -> tuple[np.ndarray, Mask]:
-    """Token ids (b, l) and mask (b, l) of captions, cleaned first."""
+    """Cleans captions and gives their token ids (b, l) and mask (b, l)."""
     clean = CLEANINGS[self.cleaning]
     return self.tokenizer.encode([clean(c) for c in captions])
 
   def encode(self, captions: Sequence[str]) -> tuple[Text, Mask]:
-    """Features and mask (True where a token is real) of each caption.
+    """Features and mask (True for real tokens) of each caption.
 
-    Warns of captions that are too long, see `Tokenizer.encode`.
+    Warns when it truncates a caption, see `Tokenizer.encode`.
 
     Returns:
       text, (b, l, e) float32, and mask, (b, l) bool.
     """
-    _refuse_one_text(captions)
-    self.params = jax.tree.map(jnp.asarray, self.params)  # if at rest
+    if isinstance(captions, str):  # Would be taken as a sequence of letters.
+      raise TypeError("give a sequence of captions, not one caption")
+    self.params = jax.tree.map(jnp.asarray, self.params)  # If offloaded.
     tokens, mask = self.tokenize(captions)
-    # One by one: XLA rounds differently at different batch sizes.
-    # The calls queue up on the device, so only small encoders lose speed.
+    # One by one, as XLA rounds differently for different batch sizes. The calls
+    # are asynchronous, so that only small encoders lose speed.
     rows = [
       self._apply(
         self.params, *jax.device_put((tokens[i, None], mask[i, None]))
@@ -228,31 +182,21 @@ class TextEncoder:
     return text, mask
 
 
-def _on_device(leaf: Any) -> jax.Array:
-  return jnp.asarray(np.asarray(leaf) if isinstance(leaf, LazyArray) else leaf)
+def null_text(encoder: TextEncoder, kind: str) -> tuple[np.ndarray, np.ndarray]:
+  """The conditioning that stands for "no caption": text (l, e) and mask (l,).
+
+  Args:
+    encoder: the text encoder.
+    kind: 'zeros' (Imagen: zero embeddings, all unmasked) or 'empty' (IF: the
+      encoding of the empty caption).
+  """
+  text, mask = encoder.encode([""])
+  if kind == "zeros":
+    return np.zeros_like(text[0]), np.ones_like(mask[0])
+  return text[0], mask[0]
 
 
-def _find_tokenizer(source: str | os.PathLike) -> pathlib.Path:
-  """The tokenizer that was published with some weights."""
-  source = pathlib.Path(source).absolute()
-  folder = source if source.is_dir() else source.parent
-  name = "spiece.model"
-  for path in (folder / name, folder.parent / "tokenizer" / name):
-    if path.is_file():
-      return path
-  raise UserError(
-    f"{folder}:",
-    f"has no {name}, nor is there one in tokenizer/ beside it (T5X "
-    "checkpoints have none)",
-    f"name the encoder's own with {option('tokenizer')} or "
-    "config.text.tokenizer",
-  )
-
-
-def _refuse_one_text(captions: Iterable[str]) -> None:
-  # A text is a sequence of texts, too: its letters.
-  if isinstance(captions, str):
-    raise TypeError("give a sequence of captions, not one caption")
+# Weight files and configs.
 
 
 def open_text_encoder(
@@ -267,27 +211,72 @@ def open_text_encoder(
   Args:
     tokenizer: sentencepiece model; '' is spiece.model beside the weights, or
       the built-in one.
-    weights: T5 v1.1 weights under Hugging Face names or T5X's, or a bundle or
-      workdir, whose encoder it takes as it is; '' is a small encoder of fixed
+    weights: T5 v1.1 weights in the format of Hugging Face or T5X; or a bundle
+      or workdir, whose encoder is used as it is; '' is a small encoder of fixed
       random weights.
     max_length: tokens.
     dtype: of the weights, "float32" or "bfloat16".
-    cleaning: of captions, see `lumiere_jax.models.caption_cleaning`.
-
-  Raises:
-    UserError: a file is missing or does not fit.
+    cleaning: of captions, one of `CLEANINGS`.
   """
+  if weights and bundles.is_bundle(weights):
+    return text_encoder_of(bundles.open_bundle(weights, "config.text.weights"))
   options = {
     "max_length": max_length,
     "dtype": dtype,
     "tokenizer": tokenizer or None,
     "cleaning": cleaning,
   }
-  if weights and bundles.is_bundle(weights):
-    return text_encoder_of(bundles.open_bundle(weights, "config.text.weights"))
   if weights:
     return TextEncoder.pretrained(weights, **options)
   return TextEncoder.random(**options)
+
+
+def open_t5(
+  source: str | os.PathLike, dtype: str = "float32"
+) -> tuple[T5Config, dict[str, LazyArray]]:
+  """Opens T5 v1.1 encoder weights without reading them.
+
+  Args:
+    source: a folder or file of safetensors with config.json (Hugging Face), or
+      the folder or msgpack file of a T5X checkpoint.
+    dtype: "float32" or "bfloat16", to convert the weights to.
+
+  Returns:
+    The config, and the leaves of `T5Encoder(config)` by path.
+  """
+  return (open_t5x if is_t5x(source) else open_hf)(source, dtype)
+
+
+def load_t5(
+  source: str | os.PathLike, dtype: str = "float32"
+) -> tuple[T5Config, Params]:
+  """Reads the weights that `open_t5` opens, one array at a time."""
+  config, leaves = open_t5(source, dtype)
+  return config, unflatten({k: np.asarray(x) for k, x in leaves.items()})
+
+
+def _find_tokenizer(source: str | os.PathLike) -> Path:
+  """The tokenizer that was published with some weights."""
+  source = Path(source).absolute()
+  folder = source if source.is_dir() else source.parent
+  name = "spiece.model"
+  for path in (folder / name, folder.parent / "tokenizer" / name):
+    if path.is_file():
+      return path
+  raise UserError(
+    f"{folder}:",
+    f"has no {name}, nor is there one in tokenizer/ beside it (T5X "
+    "checkpoints have none)",
+    f"name the encoder's own with {option('tokenizer')} or "
+    "config.text.tokenizer",
+  )
+
+
+def _on_device(leaf: Any) -> jax.Array:
+  return jnp.asarray(np.asarray(leaf) if isinstance(leaf, LazyArray) else leaf)
+
+
+# Bundles.
 
 
 def write_text_part(folder: Path, encoder: TextEncoder) -> bundles.Part:
@@ -304,24 +293,20 @@ def write_text_part(folder: Path, encoder: TextEncoder) -> bundles.Part:
     "max_length": encoder.tokenizer.max_length,
     "config": vars(encoder.config),
   }
-  if encoder.cleaning != "none":  # as in bundles of before there was any
+  if encoder.cleaning != "none":  # Older bundles do not have this key.
     meta["cleaning"] = encoder.cleaning
   return bundles.Part(
-    meta=meta,
-    tensors=(tensors,),
-    files={"tokenizer": tokenizer},
+    meta=meta, tensors=(tensors,), files={"tokenizer": tokenizer}
   )
 
 
 def text_encoder_of(bundle: bundles.Bundle) -> TextEncoder:
-  """The text encoder in a bundle.
-
-  Raises:
-    UserError: it has none, or its files are missing or damaged.
-  """
+  """The text encoder in a bundle."""
   if bundles.TEXT not in bundle.parts:
     raise UserError(
-      f"{bundle.folder}", "holds no text encoder", "name a bundle that does"
+      f"{bundle.folder}:",
+      "holds no text encoder",
+      "name a bundle that does",
     )
   meta = bundle.parts[bundles.TEXT].meta
   return TextEncoder(
@@ -330,17 +315,3 @@ def text_encoder_of(bundle: bundles.Bundle) -> TextEncoder:
     unflatten(bundle.load(bundles.TEXT)),
     meta.get("cleaning", "none"),
   )
-
-
-def null_text(encoder: TextEncoder, kind: str) -> tuple[np.ndarray, np.ndarray]:
-  """What stands for "no caption": text (l, e) and mask (l,).
-
-  Args:
-    encoder: the text encoder.
-    kind: 'zeros' (Imagen: embeddings of zero, all counted) or 'empty' (IF:
-      the encoding of the empty caption).
-  """
-  text, mask = encoder.encode([""])
-  if kind == "zeros":
-    return np.zeros_like(text[0]), np.ones_like(mask[0])
-  return text[0], mask[0]

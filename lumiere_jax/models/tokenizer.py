@@ -1,4 +1,4 @@
-"""Captions to token ids and back, by sentencepiece models of the T5 kind."""
+"""Sentencepiece tokenizers as T5 uses them."""
 
 from collections.abc import Iterable, Sequence
 import hashlib
@@ -15,11 +15,11 @@ from lumiere_jax.errors import UserError
 from lumiere_jax.storage.atomic import writing
 
 PAD, EOS, UNK = 0, 1, 2
-_SHOWN = 80  # Characters of each end of what is cut off.
+_SHOWN = 80  # Characters shown from each end of truncated text.
 
 
 def default_tokenizer_path() -> pathlib.Path:
-  """The built-in model: 1024 pieces of plain English scene words."""
+  """The built-in model: 1024 pieces, for simple English scene captions."""
   return pathlib.Path(__file__).parent / "assets" / "tokenizer.model"
 
 
@@ -32,22 +32,17 @@ class Tokenizer:
   """
 
   def __init__(self, model_path: str | os.PathLike, max_length: int):
-    """Loads a model.
-
-    Raises:
-      UserError: the file is missing or not a sentencepiece model of the T5
-        kind, or `max_length` is less than 1.
-    """
+    """Loads a model."""
     self.path = pathlib.Path(model_path)
     self.max_length = max_length
     if max_length < 1:
-      raise UserError("max_length:", f"{max_length} tokens", "give at least 1")
+      raise UserError(f"max_length={max_length}", "must be at least 1")
     try:
       self._bytes = self.path.read_bytes()
     except OSError as error:
       raise UserError(
         f"{self.path}:",
-        f"the tokenizer cannot be read ({error.strerror})",
+        f"cannot read the tokenizer ({error.strerror})",
         "check the path",
       ) from error
     self._model = _parse(self._bytes, self.path)
@@ -63,19 +58,20 @@ class Tokenizer:
     return hashlib.sha256(self._bytes).hexdigest()
 
   def to_bytes(self) -> bytes:
-    """The model file's content, to be carried along in a bundle."""
+    """The content of the model file."""
     return self._bytes
 
   def encode(
     self, texts: Sequence[str]
   ) -> tuple[Int[np.ndarray, "b l"], Bool[np.ndarray, "b l"]]:
-    """Token ids and mask of each text, ended by eos and padded with 0.
+    """Token ids of each text, ending in eos and padded with 0.
 
-    A text longer than `max_length` is cut; a UserWarning shows what is lost.
+    Texts longer than `max_length` are truncated, with a UserWarning that shows
+    the omitted part.
 
     Returns:
-      int32 tokens and bool mask (True where a token is real), both
-      (len(texts), max_length).
+      int32 tokens and bool mask (True for real tokens), both (len(texts),
+      max_length).
     """
     if isinstance(texts, str):
       raise TypeError("encode takes a sequence of texts, not one text")
@@ -94,11 +90,11 @@ class Tokenizer:
     return tokens, mask
 
   def left_out(self, text: str) -> str:
-    """The end of `text` that `encode` would cut off; '' if it fits."""
+    """The end of `text` that `encode` truncates; '' if it fits."""
     return self._split(text)[1]
 
   def decode(self, tokens: Int[np.ndarray, "b l"]) -> list[str]:
-    """The texts that rows of ids stand for, up to each one's eos."""
+    """The texts of rows of ids, up to eos."""
     texts = []
     for row in np.asarray(tokens).tolist():
       ids = row[: row.index(EOS)] if EOS in row else row
@@ -106,7 +102,7 @@ class Tokenizer:
     return texts
 
   def _split(self, text: str) -> tuple[list[int], str]:
-    # Lone surrogates, which JSON can carry, have no UTF-8 form.
+    # Lone surrogates, which JSON allows, have no UTF-8 form.
     ids = self._model.encode(text.encode(errors="replace").decode())
     room = self.max_length - 1
     return [*ids[:room], EOS], self._model.decode(ids[room:])
@@ -115,24 +111,22 @@ class Tokenizer:
 def train_tokenizer(
   captions: Iterable[str], path: str | os.PathLike, vocab_size: int
 ) -> None:
-  """Trains a T5-style model and writes it to `path`; always the same bytes.
+  """Trains a T5-style model, deterministically, and writes it to `path`.
 
-  As T5's: a unigram model, NFKC normalisation, pad 0, eos 1, unk 2. Other
-  than T5's, characters it never saw become bytes, so that no text is lost.
+  As T5's: a unigram model, NFKC normalisation, pad 0, eos 1, unk 2. Unlike
+  T5's, it encodes unknown characters as bytes, so that decoding is lossless.
 
   Args:
-    captions: the texts to learn pieces from.
+    captions: the training texts.
     path: the file to write.
-    vocab_size: the most pieces to have, 256 single bytes included; a small
-      corpus gives fewer.
-
-  Raises:
-    UserError: no captions, a `vocab_size` too small for their characters, or
-      `path` cannot be written.
+    vocab_size: the largest number of pieces, including 256 single bytes; a
+      small corpus gives fewer.
   """
   captions = [c for c in captions if c.strip()]
   if not captions:
-    raise UserError("captions:", "there are none to train a tokenizer on")
+    raise UserError(
+      "captions:", "all are empty", "give texts to train a tokenizer on"
+    )
   model = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
@@ -154,10 +148,9 @@ def train_tokenizer(
     )
   except RuntimeError as error:
     raise UserError(
-      "vocab_size:",
-      f"{vocab_size} pieces cannot be made of these {len(captions)} "
-      f"captions ({error})",
-      "give more",
+      f"vocab_size={vocab_size}",
+      f"does not suit these {len(captions)} captions ({error})",
+      "increase it",
     ) from error
   with writing(path) as file:
     file.write(model.getvalue())
@@ -167,25 +160,25 @@ def _parse(
   content: bytes, path: pathlib.Path
 ) -> sentencepiece.SentencePieceProcessor:
   try:
-    # An empty file parses, into a model that has not even an unknown piece.
+    # An empty file would parse, into a model without even an unknown piece.
     model = sentencepiece.SentencePieceProcessor(model_proto=content or b"?")
   except RuntimeError as error:
     raise UserError(
       f"{path}:",
       "not a sentencepiece model",
-      "give T5's spiece.model or one made by train_tokenizer",
+      "give T5's spiece.model or one trained by train_tokenizer",
     ) from error
   if (model.pad_id(), model.eos_id()) != (PAD, EOS):
     raise UserError(
       f"{path}:",
-      f"pad is {model.pad_id()} and eos {model.eos_id()}, not 0 and 1",
-      "give a tokenizer of the T5 kind",
+      f"has pad id {model.pad_id()} and eos id {model.eos_id()}, not 0 and 1",
+      "give a T5 tokenizer",
     )
   return model
 
 
 def _shorten(text: str) -> str:
-  """Enough of both ends of a text to know it by, on one line."""
+  """Both ends of a text, on one line."""
   text = " ".join(text.split())
   if len(text) <= 2 * _SHOWN:
     return text

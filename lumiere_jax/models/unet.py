@@ -1,8 +1,7 @@
-"""The one U-Net: image model, Space-Time U-Net and super-resolution model.
+"""The U-Net: image model, Space-Time U-Net and super-resolution model.
 
-Which of them it is, is data in `UNetConfig`. Its submodule names are an API
-(freezing, inflation, sharding, import and export go by path); a golden test
-pins them.
+`UNetConfig` selects which. Submodule names are an API (freezing, inflation,
+sharding, import and export go by path); a golden test pins them.
 """
 
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from lumiere_jax.typing import Cond, FlatParams, PerSample, Video
 
 
 def init_params(config: UNetConfig, key: jax.Array) -> FlatParams:
-  """Freshly initialised leaves (or their shapes, under eval_shape)."""
+  """Freshly initialised leaves."""
   side = config.spatial_factor * 2
   frames = (1, config.temporal_factor, side, side)
   extra = config.in_channels - 3 + config.cond_channels
@@ -39,20 +38,20 @@ def init_params(config: UNetConfig, key: jax.Array) -> FlatParams:
 
 @functools.cache
 def abstract_params(config: UNetConfig) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shape and dtype of every leaf by path, at no memory."""
+  """Shape and dtype of every leaf by path, without allocating memory."""
   return jax.eval_shape(
     functools.partial(init_params, config), jax.random.key(0)
   )
 
 
 class UNet(nn.Module):
-  """Noisy video, time and conditioning in; eps, v or x0 out.
+  """Predicts eps, v or x0 from a noisy video, its time and conditioning.
 
-  With `config.temporal` None every frame is an image of its own. With it the
-  same submodules stay and `temporal_*` appear beside them: after each spatial
-  block a convolutional inflation block, at the coarsest level and in the
-  middle temporal attention, after each spatial resampling a temporal one
-  (Lumiere section 3.1).
+  Without `config.temporal` every frame is an independent image. With it, the
+  same submodules are joined by `temporal_*`: a convolutional inflation block
+  after each spatial block, temporal attention at the coarsest level and in the
+  middle, and temporal resampling after spatial resampling (Lumiere section
+  3.1).
   """
 
   config: UNetConfig
@@ -70,22 +69,19 @@ class UNet(nn.Module):
 
     Args:
       z: (b, t, h, w, 3) noisy video.
-      time: (b,) in [0, 1], that stands for the noise level; see
-        `UNetConfig.noise_embedding`. 1 is pure noise.
-      cond: see `Cond`; `frames` carries in_channels - 3 + cond_channels.
-      bypass_temporal: leaves every temporal module out (images; ablation).
+      time: (b,) in [0, 1], the noise level as a time of
+        `UNetConfig.noise_embedding`; 1 is pure noise.
+      cond: see `Cond`; `frames` has in_channels - 3 + cond_channels channels.
+      bypass_temporal: skips every temporal module (for images and ablations).
 
     Returns:
       (b, t, h, w, out_channels) float32.
-
-    Raises:
-      UserError: frames, height or width do not divide.
     """
     c = self.config
     inflated = c.temporal is not None and not bypass_temporal
     c.check_video(z.shape[1] if inflated else c.temporal_factor, *z.shape[2:4])
     last = len(c.channels) - 1
-    cond = self._without_padding(cond)
+    cond = self._mask_padding(cond)
     emb = self._embedding(time, cond)
     text = self._dense(c.text_channels, "text_proj")(cond.text)
 
@@ -149,24 +145,24 @@ class UNet(nn.Module):
   def _dtype(self) -> jnp.dtype:
     return jnp.dtype(self.config.dtype)
 
-  def _without_padding(self, cond: Cond) -> Cond:
-    """Padding as zeros; or, where it counts as tokens do, no mask."""
+  def _mask_padding(self, cond: Cond) -> Cond:
+    """Sets padding to zero; drops the mask if the model was trained without."""
     if not self.config.mask_text:
       return cond.replace(text_mask=None)
     if cond.text_mask is None:
       return cond
-    # Attention gives it a weight of zero; a value that is not finite would
-    # still show, and where all is padding the weights are even.
+    # Attention gives padding a weight of zero, but 0 * nan is nan, and if all
+    # tokens are padding the weights are uniform.
     text = jnp.where(cond.text_mask[..., None], cond.text, 0.0)
     return cond.replace(text=text)
 
   def _remat(self, body: Callable, level: int) -> Callable:
-    """`body(self, x)`, forgetting what the backward pass may compute again."""
+    """`body(self, x)`, with intermediates recomputed as `config.remat` says."""
     kind = self.config.remat[level] if self.config.remat else "none"
     return body if kind == "none" else nn.remat(body, policy=REMAT[kind])
 
   def _in_chunks(self, spatial: Callable, x: Video) -> Video:
-    """`spatial(self, x)`, which takes frames one by one, of some at a time."""
+    """`spatial(self, x)`, of at most `config.frame_chunk` frames at a time."""
     most, frames = self.config.frame_chunk, x.shape[1]
     if not 0 < most < frames or self.is_initializing():
       return spatial(self, x)
@@ -216,12 +212,12 @@ class UNet(nn.Module):
     return emb.astype(self._dtype)
 
   def _stem(self, z: Video, cond: Cond) -> Video:
-    """First convolution; conditioning channels join it through `cond_in`.
+    """First convolution, plus `cond_in` of the conditioning channels.
 
     The paper widens the first convolution from 3 to 7 channels (section 4.2).
-    A second convolution of the 4 new ones, zero at first and added, is the same
-    function, leaves the image model's kernel its shape, and can be trained
-    by itself.
+    Adding a zero-initialised convolution of the 4 new channels is the same
+    function, but keeps the shape of the image model's kernel and can be trained
+    separately.
     """
     c = self.config
     extra = c.in_channels - 3
@@ -239,7 +235,7 @@ class UNet(nn.Module):
     return x
 
   def _middle(self, x: Video, emb: Array, text: Array, cond: Cond) -> Video:
-    """Block, attention (to the text at least), block."""
+    """Residual block, attention (at least to the text), residual block."""
     c = self.config
     x = self._res_block(c.channels[-1], "mid_0")(x, emb)
     kind = "self" if c.attention[-1] == "self" else "cross"
@@ -287,9 +283,9 @@ class UNet(nn.Module):
     if not t.max_distance:
       raise UserError(
         "config.model.temporal.max_distance=0",
-        "stands for the clips trained on, of which a network by itself "
-        "knows nothing",
-        "give the number, or take `UNetConfig.for_clips`",
+        "depends on the length of the training clips, which the network does "
+        "not know",
+        "give the number, or call `UNetConfig.for_clips`",
       )
     return temporal.AttentionInflation(
       t.num_attentions,

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from lumiere_jax.models.attention import check_runs
+from lumiere_jax.models.attention import check_platform
 from lumiere_jax.parallel.backend import platform_of
 from lumiere_jax.parallel.mesh import check_batch, make_mesh
 from lumiere_jax.parallel.multihost import broadcast_flag, is_primary
@@ -170,7 +170,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
       say_finished(experiment, step)
       return
     mesh = make_mesh(experiment.mesh)
-    check_runs(experiment.model.attention_kernel, platform_of(mesh))
+    check_platform(experiment.model.attention_kernel, platform_of(mesh))
     config = experiment.train
     check_batch(config.batch_size, config.accumulate, mesh)
     with contextlib.closing(Run.open(experiment, workdir, mesh)) as run:

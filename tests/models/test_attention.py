@@ -13,7 +13,7 @@ import pytest
 
 from lumiere_jax.errors import UserError
 from lumiere_jax.models import attention
-from lumiere_jax.models.attention import attend, check_runs
+from lumiere_jax.models.attention import attend, check_platform
 from tests.conftest import small_config
 
 
@@ -108,10 +108,10 @@ def test_scores_that_change_no_weight_have_no_gradient():
   ("kernel", "platform"), [("flash", "cpu"), ("cudnn", "tpu")]
 )
 def test_kernels_of_other_devices_are_refused(kernel, platform):
-  with pytest.raises(UserError, match=f"{kernel}.*{platform}.*take 'auto'"):
-    check_runs(kernel, platform)
+  with pytest.raises(UserError, match=f"{kernel}.*{platform}.*use 'auto'"):
+    check_platform(kernel, platform)
   for known in ("auto", "xla", "chunked"):
-    check_runs(known, platform)
+    check_platform(known, platform)
 
 
 def arrays_of(jaxpr):

@@ -60,7 +60,7 @@ def test_convolve_in_a_loop():
 )
 def test_a_convolution_that_convolve_is_not(settings):
   conv = sharded_layers.Conv(2, **{"kernel_size": (3, 3), **settings})
-  with pytest.raises(ValueError, match="only odd sides"):
+  with pytest.raises(ValueError, match="only odd kernel sizes"):
     conv.init(jax.random.key(0), draw(1, 4, 4, 2))
 
 

@@ -279,7 +279,7 @@ def test_a_position_bias_has_the_offsets_of_the_clips_and_no_others():
   assert given.for_clips(16) is given
   image = small_config(temporal=None)
   assert image.for_clips(1) is image
-  with pytest.raises(UserError, match=r"temporal\.max_distance=0 stands for"):
+  with pytest.raises(UserError, match=r"temporal\.max_distance=0 depends"):
     abstract_params(config)
 
 
@@ -312,11 +312,11 @@ def test_bfloat16_computes_close_and_keeps_float32_weights(rng):
   [
     ({"attention": ("none", "self")}, "attention has 2 entries"),
     ({"attention": ("none", "crossed", "self")}, "'crossed' is not one of"),
-    ({"channels": (16, 24, 30)}, "30 is no multiple of norm_groups=4"),
-    ({"head_dim": 12}, "32 is no multiple of head_dim=12"),
-    ({"activation": "relu"}, "'relu' is not gelu or silu"),
+    ({"channels": (16, 24, 30)}, "30, which is no multiple of norm_groups=4"),
+    ({"head_dim": 12}, "32, which is no multiple of head_dim=12"),
+    ({"activation": "relu"}, "activation='relu' is not one of gelu, silu"),
     ({"remat": ("full",)}, "remat has 1 entries, channels has 3"),
-    ({"remat": ("full", "fll", "none")}, "remat 'fll' is not one of"),
+    ({"remat": ("full", "fll", "none")}, "remat='fll' is not one of"),
     ({"temporal": TemporalConfig(resample=(True,), head_dim=8)}, "resampling"),
     (
       {"temporal": TemporalConfig(resample=(True, True), max_distance=-1)},
@@ -332,8 +332,8 @@ def test_bad_configs_say_what_is_wrong(changes, words):
 @pytest.mark.parametrize(
   ("shape", "words"),
   [
-    ((1, 6, 8, 8, 3), "num_frames=6 is no multiple of 4.*take 4 or 8"),
-    ((1, 4, 8, 10, 3), "width=10 is no multiple of 4.*take 12"),
+    ((1, 6, 8, 8, 3), "num_frames=6 is no multiple of 4.*use 4 or 8"),
+    ((1, 4, 8, 10, 3), "width=10 is no multiple of 4.*use 12"),
   ],
 )
 def test_sizes_that_do_not_divide(shape, words):

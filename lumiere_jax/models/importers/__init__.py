@@ -1,1 +1,1 @@
-"""Weights under other libraries' names."""
+"""Weights in the formats of other libraries."""

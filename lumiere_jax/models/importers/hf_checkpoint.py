@@ -1,14 +1,14 @@
-"""Folders of weights as others publish them: one safetensors file, or shards.
+"""Weight folders of Hugging Face libraries: one safetensors file, or shards.
 
   config.json
   STEM.safetensors                    or STEM.VARIANT.safetensors
-  STEM-00001-of-00002.safetensors     where there is an index:
+  STEM-00001-of-00002.safetensors     with an index:
   STEM.safetensors.index.json         or STEM.safetensors.index.VARIANT.json
 
 STEM is `model` for transformers and `diffusion_pytorch_model` for diffusers.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import os
 from pathlib import Path
@@ -23,11 +23,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-  """A JSON object.
-
-  Raises:
-    UserError: the file is missing, or holds no object.
-  """
+  """Reads a JSON object."""
   try:
     content = json.loads(path.read_text())
   except FileNotFoundError as error:
@@ -40,10 +36,10 @@ def read_json(path: Path) -> dict[str, Any]:
     ) from error
   except ValueError as error:
     raise UserError(
-      f"{path}:", f"not JSON ({error})", "fetch it again"
+      f"{path}:", f"not JSON ({error})", "download it again"
     ) from error
   if not isinstance(content, dict):
-    raise UserError(f"{path}:", "not a JSON object", "fetch it again")
+    raise UserError(f"{path}:", "not a JSON object", "download it again")
   return content
 
 
@@ -54,28 +50,24 @@ def open_weights(
   variant: str = "",
   keep: Callable[[str], bool] = lambda name: True,
 ) -> dict[str, LazyArray]:
-  """The tensors of a file, or of a folder's file or shards, unread.
+  """Opens the tensors of a file or folder without reading them.
 
   Args:
     source: a safetensors file, or a folder.
-    stem: what its files are called.
-    variant: such as 'fp16', where a folder holds several; '' is the plain one,
-      or the only one there is.
-    keep: names of tensors that are wanted; shards without any are not opened.
-
-  Raises:
-    UserError: there are none, they are pickled, shards are missing, broken,
-      outside the folder, or do not hold what the index says.
+    stem: of the names of its files.
+    variant: such as 'fp16', if a folder holds several; '' is the plain one, or
+      the only variant.
+    keep: selects tensors by name; shards without any are not opened.
   """
   source = Path(source)
   if not source.exists():
     raise UserError(f"{source}:", "no such file or folder", "check the path")
   if source.is_file():
     refuse_pickle(source)
-    return _kept(safetensors.load_lazily(source), keep)
+    return _select(safetensors.load_lazily(source), keep)
   index = _find(source, f"{stem}.safetensors.index", ".json", variant)
   file = _find(source, stem, ".safetensors", variant)
-  # As a rule there is one of the two; else the plain one goes before a variant.
+  # Usually there is one of the two; else a plain one is preferred.
   plain_file = file and file.name == f"{stem}.safetensors"
   plain_index = index and index.name == f"{stem}.safetensors.index.json"
   if index and (plain_index or not plain_file):
@@ -88,7 +80,7 @@ def open_weights(
     )
   tensors: dict[str, LazyArray] = {}
   for each in files:
-    for name, lazy in _kept(safetensors.load_lazily(each), keep).items():
+    for name, lazy in _select(safetensors.load_lazily(each), keep).items():
       if name in tensors:
         raise UserError(
           f"{source}:",
@@ -100,14 +92,18 @@ def open_weights(
 
 
 def check_tensors(
-  given: dict[str, Any], expected: dict[str, tuple[int, ...]], name: str
+  given: dict[str, Any],
+  expected: dict[str, tuple[int, ...]],
+  name: str,
+  fix: str = "",
 ) -> None:
-  """Raises a UserError that names every tensor in which two sets differ.
+  """Checks names and shapes of tensors; the error names every difference.
 
   Args:
     given: name -> array.
     expected: name -> shape.
-    name: where the first are from and what they should be, for the user.
+    name: of their source, for the error.
+    fix: what to give instead, for the error.
   """
   faults = {
     "missing": sorted(expected.keys() - given.keys()),
@@ -118,12 +114,12 @@ def check_tensors(
       if k in given and tuple(given[k].shape) != tuple(shape)
     ],
   }
-  if told := tell_faults(faults):
-    raise UserError(f"{name}:", told)
+  if problems := describe_faults(faults):
+    raise UserError(f"{name}:", problems, fix)
 
 
-def tell_faults(faults: Mapping[str, Sequence[str]]) -> str:
-  """Tensors by what is wrong with them, in words; '' if there are none."""
+def describe_faults(faults: Mapping[str, Sequence[str]]) -> str:
+  """One line about faulty tensors, by fault; '' if there are none."""
   return "; ".join(
     f"{len(names)} {'tensor is' if len(names) == 1 else 'tensors are'} {fault} "
     f"({', '.join(names)})"
@@ -132,14 +128,14 @@ def tell_faults(faults: Mapping[str, Sequence[str]]) -> str:
   )
 
 
-def _kept(
+def _select(
   tensors: dict[str, LazyArray], keep: Callable[[str], bool]
 ) -> dict[str, LazyArray]:
   return {name: lazy for name, lazy in tensors.items() if keep(name)}
 
 
 def _find(folder: Path, start: str, end: str, variant: str) -> Path | None:
-  """The file START[.VARIANT]END, if there is one."""
+  """The file START[.VARIANT]END, if it exists."""
   if variant:
     exact = folder / f"{start}.{variant}{end}"
     return exact if exact.is_file() else None
@@ -155,7 +151,7 @@ def _find(folder: Path, start: str, end: str, variant: str) -> Path | None:
   if len(others) > 1:
     names = ", ".join(f.name for f in others)
     raise UserError(
-      f"{folder}:", f"holds {names}", f"say which with {option('variant')}"
+      f"{folder}:", f"holds {names}", f"choose one with {option('variant')}"
     )
   return others[0] if others else None
 
@@ -165,43 +161,38 @@ def _open_shards(
 ) -> dict[str, LazyArray]:
   where = read_json(index).get("weight_map")
   if not isinstance(where, dict) or not where:
-    raise UserError(f"{index}:", "has no weight_map", "fetch it again")
+    raise UserError(f"{index}:", "has no weight_map", "download it again")
   for file in sorted(set(map(str, where.values()))):
     if Path(file).name != file or file in ("", ".", ".."):
       raise UserError(
-        index,
-        f"names {file!r}, which lies outside the folder",
-        "get the weights from where you trust them",
+        f"{index}:",
+        f"names {file!r}, which is outside the folder",
+        "download the weights from a trusted source",
       )
   where = {name: file for name, file in where.items() if keep(name)}
   files = sorted(set(where.values()))
-  _require(folder, files, index)
+  if missing := [file for file in files if not (folder / file).is_file()]:
+    raise UserError(
+      f"{folder}:",
+      f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, "
+      f"which {index.name} names",
+      "download all shards",
+    )
   tensors: dict[str, LazyArray] = {}
   for file in files:
     found = safetensors.load_lazily(folder / file)
     tensors |= {n: x for n, x in found.items() if where.get(n) == file}
-  lost = sorted(where.keys() - tensors.keys())
-  if lost:
+  if missing := sorted(where.keys() - tensors.keys()):
     raise UserError(
-      index,
-      f"names tensors that its files do not hold ({', '.join(lost)})",
-      "fetch index and shards again, together",
+      f"{index}:",
+      f"names tensors that its files do not hold ({', '.join(missing)})",
+      "download index and shards again, together",
     )
   return tensors
 
 
-def _require(folder: Path, files: Collection[str], index: Path) -> None:
-  lost = [file for file in files if not (folder / file).is_file()]
-  if lost:
-    raise UserError(
-      str(folder),
-      f"lacks {', '.join(lost)}, which {index.name} names",
-      f"fetch {'it' if len(lost) == 1 else 'them'} too",
-    )
-
-
 def refuse_pickle(*files: Path) -> None:
-  """Says how to convert pickled weights, which are not read: they run code."""
+  """Raises a UserError for pickled weights; it says how to convert them."""
   pickles = [f for f in files if any(f.match(p) for p in _PICKLES)]
   if pickles:
     file = pickles[0]
@@ -212,6 +203,8 @@ def refuse_pickle(*files: Path) -> None:
       "for f in sys.argv[1:]]"
     )
     raise UserError(
-      f"{file}: pickled weights are not read, as they can run any code; "
-      f'convert them once: python -c "{command}" ' + " ".join(map(str, pickles))
+      f"{file}:",
+      "pickled weights are not read, as they can run any code",
+      f'convert them once: python -c "{command}" '
+      + " ".join(map(str, pickles)),
     )

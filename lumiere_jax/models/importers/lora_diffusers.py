@@ -1,7 +1,7 @@
-"""Adapters of DeepFloyd IF's U-Net as diffusers and PEFT write them, and ours.
+"""LoRA adapters of DeepFloyd IF's U-Net in the formats of diffusers and PEFT.
 
-For a layer of theirs such a file holds a matrix down to the rank and one up
-from it; the layer is corrected by scale * up @ down, with scale = alpha / rank.
+For each layer such a file holds two matrices, `down` to the rank and `up` from
+it. The layer gets the correction scale * up @ down, with scale = alpha / rank.
 """
 
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ import numpy as np
 
 from lumiere_jax.errors import UserError
 from lumiere_jax.models.config import UNetConfig
-from lumiere_jax.models.importers.hf_checkpoint import tell_faults
+from lumiere_jax.models.importers.hf_checkpoint import describe_faults
 from lumiere_jax.models.importers.unet_diffusers import (
   is_fused,
   spatial_leaves,
   tensor_names,
   to_diffusers,
-  turn_kernel,
+  transpose_kernel,
 )
 from lumiere_jax.models.lora import PREFIX, axes
 from lumiere_jax.storage.safetensors import LazyArray
@@ -30,14 +30,14 @@ from lumiere_jax.typing import FlatParams
 
 PEFT_PREFIX = "base_model.model."
 
-# A module, then as its adapter is spelled by PEFT, by diffusers, by its old
-# attention processors: X.lora_A.weight, X.lora.down.weight, X_lora.down.weight.
+# A module, then the suffix of PEFT (X.lora_A.weight), of diffusers
+# (X.lora.down.weight) or of its old attention processors (X_lora.down.weight).
 _MODULE = rf"(?:unet\.|{re.escape(PEFT_PREFIX)})?(?P<module>.+?)"
 _DIFFUSERS = r"(?P<old>_lora)|\.lora(?:_linear_layer)?"
 
 _HALF = re.compile(
   rf"{_MODULE}(?:\.lora_(?P<peft>[AB])(?:\.\w+)?"
-  rf"|(?:{_DIFFUSERS})\.(?P<way>down|up))\.weight"
+  rf"|(?:{_DIFFUSERS})\.(?P<half>down|up))\.weight"
 )
 
 _ALPHA = re.compile(
@@ -48,27 +48,27 @@ _ALPHA = re.compile(
 _METADATA = "lora_adapter_metadata"
 _DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32)
 
-# What a PEFT config may say without any effect on a trained adapter; all that
-# is not among these, nor read here, must be off.
-_IDLE = {
+# Keys of a PEFT config without effect on a trained adapter. All other keys that
+# are not read here must be off.
+_IGNORED = {
   *("auto_mapping", "base_model_name_or_path", "bias", "eva_config"),
   *("exclude_modules", "inference_mode", "layers_pattern", "peft_version"),
   *("layers_to_transform", "lora_dropout", "megatron_core", "revision"),
   *("qalora_group_size", "target_modules", "task_type"),
 }
 
-# Other ways to begin change the weights that the adapter is for.
-_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
+# Supported initialisations; others change the base weights.
+_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layer:
-  """The correction of one layer of theirs.
+  """The correction of one diffusers layer.
 
   Attributes:
     down: (rank, in, *window).
-    up: (out, rank), or (out, rank, 1, 1) of a convolution.
-    names: of these two in the file.
+    up: (out, rank), or (out, rank, 1, 1) for a convolution.
+    names: of the two in the file.
     scale: of their product.
   """
 
@@ -79,7 +79,7 @@ class Layer:
 
   @property
   def rank(self) -> int:
-    """Between the two."""
+    """The rank of the correction."""
     return self.down.shape[0]
 
 
@@ -88,42 +88,37 @@ def read_layers(
   settings: Mapping[str, Any] | None,
   name: str,
 ) -> dict[str, Layer]:
-  """What a file of adapters holds for each layer, by the layer's name.
+  """Layer name -> correction, of a plain LoRA file.
 
   Args:
-    tensors: all of the file, float16, bfloat16 or float32.
-    settings: the PEFT config it was made with, which states alpha; None:
-      tensors do, and where there is none alpha is the rank.
+    tensors: all tensors of the file, float16, bfloat16 or float32.
+    settings: the PEFT config of the adapter, which has alpha; None: alpha is in
+      tensors, by default the rank.
     name: of the file, for errors.
-
-  Raises:
-    UserError: some tensors are no part of a low-rank adapter of a U-Net, lack
-      their other half or are of other types, all named; or the settings ask
-      for something else than scale * up @ down.
   """
   halves, alphas, faults = _sort(tensors)
   whole = {m: (h["down"], h["up"]) for m, h in halves.items() if len(h) == 2}
-  faults["there without the rest of the layer"] = [
+  faults["present without the rest of the layer"] = [
     *(t for m, h in halves.items() if m not in whole for t in h.values()),
     *(t for m, t in alphas.items() if m not in halves),
   ]
-  faults["of shapes that do not go together"] = [
+  faults["of incompatible shapes"] = [
     f"{t} {tensors[t].shape}"
     for names in whole.values()
-    if not _meet(*(tensors[t] for t in names))
+    if not _is_product(*(tensors[t] for t in names))
     for t in names
   ]
-  if told := tell_faults(faults):
-    raise UserError(f"{name}:", told, "give a plain LoRA of a DeepFloyd IF")
+  if problems := describe_faults(faults):
+    raise UserError(f"{name}:", problems, "give a plain LoRA of DeepFloyd IF")
   if not whole:
     raise UserError(f"{name}:", "holds no tensors", "give a LoRA")
   ranks = {m: tensors[down].shape[0] for m, (down, _) in whole.items()}
   if settings is not None and alphas:
     raise UserError(
       f"{name}:",
-      "alpha is stated twice, by a PEFT config and by tensors "
+      "alpha is given twice, by a PEFT config and by tensors "
       f"({', '.join(alphas.values())})",
-      "leave one of them out",
+      "remove one of them",
     )
   if settings is None:
     given = {m: float(np.asarray(tensors[t]).item()) for m, t in alphas.items()}
@@ -133,8 +128,8 @@ def read_layers(
   if wrong := [m for m, scale in scales.items() if not math.isfinite(scale)]:
     raise UserError(
       f"{name}:",
-      f"alpha is no finite number ({', '.join(wrong)})",
-      "fetch it again",
+      f"alpha is not a finite number ({', '.join(wrong)})",
+      "download it again",
     )
   return {
     module: Layer(
@@ -147,14 +142,11 @@ def read_layers(
 def settings_of(
   metadata: Mapping[str, str], name: str
 ) -> dict[str, Any] | None:
-  """The PEFT config in the header of a file by diffusers, if there is one.
+  """The PEFT config in the header of a file written by diffusers, if any.
 
   Args:
     metadata: strings of the header.
     name: of the file, for errors.
-
-  Raises:
-    UserError: it is malformed.
   """
   if _METADATA not in metadata:
     return None
@@ -163,16 +155,15 @@ def settings_of(
   except (TypeError, ValueError) as error:
     raise UserError(
       f"{name}:",
-      f"{_METADATA} in its header is no JSON object ({error})",
-      "fetch it again",
+      f"{_METADATA} in its header is not a JSON object ({error})",
+      "download it again",
     ) from error
-  ours = {k: v for k, v in settings.items() if k.startswith("unet.")}
-  return {k.removeprefix("unet."): v for k, v in (ours or settings).items()}
+  unet = {k: v for k, v in settings.items() if k.startswith("unet.")}
+  return {k.removeprefix("unet."): v for k, v in (unet or settings).items()}
 
 
 def misfits(layers: Mapping[str, Layer], config: UNetConfig) -> str:
-  """Which tensors do not fit a network, in words; '' if all do."""
-  # Of the weights of all layers, by the layers' names.
+  """One line about the tensors that do not fit a network; '' if all do."""
   shapes = {
     tensor.removesuffix(".weight"): lazy.shape
     for tensor, lazy in to_diffusers(spatial_leaves(config), config).items()
@@ -193,29 +184,26 @@ def misfits(layers: Mapping[str, Layer], config: UNetConfig) -> str:
       if half.shape != shape:
         wrong.append(f"{tensor} {half.shape} instead of {shape}")
   unknown = [t for m, x in layers.items() if m not in places for t in x.names]
-  return tell_faults(
-    {"of layers it has not": unknown, "of the wrong shape": wrong}
+  return describe_faults(
+    {"of unknown layers": unknown, "of the wrong shape": wrong}
   )
 
 
 def from_diffusers(
   layers: Mapping[str, Layer], config: UNetConfig, name: str
 ) -> FlatParams:
-  """Adapter leaves as `lora.init_adapter` makes them, in float32.
+  """Adapter leaves in float32, as of `lora.init_adapter`.
 
-  What they keep apart and we as one kernel gets the ranks of all parts, each
-  of which reaches its own part of the output.
+  The layers of a fused kernel are concatenated along the rank; each affects its
+  own part of the output.
 
   Args:
     layers: of `read_layers`.
     config: of the network they are for.
     name: of their file, for errors.
-
-  Raises:
-    UserError: tensors do not fit the network; all are named.
   """
-  if told := misfits(layers, config):
-    raise UserError(f"{name}:", told, "give an adapter of this network")
+  if problems := misfits(layers, config):
+    raise UserError(f"{name}:", problems, "give an adapter of this network")
   places = _places(config)
   parts: dict[str, dict[int, Layer]] = {}
   for module, layer in layers.items():
@@ -233,19 +221,19 @@ def from_diffusers(
 def _sort(
   tensors: Mapping[str, LazyArray],
 ) -> tuple[dict[str, dict[str, str]], dict[str, str], dict[str, list[str]]]:
-  """Names of both halves and of alpha of each layer, and what is wrong."""
+  """Tensor names of both halves and of alpha of each layer, and faults."""
   halves: dict[str, dict[str, str]] = {}
   alphas: dict[str, str] = {}
   faults: dict[str, list[str]] = {
-    "no part of a plain LoRA": [],
-    "there already under another name": [],
-    "no single number": [],
+    "not part of a plain LoRA": [],
+    "duplicated under another name": [],
+    "not a single number": [],
     "not float16, bfloat16 or float32": [],
   }
-  unknown, twice, no_number, other_type = faults.values()
+  unknown, duplicate, no_number, other_type = faults.values()
   for tensor, lazy in tensors.items():
     if match := _HALF.fullmatch(tensor):
-      key = match["way"] or {"A": "down", "B": "up"}[match["peft"]]
+      key = match["half"] or {"A": "down", "B": "up"}[match["peft"]]
       place = halves.setdefault(_module(match), {})
     elif match := _ALPHA.fullmatch(tensor):
       key, place = _module(match), alphas
@@ -255,7 +243,7 @@ def _sort(
       unknown.append(tensor)
       continue
     if key in place:
-      twice.append(tensor)
+      duplicate.append(tensor)
     if lazy.dtype not in _DTYPES:
       other_type.append(f"{tensor} {lazy.dtype}")
     place[key] = tensor
@@ -263,21 +251,21 @@ def _sort(
 
 
 def _module(match: re.Match) -> str:
-  """The layer a tensor is of, as the network calls it."""
+  """The name of a tensor's layer in the network."""
   module = match["module"].replace(".processor.", ".")
   is_short = match["old"] and module.endswith(".to_out")
   return f"{module}.0" if is_short else module
 
 
-def _meet(down: LazyArray, up: LazyArray) -> bool:
-  """Whether one's rank is the other's."""
+def _is_product(down: LazyArray, up: LazyArray) -> bool:
+  """Whether both matrices have the same rank."""
   return min(down.ndim, up.ndim) > 1 and 0 < down.shape[0] == up.shape[1]
 
 
 def _scales(
   settings: Mapping[str, Any], ranks: Mapping[str, int], name: str
 ) -> dict[str, float]:
-  """alpha / rank of each layer, or alpha / sqrt(rank), by a PEFT config."""
+  """The scale of each layer by a PEFT config: alpha / rank or / sqrt(rank)."""
   read = {
     "r": 8,
     "lora_alpha": 8,
@@ -291,30 +279,30 @@ def _scales(
   refused = [
     f"{key}={value!r}"
     for key, value in settings.items()
-    if value and key not in read and key not in _IDLE
+    if value and key not in read and key not in _IGNORED
   ]
   if values["peft_type"] != "LORA":
     refused.append(f"peft_type={values['peft_type']!r}")
-  if values["init_lora_weights"] not in _BEGINNINGS:
+  if values["init_lora_weights"] not in _INITIALISATIONS:
     refused.append(f"init_lora_weights={values['init_lora_weights']!r}")
   if refused:
     raise UserError(
       f"{name}:",
-      f"its PEFT config has {', '.join(refused)}, which is more than "
-      "a plain low-rank adapter",
-      "give one without",
+      f"its PEFT config has {', '.join(refused)}, which plain LoRA does not "
+      "support",
+      "give an adapter without",
     )
-  stated = {m: _pattern(values, "rank_pattern", "r", m, name) for m in ranks}
+  expected = {m: _pattern(values, "rank_pattern", "r", m, name) for m in ranks}
   wrong = [
-    f"{m} {rank} instead of {stated[m]:g}"
+    f"{m} {rank} instead of {expected[m]:g}"
     for m, rank in ranks.items()
-    if rank != stated[m]
+    if rank != expected[m]
   ]
   if wrong:
     raise UserError(
       f"{name}:",
-      f"ranks are not what its PEFT config says ({', '.join(wrong)})",
-      "fetch both again, together",
+      f"ranks differ from its PEFT config ({', '.join(wrong)})",
+      "download both again, together",
     )
   root = math.sqrt if values["use_rslora"] else float
   return {
@@ -326,7 +314,7 @@ def _scales(
 def _pattern(
   values: Mapping[str, Any], patterns: str, default: str, module: str, name: str
 ) -> float:
-  """The value of the first regex that ends a layer's name, or the default."""
+  """The value of the first regex that matches a layer, or the default."""
   try:
     for key, value in (values[patterns] or {}).items():
       if re.match(rf"(.*\.)?({key})$", module):
@@ -336,12 +324,12 @@ def _pattern(
     raise UserError(
       f"{name}:",
       f"its PEFT config's {patterns} or {default} is malformed ({error})",
-      "fetch it again",
+      "download it again",
     ) from error
 
 
 def _places(config: UNetConfig) -> dict[str, tuple[str, int]]:
-  """For each layer of theirs the path of our kernel and its part of that."""
+  """Layer of diffusers -> the path of the kernel and the part of it."""
   return {
     tensor.removesuffix(".weight"): (path, number)
     for path, names in tensor_names(config).items()
@@ -351,9 +339,11 @@ def _places(config: UNetConfig) -> dict[str, tuple[str, int]]:
 
 
 def _down(layers: Mapping[int, Layer], inner: tuple[int, ...]) -> np.ndarray:
-  """(*inner, ranks of all parts)."""
+  """A of the adapter, (*inner, ranks of all parts)."""
   arrays = [
-    turn_kernel(np.asarray(layer.down, np.float32)).reshape(*inner, layer.rank)
+    transpose_kernel(np.asarray(layer.down, np.float32)).reshape(
+      *inner, layer.rank
+    )
     for _, layer in sorted(layers.items())
   ]
   return np.concatenate(arrays, axis=-1)
@@ -362,7 +352,7 @@ def _down(layers: Mapping[int, Layer], inner: tuple[int, ...]) -> np.ndarray:
 def _up(
   layers: Mapping[int, Layer], outer: tuple[int, ...], fused: bool
 ) -> np.ndarray:
-  """(ranks of all parts, *outer), scaled."""
+  """B of the adapter with the scales, (ranks of all parts, *outer)."""
   blocks = []
   for number, layer in sorted(layers.items()):
     up = np.asarray(layer.up, np.float32).reshape(-1, layer.rank).T

@@ -1,6 +1,6 @@
-"""T5 encoder weights from and to the names and layout of Hugging Face files.
+"""T5 encoder weights from and to Hugging Face files.
 
-The decoder and output head that a full T5 file also holds are left out.
+The decoder and output head of a full T5 are ignored.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ _LEAVES = {
   "pre_mlp_layer_norm/scale": "layer.1.layer_norm.weight",
 }
 
-_ROOMS = {
+_TOP_LEVEL = {
   "token_embedder": _EMBEDDING[0],
   "relpos_bias": (
     "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
@@ -58,18 +58,15 @@ _CONFIG_KEYS = {
 def open_hf(
   source: str | os.PathLike, dtype: str = "float32"
 ) -> tuple[T5Config, dict[str, LazyArray]]:
-  """An encoder as it is published, config.json and safetensors, unread.
+  """Opens config.json and safetensors of a T5 v1.1 encoder; reads no weights.
 
   Args:
     source: a folder with config.json and model.safetensors, or shards with
       model.safetensors.index.json; or one file with config.json beside it.
-    dtype: "float32" or "bfloat16", what the weights are converted to.
+    dtype: "float32" or "bfloat16", to convert the weights to.
 
   Returns:
     The config, and the leaves of `T5Encoder(config)` by path.
-
-  Raises:
-    UserError: files are missing, broken, or not a T5 v1.1 encoder.
   """
   source = Path(source)
   if not source.exists():
@@ -85,12 +82,8 @@ def params_from_hf(
 ) -> Params:
   """Parameters of `T5Encoder(config)` from tensors under Hugging Face names.
 
-  Matrices are transposed from (out, in) to (in, out); dtypes become the
-  config's. Tensors outside the encoder (decoder, head) are ignored.
-
-  Raises:
-    UserError: tensors of the encoder are missing, have the wrong shape or do
-      not belong to T5 v1.1 of this config (they are named).
+  Matrices are transposed from (out, in) to (in, out) and cast to the dtypes of
+  the config. Tensors outside the encoder (decoder, head) are ignored.
   """
   kept = {name: x for name, x in tensors.items() if _is_encoder(name)}
   leaves = _leaves(kept, config, "T5 weights")
@@ -100,28 +93,33 @@ def params_from_hf(
 def params_to_hf(params: Params) -> FlatParams:
   """The inverse of `params_from_hf`: numpy arrays under Hugging Face names."""
   flat = flatten(params)
-  return {_hf_name(p): _turn(p, np.asarray(v)) for p, v in flat.items()}
+  return {_hf_name(p): _transpose(p, np.asarray(v)) for p, v in flat.items()}
 
 
 def _leaves(
   tensors: dict[str, Any], config: T5Config, source: str
 ) -> dict[str, LazyArray]:
-  """The encoder's leaves, made of its tensors when they are asked for."""
+  """The encoder's leaves, read from `tensors` on access."""
   tensors = dict(tensors)
   alias = tensors.pop(_EMBEDDING[1], None)
   if alias is not None:
     tensors.setdefault(_EMBEDDING[0], alias)
   leaves = abstract_params(config)
+  expected = {
+    _hf_name(path): leaf.shape[::-1] if _is_transposed(path) else leaf.shape
+    for path, leaf in leaves.items()
+  }
   check_tensors(
     tensors,
-    {_hf_name(p): _turned(p, leaf.shape) for p, leaf in leaves.items()},
-    f"{source}: give the T5 v1.1 encoder that its config describes (d_model "
+    expected,
+    source,
+    "give the T5 v1.1 encoder that its config describes (d_model "
     f"{config.d_model}, {config.num_layers} layers)",
   )
 
   def leaf(path: str) -> LazyArray:
     tensor, spec = tensors[_hf_name(path)], leaves[path]
-    make = lambda: _turn(path, np.asarray(tensor)).astype(
+    make = lambda: _transpose(path, np.asarray(tensor)).astype(
       spec.dtype, copy=False
     )
     return LazyArray(spec.shape, spec.dtype, make)
@@ -134,22 +132,18 @@ def _is_encoder(name: str) -> bool:
 
 
 def _hf_name(path: str) -> str:
-  room, _, leaf = path.partition("/")
-  if room.startswith("layers_"):
-    return f"encoder.block.{room.removeprefix('layers_')}.{_LEAVES[leaf]}"
-  return _ROOMS[room]
+  module, _, leaf = path.partition("/")
+  if module.startswith("layers_"):
+    return f"encoder.block.{module.removeprefix('layers_')}.{_LEAVES[leaf]}"
+  return _TOP_LEVEL[module]
 
 
 def _is_transposed(path: str) -> bool:
   return path.endswith(("/kernel", "/rel_embedding"))
 
 
-def _turn(path: str, value: np.ndarray) -> np.ndarray:
+def _transpose(path: str, value: np.ndarray) -> np.ndarray:
   return value.T if _is_transposed(path) else value
-
-
-def _turned(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  return shape[::-1] if _is_transposed(path) else shape
 
 
 def _read_config(path: Path, dtype: str) -> T5Config:
@@ -159,7 +153,7 @@ def _read_config(path: Path, dtype: str) -> T5Config:
     raise UserError(
       f"{path}:",
       f"feed_forward_proj is {kind!r}",
-      'give a T5 v1.1 encoder, which has "gated-gelu"',
+      "give a T5 v1.1 encoder, which has 'gated-gelu'",
     )
   values = {o: content[hf] for hf, o in _CONFIG_KEYS.items() if hf in content}
   return build(T5Config, {**values, "dtype": dtype}, str(path))

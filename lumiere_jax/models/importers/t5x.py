@@ -1,10 +1,10 @@
-"""T5 encoder weights from T5X checkpoints, which hold them under our names.
+"""T5 encoder weights from T5X checkpoints, which use the same names.
 
   checkpoint                                        msgpack: the tree of leaves
   target.encoder.layers_0.attention.key.kernel/     a zarr array, and so on
 
-or one msgpack file with the arrays inside. The decoder and what the optimizer
-kept are left out. Nothing in these formats can run code.
+or one msgpack file with the arrays inside. The decoder and the optimizer state
+are ignored. Neither format can run code.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from lumiere_jax.storage.safetensors import LazyArray
 INDEX = "checkpoint"
 
 _MAP = re.compile(rb"[\x81-\x8f\xde\xdf]")
-"""The first byte of a map in msgpack, unless it is empty."""
+"""The first byte of a non-empty map in msgpack."""
 
 _ENCODER = re.compile(
   r"(?:(?:optimizer/)?target/)?"
@@ -35,7 +35,7 @@ _ENCODER = re.compile(
 )
 
 _LEAF = re.compile(r".*/(kernel|scale|embedding|rel_embedding)")
-_ARRAY, _CHUNKED = 1, "__msgpack_chunked_array__"  # as flax writes them
+_ARRAY, _CHUNKED = 1, "__msgpack_chunked_array__"  # As flax writes them.
 _PLACEHOLDER = "PLACEHOLDER://"
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
 
@@ -43,7 +43,7 @@ _MALFORMED = (
   *(ValueError, TypeError, LookupError, AttributeError),
   msgpack.UnpackException,
 )
-"""What unpacking anything else can raise."""
+"""What unpacking a malformed file can raise."""
 
 _SIZES = {
   "vocab_size": ("token_embedder/embedding", 0),
@@ -56,7 +56,7 @@ _SIZES = {
 
 
 def is_t5x(source: str | os.PathLike) -> bool:
-  """Whether a path looks like a T5X checkpoint: its folder or msgpack file."""
+  """Whether a path looks like the folder or msgpack file of T5X."""
   source = Path(source)
   file = source / INDEX if source.is_dir() else source
   if file.suffix == ".safetensors" or not file.is_file():
@@ -68,20 +68,17 @@ def is_t5x(source: str | os.PathLike) -> bool:
 def open_t5x(
   source: str | os.PathLike, dtype: str = "float32"
 ) -> tuple[T5Config, dict[str, LazyArray]]:
-  """An encoder as T5X saved it; its arrays are unread.
+  """Opens a T5 v1.1 encoder saved by T5X, without reading its arrays.
 
-  The config follows from the shapes of the arrays, but for `max_distance`,
-  which T5 never changes.
+  The config is inferred from the shapes of the arrays; `max_distance` is the
+  same in every T5.
 
   Args:
-    source: a checkpoint's folder, or a msgpack file.
-    dtype: "float32" or "bfloat16", what the weights are converted to.
+    source: the folder of a checkpoint, or a msgpack file.
+    dtype: "float32" or "bfloat16", to convert the weights to.
 
   Returns:
     The config, and the leaves of `T5Encoder(config)` by path.
-
-  Raises:
-    UserError: files are missing, broken, or not a T5 v1.1 encoder.
   """
   source = Path(source)
   file = source / INDEX if source.is_dir() else source
@@ -91,7 +88,8 @@ def open_t5x(
   check_tensors(
     arrays,
     {path: leaf.shape for path, leaf in leaves.items()},
-    f"{source}: give the checkpoint of a T5 v1.1 encoder, whole (d_model "
+    str(source),
+    "give the whole checkpoint of a T5 v1.1 encoder (d_model "
     f"{config.d_model}, {config.num_layers} layers)",
   )
   return config, {p: _cast(arrays[p], leaf.dtype) for p, leaf in leaves.items()}
@@ -106,7 +104,7 @@ def _cast(array: LazyArray, dtype: np.dtype) -> LazyArray:
 
 
 def _read_index(file: Path) -> dict[str, LazyArray]:
-  """The encoder's arrays by path, in the file or where it says."""
+  """The encoder's arrays by path, in the file or in folders it names."""
   try:
     with file.open("rb") as stream, file.open("rb") as ahead:
       unpacker = msgpack.Unpacker(
@@ -123,19 +121,19 @@ def _read_index(file: Path) -> dict[str, LazyArray]:
   except _MALFORMED as error:
     raise UserError(
       f"{file}:",
-      "not the msgpack of a T5X checkpoint, or only a part of it "
+      "not the msgpack file of a T5X checkpoint, or incomplete "
       f"({str(error) or type(error).__name__})",
-      "fetch it again",
+      "download it again",
     ) from error
 
 
 def _walk(
   unpacker: msgpack.Unpacker, ahead: Any, path: str
 ) -> Iterator[tuple[str, Any, slice]]:
-  """The encoder's leaves in one value: path, what stands there, its bytes.
+  """Yields path, value and span of bytes of each encoder leaf.
 
-  In what stands there, arrays are told by shape and dtype alone. The rest is
-  passed over, leaf by leaf: the optimizer's share need not fit into memory.
+  Arrays are replaced by their shape and dtype. Other leaves are skipped one by
+  one, so that the optimizer state need not fit into memory.
   """
   start = unpacker.tell()
   ahead.seek(start)
@@ -143,8 +141,8 @@ def _walk(
   if not _MAP.match(ahead.read(1)) or (found and _LEAF.fullmatch(path)):
     if found:
       value = unpacker.unpack()
-      ours = found["inner"] or found["outer"]
-      yield ours, value, slice(start, unpacker.tell())
+      leaf = found["inner"] or found["outer"]
+      yield leaf, value, slice(start, unpacker.tell())
     else:
       unpacker.skip()
     return
@@ -154,7 +152,7 @@ def _walk(
 
 
 def _describe(code: int, data: bytes) -> Any:
-  """Shape and dtype in place of an array."""
+  """Decodes an array as its shape and dtype."""
   if code != _ARRAY:
     return msgpack.ExtType(code, data)
   shape, name, values = msgpack.unpackb(data, raw=True)
@@ -171,7 +169,7 @@ def _float(name: str) -> np.dtype:
 
 
 def _join(parts: dict[str, Any]) -> jax.ShapeDtypeStruct:
-  """Shape and dtype of an array that was too large for one piece."""
+  """Shape and dtype of an array stored in several chunks."""
   in_order = lambda values: [values[str(i)] for i in range(len(values))]
   chunks = in_order(parts["chunks"])
   array = jax.ShapeDtypeStruct(in_order(parts["shape"]), chunks[0].dtype)
@@ -181,18 +179,18 @@ def _join(parts: dict[str, Any]) -> jax.ShapeDtypeStruct:
 
 
 def _lazy(value: Any, file: Path, path: str, span: slice) -> LazyArray:
-  """The array that a leaf of the file is, or names."""
+  """The array of a leaf, in the file or in a folder that it names."""
   if isinstance(value, dict) and _CHUNKED in value:
     value = _join(value)
   if isinstance(value, jax.ShapeDtypeStruct):
     return LazyArray(value.shape, value.dtype, lambda: _restore(file, span))
-  if isinstance(value, dict):  # a specification of tensorstore's
+  if isinstance(value, dict):  # A tensorstore specification.
     value = value.get("kvstore", value).get("path")
   if not isinstance(value, str):
     raise UserError(
       f"{file}:",
       f"{path} is neither an array nor the name of one",
-      "give a checkpoint that T5X wrote",
+      "give a checkpoint written by T5X",
     )
   return _open_zarr(file, value.removeprefix(_PLACEHOLDER))
 
@@ -213,12 +211,12 @@ def _open_zarr(index: Path, name: str) -> LazyArray:
   path = (folder / name).resolve()
   if path == folder or not path.is_relative_to(folder):
     raise UserError(
-      index,
-      f"names {name!r}, which lies outside its folder",
-      "get the checkpoint from where you trust it",
+      f"{index}:",
+      f"names {name!r}, which is outside its folder",
+      "download the checkpoint from a trusted source",
     )
-  # Of what the index says, the name alone is used: a whole specification can
-  # lead anywhere, the network included. A lost chunk must not read as zeros.
+  # Uses only the name from the index: a whole specification could lead
+  # anywhere, including the network. Missing chunks must not read as zeros.
   spec = {
     "driver": "zarr",
     "kvstore": {"driver": "file", "path": str(path)},
@@ -226,8 +224,8 @@ def _open_zarr(index: Path, name: str) -> LazyArray:
   }
   failed = lambda error: UserError(
     f"{path}:",
-    f"not a zarr array, or only a part of one ({error})",
-    "fetch the folder again",
+    f"not a zarr array, or incomplete ({error})",
+    "download the folder again",
   )
   try:
     store = tensorstore.open(spec, open=True, read=True).result()
@@ -244,23 +242,20 @@ def _open_zarr(index: Path, name: str) -> LazyArray:
   return LazyArray(tuple(store.shape), dtype, read)
 
 
-# What the arrays tell.
-
-
 def _infer(arrays: dict[str, LazyArray], source: Path, dtype: str) -> T5Config:
   """The config of an encoder with these arrays."""
   if "layers_0/mlp/wi/kernel" in arrays:
     raise UserError(
       f"{source}:",
-      "is T5 1.0, without gated feed-forward layers",
+      "holds T5 1.0, without gated feed-forward layers",
       "give a T5 v1.1 encoder",
     )
-  lost = sorted({p for p, _ in _SIZES.values() if p not in arrays})
-  if lost:
+  missing = sorted({p for p, _ in _SIZES.values() if p not in arrays})
+  if missing:
     raise UserError(
       f"{source}:",
-      f"holds no T5 encoder, as {', '.join(lost)} "
-      f"{'is' if len(lost) == 1 else 'are'} missing",
+      f"holds no T5 encoder, as {', '.join(missing)} "
+      f"{'is' if len(missing) == 1 else 'are'} missing",
       "give a T5X checkpoint of T5 v1.1",
     )
   flat = sorted({p for p, _ in _SIZES.values() if arrays[p].ndim != 2})
@@ -268,7 +263,7 @@ def _infer(arrays: dict[str, LazyArray], source: Path, dtype: str) -> T5Config:
     raise UserError(
       f"{source}:",
       f"{', '.join(f'{p} {arrays[p].shape}' for p in flat)} must have two axes",
-      "give a T5X checkpoint of T5 v1.1 without scanned layers",
+      "give a T5X checkpoint without scanned layers",
     )
   sizes = {name: arrays[p].shape[axis] for name, (p, axis) in _SIZES.items()}
   width = sizes.pop("width")

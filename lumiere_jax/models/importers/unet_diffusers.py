@@ -1,7 +1,7 @@
-"""DeepFloyd IF's weights, which are published in diffusers' form, and ours.
+"""U-Net weights of DeepFloyd IF from and to the format of diffusers.
 
-Names and shapes are those of its `UNet2DConditionModel`. Nothing is read until
-a leaf is asked for, so a model larger than memory can be turned.
+Names and shapes are those of `UNet2DConditionModel`. Leaves are read lazily, so
+that models larger than memory can be converted.
 """
 
 from collections.abc import Mapping
@@ -49,8 +49,8 @@ _RES_BLOCK = {
   "skip": ("conv_shortcut",),
 }
 
-# What they keep apart and we as one array; attention to the text alone has
-# queries only.
+# `qkv` and `text_kv` fuse several diffusers tensors into one array; cross
+# attention has queries only.
 _ATTENTION = {
   "norm": ("group_norm",),
   "norm_text": ("norm_cross",),
@@ -64,7 +64,7 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 def tensor_names(config: UNetConfig) -> dict[str, tuple[str, ...]]:
-  """For each of our spatial leaves the tensors that make it up, in order."""
+  """Path of each spatial leaf -> the diffusers tensors it consists of."""
   return {
     path: _names(path, leaf.shape, len(config.channels))
     for path, leaf in spatial_leaves(config).items()
@@ -72,7 +72,7 @@ def tensor_names(config: UNetConfig) -> dict[str, tuple[str, ...]]:
 
 
 def spatial_leaves(config: UNetConfig) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of the leaves that IF has too: without what Lumiere adds."""
+  """Shapes of the leaves that IF has, without those that Lumiere adds."""
   added = ("temporal_", "cond_in")
   leaves = abstract_params(config).items()
   return {path: leaf for path, leaf in leaves if not path.startswith(added)}
@@ -81,15 +81,12 @@ def spatial_leaves(config: UNetConfig) -> dict[str, jax.ShapeDtypeStruct]:
 def from_diffusers(
   tensors: Mapping[str, LazyArray], config: UNetConfig, name: str
 ) -> dict[str, LazyArray]:
-  """Our leaves, in the dtype of the source.
+  """Spatial leaves, in the dtype of the source.
 
   Args:
     tensors: all tensors of the model.
     config: of the same network.
-    name: what they are from, for errors.
-
-  Raises:
-    UserError: tensors are missing, unknown or of the wrong shape; all named.
+    name: of the source, for errors.
   """
   leaves, names = spatial_leaves(config), tensor_names(config)
   expected = {
@@ -97,9 +94,9 @@ def from_diffusers(
     for path, parts in names.items()
     for tensor in parts
   }
-  check_tensors(dict(tensors), expected, name)
+  check_tensors(dict(tensors), expected, name, "give a U-Net of this config")
   return {
-    path: _joined(path, leaves[path].shape, [tensors[p] for p in parts])
+    path: _fuse(path, leaves[path].shape, [tensors[p] for p in parts])
     for path, parts in names.items()
   }
 
@@ -107,47 +104,47 @@ def from_diffusers(
 def to_diffusers(
   flat: Mapping[str, LazyArray] | FlatParams, config: UNetConfig
 ) -> dict[str, LazyArray]:
-  """The inverse of `from_diffusers`, of the spatial leaves of any U-Net."""
+  """The inverse of `from_diffusers`; other than spatial leaves are ignored."""
   return {
-    tensor: _part(path, flat[path], number)
+    tensor: _split(path, flat[path], number)
     for path, names in tensor_names(config).items()
     for number, tensor in enumerate(names)
   }
 
 
 def is_fused(path: str) -> bool:
-  """Whether several of their tensors are one of our leaves."""
+  """Whether a leaf consists of several diffusers tensors."""
   return path.split("/")[-2] in _FUSED
 
 
-def turn_kernel(kernel: np.ndarray) -> np.ndarray:
+def transpose_kernel(kernel: np.ndarray) -> np.ndarray:
   """(out, in, *window) -> (*window, in, out)."""
   return kernel.transpose(*range(2, kernel.ndim), 1, 0)
 
 
-def _joined(
+def _fuse(
   path: str, shape: tuple[int, ...], parts: list[LazyArray]
 ) -> LazyArray:
   def make() -> np.ndarray:
     arrays = [np.asarray(part) for part in parts]
     if path.endswith("kernel"):
-      arrays = [turn_kernel(array) for array in arrays]
+      arrays = [transpose_kernel(array) for array in arrays]
     whole = np.stack(arrays, -2) if len(arrays) > 1 else arrays[0]
     return whole.reshape(shape)
 
   return LazyArray(shape, np.result_type(*(part.dtype for part in parts)), make)
 
 
-def _part(path: str, leaf: LazyArray | np.ndarray, number: int) -> LazyArray:
+def _split(path: str, leaf: LazyArray | np.ndarray, number: int) -> LazyArray:
   shape = _shape(path, leaf.shape)
 
   def make() -> np.ndarray:
     array = np.asarray(leaf)
-    if is_fused(path):  # (in, parts, heads, width), or a bias without in
+    if is_fused(path):  # (in, parts, heads, width); biases have no `in`.
       array = np.moveaxis(array, -3, 0)[number]
     if not path.endswith("kernel"):
       return array.reshape(shape)
-    # (*window, in, out), heads and their width being one axis for them.
+    # Merges heads and their width into one axis: (*window, in, out).
     out, fan_in, *window = shape
     array = array.reshape(*window, fan_in, out)
     return array.transpose(-1, -2, *range(len(window)))
@@ -156,7 +153,7 @@ def _part(path: str, leaf: LazyArray | np.ndarray, number: int) -> LazyArray:
 
 
 def _shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Of each tensor of theirs that makes up our leaf."""
+  """Shape of the diffusers tensors of a leaf."""
   inner = path.split("/")[-2]
   is_kernel = path.endswith("kernel")
   if inner in _FUSED:
@@ -166,7 +163,7 @@ def _shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape)
   if inner == "out" and len(shape) == 3:
     return (shape[-1], shape[0] * shape[1])
-  if inner == "skip":  # a dense layer here, a convolution of one pixel there
+  if inner == "skip":  # A dense layer here, a 1x1 convolution in diffusers.
     return (*shape[::-1], 1, 1)
   *window, fan_in, out = shape
   return (out, fan_in, *window)
@@ -190,7 +187,7 @@ def _prefix(module: str, levels: int) -> str:
   if module in _MODULES:
     return _MODULES[module]
   way, level, kind = re.fullmatch(r"(down|up)_(\d+)_(\w+)", module).groups()
-  # They count the levels of the decoder from the coarsest one.
+  # diffusers counts decoder levels from the coarsest one.
   level = int(level) if way == "down" else levels - 1 - int(level)
   if kind == "resample":
     return f"{way}_blocks.{level}.{way}samplers.0"

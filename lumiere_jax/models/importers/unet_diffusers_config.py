@@ -1,7 +1,4 @@
-"""The config.json of DeepFloyd IF's U-Nets in diffusers, and our `UNetConfig`.
-
-What our network cannot do is refused by the name of its key.
-"""
+"""`UNetConfig` from and to config.json of IF's U-Nets in diffusers."""
 
 from collections.abc import Mapping
 import math
@@ -12,9 +9,9 @@ from lumiere_jax.models.config import UNetConfig
 
 CLASS = "UNet2DConditionModel"
 
-# Keys whose values change the network in ways ours does not; None stands for
-# an absent key too. Defaults are those of diffusers' class.
-_ONLY: dict[str, tuple[Any, ...]] = {
+# Keys of which only some values are supported; None includes an absent key. The
+# defaults are those of the class in diffusers.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
   "addition_embed_type": ("text",),
   "attention_type": ("default", None),
   "center_input_sample": (False, None),
@@ -31,7 +28,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
   "in_channels": (3, 6),
   "mid_block_type": ("UNetMidBlock2DSimpleCrossAttn",),
   "norm_eps": (1e-5, None),
-  # Its norm of the text has 32 groups whatever this says.
+  # The norm of the text always has 32 groups in diffusers.
   "norm_num_groups": (32,),
   "num_attention_heads": (None,),
   "num_class_embeds": (None,),
@@ -42,8 +39,8 @@ _ONLY: dict[str, tuple[Any, ...]] = {
   "timestep_post_act": (None,),
 }
 
-# Keys without any effect on networks of these blocks.
-_IDLE = (
+# Keys without effect on networks with these blocks.
+_IGNORED = (
   *("addition_time_embed_dim", "downsample_padding", "sample_size"),
   *("projection_class_embeddings_input_dim", "upcast_attention"),
   *("transformer_layers_per_block", "use_linear_projection"),
@@ -52,7 +49,8 @@ _IDLE = (
 
 _ACTIVATIONS = {"gelu": "gelu", "silu": "silu", "swish": "silu"}
 
-_KINDS = {
+# Block type -> whether it has attention.
+_BLOCKS = {
   "ResnetDownsampleBlock2D": False,
   "SimpleCrossAttnDownBlock2D": True,
   "ResnetUpsampleBlock2D": False,
@@ -61,7 +59,7 @@ _KINDS = {
 
 
 class _Keys:
-  """The content of a config.json, read key by key."""
+  """A config.json; records which keys were read."""
 
   def __init__(self, content: Mapping[str, Any], name: str):
     self.content = content
@@ -75,27 +73,27 @@ class _Keys:
   def refuse(self, key: str, expected: str) -> None:
     raise UserError(
       f"{self.name}:",
-      f"{key}={self.content.get(key)!r} is beyond this network, which "
-      f"needs {expected}",
-      "give a U-Net of the DeepFloyd IF kind",
+      f"{key}={self.content.get(key)!r} is not supported, it must be "
+      f"{expected}",
+      "give a U-Net of DeepFloyd IF",
     )
 
-  def whole(self, key: str, value: Any) -> Any:
-    """`value`, which is of a key, if it holds positive whole numbers alone."""
+  def positive_ints(self, key: str, value: Any) -> Any:
+    """Checks that `value`, read from a key, is one or more positive ints."""
     numbers = value if isinstance(value, tuple) else (value,)
     if not numbers or not all(type(n) is int and n > 0 for n in numbers):
-      self.refuse(key, "positive whole numbers")
+      self.refuse(key, "made of positive integers")
     return value
 
-  def scale(self, key: str) -> float:
-    """A positive number."""
+  def positive_number(self, key: str) -> float:
+    """A positive number, by default 1."""
     value = self(key, 1.0)
     if type(value) not in (int, float) or not 0 < value < math.inf:
       self.refuse(key, "a positive number")
     return value
 
   def same(self, key: str, default: Any = None) -> Any:
-    """The one value of a key that may have one for each level."""
+    """The value of a key that must not differ between levels."""
     value = self(key, default)
     values = value if isinstance(value, list) else [value]
     if any(other != values[0] for other in values):
@@ -103,25 +101,21 @@ class _Keys:
     return values[0] if values else None
 
   def each(self, key: str, levels: int, default: Any = None) -> tuple:
-    """The values of a key at every level."""
+    """The values of a key for each level."""
     value = self(key, default)
     if not isinstance(value, list):
       return (value,) * levels
     if len(value) != levels:
-      self.refuse(key, f"{levels} entries, as block_out_channels has")
+      self.refuse(key, f"{levels} values, as block_out_channels")
     return tuple(value)
 
 
 def config_from_diffusers(content: Mapping[str, Any], name: str) -> UNetConfig:
-  """Our config of the network that a config.json describes.
+  """The `UNetConfig` of a config.json; unsupported keys are errors.
 
   Args:
     content: of config.json.
     name: its path, for errors.
-
-  Raises:
-    UserError: it is of another class, lacks a key, or has a key or a value
-      that our network cannot follow; the key is named.
   """
   if content.get("_class_name", CLASS) != CLASS:
     raise UserError(
@@ -130,37 +124,37 @@ def config_from_diffusers(content: Mapping[str, Any], name: str) -> UNetConfig:
       f"give the folder of a {CLASS} (in a whole pipeline: its `unet`)",
     )
   keys = _Keys(content, name)
-  for key, values in _ONLY.items():
+  for key, values in _SUPPORTED.items():
     if keys(key) not in values:
       keys.refuse(key, " or ".join(map(repr, values)))
   channels = keys("block_out_channels")
-  channels = keys.whole(
+  channels = keys.positive_ints(
     "block_out_channels", tuple(channels) if isinstance(channels, list) else ()
   )
   levels = len(channels)
   once = bool(keys("resnet_skip_time_act", False))
   _check_embedding(keys, channels)
-  scale = keys.scale("resnet_out_scale_factor")
+  scale = keys.positive_number("resnet_out_scale_factor")
   if keys("mid_block_scale_factor", 1.0) != scale:
-    keys.refuse("mid_block_scale_factor", f"{scale!r}, as at other blocks")
+    keys.refuse("mid_block_scale_factor", f"{scale!r}, as for other blocks")
   values = {
     "channels": channels,
-    "num_res_blocks": keys.whole(
+    "num_res_blocks": keys.positive_ints(
       "layers_per_block", keys.each("layers_per_block", levels, 2)
     ),
     "attention": _attention(keys, levels),
-    "text_dim": keys.whole("encoder_hid_dim", keys("encoder_hid_dim")),
-    "text_channels": keys.whole(
+    "text_dim": keys.positive_ints("encoder_hid_dim", keys("encoder_hid_dim")),
+    "text_channels": keys.positive_ints(
       "cross_attention_dim", keys.same("cross_attention_dim", 1280)
     ),
-    "pool_heads": keys.whole(
+    "pool_heads": keys.positive_ints(
       "addition_embed_type_num_heads", keys("addition_embed_type_num_heads", 64)
     ),
-    "head_dim": keys.whole(
+    "head_dim": keys.positive_ints(
       "attention_head_dim", keys.same("attention_head_dim", 8)
     ),
     "in_channels": keys("in_channels"),
-    # As IF's pipelines enlarge the low-resolution input (channels 4 to 6).
+    # IF's pipelines up-sample the low-resolution input in this way.
     "low_resolution": "corners" if keys("in_channels") == 6 else "half_pixel",
     "out_channels": keys("out_channels"),
     "activation": _activation(keys, once),
@@ -173,35 +167,30 @@ def config_from_diffusers(content: Mapping[str, Any], name: str) -> UNetConfig:
   _refuse_unread(keys)
   try:
     return UNetConfig(**values)
-  except UserError as error:  # widths that do not divide
-    raise UserError(f"{name}:", error) from error
+  except UserError as error:  # Widths that do not divide.
+    field = f"{name}: {error.field}"
+    raise UserError(field, error.problem, error.fix) from error
 
 
 def config_to_diffusers(config: UNetConfig, sample_size: int) -> dict[str, Any]:
-  """The config.json of a network's spatial part: without what Lumiere adds.
+  """The config.json of the spatial part of a network.
 
   Args:
     config: of the network.
-    sample_size: pixels that it was trained on.
-
-  Raises:
-    UserError: it has something that theirs cannot follow; it is named.
+    sample_size: side in pixels of the training images.
   """
-  for field, value, only in (
-    ("mask_text", config.mask_text, False),
-    ("norm_groups", config.norm_groups, 32),
-  ):
-    if value != only:
+  c = config
+  for field, supported in {"mask_text": False, "norm_groups": 32}.items():
+    if (value := getattr(c, field)) != supported:
       raise UserError(
         f"config.model.{field}={value!r}",
-        f"has no counterpart in diffusers, which needs {only!r}",
-        "this model can be kept as a bundle only",
+        f"is not supported by diffusers, which needs {supported!r}",
+        "keep this model as a bundle",
       )
-  c = config
-  block = lambda way, kind: (
-    f"Resnet{way}sampleBlock2D"
+  block = lambda direction, kind: (
+    f"Resnet{direction}sampleBlock2D"
     if kind == "none"
-    else f"SimpleCrossAttn{way}Block2D"
+    else f"SimpleCrossAttn{direction}Block2D"
   )
   return {
     "_class_name": CLASS,
@@ -245,7 +234,7 @@ def _activation(keys: _Keys, once: bool) -> str:
   if of_embedding != (name if once else None):
     keys.refuse(
       "time_embedding_act_fn",
-      f"{name if once else None!r} where act_fn={name!r} and "
+      f"{name if once else None!r} with act_fn={name!r} and "
       f"resnet_skip_time_act={once}",
     )
   return _ACTIVATIONS[name]
@@ -256,7 +245,7 @@ def _check_embedding(keys: _Keys, channels: tuple[int, ...]) -> None:
   if width != channels[-1]:
     keys.refuse(
       "time_embedding_dim",
-      f"{channels[-1]}, the width of the coarsest level (absent means "
+      f"{channels[-1]}, the width of the coarsest level (if absent, it is "
       f"{4 * channels[0]})",
     )
 
@@ -265,31 +254,32 @@ def _attention(keys: _Keys, levels: int) -> tuple[str, ...]:
   down = keys.each("down_block_types", levels)
   up = keys.each("up_block_types", levels)
   for key, blocks in (("down_block_types", down), ("up_block_types", up)):
-    if not all(isinstance(b, str) and b in _KINDS for b in blocks):
-      keys.refuse(key, " and ".join(k for k in _KINDS if key[:2].title() in k))
-  attends = [_KINDS[block] for block in down]
-  if [_KINDS[block] for block in up] != attends[::-1]:
-    keys.refuse("up_block_types", "those of down_block_types, mirrored")
+    if not all(isinstance(b, str) and b in _BLOCKS for b in blocks):
+      names = [name for name in _BLOCKS if key[:2].title() in name]
+      keys.refuse(key, "made of " + " and ".join(names))
+  attends = [_BLOCKS[block] for block in down]
+  if [_BLOCKS[block] for block in up] != attends[::-1]:
+    keys.refuse("up_block_types", "those of down_block_types, reversed")
   only = keys("only_cross_attention", False)
   middle = keys("mid_block_only_cross_attention")
   if middle is None:
     middle = only if isinstance(only, bool) else False
   kinds = tuple(
-    ("cross" if text_alone else "self") if attention else "none"
-    for attention, text_alone in zip(
+    ("cross" if cross_only else "self") if attention else "none"
+    for attention, cross_only in zip(
       attends, keys.each("only_cross_attention", levels, False), strict=True
     )
   )
   if middle != (kinds[-1] != "self"):
     keys.refuse(
       "mid_block_only_cross_attention",
-      f"{kinds[-1] != 'self'}, as the coarsest level has",
+      f"{kinds[-1] != 'self'}, as for the coarsest level",
     )
   return kinds
 
 
 def _refuse_unread(keys: _Keys) -> None:
-  known = {*keys.read, *_IDLE}
+  known = {*keys.read, *_IGNORED}
   unknown = [
     key
     for key, value in keys.content.items()
@@ -299,5 +289,5 @@ def _refuse_unread(keys: _Keys) -> None:
     raise UserError(
       f"{keys.name}:",
       f"unknown keys {', '.join(unknown)}",
-      "what they mean for the network is not known here",
+      "give a U-Net of DeepFloyd IF",
     )

@@ -264,7 +264,7 @@ def test_the_header_of_a_file_may_hold_the_config(prefix):
     ({"lora_alpha": "many"}, "lora_alpha is malformed"),
     ({"alpha_pattern": {"(": 1}}, "alpha_pattern or lora_alpha is malformed"),
     ({"rank_pattern": [1]}, "rank_pattern or r is malformed"),
-    ({"lora_alpha": float("nan")}, rf"no finite number \({QUERY}"),
+    ({"lora_alpha": float("nan")}, rf"not a finite number \({QUERY}"),
   ],
 )
 def test_configs_that_ask_for_more_are_refused_by_key(changes, words):
@@ -292,7 +292,7 @@ STRAY = np.zeros((2, 2), np.float32)
   ],
 )
 def test_other_kinds_of_adapters_are_refused_by_tensor(name):
-  with pytest.raises(UserError, match="1 tensor is no part of") as error:
+  with pytest.raises(UserError, match="1 tensor is not part of") as error:
     read(file([QUERY]) | {name: STRAY})
   assert name in str(error.value)
 
@@ -300,23 +300,23 @@ def test_other_kinds_of_adapters_are_refused_by_tensor(name):
 @pytest.mark.parametrize(
   ("extra", "words"),
   [
-    ({f"unet.{CONV}.lora_A.weight": STRAY}, "1 tensor is there without the"),
-    ({f"unet.{CONV}.alpha": np.float32(1)}, "1 tensor is there without the"),
-    (file([QUERY], bare), "2 tensors are there already under another name"),
-    ({f"{QUERY}.alpha": STRAY}, "1 tensor is no single number"),
+    ({f"unet.{CONV}.lora_A.weight": STRAY}, "1 tensor is present without the"),
+    ({f"unet.{CONV}.alpha": np.float32(1)}, "1 tensor is present without the"),
+    (file([QUERY], bare), "2 tensors are duplicated under another name"),
+    ({f"{QUERY}.alpha": STRAY}, "1 tensor is not a single number"),
     (
       {f"unet.{QUERY}.lora_A.weight": np.zeros((3, 32), np.int8)},
       r"1 tensor is not float16.*lora_A.weight int8\)",
     ),
     (
       {f"unet.{QUERY}.lora_A.weight": np.zeros((4, 32), np.float32)},
-      r"2 tensors are of shapes .*\(4, 32\).*\(32, 3\)",
+      r"2 tensors are of incompatible shapes .*\(4, 32\).*\(32, 3\)",
     ),
     (
       {f"unet.{QUERY}.lora_A.weight": np.zeros(3, np.float32)},
-      r"2 tensors are of shapes that do not go together",
+      r"2 tensors are of incompatible shapes",
     ),
-    ({f"unet.{QUERY}.alpha": np.float32(np.inf)}, "no finite number"),
+    ({f"unet.{QUERY}.alpha": np.float32(np.inf)}, "not a finite number"),
   ],
 )
 def test_what_is_broken_is_refused_by_tensor(extra, words):
@@ -328,7 +328,7 @@ def test_what_is_broken_is_refused_by_tensor(extra, words):
 
 def test_alpha_may_be_stated_once_only():
   tensors = file([QUERY]) | {f"unet.{QUERY}.alpha": np.float32(1)}
-  with pytest.raises(UserError, match=r"stated twice.*to_q\.alpha"):
+  with pytest.raises(UserError, match=r"given twice.*to_q\.alpha"):
     read(tensors, settings())
   with pytest.raises(UserError, match="holds no tensors"):
     read({})
@@ -351,7 +351,7 @@ def test_layers_of_another_model_are_all_named():
   with pytest.raises(UserError) as error:
     from_diffusers(layers, CONFIG, "file")
   assert f"file: {told}" in str(error.value)
-  assert "4 tensors are of layers it has not" in told
+  assert "4 tensors are of unknown layers" in told
   assert all(name in told for name in names)
   assert "2 tensors are of the wrong shape" in told
   assert f"{wrong} (3, 31) instead of (3, 32)" in told

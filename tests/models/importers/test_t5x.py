@@ -222,7 +222,7 @@ def test_misfits_are_all_named(tmp_path):
   [
     (
       lambda f: f | {"layers_0/mlp/wi/kernel": f["layers_0/mlp/wi_0/kernel"]},
-      "is T5 1.0, without gated",
+      "holds T5 1.0, without gated",
     ),
     (
       lambda f: {k: v for k, v in f.items() if "layers_0" not in k},
