@@ -23,7 +23,7 @@ from configs import base, conditional, shipped, ssr, ssr_image, t2i
 from lumiere_jax.diffusion.noise import sample_keys
 from lumiere_jax.diffusion.noise_levels import decisive_log_snr
 from lumiere_jax.diffusion.prediction import Prediction
-from lumiere_jax.diffusion.samplers import DDIM, Rule, make_sampler
+from lumiere_jax.diffusion.samplers import DDIM, Sampler, make_sampler
 from lumiere_jax.diffusion.sampling_loop import sample_chunk
 from lumiere_jax.diffusion.schedules import Cosine, SquaredCosCapV2, alpha_sigma
 from lumiere_jax.inference.loading import load
@@ -90,7 +90,7 @@ class Shared:
 
 
 def spread(
-  levels: np.ndarray, rule: Rule, count: float, precision: float = 0.0
+  levels: np.ndarray, rule: Sampler, count: float, precision: float = 0.0
 ) -> float:
   """The standard deviation that comes out, by the one it should have.
 

@@ -1,1 +1,1 @@
-"""Diffusion mathematics without parameters; knows no network."""
+"""Diffusion mathematics without parameters, independent of networks."""

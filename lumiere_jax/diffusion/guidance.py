@@ -1,7 +1,7 @@
-"""Classifier-free guidance and dynamic thresholding, as denoisers.
+"""Classifier-free guidance and dynamic thresholding.
 
-Each takes a denoiser and returns one. Scales and thresholds may be traced
-values, so that changing them compiles nothing anew.
+Each takes a denoiser and returns one. Scales and thresholds may be traced, so
+that changing them does not recompile.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ Scalar = float | int | Float[Array, ""]
 Scale = Scalar | PerSample | Callable[[PerSample], PerSample]
 """A guidance scale: for all, per sample, or a function of the log-SNR."""
 
-MOST_VALUES = 2**31 - 1
-"""The largest clip that is thresholded: its values are counted in int32."""
+MAX_VALUES = 2**31 - 1
+"""The largest clip that can be thresholded: values are counted in int32."""
 
 
 @typechecked
@@ -38,28 +38,27 @@ def guide(
 ) -> Denoiser:
   """Classifier-free guidance: w eps(z, cond) + (1 - w) eps(z, null).
 
-  Imagen, eq. 2. The three forms of a prediction are affine in each other, so
-  each is mixed by itself, which loses no precision at any noise level. Both
-  halves run as one batch of 2b. The log-variance is the conditional one.
+  Imagen, eq. 2. x0, eps and v are affine in each other, so each is mixed
+  separately, which loses no precision at any noise level. Both halves run as
+  one batch of 2b. The log-variance is the conditional one.
 
   Args:
-    denoiser: what to guide.
+    denoiser: to be guided.
     scale: w, for all, per sample, or by noise level (see `oscillate` and
       `interval`); 1 is the conditional model, 0 the unconditional one.
-    null_cond: its text and mask (batch 1 or b) stand for "no text", or are a
-      negative prompt. Frames and noise level are always those of the call,
-      so that guidance works inside windows; give none here.
-    rescale: in [0, 1], how far each frame of the guided x0 is scaled to the
+    null_cond: text and mask (batch 1 or b) of "no text" or of a negative
+      prompt. Frames and noise level are ignored: those of the call are used,
+      so that guidance works inside windows.
+    rescale: in [0, 1], how far each frame of the guided x0 is rescaled to the
       standard deviation of the conditional one (Lin et al. 2024, section
-      3.4); 0 changes nothing. Frame by frame, so that a frame looks the same
-      whatever frames stand beside it.
+      3.4). It works per frame, so that a frame does not depend on others.
   """
 
   def guided(z: Video, log_snr: PerSample, cond: Cond) -> Prediction:
     batch = z.shape[0]
     twice = lambda x: jnp.concatenate([x, x])
     both = jax.tree.map(
-      lambda *x: jnp.concatenate(x), *_with_and_without(cond, null_cond)
+      lambda *x: jnp.concatenate(x), *_with_null(cond, null_cond)
     )
     out = denoiser(twice(z), twice(log_snr), both)
     with_text = jax.tree.map(lambda x: x[:batch], out)
@@ -82,23 +81,23 @@ def oscillate(
 ) -> Callable[[PerSample], PerSample]:
   """Oscillating guidance (Imagen Video, section 3).
 
-  `high` for the first `after` steps, then `low` and `high` by turns. Imagen
-  Video alternates between e.g. 15 and 1, with scales counted from 0 rather
-  than from 1 as here. The step is known by its level: a rule that evaluates
-  at the end of a step too (Heun) takes the next one's scale there.
+  `high` for the first `after` steps, then `low` and `high` alternately. Imagen
+  Video alternates between e.g. 15 and 1, with scales that are 0 instead of 1
+  for the conditional model. The step is found by its noise level: a sampler
+  that also evaluates at the end of a step (Heun) uses the next step's scale
+  there.
 
   Args:
-    high: scale of the first steps, and of every other one after them.
+    high: scale of the first steps, and of every second one after them.
     low: scale of the others.
     after: steps before the first low one; below 0: there is none.
-    log_snrs: (n,) noise levels of consecutive steps, which tell the step from
-      its level.
-    first_step: number of the first of them in the whole.
+    log_snrs: (n,) noise levels of consecutive steps.
+    first_step: number of the first of them.
   """
 
   def scale(log_snr: PerSample) -> PerSample:
     distance = jnp.abs(log_snrs - log_snr[:, None])
-    # Of infinities, equal ones differ by nothing.
+    # Equal infinities would give nan.
     distance = jnp.where(log_snrs == log_snr[:, None], 0.0, distance)
     step = first_step + jnp.argmin(distance, axis=1)
     is_low = (after >= 0) & (step >= after) & ((step - after) % 2 == 0)
@@ -116,13 +115,13 @@ def interval(
   Args:
     scale: inside the interval; outside it is 1, the conditional model.
     low: schedule time of the cleanest level inside.
-    high: of the noisiest; 0 and 1 guide always.
-    schedule: tells the time of a log-SNR.
+    high: schedule time of the noisiest; 0 and 1 guide always.
+    schedule: gives the time of a log-SNR.
   """
 
   def inside(log_snr: PerSample) -> PerSample:
     t = schedule.time(log_snr)
-    # Of a log-SNR made from a time, the time comes back to rounding.
+    # The time of a log-SNR is exact up to rounding.
     near = (t >= low - 1e-5) & (t <= high + 1e-5)
     return jnp.where(near, _scale_at(scale, log_snr), 1.0)
 
@@ -153,12 +152,12 @@ def _rescale(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-  """The frames that one device holds of clips shared by several.
+  """The frames that one device holds of sharded clips.
 
   Attributes:
-    axis: of the mesh, mapped over: its devices hold the clips together.
-    owned: how many frames, from the first one on, count here; the others are
-      held elsewhere too, or are no frames of the clip.
+    axis: mesh axis that the frames are sharded over, inside `shard_map`.
+    owned: number of frames, from the first, that count here; the others are
+      padding, or counted on another device.
     num_frames: of a whole clip.
   """
 
@@ -174,24 +173,21 @@ def threshold(
   max_value: Scalar,
   part: Part | None = None,
 ) -> Denoiser:
-  """Dynamic thresholding of x0 (Imagen, section 2.3), clip by clip.
+  """Dynamic thresholding of x0 (Imagen, section 2.3), per clip.
 
   s = the percentile of |x0| over the frames, pixels and channels of a clip,
-  held in [1, max_value]; x0 is clipped to [-s, s] and divided by s. With one s
-  for each frame instead, a background that stands still would change whenever
-  something bright comes into the picture. Of one frame it is Imagen's rule.
+  clipped to [1, max_value]; x0 is clipped to [-s, s] and divided by s. With one
+  s per frame, a static background would change whenever something bright
+  enters the picture. For one frame it is Imagen's rule.
 
   Args:
-    denoiser: what to threshold; put windows inside, so this sees whole clips
-      after averaging.
+    denoiser: to be thresholded; includes the windows, so that this sees whole
+      clips after averaging.
     percentile: a fraction in [0, 1], to six digits; Imagen shows 0.995, IF uses
       0.95.
     max_value: the largest s, at least 1; 1 is static clipping to [-1, 1],
       infinity is Imagen's uncapped rule.
-    part: of clips shared by several devices, what is here; None: whole clips.
-
-  Raises:
-    UserError: when called, a clip of more values than can be counted.
+    part: the frames on this device if clips are sharded; None: whole clips.
   """
 
   def thresholded(z: Video, log_snr: PerSample, cond: Cond) -> Prediction:
@@ -205,16 +201,16 @@ def threshold(
 
 
 def check_countable(values: int) -> None:
-  """Raises a UserError where a clip has too many values to be thresholded.
+  """Checks that a clip is not too large for thresholding.
 
   Args:
     values: frames x height x width x channels.
   """
-  if values > MOST_VALUES:
+  if values > MAX_VALUES:
     raise UserError(
-      "",
-      f"a clip of {values} values (frames x pixels x 3) is more than "
-      f"the {MOST_VALUES} that thresholding can count",
+      f"a clip of {values} values",
+      f"(frames x pixels x 3) exceeds the {MAX_VALUES} that thresholding can "
+      "count",
       "make it shorter or smaller",
     )
 
@@ -224,18 +220,15 @@ def clip_quantile(
 ) -> Float[Array, "b 1 1 1 1"]:
   """The linearly interpolated quantile of each clip, without a sort.
 
-  A sort would gather clips whose frames or rows several devices share. Here a
-  value is found by halving: numbers from 0 up are ordered as their bits are, so
-  that 31 counts of how many lie below tell the one of a rank exactly. Counts
-  are whole numbers: however a clip is divided up, their sum is the same.
+  A sort would gather sharded clips. This is a bisection over bit patterns:
+  floats >= 0 are ordered as their bits, so that 31 counts of values up to a
+  bound find the value of a rank exactly. Counts are integers, so that their sum
+  does not depend on the sharding.
 
   Args:
-    x: (b, t, h, w, c) float32, none below 0.
-    percentile: a fraction in [0, 1]; it is rounded to millionths.
+    x: (b, t, h, w, c) float32, >= 0.
+    percentile: a fraction in [0, 1], rounded to millionths.
     part: see `threshold`.
-
-  Raises:
-    UserError: see `check_countable`.
   """
   axes = (1, 2, 3, 4)
   bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
@@ -245,16 +238,16 @@ def clip_quantile(
     total = functools.partial(jax.lax.psum, axis_name=part.axis)
     least = functools.partial(jax.lax.pmin, axis_name=part.axis)
     owned = (jnp.arange(x.shape[1]) < part.owned).reshape(-1, 1, 1, 1)
-    bits = jnp.where(owned, bits, MOST_VALUES)  # above infinity: never counted
+    bits = jnp.where(owned, bits, MAX_VALUES)  # Above infinity: never counted.
   values = num_frames * math.prod(x.shape[2:])
   check_countable(values)
-  position, share = _part_way(percentile, values - 1)
+  position, share = _position(percentile, values - 1)
   rank = position + 1
   up_to = lambda value: total(
     jnp.sum(bits <= value, axes, dtype=jnp.int32, keepdims=True)
   )
 
-  def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+  def bisect(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
     low, high = ends
     middle = low + (high - low) // 2
     enough = up_to(middle) >= rank
@@ -262,7 +255,7 @@ def clip_quantile(
 
   zero = jnp.zeros((x.shape[0], 1, 1, 1, 1), jnp.int32)
   infinity = jnp.full_like(zero, 0x7F800000)
-  found = jax.lax.fori_loop(0, 31, halve, (zero, infinity))[1]
+  found = jax.lax.fori_loop(0, 31, bisect, (zero, infinity))[1]
   above = jnp.where(bits > found, bits, infinity).min(axes, keepdims=True)
   after = jnp.where(up_to(found) > rank, found, least(above))
   low, high = (
@@ -271,14 +264,14 @@ def clip_quantile(
   return jnp.where(share > 0, low * (1 - share) + high * share, low)
 
 
-def _part_way(
+def _position(
   percentile: Scalar, last: int
 ) -> tuple[Int[Array, ""], Float[Array, ""]]:
-  """`percentile * last`: the whole number in it, exactly, and the rest.
+  """The integer part, exact, and the fraction of `percentile * last`.
 
-  float32 holds whole numbers up to 2^24 alone. So this is a product of whole
-  numbers, of millionths and `last`, with the latter cut into millions,
-  thousands and ones: nothing in it comes to 2^31.
+  float32 is exact for integers up to 2^24 only. So this multiplies integers,
+  millionths and `last`, the latter split into millions, thousands and ones: no
+  intermediate result reaches 2^31.
 
   Args:
     percentile: a fraction in [0, 1].
@@ -294,12 +287,12 @@ def _part_way(
 
 
 def _tile(x: Float[Array, "n *rest"], batch: int) -> Float[Array, "b *rest"]:
-  """Repeats per-sample values for windows that were folded into the batch."""
+  """Repeats per-sample values for windows that are folded into the batch."""
   return jnp.tile(x, (batch // x.shape[0],) + (1,) * (x.ndim - 1))
 
 
-def _with_and_without(cond: Cond, null_cond: Cond) -> tuple[Cond, Cond]:
-  """`cond` with its own text and with the null one, as equal pytrees."""
+def _with_null(cond: Cond, null_cond: Cond) -> tuple[Cond, Cond]:
+  """`cond`, and `cond` with the null text, as pytrees of equal structure."""
   null = jax.tree.map(
     lambda x: _tile(x, cond.text.shape[0]),
     Cond(text=null_cond.text, text_mask=null_cond.text_mask),

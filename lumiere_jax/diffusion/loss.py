@@ -1,4 +1,4 @@
-"""The variational bound, as the loss of a learned log-variance."""
+"""Diffusion losses, the variational bound and caption dropout."""
 
 from flax import struct
 import jax
@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from jax.scipy.special import ndtr
 from jaxtyping import Array, Bool, Float, Key
 
-from lumiere_jax import errors
 from lumiere_jax.diffusion.noise import Keys
 from lumiere_jax.diffusion.noise_levels import NoiseDistribution
 from lumiere_jax.diffusion.prediction import (
@@ -18,15 +17,14 @@ from lumiere_jax.diffusion.prediction import (
   to_v,
 )
 from lumiere_jax.diffusion.schedules import Schedule, alpha_sigma
-from lumiere_jax.errors import check_choice
+from lumiere_jax.errors import check_choice, check_unit
 from lumiere_jax.typing import Cond, PerSample, Video, typechecked
 
 STEP = 1 / 1000
-"""The time between neighbouring steps: models with a learned variance are
-trained on 1000 of them."""
+"""The time between steps: models with a learned variance train on 1000."""
 
 HALF_BIN = 1 / 255
-"""Half the distance of neighbouring pixel values, 256 of them in [-1, 1]."""
+"""Half the distance between adjacent of the 256 pixel values in [-1, 1]."""
 
 Levels = Float[Array, "b 1 1 1 1"]
 
@@ -41,20 +39,21 @@ def variational_bound(
   """L_vlb of Improved DDPM (section 3.1) in bits per dimension, rescaled.
 
   KL(q(z_s | z_t, x0) || p(z_s | z_t)) of the step from t to s = t - 1/1000,
-  and -log p(x0 | z_t) of the last one. It trains the log-variance alone: the
-  predicted mean is held fixed. Of the 1000 terms one is drawn, and the sum is
-  weighted by 1/1000 (guided-diffusion's "rescaled MSE"), so each counts 1.
+  and -log p(x0 | z_t) of the last one. It trains only the log-variance; there
+  is a stop-gradient on the predicted mean. One of the 1000 terms is drawn, and
+  the sum is weighted by 1/1000 (guided-diffusion's "rescaled MSE"), so the
+  weight of each is 1.
 
   Args:
     prediction: with a log-variance.
-    truth: the clean videos and the noise that was added to them.
-    log_snr: how much of it was added.
-    schedule: gives the neighbouring step its log-SNR.
+    truth: the clean videos and the noise added to them.
+    log_snr: the noise levels.
+    schedule: gives the log-SNR of the neighbouring steps.
   """
   t = schedule.time(log_snr)
   is_last = expand(t < 0.99 * STEP)
   here = expand(log_snr)
-  # Both are computed for all, so both stay finite: gradients pass through.
+  # Both branches are computed and must be finite: gradients pass through both.
   below = expand(schedule.log_snr(jnp.maximum(t - STEP, 0.0)))
   above = expand(schedule.log_snr(jnp.minimum(t + STEP, 1.0)))
   nats = jnp.where(
@@ -70,9 +69,9 @@ def _divergence(
 ) -> Video:
   """KL of two Gaussians: the posterior given x0, and the predicted one.
 
-  With w the excess of the predicted log-variance over the posterior's, it is
-  (w + e^-w - 1 + e^-w (SNR_s - SNR_t) (x0 error)^2) / 2; the last product is
-  written in the error of eps, which stays precise at every noise level.
+  With w the predicted log-variance minus the posterior's, it is
+  (w + e^-w - 1 + e^-w (SNR_s - SNR_t) (x0 error)^2) / 2. The last product is
+  expressed by the error of eps, which is precise at every noise level.
   """
   error = jnp.square(jax.lax.stop_gradient(prediction.eps) - eps)
   excess = prediction.log_var * (
@@ -85,41 +84,41 @@ def _divergence(
 def _decoder(
   prediction: Prediction, x0: Video, log_snr_t: Levels, log_snr_u: Levels
 ) -> Video:
-  """-log p(x0 | z_t) of the last step: the Gaussian's mass in x0's bin.
+  """-log p(x0 | z_t) of the last step: the Gaussian's mass in the bin of x0.
 
-  There the posterior is certain; the range of log-variances starts at that of
-  the step before instead, which came from `log_snr_u` (as IF's does). The
-  outermost bins reach to infinity (DDPM, eq. 13).
+  The posterior of this step has no variance. As in IF, the range of
+  log-variances starts at that of the step before, which came from `log_snr_u`.
+  The outermost bins extend to infinity (DDPM, eq. 13).
   """
   _, sigma = alpha_sigma(log_snr_t)
   largest = 2 * jnp.log(sigma)
   rest = -jnp.expm1(log_snr_u - log_snr_t)
   smallest = largest + jnp.log(jnp.maximum(rest, 1e-6))
-  place = prediction.log_var
-  std = jnp.exp(0.5 * ((1 - place) * smallest + place * largest))
-  # Turned so that the tail behind the bin is the left one, where the normal
-  # distribution function loses nothing.
+  share = prediction.log_var
+  std = jnp.exp(0.5 * ((1 - share) * smallest + share * largest))
+  # Mirrored so that the bin is in the left tail, where the normal distribution
+  # function is precise.
   distance = x0 - jax.lax.stop_gradient(prediction.x0)
   is_edge = jnp.abs(x0) > 0.999
   distance = -jnp.where(is_edge, jnp.sign(x0) * distance, jnp.abs(distance))
   cdf = lambda x: ndtr(x / std)
-  behind = jnp.where(is_edge, 0.0, cdf(distance - HALF_BIN))
-  return -jnp.log(jnp.maximum(cdf(distance + HALF_BIN) - behind, 1e-12))
+  below = jnp.where(is_edge, 0.0, cdf(distance - HALF_BIN))
+  return -jnp.log(jnp.maximum(cdf(distance + HALF_BIN) - below, 1e-12))
 
 
 WEIGHTS = ("none", "min_snr", "v")
-"""How losses at different noise levels are weighted."""
+"""Loss weightings by noise level."""
 
 
 @struct.dataclass
 class Draws:
-  """What is random in the loss of a batch, sample by sample.
+  """The random numbers of the loss, per sample.
 
-  A slice of it goes with the same slice of the batch, so that neither
-  micro-batches nor a mesh change what is drawn.
+  They are sliced with the batch, so that micro-batches and meshes do not change
+  them.
 
   Attributes:
-    quantile: (b,) in [0, 1): which noise level of the distribution.
+    quantile: (b,) in [0, 1), of the distribution of noise levels.
     keys: (b,) keys of the noise.
   """
 
@@ -129,11 +128,11 @@ class Draws:
 
 @typechecked
 def draw(key: Key[Array, ""], batch: int) -> Draws:
-  """Draws for a whole batch: noise levels are stratified over it.
+  """Draws for a batch, with stratified noise levels.
 
   Args:
     key: random key of this step.
-    batch: number of samples, those of all micro-batches together.
+    batch: number of samples, in all micro-batches together.
   """
   level_key, noise_key = jax.random.split(key)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, jnp.arange(batch))
@@ -144,8 +143,8 @@ def draw(key: Key[Array, ""], batch: int) -> Draws:
 def stratified(key: Key[Array, ""], batch: int) -> PerSample:
   """Quantiles ~ U(0, 1), one in each of `batch` equal strata.
 
-  Each is still uniform, their mean over the batch varies less (Variational
-  Diffusion Models, App. I.1).
+  Each is uniform, but their mean has less variance (Variational Diffusion
+  Models, App. I.1).
   """
   return (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
 
@@ -159,19 +158,16 @@ def loss_per_sample(
   cond: Cond,
   kind: str,
 ) -> PerSample:
-  """Mean squared error of each sample at a given noise and noise level.
+  """Mean squared error of each sample for given noise and noise levels.
 
   Args:
-    denoiser: the network under training or test.
+    denoiser: the network.
     x0: clean videos in [-1, 1].
     eps: standard normal noise.
-    log_snr: how much of it to add.
+    log_snr: the noise levels.
     cond: conditioning.
-    kind: the space of the error, one of `process.KINDS`; "eps" is the loss
+    kind: the space of the error, one of `prediction.KINDS`; "eps" is the loss
       of Imagen, "v" that of Imagen Video.
-
-  Raises:
-    UserError: an unknown kind.
   """
   check_choice("loss kind", kind, KINDS)
   prediction, truth = _predict(denoiser, x0, eps, log_snr, cond)
@@ -184,16 +180,12 @@ def min_snr_weight(
 ) -> PerSample:
   """The weight that makes the loss min(SNR, gamma) times that of x0.
 
-  Min-SNR (Hang et al. 2023): levels of little noise, whose tasks are alike, do
-  not drown the others.
+  Min-SNR (Hang et al. 2023) limits the weight of low noise levels.
 
   Args:
     log_snr: noise levels.
-    kind: the space of the loss, one of `process.KINDS`.
-    gamma: where the weight of x0 stops growing; the paper takes 5.
-
-  Raises:
-    UserError: an unknown kind.
+    kind: the space of the loss, one of `prediction.KINDS`.
+    gamma: the largest weight of x0; 5 in the paper.
   """
   check_choice("loss kind", kind, KINDS)
   snr = jnp.exp(log_snr)
@@ -204,20 +196,20 @@ def min_snr_weight(
 def v_weight(log_snr: PerSample, kind: str, gamma: float | int) -> PerSample:
   """The weight that makes the loss min(SNR + 1, gamma) times that of x0.
 
-  That of v (Progressive Distillation, arXiv 2202.00512, section 4), so that
-  much noise counts as well, whatever is predicted.
+  The weight of the v loss (Progressive Distillation, arXiv 2202.00512, section
+  4): high noise levels count for every prediction type.
 
   Args:
     log_snr: noise levels.
-    kind: the space of the loss, one of `process.KINDS`.
-    gamma: where the weight of x0 stops growing.
+    kind: the space of the loss, one of `prediction.KINDS`.
+    gamma: the largest weight of x0.
   """
   snr = jnp.exp(log_snr)
   return jnp.minimum(snr + 1, gamma) / _unit(snr, kind)
 
 
 def _unit(snr: PerSample, kind: str) -> PerSample | float:
-  """How many times the loss of x0 that of a kind is."""
+  """The loss of a kind, as a multiple of the loss of x0."""
   return {"x0": 1.0, "eps": snr, "v": snr + 1}[kind]
 
 
@@ -240,22 +232,18 @@ def diffusion_loss(
   IF's hybrid loss (Improved DDPM, eq. 16, as guided-diffusion weighs it).
 
   Args:
-    denoiser: the network under training.
+    denoiser: the network.
     x0: clean videos in [-1, 1].
     cond: conditioning.
     draws: see `draw`.
-    noise: which noise levels training draws.
-    schedule: tells the neighbouring levels of a learned variance.
-    kind: the space of the error, one of `process.KINDS`.
+    noise: the distribution of noise levels.
+    schedule: gives the neighbouring levels, for a learned variance.
+    kind: the space of the error, one of `prediction.KINDS`.
     weight: of the error by noise level: "none", "min_snr" or "v".
     gamma: see `min_snr_weight` and `v_weight`.
 
   Returns:
-    The mean loss, and {"loss_per_sample", "log_snr"}, each (b,), from which
-    losses by noise level are binned.
-
-  Raises:
-    UserError: an unknown kind or weight.
+    The mean loss, and {"loss_per_sample", "log_snr"}, each (b,).
   """
   check_choice("loss kind", kind, KINDS)
   check_choice("loss weight", weight, WEIGHTS)
@@ -275,7 +263,7 @@ def diffusion_loss(
 def _predict(
   denoiser: Denoiser, x0: Video, eps: Video, log_snr: PerSample, cond: Cond
 ) -> tuple[Prediction, Prediction]:
-  """What the denoiser makes of noised videos, and what is true of them."""
+  """The prediction for noised videos, and the ground truth."""
   x0, eps = x0.astype(jnp.float32), eps.astype(jnp.float32)
   truth = Prediction(x0, eps, to_v(x0, eps, log_snr))
   return denoiser(add_noise(x0, eps, log_snr), log_snr, cond), truth
@@ -298,21 +286,18 @@ def drop_captions(
 ) -> Cond:
   """Replaces each sample's text by "no text" with probability `rate`.
 
-  It makes the unconditional model of classifier-free guidance (Imagen: rate
+  This trains the unconditional model of classifier-free guidance (Imagen: rate
   0.1). Frames and noise level are kept.
 
   Args:
     keys: (b,) one random key per sample.
     cond: conditioning of the batch.
-    null_text: what stands for "no text": zeros (Imagen) or the encoding of
-      the empty caption (IF).
+    null_text: stands for "no text": zeros (Imagen) or the encoding of the empty
+      caption (IF).
     null_mask: its mask; None: every token is real.
     rate: in [0, 1].
-
-  Raises:
-    UserError: a rate outside [0, 1].
   """
-  errors.check_unit("caption dropout rate", rate)
+  check_unit("caption dropout rate", rate)
   drop = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
   null_text = null_text.astype(cond.text.dtype)
   text = jnp.where(drop[:, None, None], null_text, cond.text)
@@ -324,7 +309,7 @@ def _drop_mask(
 ) -> Bool[Array, "b l"] | None:
   if cond.text_mask is None and null_mask is None:
     return None
-  everything = jnp.ones(cond.text.shape[:2], bool)
-  mask = everything if cond.text_mask is None else cond.text_mask
-  null = everything if null_mask is None else null_mask
+  ones = jnp.ones(cond.text.shape[:2], bool)
+  mask = ones if cond.text_mask is None else cond.text_mask
+  null = ones if null_mask is None else null_mask
   return jnp.where(drop[:, None], null, mask)

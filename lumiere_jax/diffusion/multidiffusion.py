@@ -1,4 +1,4 @@
-"""MultiDiffusion: videos longer or wider than the windows that are denoised."""
+"""MultiDiffusion: denoises long or large videos in overlapping windows."""
 
 from collections.abc import Sequence
 
@@ -28,55 +28,51 @@ def window_starts(
   unit: str = "frames",
   grid: int = 1,
 ) -> tuple[int, ...]:
-  """First frames of the windows that cover a video.
+  """First frames of the fewest windows that cover a video.
 
-  As few windows as cover it, neighbours sharing at least `overlap` frames. Of
-  rows and columns it is the same.
+  The same function computes first rows and columns.
 
   Args:
     num_frames: T, frames of the video.
     window: T', frames of a window.
-    overlap: least number of frames neighbours share; Lumiere uses 2 (App. C).
+    overlap: least number of frames that neighbours share; 2 in Lumiere (App.
+      C).
     multiple_of: the model's temporal factor; the window must be a multiple.
-    spread: spread the windows evenly; otherwise they stand as far apart as
-      `overlap` allows and the last one is shifted back to end at T.
-    unit: one of `AXES`, for the errors.
-    grid: windows start at multiples of it; super-resolution's factor, so that
-      the low-resolution pixels of a window are those of the whole frame.
-
-  Raises:
-    UserError: no such windows exist.
+    spread: spreads the windows evenly; otherwise they are as far apart as
+      `overlap` allows, and the last one is shifted back to end at T.
+    unit: one of `AXES`, for errors.
+    grid: windows start at multiples of it: the super-resolution factor, so that
+      windows are aligned with low-resolution pixels.
   """
+  what = f"window of {window} {unit}"
   if window < 1 or window % multiple_of:
+    count = max(1, window // multiple_of)
     raise UserError(
-      "",
-      f"window of {window} {unit} is not a multiple of the model's "
+      what,
+      "is not a multiple of the model's "
       f"{'temporal ' if unit == 'frames' else ''}factor {multiple_of}",
-      f"use {max(1, window // multiple_of)} x {multiple_of} = "
-      f"{max(1, window // multiple_of) * multiple_of} {unit}",
+      f"use {count} x {multiple_of} = {count * multiple_of} {unit}",
     )
-  for what, size in (("window", window), ("video", num_frames)):
+  for name, size in (("window", window), ("video", num_frames)):
     if size % grid:
       raise UserError(
-        what,
-        f"of {size} {unit} is not a multiple of {grid}, which "
-        "super-resolution enlarges by",
+        f"{name} of {size} {unit}",
+        f"is not a multiple of {grid}, the super-resolution factor",
         f"use {max(1, size // grid) * grid}",
       )
   if window > num_frames:
     raise UserError(
-      "",
-      f"window of {window} {unit} is longer than the video of {num_frames}",
+      what,
+      f"is longer than the video of {num_frames}",
       f"use a window of at most {num_frames} {unit} or a longer video",
     )
   if not 0 <= overlap <= window - grid:
     raise UserError(
-      "",
-      f"overlap of {overlap} {unit} does not fit a window of {window}",
+      f"overlap of {overlap} {unit}",
+      f"does not fit a window of {window}",
       f"use an overlap from 0 to {window - grid}",
     )
-  # In steps of the grid; as neighbours are no farther apart than the overlap
-  # allows, they may share a little more.
+  # In units of the grid. Rounding the stride down may increase the overlap.
   last, stride = (num_frames - window) // grid, (window - overlap) // grid
   gaps = -(-last // stride)
   if spread:
@@ -97,26 +93,21 @@ def multi_diffusion(
 
   The minimiser J of sum_i || W_i (F_i J - Phi(F_i z)) ||^2 (MultiDiffusion,
   Bar-Tal et al. 2023; Lumiere, section 3.2), where F_i cuts out window i: per
-  frame, the mean of the windows' predictions weighted by W_i^2. Predictions
-  are averaged rather than the next z, so that a sampler's noise, drawn once
-  for the whole canvas, keeps its variance where windows overlap.
+  frame, the mean of the windows' predictions weighted by W_i^2. It averages
+  predictions, not the next z, so that the sampler's noise, drawn once for the
+  whole canvas, keeps its variance where windows overlap.
 
   Args:
-    denoiser: sees `window` frames at a time, and the same frames of the
+    denoiser: is called with `window` frames of the video and of the
       conditioning.
     starts: first frame of each window, see `window_starts`.
     window: frames of a window.
-    chunk: windows denoised at once, folded into the batch: memory grows with
-      it, and the windows' results are summed up chunk by chunk.
-    weights: W_i^2, "uniform" (the paper's mean) or "ramp": falling linearly
-      from the middle of a window to its ends, which fades windows into each
-      other.
-    axis: one of `AXES`; with rows and columns, what is said of frames is true
-      of these, and one such denoiser goes into the next.
-
-  Raises:
-    UserError: a bad `chunk` or `weights`, and, when called, windows that miss
-      a frame of the video.
+    chunk: windows denoised at once, folded into the batch; more need more
+      memory.
+    weights: W_i^2, "uniform" (the mean, as in the paper) or "ramp": decreasing
+      linearly from the middle of a window to its ends, which cross-fades
+      windows.
+    axis: one of `AXES`; windows of rows and columns are nested denoisers.
   """
   check_choice("window weights", weights, WEIGHTS)
   if chunk < 1:
@@ -124,12 +115,12 @@ def multi_diffusion(
 
   def averaged(z: Video, log_snr: PerSample, cond: Cond) -> Prediction:
     num_frames = z.shape[axis]
-    # One window is no window: bit for bit, and without a scan to compile.
+    # A single window needs no scan, and stays bit-equal to the denoiser.
     if window == num_frames and tuple(starts) == (0,):
       return denoiser(z, log_snr, cond)
     shares = window_shares(starts, window, num_frames, weights)
-    places = np.asarray(starts, np.int32)
-    return sum_windows(denoiser, z, log_snr, cond, places, shares, chunk, axis)
+    first = np.asarray(starts, np.int32)
+    return sum_windows(denoiser, z, log_snr, cond, first, shares, chunk, axis)
 
   return averaged
 
@@ -144,7 +135,7 @@ def sum_windows(
   chunk: int,
   axis: int = 1,
 ) -> Prediction:
-  """Windows' predictions, each by its share, summed up where they lie.
+  """The sum of the windows' predictions, weighted by their shares.
 
   Args:
     denoiser: see `multi_diffusion`.
@@ -152,9 +143,9 @@ def sum_windows(
     log_snr: (b,).
     cond: conditioning of all frames.
     starts: first frames of the windows; may be traced.
-    shares: of each of their frames.
+    shares: weight of each frame of each window.
     chunk: windows denoised at once.
-    axis: that they are cut along.
+    axis: the axis of the windows.
   """
   window = shares.shape[1]
   groups = _group(starts, shares, chunk)
@@ -181,28 +172,23 @@ def sum_windows(
 def window_shares(
   starts: Sequence[int], window: int, num_frames: int, weights: str
 ) -> Float[np.ndarray, "k window"]:
-  """Each window's share in the mean of each of its frames; they sum to 1.
-
-  Raises:
-    UserError: windows leave the video or miss a frame of it.
-  """
+  """Weight of each frame of each window; the weights of a frame sum to 1."""
   ramp = np.minimum(np.arange(window) + 1, window - np.arange(window))
   weight = np.ones(window) if weights == "uniform" else ramp.astype(float)
   total = np.zeros(num_frames)
   for start in starts:
     if not 0 <= start <= num_frames - window:
       raise UserError(
-        "",
-        f"window of {window} frames from frame {start} leaves the video "
-        f"of {num_frames}",
-        "make the starts with window_starts",
+        f"window of {window} frames from frame {start}",
+        f"exceeds the video of {num_frames}",
+        "compute the starts with window_starts",
       )
     total[start : start + window] += weight
   if not total.all():
     raise UserError(
-      "",
-      f"no window covers frame {int(np.argmin(total))}",
-      "make the starts with window_starts",
+      f"frame {int(np.argmin(total))}",
+      "is not covered by a window",
+      "compute the starts with window_starts",
     )
   share = [weight / total[start : start + window] for start in starts]
   return np.asarray(share, np.float32)
@@ -213,10 +199,10 @@ def _group(
   shares: Float[Array | np.ndarray, "k window"],
   chunk: int,
 ) -> tuple[Int[Array, "n m"], Float[Array, "n m window"]]:
-  """Groups of at most `chunk` windows, as equal as can be.
+  """Groups of at most `chunk` windows, as equal as possible.
 
-  The last one is filled up with windows that have no share in the mean: one
-  scan body then serves all groups.
+  The last one is padded with windows of zero weight, so that all groups have
+  the same shape.
   """
   groups = -(-len(starts) // chunk)
   size = -(-len(starts) // groups)
@@ -235,7 +221,7 @@ def _denoise_windows(
   window: int,
   axis: int,
 ) -> list[Prediction]:
-  """Denoises windows as one batch, all samples of a window side by side."""
+  """Denoises windows as one batch, ordered by window, then by sample."""
 
   def cut(start: Int[Array, ""]) -> tuple[Video, PerSample, Cond]:
     take = lambda x: jax.lax.dynamic_slice_in_dim(x, start, window, axis)
@@ -255,13 +241,13 @@ def _add_window(
   share: Float[Array, "window"],
   axis: int,
 ) -> Prediction:
-  """Adds a window's prediction, by its share, to its frames of the canvas."""
-  beside = tuple(range(1, 5 - axis))
+  """Adds the weighted prediction of a window to its frames of the canvas."""
+  trailing = tuple(range(1, 5 - axis))
 
   def add(whole: Video, part: Video) -> Video:
     size = part.shape[axis]
     before = jax.lax.dynamic_slice_in_dim(whole, start, size, axis)
-    after = before + jnp.expand_dims(share, beside) * part
+    after = before + jnp.expand_dims(share, trailing) * part
     return jax.lax.dynamic_update_slice_in_dim(whole, after, start, axis)
 
   return jax.tree.map(add, canvas, out)

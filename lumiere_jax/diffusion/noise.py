@@ -1,8 +1,7 @@
-"""Noise such that one seed gives one video.
+"""Reproducible noise.
 
-Every sample and every frame has a key of its own, so the noise of a frame
-depends on nothing but its seed, its step and its number: neither on the batch
-it is drawn in, nor on windows, nor on devices.
+Keys are folded per sample and per frame, so that the noise of a frame depends
+only on seed, step and frame number, not on batch, windows or devices.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from lumiere_jax.errors import UserError
 from lumiere_jax.typing import Video, typechecked
 
 INITIAL = 2**31 - 1
-"""The step number of the noise that sampling starts from."""
+"""The step number of the initial noise."""
 
 Keys = Key[Array, "b"]
 
@@ -27,22 +26,17 @@ def sample_keys(seeds: Sequence[int], stream: int = 0) -> Keys:
 
   Args:
     seeds: one per video, each in [0, 2^32).
-    stream: gives independent keys from the same seeds, e.g. the number of a
-      stage of a cascade.
-
-  Raises:
-    UserError: a seed out of range.
+    stream: gives independent keys for the same seeds, e.g. the number of the
+      stage in a cascade.
   """
   for seed in seeds:
     if not 0 <= seed < 2**32:
-      raise UserError(
-        "", f"seed {seed} is not in [0, 2^32)", "choose one there"
-      )
+      raise UserError(f"seed {seed}", "is not in [0, 2^32)", "choose one there")
   return stream_keys(np.asarray(seeds, np.uint32), stream)
 
 
 def stream_keys(seeds: UInt32[Array | np.ndarray, "b"], stream: int) -> Keys:
-  """`sample_keys` of seeds that may be traced, unchecked."""
+  """`sample_keys` of unchecked seeds, which may be traced."""
   key = lambda seed: jax.random.fold_in(jax.random.key(seed), stream)
   return jax.vmap(key)(seeds)
 
@@ -60,9 +54,9 @@ def frame_noise(
   Args:
     keys: (b,) keys of the samples.
     step: number of the sampling step, or `INITIAL`.
-    num_frames: t, how many frames to draw.
+    num_frames: t, the number of frames.
     shape: (h, w, c) of a frame.
-    first_frame: number of the first of them in the whole video.
+    first_frame: number of the first frame in the whole video.
   """
 
   def frame(key: Key[Array, ""], number: Int[Array, ""]) -> Float[Array, "..."]:

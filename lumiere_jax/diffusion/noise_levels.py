@@ -1,10 +1,9 @@
-"""Which noise levels training draws, and which sampling steps through.
+"""The noise levels of training and of sampling, in log-SNR.
 
-Both in log-SNR. T frames of n pixels that share something (a colour, a layout,
-where things go) show it at a log-SNR of about -log(T n): averaged over them
-all, the noise is that much weaker. Above it, what is shared is known; below
-it, it cannot be seen. A picture model cares for levels down to -log(n); a
-video model has to be taught, and sampled, lower by log(T).
+What T frames of n pixels have in common (a colour, a layout, a motion) emerges
+from noise at a log-SNR of about -log(T n), as averaging over them weakens the
+noise. An image model needs levels down to -log(n); a video model must be
+trained and sampled at levels lower by log(T).
 """
 
 from collections.abc import Sequence
@@ -23,32 +22,32 @@ from lumiere_jax.errors import UserError, check_choice
 from lumiere_jax.typing import PerSample, typechecked
 
 REFERENCE_PIXELS = 64 * 64
-"""The pictures that the cosine schedule was made for (simple diffusion)."""
+"""The image size that the cosine schedule was made for (simple diffusion)."""
 
 LIMIT = 20.0
-"""Training draws no log-SNR beyond, so that eps gives a finite x0."""
+"""Largest |log-SNR| in training, so that eps gives a finite x0."""
 
-_TAIL = 1e-3  # The share of draws that a range of levels may leave out.
+_TAIL = 1e-3  # Share of draws outside either end of a range of levels.
 
 
 @runtime_checkable
 class NoiseDistribution(Protocol):
-  """The noise levels that training draws, by their quantiles."""
+  """The distribution of noise levels in training."""
 
   def log_snr(self, quantile: PerSample) -> PerSample:
-    """The log-SNR that a share `quantile` of the draws lie above.
+    """The quantile function: log-SNR that a share `quantile` of draws exceed.
 
-    Of uniform quantiles it makes draws; in [0, 1), 0 is the cleanest.
+    In [0, 1); 0 is the cleanest.
     """
     ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformTime:
-  """Times of a schedule drawn uniformly (Imagen, Improved DDPM).
+  """Uniform times of a schedule (Imagen, Improved DDPM).
 
   Attributes:
-    schedule: gives times their log-SNR.
+    schedule: gives the log-SNR of a time.
   """
 
   schedule: Schedule
@@ -62,12 +61,12 @@ class UniformTime:
 class Normal:
   """log(sigma / alpha) ~ N(mean, std^2): EDM's P_mean and P_std.
 
-  Also SD3's logit-normal times, as t / (1 - t) of its straight paths is
-  sigma / alpha (Esser et al. 2024, section 3.1).
+  Also SD3's logit-normal times, as sigma / alpha is t / (1 - t) on its straight
+  paths (Esser et al. 2024, section 3.1).
 
   Attributes:
-    mean: of log(sigma / alpha); EDM trains pictures at -1.2, SD3 at 0.
-    std: EDM 1.2, SD3 1.
+    mean: of log(sigma / alpha); -1.2 in EDM, 0 in SD3.
+    std: of the same; 1.2 in EDM, 1 in SD3.
   """
 
   mean: float
@@ -81,7 +80,7 @@ class Normal:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Uniform:
-  """Every log-SNR between two ends is drawn equally often.
+  """Uniform log-SNR between two ends.
 
   Attributes:
     low: the noisiest.
@@ -98,11 +97,11 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shifted:
-  """Another distribution moved, and held within [-LIMIT, LIMIT].
+  """Another distribution, shifted and clipped to [-LIMIT, LIMIT].
 
   Attributes:
     of: the distribution.
-    shift: added to its log-SNR; below 0 for more noise.
+    shift: added to its log-SNR; negative for more noise.
   """
 
   of: NoiseDistribution
@@ -119,51 +118,49 @@ DISTRIBUTIONS = ("schedule", "logit_normal", "normal", "uniform")
 def auto_shift(
   frames: int, pixels: int, parent: tuple[int, int, float] | None
 ) -> float:
-  """The shift of training noise that follows from what is redundant.
+  """The shift of training noise that compensates redundancy.
 
-  A clip of more frames or pixels than the parent's shows what its frames and
-  pixels share at proportionally more noise, so draws move by -log of the ratio:
-  simple diffusion (Hoogeboom et al. 2023, section 3.1) and SD3 (section 5.3.2)
-  for pixels, Snap Video (Menapace et al. 2024, section 3.2: inputs scaled for
-  the square root of the frames) for frames.
+  A clip with more frames and pixels than the parent's stays recognisable at
+  proportionally more noise, so the shift is -log of the ratio: simple diffusion
+  (Hoogeboom et al. 2023, section 3.1) and SD3 (section 5.3.2) for pixels, Snap
+  Video (Menapace et al. 2024, section 3.2: inputs scaled by the square root of
+  the frames) for frames.
 
   Args:
     frames: of a clip.
     pixels: of a frame.
-    parent: frames, pixels and shift of the model it starts from; None: of
-      none, whose place one picture of 64x64 takes.
+    parent: frames, pixels and shift of the parent model; None: one image of
+      64x64, unshifted.
   """
   old_frames, old_pixels, shift = parent or (1, REFERENCE_PIXELS, 0.0)
   return shift - math.log(frames * pixels / (old_frames * old_pixels))
 
 
 def decisive_log_snr(frames: int, pixels: int) -> float:
-  """-log(frames pixels): where what all of them share emerges from noise."""
+  """-log(frames pixels): where the content shared by all emerges from noise."""
   return -math.log(frames * pixels)
 
 
 def noisiest(noise: NoiseDistribution) -> float:
-  """The log-SNR that one draw in a thousand lies below."""
+  """The log-SNR that one draw in a thousand is below."""
   return float(_drawn(noise, [1 - _TAIL])[0])
 
 
 def evaluation_bins(
   noise: NoiseDistribution, count: int
 ) -> Float[np.ndarray, "edges"]:
-  """Stretches of noise levels for a held-out loss by level.
+  """Bins of noise levels, for a held-out loss by level.
 
-  They are equally wide in log-SNR between the ends of all but two draws in a
-  thousand, which the outermost ones take in: as clean and as noisy as training
-  draws.
+  They are equally wide in log-SNR over 99.8% of the training draws; the
+  outermost ones include the tails.
 
   Args:
     noise: the distribution.
-    count: how many.
+    count: number of bins.
 
   Returns:
-    (count + 1,) the quantiles of their edges, from 0 (clean) to 1 (noisy). So
-    the loss at levels drawn from a bin, weighted by its width here, adds up to
-    the training loss.
+    (count + 1,) quantiles of the edges, from 0 (clean) to 1 (noisy). The mean
+    of the bins' losses, weighted by their widths, is the training loss.
   """
   at = (np.arange(20_000) + 0.5) / 20_000
   drawn = _drawn(noise, at)
@@ -176,40 +173,36 @@ def evaluation_bins(
 def _drawn(
   noise: NoiseDistribution, quantiles: Sequence[float] | np.ndarray
 ) -> Float[np.ndarray, "n"]:
-  with jax.ensure_compile_time_eval():  # also while a program is traced
+  with jax.ensure_compile_time_eval():  # May be called while tracing.
     return np.asarray(noise.log_snr(jnp.asarray(quantiles, jnp.float32)))
 
 
 GRIDS = ("log_snr", "karras", "trailing", "schedule")
 _RHO = 7.0
-_SHORT = 0.8995  # Grids that start at an earlier time leave too much out.
+_EARLIEST_START = 0.8995  # Grids with an earlier first time start too clean.
 
 
 def parse_levels(grid: str) -> tuple[float, ...] | None:
-  """The levels of a grid that is a list, such as '-inf,-8,-4,0,4'; else None.
-
-  Raises:
-    UserError: they do not rise, or one after the first is not finite.
-  """
+  """The levels of a grid that is a list, such as '-inf,-8,-4'; else None."""
   if grid in GRIDS:
     return None
   try:
     levels = tuple(float(level) for level in grid.split(","))
   except ValueError:
     return None
-  rising = all(a < b for a, b in itertools.pairwise(levels))
+  increasing = all(a < b for a, b in itertools.pairwise(levels))
   finite = all(math.isfinite(level) for level in levels[1:])
-  if not rising or not finite or not levels[0] < math.inf:
+  if not increasing or not finite or not levels[0] < math.inf:
     raise UserError(
       f"grid={grid}:",
-      "log-SNRs must increase, and only the first may be -inf",
+      "log-SNRs must increase and only the first may be -inf",
       "give numbers such as -12,-8,-4,0,4",
     )
   return levels
 
 
 def check_grid(grid: str, what: str = "grid") -> None:
-  """Raises a UserError unless `grid` is a list of levels or one of `GRIDS`."""
+  """Checks that `grid` is a list of levels or one of `GRIDS`."""
   if not isinstance(grid, str) or parse_levels(grid) is None:
     check_choice(what, grid, (*GRIDS, "a list of log-SNRs"))
 
@@ -228,41 +221,36 @@ def sampling_levels(
   """The noise levels of `steps` sampling steps.
 
   log_snr   `start`, then even in log-SNR from `low` to `high`
-  karras    the same, even in (sigma / alpha)^(1/7) (EDM, eq. 5)
+  karras    `start`, then even in (sigma / alpha)^(1/7) (EDM, eq. 5)
   trailing  `start`, then even in the schedule's time (Lin et al. 2024)
-  schedule  even in the schedule's time as first published: the clipped cosine
-            of our format 1, IF's every n-th step; where that would leave out
-            more than the noisiest tenth, and so start from noise that the
-            network takes for a picture, as 'trailing' from the last step
-  a list    as it is: -inf,-8,-4,0,4; -inf is `start`
+  schedule  the schedule's own grid: the clipped cosine of format 1, every n-th
+            step of IF; if that would skip more than the noisiest tenth of the
+            times, as 'trailing' from the last step
+  a list    such as -inf,-8,-4,0,4; -inf is `start`
 
   Args:
     grid: one of these.
-    steps: at least 1; of a list, as many as it has.
-    schedule: that grids in time are even in.
-    start: where 'log_snr', 'karras' and 'trailing' begin: minus infinity, which
-      is pure noise, or the noisiest level that the network knows. None of their
-      levels is noisier.
-    low: of 'log_snr' and 'karras', the first level after that.
-    high: of these, the last level.
-    shift: added to all levels but `start` and those of a list.
+    steps: at least 1; the length of a list.
+    schedule: of the grids that are even in time.
+    start: first level of 'log_snr', 'karras' and 'trailing': minus infinity,
+      which is pure noise, or the noisiest level that the network was trained
+      on. No level of the grid is noisier.
+    low: second level of 'log_snr' and 'karras'.
+    high: last level of 'log_snr' and 'karras'.
+    shift: added to all levels except `start` and those of a list.
 
   Returns:
-    (steps + 1,) float32, rising. The last one is +inf: a last step to there
-    returns the predicted x0, without noise.
-
-  Raises:
-    UserError: fewer than one step, more than a discrete schedule has, or
-      another number than the list has.
+    (steps + 1,) float32, increasing. The last one is +inf: the last step
+    returns the predicted x0.
   """
   if steps < 1:
     raise UserError(f"steps={steps}", "is too few", "use at least 1")
   if (given := parse_levels(grid)) is not None:
     if len(given) != steps:
       raise UserError(
-        "",
+        f"grid={grid}:",
         f"the grid has {len(given)} levels, but steps={steps}",
-        "leave the steps out, or give as many levels",
+        "omit the steps, or give as many levels",
       )
     levels = np.array(given)
     if levels[0] == -np.inf:
@@ -270,12 +258,12 @@ def sampling_levels(
     if not np.all(np.diff(levels) > 0):
       raise UserError(
         f"grid={grid}:",
-        f"this model starts at log-SNR {start:g}, the noisiest it knows",
-        "leave out the levels below it",
+        f"the noisiest level of this model is log-SNR {start:g}",
+        "omit the levels below it",
       )
   elif grid == "schedule":
     levels = np.asarray(schedule.grid(steps))
-    if schedule.time(levels[0]) < _SHORT:
+    if schedule.time(levels[0]) < _EARLIEST_START:
       levels = np.asarray(schedule.trailing(steps))
     levels = levels + shift
   elif grid == "trailing":
@@ -290,17 +278,17 @@ def sampling_levels(
 def _between(
   grid: str, steps: int, start: float, low: float, high: float
 ) -> Sequence[float]:
-  """`start`, and `steps - 1` levels from `low`, or `start`, to `high`."""
+  """`start`, and `steps - 1` levels from max(low, start) to `high`."""
   first = [start] if start < low else []
   count, low = steps - len(first), max(start, low)
   if not low < high:
     raise UserError(
-      "",
-      f"the grid would go from log-SNR {low:g} to {high:g}",
-      "set log_snr_min below log_snr_max, and both above the "
-      "noisiest level the model knows",
+      f"grid={grid}:",
+      f"the levels would go from log-SNR {low:g} to {high:g}",
+      "set log_snr_min below log_snr_max, and both above the noisiest level "
+      "that the model was trained on",
     )
-  if count == 1 and first:  # one level that stands for all
+  if count == 1 and first:  # A single level, in the middle.
     return [start, (low + high) / 2]
   if grid == "karras":
     ends = np.exp(-np.array([low, high]) / 2 / _RHO)
@@ -324,13 +312,10 @@ def as_distribution(
     name: one of `DISTRIBUTIONS`.
     schedule: of 'schedule', without shift.
     mean: of 'normal' and 'logit_normal'.
-    std: of these.
+    std: of 'normal' and 'logit_normal'.
     shift: added to the log-SNR.
-    low: least log-SNR of 'uniform', before the shift.
-    high: greatest log-SNR of 'uniform'.
-
-  Raises:
-    UserError: an unknown name.
+    low: smallest log-SNR of 'uniform', before the shift.
+    high: largest log-SNR of 'uniform', before the shift.
   """
   check_choice("config.diffusion.noise", name, DISTRIBUTIONS)
   if name == "schedule":

@@ -1,4 +1,4 @@
-"""The forward process and the one conversion between what networks predict."""
+"""The forward process, and the conversion between prediction types."""
 
 from typing import Protocol, runtime_checkable
 
@@ -11,23 +11,22 @@ from lumiere_jax.errors import check_choice
 from lumiere_jax.typing import Cond, PerSample, Video, typechecked
 
 KINDS = ("eps", "v", "x0")
-"""What a network may predict; also the spaces a loss may be taken in."""
+"""Prediction types of networks, and spaces of losses."""
 
 
 @struct.dataclass
 class Prediction:
-  """One prediction in its three forms, each (b, t, h, w, c) float32.
+  """A prediction as x0, eps and v, each (b, t, h, w, c) float32.
 
-  With z = alpha x0 + sigma eps, each form follows from any other and z.
+  Each follows from any other one and z = alpha x0 + sigma eps.
 
   Attributes:
     x0: the clean video.
     eps: the noise.
     v: alpha eps - sigma x0 (Salimans and Ho; Imagen Video).
-    log_var: the learned log-variance of a sampling step, as its place in the
-      range such models learn: 0 is the posterior's (the smallest), 1 the
-      forward step's (Improved DDPM, eq. 15). So it fits every pair of steps.
-      None: the model learned none.
+    log_var: the learned log-variance of a sampling step, relative to its range:
+      0 is the posterior's (the smallest), 1 the forward step's (Improved DDPM,
+      eq. 15). None: the model has none.
   """
 
   x0: Video
@@ -38,11 +37,10 @@ class Prediction:
 
 @runtime_checkable
 class Denoiser(Protocol):
-  """Anything that predicts: a network, or one wrapped by this room.
+  """A network, or a wrapper such as guidance, thresholding and MultiDiffusion.
 
-  Wrappers may fold windows into the batch, first all samples of one window,
-  then all of the next: a denoiser with per-sample values of its own repeats
-  them in that order.
+  Wrappers may fold windows into the batch, ordered by window, then by sample. A
+  denoiser that holds per-sample values repeats them in that order.
   """
 
   def __call__(self, z: Video, log_snr: PerSample, cond: Cond) -> Prediction:
@@ -51,7 +49,7 @@ class Denoiser(Protocol):
 
 
 def expand(values: PerSample) -> Float[Array, "b 1 1 1 1"]:
-  """Per-sample values, ready to broadcast against videos."""
+  """Per-sample values in a shape that broadcasts against videos."""
   return values.reshape(-1, 1, 1, 1, 1)
 
 
@@ -77,17 +75,14 @@ def predict(
   log_snr: PerSample,
   log_var: Video | None = None,
 ) -> Prediction:
-  """Reads a network's output as a prediction, computed in float32.
+  """Converts a network's output to a prediction, in float32.
 
   Args:
-    kind: what the output is, one of `KINDS`.
+    kind: of the output, one of `KINDS`.
     output: the network's output, any float type.
-    z: the noisy videos it was given.
+    z: the noisy videos.
     log_snr: their log-SNR; finite.
-    log_var: passed on; see `Prediction`.
-
-  Raises:
-    UserError: an unknown kind.
+    log_var: see `Prediction`.
   """
   check_choice("prediction kind", kind, KINDS)
   alpha, sigma = alpha_sigma(expand(log_snr))

@@ -1,4 +1,4 @@
-"""From noise to video: one scan over steps, and the host's loop around it."""
+"""The sampling loop: a scan over steps, and a loop on the host around it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,14 +18,11 @@ from lumiere_jax.typing import Cond, Video, typechecked
 
 @typechecked
 def time_grid(schedule: Schedule, steps: int) -> Float[Array, "n"]:
-  """The noise levels of `steps` sampling steps, spaced as the schedule does.
+  """The noise levels of `steps` sampling steps on the schedule's own grid.
 
   Returns:
-    (steps + 1,) log-SNR, rising. The last one is +inf whatever the schedule's
-    clip: a last step to there returns the predicted x0, without noise.
-
-  Raises:
-    UserError: fewer than one step, or more than a discrete schedule has.
+    (steps + 1,) increasing log-SNR. The last one is +inf: the last step returns
+    the predicted x0.
   """
   if steps < 1:
     raise UserError(f"steps={steps}", "is too few", "use at least 1")
@@ -39,27 +36,22 @@ def part_way(
   *,
   rounded: bool,
 ) -> Float[np.ndarray, "m"]:
-  """The levels to sample a given video through: SDEdit (Meng et al. 2021).
+  """The noise levels to edit a video with SDEdit (Meng et al. 2021).
 
   Args:
-    log_snrs: (steps + 1,) rising; the last one is infinite.
-    strength: in (0, 1], the schedule time of the noise to begin with: the same
-      on every grid. 1 takes all levels.
-    schedule: gives the time its log-SNR.
-    rounded: begins at the nearest level of the grid instead, as ours did at
-      first.
+    log_snrs: (steps + 1,) increasing; the last one is infinite.
+    strength: in (0, 1], the schedule time of the first level; 1 is all levels.
+    schedule: gives the log-SNR of a time.
+    rounded: starts at the nearest level of the grid instead.
 
   Returns:
     The first level, and those of `log_snrs` that are cleaner.
-
-  Raises:
-    UserError: the strength is outside.
   """
   if not 0 < strength <= 1:
     raise UserError(
-      f"{option('strength')}={strength:g}",
+      option("strength", f"{strength:g}"),
       "is not in (0, 1]",
-      "1 keeps nothing of the video, a small one nearly all",
+      "1 keeps nothing of the video, a small value nearly all",
     )
   levels = np.asarray(log_snrs)
   if strength == 1:
@@ -74,7 +66,7 @@ def part_way(
 @typechecked
 def sample_chunk(
   denoiser: Denoiser,
-  rule: Any,
+  sampler: Any,
   state: State,
   log_snrs: Float[Array, "n"],
   first_step: int | Int[Array, ""],
@@ -85,17 +77,16 @@ def sample_chunk(
   """Runs consecutive sampling steps as one scan; to be jitted by the caller.
 
   Args:
-    denoiser: network with guidance, windows, thresholds around it.
-    rule: a `rules.Rule`; static.
-    state: `rule.init(z)`, or what the chunk before returned.
-    log_snrs: (steps of this chunk + 1,) noise levels, a stretch of
-      `time_grid`.
-    first_step: the number of the chunk's first step in the whole; noise is
-      keyed by it, so that chunks of any size draw the same.
+    denoiser: network with guidance, windows and thresholding around it.
+    sampler: a `samplers.Sampler`; static.
+    state: `sampler.init(z)`, or the result of the previous chunk.
+    log_snrs: (steps of this chunk + 1,) noise levels.
+    first_step: number of the chunk's first step; noise is keyed by it, so that
+      it does not depend on the chunk size.
     keys: (b,) keys of the samples.
     cond: conditioning.
-    first_frame: number of the canvas's first frame in the video, where it is
-      but a part of it: each frame has noise of its own.
+    first_frame: number of the first frame of z in the video, if frames are
+      sharded.
   """
   num_frames, *shape = state.z.shape[1:]
 
@@ -105,7 +96,7 @@ def sample_chunk(
   def body(state: State, step: tuple) -> tuple[State, None]:
     number, log_snr_t, log_snr_s = step
     noise = frame_noise(keys, number, num_frames, tuple(shape), first_frame)
-    return rule.advance(denoise, state, log_snr_t, log_snr_s, noise), None
+    return sampler.advance(denoise, state, log_snr_t, log_snr_s, noise), None
 
   numbers = first_step + jnp.arange(log_snrs.shape[0] - 1)
   steps = (numbers, log_snrs[:-1], log_snrs[1:])
@@ -113,11 +104,7 @@ def sample_chunk(
 
 
 def chunk_size(steps: int, most: int) -> int:
-  """The largest divisor of `steps` up to `most`: one compilation serves all.
-
-  Raises:
-    UserError: `most` is below 1.
-  """
+  """The largest divisor of `steps` up to `most`, for chunks of equal size."""
   if most < 1:
     raise UserError(f"chunk={most}", "is too small", "use at least 1 step")
   return max(d for d in range(1, min(most, steps) + 1) if steps % d == 0)
@@ -130,22 +117,19 @@ def sample(
   chunk: int,
   callback: Callable[[int, Video], bool | None] | None = None,
 ) -> Video:
-  """Runs all steps in equal chunks, with the host in between.
+  """Runs all steps in equal chunks, with a callback on the host in between.
 
   Args:
     chunk_fn: `chunk_fn(state, log_snrs, first_step)`: a jitted `sample_chunk`
-      with the rest bound.
-    state: `rule.init(z)`.
-    log_snrs: (steps + 1,) all noise levels, see `time_grid`.
+      with the other arguments bound.
+    state: `sampler.init(z)`.
+    log_snrs: (steps + 1,) all noise levels.
     chunk: most steps per chunk; see `chunk_size`.
     callback: called as `callback(steps done, z)` after every chunk, for
-      progress and previews. Returning True stops; so does raising.
+      progress and previews; stops sampling if it returns True or raises.
 
   Returns:
-    The video; the canvas as it stands if the callback stopped early.
-
-  Raises:
-    UserError: a chunk below 1.
+    The video, or the current z if the callback stopped early.
   """
   # On the host: slicing device arrays would compile once per chunk.
   log_snrs = np.asarray(log_snrs)

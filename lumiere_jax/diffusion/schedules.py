@@ -1,16 +1,16 @@
 """Noise schedules, as log signal-to-noise ratios over time.
 
 z = alpha x0 + sigma eps with alpha^2 + sigma^2 = 1 (variance preserving) and
-log_snr = log(alpha^2 / sigma^2). A schedule says which log-SNR belongs to a
-time; everything else (alpha, sigma, posteriors, weights) follows from it.
+log_snr = log(alpha^2 / sigma^2). A schedule maps times to log-SNR; everything
+else (alpha, sigma, posteriors, weights) follows from that.
 
-Every schedule takes a `shift` that is added to its log-SNR: 2 log(base /
-resolution) gives a larger picture as much noise, seen at the size `base`, as
-the schedule gives there (simple diffusion, section 3.1).
+Every schedule has a `shift` that is added to its log-SNR. 2 log(base /
+resolution) gives a larger image the same noise, seen at the size `base` (simple
+diffusion, section 3.1).
 
-A schedule serves three purposes, which need not share one: a network knows a
-log-SNR by its time on the schedule it was first trained with, training draws
-times of one, and sampling may step evenly in its time (noise_levels.py).
+Schedules have three uses, which may have different ones: the network embeds the
+time of a log-SNR, training draws times, and sampling may step evenly in time
+(noise_levels.py).
 """
 
 import dataclasses
@@ -23,18 +23,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
 
-from lumiere_jax import errors
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, build_by_name
 
 Values = Float[Array, "*shape"]
 
 
 @runtime_checkable
 class Schedule(Protocol):
-  """How noisy a video is at each time: t=0 clean, t=1 pure noise."""
+  """The noise level at each time, from t=0 (clean) to t=1 (noise)."""
 
   def log_snr(self, t: Values) -> Values:
-    """log-SNR at times t in [0, 1]: finite, never rising with t."""
+    """log-SNR at times t in [0, 1]: finite, non-increasing in t."""
     ...
 
   def time(self, log_snr: Values) -> Values:
@@ -42,36 +41,28 @@ class Schedule(Protocol):
     ...
 
   def grid(self, steps: int) -> Float[Array, "steps"]:
-    """The log-SNRs that sampling steps start from, as first published.
-
-    Raises:
-      UserError: more steps than the schedule has.
-    """
+    """The log-SNRs that sampling steps start from, as originally published."""
     ...
 
   def trailing(self, steps: int) -> Float[Array, "steps"]:
-    """Log-SNRs even in time, the noisiest included (Lin et al. 2024).
-
-    Raises:
-      UserError: more steps than the schedule has.
-    """
+    """Log-SNRs even in time, including the noisiest (Lin et al. 2024)."""
     ...
 
 
 class Continuous:
-  """What schedules with a log-SNR at every time share."""
+  """Base of schedules in continuous time."""
 
   def grid(self, steps: int) -> Float[Array, "steps"]:
     """As `trailing`."""
     return self.trailing(steps)
 
   def trailing(self, steps: int) -> Float[Array, "steps"]:
-    """Even in time from 1, one interval above 0 at last."""
+    """Even in time, from 1 down to one interval above 0."""
     return self.log_snr(jnp.linspace(1.0, 0.0, steps + 1)[:-1])
 
 
 SAMPLED_FROM = -15.0
-"""Where `Cosine.grid` begins: what bundles of format 1 were sampled from."""
+"""First level of `Cosine.grid`, as bundles of format 1 were sampled."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,14 +82,13 @@ class Cosine(Continuous):
   def __post_init__(self):
     if not self.log_snr_min < self.log_snr_max:
       raise UserError(
-        "",
-        f"schedule 'cosine': log_snr_min={self.log_snr_min} is not "
-        f"below log_snr_max={self.log_snr_max}",
+        f"schedule 'cosine': log_snr_min={self.log_snr_min}",
+        f"is not below log_snr_max={self.log_snr_max}",
         "give a smaller log_snr_min",
       )
 
   def log_snr(self, t: Values) -> Values:
-    """-2 log tan(pi t / 2) + shift, within the clip."""
+    """-2 log tan(pi t / 2) + shift, clipped."""
     # cos(x) as sin(pi/2 - x): the float32 pi/2 is too large, and its cosine
     # is negative; 1 - t is exact near t = 1.
     log_sin = lambda x: jnp.log(jnp.sin(math.pi / 2 * x))
@@ -110,7 +100,7 @@ class Cosine(Continuous):
     return 2 / math.pi * jnp.arctan(jnp.exp((self.shift - log_snr) / 2))
 
   def grid(self, steps: int) -> Float[Array, "steps"]:
-    """Even in time from 1, where it is held at `SAMPLED_FROM`."""
+    """Even in time from 1, clipped at `SAMPLED_FROM`."""
     return jnp.maximum(self.trailing(steps), SAMPLED_FROM)
 
 
@@ -160,38 +150,37 @@ class EvenLogSNR(Continuous):
 class SquaredCosCapV2:
   """The 1000 steps of DeepFloyd IF: the cosine in betas that end at 0.999.
 
-  Step k (0 is the cleanest) stands at time k / 1000, which is what the network
-  is told of it; times between steps belong to the step before them, so that
-  t ~ U(0, 1) draws every step equally often.
+  Step k (0 is the cleanest) has time k / 1000, which the network embeds. Times
+  between steps belong to the step before, so that t ~ U(0, 1) draws all steps
+  equally often.
 
   Attributes:
-    shift: added to the log-SNR, which then is held within [-20, 20]; without
-      it that changes nothing.
+    shift: added to the log-SNR, which is then clipped to [-20, 20].
   """
 
   shift: float = 0.0
 
   def log_snr(self, t: Values) -> Values:
-    """log-SNR of step floor(1000 t); a time that is a step is that step."""
-    # Rounding puts 1000 (k / 1000) a little below or above k.
+    """log-SNR of step floor(1000 t)."""
+    # The margin is for times k / 1000, which rounding may put below k.
     step = jnp.floor(NUM_STEPS * t + 0.01).astype(jnp.int32)
     table = jnp.asarray(_table(self.shift), jnp.float32)
     return table[jnp.clip(step, 0, NUM_STEPS - 1)]
 
   def time(self, log_snr: Values) -> Values:
-    """k / 1000 of the step k whose log-SNR is nearest."""
+    """k / 1000 for the step k with the nearest log-SNR."""
     table = _table(self.shift)
     between = jnp.asarray((table[1:] + table[:-1]) / 2, jnp.float32)
-    # The table falls; search in what rises.
+    # The table decreases; searchsorted needs increasing values.
     return jnp.asarray(_TIMES)[jnp.searchsorted(-between, -log_snr)]
 
   def grid(self, steps: int) -> Float[Array, "steps"]:
-    """Every (1000 // steps)-th step from 0, in falling order (as IF spaces)."""
+    """Every (1000 // steps)-th step from 0, in decreasing order (as in IF)."""
     self._check(steps)
     return self._of(np.arange(steps)[::-1] * (NUM_STEPS // steps))
 
   def trailing(self, steps: int) -> Float[Array, "steps"]:
-    """The last step, and evenly down from it."""
+    """Evenly spaced steps, starting from the last one."""
     self._check(steps)
     ends = NUM_STEPS - np.arange(steps) * (NUM_STEPS / steps)
     return self._of(np.round(ends).astype(int) - 1)
@@ -203,7 +192,7 @@ class SquaredCosCapV2:
     if steps > NUM_STEPS:
       raise UserError(
         f"steps={steps}",
-        f"is more than the {NUM_STEPS} steps of schedule 'squaredcos_cap_v2'",
+        f"exceeds the {NUM_STEPS} steps of schedule 'squaredcos_cap_v2'",
         f"use at most {NUM_STEPS}",
       )
 
@@ -231,19 +220,14 @@ SCHEDULES = {
 
 
 def make_schedule(name: str, **options: float) -> Schedule:
-  """A schedule by name, e.g. `make_schedule("cosine", shift=-2.8)`.
-
-  Raises:
-    UserError: an unknown name or option.
-  """
-  return errors.make("schedule", SCHEDULES, name, options)
+  """A schedule by name, e.g. `make_schedule("cosine", shift=-2.8)`."""
+  return build_by_name("schedule", SCHEDULES, name, options)
 
 
 def alpha_sigma(log_snr: Values) -> tuple[Values, Values]:
   """Signal and noise scales (alpha, sigma) with alpha^2 + sigma^2 = 1.
 
-  Both keep their relative precision where they are small, and an infinite
-  log-SNR gives exactly (1, 0).
+  Both are precise where they are small; an infinite log-SNR gives (1, 0).
   """
   scale = lambda x: jnp.sqrt(jax.nn.sigmoid(x))
   return scale(log_snr), scale(-log_snr)

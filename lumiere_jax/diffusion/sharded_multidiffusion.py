@@ -1,13 +1,13 @@
-"""MultiDiffusion with its windows on different devices.
+"""MultiDiffusion with windows sharded over devices.
 
-Windows are dealt out in order; a device owns the frames from its first window's
-start up to the next device's. What its windows see beyond these, the overlap,
-comes from the devices after it, and what they predict there goes back to them:
-twice the overlap frames travel in a step, the canvas never does.
+Windows are assigned to devices in order. A device owns the frames from the
+start of its first window to that of the next device. The overlap, frames that
+its windows cover beyond these, is fetched from the next devices, and the
+predictions there are sent back: a step communicates twice the overlap, never
+the whole canvas.
 
-Devices own unequal numbers of frames, but arrays on them are equal. So the
-canvas is laid out in equal parts as long as the longest, the others filled up
-with frames that nobody looks at.
+Devices own different numbers of frames, but shards must have equal size. So
+each shard is as long as the longest one, padded with unused frames.
 """
 
 from collections.abc import Sequence
@@ -27,18 +27,18 @@ from lumiere_jax.errors import UserError
 from lumiere_jax.typing import Cond, PerSample, Video
 
 Tables = dict[str, Any]
-"""What each device has to know, one row a device; see `Division.tables`."""
+"""Per-device values, with a row for each device; see `Division.tables`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Division:
-  """Which device has which windows and which frames.
+  """The assignment of windows and frames to devices.
 
   Attributes:
     window: frames of a window.
-    windows: of each device, the first frames of its windows, in the video.
-    shares: of each of them, its share in the mean of each of its frames.
-    first: of each device, the first frame it owns.
+    windows: for each device, the first frames of its windows.
+    shares: for each of these windows, the weights of its frames.
+    first: for each device, the first frame that it owns.
     num_frames: of the video.
   """
 
@@ -50,31 +50,31 @@ class Division:
 
   @property
   def devices(self) -> int:
-    """How many there are."""
+    """The number of devices."""
     return len(self.windows)
 
   @property
   def counts(self) -> tuple[int, ...]:
-    """Frames that each device owns; those without windows own none."""
+    """Number of frames that each device owns; 0 without windows."""
     return tuple(map(int, np.diff([*self.first, self.num_frames])))
 
   @property
   def size(self) -> int:
-    """Frames of each device's part of the canvas."""
+    """Frames of each device's shard."""
     return max(self.counts)
 
   @property
   def frames(self) -> Int[np.ndarray, "n"]:
-    """(devices * size,) which frame of the video each place holds.
+    """(devices * size,) frame of the video at each position of the shards.
 
-    Places that nobody looks at repeat the last frame.
+    The padding repeats the last frame.
     """
     places = np.add.outer(self.first, np.arange(self.size)).ravel()
     return np.minimum(places, self.num_frames - 1)
 
   @property
   def places(self) -> Int[np.ndarray, "t"]:
-    """(num_frames,) where each frame of the video lies."""
+    """(num_frames,) position of each frame in the shards."""
     parts = zip(range(self.devices), self.counts, strict=True)
     return np.concatenate(
       [k * self.size + np.arange(count) for k, count in parts]
@@ -82,7 +82,7 @@ class Division:
 
   @property
   def hops(self) -> tuple[tuple[int, int], ...]:
-    """(distance, frames): what comes from the device so far ahead."""
+    """(distance, frames): number of frames fetched from devices ahead."""
     hops = []
     for distance in range(1, self.devices):
       needed = [
@@ -96,18 +96,18 @@ class Division:
 
   @property
   def reach(self) -> int:
-    """Frames that a device's windows, and what it owns, come to at most."""
+    """Most frames that a device's shard and windows extend over."""
     ends = [self._end(k) - self.first[k] for k in range(self.devices)]
     return max(*ends, self.size, self.window)
 
   @property
   def tables(self) -> Tables:
-    """Arrays with a row for each device, to be divided among them.
+    """Arrays with a row for each device, to be sharded over them.
 
     first, counts: (d,) see the properties. starts: (d, m) of its windows,
-    counted from `first`; shares: (d, m, window), zero where it has fewer
-    windows than others. offsets: (d, hops) where what comes belongs in what
-    the device looks at; beyond all that, where nothing is to come.
+    relative to `first`; shares: (d, m, window), zero for padding windows.
+    offsets: (d, hops) position of the fetched frames, relative to `first`;
+    `reach`, out of use, if there are none.
     """
     most = max(map(len, self.windows))
     starts = np.zeros((self.devices, most), np.int32)
@@ -132,7 +132,7 @@ class Division:
     }
 
   def _end(self, device: int) -> int:
-    """The frame after the last one that its windows see."""
+    """The frame after the last one of its windows."""
     windows = self.windows[device]
     return windows[-1] + self.window if windows else self.first[device]
 
@@ -144,20 +144,21 @@ def divide(
   devices: int,
   weights: str = "uniform",
 ) -> Division:
-  """Deals windows out to devices, in order and as evenly as can be.
+  """Assigns windows to devices, in order and as evenly as possible.
 
   Args:
-    starts: first frame of each window, rising; see `window_starts`.
+    starts: first frame of each window, increasing; see `window_starts`.
     window: frames of a window.
     num_frames: of the video.
     devices: any number; those without a window are idle.
     weights: see `multi_diffusion`.
-
-  Raises:
-    UserError: windows miss a frame of the video, or are out of order.
   """
   if list(starts) != sorted(starts):
-    raise UserError("", f"windows from frames {tuple(starts)} are not in order")
+    raise UserError(
+      f"windows from frames {tuple(starts)}",
+      "are not in order",
+      "compute the starts with window_starts",
+    )
   shares = window_shares(starts, window, num_frames, weights)
   bounds = [k * len(starts) // devices for k in range(devices + 1)]
   cut = lambda rows: [tuple(rows[a:b]) for a, b in itertools.pairwise(bounds)]
@@ -183,17 +184,17 @@ def multi_diffusion_over_devices(
   axis: str,
   chunk: int = 1,
 ) -> Denoiser:
-  """`multi_diffusion` of a canvas that lies on many devices.
+  """`multi_diffusion` of frames sharded over devices.
 
-  To be called inside a `shard_map` over `axis`. The same to rounding as on one
-  device: each frame's sum has the same terms.
+  Call it inside a `shard_map` over `axis`. The result equals that of one device
+  up to rounding.
 
   Args:
-    denoiser: sees `division.window` frames at a time; runs on one device of
-      the axis, and may be spread over other axes of the mesh.
+    denoiser: is called with `division.window` frames; may be sharded over other
+      axes of the mesh.
     division: of the video.
-    tables: `division.tables`, of this device: each with a first axis of 1.
-    axis: of the mesh.
+    tables: the row of `division.tables` for this device: the first axis is 1.
+    axis: mesh axis of the frames.
     chunk: windows that a device denoises at once.
   """
   hops = division.hops
@@ -201,28 +202,28 @@ def multi_diffusion_over_devices(
   own = {name: table[0] for name, table in tables.items()}
 
   def fetch(part: Video) -> Video:
-    """Own frames, and behind them those that the windows see besides."""
+    """Appends the overlap frames of the next devices to the shard."""
     rest = length - part.shape[1]
-    seen = jnp.pad(part, ((0, 0), (0, rest), *[(0, 0)] * (part.ndim - 2)))
+    whole = jnp.pad(part, ((0, 0), (0, rest), *[(0, 0)] * (part.ndim - 2)))
     for i, (distance, count) in enumerate(hops):
       pairs = [(k + distance, k) for k in range(division.devices - distance)]
-      came = lax.ppermute(part[:, :count], axis, pairs)
-      seen = lax.dynamic_update_slice_in_dim(
-        seen, came, own["offsets"][i], axis=1
+      received = lax.ppermute(part[:, :count], axis, pairs)
+      whole = lax.dynamic_update_slice_in_dim(
+        whole, received, own["offsets"][i], axis=1
       )
-    return seen
+    return whole
 
-  def give_back(seen: Video) -> Video:
-    """Own frames, with what other devices' windows have added to them."""
-    part = seen[:, : division.size]
+  def send_back(whole: Video) -> Video:
+    """The shard, plus the sums of other devices' windows over its frames."""
+    part = whole[:, : division.size]
     for i, (distance, count) in enumerate(hops):
       pairs = [(k, k + distance) for k in range(division.devices - distance)]
-      theirs = lax.dynamic_slice_in_dim(seen, own["offsets"][i], count, axis=1)
-      part = part.at[:, :count].add(lax.ppermute(theirs, axis, pairs))
+      sent = lax.dynamic_slice_in_dim(whole, own["offsets"][i], count, axis=1)
+      part = part.at[:, :count].add(lax.ppermute(sent, axis, pairs))
     return part
 
   def averaged(z: Video, log_snr: PerSample, cond: Cond) -> Prediction:
-    seen = sum_windows(
+    sums = sum_windows(
       denoiser,
       fetch(z),
       log_snr,
@@ -231,6 +232,6 @@ def multi_diffusion_over_devices(
       own["shares"],
       chunk,
     )
-    return jax.tree.map(give_back, seen)
+    return jax.tree.map(send_back, sums)
 
   return averaged

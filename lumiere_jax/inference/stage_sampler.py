@@ -26,7 +26,7 @@ from lumiere_jax.diffusion.guidance import (
 from lumiere_jax.diffusion.multidiffusion import multi_diffusion
 from lumiere_jax.diffusion.noise import INITIAL, Keys, frame_noise
 from lumiere_jax.diffusion.prediction import add_noise
-from lumiere_jax.diffusion.samplers import Rule, State
+from lumiere_jax.diffusion.samplers import Sampler, State
 from lumiere_jax.diffusion.sampling_loop import chunk_size, sample, sample_chunk
 from lumiere_jax.diffusion.sharded_multidiffusion import (
   Division,
@@ -97,7 +97,7 @@ class Program:
   """
 
   config: StageConfig
-  rule: Rule
+  rule: Sampler
   windows: Windows | None
   num_frames: int
   tiles: Tiles = WHOLE
@@ -223,7 +223,7 @@ def sample_at_once(
   keys: Keys,
   num_frames: int,
   *,
-  rule: Rule,
+  rule: Sampler,
   log_snrs: Float[np.ndarray, "n"],
   guidance_params: GuidanceParams,
   windows: Windows | None = None,
@@ -333,7 +333,7 @@ def sample_stage(
   keys: Keys,
   num_frames: int,
   *,
-  rule: Rule,
+  rule: Sampler,
   log_snrs: Float[np.ndarray, "n"],
   guidance_params: GuidanceParams,
   windows: Windows | None = None,
