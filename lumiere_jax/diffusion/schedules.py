@@ -192,7 +192,7 @@ class SquaredCosCapV2:
     if steps > NUM_STEPS:
       raise UserError(
         f"steps={steps}",
-        f"exceeds the {NUM_STEPS} steps of schedule 'squaredcos_cap_v2'",
+        f"is more than the {NUM_STEPS} steps of schedule 'squaredcos_cap_v2'",
         f"use at most {NUM_STEPS}",
       )
 

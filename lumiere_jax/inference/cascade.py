@@ -36,8 +36,8 @@ from lumiere_jax.models.text_encoder import TextEncoder, null_text
 from lumiere_jax.parallel.multihost import is_primary
 from lumiere_jax.stages.conditioning import (
   MaskedVideo,
-  add_given,
   add_low_resolution,
+  add_masked_video,
 )
 from lumiere_jax.stages.config import SamplingConfig, StageConfig
 from lumiere_jax.typing import Cond, FlatParams, Video
@@ -304,7 +304,7 @@ class Cascade:
         level = settings.of(name, config.defaults).noise_level
         cond = add_low_resolution(config, cond, low, stage_keys, level)
       if config.model.cond_channels:
-        cond = add_given(config, cond, frames, inputs.given)
+        cond = add_masked_video(config, cond, frames, inputs.given)
       low = run(name, cond, null, stage_keys)
     return low
 

@@ -7,7 +7,7 @@ from typing import Any
 from lumiere_jax.diffusion.noise_levels import check_grid, parse_levels
 from lumiere_jax.diffusion.samplers import SAMPLERS
 from lumiere_jax.errors import UserError, check_choice, check_unit, option
-from lumiere_jax.stages.config import FARTHEST, SamplingConfig
+from lumiere_jax.stages.config import LOG_SNR_LIMIT, SamplingConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,10 +118,10 @@ class Settings:
       if name in given:
         check_grid(given[name], option(name))
     for name in ("log_snr_min", "log_snr_max", "shift"):
-      if not abs(given.get(name, 0)) <= FARTHEST:  # a NaN too
+      if not abs(given.get(name, 0)) <= LOG_SNR_LIMIT:  # a NaN too
         raise UserError(
           option(name, given[name]),
-          f"must be from {-FARTHEST:g} to {FARTHEST:g}",
+          f"must be from {-LOG_SNR_LIMIT:g} to {LOG_SNR_LIMIT:g}",
         )
     self._check_used(given)
 

@@ -1,1 +1,1 @@
-"""What training and inference share of a stage of the cascade."""
+"""What training and inference share."""

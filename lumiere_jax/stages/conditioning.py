@@ -1,4 +1,4 @@
-"""A stage's conditioning besides the text: low resolution and given pixels."""
+"""Builds a stage's non-text conditioning: low resolution and masked video."""
 
 import dataclasses
 import functools
@@ -19,12 +19,12 @@ from lumiere_jax.typing import Clip, Cond, PerSample, Video
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskedVideo:
-  """Pixels that are given to a conditional model (Lumiere, section 4.2).
+  """The masked video of a conditional model (Lumiere, section 4.2).
 
   Attributes:
-    video: (t, h, w, 3) at the resolution of the finished video; what is not
-      given is not looked at, unless an edge is feathered into it.
-    mask: (t, h, w) True where pixels are given.
+    video: (t, h, w, 3) at the resolution of the final video; pixels that are
+      not given are ignored, except for feathered edges.
+    mask: (t, h, w) True for given pixels.
   """
 
   video: Clip
@@ -33,13 +33,13 @@ class MaskedVideo:
   def at(
     self, resolution: tuple[int, int]
   ) -> tuple[Float[np.ndarray, "t h w 3"], Float[np.ndarray, "t h w 1"]]:
-    """Video in [-1, 1] and mask of a stage that works with fewer pixels.
+    """Video in [-1, 1] and mask at the lower resolution of a stage.
 
-    Each pixel there is the mean of several here, given if all of them are.
+    Pixels are averaged; the mean is given if all of its pixels are.
     """
     i, j = (
-      here // there
-      for here, there in zip(self.mask.shape[1:], resolution, strict=True)
+      size // new_size
+      for size, new_size in zip(self.mask.shape[1:], resolution, strict=True)
     )
     video = einops.reduce(
       self.video.astype(np.float32) / 127.5 - 1.0,
@@ -53,7 +53,7 @@ class MaskedVideo:
 
 
 def shrink(video: Video, factor: int) -> Video:
-  """Area down-sampling: each pixel the mean of factor x factor pixels."""
+  """Area down-sampling: means of factor x factor pixels."""
   return einops.reduce(
     video, "b t (h i) (w j) c -> b t h w c", "mean", i=factor, j=factor
   )
@@ -62,18 +62,15 @@ def shrink(video: Video, factor: int) -> Video:
 def bilinear_matrix(
   size: int, new_size: int, alignment: str
 ) -> Float[np.ndarray, "new old"]:
-  """Weights of linear interpolation along one axis.
-
-  Those of torch's `interpolate(mode="bilinear")`.
+  """Linear interpolation along one axis, as in torch's `interpolate`.
 
   Args:
-    size: number of pixels there are.
-    new_size: number of pixels wanted.
-    alignment: 'half_pixel' (`align_corners=False`): pixels are squares and the
-      outer edges of both grids meet; beyond the middle of the outermost pixels
-      their value is kept. 'corners' (`align_corners=True`): the middles of the
-      outermost pixels meet, so all other pixels move; IF does this to the input
-      of its super-resolution models.
+    size: number of input pixels.
+    new_size: number of output pixels.
+    alignment: 'half_pixel' (`align_corners=False`): the outer edges of both
+      grids are aligned, and outermost values are repeated beyond pixel centres.
+      'corners' (`align_corners=True`): the centres of the outermost pixels are
+      aligned; IF does this in super-resolution.
   """
   if alignment == "corners":
     position = np.linspace(0.0, size - 1.0, new_size)
@@ -86,18 +83,18 @@ def bilinear_matrix(
 
 @struct.dataclass
 class Crops:
-  """A square of each clip, the same in all its frames.
+  """A square crop of each clip, the same in all frames.
 
   Attributes:
-    corners: (b, 2) row and column of its first pixel.
-    size: its side in pixels.
+    corners: (b, 2) row and column of the first pixel.
+    size: side in pixels.
   """
 
   corners: Int[Array, "b 2"]
   size: int = struct.field(pytree_node=False)
 
   def cut(self, video: Array) -> Array:
-    """Cuts the squares out of (b, t, h, w, c)."""
+    """Crops a video (b, t, h, w, c)."""
     _, t, _, _, c = video.shape
     shape = (t, self.size, self.size, c)
     one = lambda clip, corner: jax.lax.dynamic_slice(
@@ -108,11 +105,11 @@ class Crops:
   def rows_of(
     self, matrix: Float[np.ndarray, "n old"], axis: int
   ) -> Float[Array, "b size old"]:
-    """The rows of a matrix that make the pixels of each square.
+    """The rows of a matrix for the pixels of each crop.
 
     Args:
       matrix: of `bilinear_matrix`, with a row for each pixel of whole frames.
-      axis: 0: it makes rows of pixels; 1: columns.
+      axis: 0: of image rows; 1: of columns.
     """
     one = lambda first: jax.lax.dynamic_slice_in_dim(matrix, first, self.size)
     return jax.vmap(one)(self.corners[:, axis])
@@ -121,12 +118,12 @@ class Crops:
 def random_crops(
   keys: Keys, resolution: tuple[int, int], size: int, grid: int
 ) -> Crops | None:
-  """Draws a random square of each clip.
+  """Draws a random crop of each clip.
 
   Args:
     keys: (b,) one for each clip.
     resolution: (height, width) of the clips in pixels.
-    size: side of the squares; 0 is the whole frames, which gives None.
+    size: side of the crops; 0 is whole frames and gives None.
     grid: corners are multiples of this many pixels.
   """
   if not size:
@@ -150,23 +147,22 @@ def enlarge(
 ) -> Video:
   """Bilinear up-sampling of every frame.
 
-  Crops are made alone, of the pixels of whole frames: they equal crops of the
-  enlarged frames, at their borders too.
+  Crops equal crops of the whole up-sampled frames, also at their borders.
 
   Args:
     low: (b, t, h, w, c), whole frames.
-    resolution: (height, width) that they are enlarged to.
+    resolution: (height, width) after up-sampling.
     alignment: see `bilinear_matrix`.
-    crops: squares of what they are enlarged to; None: all of it.
+    crops: of the up-sampled frames; None: whole frames.
 
   Returns:
-    (b, t, *resolution, c), or of crops (b, t, size, size, c).
+    (b, t, *resolution, c), or crops (b, t, size, size, c).
   """
   rows, columns = (
     bilinear_matrix(n, new, alignment)
     for n, new in zip(low.shape[2:4], resolution, strict=True)
   )
-  # Else accelerators round to bfloat16.
+  # Accelerators would otherwise round to bfloat16.
   einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
   if crops is None:
     return einsum("bthwc,yh,xw->btyxc", low, rows, columns)
@@ -183,38 +179,38 @@ def low_resolution_frames(
   noise: Video,
   crops: Crops | None = None,
 ) -> Video:
-  """Low-resolution video, enlarged and noised (Imagen, section 2.5).
+  """Low-resolution video, up-sampled and noised (Imagen, section 2.5).
 
   Args:
     low: (b, t, h, w, 3) in [-1, 1], whole frames.
     resolution: (height, width) of the high-resolution video.
     alignment: `UNetConfig.low_resolution`.
-    schedule: gives noise levels their log-SNR.
+    schedule: gives the log-SNR of noise levels.
     noise_level: (b,) schedule times in [0, 1]; 0 is no noise.
-    noise: standard normal, of the shape that is returned.
+    noise: standard normal, of the shape of the result.
     crops: see `enlarge`.
 
   Returns:
-    (b, t, *resolution, 3), or of crops (b, t, size, size, 3).
+    (b, t, *resolution, 3), or crops (b, t, size, size, 3).
   """
   video = enlarge(low, resolution, alignment, crops)
   return add_noise(video, noise, schedule.log_snr(noise_level))
 
 
-def given_frames(video: Video, mask: Video) -> Video:
-  """Masked video and mask, as `Cond.frames` wants them: (b, t, h, w, 4).
+def masked_frames(video: Video, mask: Video) -> Video:
+  """Masked video and mask for `Cond.frames`: (b, t, h, w, 4).
 
-  The conditioning of Lumiere, section 4.2. What is not given is 0, mid-grey.
+  The conditioning of Lumiere, section 4.2. Other than given pixels are 0.
 
   Args:
     video: (b, t, h, w, 3) in [-1, 1].
-    mask: (b, t, h, w, 1), 1 where pixels are given, 0 elsewhere.
+    mask: (b, t, h, w, 1), 1 for given pixels, else 0.
   """
   return jnp.concatenate([video * mask, mask], axis=-1)
 
 
 def noise_like(video: Video, keys: Keys) -> Video:
-  """Standard normal noise, each sample's from its own key."""
+  """Standard normal noise, with one key per sample."""
   draw = lambda key: jax.random.normal(key, video.shape[1:])
   return jax.vmap(draw)(keys)
 
@@ -232,7 +228,7 @@ def to_uint8(video: Video) -> Array:
 def add_low_resolution(
   config: StageConfig, cond: Cond, low: Video, keys: Keys, noise_level: float
 ) -> Cond:
-  """Tells super-resolution the video of the stage before it, noised."""
+  """Adds the video of the previous stage, up-sampled and noised."""
   video = config.video
   level = jnp.full(low.shape[:1], noise_level)
   frames = _noised_low_resolution(
@@ -259,10 +255,10 @@ def _noised_low_resolution(
   return low_resolution_frames(low, size, alignment, schedule, level, noise)
 
 
-def add_given(
+def add_masked_video(
   config: StageConfig, cond: Cond, frames: int, given: MaskedVideo | None
 ) -> Cond:
-  """Tells a conditional model which pixels are given; None: text to video."""
+  """Adds the masked video and its mask; None: nothing is given."""
   size = (len(cond.text), frames, *config.video.resolution)
   if given is None:
     video, mask = jnp.zeros((*size, 3)), jnp.zeros((*size, 1))
@@ -271,6 +267,7 @@ def add_given(
     video, mask = (
       jnp.broadcast_to(part, (len(cond.text), *part.shape)) for part in parts
     )
-  said = given_frames(video, mask)
-  told = [said] if cond.frames is None else [cond.frames, said]
-  return cond.replace(frames=jnp.concatenate(told, axis=-1))
+  frames = masked_frames(video, mask)
+  if cond.frames is not None:
+    frames = jnp.concatenate([cond.frames, frames], axis=-1)
+  return cond.replace(frames=frames)

@@ -1,4 +1,4 @@
-"""The configs of a stage of the cascade, and which stage starts from which."""
+"""Configs of the stages of the cascade, and the table of their parents."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -34,40 +34,39 @@ IF_SCHEDULE = "squaredcos_cap_v2"
 NULL_TEXTS = ("zeros", "empty")
 AUTO = "auto"
 
-FARTHEST = 40.0
-"""No log-SNR beyond is worth sampling at: float32 tells it from no other."""
+LOG_SNR_LIMIT = 40.0
+"""Largest |log-SNR| of sampling levels; beyond, float32 makes no difference."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-  """The process a stage was trained on.
+  """The diffusion process that a stage was trained on.
 
   Attributes:
-    schedule: name of a schedule: that training draws times of, that grids even
-      in time go by, and that `strength` and `guidance_interval` are times of.
-      How the network knows a noise level is `model.noise_embedding`.
-    noise: the distribution of log-SNR that training draws: 'schedule' (its
-      time is uniform), 'logit_normal' (SD3), 'normal' (EDM) or 'uniform'.
+    schedule: name of the schedule of training times, of grids even in time, and
+      of the times `strength` and `guidance_interval`. The network embeds times
+      of another one, `model.noise_embedding`.
+    noise: the distribution of log-SNR in training: 'schedule' (uniform in its
+      time), 'logit_normal' (SD3), 'normal' (EDM) or 'uniform'.
     noise_mean: of log(sigma / alpha), for 'logit_normal' (SD3: 0) and 'normal'
       (EDM's P_mean: -1.2).
     noise_std: of the same (SD3: 1; EDM's P_std: 1.2).
     log_snr_min: noisiest end of 'uniform'.
     log_snr_max: cleanest end of 'uniform'.
-    shift: added to the log-SNRs that training draws; below 0 for more noise.
-      'auto' follows from frames and pixels against those of the model it starts
-      from, see `noise_levels.auto_shift`; bundles hold the number.
-    prediction: what the network puts out, and the space of the loss: 'eps',
-      'v' or 'x0'. A network of 6 channels adds its log-variance, and the loss
-      the variational bound.
-    loss_weight: of the loss by noise level: 'none', 'min_snr', or 'v' for what
-      the loss of v would give it.
-    min_snr_gamma: the heaviest weight of x0 by 'min_snr' or 'v'.
+    shift: added to the log-SNR in training; negative for more noise. 'auto' is
+      computed from frames and pixels relative to the parent model, see
+      `noise_levels.auto_shift`; bundles hold the number.
+    prediction: output of the network and space of the loss: 'eps', 'v' or 'x0'.
+      A network of 6 channels also predicts a log-variance, and the variational
+      bound is added to the loss.
+    loss_weight: weighting by noise level: 'none', 'min_snr', or 'v' for the
+      weighting of the v loss.
+    min_snr_gamma: the largest weight of x0 for 'min_snr' and 'v'.
     caption_dropout: probability of training without the caption.
     null_text: what "no caption" is: 'zeros' (Imagen) or 'empty' (IF: the
       embedding of the empty caption).
-    max_noise_level: super-resolution: the low-resolution video is noised at
-      times of `model.noise_embedding` up to this in training (Imagen's
-      aug_level).
+    max_noise_level: super-resolution: largest time, of `model.noise_embedding`,
+      of the noise on the low-resolution video in training (Imagen's aug_level).
   """
 
   schedule: str = "cosine"
@@ -105,18 +104,17 @@ class DiffusionConfig:
         f"is not below log_snr_max={self.log_snr_max:g}",
         "give a smaller log_snr_min",
       )
-    number = isinstance(self.shift, int | float) and math.isfinite(self.shift)
-    if self.shift != AUTO and not (number and abs(self.shift) <= LIMIT):
+    is_number = isinstance(self.shift, int | float)
+    if self.shift != AUTO and not (is_number and abs(self.shift) <= LIMIT):
       raise UserError(
         f"config.diffusion.shift={self.shift!r}",
         f"is neither {AUTO!r} nor a number from {-LIMIT:g} to {LIMIT:g}",
         "0 is no shift, below 0 is more noise",
       )
+    self._check_unused()
 
-    self._check_used()
-
-  def _check_used(self) -> None:
-    """Raises a UserError where a value would change nothing."""
+  def _check_unused(self) -> None:
+    """Checks that values without effect have their defaults."""
     used = {
       "noise_mean": ("logit_normal", "normal"),
       "noise_std": ("logit_normal", "normal"),
@@ -129,16 +127,16 @@ class DiffusionConfig:
       if self.noise not in kinds and value != defaults[name]:
         raise UserError(
           f"config.diffusion.{name}={value:g}",
-          f"changes nothing with noise={self.noise!r}",
+          f"has no effect with noise={self.noise!r}",
           f"set config.diffusion.noise={kinds[0]!r} too",
         )
 
   def make_schedule(self) -> Schedule:
-    """The schedule as an object, shifted as training was."""
+    """The schedule, with the shift of training."""
     return make_schedule(self.schedule, shift=float(self.shift))
 
   def make_noise(self) -> NoiseDistribution:
-    """The noise levels that training draws."""
+    """The distribution of noise levels in training."""
     return as_distribution(
       self.noise,
       schedule=make_schedule(self.schedule),
@@ -155,8 +153,8 @@ class VideoConfig:
   """The clips of a stage.
 
   Attributes:
-    num_frames: it was trained on; 1 for an image model.
-    fps: frames a second.
+    num_frames: of training clips; 1 for an image model.
+    fps: frames per second.
     resolution: (height, width) of whole frames in pixels.
     upscale: super-resolution factor; 1 for a base model.
   """
@@ -169,7 +167,7 @@ class VideoConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-  """How a stage is sampled unless one says otherwise.
+  """Default sampling settings of a stage.
 
   Attributes:
     sampler: 'ddpm', 'ddim', 'dpmpp_2m' or 'heun'.
@@ -178,14 +176,14 @@ class SamplingConfig:
       'schedule' (see `noise_levels.sampling_levels`), or a list of log-SNRs,
       '-inf,-8,-4,0,4'.
     log_snr_min: first level of 'log_snr' and 'karras' after pure noise; None:
-      a little below where what all frames share emerges from noise.
-    log_snr_max: last level of these.
+      2 below `noise_levels.decisive_log_snr`.
+    log_snr_max: last level of 'log_snr' and 'karras'.
     shift: added to the levels of the grid.
-    guidance_scale: 1 is the conditional model itself.
+    guidance_scale: 1 is the conditional model without guidance.
     percentile: of dynamic thresholding, in [0, 1].
     max_value: largest threshold, at least 1; 1 is static clipping.
-    noise_level: super-resolution: of what it is told, in [0, 1] (Imagen: 0.1
-      to 0.3).
+    noise_level: super-resolution: of the low-resolution video, in [0, 1]
+      (Imagen: 0.1 to 0.3).
   """
 
   sampler: str = "ddim"
@@ -203,22 +201,22 @@ class SamplingConfig:
     check_grid(self.grid, "config.defaults.grid")
     for name in ("log_snr_min", "log_snr_max", "shift"):
       value = getattr(self, name)
-      if value is not None and not abs(value) <= FARTHEST:
+      if value is not None and not abs(value) <= LOG_SNR_LIMIT:
         raise UserError(
           f"config.defaults.{name}={value}",
-          f"must be from {-FARTHEST:g} to {FARTHEST:g}",
+          f"must be from {-LOG_SNR_LIMIT:g} to {LOG_SNR_LIMIT:g}",
         )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageConfig:
-  """What sampling from a stage needs to know besides its weights.
+  """Everything that sampling from a stage needs besides its weights.
 
   Attributes:
-    model: its network.
+    model: the network.
     diffusion: the process it was trained on.
-    video: the clips it makes.
-    sampling: how it is best sampled; None: see `defaults`.
+    video: the clips it generates.
+    sampling: default sampling settings; None: see `defaults`.
   """
 
   model: UNetConfig
@@ -233,10 +231,10 @@ class StageConfig:
 
   @property
   def defaults(self) -> SamplingConfig:
-    """How it is sampled unless one says otherwise.
+    """Default sampling settings.
 
-    A second-order sampler: of what all frames share, one of first order loses
-    7% of the spread in 50 steps (docs/noise.md).
+    The sampler is of second order: a first-order one loses 7% of the standard
+    deviation of shared content in 50 steps (docs/noise.md).
     """
     if self.sampling:
       return self.sampling
@@ -246,21 +244,17 @@ class StageConfig:
   def levels(
     self, sampling: SamplingConfig, num_frames: int = 0
   ) -> Float[np.ndarray, "n"]:
-    """The noise levels that it is sampled at.
+    """The noise levels of sampling.
 
-    Networks that predict v or x0 start from pure noise; one that predicts eps
-    would have to divide by no signal, and starts at the noisiest level it was
-    taught.
+    Networks that predict v or x0 start from pure noise. From eps, x0 is
+    undefined there, so that these start at the noisiest level of training.
 
     Args:
-      sampling: how.
-      num_frames: that the network sees at once; 0: as trained.
+      sampling: settings.
+      num_frames: number of frames, or of a window; 0: as trained.
 
     Returns:
-      (steps + 1,) log-SNR, rising; the last one is +inf.
-
-    Raises:
-      UserError: too few or too many steps, or ends that do not fit.
+      (steps + 1,) log-SNR, increasing; the last one is +inf.
     """
     low = sampling.log_snr_min
     if low is None:
@@ -280,16 +274,13 @@ class StageConfig:
 
   @property
   def embedding_schedule(self) -> Schedule:
-    """What the network knows noise levels by: as times of this schedule.
-
-    That of the noisy video, and `noise_level`, that of the low-resolution one.
-    """
+    """The schedule of embedded times: of the noisy video and `noise_level`."""
     return make_schedule(
       self.model.noise_embedding, shift=self.model.noise_embedding_shift
     )
 
   def as_image(self) -> "StageConfig":
-    """The image stage that a video stage was inflated from, or itself."""
+    """The image stage that this stage was inflated from, or the same."""
     return dataclasses.replace(
       self,
       model=dataclasses.replace(self.model, temporal=None),
@@ -298,14 +289,7 @@ class StageConfig:
 
   @classmethod
   def from_meta(cls, meta: Mapping[str, Any], where: str) -> "StageConfig":
-    """From bundle.json.
-
-    One written before `low_resolution` was recorded does not say it: then it
-    is 'corners' for networks on DeepFloyd IF's schedule.
-
-    Raises:
-      UserError: keys are unknown or missing.
-    """
+    """From bundle.json of any format version."""
     names = [f.name for f in dataclasses.fields(cls)]
     known = {k: meta[k] for k in names if k in meta}
     return build(cls, upgrade_format_1(known), where)
@@ -316,11 +300,11 @@ class StageConfig:
 
 
 def upgrade_format_1(meta: Mapping[str, Any]) -> dict[str, Any]:
-  """A stage's config with what it implied before that had a name.
+  """Adds the keys that a stage's config of format 1 does not have.
 
-  The network was conditioned on times of the stage's schedule, shift included.
-  IF's pictures were sampled as its authors do, and enlarged with corners kept;
-  all else gets the grid and the geometry of today.
+  The network embedded times of the stage's schedule, including its shift.
+  Networks on IF's schedule up-sampled with aligned corners, and its image
+  models were sampled on the schedule's own grid.
   """
   model, diffusion = meta.get("model"), meta.get("diffusion")
   if not model or not diffusion:
@@ -331,11 +315,11 @@ def upgrade_format_1(meta: Mapping[str, Any]) -> dict[str, Any]:
     "noise_embedding_shift": diffusion.get("shift", 0.0),
     "low_resolution": "corners" if schedule == IF_SCHEDULE else "half_pixel",
   }
-  whole = {**meta, "model": {**implied, **model}}
+  upgraded = {**meta, "model": {**implied, **model}}
   is_if = schedule == IF_SCHEDULE and not model.get("temporal")
   if is_if and meta.get("sampling"):
-    whole["sampling"] = {"grid": "schedule", **meta["sampling"]}
-  return whole
+    upgraded["sampling"] = {"grid": "schedule", **meta["sampling"]}
+  return upgraded
 
 
 PARENTS = {
@@ -345,4 +329,4 @@ PARENTS = {
   "ssr_image": None,
   "ssr": "ssr_image",
 }
-"""Stages, and the stage that each starts from."""
+"""Stage -> the stage that it starts from."""

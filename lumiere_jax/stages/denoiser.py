@@ -1,4 +1,4 @@
-"""A stage's network with its weights, as a Denoiser."""
+"""The network of a stage with its weights, as a `Denoiser`."""
 
 from typing import Any
 
@@ -18,10 +18,10 @@ from lumiere_jax.typing import Cond, FlatParams
 
 
 def cast_kernels(params: FlatParams, dtype: str) -> FlatParams:
-  """Weights, or their shapes, with kernels in the dtype of the computation.
+  """Casts kernels, or their shapes, to the dtype of the computation.
 
-  It would round them to it anyway, so nothing changes but the memory. All else
-  (scales and biases of norms, say, that compute in float32) is as it came.
+  The computation rounds kernels to it anyway, so this only saves memory. Other
+  leaves, such as those of norms, which compute in float32, are not changed.
   """
 
   def cast(path: str, leaf: Any) -> Any:
@@ -37,7 +37,7 @@ def cast_kernels(params: FlatParams, dtype: str) -> FlatParams:
 def lay_out_weights(
   config: UNetConfig, params: FlatParams, mesh: Mesh
 ) -> FlatParams:
-  """Weights cut up over a mesh, as sampling on it holds them."""
+  """Casts weights and shards them over a mesh, for sampling."""
   params = cast_kernels(params, config.dtype)
   return multihost.lay_out(params, shardings(params, mesh))
 
@@ -49,10 +49,10 @@ def network_denoiser(
   bypass_temporal: bool = False,
   adapter_scale: float = 1.0,
 ) -> Denoiser:
-  """The network with its weights, and adapters among them, as a Denoiser.
+  """The network with its weights and adapters as a `Denoiser`.
 
-  Of 6 output channels the last three are v in [-1, 1] of a learned variance,
-  which says where in its range the log-variance lies (IF).
+  With 6 output channels, the last three are v in [-1, 1] of a learned variance
+  (IF), the position of the log-variance in its range.
   """
   network = UNet(config.model)
   embedding = config.embedding_schedule

@@ -25,8 +25,8 @@ from lumiere_jax.models.t5 import T5Config, T5Encoder
 from lumiere_jax.models.unet import init_params
 from lumiere_jax.parallel.sharding import VIDEO, WHOLE_VIDEO, constrain
 from lumiere_jax.stages.conditioning import (
-  given_frames,
   low_resolution_frames,
+  masked_frames,
   noise_like,
   random_crops,
   shrink,
@@ -121,7 +121,7 @@ class Task:
       )
     if experiment.model.cond_channels:
       mask = cut(batch["mask"]).astype(x0.dtype)
-      frames.append(given_frames(x0, mask))
+      frames.append(masked_frames(x0, mask))
     if frames:
       cond = cond.replace(frames=jnp.concatenate(frames, axis=-1))
     in_place = lambda video: constrain(video, VIDEO)

@@ -8,7 +8,7 @@ import pytest
 
 from lumiere_jax.diffusion.guidance import (
   Part,
-  _part_way,
+  _position,
   clip_quantile,
   guide,
   interval,
@@ -293,7 +293,7 @@ def test_a_still_background_stays_as_it_is(cond):
 )
 def test_ranks_are_exact_in_clips_of_any_size(last):
   """Against whole numbers without end; float32 is off by tens there."""
-  part_way = jax.jit(_part_way, static_argnums=1)
+  part_way = jax.jit(_position, static_argnums=1)
   for digits in ("0", "0.000001", "0.3", "0.95", "0.995", "0.999999", "1"):
     whole, rest = part_way(float(digits), last)
     exact = fractions.Fraction(digits) * last

@@ -180,9 +180,9 @@ def test_bad_settings_are_user_errors(z, cond):
     multi_diffusion(entangled, (0, 5), 4, chunk=0)
   with pytest.raises(UserError, match='did you mean "uniform"'):
     multi_diffusion(entangled, (0, 5), 4, weights="unifrom")
-  with pytest.raises(UserError, match="no window covers frame 4"):
+  with pytest.raises(UserError, match="frame 4 is not covered"):
     multi_diffusion(entangled, (0, 5), 4)(z, LOG_SNR, cond(2))
-  with pytest.raises(UserError, match="from frame 6 leaves the video of 9"):
+  with pytest.raises(UserError, match="from frame 6 exceeds the video of 9"):
     multi_diffusion(entangled, (0, 4, 6), 4)(z, LOG_SNR, cond(2))
 
 

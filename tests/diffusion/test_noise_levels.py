@@ -176,7 +176,7 @@ def test_trailing_ends_where_an_even_step_would_reach_the_clean_video():
 
 
 def test_a_list_below_what_a_network_knows_is_a_user_error():
-  with pytest.raises(UserError, match="starts at log-SNR -9, the noisiest"):
+  with pytest.raises(UserError, match="this model is log-SNR -9"):
     levels("-inf,-12,-4", 3, start=-9.0)
   np.testing.assert_array_equal(levels("-12,-4", 2, start=-9.0)[:2], [-12, -4])
 
@@ -232,7 +232,7 @@ def test_a_list_is_taken_as_it_is():
     ("4,0,-4", "log-SNRs must increase"),
     ("-4,nan", "log-SNRs must increase"),
     ("-4,inf", "log-SNRs must increase"),
-    ("-4,0,4", "the grid has 3 levels, but steps=2; leave the steps out"),
+    ("-4,0,4", "the grid has 3 levels, but steps=2; omit"),
   ],
 )
 def test_bad_grids_are_user_errors(grid, words):

@@ -136,7 +136,7 @@ def test_crops_are_cut_from_the_clip_on_the_grid():
 def test_given_pixels_and_their_mask_stand_beside_each_other(rng):
   video = rng.standard_normal((1, 2, 3, 4, 3)).astype(np.float32)
   mask = rng.integers(2, size=(1, 2, 3, 4, 1)).astype(np.float32)
-  out = np.asarray(conditioning.given_frames(video, mask))
+  out = np.asarray(conditioning.masked_frames(video, mask))
   assert out.shape == (1, 2, 3, 4, 4)
   given = mask[..., 0] == 1
   np.testing.assert_array_equal(out[given][:, :3], video[given])
