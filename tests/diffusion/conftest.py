@@ -1,12 +1,19 @@
-"""What the tests of this room share: conditioning and an exact denoiser."""
+"""Shared conditioning, noise scales and an exact denoiser."""
 
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from lumiere_jax.diffusion.prediction import Prediction
 from lumiere_jax.typing import Cond
+
+
+def scales(log_snr):
+  """alpha, sigma in float64, by the definition of log-SNR."""
+  noise = np.exp(-np.float64(log_snr))
+  return np.sqrt(1 / (1 + noise)), np.sqrt(noise / (1 + noise))
 
 
 @struct.dataclass
@@ -24,12 +31,6 @@ class Gaussian:
     x0 = self.mean + alpha * self.std**2 * centred
     eps = sigma * centred
     return Prediction(x0, eps, alpha * eps - sigma * x0)
-
-
-@pytest.fixture
-def gaussian():
-  """Makes the exact denoiser of N(mean, std^2)."""
-  return Gaussian
 
 
 @pytest.fixture

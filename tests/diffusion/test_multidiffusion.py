@@ -15,6 +15,7 @@ from lumiere_jax.diffusion.samplers import DDPM, State
 from lumiere_jax.diffusion.sampling_loop import sample_chunk, time_grid
 from lumiere_jax.diffusion.schedules import Cosine
 from lumiere_jax.errors import UserError
+from tests.diffusion.conftest import Gaussian
 
 LOG_SNR = jnp.array([-1.0, 2.0])
 FORMS = ("x0", "eps", "v", "log_var")
@@ -197,8 +198,8 @@ def variances(video):
   return video[:, SHARED].var(), video[:, ALONE].var()
 
 
-def test_ancestral_noise_keeps_its_variance_in_overlaps(cond, gaussian):
-  denoiser = multi_diffusion(gaussian(0.0, STD), STARTS, WINDOW)
+def test_ancestral_noise_keeps_its_variance_in_overlaps(cond):
+  denoiser = multi_diffusion(Gaussian(0.0, STD), STARTS, WINDOW)
   state = State(jax.random.normal(jax.random.key(0), SHAPE))
   grid, keys = time_grid(Cosine(), 256), sample_keys(range(4))
   run = jax.jit(sample_chunk, static_argnums=(0, 1))
@@ -208,7 +209,7 @@ def test_ancestral_noise_keeps_its_variance_in_overlaps(cond, gaussian):
   assert abs(shared / STD**2 - 1) < MONTE_CARLO + 0.03  # 256 steps
 
 
-def test_averaging_the_next_z_would_lose_variance(gaussian):
+def test_averaging_the_next_z_would_lose_variance():
   # The control of the test above: as in MultiDiffusion's own code, but with
   # noise per window, each window steps by itself and the results are averaged.
   grid, keys = time_grid(Cosine(), 256), sample_keys(range(4))
@@ -218,7 +219,7 @@ def test_averaging_the_next_z_would_lose_variance(gaussian):
     total, count = jnp.zeros_like(z), np.zeros((10, 1, 1, 1))
     for i, start in enumerate(STARTS):
       frames = slice(start, start + WINDOW)
-      out = gaussian(0.0, STD)(z[:, frames], jnp.full(4, log_snr_t), None)
+      out = Gaussian(0.0, STD)(z[:, frames], jnp.full(4, log_snr_t), None)
       noise = frame_noise(keys, 2 * number + i, WINDOW, SHAPE[2:])
       next_z = DDPM().step(out, z[:, frames], log_snr_t, log_snr_s, noise)
       total, count[frames] = total.at[:, frames].add(next_z), count[frames] + 1
@@ -292,8 +293,66 @@ def test_windows_within_windows_change_nothing_that_is_of_one_pixel(cond):
   np.testing.assert_allclose(got.x0, want.x0, atol=1e-6)
 
 
-def test_windows_of_columns_are_named_so():
-  with pytest.raises(UserError, match="window of 40 columns is longer"):
-    window_starts(32, 40, unit="columns")
-  with pytest.raises(UserError, match="window of 3 rows is not a multiple of"):
-    window_starts(32, 3, multiple_of=2, unit="rows")
+def test_windows_of_the_paper():
+  # Overlap 2 (App. C), 80 frames; the last window is shifted to end at 80.
+  assert window_starts(80, 28, 2) == (0, 26, 52)
+  assert window_starts(80, 41, 2) == (0, 39)
+  assert window_starts(80, 16, 2) == (0, 14, 28, 42, 56, 64)
+  assert window_starts(80, 16, 2, spread=True) == (0, 12, 25, 38, 51, 64)
+  assert window_starts(80, 80, 2) == (0,)
+  assert window_starts(16, 16, 2, multiple_of=8, spread=True) == (0,)
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_windows_cover_every_video_with_the_overlap(spread):
+  for frames in range(1, 40):
+    for window in range(1, frames + 1):
+      for overlap in range(min(window, 4)):
+        starts = window_starts(frames, window, overlap, spread=spread)
+        steps = np.diff(starts)
+        assert starts[0] == 0 and starts[-1] == frames - window
+        assert np.all(steps > 0) and np.all(steps <= window - overlap)
+        # None can be spared: one fewer could not reach so far.
+        assert (len(starts) - 2) * (window - overlap) < frames - window or (
+          len(starts) == 1
+        )
+        if spread and len(steps):
+          assert steps.max() - steps.min() <= 1
+
+
+@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize("grid", [2, 3, 4])
+def test_windows_on_a_grid(grid, spread):
+  """As those of a video `grid` times smaller, and no overlap falls short."""
+  for frames in range(1, 16):
+    for window in range(1, frames + 1):
+      for overlap in range((window - 1) * grid + 1):
+        starts = window_starts(
+          *(frames * grid, window * grid, overlap), spread=spread, grid=grid
+        )
+        assert starts[0] == 0 and starts[-1] == (frames - window) * grid
+        assert all(start % grid == 0 for start in starts)
+        steps = np.diff(starts)
+        assert np.all(steps > 0) and np.all(steps <= window * grid - overlap)
+        small = window_starts(frames, window, -(-overlap // grid), 1, spread)
+        assert starts == tuple(start * grid for start in small)
+
+
+@pytest.mark.parametrize(
+  ("size", "window", "overlap", "options", "message"),
+  [
+    (16, 28, 2, {}, "window of 28 frames is longer than the video of 16"),
+    (16, 8, 8, {}, "overlap of 8 .* from 0 to 7"),
+    (16, 8, -1, {}, "overlap of -1"),
+    (80, 30, 2, {"multiple_of": 8}, "factor 8; use 3 x 8 = 24"),
+    (80, 5, 2, {"multiple_of": 8}, "factor 8; use 1 x 8 = 8"),
+    (80, 0, 2, {}, "window of 0"),
+    (32, 3, 2, {"multiple_of": 2, "unit": "rows"}, "window of 3 rows is not"),
+    (50, 16, 8, {"grid": 4, "unit": "columns"}, "of 50 columns .* use 48"),
+    (48, 18, 8, {"grid": 4}, "window of 18 frames is not a .* use 16"),
+    (48, 16, 13, {"grid": 4}, "overlap of 13 .* from 0 to 12"),
+  ],
+)
+def test_impossible_windows(size, window, overlap, options, message):
+  with pytest.raises(UserError, match=message):
+    window_starts(size, window, overlap, **options)

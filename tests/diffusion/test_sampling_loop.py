@@ -25,12 +25,7 @@ from lumiere_jax.diffusion.sampling_loop import (
 from lumiere_jax.diffusion.schedules import Cosine, Linear, SquaredCosCapV2
 from lumiere_jax.errors import UserError
 from lumiere_jax.typing import Cond
-
-
-def scales(log_snr):
-  """alpha, sigma in float64, by the definition of log-SNR."""
-  noise = np.exp(-np.float64(log_snr))
-  return np.sqrt(1 / (1 + noise)), np.sqrt(noise / (1 + noise))
+from tests.diffusion.conftest import Gaussian, scales
 
 
 def test_time_grid_is_even_in_time():
@@ -69,9 +64,9 @@ def test_time_grid_of_the_discrete_schedule_is_ifs():
   ],
   ids=repr,
 )
-def test_samplers_reach_the_data_distribution(rule, cond, gaussian):
+def test_samplers_reach_the_data_distribution(rule, cond):
   mean, std, shape, steps = 0.3, 0.5, (8, 4, 32, 32, 1), 1024
-  network, rng = gaussian(mean, std), np.random.default_rng(0)
+  network, rng = Gaussian(mean, std), np.random.default_rng(0)
   denoise = lambda z, log_snr: network(z, log_snr[None], cond(8))
   advance = jax.jit(lambda *args: rule.advance(denoise, *args))
   normal = lambda: rng.standard_normal(shape, np.float32)
@@ -93,16 +88,14 @@ def test_samplers_reach_the_data_distribution(rule, cond, gaussian):
   [(DDIM(), 1, 5e-3), (DPMSolverPP2M(), 2, 3e-4), (Heun(), 2, 3e-5)],
   ids=repr,
 )
-def test_solvers_of_the_flow_have_their_order(
-  cond, gaussian, rule, order, bound
-):
+def test_solvers_of_the_flow_have_their_order(cond, rule, order, bound):
   # The flow keeps each value at its quantile, so for Gaussian data its map
   # from level to level is affine and known.
   mean, std, shape = 0.3, 0.5, (1, 1, 8, 8, 1)
   z = np.random.default_rng(0).standard_normal(shape)
   scan = jax.jit(sample_chunk, static_argnums=1)
   chunk_fn = lambda *args: scan(
-    gaussian(mean, std), rule, *args, sample_keys([0]), cond(1)
+    Gaussian(mean, std), rule, *args, sample_keys([0]), cond(1)
   )
 
   def error(grid):
@@ -279,8 +272,6 @@ def test_a_strength_is_the_same_noise_on_any_grid(steps):
   whole = part_way(grid, 1.0, Cosine(), rounded=False)
   np.testing.assert_array_equal(whole, grid)
 
-
-@pytest.mark.parametrize("strength", [0.0, -0.1, 1.01, float("nan")])
-def test_no_other_share_is_taken(strength):
-  with pytest.raises(UserError, match=r"is not in \(0, 1\]"):
-    part_way(time_grid(Cosine(), 10), strength, Cosine(), rounded=False)
+  for strength in (0.0, 1.01, float("nan")):
+    with pytest.raises(UserError, match=r"is not in \(0, 1\]"):
+      part_way(grid, strength, Cosine(), rounded=False)
