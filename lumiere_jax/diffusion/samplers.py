@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 from flax import struct
 import jax
@@ -15,6 +15,7 @@ from lumiere_jax.errors import build_by_name, check_unit
 from lumiere_jax.typing import Video
 
 LogSNR = Float[Array, ""]
+Denoise = Callable[[Video, LogSNR], Prediction]
 
 
 @struct.dataclass
@@ -30,32 +31,8 @@ class State:
   memory: Any = ()
 
 
-class Sampler(Protocol):
-  """Steps from one noise level to the next lower one.
-
-  `denoise` is bound to the conditioning and may be evaluated any number of
-  times. `log_snr_s` is infinity for the clean video; `log_snr_t` is minus
-  infinity for pure noise.
-  """
-
-  def init(self, z: Video) -> State:
-    """The state before the first step."""
-    ...
-
-  def advance(
-    self,
-    denoise: Callable[[Video, LogSNR], Prediction],
-    state: State,
-    log_snr_t: LogSNR,
-    log_snr_s: LogSNR,
-    noise: Video,
-  ) -> State:
-    """Steps from `log_snr_t` to `log_snr_s` >= `log_snr_t`."""
-    ...
-
-
-class OneStepSampler:
-  """A sampler with one evaluation per step and no memory."""
+class Sampler:
+  """Steps from one noise level to the next lower one."""
 
   def init(self, z: Video) -> State:
     """The state before the first step."""
@@ -63,15 +40,42 @@ class OneStepSampler:
 
   def advance(
     self,
-    denoise: Callable[[Video, LogSNR], Prediction],
+    denoise: Denoise,
     state: State,
     log_snr_t: LogSNR,
     log_snr_s: LogSNR,
     noise: Video,
   ) -> State:
+    """Steps from `log_snr_t` to `log_snr_s` >= `log_snr_t`.
+
+    Args:
+      denoise: bound to the conditioning; may be called any number of times.
+      state: at `log_snr_t`.
+      log_snr_t: minus infinity for pure noise.
+      log_snr_s: infinity for the clean video.
+      noise: standard normal noise of this step.
+    """
+    raise NotImplementedError
+
+
+class OneStepSampler(Sampler):
+  """A sampler with one evaluation per step and no memory."""
+
+  def advance(self, denoise, state, log_snr_t, log_snr_s, noise):
     """See `Sampler`."""
     prediction = denoise(state.z, log_snr_t)
     return State(self.step(prediction, state.z, log_snr_t, log_snr_s, noise))
+
+  def step(
+    self,
+    prediction: Prediction,
+    z: Video,
+    log_snr_t: LogSNR,
+    log_snr_s: LogSNR,
+    noise: Video,
+  ) -> Video:
+    """z at `log_snr_s`, from z and the prediction at `log_snr_t`."""
+    raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,14 +93,7 @@ class DDPM(OneStepSampler):
   def __post_init__(self):
     check_unit("sampler 'ddpm': gamma", self.gamma)
 
-  def step(
-    self,
-    prediction: Prediction,
-    z: Video,
-    log_snr_t: LogSNR,
-    log_snr_s: LogSNR,
-    noise: Video,
-  ) -> Video:
+  def step(self, prediction, z, log_snr_t, log_snr_s, noise):
     """Draws z_s from its posterior given z_t = `z` and the predicted x0."""
     # Avoids 0 / 0 below at pure noise.
     log_snr_t = jnp.maximum(log_snr_t, -80.0)
@@ -127,14 +124,7 @@ class DDIM(OneStepSampler):
   def __post_init__(self):
     check_unit("sampler 'ddim': eta", self.eta)
 
-  def step(
-    self,
-    prediction: Prediction,
-    z: Video,
-    log_snr_t: LogSNR,
-    log_snr_s: LogSNR,
-    noise: Video,
-  ) -> Video:
+  def step(self, prediction, z, log_snr_t, log_snr_s, noise):
     """z_s = alpha_s x0 + sigma_s (a share of eps + fresh noise)."""
     del z  # Follows from x0 and eps.
     alpha_s, sigma_s = alpha_sigma(log_snr_s)
@@ -146,7 +136,7 @@ class DDIM(OneStepSampler):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DPMSolverPP2M:
+class DPMSolverPP2M(Sampler):
   """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): deterministic, multistep.
 
   Steps in lambda = log_snr / 2, with x0 extrapolated from the previous step.
@@ -159,14 +149,7 @@ class DPMSolverPP2M:
     """The state before the first step; the memory is at log-SNR -inf."""
     return State(z, (jnp.zeros_like(z), jnp.float32(-jnp.inf)))
 
-  def advance(
-    self,
-    denoise: Callable[[Video, LogSNR], Prediction],
-    state: State,
-    log_snr_t: LogSNR,
-    log_snr_s: LogSNR,
-    noise: Video,
-  ) -> State:
+  def advance(self, denoise, state, log_snr_t, log_snr_s, noise):
     """See `Sampler`."""
     del noise
     _, sigma_t = alpha_sigma(log_snr_t)
@@ -182,7 +165,7 @@ class DPMSolverPP2M:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Heun:
+class Heun(Sampler):
   """Heun's method on the probability flow (EDM, algorithm 1 without churn).
 
   Solves d(z / alpha) / d(sigma / alpha) = eps with the mean of eps at both ends
@@ -192,18 +175,7 @@ class Heun:
   more accurate.
   """
 
-  def init(self, z: Video) -> State:
-    """The state before the first step."""
-    return State(z)
-
-  def advance(
-    self,
-    denoise: Callable[[Video, LogSNR], Prediction],
-    state: State,
-    log_snr_t: LogSNR,
-    log_snr_s: LogSNR,
-    noise: Video,
-  ) -> State:
+  def advance(self, denoise, state, log_snr_t, log_snr_s, noise):
     """See `Sampler`."""
     del noise
     alpha_s, sigma_s = alpha_sigma(log_snr_s)

@@ -1,4 +1,4 @@
-"""The norm, its modulation and activation, against what they stand for."""
+"""Blocks against their definitions in plain jax and numpy."""
 
 import functools
 
@@ -52,8 +52,8 @@ def test_norm_modulation_and_activation(activation, masked):
   )
 
 
-def test_the_norm_on_frames_that_lie_on_devices_of_their_own():
-  """Scale and shift are everywhere, their gradients of the frames there."""
+def test_norm_of_sharded_frames():
+  """Scale and shift are replicated; their gradients are of local frames."""
   x, norm = draw(2, 3, 4, 4, 6), blocks.GroupNorm(GROUPS)
   params = norm.init(jax.random.key(0), x)
   loss = lambda params, x: jnp.square(norm.apply(params, x)).sum()
@@ -82,8 +82,8 @@ def test_half_precision_is_near(dtype):
 
 
 @pytest.mark.parametrize("mean", [0.0, 30.0, 1000.0])
-def test_the_norm_of_what_is_far_from_zero(mean):
-  """Its variance is a small difference of large numbers."""
+def test_norm_of_values_far_from_zero(mean):
+  """The variance is a small difference of large numbers."""
   x = draw(1, 16, 16, 4)
   norm = blocks.GroupNorm(GROUPS)
   params = norm.init(jax.random.key(0), x)
@@ -92,11 +92,13 @@ def test_the_norm_of_what_is_far_from_zero(mean):
   np.testing.assert_allclose(got, expected, atol=1e-6 * (1 + mean**2))
 
 
-def test_an_even_frame_is_not_blown_up():
+def test_norm_of_constant_and_of_masked_frames_is_finite():
   x = jnp.full((1, 8, 8, 4), 30.0)
   norm = blocks.GroupNorm(GROUPS)
-  got = norm.apply(norm.init(jax.random.key(0), x), x)
-  np.testing.assert_allclose(got, 0.0, atol=1e-2)
+  params = norm.init(jax.random.key(0), x)
+  np.testing.assert_allclose(norm.apply(params, x), 0.0, atol=1e-2)
+  none = jnp.zeros(x.shape[:-1], bool)
+  assert jnp.isfinite(norm.apply(params, draw(*x.shape), none)).all()
 
 
 @pytest.mark.parametrize("x", [-200.0, -5.0, -1.0, 0.0, 1.0, 5.0, 200.0])
@@ -113,3 +115,65 @@ def test_gelu_in_bfloat16_has_digits_where_x_is_negative():
   got = blocks.gelu(x)
   assert got.dtype == jnp.bfloat16
   np.testing.assert_allclose(got.astype(jnp.float32), exact, rtol=2**-4)
+
+
+def test_sinusoid_is_cosines_then_sines():
+  times = np.array([0.0, 0.25, 0.999])
+  out = np.asarray(blocks.sinusoid(jnp.asarray(times), 8))
+  steps = 1000 * times[:, None]
+  freqs = 1e4 ** (-np.arange(4) / 4)
+  expected = np.concatenate([np.cos(steps * freqs), np.sin(steps * freqs)], 1)
+  np.testing.assert_allclose(out, expected, atol=2e-4)
+
+
+def test_attention_is_softmax_over_text_then_pixels(rng):
+  block = blocks.TextAttention(4, 2, True, "xla", jnp.float32)
+  x = rng.standard_normal((1, 2, 2, 3, 8)).astype(np.float32)
+  text = rng.standard_normal((1, 5, 6)).astype(np.float32)
+  mask = np.array([[True, True, True, False, False]])
+  params = block.init(jax.random.key(0), x, text, mask)["params"]
+  params = jax.tree.map(
+    lambda p: jnp.asarray(rng.standard_normal(p.shape), p.dtype), params
+  )
+  out = block.apply({"params": params}, x, text, mask)
+  p = jax.tree.map(np.asarray, params)
+
+  def norm(x, name):  # over positions and the channels of each of 2 groups
+    g = x.reshape(-1, 2, x.shape[-1] // 2)
+    g = (g - g.mean((0, 2), keepdims=True)) / np.sqrt(
+      g.var((0, 2), keepdims=True) + 1e-5
+    )
+    return g.reshape(x.shape) * p[name]["scale"] + p[name]["bias"]
+
+  dense = lambda x, name: (
+    np.einsum("pc,c...->p...", x, p[name]["kernel"]) + p[name]["bias"]
+  )
+  # Masked tokens have no effect, not even on the norm.
+  kv_text = dense(norm(text[0, :3], "norm_text"), "text_kv")
+  for t in range(2):
+    pixels = x[0, t].reshape(6, 8)
+    qkv = dense(norm(pixels, "norm"), "qkv")
+    heads = []
+    for n in range(2):
+      keys = np.concatenate([kv_text[:, 0, n], qkv[:, 1, n]])
+      values = np.concatenate([kv_text[:, 1, n], qkv[:, 2, n]])
+      logits = qkv[:, 0, n] @ keys.T / 2.0
+      weights = np.exp(logits - logits.max(-1, keepdims=True))
+      heads.append(weights / weights.sum(-1, keepdims=True) @ values)
+    expected = (
+      np.einsum("npd,ndc->pc", np.stack(heads), p["out"]["kernel"])
+      + p["out"]["bias"]
+    )
+    np.testing.assert_allclose(
+      out[0, t].reshape(6, 8), pixels + expected, atol=2e-4, rtol=2e-4
+    )
+
+
+def test_patches_hold_every_pixel(rng):
+  x = jnp.asarray(rng.normal(size=(2, 3, 6, 4, 5)), jnp.float32)
+  patches = blocks.to_patches(x, 2)
+  assert patches.shape == (2, 3, 3, 2, 20)
+  np.testing.assert_array_equal(
+    patches[0, 1, 2, 1].reshape(2, 2, 5), x[0, 1, 4:6, 2:4]
+  )
+  np.testing.assert_array_equal(blocks.to_pixels(patches, 2), x)

@@ -1,4 +1,4 @@
-"""Low-rank adapters: merged equals applied, and a stranger is named."""
+"""Low-rank adapters: merged equals applied; misfits are errors."""
 
 import jax
 import jax.numpy as jnp
@@ -111,12 +111,9 @@ def test_targets_that_cannot_be_used(target, words):
 def test_another_model_is_refused_by_leaf():
   other = {k: v for k, v in FLAT.items() if k != "mid_0/conv_0/kernel"}
   other["mid_1/conv_0/kernel"] = jnp.zeros((3, 3, 8, 32))
-  with pytest.raises(UserError) as error:
+  words = "no mid_0/conv_0/kernel, mid_1/conv_0/kernel of another shape"
+  with pytest.raises(UserError, match=words):
     lora.merge({**other, **adapter()})
-  message = str(error.value)
-  assert "no mid_0/conv_0/kernel" in message
-  assert "mid_1/conv_0/kernel of another shape" in message
-  assert "\n" not in message
 
 
 def test_half_precision_sums_are_rounded_once():

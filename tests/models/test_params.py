@@ -1,4 +1,4 @@
-"""Inflation keeps the image model, exactly, where the paper says it can."""
+"""Inflation equals the image model where the paper says so; splitting."""
 
 import dataclasses
 import re
@@ -23,11 +23,12 @@ from tests.conftest import apply, make_cond, random_leaves, run, small_config
 IMAGE = small_config(temporal=None)
 
 
-def video_config(resample, **changes):
-  temporal = TemporalConfig(
-    resample=resample, num_attentions=2, head_dim=8, max_distance=32
+def video_config(resample, max_distance=32):
+  return small_config(
+    temporal=TemporalConfig(
+      resample=resample, head_dim=8, max_distance=max_distance
+    )
   )
-  return small_config(temporal=temporal, **changes)
 
 
 def inflated(config):
@@ -72,14 +73,7 @@ def test_with_temporal_resampling_equals_it_on_constant_videos(rng):
 @pytest.mark.parametrize("frames", [4, 32])
 def test_a_wider_position_bias_changes_no_video(rng, frames):
   """Frames 1, and 7 in the coarsest level apart: short and longer clips."""
-  narrow, wide = (
-    small_config(
-      temporal=TemporalConfig(
-        resample=(True, True), head_dim=8, max_distance=number
-      )
-    )
-    for number in (2, 7)
-  )
+  narrow, wide = (video_config((True, True), distance) for distance in (2, 7))
   flat = {
     k: v + 0.2 if "/proj/" in k else v for k, v in random_leaves(narrow).items()
   }
@@ -153,22 +147,38 @@ def test_flatten_and_split_are_inverses_by_path():
   assert frozen.keys() == random_leaves(IMAGE).keys()
 
 
-def test_a_pattern_that_fits_nothing_is_an_error():
-  flat = random_leaves(IMAGE)
-  with pytest.raises(UserError, match="matches no parameter"):
-    split(flat, "temporal_")
-  with pytest.raises(UserError, match="not a regular expression"):
-    split(flat, "temporal_(")
+@pytest.mark.parametrize(
+  ("pattern", "words"),
+  [("temporal_", "matches no parameter"), ("(", "not a regular expression")],
+)
+def test_patterns_that_cannot_be_used(pattern, words):
+  with pytest.raises(UserError, match=words) as error:
+    split(random_leaves(IMAGE), pattern)
+  assert error.value.field == f"config.train.trainable={pattern!r}"
 
 
-def test_an_image_model_of_another_shape_is_refused_by_leaf():
-  wider = random_leaves(small_config(temporal=None, channels=(16, 24, 40)))
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    (
+      lambda _: random_leaves(
+        small_config(temporal=None, channels=(16, 24, 40))
+      ),
+      "is 40x32 instead of 32x32",
+    ),
+    (
+      lambda flat: {k: v for k, v in flat.items() if k != "stem/bias"},
+      "stem/bias is missing",
+    ),
+    (
+      lambda flat: flat | {"extra/bias": np.zeros(3)},
+      "extra/bias is unexpected",
+    ),
+  ],
+)
+def test_image_models_of_another_config_are_refused(change, words):
   fresh = random_leaves(video_config((True, True)))
-  with pytest.raises(UserError, match=r"is 40x32 instead of 32x32"):
-    inflate(wider, fresh, "config.init_from=DIR")
-  lacking = {k: v for k, v in random_leaves(IMAGE).items() if k != "stem/bias"}
-  with pytest.raises(UserError, match="stem/bias is missing"):
-    inflate(lacking, fresh, "config.init_from=DIR")
-  more = random_leaves(IMAGE) | {"extra/bias": np.zeros(3)}
-  with pytest.raises(UserError, match="extra/bias is unexpected"):
-    inflate(more, fresh, "config.init_from=DIR")
+  source = change(random_leaves(IMAGE))
+  with pytest.raises(UserError, match=words) as error:
+    inflate(source, fresh, "config.init_from=DIR")
+  assert error.value.field == "config.init_from=DIR"

@@ -1,4 +1,4 @@
-"""The encoder against an independent one in numpy, loops and all."""
+"""The T5 encoder against plain numpy and stored outputs of transformers."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lumiere_jax.errors import UserError
-from lumiere_jax.models.importers.t5_hf import params_from_hf, params_to_hf
+from lumiere_jax.models.importers.t5_hf import params_from_hf
 from lumiere_jax.models.t5 import (
   T5_SIZES,
   T5Config,
@@ -24,6 +24,7 @@ from lumiere_jax.models.t5 import (
 )
 from lumiere_jax.models.text_encoder import load_t5
 from lumiere_jax.storage import safetensors
+from tests.references import t5
 
 SMALL = T5Config(
   vocab_size=50,
@@ -37,8 +38,8 @@ SMALL = T5Config(
 )
 
 
-def _hf_weights(config, seed=0):
-  """Made-up tensors under the published names; nothing is 0 or 1."""
+def hf_weights(config, seed=0):
+  """Random tensors under the published names; nothing is 0 or 1."""
   rng = np.random.default_rng(seed)
   width = config.num_heads * config.d_kv
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32) * 0.3
@@ -66,7 +67,7 @@ def _hf_weights(config, seed=0):
 
 
 def _bucket(distance, num_buckets, max_distance):
-  """From the definition, in whole numbers: no rounding can mislead it."""
+  """From the definition, in exact integers."""
   half = num_buckets // 2
   exact = half // 2
   size = abs(distance)
@@ -129,7 +130,7 @@ def _encode(params, config, ids, mask=None):
 
 
 def test_equals_an_independent_implementation():
-  tensors = _hf_weights(SMALL)
+  tensors = hf_weights(SMALL)
   params = params_from_hf(tensors, SMALL)
   rng = np.random.default_rng(1)
   lengths = (50, 23, 1)  # 50 goes beyond max_distance.
@@ -143,7 +144,7 @@ def test_equals_an_independent_implementation():
 
 
 def test_padding_changes_nothing_but_itself():
-  params = params_from_hf(_hf_weights(SMALL), SMALL)
+  params = params_from_hf(hf_weights(SMALL), SMALL)
   rng = np.random.default_rng(2)
   ids = np.repeat(rng.integers(0, SMALL.vocab_size, (1, 9)), 2, axis=0)
   mask = np.repeat([[True] * 5 + [False] * 4], 2, axis=0)
@@ -172,7 +173,7 @@ def test_buckets_of_t5_at_known_distances():
 
 
 def test_bfloat16_keeps_norms_and_bias_in_float32_and_stays_near():
-  tensors = _hf_weights(SMALL)
+  tensors = hf_weights(SMALL)
   half = dataclasses.replace(SMALL, dtype="bfloat16")
   params = params_from_hf(tensors, half)
   flat = traverse_util.flatten_dict(params, sep="/")
@@ -280,134 +281,20 @@ def test_initialisation_depends_on_the_seed_only():
   assert (leaves[0] != leaves[2]).mean() > 0.9  # All but the norms' ones.
 
 
-# Hugging Face files.
+ENCODER = json.loads((t5.FOLDER / "encoder.json").read_text())
 
 
-def _write_config(folder, config=SMALL, **changes):
-  content = {
-    "vocab_size": config.vocab_size,
-    "d_model": config.d_model,
-    "d_ff": config.d_ff,
-    "num_heads": config.num_heads,
-    "d_kv": config.d_kv,
-    "num_layers": config.num_layers,
-    "relative_attention_num_buckets": config.num_buckets,
-    "relative_attention_max_distance": config.max_distance,
-    "feed_forward_proj": "gated-gelu",
-    "model_type": "t5",
-  }
-  (folder / "config.json").write_text(json.dumps(content | changes))
-
-
-def _equal(a, b):
-  jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def test_hf_names_round_trip():
-  tensors = _hf_weights(SMALL)
-  back = params_to_hf(params_from_hf(tensors, SMALL))
-  assert back.keys() == tensors.keys()
-  for name in tensors:
-    np.testing.assert_array_equal(back[name], tensors[name])
-
-
-def test_the_rest_of_a_full_t5_is_ignored():
-  tensors = _hf_weights(SMALL)
-  expected = params_from_hf(tensors, SMALL)
-  tensors["lm_head.weight"] = np.ones((50, 12))
-  tensors["decoder.block.0.layer.0.SelfAttention.q.weight"] = np.ones((24, 12))
-  tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
-  _equal(params_from_hf(tensors, SMALL), expected)
-  del tensors["shared.weight"]
-  _equal(params_from_hf(tensors, SMALL), expected)
-
-
-def test_misfits_are_named():
-  tensors = _hf_weights(SMALL)
-  name = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
-  without = {k: v for k, v in tensors.items() if k != name}
-  with pytest.raises(UserError, match=rf"1 tensor is missing \({name}\)"):
-    params_from_hf(without, SMALL)
-  turned = tensors | {name: tensors[name].T}
-  with pytest.raises(
-    UserError, match=rf"{name} \(20, 12\) instead of \(12, 20\)"
-  ):
-    params_from_hf(turned, SMALL)
-  shallow = dataclasses.replace(SMALL, num_layers=2)
-  with pytest.raises(UserError, match=r"9 tensors are unknown .*block\.2"):
-    params_from_hf(tensors, shallow)
-
-
-def test_one_file_loads_as_a_folder_and_by_name(tmp_path):
-  tensors = _hf_weights(SMALL)
-  _write_config(tmp_path)
-  file = tmp_path / "model.safetensors"
-  safetensors.save(file, tensors | {"lm_head.weight": np.ones((50, 12))})
-  for source in (tmp_path, file, str(file)):
-    config, params = load_t5(source)
-    assert config == SMALL
-    _equal(params, params_from_hf(tensors, SMALL))
-
-
-def test_shards_load_by_their_index(tmp_path):
-  tensors = _hf_weights(SMALL)
-  _write_config(tmp_path)
-  names, weight_map = sorted(tensors), {}
-  for i in range(3):
-    file = f"model-0000{i + 1}-of-00003.safetensors"
-    shard = {n: tensors[n] for n in names[i::3]}
-    safetensors.save(tmp_path / file, shard)
-    weight_map |= dict.fromkeys(shard, file)
-  # A shard without encoder tensors is not even opened.
-  weight_map["decoder.final_layer_norm.weight"] = "not-there.safetensors"
-  # A second copy of the weights beside them must not confuse.
-  safetensors.save(tmp_path / "copy.safetensors", tensors)
-  index = tmp_path / "model.safetensors.index.json"
-  index.write_text(json.dumps({"weight_map": weight_map}))
-  _equal(load_t5(tmp_path)[1], params_from_hf(tensors, SMALL))
-  index.unlink()
-  with pytest.raises(UserError, match="more than one file holds"):
-    load_t5(tmp_path)
-  (tmp_path / "copy.safetensors").unlink()
-  _equal(load_t5(tmp_path)[1], params_from_hf(tensors, SMALL))
-
-
-@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16])
-def test_weights_become_the_dtype_asked_for(tmp_path, stored):
-  tensors = {k: v.astype(stored) for k, v in _hf_weights(SMALL).items()}
-  _write_config(tmp_path)
+@pytest.mark.parametrize("name", ENCODER["cases"])
+def test_features_equal_transformers(tmp_path, name):
+  """Stored by `python -m tests.references.make_t5`; see tests/parity."""
+  case = ENCODER["cases"][name]
+  assert case["config"] == t5.CONFIGS[name]
+  tensors = t5.weights(**case)
   safetensors.save(tmp_path / "model.safetensors", tensors)
-  for dtype in ("float32", "bfloat16"):
-    config, params = load_t5(tmp_path, dtype)
-    assert config == dataclasses.replace(SMALL, dtype=dtype)
-    kernel = params["layers_2"]["mlp"]["wo"]["kernel"]
-    name = "encoder.block.2.layer.1.DenseReluDense.wo.weight"
-    np.testing.assert_array_equal(kernel, tensors[name].T.astype(dtype))
-    scale = params["encoder_norm"]["scale"]
-    assert scale.dtype == np.float32
-    name = "encoder.final_layer_norm.weight"
-    np.testing.assert_array_equal(scale, tensors[name].astype(np.float32))
-
-
-def test_files_that_are_not_t5_v1_1_are_refused(tmp_path):
-  with pytest.raises(UserError, match="none: no such file or folder"):
-    load_t5(tmp_path / "none")
-  with pytest.raises(UserError, match=r"config\.json: no such file"):
-    load_t5(tmp_path)
-  (tmp_path / "config.json").write_text("{")
-  with pytest.raises(UserError, match=r"config\.json: not JSON"):
-    load_t5(tmp_path)
-  _write_config(tmp_path, feed_forward_proj="relu")
-  with pytest.raises(UserError, match="feed_forward_proj is 'relu'"):
-    load_t5(tmp_path)
-  _write_config(tmp_path)
-  with pytest.raises(UserError, match=r"holds no \.safetensors file"):
-    load_t5(tmp_path)
-  safetensors.save(tmp_path / "model.safetensors", {"x": np.ones(2)})
-  with pytest.raises(
-    UserError, match=r"30 tensors are missing .*d_model 12, 3 layers"
-  ):
-    load_t5(tmp_path)
-  (tmp_path / "config.json").write_text('{"feed_forward_proj": "gated-gelu"}')
-  with pytest.raises(UserError, match=r"config\.json: 'd_model' is missing"):
-    load_t5(tmp_path)
+  (tmp_path / "config.json").write_text(json.dumps(case["config"]))
+  config, params = load_t5(tmp_path)
+  ids, mask = t5.tokens(config.vocab_size)
+  ours = jax.jit(T5Encoder(config).apply)({"params": params}, ids, mask)
+  error = t5.relative_error(ours, np.load(t5.FOLDER / f"{name}.npy"))
+  print(f"{name}: differs from transformers by {error:.2e} of a feature")
+  assert error < 1e-5

@@ -1,4 +1,6 @@
-import pathlib
+"""The tokenizer: ids, truncation, training, and T5's own model."""
+
+import json
 import warnings
 
 import numpy as np
@@ -12,10 +14,10 @@ from lumiere_jax.models.tokenizer import (
   default_tokenizer_path,
   train_tokenizer,
 )
+from tests.references import t5
+from tests.references.strings import mixed_strings
 
-T5_MODEL = (
-  pathlib.Path(__file__).parents[2] / "../shared/assets/tokenizers/t5"
-) / "spiece.model"
+TOKENS = json.loads((t5.FOLDER / "tokens.json").read_text(encoding="utf-8"))
 
 
 def _builtin(max_length=32):
@@ -79,7 +81,7 @@ def test_lone_surrogates_are_plain_text():
 
 
 genuine = pytest.mark.skipif(
-  not T5_MODEL.exists(), reason="T5's tokenizer not at hand"
+  not t5.SPIECE.exists(), reason="T5's tokenizer not at hand"
 )
 
 
@@ -88,7 +90,7 @@ genuine = pytest.mark.skipif(
   [
     (default_tokenizer_path(), "<"),
     # T5 has no piece for it: an unknown one, not an end, takes its place.
-    pytest.param(T5_MODEL, " ⁇ ", marks=genuine),
+    pytest.param(t5.SPIECE, " ⁇ ", marks=genuine),
   ],
   ids=["built-in", "T5"],
 )
@@ -154,25 +156,26 @@ def test_training_on_little_text_gives_fewer_pieces(tmp_path):
   assert tokenizer.decode(tokenizer.encode(["ab z"])[0]) == ["ab z"]
 
 
-def test_training_errors_are_told(tmp_path):
-  with pytest.raises(UserError, match="captions: there are none"):
+def test_training_errors(tmp_path):
+  with pytest.raises(UserError, match="captions: all are empty"):
     train_tokenizer(["", "  "], tmp_path / "m", 1000)
-  with pytest.raises(UserError, match="vocab_size: 100"):
+  with pytest.raises(UserError, match="vocab_size=100"):
     train_tokenizer(["a red circle"], tmp_path / "m", 100)
   assert not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a model", b"\x00" * 100])
-def test_what_is_not_a_model_is_refused(tmp_path, content):
+@pytest.mark.parametrize("content", [None, b"", b"not a model", b"\x00" * 100])
+def test_files_that_are_not_models_are_refused(tmp_path, content):
   path = tmp_path / "x.model"
-  path.write_bytes(content)
-  with pytest.raises(UserError, match=r"x\.model: not a sentencepiece model"):
+  if content is not None:
+    path.write_bytes(content)
+  words = "cannot read" if content is None else "not a sentencepiece model"
+  with pytest.raises(UserError, match=words) as error:
     Tokenizer(path, 8)
+  assert error.value.field == f"{path}:"
 
 
-def test_missing_file_other_special_ids_and_no_room_are_refused(tmp_path):
-  with pytest.raises(UserError, match=r"none\.model: .*cannot be read"):
-    Tokenizer(tmp_path / "none.model", 8)
+def test_other_special_ids_and_lengths_are_refused(tmp_path):
   sentencepiece.SentencePieceTrainer.train(
     sentence_iterator=iter(["a red circle"]),
     model_prefix=str(tmp_path / "bert"),
@@ -180,14 +183,31 @@ def test_missing_file_other_special_ids_and_no_room_are_refused(tmp_path):
     hard_vocab_limit=False,
     minloglevel=2,
   )
-  with pytest.raises(UserError, match=r"bert\.model: pad is -1 and eos 2"):
+  with pytest.raises(UserError, match="pad id -1 and eos id 2"):
     Tokenizer(tmp_path / "bert.model", 8)
-  with pytest.raises(UserError, match="max_length: 0"):
+  with pytest.raises(UserError, match="max_length=0"):
     _builtin(0)
 
 
 @genuine
 def test_t5_model_gives_t5_ids():
-  tokens, mask = Tokenizer(T5_MODEL, 6).encode(["Hello world", ""])
+  tokens, mask = Tokenizer(t5.SPIECE, 6).encode(["Hello world", ""])
   assert tokens.tolist() == [[8774, 296, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]]
   assert mask.sum(axis=1).tolist() == [3, 1]
+
+
+@genuine
+def test_ids_equal_transformers():
+  tokenizer = Tokenizer(t5.SPIECE, 64)
+  for text, ids in TOKENS["texts"].items():
+    tokens, mask = tokenizer.encode([text])
+    assert tokens[mask].tolist() == ids, text
+
+
+@genuine
+def test_ids_of_many_scripts_equal_transformers():
+  strings = mixed_strings(t5.STRINGS, TOKENS["seed"])
+  assert t5.digest(strings) == TOKENS["strings"]
+  tokens, mask = Tokenizer(t5.SPIECE, 64).encode(strings)
+  ids = [row[real].tolist() for row, real in zip(tokens, mask, strict=True)]
+  assert t5.digest(ids) == TOKENS["ids"]

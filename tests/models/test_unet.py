@@ -1,4 +1,4 @@
-"""The U-Net against plain numpy, its own promises, and published counts."""
+"""The U-Net: parameter tree and counts, padding, remat, patches, chunks."""
 
 import dataclasses
 import pathlib
@@ -80,87 +80,6 @@ def test_golden_tree():
     for path, leaf in abstract_params(config).items()
   )
   assert tree == (GOLDEN / "unet.txt").read_text()
-
-
-def test_sinusoid_is_cosines_then_sines():
-  times = np.array([0.0, 0.25, 0.999])
-  out = np.asarray(blocks.sinusoid(jnp.asarray(times), 8))
-  steps = 1000 * times[:, None]
-  freqs = 1e4 ** (-np.arange(4) / 4)
-  expected = np.concatenate([np.cos(steps * freqs), np.sin(steps * freqs)], 1)
-  np.testing.assert_allclose(out, expected, atol=2e-4)
-
-
-def test_group_norm_takes_each_frame_by_itself(rng):
-  x = rng.standard_normal((2, 3, 4, 5, 6)).astype(np.float32)
-  out = blocks.GroupNorm(2).apply(
-    {"params": {"scale": jnp.full(6, 2.0), "bias": jnp.full(6, 0.5)}}, x
-  )
-  for b, t, g in np.ndindex(2, 3, 2):
-    group = x[b, t, :, :, 3 * g : 3 * g + 3]
-    expected = (group - group.mean()) / np.sqrt(group.var() + 1e-5)
-    np.testing.assert_allclose(
-      out[b, t, :, :, 3 * g : 3 * g + 3], 2 * expected + 0.5, atol=1e-5
-    )
-
-
-def test_attention_is_softmax_over_text_then_pixels(rng):
-  block = blocks.TextAttention(4, 2, True, "xla", jnp.float32)
-  x = rng.standard_normal((1, 2, 2, 3, 8)).astype(np.float32)
-  text = rng.standard_normal((1, 5, 6)).astype(np.float32)
-  mask = np.array([[True, True, True, False, False]])
-  params = block.init(jax.random.key(0), x, text, mask)["params"]
-  params = jax.tree.map(
-    lambda p: jnp.asarray(rng.standard_normal(p.shape), p.dtype), params
-  )
-  out = block.apply({"params": params}, x, text, mask)
-  p = jax.tree.map(np.asarray, params)
-
-  def norm(x, name):  # over positions and the channels of each of 2 groups
-    g = x.reshape(-1, 2, x.shape[-1] // 2)
-    g = (g - g.mean((0, 2), keepdims=True)) / np.sqrt(
-      g.var((0, 2), keepdims=True) + 1e-5
-    )
-    return g.reshape(x.shape) * p[name]["scale"] + p[name]["bias"]
-
-  dense = lambda x, name: (
-    np.einsum("pc,c...->p...", x, p[name]["kernel"]) + p[name]["bias"]
-  )
-  # Of tokens that are masked nothing is seen, by the norm neither.
-  kv_text = dense(norm(text[0, :3], "norm_text"), "text_kv")
-  for t in range(2):
-    pixels = x[0, t].reshape(6, 8)
-    qkv = dense(norm(pixels, "norm"), "qkv")
-    heads = []
-    for n in range(2):
-      keys = np.concatenate([kv_text[:, 0, n], qkv[:, 1, n]])
-      values = np.concatenate([kv_text[:, 1, n], qkv[:, 2, n]])
-      logits = qkv[:, 0, n] @ keys.T / 2.0
-      weights = np.exp(logits - logits.max(-1, keepdims=True))
-      heads.append(weights / weights.sum(-1, keepdims=True) @ values)
-    expected = (
-      np.einsum("npd,ndc->pc", np.stack(heads), p["out"]["kernel"])
-      + p["out"]["bias"]
-    )
-    np.testing.assert_allclose(
-      out[0, t].reshape(6, 8), pixels + expected, atol=2e-4, rtol=2e-4
-    )
-
-
-def test_group_norm_leaves_masked_positions_out(rng):
-  x = rng.standard_normal((3, 1, 7, 6)).astype(np.float32)
-  count = np.array([7, 4, 1])
-  mask = (np.arange(7) < count[:, None])[:, None]
-  params = {"scale": jnp.full(6, 2.0), "bias": jnp.full(6, 0.5)}
-  norm = lambda *args: np.asarray(
-    blocks.GroupNorm(2).apply({"params": params}, *args)
-  )
-  out = norm(x, mask)
-  for i, n in enumerate(count):  # as if the others were not there
-    alone = norm(x[i : i + 1, :, :n])
-    np.testing.assert_allclose(out[i, 0, :n], alone[0, 0], atol=1e-6)
-  np.testing.assert_allclose(out[0], norm(x)[0], atol=1e-6)
-  assert np.isfinite(norm(x, np.zeros_like(mask))).all()
 
 
 def padded(text, real: int, length: int, rng, scale: float = 3.0) -> Cond:
@@ -312,6 +231,8 @@ def test_bfloat16_computes_close_and_keeps_float32_weights(rng):
   [
     ({"attention": ("none", "self")}, "attention has 2 entries"),
     ({"attention": ("none", "crossed", "self")}, "'crossed' is not one of"),
+    ({"attention_kernel": "chunk"}, "attention_kernel='chunk' is not one of"),
+    ({"low_resolution": "corner"}, 'low_resolution=.*mean "corners"'),
     ({"channels": (16, 24, 30)}, "30, which is no multiple of norm_groups=4"),
     ({"head_dim": 12}, "32, which is no multiple of head_dim=12"),
     ({"activation": "relu"}, "activation='relu' is not one of gelu, silu"),
@@ -357,8 +278,8 @@ def remat_config(*kinds: str) -> UNetConfig:
   )
 
 
-def test_computing_again_changes_no_gradient():
-  """And it is done: the convolutions of the blocks stand twice."""
+def test_remat_changes_no_gradient():
+  """And it recomputes: convolutions of the blocks appear twice."""
   flat = random_leaves(remat_config())
   z = jax.random.normal(jax.random.key(1), (1, 4, 8, 8, 3))
 
@@ -370,15 +291,12 @@ def test_computing_again_changes_no_gradient():
 
     return jax.jit(jax.grad(loss)).lower(flat)
 
-  plain, mixed = (
-    gradient(remat_config()),
-    gradient(remat_config("full", "none")),
-  )
+  plain = gradient(remat_config())
+  mixed = gradient(remat_config("full", "none"))
   convolutions = lambda lowered: lowered.as_text().count("convolution(")
   everything = convolutions(plain)
-  assert (
-    convolutions(gradient(remat_config("products", "products"))) == everything
-  )
+  products = gradient(remat_config("products", "products"))
+  assert convolutions(products) == everything
   for kinds in (("full", "full"), ("attention", "attention")):
     assert convolutions(gradient(remat_config(*kinds))) > 1.2 * everything
   assert everything < convolutions(mixed)
@@ -388,16 +306,6 @@ def test_computing_again_changes_no_gradient():
     np.testing.assert_allclose(
       got[path], leaf, atol=1e-5 * scale + 1e-9, err_msg=path
     )
-
-
-def test_patches_hold_every_pixel(rng):
-  x = jnp.asarray(rng.normal(size=(2, 3, 6, 4, 5)), jnp.float32)
-  patches = blocks.to_patches(x, 2)
-  assert patches.shape == (2, 3, 3, 2, 20)
-  np.testing.assert_array_equal(
-    patches[0, 1, 2, 1].reshape(2, 2, 5), x[0, 1, 4:6, 2:4]
-  )
-  np.testing.assert_array_equal(blocks.to_pixels(patches, 2), x)
 
 
 def test_a_model_of_patches_takes_and_gives_pixels():

@@ -251,11 +251,6 @@ def test_old_bundles_were_enlarged_as_their_kind_was(experiment, expected):
     assert StageConfig.from_meta(meta, "new").model.low_resolution == said
 
 
-def test_an_alignment_that_there_is_not():
-  with pytest.raises(UserError, match=r'low_resolution.*mean "corners"'):
-    dataclasses.replace(common.TINY_SSR, low_resolution="corner")
-
-
 @pytest.mark.parametrize(
   ("changes", "words"),
   [

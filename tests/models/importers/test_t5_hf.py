@@ -1,0 +1,145 @@
+"""T5 weights under the names of Hugging Face, in memory and in files."""
+
+import dataclasses
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lumiere_jax.errors import UserError
+from lumiere_jax.models.importers.t5_hf import params_from_hf, params_to_hf
+from lumiere_jax.models.text_encoder import load_t5
+from lumiere_jax.storage import safetensors
+from tests.models.test_t5 import SMALL, hf_weights
+
+
+def _write_config(folder, config=SMALL, **changes):
+  content = {
+    "vocab_size": config.vocab_size,
+    "d_model": config.d_model,
+    "d_ff": config.d_ff,
+    "num_heads": config.num_heads,
+    "d_kv": config.d_kv,
+    "num_layers": config.num_layers,
+    "relative_attention_num_buckets": config.num_buckets,
+    "relative_attention_max_distance": config.max_distance,
+    "feed_forward_proj": "gated-gelu",
+    "model_type": "t5",
+  }
+  (folder / "config.json").write_text(json.dumps(content | changes))
+
+
+def _equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_hf_names_round_trip():
+  tensors = hf_weights(SMALL)
+  back = params_to_hf(params_from_hf(tensors, SMALL))
+  assert back.keys() == tensors.keys()
+  for name in tensors:
+    np.testing.assert_array_equal(back[name], tensors[name])
+
+
+def test_the_rest_of_a_full_t5_is_ignored():
+  tensors = hf_weights(SMALL)
+  expected = params_from_hf(tensors, SMALL)
+  tensors["lm_head.weight"] = np.ones((50, 12))
+  tensors["decoder.block.0.layer.0.SelfAttention.q.weight"] = np.ones((24, 12))
+  tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
+  _equal(params_from_hf(tensors, SMALL), expected)
+  del tensors["shared.weight"]
+  _equal(params_from_hf(tensors, SMALL), expected)
+
+
+def test_misfits_are_named():
+  tensors = hf_weights(SMALL)
+  name = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+  without = {k: v for k, v in tensors.items() if k != name}
+  with pytest.raises(UserError, match=rf"1 tensor is missing \({name}\)"):
+    params_from_hf(without, SMALL)
+  turned = tensors | {name: tensors[name].T}
+  with pytest.raises(
+    UserError, match=rf"{name} \(20, 12\) instead of \(12, 20\)"
+  ):
+    params_from_hf(turned, SMALL)
+  shallow = dataclasses.replace(SMALL, num_layers=2)
+  with pytest.raises(UserError, match=r"9 tensors are unknown .*block\.2"):
+    params_from_hf(tensors, shallow)
+
+
+def test_one_file_loads_as_a_folder_and_by_name(tmp_path):
+  tensors = hf_weights(SMALL)
+  _write_config(tmp_path)
+  file = tmp_path / "model.safetensors"
+  safetensors.save(file, tensors | {"lm_head.weight": np.ones((50, 12))})
+  for source in (tmp_path, file, str(file)):
+    config, params = load_t5(source)
+    assert config == SMALL
+    _equal(params, params_from_hf(tensors, SMALL))
+
+
+def test_shards_load_by_their_index(tmp_path):
+  tensors = hf_weights(SMALL)
+  _write_config(tmp_path)
+  names, weight_map = sorted(tensors), {}
+  for i in range(3):
+    file = f"model-0000{i + 1}-of-00003.safetensors"
+    shard = {n: tensors[n] for n in names[i::3]}
+    safetensors.save(tmp_path / file, shard)
+    weight_map |= dict.fromkeys(shard, file)
+  # A shard without encoder tensors is not even opened.
+  weight_map["decoder.final_layer_norm.weight"] = "not-there.safetensors"
+  # A second copy of the weights beside them must not confuse.
+  safetensors.save(tmp_path / "copy.safetensors", tensors)
+  index = tmp_path / "model.safetensors.index.json"
+  index.write_text(json.dumps({"weight_map": weight_map}))
+  _equal(load_t5(tmp_path)[1], params_from_hf(tensors, SMALL))
+  index.unlink()
+  with pytest.raises(UserError, match="more than one file holds"):
+    load_t5(tmp_path)
+  (tmp_path / "copy.safetensors").unlink()
+  _equal(load_t5(tmp_path)[1], params_from_hf(tensors, SMALL))
+
+
+@pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16])
+def test_weights_become_the_dtype_asked_for(tmp_path, stored):
+  tensors = {k: v.astype(stored) for k, v in hf_weights(SMALL).items()}
+  _write_config(tmp_path)
+  safetensors.save(tmp_path / "model.safetensors", tensors)
+  for dtype in ("float32", "bfloat16"):
+    config, params = load_t5(tmp_path, dtype)
+    assert config == dataclasses.replace(SMALL, dtype=dtype)
+    kernel = params["layers_2"]["mlp"]["wo"]["kernel"]
+    name = "encoder.block.2.layer.1.DenseReluDense.wo.weight"
+    np.testing.assert_array_equal(kernel, tensors[name].T.astype(dtype))
+    scale = params["encoder_norm"]["scale"]
+    assert scale.dtype == np.float32
+    name = "encoder.final_layer_norm.weight"
+    np.testing.assert_array_equal(scale, tensors[name].astype(np.float32))
+
+
+def test_files_that_are_not_t5_v1_1_are_refused(tmp_path):
+  with pytest.raises(UserError, match="none: no such file or folder"):
+    load_t5(tmp_path / "none")
+  with pytest.raises(UserError, match=r"config\.json: no such file"):
+    load_t5(tmp_path)
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(UserError, match=r"config\.json: not JSON"):
+    load_t5(tmp_path)
+  _write_config(tmp_path, feed_forward_proj="relu")
+  with pytest.raises(UserError, match="feed_forward_proj is 'relu'"):
+    load_t5(tmp_path)
+  _write_config(tmp_path)
+  with pytest.raises(UserError, match=r"holds no \.safetensors file"):
+    load_t5(tmp_path)
+  safetensors.save(tmp_path / "model.safetensors", {"x": np.ones(2)})
+  with pytest.raises(
+    UserError, match=r"30 tensors are missing .*d_model 12, 3 layers"
+  ):
+    load_t5(tmp_path)
+  (tmp_path / "config.json").write_text('{"feed_forward_proj": "gated-gelu"}')
+  with pytest.raises(UserError, match=r"config\.json: 'd_model' is missing"):
+    load_t5(tmp_path)
