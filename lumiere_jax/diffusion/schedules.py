@@ -16,7 +16,6 @@ time of a log-SNR, training draws times, and sampling may step evenly in time
 import dataclasses
 import functools
 import math
-from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -28,36 +27,23 @@ from lumiere_jax.errors import UserError, build_by_name
 Values = Float[Array, "*shape"]
 
 
-@runtime_checkable
-class Schedule(Protocol):
+class Schedule:
   """The noise level at each time, from t=0 (clean) to t=1 (noise)."""
 
   def log_snr(self, t: Values) -> Values:
     """log-SNR at times t in [0, 1]: finite, non-increasing in t."""
-    ...
+    raise NotImplementedError
 
   def time(self, log_snr: Values) -> Values:
     """The time in [0, 1] of a log-SNR: the inverse of `log_snr`."""
-    ...
+    raise NotImplementedError
 
   def grid(self, steps: int) -> Float[Array, "steps"]:
     """The log-SNRs that sampling steps start from, as originally published."""
-    ...
-
-  def trailing(self, steps: int) -> Float[Array, "steps"]:
-    """Log-SNRs even in time, including the noisiest (Lin et al. 2024)."""
-    ...
-
-
-class Continuous:
-  """Base of schedules in continuous time."""
-
-  def grid(self, steps: int) -> Float[Array, "steps"]:
-    """As `trailing`."""
     return self.trailing(steps)
 
   def trailing(self, steps: int) -> Float[Array, "steps"]:
-    """Even in time, from 1 down to one interval above 0."""
+    """Log-SNRs even in time, including the noisiest (Lin et al. 2024)."""
     return self.log_snr(jnp.linspace(1.0, 0.0, steps + 1)[:-1])
 
 
@@ -66,7 +52,7 @@ SAMPLED_FROM = -15.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cosine(Continuous):
+class Cosine(Schedule):
   """alpha = cos(pi t / 2) (Nichol and Dhariwal, without offset), clipped.
 
   Attributes:
@@ -105,7 +91,7 @@ class Cosine(Continuous):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Linear(Continuous):
+class Linear(Schedule):
   """sigma^2 = 1 - exp(-1e-4 - 10 t^2): beta rises linearly with time (DDPM).
 
   The continuous form of Imagen's last stage. It needs no clip: log-SNR runs
@@ -128,7 +114,7 @@ class Linear(Continuous):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvenLogSNR(Continuous):
+class EvenLogSNR(Schedule):
   """log-SNR falls evenly from 20 (t=0) to -20 (t=1).
 
   Attributes:
@@ -147,7 +133,7 @@ class EvenLogSNR(Continuous):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SquaredCosCapV2:
+class SquaredCosCapV2(Schedule):
   """The 1000 steps of DeepFloyd IF: the cosine in betas that end at 0.999.
 
   Step k (0 is the cleanest) has time k / 1000, which the network embeds. Times

@@ -83,7 +83,9 @@ class UNet(nn.Module):
     last = len(c.channels) - 1
     cond = self._mask_padding(cond)
     emb = self._embedding(time, cond)
-    text = self._dense(c.text_channels, "text_proj")(cond.text)
+    text = Dense(c.text_channels, dtype=self._dtype, name="text_proj")(
+      cond.text
+    )
 
     def block(x, name, level):
       def body(self, x):
@@ -107,7 +109,9 @@ class UNet(nn.Module):
         # Up-sampling from level k + 1 undoes down-sampling from level k.
         step = level if kind == "down" else level - 1
         if inflated and c.temporal.resample[step]:
-          x = self._resample_time(x, name, kind)
+          x = temporal.TemporalResample(
+            kind, self._dtype, name=f"temporal_{name}"
+          )(x)
         return constrain(x, VIDEO)
 
       return self._remat(body, level)(self, x)
@@ -175,14 +179,6 @@ class UNet(nn.Module):
     )
     _, chunks = scan(self, (), chunks)
     return einops.rearrange(chunks, "k b t h w c -> b (k t) h w c")
-
-  def _resample_time(self, x: Video, name: str, kind: str) -> Video:
-    return temporal.TemporalResample(
-      kind, self._dtype, name=f"temporal_{name}"
-    )(x)
-
-  def _dense(self, features: int, name: str) -> nn.Dense:
-    return Dense(features, dtype=self._dtype, name=name)
 
   def _conv(self, features: int, name: str, init=None, bias=True) -> nn.Conv:
     return Conv(
