@@ -269,7 +269,7 @@ def test_the_quantile_of_clips_is_numpys(percentile, kind):
   np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_a_still_background_stays_as_it_is(cond):
+def test_static_background_is_constant(cond):
   """White beside one bright frame, in windows of two. Of that frame alone s
   is 1.4, so white would fall to 0.714 there and be 1 in the other frames."""
   z = np.ones((1, 5, 8, 8, 3), np.float32)
@@ -301,7 +301,7 @@ def test_ranks_are_exact_in_clips_of_any_size(last):
     assert abs(float(rest) - float(exact % 1)) < 1e-6
 
 
-def test_clips_beyond_counting_are_user_errors():
+def test_too_large_clips():
   clip = jax.ShapeDtypeStruct((1, 80, 4096, 4096, 3), jnp.float32)
   with pytest.raises(UserError, match=r"4026531840 values.*shorter or smaller"):
     jax.eval_shape(lambda x: clip_quantile(x, 0.95), clip)
@@ -309,9 +309,7 @@ def test_clips_beyond_counting_are_user_errors():
 
 @pytest.mark.parametrize("devices", [2, 3, 5])
 @pytest.mark.parametrize("percentile", [0.0, 0.6, 0.95, 1.0])
-def test_thresholds_of_divided_clips_are_those_of_whole_ones(
-  cond, devices, percentile
-):
+def test_thresholds_of_sharded_clips(cond, devices, percentile):
   """Bit for bit: frames that fill up, or are held elsewhere, do not count."""
   z = 3 * jax.random.normal(jax.random.key(0), (2, 10, 4, 4, 3))
   division = divide((0, 3, 4), 6, 10, devices)

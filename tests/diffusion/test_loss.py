@@ -128,7 +128,7 @@ def test_micro_batches_add_up_to_the_batch(cond):
   assert np.ptp(parts) > 0.01
 
 
-def test_draws_of_a_sample_depend_on_its_place_alone():
+def test_draws_depend_on_the_index_only():
   long, short = draw(jax.random.key(0), 16), draw(jax.random.key(0), 8)
   np.testing.assert_array_equal(
     jax.random.key_data(long.keys[:8]), jax.random.key_data(short.keys)
@@ -139,7 +139,7 @@ def test_draws_of_a_sample_depend_on_its_place_alone():
   )
 
 
-def test_min_snr_weighs_x0_by_the_capped_snr(cond):
+def test_min_snr_weights(cond):
   """Whatever the space of the error: min(SNR, gamma) |x0 error|^2."""
   x0 = jax.random.normal(jax.random.key(5), (5, 1, 2, 2, 1))
   draws = Draws(jnp.array([0.02, 0.2, 0.5, 0.8, 0.98]), KEYS[:5])
@@ -171,7 +171,7 @@ def test_min_snr_weighs_x0_by_the_capped_snr(cond):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weighed_as_v_any_prediction_has_the_loss_of_v(cond, kind):
+def test_v_weighting_gives_the_loss_of_v(cond, kind):
   x0 = jax.random.normal(jax.random.key(5), (4, 1, 2, 2, 3)).clip(-1, 1)
   draws = Draws(jnp.array([0.1, 0.4, 0.7, 0.95]), KEYS[:4])
   network = lambda z, log_snr, cond: predict("v", 0.3 * z, z, log_snr)
@@ -186,7 +186,7 @@ def test_weighed_as_v_any_prediction_has_the_loss_of_v(cond, kind):
   np.testing.assert_allclose(capped[-1], loss("v")[-1], rtol=1e-3)
 
 
-def test_the_variance_is_trained_by_the_bound_alone(cond):
+def test_only_the_bound_trains_the_variance(cond):
   """The hybrid loss: neither term's gradient reaches the other's output."""
   x0 = jax.random.normal(jax.random.key(5), (4, 1, 2, 2, 3)).clip(-1, 1)
   draws = Draws(jnp.array([0.0, 0.001, 0.01, 0.1]), KEYS[:4])
@@ -215,7 +215,7 @@ def test_stratified_times_fill_every_stratum_and_stay_uniform():
   assert float(first.max()) > 0.99
 
 
-def test_unknown_loss_is_a_user_error(cond):
+def test_unknown_loss(cond):
   x0 = jnp.zeros((1, 1, 1, 1, 1))
   for options, words in (
     ({"kind": "mse"}, "loss kind='mse' is not one of eps, v, x0"),
@@ -265,7 +265,7 @@ def test_drop_rates_zero_and_one(captions):
   np.testing.assert_array_equal(every.text, 0)
 
 
-def test_masks_that_are_missing_mean_every_token(captions):
+def test_missing_masks_are_all_ones(captions):
   null = jnp.zeros((3, 2))
   plain = captions.replace(text_mask=None)
   assert drop_captions(KEYS, plain, null, None, 1.0).text_mask is None
@@ -279,7 +279,7 @@ def test_masks_that_are_missing_mean_every_token(captions):
   np.testing.assert_array_equal(out.text_mask[:, 1], null)
 
 
-def test_bad_rate_is_a_user_error(captions):
+def test_bad_rate(captions):
   with pytest.raises(UserError, match="rate=10"):
     drop_captions(KEYS, captions, jnp.zeros((3, 2)), None, 10.0)
 
@@ -371,7 +371,7 @@ def test_the_last_step_costs_the_likelihood_of_the_pixels():
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), SquaredCosCapV2()], ids=repr)
-def test_gradients_are_finite_and_move_the_variance_alone(schedule):
+def test_bound_has_finite_gradients_of_the_variance_only(schedule):
   t = jnp.array([0.0, 0.0005, 0.001, 0.002, 0.5, 0.999, 1.0])
   log_snr = schedule.log_snr(t)
   _, truth, prediction = case(log_snr, error=2.0)

@@ -234,7 +234,7 @@ def test_averaging_the_next_z_would_lose_variance():
   assert shared < 0.8 * alone
 
 
-def test_one_seed_gives_one_video_however_windows_are_chunked(cond):
+def test_video_does_not_depend_on_chunks_of_windows(cond):
   seeds = [3, 9, 7, 11]
   noise = frame_noise(sample_keys(seeds), INITIAL, 9, (3, 5, 1))
 
@@ -254,7 +254,7 @@ def test_one_seed_gives_one_video_however_windows_are_chunked(cond):
   assert np.abs(among_others[1] - alone[0]).max() > 0.1
 
 
-def test_canvas_holds_what_the_denoiser_predicts(z, cond):
+def test_predictions_are_averaged_separately(z, cond):
   # No log-variance in, none out; each form is averaged by itself.
   plain = lambda z, log_snr, cond: Prediction(z, 2 * z, 3 * z)
   got = multi_diffusion(plain, (0, 4), 5)(z, LOG_SNR, cond(2))
@@ -264,7 +264,7 @@ def test_canvas_holds_what_the_denoiser_predicts(z, cond):
 
 
 @pytest.mark.parametrize("axis", [2, 3])
-def test_windows_of_rows_and_columns_are_as_those_of_frames(z, cond, axis):
+def test_windows_of_rows_and_columns(z, cond, axis):
   frames = jax.random.normal(jax.random.key(5), z.shape)
   full = cond(2, frames=frames)
   swap = lambda x: jnp.swapaxes(x, 1, axis)
@@ -283,7 +283,7 @@ def test_windows_of_rows_and_columns_are_as_those_of_frames(z, cond, axis):
     )
 
 
-def test_windows_within_windows_change_nothing_that_is_of_one_pixel(cond):
+def test_nested_windows_of_a_per_pixel_denoiser(cond):
   z = jax.random.normal(jax.random.key(0), (2, 6, 5, 7, 3))
   of_pixels = lambda z, log_snr, cond: predict("x0", jnp.tanh(z), z, log_snr)
   tiled = of_pixels

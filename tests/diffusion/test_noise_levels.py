@@ -83,7 +83,7 @@ def test_every_distribution_shifts_and_stays_finite(name):
   assert np.all(np.abs(ends) <= noise_levels.LIMIT)
 
 
-def test_an_unknown_distribution_is_a_user_error():
+def test_unknown_distribution():
   with pytest.raises(UserError, match='did you mean "uniform"'):
     as_distribution("unifrom", **OPTIONS)
 
@@ -175,7 +175,7 @@ def test_trailing_ends_where_an_even_step_would_reach_the_clean_video():
   np.testing.assert_allclose(got, [-11.0, *(want - 1), np.inf], rtol=1e-5)
 
 
-def test_a_list_below_what_a_network_knows_is_a_user_error():
+def test_list_below_the_noisiest_trained_level():
   with pytest.raises(UserError, match="this model is log-SNR -9"):
     levels("-inf,-12,-4", 3, start=-9.0)
   np.testing.assert_array_equal(levels("-12,-4", 2, start=-9.0)[:2], [-12, -4])
@@ -183,7 +183,7 @@ def test_a_list_below_what_a_network_knows_is_a_user_error():
 
 @pytest.mark.parametrize("grid", [*GRIDS, "-inf,-8,-4,0,4"])
 @pytest.mark.parametrize("schedule", [Cosine(), SquaredCosCapV2()], ids=repr)
-def test_no_grid_falls_or_starts_below_what_is_known(grid, schedule):
+def test_grids_increase_from_the_noisiest_trained_level(grid, schedule):
   """Of a network that knows levels from -9.2 on, as one that predicts eps."""
   for shift in (0.0, -5.0):
     got = levels(grid, 5, start=-9.2, shift=shift, schedule=schedule)
@@ -192,13 +192,13 @@ def test_no_grid_falls_or_starts_below_what_is_known(grid, schedule):
       assert got[0] == np.float32(-9.2)
 
 
-def test_schedule_is_as_it_was():
+def test_schedule_grid_of_format_1():
   got = levels("schedule", 4)
   want = Cosine().log_snr(jnp.float32([0.75, 0.5, 0.25]))
   np.testing.assert_array_equal(got, [-15.0, *want, np.inf])
 
 
-def test_counts_that_would_start_short_reach_the_noisiest_step():
+def test_counts_that_would_start_late_use_trailing():
   schedule = SquaredCosCapV2()
   noisiest = float(schedule.log_snr(jnp.float32(0.999)))
   for steps in (1, 4, 7, 150, 300, 600, 900):
@@ -212,14 +212,14 @@ def test_counts_that_would_start_short_reach_the_noisiest_step():
   np.testing.assert_array_equal(schedule.trailing(4), want)
 
 
-def test_other_counts_are_spaced_as_if_spaces_them():
+def test_other_counts_use_the_grid_of_if():
   schedule = SquaredCosCapV2()
   for steps in (10, 20, 27, 50, 100, 500, 1000):
     got = levels("schedule", steps, schedule=schedule)[:-1]
     np.testing.assert_array_equal(got, schedule.grid(steps))
 
 
-def test_a_list_is_taken_as_it_is():
+def test_list_grid():
   got = levels("-inf,-8,-4,0,4", 5)
   np.testing.assert_array_equal(got, [-np.inf, -8, -4, 0, 4, np.inf])
   assert parse_levels("log_snr") is None

@@ -23,14 +23,14 @@ from tests.references import samplers
 PAIRS = [(-15.0, -9.0), (-2.0, -1.9), (0.5, 3.0), (6.0, 15.0)]
 
 
-def one_step(rule, x0, z, pair, noise, log_var=None):
-  """One step of `rule` on numbers."""
+def one_step(sampler, x0, z, pair, noise, log_var=None):
+  """One step of `sampler` on numbers."""
   video = lambda x: jnp.full((1, 1, 1, 1, 1), x, jnp.float32)
   if log_var is not None:
     log_var = video(log_var)
   log_snr = jnp.float32(pair[0])[None]
   prediction = predict("x0", video(x0), video(z), log_snr, log_var)
-  out = rule.step(
+  out = sampler.step(
       prediction, video(z), *map(jnp.float32, pair), video(noise)
   )  # fmt: skip
   return float(out.squeeze())
@@ -78,7 +78,7 @@ def test_ddpm_is_imagens_formula(pair):
   np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6)
 
 
-def test_learned_log_variance_takes_gammas_place():
+def test_learned_log_variance_replaces_gamma():
   for place in (0.0, 0.4, 1.0):
     got = one_step(DDPM(), 0.1, 0.9, (-1.0, 1.0), 1.0, log_var=place)
     want = one_step(DDPM(gamma=place), 0.1, 0.9, (-1.0, 1.0), 1.0)
@@ -107,13 +107,13 @@ def test_ddim_of_eta_one_is_ddpm_of_gamma_zero(pair):
 
 
 @pytest.mark.parametrize(
-  "rule", [DDPM(), DDPM(gamma=1.0), DDIM(), DDIM(eta=1.0)], ids=repr
+  "sampler", [DDPM(), DDPM(gamma=1.0), DDIM(), DDIM(eta=1.0)], ids=repr
 )
-def test_the_last_step_returns_x0_without_noise(rule):
-  got = one_step(rule, 0.37, -2.0, (5.0, np.inf), noise=3.0)
+def test_the_last_step_returns_x0_without_noise(sampler):
+  got = one_step(sampler, 0.37, -2.0, (5.0, np.inf), noise=3.0)
   assert got == np.float32(0.37)
   # A step between two equal levels (a clipped schedule has them) is finite.
-  again = one_step(rule, 0.37, -2.0, (-15.0, -15.0), noise=3.0)
+  again = one_step(sampler, 0.37, -2.0, (-15.0, -15.0), noise=3.0)
   np.testing.assert_allclose(again, -2.0, rtol=1e-5)
 
 
@@ -126,15 +126,15 @@ def bent(xp, z, log_snr):
   return 0.6 * xp.tanh(z - 0.2) + 0.1 * xp.cos(log_snr)
 
 
-def walk(rule, z):
-  """The states of a rule on its way down `LEVELS`, from numbers."""
+def walk(sampler, z):
+  """The states of a sampler on its way down `LEVELS`, from numbers."""
 
   def denoise(z, log_snr):
     x0 = bent(jnp, z, log_snr)
     return predict("x0", x0, z, jnp.full(z.shape[:1], log_snr))
 
-  state = rule.init(jnp.asarray(z, jnp.float32).reshape(1, 1, 1, 1, -1))
-  advance = jax.jit(lambda *args: rule.advance(denoise, *args))
+  state = sampler.init(jnp.asarray(z, jnp.float32).reshape(1, 1, 1, 1, -1))
+  advance = jax.jit(lambda *args: sampler.advance(denoise, *args))
   for t, s in itertools.pairwise(LEVELS):
     state = advance(state, jnp.float32(t), jnp.float32(s), state.z)
     yield np.asarray(state.z).ravel()
@@ -181,20 +181,20 @@ def test_heun_is_algorithm_1_of_edm():
     z = np.float64(got)
 
 
-@pytest.mark.parametrize("rule", [DPMSolverPP2M(), Heun()], ids=repr)
+@pytest.mark.parametrize("sampler", [DPMSolverPP2M(), Heun()], ids=repr)
 @pytest.mark.parametrize("log_snr", [-15.0, 5.0])
-def test_one_step_to_the_clean_video_returns_x0(rule, log_snr):
+def test_one_step_to_the_clean_video_returns_x0(sampler, log_snr):
   def denoise(z, log_snr):
     assert_finite = jnp.where(jnp.isfinite(log_snr), 0.37, jnp.nan)
     return predict("x0", z * 0 + assert_finite, z, log_snr[None])
 
-  state = rule.init(jnp.full((1, 1, 1, 1, 1), -2.0))
+  state = sampler.init(jnp.full((1, 1, 1, 1, 1), -2.0))
   for _ in range(2):  # the second one remembers a step
-    out = rule.advance(
+    out = sampler.advance(
         denoise, state, jnp.float32(log_snr), jnp.float32(np.inf), state.z
     )  # fmt: skip
     assert float(out.z.squeeze()) == np.float32(0.37)
-    state = rule.advance(
+    state = sampler.advance(
         denoise, state, jnp.float32(log_snr - 1), jnp.float32(log_snr), state.z
     )  # fmt: skip
 
@@ -202,7 +202,7 @@ def test_one_step_to_the_clean_video_returns_x0(rule, log_snr):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_step_from_pure_noise_is_the_limit_of_steps_from_nearly_pure(name):
   """z is the noise, and the mean of the data all that is known of x0."""
-  rule = SAMPLERS[name]()
+  sampler = SAMPLERS[name]()
   z = jnp.full((1, 1, 1, 1, 1), 0.8)
 
   def denoise(z, log_snr):  # exact for N(0.3, 1): x0 = 0.3 at pure noise
@@ -210,8 +210,8 @@ def test_a_step_from_pure_noise_is_the_limit_of_steps_from_nearly_pure(name):
     x0 = 0.3 + alpha * (z - 0.3 * alpha)
     return predict("x0", x0, z, log_snr[None])
 
-  step = lambda level: rule.advance(
-    denoise, rule.init(z), jnp.float32(level), jnp.float32(-3.0), z * 0.5
+  step = lambda level: sampler.advance(
+    denoise, sampler.init(z), jnp.float32(level), jnp.float32(-3.0), z * 0.5
   )
   pure, nearly = step(-jnp.inf), step(-30.0)
   assert np.isfinite(pure.z).all()
@@ -220,7 +220,7 @@ def test_a_step_from_pure_noise_is_the_limit_of_steps_from_nearly_pure(name):
   else:  # Euler's step, which is exact from there
     alpha, sigma = scales(-3.0)
     np.testing.assert_allclose(pure.z, alpha * 0.3 + sigma * 0.8, rtol=1e-5)
-  again = rule.advance(
+  again = sampler.advance(
     denoise, pure, jnp.float32(-3.0), jnp.float32(0.0), z * 0.5
   )
   assert np.isfinite(again.z).all()

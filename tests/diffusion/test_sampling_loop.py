@@ -230,7 +230,7 @@ def test_the_callback_sees_the_canvas_and_may_stop():
 
 
 @pytest.mark.parametrize("rule", [DPMSolverPP2M(), Heun()], ids=repr)
-def test_what_a_rule_remembers_passes_from_chunk_to_chunk(rule):
+def test_memory_passes_from_chunk_to_chunk(rule):
   def network(z, log_snr, cond):
     mixed = jnp.tanh(2 * z) + jnp.sin(log_snr).reshape(-1, 1, 1, 1, 1)
     return predict("v", mixed, z, log_snr)
@@ -253,16 +253,14 @@ def test_what_a_rule_remembers_passes_from_chunk_to_chunk(rule):
 @pytest.mark.parametrize(
   "strength, first", [(1.0, 0), (0.5, 5), (0.71, 3), (0.06, 9), (1e-9, 9)]
 )
-def test_part_of_the_way_is_rounded_to_a_step_of_the_first_grid(
-  strength, first
-):
+def test_rounded_strength_starts_at_a_grid_level(strength, first):
   grid = np.asarray(time_grid(Cosine(), 10))
   levels = part_way(grid, strength, Cosine(), rounded=True)
   np.testing.assert_array_equal(levels, grid[first:])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 12, 40])
-def test_a_strength_is_the_same_noise_on_any_grid(steps):
+def test_strength_is_the_same_noise_on_any_grid(steps):
   grid = np.float32([-np.inf, *np.linspace(-12, 6, steps), np.inf])
   for strength in (0.01, 0.3, 0.5, 0.55, 0.7, 0.9):
     levels = part_way(grid, strength, Cosine(), rounded=False)

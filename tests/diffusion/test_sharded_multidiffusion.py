@@ -33,9 +33,7 @@ def test_every_window_and_frame_has_one_owner(starts, window, frames, devices):
 
 @pytest.mark.parametrize("devices", [2, 3, 5])
 @pytest.mark.parametrize("starts, window, frames", CASES)
-def test_only_what_windows_see_beyond_their_own_frames_travels(
-  starts, window, frames, devices
-):
+def test_only_overlap_frames_are_communicated(starts, window, frames, devices):
   """Worked out by hand, frame by frame."""
   division = divide(starts, window, frames, devices)
   owner = division.places // division.size
@@ -49,7 +47,7 @@ def test_only_what_windows_see_beyond_their_own_frames_travels(
   assert dict(division.hops) == needed
 
 
-def test_windows_of_the_paper_on_four_devices_share_two_frames():
+def test_windows_of_the_paper_on_four_devices():
   starts = (0, 14, 28, 42, 56, 64)
   assert dict(divide(starts[:4], 16, 58, 4).hops) == {1: 2}
 

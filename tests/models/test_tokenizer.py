@@ -54,7 +54,7 @@ def test_normalisation_is_that_of_t5():
   assert (tokens[0] != tokens[3]).any()
 
 
-def test_too_long_text_is_cut_with_a_warning_that_shows_the_rest():
+def test_truncation_warns_and_shows_the_rest():
   tokenizer = _builtin(5)
   text = "a red circle moves left slowly"
   with pytest.warns(UserWarning, match=r'only 5 tokens.*"left slowly"'):
@@ -65,7 +65,7 @@ def test_too_long_text_is_cut_with_a_warning_that_shows_the_rest():
   assert tokenizer.left_out(text) == "left slowly"
 
 
-def test_a_text_that_just_fits_is_whole_and_raises_no_warning():
+def test_text_that_just_fits_is_not_truncated():
   tokenizer = _builtin(5)
   with warnings.catch_warnings():
     warnings.simplefilter("error")

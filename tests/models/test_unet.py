@@ -94,7 +94,7 @@ def padded(text, real: int, length: int, rng, scale: float = 3.0) -> Cond:
 
 @pytest.mark.parametrize("kind", ["self", "cross"])
 @pytest.mark.parametrize("kernel", ["xla", "chunked"])
-def test_padding_counts_for_nothing_in_attention(rng, kind, kernel):
+def test_padding_has_no_effect_in_attention(rng, kind, kernel):
   x = rng.standard_normal((1, 2, 2, 3, 8)).astype(np.float32)
   text = rng.standard_normal((1, 7, 6)).astype(np.float32)
   block = blocks.TextAttention(4, 2, kind == "self", kernel, jnp.float32)
@@ -110,7 +110,7 @@ def test_padding_counts_for_nothing_in_attention(rng, kind, kernel):
     np.testing.assert_allclose(out, exact, atol=1e-6, rtol=1e-6)
 
 
-def test_padding_counts_for_nothing_in_pooling(rng):
+def test_padding_has_no_effect_in_pooling(rng):
   text = rng.standard_normal((2, 7, 6)).astype(np.float32)
   block = blocks.TextPooling(2, 8, jnp.float32)
   params = block.init(jax.random.key(0), text, None)["params"]
@@ -121,7 +121,7 @@ def test_padding_counts_for_nothing_in_pooling(rng):
     np.testing.assert_allclose(out, run(text, None), atol=1e-6)
 
 
-def test_padding_counts_for_nothing(rng):
+def test_padding_has_no_effect(rng):
   """Neither what it holds nor how much there is, and there may be none."""
   config = small_config()
   flat = random_leaves(config)
@@ -141,7 +141,7 @@ def test_padding_counts_for_nothing(rng):
   assert np.abs(fewer - exact).max() > 1e-3 * np.abs(exact).max()
 
 
-def test_text_of_padding_alone_is_finite_and_always_the_same(rng):
+def test_text_of_only_padding_is_finite_and_deterministic(rng):
   config = small_config()
   flat = random_leaves(config)
   z = rng.standard_normal((1, 4, 8, 8, 3)).astype(np.float32)
@@ -153,7 +153,7 @@ def test_text_of_padding_alone_is_finite_and_always_the_same(rng):
   np.testing.assert_allclose(out[2], out[0], rtol=1e-6, atol=1e-6 * scale)
 
 
-def test_padding_counts_as_tokens_do_in_if(rng):
+def test_if_treats_padding_as_tokens(rng):
   """Its norms, attention and pooling take every token, whatever the mask."""
   config = small_config(mask_text=False)
   flat = random_leaves(config)
@@ -245,7 +245,7 @@ def test_bfloat16_computes_close_and_keeps_float32_weights(rng):
     ),
   ],
 )
-def test_bad_configs_say_what_is_wrong(changes, words):
+def test_bad_configs(changes, words):
   with pytest.raises(UserError, match=words):
     small_config(**changes)
 
@@ -308,7 +308,7 @@ def test_remat_changes_no_gradient():
     )
 
 
-def test_a_model_of_patches_takes_and_gives_pixels():
+def test_patch_model_shapes():
   config = small_config(patch=2, in_channels=6, cond_channels=4)
   shapes = abstract_params(config)
   assert shapes["stem/kernel"].shape == (3, 3, 6 * 4, 16)

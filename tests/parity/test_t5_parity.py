@@ -189,7 +189,7 @@ def test_tokens_agree_with_transformers(make):
 @pytest.mark.parametrize(
   "text", ["\u0085", "\u2047\u0301", "\U0001d536\u0307", "a \u2034"]
 )
-def test_tokens_known_to_differ_are_those_of_sentencepiece(make, text):
+def test_known_differences_follow_sentencepiece(make, text):
   import sentencepiece
 
   model = sentencepiece.SentencePieceProcessor(model_file=str(t5.SPIECE))
@@ -218,7 +218,7 @@ def test_cleaning_agrees_with_diffusers(make):
   print(f"{len(captions)} captions are cleaned alike")
 
 
-def test_references_are_as_they_would_be_made_now(make):
+def test_stored_references_are_up_to_date(make):
   pairs = json.loads((t5.FOLDER / "cleaning.json").read_text("utf-8"))["pairs"]
   assert all(make.cleaned(caption) == cleaned for caption, cleaned in pairs)
   cases = json.loads((t5.FOLDER / "encoder.json").read_text())["cases"]

@@ -24,7 +24,7 @@ FRAMES = 2
 
 
 @pytest.mark.parametrize("name", ["IF-I", "IF-II"])
-def test_every_frame_of_a_video_is_a_picture_of_theirs(name):
+def test_frames_equal_images_of_diffusers(name):
   """Text and noise level are those of the video, pixels those of the frame."""
   torch = pytest.importorskip("torch")
   pytest.importorskip("diffusers")

@@ -46,7 +46,7 @@ def test_enlarging_follows_torch(rng, alignment, size):
 
 
 @pytest.mark.parametrize("upscale", [2, 4, 8])
-def test_half_pixels_move_nothing(upscale):
+def test_half_pixel_alignment_moves_nothing(upscale):
   """A slope stays where it is, but for the edges, whose pixels repeat; kept
   corners move it by up to (upscale - 1) / 2 pixels."""
   n = 16 * upscale
@@ -67,9 +67,7 @@ def test_half_pixels_move_nothing(upscale):
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 @pytest.mark.parametrize("upscale", [2, 4, 8])
-def test_what_crops_are_told_is_cut_from_what_frames_are_told(
-  rng, alignment, upscale
-):
+def test_conditioning_of_crops_is_cropped_conditioning(rng, alignment, upscale):
   """At their borders too, where the frame has pixels beyond the crop."""
   h, w, size = 6 * upscale, 8 * upscale, 3 * upscale
   video = jnp.asarray(rng.uniform(-1, 1, (16, 2, h, w, 3)), jnp.float32)
@@ -96,7 +94,7 @@ def test_shrinking_averages_and_undoes_repetition(rng):
   )
 
 
-def test_low_resolution_frames_are_noised_as_told(rng):
+def test_low_resolution_frames_are_noised(rng):
   low = jnp.asarray(rng.standard_normal((2, 3, 4, 4, 3)), jnp.float32)
   noise = jnp.asarray(rng.standard_normal((2, 3, 8, 8, 3)), jnp.float32)
   level = jnp.array([0.0, 0.5])
@@ -133,7 +131,7 @@ def test_crops_are_cut_from_the_clip_on_the_grid():
   assert conditioning.random_crops(keys, (h, w), 0, 2) is None
 
 
-def test_given_pixels_and_their_mask_stand_beside_each_other(rng):
+def test_masked_frames(rng):
   video = rng.standard_normal((1, 2, 3, 4, 3)).astype(np.float32)
   mask = rng.integers(2, size=(1, 2, 3, 4, 1)).astype(np.float32)
   out = np.asarray(conditioning.masked_frames(video, mask))

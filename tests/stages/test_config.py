@@ -64,7 +64,7 @@ def test_six_channels_are_a_prediction_and_its_variance(rng, monkeypatch):
       np.testing.assert_allclose(got.log_var, (v + 1) / 2, atol=1e-6)
 
 
-def test_every_schedule_takes_a_shift():
+def test_schedules_have_the_shift():
   config = DiffusionConfig(schedule="linear", shift=-1.0)
   assert config.make_schedule() == Linear(shift=-1.0)
   config = DiffusionConfig(schedule="squaredcos_cap_v2", shift=0.5)
@@ -92,12 +92,12 @@ def test_bad_values_are_user_errors(changes, words):
   assert "\n" not in str(error.value)
 
 
-def of(model, diffusion, frames=1, side=16):
+def stage_config(model, diffusion, frames=1, side=16):
   video = VideoConfig(num_frames=frames, fps=16.0, resolution=(side, side))
   return StageConfig(model=model, diffusion=diffusion, video=video)
 
 
-def told(config, log_snr, monkeypatch):
+def embedded_time(config, log_snr, monkeypatch):
   """The time that the network gets."""
   times = []
 
@@ -116,9 +116,7 @@ def told(config, log_snr, monkeypatch):
 
 
 @pytest.mark.parametrize("embedding", SCHEDULES)
-def test_a_log_snr_is_told_alike_under_every_schedule_and_shift(
-  embedding, monkeypatch
-):
+def test_embedded_time_does_not_depend_on_the_schedule(embedding, monkeypatch):
   model = dataclasses.replace(common.TINY, noise_embedding=embedding)
   log_snr = [-12.0, -2.0, 0.0, 3.0]
   want = SCHEDULES[embedding]().time(jnp.float32(log_snr))
@@ -127,14 +125,18 @@ def test_a_log_snr_is_told_alike_under_every_schedule_and_shift(
     for shift in (0.0, -2.77, 1.5):
       for noise in ("schedule", "normal", "uniform"):
         diffusion = DiffusionConfig(schedule=schedule, shift=shift, noise=noise)
-        got = told(of(model, diffusion), log_snr, monkeypatch)
+        got = embedded_time(
+          stage_config(model, diffusion), log_snr, monkeypatch
+        )
         np.testing.assert_array_equal(got, want)
 
 
-def test_pure_noise_is_told_as_time_1(monkeypatch):
+def test_pure_noise_is_embedded_as_time_1(monkeypatch):
   for embedding in set(SCHEDULES) - {"squaredcos_cap_v2"}:
     model = dataclasses.replace(common.TINY, noise_embedding=embedding)
-    got = told(of(model, DiffusionConfig()), [-np.inf], monkeypatch)
+    got = embedded_time(
+      stage_config(model, DiffusionConfig()), [-np.inf], monkeypatch
+    )
     np.testing.assert_allclose(got, [1.0], rtol=1e-6)
 
 
@@ -155,17 +157,19 @@ def test_an_inflated_model_of_any_shift_is_its_image_model():
   clips = params | {k: v for k, v in fresh.items() if k not in params}
   z = jnp.float32(random.standard_normal((3, 4, 8, 8, 3)))
   log_snr, cond = jnp.float32([-9.0, -2.0, 4.0]), make_cond(3)
-  picture = network_denoiser(of(model, DiffusionConfig()), params)
+  picture = network_denoiser(stage_config(model, DiffusionConfig()), params)
   want = picture(z, log_snr, cond)
   for shift in (0.0, -2.77, -6.0):
-    config = of(video, DiffusionConfig(shift=shift), frames=4)
+    config = stage_config(video, DiffusionConfig(shift=shift), frames=4)
     got = network_denoiser(config, clips)(z, log_snr, cond)
     np.testing.assert_allclose(got.v, want.v, atol=2e-5)
   assert inflate(params, abstract_params(video), "x").keys() == clips.keys()
 
 
 def meta(**model):
-  config = of(common.TINY, DiffusionConfig(schedule="linear", shift=-1.0))
+  config = stage_config(
+    common.TINY, DiffusionConfig(schedule="linear", shift=-1.0)
+  )
   content = config.to_meta()
   for name in ("noise_embedding", "noise_embedding_shift"):
     del content["model"][name]
@@ -173,14 +177,14 @@ def meta(**model):
   return content
 
 
-def test_bundles_of_format_1_were_told_the_times_of_their_schedule():
+def test_format_1_embeds_times_of_its_schedule():
   config = StageConfig.from_meta(meta(), "x")
   assert config.model.noise_embedding == "linear"
   assert config.model.noise_embedding_shift == -1.0
   assert config.embedding_schedule == Linear(shift=-1.0)
 
 
-def test_pictures_of_if_are_sampled_as_they_were():
+def test_format_1_samples_if_on_its_own_grid():
   content = meta()
   content["diffusion"] |= {"schedule": "squaredcos_cap_v2", "shift": 0.0}
   content["sampling"] = {"sampler": "ddpm", "steps": 10}
@@ -192,13 +196,15 @@ def test_pictures_of_if_are_sampled_as_they_were():
 def test_an_unknown_embedding_is_a_user_error():
   model = dataclasses.replace(common.TINY, noise_embedding="cosin")
   with pytest.raises(UserError, match='did you mean "cosine"'):
-    of(model, DiffusionConfig())
+    stage_config(model, DiffusionConfig())
 
 
 @pytest.mark.parametrize("grid", [*GRIDS, "-9,-3,0,4"])
-def test_v_and_x0_start_from_pure_noise_and_eps_where_it_was_taught(grid):
+def test_first_level_by_prediction_type(grid):
   for prediction in ("v", "x0", "eps"):
-    config = of(common.TINY, DiffusionConfig(prediction=prediction), frames=80)
+    config = stage_config(
+      common.TINY, DiffusionConfig(prediction=prediction), frames=80
+    )
     levels = config.levels(SamplingConfig(steps=4, grid=grid))
     assert levels.shape == (5,) and levels[-1] == np.inf
     assert np.all(np.diff(levels[1:-1]) > 0)
@@ -214,7 +220,7 @@ def test_v_and_x0_start_from_pure_noise_and_eps_where_it_was_taught(grid):
 
 
 def test_the_first_level_follows_frames_and_pixels():
-  config = of(common.TINY, DiffusionConfig(), frames=80, side=128)
+  config = stage_config(common.TINY, DiffusionConfig(), frames=80, side=128)
   levels = config.levels(SamplingConfig(steps=12))
   assert levels[1] == pytest.approx(-np.log(80 * 128 * 128) - 2, abs=1e-4)
   assert levels[-2] == 6.0
@@ -239,7 +245,7 @@ def test_the_first_level_follows_frames_and_pixels():
     (ssr_image.IF, "corners"),
   ],
 )
-def test_old_bundles_were_enlarged_as_their_kind_was(experiment, expected):
+def test_format_1_alignment(experiment, expected):
   """They do not say how; IF's schedule tells who trained the network."""
   config = experiment.sampling
   assert config.model.low_resolution == expected
@@ -278,7 +284,7 @@ def test_settings_of_the_base_and_of_super_resolution():
   assert (ssr.grid, ssr.steps) == ("-2,2", 2)
   alone = Settings(grid="-inf,-4,0").of("ssr", defaults)
   assert (alone.grid, alone.steps) == ("log_snr", 12)
-  config = of(common.TINY, DiffusionConfig())
+  config = stage_config(common.TINY, DiffusionConfig())
   assert config.levels(base)[0] == -np.inf
 
 
@@ -297,6 +303,6 @@ def test_settings_of_the_base_and_of_super_resolution():
     ({"shift": float("inf")}, "--shift=inf must be from -40 to 40"),
   ],
 )
-def test_settings_that_cannot_be(changes, words):
+def test_bad_settings(changes, words):
   with pytest.raises(UserError, match=words):
     Settings(**changes)

@@ -54,7 +54,7 @@ def test_one_file_and_shards_are_the_same(tmp_path, variant):
   same(open_weights(tmp_path / "two", "model", variant=variant[1:]))
 
 
-def test_the_plain_one_goes_before_variants_which_can_be_chosen(tmp_path):
+def test_plain_file_is_preferred_to_variants(tmp_path):
   other = {k: v + 100 for k, v in TENSORS.items()}
   safetensors.save(tmp_path / "model.fp16.safetensors", other)
   shard(tmp_path)
@@ -63,14 +63,14 @@ def test_the_plain_one_goes_before_variants_which_can_be_chosen(tmp_path):
   np.testing.assert_array_equal(chosen["a.weight"], other["a.weight"])
 
 
-def test_of_several_variants_one_must_be_named(tmp_path):
+def test_several_variants_are_ambiguous(tmp_path):
   for variant in ("fp16", "bf16"):
     safetensors.save(tmp_path / f"model.{variant}.safetensors", TENSORS)
   with pytest.raises(UserError, match=r"bf16.*fp16.*variant"):
     open_weights(tmp_path, "model")
 
 
-def test_shards_without_anything_wanted_need_not_be_there(tmp_path):
+def test_unneeded_shards_may_be_missing(tmp_path):
   shard(tmp_path)
   (tmp_path / "model-00002-of-00002.safetensors").unlink()
   kept = open_weights(tmp_path, "model", keep=lambda n: n == "a.weight")
@@ -113,7 +113,7 @@ def test_a_shard_cut_short_is_refused(tmp_path):
     open_weights(tmp_path, "model")
 
 
-def test_files_that_hold_the_same_tensor_are_told(tmp_path):
+def test_duplicate_tensors_are_refused(tmp_path):
   for name in "ab":
     safetensors.save(tmp_path / f"{name}.safetensors", TENSORS)
   with pytest.raises(UserError, match="more than one file holds"):
@@ -128,7 +128,7 @@ def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path):
       open_weights(source, "model")
 
 
-def test_nothing_there_is_told(tmp_path):
+def test_missing_files(tmp_path):
   with pytest.raises(UserError, match="no such file or folder"):
     open_weights(tmp_path / "none", "model")
   with pytest.raises(UserError, match=r"holds no \.safetensors"):

@@ -142,7 +142,7 @@ def test_every_layer_of_old_attention_processors_is_corrected(spell):
 
 
 @pytest.mark.parametrize("module", [CONV, SKIP, QUERY, "conv_in", "conv_out"])
-def test_one_layer_alone(module):
+def test_single_layers(module):
   check(file([module]), {module: 1.0})
 
 
@@ -267,7 +267,7 @@ def test_the_header_of_a_file_may_hold_the_config(prefix):
     ({"lora_alpha": float("nan")}, rf"not a finite number \({QUERY}"),
   ],
 )
-def test_configs_that_ask_for_more_are_refused_by_key(changes, words):
+def test_unsupported_peft_configs(changes, words):
   with pytest.raises(UserError, match=words) as error:
     read(file([QUERY]), settings(**changes))
   assert str(error.value).startswith("file: ")
@@ -291,7 +291,7 @@ STRAY = np.zeros((2, 2), np.float32)
     "lora/mid_attention/qkv/kernel/a",
   ],
 )
-def test_other_kinds_of_adapters_are_refused_by_tensor(name):
+def test_other_kinds_of_adapters_are_refused(name):
   with pytest.raises(UserError, match="1 tensor is not part of") as error:
     read(file([QUERY]) | {name: STRAY})
   assert name in str(error.value)
@@ -319,7 +319,7 @@ def test_other_kinds_of_adapters_are_refused_by_tensor(name):
     ({f"unet.{QUERY}.alpha": np.float32(np.inf)}, "not a finite number"),
   ],
 )
-def test_what_is_broken_is_refused_by_tensor(extra, words):
+def test_broken_tensors_are_named(extra, words):
   with pytest.raises(UserError, match=words) as error:
     read(file([QUERY]) | extra)
   assert QUERY in str(error.value) or CONV in str(error.value)

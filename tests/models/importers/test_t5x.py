@@ -152,7 +152,7 @@ def test_arrays_become_the_dtype_asked_for(tmp_path, write):
     np.testing.assert_array_equal(np.asarray(leaf), stored[path].astype(dtype))
 
 
-def test_arrays_too_large_for_one_piece_are_joined(tmp_path, monkeypatch):
+def test_chunked_arrays_are_joined(tmp_path, monkeypatch):
   monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 100)
   path = _write_file(tmp_path)
   assert b"__msgpack_chunked_array__" in path.read_bytes()
@@ -161,7 +161,7 @@ def test_arrays_too_large_for_one_piece_are_joined(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("root", ["target", "params", None])
-def test_the_tree_may_stand_alone(tmp_path, root):
+def test_roots_of_the_tree(tmp_path, root):
   tree = _tree()["optimizer"]["target"]
   tree = {root: tree} if root else tree
   path = tmp_path / "x"
@@ -276,14 +276,14 @@ def _with_bad_array(shape, name, values):
     _with_bad_array((-1, -2), "float32", b"12345678"),
   ],
 )
-def test_broken_files_are_told(tmp_path, content):
+def test_broken_files(tmp_path, content):
   path = tmp_path / "x"
   path.write_bytes(content)
   with pytest.raises(UserError, match=r"x: (not the msgpack|holds no T5)"):
     open_t5(path)
 
 
-def test_cut_files_are_told(tmp_path):
+def test_truncated_files(tmp_path):
   path = _write_file(tmp_path)
   content = path.read_bytes()
   for length in range(1, len(content), 997):
@@ -312,7 +312,7 @@ def test_arrays_of_whole_numbers_are_refused(tmp_path):
     ),
   ],
 )
-def test_broken_arrays_are_told(tmp_path, damage):
+def test_broken_arrays(tmp_path, damage):
   damage(_write_folder(tmp_path) / f"target.encoder.{KERNEL.replace('/', '.')}")
   with pytest.raises(UserError, match=r"wo\.kernel: not a zarr array"):
     load_t5(tmp_path)

@@ -102,9 +102,7 @@ IF_II_L = IF_I_XL | {
   ],
   ids=["IF-I-XL", "IF-II-L"],
 )
-def test_published_configs_are_ours_at_their_published_size(
-  content, ours, size
-):
+def test_published_configs_and_sizes(content, ours, size):
   config = config_from_diffusers(content, "config.json")
   assert config == dataclasses.replace(ours, skip_scale=config.skip_scale)
   assert config.skip_scale == pytest.approx(ours.skip_scale, rel=1e-12)
@@ -192,20 +190,20 @@ def test_of_a_video_model_the_spatial_part_is_taken():
     ("something_new", 3),
   ],
 )
-def test_what_our_network_cannot_be_is_refused_by_its_key(key, value):
+def test_unsupported_keys_are_named(key, value):
   named = "time_embedding_act_fn" if key == "resnet_skip_time_act" else key
   with pytest.raises(UserError, match=rf"x/config\.json.*{named}"):
     config_from_diffusers(IF_I_XL | {key: value}, "x/config.json")
 
 
-def test_widths_that_do_not_divide_are_told_with_the_file():
+def test_bad_widths_name_the_file():
   content = IF_I_XL | {"attention_head_dim": 60}
   with pytest.raises(UserError, match=r"x/config\.json.*head_dim=60"):
     config_from_diffusers(content, "x/config.json")
 
 
 @pytest.mark.parametrize("change", [{"mask_text": True}, {"norm_groups": 16}])
-def test_what_theirs_cannot_be_is_refused_by_its_field(change):
+def test_fields_that_diffusers_does_not_support(change):
   config = dataclasses.replace(common.IF_TINY, **change)
   with pytest.raises(UserError, match=next(iter(change))):
     config_to_diffusers(config, 8)
@@ -221,7 +219,7 @@ def test_what_upscales_was_trained_with_corners_kept():
   assert config_from_diffusers(IF_I_XL, "").low_resolution == "half_pixel"
 
 
-def test_all_tensors_that_do_not_fit_are_named():
+def test_all_misfits_are_named():
   config = common.IF_TINY
   tensors = to_diffusers(random_leaves(config, 0), config)
   left_out = ["conv_in.bias", "conv_out.bias"]
