@@ -17,7 +17,7 @@ from lumiere_jax.models.text_encoder import (
   Mask,
   Text,
   TextEncoder,
-  _refuse_one_text,
+  check_captions,
 )
 from lumiere_jax.parallel.multihost import is_primary
 from lumiere_jax.storage import safetensors
@@ -90,7 +90,7 @@ class TextCache:
       UserError: the folder cannot be written, or the encoder is not the one
         that `identity` names.
     """
-    _refuse_one_text(captions)
+    check_captions(captions)
     with self._lock:
       found = {c: self._find(c) for c in captions}
       missing = [c for c, entry in found.items() if entry is None]
@@ -100,7 +100,7 @@ class TextCache:
 
   def fill(self, captions: Iterable[str]) -> int:
     """Encodes the captions that have no valid entry; returns how many."""
-    _refuse_one_text(captions)
+    check_captions(captions)
     with self._lock:
       missing = [c for c in dict.fromkeys(captions) if self._find(c) is None]
       with tqdm(

@@ -165,8 +165,7 @@ class TextEncoder:
     Returns:
       text, (b, l, e) float32, and mask, (b, l) bool.
     """
-    if isinstance(captions, str):  # Would be taken as a sequence of letters.
-      raise TypeError("give a sequence of captions, not one caption")
+    check_captions(captions)
     self.params = jax.tree.map(jnp.asarray, self.params)  # If offloaded.
     tokens, mask = self.tokenize(captions)
     # One by one, as XLA rounds differently for different batch sizes. The calls
@@ -180,6 +179,12 @@ class TextEncoder:
     shape = (len(rows), self.tokenizer.max_length, self.config.d_model)
     text = np.array(jax.device_get(rows), np.float32).reshape(shape)
     return text, mask
+
+
+def check_captions(captions: Sequence[str]) -> None:
+  """Checks that captions are not one string, a sequence of letters."""
+  if isinstance(captions, str):
+    raise TypeError("give a sequence of captions, not one caption")
 
 
 def null_text(encoder: TextEncoder, kind: str) -> tuple[np.ndarray, np.ndarray]:
