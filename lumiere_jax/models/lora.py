@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from lumiere_jax.errors import UserError
+from lumiere_jax.models.params import is_spatial, is_temporal
 from lumiere_jax.models.sharded_layers import convolve
 from lumiere_jax.models.temporal import TemporalConv, convolve_time
 from lumiere_jax.storage.safetensors import LazyArray
@@ -26,7 +27,7 @@ from lumiere_jax.typing import FlatParams
 PREFIX = "lora/"
 
 
-TARGETS = {"temporal": r"(^|/)temporal_", "spatial": r"^(?!temporal_|cond_in)"}
+TARGETS = {"temporal": is_temporal, "spatial": is_spatial}
 """Short names of the layers that adapters are most often put on."""
 
 
@@ -50,14 +51,14 @@ def init_adapter(
     UserError: the target is malformed or matches no kernel.
   """
   try:
-    pattern = re.compile(TARGETS.get(target, target))
+    chosen = TARGETS.get(target) or re.compile(target).search
   except re.error as error:
     raise UserError(
       f"config.lora.target={target!r}",
       f"is no regular expression: {error}",
       f"give one, or one of {', '.join(TARGETS)}",
     ) from error
-  paths = [k for k in flat if k.endswith("/kernel") and pattern.search(k)]
+  paths = [k for k in flat if k.endswith("/kernel") and chosen(k)]
   if not paths:
     raise UserError(
       f"config.lora.target={target!r} matches no kernel; kernels look like "

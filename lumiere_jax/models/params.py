@@ -1,4 +1,4 @@
-"""From a trained image model to a Space-Time U-Net, by path.
+"""Parameter trees by path: flatten, split, inflate, compare.
 
 Inflation is the union of the image model's leaves and fresh temporal ones;
 what a stage trains is one regular expression over the same paths.
@@ -14,11 +14,23 @@ import numpy as np
 from lumiere_jax.errors import UserError
 from lumiere_jax.typing import FlatParams, Params
 
-ADDED_LEAVES = r"(^|/)(temporal_|cond_in)"
-"""Leaves that an image model does not have."""
+_TEMPORAL = re.compile(r"(^|/)temporal_")
 
 
-_BIAS = re.compile(r"(^|/)temporal_.*/position_bias$")
+_ADDED = re.compile(r"(^|/)(temporal_|cond_in)")
+
+
+def is_temporal(path: str) -> bool:
+  """Whether a parameter or module path is of a temporal layer.
+
+  Adapters of a parameter ('lora/PATH/a') count with it.
+  """
+  return bool(_TEMPORAL.search(path))
+
+
+def is_spatial(path: str) -> bool:
+  """Whether an image model has it too: neither temporal nor `cond_in`."""
+  return not _ADDED.search(path)
 
 
 def flatten(params: Params) -> FlatParams:
@@ -67,8 +79,7 @@ def inflate(source: FlatParams, fresh: FlatParams, name: str) -> FlatParams:
     UserError: a spatial leaf of `fresh` is not in `source`, `source` has a
       leaf that `fresh` lacks, or shapes differ; leaves are named.
   """
-  added = [k for k in fresh if re.search(ADDED_LEAVES, k)]
-  expected = {k: v for k, v in fresh.items() if k in source or k not in added}
+  expected = {k: v for k, v in fresh.items() if k in source or is_spatial(k)}
   check_same_leaves(source, expected, name)
   return {k: source.get(k, leaf) for k, leaf in fresh.items()}
 
@@ -82,7 +93,9 @@ def widen_position_bias(flat: FlatParams, max_distance: int) -> FlatParams:
   """
 
   def widen(path: str, table: Any) -> Any:
-    more = 2 * max_distance + 1 - len(table) if _BIAS.search(path) else 0
+    if not (is_temporal(path) and path.endswith("/position_bias")):
+      return table
+    more = 2 * max_distance + 1 - len(table)
     if more <= 0:
       return table
     return np.pad(table, ((more // 2, more // 2), (0, 0)), mode="edge")
