@@ -10,13 +10,13 @@ import time
 from typing import IO
 
 from launch.showcase import typed
-from lumiere_jax.stages.config import PARENTS
+from lumiere_jax.stages.config import FAMILIES, PARENTS
 from lumiere_jax.training.run_report import RunSummary, write_curves
 
 STOPPED = 143  # As a shell says that SIGTERM ended a command.
 
 
-FIRST = "t2i"
+FIRST = FAMILIES["base"][0]
 
 
 SHARES = {
@@ -29,7 +29,7 @@ SHARES = {
 """Of a budget."""
 
 
-BUNDLED = ("conditional", "ssr")
+BUNDLED = tuple(names[-1] for names in FAMILIES.values())
 
 
 _WARM = (("base", FIRST), ("conditional", "warm/base"), ("ssr_image", None))

@@ -12,9 +12,10 @@ import time
 from tqdm import tqdm
 
 from launch.showcase import SHOWS, Show, draw_inputs, run
+from lumiere_jax.stages.config import PARENTS
 from lumiere_jax.training.run_report import Made, RunSummary, write_page
 
-STAGES = ("t2i", "base", "conditional", "ssr_image", "ssr")
+STAGES = tuple(PARENTS)
 
 
 # Enough to see what it is; the gallery has the defaults.

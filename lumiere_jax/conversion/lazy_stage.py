@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 import dataclasses
 import functools
-import re
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.models.config import UNetConfig
-from lumiere_jax.models.params import ADDED_LEAVES
+from lumiere_jax.models.params import is_spatial
 from lumiere_jax.models.unet import abstract_params, init_params
 from lumiere_jax.parallel.backend import drawing_options
 from lumiere_jax.stages.config import PARENTS, StageConfig
@@ -25,7 +24,7 @@ class LazyStage:
   """A stage whose leaves are read when they are written.
 
   Attributes:
-    name: of the stage, as in `training.config.PARENTS`.
+    name: of the stage, as in `stages.config.PARENTS`.
     config: what sampling needs to know.
     leaves: path -> array, or one that is made when asked for.
     about: what else bundle.json says of it: `trained_on`, `licence`, ...
@@ -129,8 +128,7 @@ def inflated(stage: LazyStage, experiment: Experiment) -> LazyStage:
 def _fresh(model: UNetConfig, seed: int) -> dict[str, LazyArray]:
   """The temporal leaves, made level by level."""
   leaves = abstract_params(model).items()
-  added = {k: leaf for k, leaf in leaves if re.search(ADDED_LEAVES, k)}
-
+  added = {k: leaf for k, leaf in leaves if not is_spatial(k)}
   options = drawing_options(jax.default_backend(), added)
   made_once = functools.partial(jax.jit, compiler_options=options)
 

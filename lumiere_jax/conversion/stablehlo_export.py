@@ -23,12 +23,13 @@ from lumiere_jax.conversion.lazy_stage import progress, watched
 from lumiere_jax.diffusion.noise import stream_keys
 from lumiere_jax.diffusion.samplers import make_sampler
 from lumiere_jax.errors import UserError, option
-from lumiere_jax.inference.cascade import SLOTS, Stage, guidance_params
+from lumiere_jax.inference.cascade import Stage, guidance_params
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.inference.stage_sampler import sample_at_once
 from lumiere_jax.models.params import flatten, unflatten
 from lumiere_jax.models.t5 import T5Encoder
+from lumiere_jax.stages.config import SLOTS
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.atomic import require_space, write_json, writing
 from lumiere_jax.typing import Cond, FlatParams, Video

@@ -32,6 +32,7 @@ from lumiere_jax.inference.windowing import (
   check_canvas,
   plan_windows,
 )
+from lumiere_jax.models.params import is_temporal
 from lumiere_jax.models.text_encoder import TextEncoder, null_text
 from lumiere_jax.parallel.multihost import is_primary
 from lumiere_jax.stages.conditioning import (
@@ -39,12 +40,8 @@ from lumiere_jax.stages.conditioning import (
   add_low_resolution,
   add_masked_video,
 )
-from lumiere_jax.stages.config import SamplingConfig, StageConfig
+from lumiere_jax.stages.config import SLOTS, SamplingConfig, StageConfig
 from lumiere_jax.typing import Cond, FlatParams, Video
-
-SLOTS = {"base": ("base", "conditional", "t2i"), "ssr": ("ssr", "ssr_image")}
-"""The two places of a cascade and the stages that can take each, the first
-one there is. Image stages make every frame a picture of its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,11 +53,8 @@ class Stage:
 
   def as_image(self) -> "Stage":
     """The image stage in it: without what inflation added."""
-    spatial = lambda path: not path.startswith("temporal_")
-    return Stage(
-      config=self.config.as_image(),
-      params={k: v for k, v in self.params.items() if spatial(k)},
-    )
+    params = {k: v for k, v in self.params.items() if not is_temporal(k)}
+    return Stage(config=self.config.as_image(), params=params)
 
 
 class Cascade:

@@ -12,16 +12,14 @@ import numpy as np
 
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.adapters import apply_adapters, read_adapter
-from lumiere_jax.inference.cascade import SLOTS, Stage
+from lumiere_jax.inference.cascade import Stage
 from lumiere_jax.models import lora
 from lumiere_jax.models.text_encoder import TextEncoder, text_encoder_of
 from lumiere_jax.parallel.mesh import MeshConfig, make_mesh
-from lumiere_jax.stages.config import StageConfig
+from lumiere_jax.stages.config import CONDITIONAL, SLOTS, StageConfig
 from lumiere_jax.stages.denoiser import lay_out_weights
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.typing import FlatParams
-
-CONDITIONAL = "conditional"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

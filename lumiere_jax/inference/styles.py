@@ -11,7 +11,6 @@ import dataclasses
 from importlib import resources
 import os
 from pathlib import Path
-import re
 from typing import Any
 import warnings
 
@@ -31,27 +30,14 @@ from lumiere_jax.models import lora
 from lumiere_jax.models.config import UNetConfig
 from lumiere_jax.models.importers import lora_diffusers
 from lumiere_jax.models.importers.hf_checkpoint import refuse_pickle
-from lumiere_jax.models.params import ADDED_LEAVES, check_same_leaves
+from lumiere_jax.models.params import check_same_leaves, is_spatial
+from lumiere_jax.stages.config import FAMILIES, IMAGE_STAGES, SLOT_OF
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage.safetensors import LazyArray
 from lumiere_jax.typing import FlatParams
 
-FAMILIES = {
-  "base": ("t2i", "base", "conditional"),
-  "ssr": ("ssr_image", "ssr"),
-}
-"""For each slot of a cascade the stages whose spatial leaves are the same: the
-image model, then what is inflated from it."""
-
-
 MOST = 1.5
 """The largest alpha: beyond 1 a style is exaggerated."""
-
-
-_SLOT = {stage: slot for slot, names in FAMILIES.items() for stage in names}
-
-
-_IMAGES = tuple(names[0] for names in FAMILIES.values())
 
 
 _OPTION = option("style")
@@ -103,11 +89,11 @@ def read_style(path: str | os.PathLike) -> Style:
   shipped = _SHIPPED / f"{place}.safetensors"
   if not place.exists() and shipped.is_file():
     place = shipped
-  if stage and stage not in _SLOT:
+  if stage and stage not in SLOT_OF:
     raise UserError(
       f"{_OPTION}={path}:",
       f"there is no stage {stage!r}",
-      f"name one of {', '.join(_SLOT)}",
+      f"name one of {', '.join(SLOT_OF)}",
     )
   if place.is_dir() and not bundles.is_bundle(place):
     refuse_pickle(*sorted(place.iterdir()))
@@ -161,7 +147,7 @@ def parse_alphas(text: str, name: str = option("alphas")) -> tuple[float, ...]:
 
 def spatial(flat: FlatParams) -> FlatParams:
   """The leaves that an image model has too."""
-  return {k: v for k, v in flat.items() if not re.search(ADDED_LEAVES, k)}
+  return {k: v for k, v in flat.items() if is_spatial(k)}
 
 
 def interpolate_style(
@@ -215,7 +201,7 @@ def styled(
       named.
   """
   check_alpha(alpha)
-  family = FAMILIES.get(style.slot, tuple(_SLOT))
+  family = FAMILIES.get(style.slot, tuple(SLOT_OF))
   stages = [name for name in family if name in weights]
   if not stages:
     raise UserError(
@@ -233,7 +219,7 @@ def styled(
       )
     except UserError as error:
       misfits[stage] = error
-  slots = {_SLOT[stage] for stage in changed}
+  slots = {SLOT_OF[stage] for stage in changed}
   if not changed:
     raise UserError("; ".join(dict.fromkeys(map(str, misfits.values()))))
   if len(slots) > 1:
@@ -243,7 +229,7 @@ def styled(
       f"say which, as {_OPTION}={next(iter(changed))}={style.path}",
     )
   for stage, error in misfits.items():
-    if _SLOT[stage] in slots:
+    if SLOT_OF[stage] in slots:
       warnings.warn(f"{stage} is left in its own style: {error}", stacklevel=2)
   return {**weights, **changed}
 
@@ -253,9 +239,9 @@ def _of_adapter(
 ) -> Style:
   """The spatial part of an adapter."""
   if isinstance(adapter, PublishedAdapter):
-    return Style(path=path, slot=_SLOT.get(stage, ""), adapter=adapter)
-  slot = _SLOT[adapter.stage]
-  if stage and _SLOT[stage] != slot:
+    return Style(path=path, slot=SLOT_OF.get(stage, ""), adapter=adapter)
+  slot = SLOT_OF[adapter.stage]
+  if stage and SLOT_OF[stage] != slot:
     raise UserError(
       f"{_OPTION}={path}",
       f"was trained for stage {adapter.stage!r}",
@@ -276,22 +262,22 @@ def _of_adapter(
 
 def _of_bundle(path: str, bundle: bundles.Bundle, stage: str) -> Style:
   """The spatial leaves of the stage asked for, or of the one slot there is."""
-  held = [name for name in _SLOT if name in bundle.parts]
+  held = [name for name in SLOT_OF if name in bundle.parts]
   found = [name for name in held if stage in ("", name)]
   if not found:
     raise UserError(
       f"{_OPTION}={path}",
       f"holds {', '.join(held) or 'no stage'}",
-      f"give a fine-tuned {stage or ' or '.join(_IMAGES)}",
+      f"give a fine-tuned {stage or ' or '.join(IMAGE_STAGES)}",
     )
-  if len({_SLOT[name] for name in found}) > 1:
+  if len({SLOT_OF[name] for name in found}) > 1:
     raise UserError(
       f"{_OPTION}={path}",
       f"holds {', '.join(found)}",
       f"say whose style to take, as {_OPTION}={found[0]}={path}",
     )
   leaves = spatial(lora.merge(bundle.leaves(found[0])))
-  return Style(path=path, slot=_SLOT[found[0]], leaves=leaves)
+  return Style(path=path, slot=SLOT_OF[found[0]], leaves=leaves)
 
 
 def _in_style(
@@ -318,7 +304,7 @@ def _warn_of_other_weights(
   name: str, adapter: Adapter, stage: str, flat: FlatParams
 ) -> None:
   """A base keeps the very leaves of the image model it was inflated from."""
-  known = spatial(flat) if adapter.stage in _IMAGES else flat
+  known = spatial(flat) if adapter.stage in IMAGE_STAGES else flat
   if fingerprint(known) == adapter.base:
     return
   warnings.warn(

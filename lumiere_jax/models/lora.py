@@ -18,7 +18,12 @@ from jaxtyping import Array, Float
 import numpy as np
 
 from lumiere_jax.errors import UserError
-from lumiere_jax.models.params import first_of, select_paths
+from lumiere_jax.models.params import (
+  first_of,
+  is_spatial,
+  is_temporal,
+  select_paths,
+)
 from lumiere_jax.models.sharded_layers import convolve
 from lumiere_jax.models.temporal import TemporalConv, convolve_time
 from lumiere_jax.storage.safetensors import LazyArray
@@ -26,7 +31,7 @@ from lumiere_jax.typing import FlatParams
 
 PREFIX = "lora/"
 
-TARGETS = {"temporal": r"(^|/)temporal_", "spatial": r"^(?!temporal_|cond_in)"}
+TARGETS = {"temporal": is_temporal, "spatial": is_spatial}
 """Short names for common sets of layers."""
 
 # Kernels with one input axis and several output axes (parts, heads, width); all
@@ -47,9 +52,9 @@ def init_adapter(
   """
   paths = select_paths(
     (path for path in flat if path.endswith("/kernel")),
-    TARGETS.get(target, target),
+    target,
     "config.lora.target",
-    shown=target,
+    TARGETS,
   )
   adapter = {}
   for path, subkey in zip(

@@ -5,7 +5,7 @@ model's leaves and fresh temporal ones. What a stage trains is a regex over the
 same paths.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 import re
 from typing import Any
 
@@ -15,10 +15,22 @@ import numpy as np
 from lumiere_jax.errors import UserError
 from lumiere_jax.typing import FlatParams, Params
 
-ADDED_LEAVES = r"(^|/)(temporal_|cond_in)"
-"""Leaves that an image model does not have."""
+_TEMPORAL = re.compile(r"(^|/)temporal_")
 
-_BIAS = re.compile(r"(^|/)temporal_.*/position_bias$")
+_ADDED = re.compile(r"(^|/)(temporal_|cond_in)")
+
+
+def is_temporal(path: str) -> bool:
+  """Whether a parameter or module is in a temporal layer.
+
+  This includes adapters of a parameter ('lora/PATH/a').
+  """
+  return bool(_TEMPORAL.search(path))
+
+
+def is_spatial(path: str) -> bool:
+  """Whether an image model has the parameter: not temporal, not `cond_in`."""
+  return not _ADDED.search(path)
 
 
 def flatten(params: Params) -> FlatParams:
@@ -40,23 +52,29 @@ def split(flat: FlatParams, trainable: str) -> tuple[FlatParams, FlatParams]:
 
 
 def select_paths(
-  paths: Iterable[str], pattern: str, field: str, shown: str | None = None
+  paths: Iterable[str],
+  pattern: str,
+  field: str,
+  named: Mapping[str, Callable[[str], bool]] | None = None,
 ) -> list[str]:
-  """The paths that a regex matches; a UserError if there are none.
+  """The paths that match a pattern; a UserError if there are none.
 
   Args:
     paths: of leaves.
-    pattern: the regex, searched in each path.
-    field: the config key it is from.
-    shown: its value there, if that is another; for the error.
+    pattern: a regex to search in each path, or a name in `named`.
+    field: the config key of the pattern.
+    named: predicates by name.
   """
-  paths, field = list(paths), f"{field}={shown or pattern!r}"
+  named, paths, field = named or {}, list(paths), f"{field}={pattern!r}"
   try:
-    chosen = [path for path in paths if re.search(pattern, path)]
+    matches = named.get(pattern) or re.compile(pattern).search
   except re.error as error:
     raise UserError(
-      field, f"is not a regular expression: {error}", "correct it"
+      field,
+      f"is not a regular expression: {error}",
+      " ".join(["correct it", *(f"or give {name!r}" for name in named)]),
     ) from error
+  chosen = [path for path in paths if matches(path)]
   if not chosen:
     raise UserError(
       field,
@@ -77,8 +95,7 @@ def inflate(source: FlatParams, fresh: FlatParams, name: str) -> FlatParams:
       shapes, if `source` has all leaves).
     name: of `source`, for errors.
   """
-  added = [k for k in fresh if re.search(ADDED_LEAVES, k)]
-  expected = {k: v for k, v in fresh.items() if k in source or k not in added}
+  expected = {k: v for k, v in fresh.items() if k in source or is_spatial(k)}
   check_same_leaves(source, expected, name)
   return {k: source.get(k, leaf) for k, leaf in fresh.items()}
 
@@ -92,7 +109,9 @@ def widen_position_bias(flat: FlatParams, max_distance: int) -> FlatParams:
   """
 
   def widen(path: str, table: Any) -> Any:
-    more = 2 * max_distance + 1 - len(table) if _BIAS.search(path) else 0
+    if not (is_temporal(path) and path.endswith("/position_bias")):
+      return table
+    more = 2 * max_distance + 1 - len(table)
     if more <= 0:
       return table
     return np.pad(table, ((more // 2, more // 2), (0, 0)), mode="edge")

@@ -322,11 +322,37 @@ def upgrade_format_1(meta: Mapping[str, Any]) -> dict[str, Any]:
   return upgraded
 
 
-PARENTS = {
-  "t2i": None,
-  "base": "t2i",
-  "conditional": "base",
-  "ssr_image": None,
-  "ssr": "ssr_image",
+FAMILIES = {
+  "base": ("t2i", "base", "conditional"),
+  "ssr": ("ssr_image", "ssr"),
 }
-"""Stage -> the stage that it starts from."""
+"""Slot of the cascade -> its stages, each trained from the one before it.
+
+The first is an image model; the others are inflated from it and share its
+spatial layers. The tables below follow from this one.
+"""
+
+PARENTS = {
+  stage: parent
+  for names in FAMILIES.values()
+  for parent, stage in zip((None, *names), names, strict=False)
+}
+"""Stage -> the stage that it starts from; None for image models."""
+
+SLOT_OF = {stage: slot for slot, names in FAMILIES.items() for stage in names}
+"""Stage -> the slot of the cascade that it can fill."""
+
+IMAGE_STAGES = tuple(names[0] for names in FAMILIES.values())
+
+SLOTS = {slot: (*names[1:], names[0]) for slot, names in FAMILIES.items()}
+"""Slot -> its stages by preference: image models come last, as they generate
+every frame independently."""
+
+CONDITIONAL = "conditional"
+"""The stage that also takes a masked video and its mask."""
+
+
+def descendants(stage: str) -> tuple[str, ...]:
+  """The stages trained from this one, directly or indirectly."""
+  names = FAMILIES[SLOT_OF[stage]]
+  return names[names.index(stage) + 1 :]

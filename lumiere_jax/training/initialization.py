@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-import re
 import sys
 from typing import Any
 
@@ -13,8 +12,8 @@ import jax.numpy as jnp
 from lumiere_jax.errors import UserError
 from lumiere_jax.models import lora, t5
 from lumiere_jax.models.params import (
-  ADDED_LEAVES,
   inflate,
+  is_spatial,
   split,
   widen_position_bias,
 )
@@ -332,7 +331,7 @@ def as_held(frozen: FlatParams, experiment: Experiment) -> FlatParams:
 
 def _check_pictures(experiment: Experiment, trainable: FlatParams) -> None:
   """Pictures go past what inflation added: something else has to train."""
-  spatial = any(not re.search(ADDED_LEAVES, path) for path in trainable)
+  spatial = any(map(is_spatial, trainable))
   if experiment.data.images and experiment.model.temporal and not spatial:
     raise UserError(
       "config.data.images:",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, MuonState, muon
 
-from lumiere_jax.models.params import ADDED_LEAVES
+from lumiere_jax.models.params import is_spatial
 from lumiere_jax.training.config import TrainConfig
 from lumiere_jax.typing import FlatParams
 
@@ -90,7 +90,7 @@ def choose_added(added: T, other: T) -> T:
 
   def choose(path: tuple, one: Any, two: Any) -> Any:
     names = [str(getattr(key, "key", "")) for key in path]
-    return one if any(re.search(ADDED_LEAVES, name) for name in names) else two
+    return two if all(map(is_spatial, names)) else one
 
   return jax.tree_util.tree_map_with_path(choose, added, other)
 

@@ -1,7 +1,6 @@
 """Inflation equals the image model where the paper says so; splitting."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,10 @@ import pytest
 from lumiere_jax.errors import UserError
 from lumiere_jax.models.config import TemporalConfig
 from lumiere_jax.models.params import (
-  ADDED_LEAVES,
   flatten,
   inflate,
+  is_spatial,
+  is_temporal,
   split,
   unflatten,
   widen_position_bias,
@@ -94,11 +94,27 @@ def test_a_wider_position_bias_changes_no_video(rng, frames):
     assert np.abs(run(narrow, other, video, make_cond(1)) - out).max() > 1e-4
 
 
+@pytest.mark.parametrize(
+  ("path", "kind"),
+  [
+    ("down_0_0/conv_0/kernel", "spatial"),
+    ("temporal_down_0_0/conv/kernel", "temporal"),
+    ("lora/temporal_mid/proj/kernel/a", "temporal"),
+    ("cond_in/kernel", "added"),
+    ("lora/cond_in/kernel/b", "added"),
+    ("text_encoder/block_0/kernel", "spatial"),
+  ],
+)
+def test_paths_of_leaves_tell_what_they_belong_to(path, kind):
+  assert is_temporal(path) == (kind == "temporal")
+  assert is_spatial(path) == (kind == "spatial")
+
+
 def test_bypassing_temporal_layers_gives_the_image_model_back(rng):
   config = video_config((True, True))
   image, flat = inflated(config)
   flat = {  # not even trained temporal layers may show
-    k: v + 0.2 if re.search(ADDED_LEAVES, k) else v for k, v in flat.items()
+    k: v if is_spatial(k) else v + 0.2 for k, v in flat.items()
   }
   video = rng.standard_normal((1, 3, 8, 8, 3)).astype(np.float32)
   out = run(config, flat, video, make_cond(1), bypass_temporal=True)

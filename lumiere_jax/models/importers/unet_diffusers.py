@@ -12,6 +12,7 @@ import numpy as np
 
 from lumiere_jax.models.config import UNetConfig
 from lumiere_jax.models.importers.hf_checkpoint import check_tensors
+from lumiere_jax.models.params import is_spatial
 from lumiere_jax.models.unet import abstract_params
 from lumiere_jax.storage.safetensors import LazyArray
 from lumiere_jax.typing import FlatParams
@@ -73,9 +74,8 @@ def tensor_names(config: UNetConfig) -> dict[str, tuple[str, ...]]:
 
 def spatial_leaves(config: UNetConfig) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of the leaves that IF has, without those that Lumiere adds."""
-  added = ("temporal_", "cond_in")
   leaves = abstract_params(config).items()
-  return {path: leaf for path, leaf in leaves if not path.startswith(added)}
+  return {path: leaf for path, leaf in leaves if is_spatial(path)}
 
 
 def from_diffusers(
