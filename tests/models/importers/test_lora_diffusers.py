@@ -1,4 +1,4 @@
-"""Adapters of others: every spelling, every source of alpha, every refusal."""
+"""LoRA of diffusers and PEFT: formats, alpha, unsupported adapters."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from lumiere_jax.models.importers.unet_diffusers import (
 from lumiere_jax.storage.safetensors import LazyArray
 from tests.conftest import random_leaves, small_config
 
-# Every kind of block, and layers of its own that no adapter of others reaches.
+# Every kind of block, including layers that diffusers does not have.
 CONFIG = small_config(in_channels=6, noise_conditioned=True, cond_channels=4)
 FLAT = {k: np.asarray(v) for k, v in random_leaves(CONFIG).items()}
 THEIRS = {k: np.asarray(v) for k, v in to_diffusers(FLAT, CONFIG).items()}
@@ -58,38 +58,23 @@ def halves(module, rank=RANK):
   return [x.astype(np.float32) for x in (down, up)]
 
 
-def peft(module):
-  return [f"unet.{module}.lora_{x}.weight" for x in "AB"]
+def _spelling(form, halves):
+  """Names of both halves of a layer in one of the formats."""
+  return lambda module: [form.format(module, half) for half in halves]
 
 
-def bare(module):
-  return [f"{module}.lora_{x}.weight" for x in "AB"]
-
-
-def peft_folder(module):
-  return [f"base_model.model.{module}.lora_{x}.weight" for x in "AB"]
-
-
-def peft_with_its_name(module):
-  return [f"base_model.model.{module}.lora_{x}.default.weight" for x in "AB"]
-
-
-def down_and_up(module):
-  return [f"unet.{module}.lora.{x}.weight" for x in ("down", "up")]
-
-
-def linear_layer(module):
-  return [f"unet.{module}.lora_linear_layer.{x}.weight" for x in ("down", "up")]
+peft = _spelling("unet.{}.lora_{}.weight", "AB")
+bare = _spelling("{}.lora_{}.weight", "AB")
+peft_folder = _spelling("base_model.model.{}.lora_{}.weight", "AB")
+peft_named = _spelling("base_model.model.{}.lora_{}.default.weight", "AB")
+down_and_up = _spelling("unet.{}.lora.{}.weight", ("down", "up"))
+linear_layer = _spelling("unet.{}.lora_linear_layer.{}.weight", ("down", "up"))
 
 
 def processor(module, prefix="unet."):
   attention, layer = module.removesuffix(".0").rsplit(".", 1)
   name = f"{prefix}{attention}.processor.{layer}_lora"
   return [f"{name}.{x}.weight" for x in ("down", "up")]
-
-
-def bare_processor(module):
-  return processor(module, prefix="")
 
 
 def file(modules, spell=peft, dtype=np.float32, rank=RANK):
@@ -127,13 +112,15 @@ def check(tensors, scales, settings=None, rank=RANK, dtype=np.float32):
 
 
 @pytest.mark.parametrize(
-  "spell", [peft, bare, peft_with_its_name, down_and_up, linear_layer]
+  "spell", [peft, bare, peft_named, down_and_up, linear_layer]
 )
 def test_every_layer_is_corrected(spell):
   check(file(LAYERS, spell), dict.fromkeys(LAYERS, 1.0))
 
 
-@pytest.mark.parametrize("spell", [processor, bare_processor])
+@pytest.mark.parametrize(
+  "spell", [processor, lambda module: processor(module, "")]
+)
 def test_every_layer_of_old_attention_processors_is_corrected(spell):
   tensors = file(ATTENTION, spell)
   assert any(".processor.add_k_proj_lora.down" in name for name in tensors)
@@ -270,8 +257,7 @@ def test_the_header_of_a_file_may_hold_the_config(prefix):
 def test_unsupported_peft_configs(changes, words):
   with pytest.raises(UserError, match=words) as error:
     read(file([QUERY]), settings(**changes))
-  assert str(error.value).startswith("file: ")
-  assert "\n" not in str(error.value)
+  assert error.value.field == "file:"
 
 
 STRAY = np.zeros((2, 2), np.float32)
@@ -323,7 +309,6 @@ def test_broken_tensors_are_named(extra, words):
   with pytest.raises(UserError, match=words) as error:
     read(file([QUERY]) | extra)
   assert QUERY in str(error.value) or CONV in str(error.value)
-  assert "\n" not in str(error.value)
 
 
 def test_alpha_may_be_stated_once_only():

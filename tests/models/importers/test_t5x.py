@@ -1,9 +1,9 @@
-"""T5X checkpoints: read as they are, and as the same weights in other form."""
+"""T5X checkpoints: every form, laziness, and malformed files."""
 
 import json
 import pathlib
 
-from flax import serialization, traverse_util
+from flax import serialization
 import ml_dtypes
 import msgpack
 import numpy as np
@@ -13,7 +13,7 @@ import tensorstore
 from lumiere_jax.errors import UserError
 from lumiere_jax.models.importers.t5_hf import params_to_hf
 from lumiere_jax.models.importers.t5x import open_t5x
-from lumiere_jax.models.params import flatten
+from lumiere_jax.models.params import flatten, unflatten
 from lumiere_jax.models.t5 import T5Config, T5Encoder, init_params
 from lumiere_jax.models.text_encoder import load_t5, open_t5
 from lumiere_jax.storage import safetensors
@@ -41,15 +41,14 @@ def _t5x_name(path):
 
 
 def _tree(flat=FLAT):
-  """What T5X saves: our leaves, a decoder's and the optimizer's."""
+  """The tree that T5X saves: encoder, decoder and optimizer state."""
   target = {_t5x_name(path): value for path, value in flat.items()}
   target["decoder/logits_dense/kernel"] = np.ones((12, 50), np.float32)
   state = {f"param_states/{k}/v": np.ones((2, 3)) for k in target}
   flat = {f"target/{k}": v for k, v in target.items()}
   flat |= {f"state/{k}": v for k, v in state.items()}
   flat["state/step"] = np.int32(7)
-  optimizer = traverse_util.unflatten_dict(flat, sep="/")
-  return {"version": 3, "optimizer": optimizer}
+  return {"version": 3, "optimizer": unflatten(flat)}
 
 
 def _write_zarr(folder, value, chunks=None):
@@ -59,13 +58,14 @@ def _write_zarr(folder, value, chunks=None):
     "metadata": {
       "shape": value.shape,
       "chunks": chunks or value.shape,
-      "dtype": value.dtype.name
+      "dtype": "bfloat16"
       if value.dtype == ml_dtypes.bfloat16
       else value.dtype.str,
       "compressor": {"id": "gzip", "level": 1},
     },
   }
-  tensorstore.open(spec, create=True).result().write(value).result()
+  store = tensorstore.open(spec, create=True, delete_existing=True).result()
+  store.write(value).result()
 
 
 def _write_file(folder, flat=FLAT):
@@ -121,22 +121,19 @@ def test_every_form_holds_the_same_leaves(tmp_path, write):
 def test_features_are_those_of_the_hugging_face_form(tmp_path, write):
   (tmp_path / "hf").mkdir()
   (tmp_path / "t5x").mkdir()
-  config = {
-    **{k: v for k, v in vars(CONFIG).items() if "max" not in k},
+  config = vars(CONFIG) | {
     "feed_forward_proj": "gated-gelu",
+    "relative_attention_num_buckets": CONFIG.num_buckets,
   }
-  del config["num_buckets"], config["dtype"]
-  config["relative_attention_num_buckets"] = CONFIG.num_buckets
   (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
-  tree = traverse_util.unflatten_dict(FLAT, sep="/")
-  safetensors.save(tmp_path / "hf/model.safetensors", params_to_hf(tree))
+  tensors = params_to_hf(unflatten(FLAT))
+  safetensors.save(tmp_path / "hf/model.safetensors", tensors)
   ids = np.arange(30)[None]
   results = []
   for source in (tmp_path / "hf", write(tmp_path / "t5x")):
     config, leaves = open_t5(source)
-    params = {k: np.asarray(v) for k, v in leaves.items()}
-    tree = {"params": traverse_util.unflatten_dict(params, sep="/")}
-    results.append(T5Encoder(config).apply(tree, ids, ids >= 0))
+    tree = unflatten({k: np.asarray(v) for k, v in leaves.items()})
+    results.append(T5Encoder(config).apply({"params": tree}, ids, ids >= 0))
   np.testing.assert_array_equal(*results)
 
 
@@ -160,17 +157,14 @@ def test_chunked_arrays_are_joined(tmp_path, monkeypatch):
     np.testing.assert_array_equal(value, FLAT[name])
 
 
-@pytest.mark.parametrize("root", ["target", "params", None])
-def test_roots_of_the_tree(tmp_path, root):
-  tree = _tree()["optimizer"]["target"]
-  tree = {root: tree} if root else tree
-  path = tmp_path / "x"
-  path.write_bytes(serialization.msgpack_serialize(tree))
-  if root == "params":
-    with pytest.raises(UserError, match="holds no T5 encoder"):
-      open_t5x(path)
-  else:
+def test_roots_of_the_tree(tmp_path):
+  tree, path = _tree()["optimizer"]["target"], tmp_path / "x"
+  for root in ({"target": tree}, tree):
+    path.write_bytes(serialization.msgpack_serialize(root))
     assert open_t5x(path)[0] == CONFIG
+  path.write_bytes(serialization.msgpack_serialize({"params": tree}))
+  with pytest.raises(UserError, match="holds no T5 encoder"):
+    open_t5x(path)
 
 
 @pytest.mark.skipif(not TINY.exists(), reason="T5X's checkpoint not at hand")
@@ -184,9 +178,7 @@ def test_genuine_checkpoint():
   for path, leaf in leaves.items():
     np.testing.assert_array_equal(np.asarray(leaf), target[_t5x_name(path)])
   ids = np.arange(100)[None] * 300
-  tree = traverse_util.unflatten_dict(
-    {k: np.asarray(v) for k, v in leaves.items()}, sep="/"
-  )
+  tree = unflatten({k: np.asarray(v) for k, v in leaves.items()})
   out = T5Encoder(config).apply({"params": tree}, ids, ids >= 0)
   assert np.isfinite(out).all()
 
@@ -233,7 +225,7 @@ def test_misfits_are_all_named(tmp_path):
       "rel_embedding .3,. must have two axes",
     ),
     (lambda f: f | {KERNEL: 3}, "wo/kernel is neither an array nor the name"),
-    (lambda f: f | {KERNEL: {"a": 3}}, "is neither an array nor the name"),
+    (lambda f: f | {KERNEL: {"a": 3}}, "wo/kernel is neither an array"),
     (lambda f: f | {KERNEL: {"kvstore": "file:///x"}}, "not the msgpack"),
     (lambda f: f | {KERNEL: np.ones(3, np.int32)}, "an array is of type int32"),
     (lambda f: f | {KERNEL: "PLACEHOLDER://none"}, "none: not a zarr array"),
@@ -292,17 +284,10 @@ def test_truncated_files(tmp_path):
       open_t5(path)
 
 
-def test_arrays_of_whole_numbers_are_refused(tmp_path):
-  name = f"target.encoder.{KERNEL.replace('/', '.')}"
-  _write_zarr(tmp_path / name, np.ones((20, 12), np.int32))
-  path = _write_file(tmp_path, FLAT | {KERNEL: f"PLACEHOLDER://{name}"})
-  with pytest.raises(UserError, match="an array is of type int32"):
-    open_t5x(path)
-
-
 @pytest.mark.parametrize(
   "damage",
   [
+    lambda folder: _write_zarr(folder, np.ones((20, 12), np.int32)),
     lambda folder: (folder / ".zarray").write_text("{"),
     lambda folder: (folder / ".zarray").unlink(),
     lambda folder: (folder / "0.0").write_bytes(b"no gzip"),

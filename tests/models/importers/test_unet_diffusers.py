@@ -1,4 +1,4 @@
-"""The published configs of DeepFloyd IF, and what is refused of others."""
+"""The published configs of DeepFloyd IF, round trips, unsupported keys."""
 
 import dataclasses
 import math
@@ -209,14 +209,11 @@ def test_fields_that_diffusers_does_not_support(change):
     config_to_diffusers(config, 8)
 
 
-def test_padding_counts_only_where_the_network_is_told_not_to_mask():
-  assert UNetConfig.mask_text
-  assert not config_from_diffusers(IF_I_XL, "").mask_text
-
-
-def test_what_upscales_was_trained_with_corners_kept():
-  assert config_from_diffusers(IF_II_L, "").low_resolution == "corners"
-  assert config_from_diffusers(IF_I_XL, "").low_resolution == "half_pixel"
+def test_values_that_the_config_implies():
+  first, second = (config_from_diffusers(c, "") for c in (IF_I_XL, IF_II_L))
+  assert UNetConfig.mask_text and not first.mask_text
+  assert first.low_resolution == "half_pixel"
+  assert second.low_resolution == "corners"
 
 
 def test_all_misfits_are_named():
