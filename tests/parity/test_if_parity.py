@@ -1,5 +1,4 @@
-"""Imported DeepFloyd IF against diffusers, live: networks of every variant and
-ten steps of both pipelines, from the files a user would have."""
+"""Imported DeepFloyd IF against diffusers: networks, and both pipelines."""
 
 import numpy as np
 import pytest

@@ -1,7 +1,4 @@
-"""Adapters of DeepFloyd IF, written and loaded by diffusers and PEFT, and ours.
-
-Each is put into a network by diffusers or PEFT, and its file merged into ours.
-"""
+"""LoRA of DeepFloyd IF: files of diffusers and PEFT, merged here and there."""
 
 import functools
 import json
@@ -26,7 +23,7 @@ from lumiere_jax.typing import Cond
 pytestmark = pytest.mark.parity
 SCALE = 0.7
 
-# IF's middle level sees the text alone here; all kinds of layers are there.
+# Every kind of layer; the middle level has cross attention only.
 CONFIG = UNetConfig(
   channels=(64, 64, 96),
   num_res_blocks=(1, 1, 1),
@@ -47,7 +44,7 @@ STEPS = np.array([3, 700])
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_k_proj", "add_v_proj")
 
 OLD = ("to_q", "to_k", "to_v", "to_out.0")
-"""Layers that diffusers still renames from its old attention processors."""
+"""Layers that diffusers renames from its old attention processors."""
 
 
 def _network():
@@ -105,7 +102,7 @@ PATTERNS = {
 
 
 def _saved_by_unet(folder):
-  """With its config in the header."""
+  """With the config in the header."""
   unet = _adapted(lora_alpha=6, **PATTERNS)
   unet.save_lora_adapter(folder)
   return unet
@@ -124,7 +121,7 @@ def _saved_by_pipeline(folder):
 
 
 def _saved_up_and_down(folder):
-  """As the examples of diffusers save them: lora.up, no alpha."""
+  """As in the examples of diffusers: lora.up, no alpha."""
   from diffusers import IFPipeline
   from diffusers.utils import convert_state_dict_to_diffusers
 
@@ -136,7 +133,7 @@ def _saved_up_and_down(folder):
 
 
 def _saved_by_processors(folder):
-  """As attention processors were saved; they are loaded by diffusers of now."""
+  """The format of old attention processors, which diffusers still loads."""
   from safetensors.torch import save_file
 
   new = _state(_adapted(OLD, lora_alpha=4))
@@ -145,8 +142,8 @@ def _saved_by_processors(folder):
     attention, layer = name.split(".to_")
     layer, half = layer.removesuffix(".weight").rsplit(".lora_", 1)
     layer = f"to_{layer.removesuffix('.0')}_lora"
-    way = {"A": "down", "B": "up"}[half]
-    old[f"{attention}.processor.{layer}.{way}.weight"] = value
+    half_name = {"A": "down", "B": "up"}[half]
+    old[f"{attention}.processor.{layer}.{half_name}.weight"] = value
   save_file(old, folder / "pytorch_lora_weights.safetensors")
   unet = _network()
   unet.load_lora_adapter(dict(old), prefix=None)
@@ -154,7 +151,7 @@ def _saved_by_processors(folder):
 
 
 def _saved_with_alphas(folder):
-  """Alpha of each layer as a tensor, which diffusers takes beside them."""
+  """Alpha of each layer as a tensor; diffusers takes it separately."""
   from safetensors.torch import save_file
   import torch
 
@@ -237,14 +234,16 @@ def test_a_merged_adapter_is_that_of_diffusers(save, tmp_path):
   unet = save(tmp_path)
   _set_scale(unet, SCALE)
   base = _params(_network())
-  worn = apply_adapters(
+  adapted_params = apply_adapters(
     [read_adapter(tmp_path)], {"ssr": base}, {"ssr": CONFIG}, SCALE
   )["ssr"]
   rng = np.random.default_rng(0)
   video = rng.standard_normal((len(STEPS), 1, 8, 12, 6), np.float32)
   text = rng.standard_normal((len(STEPS), 7, CONFIG.text_dim), np.float32)
   theirs = _theirs(unet, video, text)
-  error = np.abs(_ours(worn, video, text) - theirs).max() / theirs.std()
+  error = (
+    np.abs(_ours(adapted_params, video, text) - theirs).max() / theirs.std()
+  )
   change = np.abs(_ours(base, video, text) - theirs).max() / theirs.std()
   print(f"{save.__name__}: {error:.1e} of what changes by {change:.1e}")
   assert change > 0.1
@@ -252,7 +251,7 @@ def test_a_merged_adapter_is_that_of_diffusers(save, tmp_path):
 
 
 def _fused(unet, double=False):
-  """Its weights with the adapter in them, by diffusers."""
+  """Weights with the adapter merged by diffusers."""
   unet = unet.double() if double else unet
   unet.fuse_lora(lora_scale=SCALE)
   unet.unload_lora()
@@ -260,14 +259,14 @@ def _fused(unet, double=False):
 
 
 def test_half_precision_weights_are_those_of_fuse_lora(tmp_path):
-  """Ours are the exact sums, rounded once; theirs are rounded twice."""
+  """Ours are exact sums, rounded once; diffusers rounds twice."""
   adapted = lambda: _adapted(lora_alpha=6, **PATTERNS).half()
   adapted().save_lora_adapter(tmp_path)
   base = _params(_network(), np.float16)
-  worn = apply_adapters(
+  adapted_params = apply_adapters(
     [read_adapter(tmp_path)], {"t2i": base}, {"t2i": CONFIG}, SCALE
   )
-  ours = to_diffusers(worn["t2i"], CONFIG)
+  ours = to_diffusers(adapted_params["t2i"], CONFIG)
   given = to_diffusers(base, CONFIG)
   theirs, exact = _fused(adapted()), _fused(adapted(), double=True)
   assert ours.keys() == theirs.keys() == exact.keys()

@@ -1,7 +1,7 @@
-"""Our step rules, conversions and thresholds against diffusers' schedulers.
+"""Our samplers, conversions and thresholding against diffusers' schedulers.
 
-The schedulers compute in float64 on their own table of alphas, so that the
-differences are ours: float32 and the log-SNRs that stand for that table.
+The schedulers compute in float64 on their own table of alphas, so that
+differences come from our float32 and log-SNR.
 """
 
 import functools
@@ -26,7 +26,7 @@ from lumiere_jax.typing import Cond
 
 pytestmark = [
   pytest.mark.parity,
-  # numpy about the way diffusers reads torch's tensors.
+  # Raised by diffusers when it reads tensors of torch.
   pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning"),
 ]
 
@@ -43,7 +43,7 @@ IF_THRESHOLD = {
 
 def _scheduler(name, steps=20, **options):
   diffusers = pytest.importorskip("diffusers")
-  if not name.startswith("DPMSolver"):  # which knows no such option
+  if not name.startswith("DPMSolver"):  # Has no such option.
     options["clip_sample"] = False
   scheduler = getattr(diffusers, name)(**options)
   scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
@@ -59,7 +59,7 @@ def _log_snrs(scheduler):
 
 
 def _draw(steps, seed=0):
-  """A video, what the network says of it, and fresh noise for each step."""
+  """z, the output of the network, and noise for each step."""
   rng = np.random.default_rng(seed)
   return rng.standard_normal((3, steps, *SHAPE), np.float32)
 
@@ -76,11 +76,11 @@ def _numpy(images):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 @functools.partial(jax.vmap, in_axes=(None, None, 0, 0, 0, 0, 0, 0))
-def _ours(rule, kind, log_snr_t, log_snr_s, z, output, noise, log_var):
+def _ours(sampler, kind, log_snr_t, log_snr_s, z, output, noise, log_var):
   """One step at every noise level at once."""
   levels = jnp.full(z.shape[:1], log_snr_t)
   prediction = predict(kind, output, z, levels, log_var)
-  return rule.step(prediction, z, log_snr_t, log_snr_s, noise)
+  return sampler.step(prediction, z, log_snr_t, log_snr_s, noise)
 
 
 def _compare(ours, theirs, bound):
@@ -94,7 +94,7 @@ def _compare(ours, theirs, bound):
 
 
 def _step_with_noise(monkeypatch, scheduler, output, t, z, noise):
-  """DDPMScheduler.step, which else draws its noise itself."""
+  """DDPMScheduler.step with given noise."""
   monkeypatch.setattr(
     "diffusers.schedulers.scheduling_ddpm.randn_tensor",
     lambda *args, **kwargs: _torch(noise),
@@ -170,12 +170,12 @@ def test_variance_range_agrees_with_learned_range(betas, steps, learned):
   )
   _, v, one = _draw(steps)
   v = v if learned else np.full_like(v, -0.4)
-  rule = DDPM(gamma=0.9 if learned else 0.3)
+  sampler = DDPM(gamma=0.9 if learned else 0.3)
   levels = _log_snrs(scheduler)
   # With nothing predicted from nothing, a step is the standard deviation.
   zero, one = np.zeros_like(one), np.ones_like(one)
   log_var = (v + 1) / 2 if learned else None
-  ours = _ours(rule, "x0", levels[:-1], levels[1:], zero, zero, one, log_var)
+  ours = _ours(sampler, "x0", levels[:-1], levels[1:], zero, zero, one, log_var)
   theirs = [
     scheduler._get_variance(int(t), torch.tensor(np.float64(v[i]))).numpy()
     for i, t in enumerate(scheduler.timesteps[:-1])
@@ -220,13 +220,13 @@ def test_dynamic_thresholding_agrees_with_diffusers(max_value):
 
 
 def _toy(xp, z, text):
-  """A made-up network: noise and a variance that depend on all it is given."""
+  """A toy network: eps and a variance that depend on all inputs."""
   eps = 0.6 * xp.tanh(z + text) + 0.3 * z
   return eps, xp.sin(2 * z - text)
 
 
-def _sample(rule, levels, z, texts, keys, scale):
-  """Ours: the toy, guided and thresholded as IF is."""
+def _sample(sampler, levels, z, texts, keys, scale):
+  """Our sampler on the toy, with guidance and thresholding as in IF."""
 
   def toy(z, log_snr, cond):
     eps, v = _toy(jnp, z, cond.text[:, :, None, None, :])
@@ -236,13 +236,13 @@ def _sample(rule, levels, z, texts, keys, scale):
   denoiser = threshold(guide(toy, scale, null), 0.95, 1.5)
   return jax.jit(
     lambda z: (
-      sample_chunk(denoiser, rule, rule.init(z), levels, 0, keys, text).z
+      sample_chunk(denoiser, sampler, sampler.init(z), levels, 0, keys, text).z
     )
   )(z)
 
 
 def _guided(torch, z, texts, scale):
-  """The same as IF's pipeline in diffusers guides: noise, variance of text."""
+  """The same, guided as by IF's pipeline: eps, and the conditional variance."""
   text, null = (torch.tensor(np.float64(x))[:, 0, :, None, None] for x in texts)
   eps, v = _toy(torch, z, text)
   without, _ = _toy(torch, z, null)
@@ -261,8 +261,8 @@ def test_sampling_as_if_does_agrees_with_diffusers(monkeypatch, name):
   first = rng.standard_normal(SHAPE, np.float32)
   texts = rng.standard_normal((2, SHAPE[0], 1, SHAPE[-1]), np.float32)
   keys = sample_keys([3, 4])
-  rule = DDPM() if name == "ddpm" else DDIM()
-  ours = _sample(rule, _log_snrs(scheduler), first, texts, keys, 7.0)
+  sampler = DDPM() if name == "ddpm" else DDIM()
+  ours = _sample(sampler, _log_snrs(scheduler), first, texts, keys, 7.0)
   z = first
   for i, t in enumerate(scheduler.timesteps):
     eps, v = _guided(torch, _torch(z), texts, 7.0)
@@ -290,8 +290,8 @@ def test_the_discrete_schedule_is_diffusers():
     np.testing.assert_allclose(times, scheduler.timesteps, atol=1e-3)
 
 
-def _walk(rule, levels, kind, z, text):
-  """Ours: the canvas after every step of the toy network's flow."""
+def _walk(sampler, levels, kind, z, text):
+  """Our z after every step of the toy network."""
   cond = Cond(text=jnp.asarray(text))
 
   def toy(z, log_snr, cond):
@@ -299,11 +299,11 @@ def _walk(rule, levels, kind, z, text):
     return predict(kind, output, z, log_snr)
 
   chunk = jax.jit(
-    lambda *args: sample_chunk(toy, rule, *args, sample_keys([0, 1]), cond)
+    lambda *args: sample_chunk(toy, sampler, *args, sample_keys([0, 1]), cond)
   )
   seen = []
   keep = lambda step, z: seen.append(np.asarray(z))
-  sample(chunk, rule.init(jnp.asarray(z)), levels, 1, keep)
+  sample(chunk, sampler.init(jnp.asarray(z)), levels, 1, keep)
   return np.stack(seen)
 
 

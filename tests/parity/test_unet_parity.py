@@ -1,5 +1,4 @@
-"""Our U-Net on videos against DeepFloyd IF's in diffusers on their frames; and
-that every tensor of the published sizes has one place in ours."""
+"""Our U-Net on videos against that of diffusers on their frames."""
 
 import einops
 import jax
@@ -25,7 +24,7 @@ FRAMES = 2
 
 @pytest.mark.parametrize("name", ["IF-I", "IF-II"])
 def test_frames_equal_images_of_diffusers(name):
-  """Text and noise level are those of the video, pixels those of the frame."""
+  """Text and noise level are per video, pixels per frame."""
   torch = pytest.importorskip("torch")
   pytest.importorskip("diffusers")
   from tests.references import make_if
@@ -65,7 +64,7 @@ def test_frames_equal_images_of_diffusers(name):
   "content", [IF_I_XL, IF_II_L], ids=["IF-I-XL", "IF-II-L"]
 )
 def test_published_models_have_our_leaves(content):
-  """At full size, at no memory: every tensor has one place in ours."""
+  """At full size, without memory: every tensor is imported once."""
   torch = pytest.importorskip("torch")
   diffusers = pytest.importorskip("diffusers")
   with torch.device("meta"):

@@ -1,1 +1,1 @@
-"""What outside references gave, kept so that tests need not run them."""
+"""Stored outputs of other libraries, and the scripts that make them."""

@@ -1,4 +1,4 @@
-"""Captions as the web has them, for the rules of cleaning."""
+"""Difficult web captions, for the rules of cleaning."""
 
 from tests.references.strings import compositions
 
@@ -135,6 +135,6 @@ CAPTIONS = [
 
 
 def nasty_captions(count: int, seed: int = 0) -> list[str]:
-  """The captions, the snippets by themselves and between words, and mixes."""
+  """Captions, snippets alone and between words, and random mixes."""
   around = [t.format(s) for s in SNIPPETS for t in ("{}", "a {} b", "a{}b")]
   return CAPTIONS + around + compositions(SNIPPETS, count, seed)

@@ -1,4 +1,4 @@
-"""Weights that two programs draw alike, so that none need be kept."""
+"""Reproducible random weights, so that none need to be stored."""
 
 from collections.abc import Mapping
 import math
@@ -11,12 +11,12 @@ def draw(
 ) -> dict[str, np.ndarray]:
   """Random float32 tensors under PyTorch's names and in its layout.
 
-  The tensors depend on names, shapes and seed alone, and are of a size that
-  keeps activations sane: no norm, bias or kernel is 0 or 1.
+  They depend on names, shapes and seed only. Activations keep their scale, and
+  no norm, bias or kernel is 0 or 1.
 
   Args:
     shapes: name -> shape; matrices (out, in), convolutions (out, in, ...).
-    seed: another one gives other tensors.
+    seed: of the random numbers.
   """
   rng = np.random.default_rng(seed)
   tensors = {}

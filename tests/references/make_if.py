@@ -1,8 +1,8 @@
-"""Asks diffusers what DeepFloyd IF's networks and pipelines give; keeps it.
+"""Stores the outputs of DeepFloyd IF's networks and pipelines in diffusers.
 
 .venv-parity/bin/python -m tests.references.make_if
 
-Weights are not kept: script and tests draw the same ones.
+Weights are not stored: script and tests draw the same ones.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ MADE_WITH = {
 
 
 def unet(config: dict[str, Any], seed: int):
-  """diffusers' network with drawn weights, and their shapes."""
+  """The network of diffusers with random weights, and their shapes."""
   model = diffusers.UNet2DConditionModel.from_config(config).eval()
   shapes = {k: list(v.shape) for k, v in model.state_dict().items()}
   drawn = unets.weights(shapes, seed)
@@ -35,7 +35,7 @@ def unet(config: dict[str, Any], seed: int):
 
 
 def output(model, config: dict[str, Any]) -> np.ndarray:
-  """What the network makes of `unets.inputs`: (b, h, w, c)."""
+  """The output of the network for `unets.inputs`: (b, h, w, c)."""
   picture, text, noise_steps = unets.inputs(config)
   with torch.no_grad():
     out = model(
@@ -48,7 +48,7 @@ def output(model, config: dict[str, Any]) -> np.ndarray:
 
 
 def text_features() -> tuple[torch.Tensor, torch.Tensor]:
-  """Of the prompts and of the empty one, (b, 77, e) each."""
+  """Features of the prompts and of empty ones, (b, 77, e) each."""
   c = trajectories.T5
   encoder = transformers.T5EncoderModel(
     transformers.T5Config(
@@ -79,7 +79,7 @@ def text_features() -> tuple[torch.Tensor, torch.Tensor]:
 
 @contextlib.contextmanager
 def given_noise(stage: str):
-  """The pipelines draw `trajectories.noises`, all of them, in order."""
+  """Within it, pipelines draw `trajectories.noises`, all of them, in order."""
   left = trajectories.noises(stage)
 
   def draw(shape, **_):
@@ -101,7 +101,7 @@ def given_noise(stage: str):
 
 
 def pipeline_of(stage: str, folder: Path):
-  """diffusers' pipeline of a stage, its parts loaded from a folder."""
+  """The pipeline of diffusers for a stage, loaded from a folder."""
   cls = diffusers.IFPipeline
   options = {}
   if stage == "IF-II":
@@ -125,7 +125,7 @@ def pipeline_of(stage: str, folder: Path):
 
 
 def write_stage(stage: str, folder: Path) -> dict[str, list[int]]:
-  """A stage as published; returns the shapes of its tensors."""
+  """Writes a stage as it is published; returns the shapes of its tensors."""
   config = trajectories.STAGES[stage]
   seed = list(trajectories.STAGES).index(stage)
   _, shapes = unet(config, seed)
@@ -139,7 +139,7 @@ def write_stage(stage: str, folder: Path) -> dict[str, list[int]]:
 
 
 def trajectory(stage: str, folder: Path, image=None) -> np.ndarray:
-  """The canvas after every step, (steps, b, h, w, 3)."""
+  """z after every step, (steps, b, h, w, 3)."""
   prompt, empty = text_features()
   seen = []
   options = {}
@@ -184,7 +184,7 @@ def main() -> None:
 
 
 def _write(folder: Path, cases: dict[str, Any]) -> None:
-  """JSON, one tensor a line."""
+  """JSON with one tensor per line."""
   text = json.dumps({"made_with": MADE_WITH, "cases": cases}, indent=1)
   lines = text.replace(",\n     ", ", ").replace("[\n     ", "[")
   (folder / "made.json").write_text(lines.replace("\n    ]", "]") + "\n")

@@ -1,4 +1,4 @@
-"""Asks diffusers' schedulers where they walk; keeps it.
+"""Stores the trajectories of diffusers' schedulers.
 
 .venv-parity/bin/python -m tests.references.make_samplers
 """
@@ -39,22 +39,22 @@ def video(pictures: torch.Tensor) -> np.ndarray:
 
 
 def make(name: str):
-  """diffusers' scheduler on IF's table, in float64."""
+  """The scheduler of diffusers on the alphas of IF, in float64."""
   cls, options = CLASSES[name]
   options |= IF if name in ("ddpm", "ddim") else {}
-  if cls != "DPMSolverMultistepScheduler":  # which knows no such option
+  if cls != "DPMSolverMultistepScheduler":  # Has no such option.
     options["clip_sample"] = False
   scheduler = getattr(diffusers, cls)(
     beta_schedule="squaredcos_cap_v2", **options
   )
   scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
-  if name == "dpmpp_2m":  # whose own spacing is another one
+  if name == "dpmpp_2m":  # Spaces its steps differently.
     stride = 1000 // samplers.STEPS
     steps = list(range(0, 1000, stride))[::-1]
     scheduler.set_timesteps(timesteps=steps)
   else:
     scheduler.set_timesteps(samplers.STEPS)
-  if hasattr(scheduler, "sigmas"):  # which it rounds to float32
+  if hasattr(scheduler, "sigmas"):  # Rounded to float32.
     alphas = scheduler.alphas_cumprod[scheduler.timesteps.long()]
     sigmas = torch.sqrt((1 - alphas) / alphas)
     scheduler.sigmas = torch.cat([sigmas, torch.zeros(1, dtype=sigmas.dtype)])
@@ -62,11 +62,11 @@ def make(name: str):
 
 
 def walk(name: str) -> np.ndarray:
-  """Their canvas after every step, (steps, *SHAPE)."""
+  """z of diffusers after every step, (steps, *SHAPE)."""
   scheduler = make(name)
   if name == "heun":
     return _walk_heun(scheduler)
-  # So that noise and clean picture go together after thresholding.
+  # Keeps noise and x0 consistent after thresholding.
   options = {"use_clipped_model_output": True} if name == "ddim" else {}
   z, seen = images(samplers.first()), []
   for step, t in enumerate(scheduler.timesteps):
@@ -81,14 +81,14 @@ def walk(name: str) -> np.ndarray:
 
 
 def _walk_heun(scheduler) -> np.ndarray:
-  """Its canvas is in units of alpha, and it evaluates twice a step."""
+  """Its samples are z / alpha, and it evaluates twice per step."""
   scale = lambda i: torch.sqrt(1 + scheduler.sigmas[i] ** 2)
   x, seen = images(samplers.first()) * scale(0), []
   last = len(scheduler.timesteps) - 1
   for i, t in enumerate(scheduler.timesteps):
     eps, _ = samplers.toy(torch, scheduler.scale_model_input(x, t))
     x = scheduler.step(eps, t, x).prev_sample
-    if i % 2 or i == last:  # between, it is the end of Euler's step
+    if i % 2 or i == last:  # Others are ends of Euler steps.
       seen.append(video(x / scale(i + 1)))
   return np.stack(seen)
 

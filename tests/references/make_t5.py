@@ -1,8 +1,8 @@
-"""Asks transformers and diffusers what T5 and IF's cleaning give; keeps it.
+"""Stores outputs of T5 in transformers and of IF's cleaning in diffusers.
 
 .venv-parity/bin/python -m tests.references.make_t5
 
-Weights are not kept: script and tests draw the same ones.
+Weights are not stored: script and tests draw the same ones.
 """
 
 import json
@@ -21,7 +21,7 @@ EMBEDDING_AGAIN = "encoder.embed_tokens.weight"
 
 
 def encoder(config: dict[str, Any], seed: int):
-  """transformers' encoder in float32 with drawn weights, and their shapes."""
+  """The float32 encoder of transformers with random weights, and shapes."""
   model = transformers.T5EncoderModel(transformers.T5Config(**config)).eval()
   state = model.state_dict()
   shapes = {k: list(v.shape) for k, v in state.items() if k != EMBEDDING_AGAIN}
@@ -32,21 +32,21 @@ def encoder(config: dict[str, Any], seed: int):
 
 
 def features(model, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-  """What transformers' encoder gives, float32."""
+  """Features of an encoder of transformers, float32."""
   with torch.no_grad():
     inputs = torch.from_numpy(ids).long(), torch.from_numpy(mask).long()
     return model(*inputs).last_hidden_state.numpy()
 
 
 def text_ids(texts: list[str]) -> list[list[int]]:
-  """What transformers' tokenizer gives, without padding."""
+  """Token ids of transformers, without padding."""
   model = transformers.T5Tokenizer.from_pretrained(t5.SPIECE.parent)
   return model(texts)["input_ids"]
 
 
 def cleaned(caption: str) -> str:
-  """What diffusers' IF makes of a prompt."""
-  pipeline = object.__new__(diffusers.IFPipeline)  # of which it uses nothing
+  """A prompt, cleaned by IF in diffusers."""
+  pipeline = object.__new__(diffusers.IFPipeline)  # No part of it is used.
   return pipeline._text_preprocessing(caption, clean_caption=True)[0]
 
 

@@ -1,4 +1,4 @@
-"""What ours gives on what `make_if` asked diffusers, by the files alone."""
+"""Our outputs for the inputs of `make_if`, from imported files."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ from tests.references import trajectories, unets
 
 
 def output(folder: Path) -> np.ndarray:
-  """What our network makes of `unets.inputs` after import: (b, h, w, c)."""
+  """The output of our imported network for `unets.inputs`: (b, h, w, c)."""
   content = json.loads((folder / "unet" / "config.json").read_text())
   picture, text, noise_steps = unets.inputs(content)
   stage = read_stage(folder)
@@ -34,7 +34,7 @@ def output(folder: Path) -> np.ndarray:
   video = picture[:, None]
   cond = Cond(
     text=text,
-    text_mask=np.zeros(text.shape[:2], bool),  # which IF pays no heed to
+    text_mask=np.zeros(text.shape[:2], bool),  # IF ignores it.
     frames=video[..., 3:],
     noise_level=noise_steps / np.float32(1e3),
   )
@@ -45,14 +45,14 @@ def output(folder: Path) -> np.ndarray:
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
-  """The largest of any sample, in standard deviations of what they give."""
+  """The largest difference, in standard deviations of `theirs`."""
   assert ours.shape == theirs.shape
   assert theirs.std() > 1e-3
   return float(np.abs(ours - theirs).max() / theirs.std())
 
 
 def write_t5(folder: Path) -> Path:
-  """The encoder of the trajectories, as it would be published."""
+  """Writes the encoder of the trajectories as it would be published."""
   folder.mkdir()
   tensors = trajectories.t5_tensors()
   safetensors.save(folder / "model.safetensors", tensors, {"format": "pt"})
@@ -71,7 +71,7 @@ def write_t5(folder: Path) -> Path:
 
 
 def import_all(stages: list[Path], t5: Path, out: Path) -> Pipeline:
-  """By what a user runs: three conversions into one bundle."""
+  """Converts both stages and T5 into one bundle, as a user would."""
   for folder in stages:
     convert(
       Conversion(
@@ -90,12 +90,12 @@ def import_all(stages: list[Path], t5: Path, out: Path) -> Pipeline:
 def trajectory(
   pipeline: Pipeline, slot: str, image: np.ndarray | None = None
 ) -> np.ndarray:
-  """A stage's canvas after every step, (steps, b, h, w, 3).
+  """z of a stage after every step, (steps, b, h, w, 3).
 
   Args:
     pipeline: both stages.
     slot: 'base' or 'ssr'.
-    image: (b, h, w, 3), what the second stage is told.
+    image: (b, h, w, 3), low-resolution input of the second stage.
   """
   stage = pipeline.stages[slot]
   settings = Settings(steps=trajectories.STEPS)
@@ -125,7 +125,7 @@ def trajectory(
 
 
 def picture(pipeline: Pipeline) -> np.ndarray:
-  """Of both stages, from the prompts: (b, h, w, 3)."""
+  """Images of the whole cascade for the prompts: (b, h, w, 3)."""
   settings = Settings(steps=trajectories.STEPS, num_frames=1)
   return np.asarray(
     pipeline.sample(

@@ -1,5 +1,4 @@
-"""A made-up network that samplers walk down the noise levels of DeepFloyd IF
-with: what is asked of diffusers' schedulers and of our rules."""
+"""A toy network and inputs to compare samplers with those of diffusers."""
 
 from pathlib import Path
 from typing import Any
@@ -23,26 +22,26 @@ SHAPE = (2, 1, 4, 6, 3)
 SEEDS = [0, 1]
 
 THRESHOLD = {"percentile": 0.95, "max_value": 1.5}
-"""Of DDPM and DDIM; diffusers' others have none of this kind."""
+"""For DDPM and DDIM; other schedulers do not support it."""
 
 
 def toy(xp: Any, z: Any) -> tuple[Any, Any]:
-  """Noise and a place in the range of variances, made of the canvas."""
+  """The network: eps and v of a learned variance."""
   return 0.6 * xp.tanh(z + 0.3) + 0.3 * z, xp.sin(2 * z - 0.1)
 
 
 def first() -> np.ndarray:
-  """The canvas at the start."""
+  """The initial z."""
   return np.random.default_rng(0).standard_normal(SHAPE, np.float32)
 
 
 def noise(step: int) -> np.ndarray:
-  """What is added in a step."""
+  """The noise of a step."""
   return np.asarray(frame_noise(sample_keys(SEEDS), step, 1, SHAPE[2:]))
 
 
 def walk(name: str) -> np.ndarray:
-  """Our canvas after every step, (steps, *SHAPE)."""
+  """Our z after every step, (steps, *SHAPE)."""
 
   def network(z, log_snr, cond):
     eps, v = toy(jnp, z)
@@ -51,13 +50,15 @@ def walk(name: str) -> np.ndarray:
 
   if name in ("ddpm", "ddim"):
     network = threshold(network, **THRESHOLD)
-  rule = make_sampler(name)
+  sampler = make_sampler(name)
   cond = Cond(text=jnp.zeros((SHAPE[0], 1, 1)))
   chunk = jax.jit(
-    lambda *args: sample_chunk(network, rule, *args, sample_keys(SEEDS), cond)
+    lambda *args: sample_chunk(
+      network, sampler, *args, sample_keys(SEEDS), cond
+    )
   )
   levels = time_grid(SquaredCosCapV2(), STEPS)
   seen = []
   keep = lambda step, z: seen.append(np.asarray(z))
-  sample(chunk, rule.init(jnp.asarray(first())), levels, 1, keep)
+  sample(chunk, sampler.init(jnp.asarray(first())), levels, 1, keep)
   return np.stack(seen)

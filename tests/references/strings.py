@@ -1,4 +1,4 @@
-"""Made-up texts of many scripts, the same on every machine."""
+"""Random texts of many scripts, the same on every machine."""
 
 from collections.abc import Iterator
 import random
@@ -11,10 +11,10 @@ WORDS = (
 )
 SPACES = ("", "", " ", " ", "  ", "\n", "\t", "\u00a0", "\u3000")
 
-# Ranges of code points, the first as often as the nine after it. There are no
-# characters that join what is before them into a cluster (marks, joiners, skin
-# tones, Hangul parts), no U+0085, no primes (U+2032 to U+2034, U+2057) and no
-# dot leaders (U+2024 to U+2026): see tests/parity/test_t5_parity.py.
+# Ranges of code points; the first has the weight of nine. They exclude
+# combining characters (marks, joiners, skin tones, Hangul parts), U+0085,
+# primes (U+2032 to U+2034, U+2057) and dot leaders (U+2024 to U+2026), for reasons given in
+# tests/parity/test_t5_parity.py.
 RANGES = (
   ((0x20, 0x7E),) * 9
   + ((0x01, 0x1F), (0x7F, 0x84), (0x86, 0xAC), (0xAE, 0xFF))
@@ -30,13 +30,13 @@ RANGES = (
 
 
 def mixed_strings(count: int, seed: int = 0) -> list[str]:
-  """Strings of 0 to 12 words or runs of characters, spaced in all ways."""
+  """Strings of 0 to 12 words or runs of characters, with varied spaces."""
   rng = random.Random(seed)
   return ["".join(_pieces(rng)) for _ in range(count)]
 
 
 def compositions(snippets: list[str], count: int, seed: int = 0) -> list[str]:
-  """Strings of 1 to 8 of the snippets, some with a space between."""
+  """Strings of 1 to 8 of the snippets, some separated by spaces."""
   rng = random.Random(seed)
   some = lambda: _pick(rng, snippets) + _pick(rng, ("", "", " "))
   return [
@@ -45,7 +45,7 @@ def compositions(snippets: list[str], count: int, seed: int = 0) -> list[str]:
 
 
 def _below(rng: random.Random, limit: int) -> int:
-  # Of what the module draws only random() is promised never to change.
+  # Only random() is guaranteed never to change.
   return int(rng.random() * limit)
 
 

@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent / "t5"
 SPIECE = (
   Path(__file__).parents[2] / "../shared/assets/tokenizers/t5/spiece.model"
 )
-"""T5's own tokenizer, where it is at hand."""
+"""T5's own tokenizer, if available."""
 
 LENGTHS = (128, 77, 20, 1)
 SHAPES = {
@@ -47,16 +47,16 @@ TEXTS = (
   *("café naïve", "cafe\u0301", "Ünïcödé ﬁsh  with   spaces", "世界", "🙂👍🏽"),
   *("\ttabs\nand lines\r\n", "\u3000wide\u3000", "ℌ½™", "12345678901234567890"),
 )
-"""Texts whose ids are kept one by one."""
+"""Texts whose ids are stored; of others, only a hash."""
 
 
 def weights(
   config: dict[str, Any], shapes: dict[str, tuple[int, ...]], seed: int
 ) -> dict[str, np.ndarray]:
-  """Drawn tensors of an encoder, queries scaled as T5 has them.
+  """Random tensors of an encoder, with T5's scale of queries.
 
-  It divides no logits by sqrt(d_kv). Softmax of logits so much too large would
-  multiply differences of rounding by them.
+  T5 does not divide logits by sqrt(d_kv): with unscaled queries, large logits
+  would amplify rounding errors.
   """
   drawn = draw(shapes, seed)
   for name in drawn:
@@ -75,7 +75,7 @@ def tokens(vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-  """The largest distance of two features over the second's length."""
+  """The largest distance of two features, relative to the second's norm."""
   distance = np.linalg.norm(np.float64(ours) - np.float64(theirs), axis=-1)
   return float((distance / np.linalg.norm(theirs, axis=-1)).max())
 

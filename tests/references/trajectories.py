@@ -1,5 +1,4 @@
-"""DeepFloyd IF in small, from a prompt to a picture of its second stage: what
-is asked of diffusers' pipelines and of ours, with the same noise."""
+"""A small DeepFloyd IF cascade, to run in diffusers and here on equal noise."""
 
 from pathlib import Path
 
@@ -19,7 +18,7 @@ STEPS = 10
 SCALES = {"IF-I": 7.0, "IF-II": 4.0}
 
 NOISE_LEVEL = 250
-"""Step of the noise on what the second stage is told."""
+"""Step of the noise on the low-resolution input of the second stage."""
 
 STAGES = {
   "IF-I": unets.IF_I | {"sample_size": 8},
@@ -58,10 +57,10 @@ def t5_tensors() -> dict[str, np.ndarray]:
 
 
 def noises(stage: str) -> list[np.ndarray]:
-  """What a pipeline of theirs draws, in its order: (b, h, w, 3) each.
+  """The noise that a pipeline of diffusers draws, in order: (b, h, w, 3) each.
 
-  The canvas; for the second stage the noise on the first's picture; then one
-  for each step but the last.
+  The initial z; for the second stage the noise on its low-resolution input;
+  then one for each step except the last.
   """
   number = list(STAGES).index(stage)
   side = STAGES[stage]["sample_size"]
@@ -69,7 +68,7 @@ def noises(stage: str) -> list[np.ndarray]:
   draw = lambda keys, step: frame_noise(keys, step, 1, (side, side, 3))[:, 0]
   drawn = [draw(keys, INITIAL)]
   if number:
-    told = jax.vmap(jax.random.fold_in, (0, None))(keys, INITIAL)
-    drawn.append(draw(told, INITIAL))
+    low_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, INITIAL)
+    drawn.append(draw(low_keys, INITIAL))
   drawn += [draw(keys, step) for step in range(STEPS - 1)]
   return [np.asarray(noise) for noise in drawn]

@@ -1,5 +1,4 @@
-"""DeepFloyd IF's U-Nets in small, every variant, as their config.json says it;
-what they are asked; and where diffusers' answers are kept."""
+"""Small U-Nets of DeepFloyd IF in every variant, and their test inputs."""
 
 from collections.abc import Mapping
 import json
@@ -15,7 +14,7 @@ FOLDER = Path(__file__).parent / "unets"
 STEPS = np.array([0, 1, 500, 999])
 
 LENGTHS = (9, 4, 1, 6)
-"""Of the captions, which are padded to the first."""
+"""Of the captions, padded to the first."""
 
 _DOWN, _UP = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
 
@@ -24,7 +23,7 @@ _CROSS_DOWN, _CROSS_UP = (
   "SimpleCrossAttnUpBlock2D",
 )
 
-# At least two channels to a group: a norm of one would hide the bias before.
+# At least two channels per group: a norm of one would hide the bias before it.
 IF_I = {
   "_class_name": "UNet2DConditionModel",
   "act_fn": "gelu",
@@ -109,8 +108,8 @@ def weights(
 ) -> dict[str, np.ndarray]:
   """The tensors of a model.
 
-  Text and first convolution are small, so that the epsilons of the norms
-  behind them matter.
+  Text projection and first convolution are small, so that the epsilons of the
+  norms after them matter.
   """
   small = ("conv_in", "encoder_hid_proj")
   return {
@@ -122,8 +121,10 @@ def weights(
 def inputs(
   config: Mapping[str, Any], seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Pictures (4, h, w, c) that are wider than high, text (4, l, e) with what
-  stands for padding behind each caption, and noise levels (4,) as steps."""
+  """Images (4, h, w, c), text (4, l, e) and noise levels (4,) as steps.
+
+  Images are wider than high; texts are padded with one random vector.
+  """
   rng = np.random.default_rng(seed)
   scale = 2 ** (len(config["block_out_channels"]) - 1)
   size = (len(STEPS), 2 * scale, 3 * scale, config["in_channels"])
@@ -142,7 +143,7 @@ def write_folder(
   tensors: Mapping[str, np.ndarray],
   scheduler: Mapping[str, Any] | None = None,
 ) -> Path:
-  """A model as diffusers publishes it."""
+  """Writes a model in the format of diffusers."""
   unet = folder / "unet"
   unet.mkdir(parents=True, exist_ok=True)
   (unet / "config.json").write_text(json.dumps(config))
