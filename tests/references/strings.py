@@ -13,8 +13,8 @@ SPACES = ("", "", " ", " ", "  ", "\n", "\t", "\u00a0", "\u3000")
 
 # Ranges of code points; the first has the weight of nine. They exclude
 # combining characters (marks, joiners, skin tones, Hangul parts), U+0085,
-# primes (U+2032 to U+2034, U+2057) and dot leaders (U+2024 to U+2026), for reasons given in
-# tests/parity/test_t5_parity.py.
+# primes (U+2032 to U+2034, U+2057) and dot leaders (U+2024 to U+2026), for
+# reasons given in tests/parity/test_t5_parity.py.
 RANGES = (
   ((0x20, 0x7E),) * 9
   + ((0x01, 0x1F), (0x7F, 0x84), (0x86, 0xAC), (0xAE, 0xFF))
