@@ -157,7 +157,7 @@ class UNetConfig:
       raise UserError(
         "config.model.temporal.resample",
         f"has {len(t.resample)} entries",
-        f"give {levels - 1}: {levels} levels have as many resamplings",
+        f"give {levels - 1}, one fewer than levels",
       )
     check_least(t, "config.model.temporal", ("max_distance",), least=0)
     if self.channels[-1] % t.head_dim:
