@@ -58,3 +58,7 @@ class Cond:
 
 
 Clip = UInt8[np.ndarray, "t h w 3"]
+
+
+Mask = Bool[np.ndarray, "t h w"]
+"""True (or 1) = given, False (or 0) = to be generated; everywhere."""

@@ -1,4 +1,4 @@
-"""Still pictures and animated ones."""
+"""Still and animated pictures, and contact sheets."""
 
 import numpy as np
 from PIL import Image
@@ -97,7 +97,7 @@ def test_what_is_no_picture(tmp_path):
     "empty.png": "empty file",
     "text.jpg": "not a picture, or cut short",
     "folder.bmp": "not a file",
-    "loop.png": "missing: a link that leads to no file",
+    "loop.png": "missing: a link to no file",
     "gone.webp": "missing: no such file",
   }
   for name, reason in reasons.items():
