@@ -11,7 +11,6 @@ from lumiere_jax.stages.config import StageConfig
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.atomic import locked, require_space
-from lumiere_jax.storage.model_card import write_card
 
 _ABOUT = ("step", "trained_on", "licence", "imported_from", "inflated_from")
 
@@ -87,7 +86,7 @@ def add_parts(
       parts[bundles.TEXT] = write_text_part(folder, text)
     bundles.write(folder, parts, about)
     bundle = bundles.open_bundle(folder, option("out"))
-    write_card(bundle)
+    bundles.write_card(bundle)
   return bundle
 
 
