@@ -51,3 +51,7 @@ class Cond:
   def map_samples(self, fn) -> "Cond":
     """Applies `fn` to every leaf; all have the batch as their axis 0."""
     return jax.tree.map(fn, self)
+
+
+Mask = Bool[np.ndarray, "t h w"]
+"""True (or 1) = given, False (or 0) = to be generated; everywhere."""

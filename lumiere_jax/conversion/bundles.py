@@ -1,9 +1,10 @@
-"""Stages and text encoders as parts of our own bundles, in and out."""
+"""Reads stages from bundles, and adds stages and text encoders to bundles."""
 
 from collections.abc import Sequence
+import itertools
 from pathlib import Path
 
-from lumiere_jax.conversion.lazy_stage import LazyStage, progress, watched
+from lumiere_jax.conversion.lazy_stage import LazyStage, progress_bar
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.models import lora
 from lumiere_jax.models.text_encoder import TextEncoder, write_text_part
@@ -11,17 +12,12 @@ from lumiere_jax.stages.config import StageConfig
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.atomic import locked, require_space
-from lumiere_jax.storage.model_card import write_card
 
 _ABOUT = ("step", "trained_on", "licence", "imported_from", "inflated_from")
 
 
 def read_stages(bundle: bundles.Bundle) -> list[LazyStage]:
-  """The stages of a bundle; adapters that it holds are merged.
-
-  Raises:
-    UserError: a file is missing or damaged.
-  """
+  """The stages of a bundle, with its adapters merged into their weights."""
   stages = []
   for name, part in bundle.parts.items():
     if name == bundles.TEXT:
@@ -44,42 +40,38 @@ def add_parts(
   text: TextEncoder | None = None,
   linked: Sequence[bundles.Bundle] = (),
 ) -> bundles.Bundle:
-  """Writes parts into a bundle, which is made or to which they are added.
+  """Adds parts to a bundle, or makes a new one.
 
-  A part that the bundle has already is replaced; what it was stays valid
-  until all is written.
+  A part that the bundle has already is replaced; the old bundle stays valid
+  until everything is written.
 
   Args:
     folder: of the bundle.
     stages: to write.
     text: text encoder to write.
-    linked: bundles whose parts are taken as they are: as links, where these
-      are possible.
-
-  Raises:
-    UserError: the place cannot be written, has too little room, or the parts
-      were trained on other text than what it holds.
+    linked: bundles whose parts are added unchanged, as hard links where that is
+      possible; earlier ones win.
   """
   with locked(folder):
     parts, about = {}, {"made_by": "lumiere_jax"}
-    there: list[bundles.Bundle] = []
+    old: list[bundles.Bundle] = []
     if (folder / bundles.INDEX).is_file():
-      there = [bundles.open_bundle(folder, option("out"))]
-      parts, about = dict(there[0].parts), dict(there[0].about)
+      old = [bundles.open_bundle(folder, option("out"))]
+      parts, about = dict(old[0].parts), dict(old[0].about)
     if text is None:
-      bundles.check_same_text([*there, *linked])
-    elif there:
-      _check_replaceable(there[0], text)
+      bundles.check_same_text([*old, *linked])
+    elif old:
+      _check_replaceable(old[0], text)
     total = sum(stage.nbytes for stage in stages)
     require_space(folder, total)
     for bundle in reversed(linked):
       for name, part in bundle.parts.items():
         bundles.link_part(bundle, part, folder)
         parts[name] = part
-    with progress(total, "weights") as bar:
+    with progress_bar(total, "weights") as counted:
       for stage in stages:
         file = _unused(folder, stage.name)
-        safetensors.save(folder / file, watched(stage.leaves, bar))
+        safetensors.save(folder / file, counted(stage.leaves))
         parts[stage.name] = bundles.Part(
           meta={**stage.config.to_meta(), **stage.about}, tensors=(file,)
         )
@@ -87,14 +79,14 @@ def add_parts(
       parts[bundles.TEXT] = write_text_part(folder, text)
     bundles.write(folder, parts, about)
     bundle = bundles.open_bundle(folder, option("out"))
-    write_card(bundle)
+    bundles.write_card(bundle)
   return bundle
 
 
 def _check_replaceable(bundle: bundles.Bundle, text: TextEncoder) -> None:
-  """Raises a UserError where stages were trained with another text encoder.
+  """Raises a UserError if stages were trained with another text encoder.
 
-  Imported ones were trained elsewhere, with what is being brought in.
+  Imported stages may get theirs in a later conversion.
   """
   present = bundle.parts.get(bundles.TEXT)
   if not present or present.meta.get("identity") == text.identity:
@@ -106,15 +98,13 @@ def _check_replaceable(bundle: bundles.Bundle, text: TextEncoder) -> None:
   ]
   if trained:
     raise UserError(
-      f"{option('out')}={bundle.folder}:",
+      option("out", f"{bundle.folder}:"),
       f"its {', '.join(trained)} was trained with another text encoder",
       f"give another {option('out')}",
     )
 
 
 def _unused(folder: Path, stage: str) -> str:
-  """A name that no file of the present bundle has."""
-  number = 0
-  while (folder / (name := f"{stage}-{number:04d}.safetensors")).exists():
-    number += 1
-  return name
+  """A file name that is not in use in the folder."""
+  names = (f"{stage}-{k:04d}.safetensors" for k in itertools.count())
+  return next(name for name in names if not (folder / name).exists())

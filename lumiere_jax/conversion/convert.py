@@ -1,12 +1,11 @@
-"""What `convert` is asked for, checked and done."""
+"""Converts weights between formats, as `lumiere_jax.convert` asks for it."""
 
-from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
 
 from lumiere_jax.conversion import diffusers
 from lumiere_jax.conversion.bundles import add_parts, read_stages
-from lumiere_jax.conversion.lazy_stage import LazyStage, halved, inflated
+from lumiere_jax.conversion.lazy_stage import LazyStage, inflate, to_float16
 from lumiere_jax.conversion.stablehlo_export import write_artefact
 from lumiere_jax.errors import UserError, check_choice, option
 from lumiere_jax.inference.adapters import apply_adapters, read_adapter
@@ -29,21 +28,19 @@ class Conversion:
   Attributes:
     source: one of `SOURCES`.
     target: one of `TARGETS`.
-    src: folders or files; several bundles are put together.
-    out: folder to write; a bundle that is there is added to.
+    src: folders or files; several bundles are joined.
+    out: folder to write; parts are added to a bundle that is there.
     variant: of diffusers weights, such as 'fp16'.
-    scheduler: of diffusers, where it is not beside the weights.
-    stage: the one to take of a source that has several; '' is all, or the
-      only one.
-    temporal: None, or the experiment that the stage is inflated for.
+    scheduler: diffusers' scheduler_config.json, if not beside the weights.
+    stage: the stage to convert; '' is all of them.
+    temporal: the experiment that the stage is inflated for, or None.
     adapters: low-rank adapters to merge.
-    adapter_scale: how much of them.
-    licence: of the weights, where the source says none.
-    half: whether weights are written in float16: a bundle of half the size,
-      for sampling.
-    text: how the text encoder is read; its `weights` are `src`.
-    settings: of the sampler in an artefact.
-    batch: videos that an artefact makes at once.
+    adapter_scale: their scale.
+    licence: of imported weights.
+    half: whether to write weights in float16, for sampling.
+    text: options of the text encoder; its `weights` are `src`.
+    settings: of the exported sampler.
+    batch: batch size of the exported sampler.
   """
 
   source: str
@@ -64,138 +61,116 @@ class Conversion:
 
 
 def convert(job: Conversion) -> None:
-  """Converts, and says what was written.
-
-  Raises:
-    UserError: something in it cannot be used; nothing is left half-written.
-  """
+  """Converts, and prints what was written."""
   check_choice(option("from"), job.source, SOURCES)
   check_choice(option("to"), job.target, TARGETS)
   for name, value in (("src", job.src), ("out", job.out)):
     if not value:
       raise UserError(option(name), "is missing", "give a folder")
   if job.target == "stablehlo":
-    _export(job)
+    lines = _export(job)
   elif job.source == "t5":
-    _import_text(job)
+    lines = _import_text(job)
   else:
-    _carry(job)
+    lines = _convert_stages(job)
+  print(*lines, sep="\n")
 
 
-def _export(job: Conversion) -> None:
+def _export(job: Conversion) -> list[str]:
   if job.source not in ("bundle", "workdir"):
     raise UserError(
-      f"{option('to')}=stablehlo",
+      option("to", "stablehlo"),
       "takes bundles or workdirs",
-      f"convert {option('from')}={job.source} to a bundle first",
+      f"convert {option('from', job.source)} to a bundle first",
     )
   pipeline = Pipeline.from_pretrained(
     *job.src, adapters=job.adapters, adapter_scale=job.adapter_scale
   )
-  for line in write_artefact(
-    pipeline, job.settings, Path(job.out), batch=job.batch
-  ):
-    print(line)
+  return write_artefact(pipeline, job.settings, Path(job.out), batch=job.batch)
 
 
-def _import_text(job: Conversion) -> None:
+def _import_text(job: Conversion) -> list[str]:
   if len(job.src) > 1 or job.target != "bundle":
     raise UserError(
-      f"{option('from')}=t5",
-      f"takes one {option('src')} and makes a bundle of it",
+      option("from", "t5"),
+      "does not fit the other options",
+      f"give one {option('src')} and {option('to', 'bundle')}",
     )
   text = job.text
   encoder = open_text_encoder(
     text.tokenizer, job.src[0], text.max_length, text.dtype, text.cleaning
   )
-  bundle = add_parts(Path(job.out), text=encoder)
-  print(f"{bundle.folder}: {', '.join(bundle.parts)}")
+  return _summary(add_parts(Path(job.out), text=encoder))
 
 
-def _carry(job: Conversion) -> None:
-  opened = [] if job.source == "diffusers" else _open(job)
-  if opened and job.target == "bundle" and not _changes(job):
-    bundle = add_parts(Path(job.out), linked=opened)
-    print(f"{bundle.folder}: {', '.join(bundle.parts)}")
-    return
-  stages = _chosen(job, _read(job, opened))
-  if job.adapters:
-    stages = _adapted(job, stages)
-  if job.temporal:
-    stages = [inflated(stage, job.temporal) for stage in stages]
-  if job.half:
-    stages = [halved(stage) for stage in stages]
-  if job.target == "diffusers":
-    if len(stages) > 1:
-      raise UserError(
-        f"{option('to')}=diffusers",
-        "writes one stage",
-        f"say {option('stage')}={stages[0].name} or another of "
-        f"{', '.join(stage.name for stage in stages)}",
-      )
-    for path in diffusers.write_stage(stages[0], Path(job.out)):
-      print(path)
-    return
-  bundle = add_parts(Path(job.out), stages, linked=_texts_alone(opened))
-  print(f"{bundle.folder}: {', '.join(bundle.parts)}")
+def _convert_stages(job: Conversion) -> list[str]:
+  opened = [] if job.source == "diffusers" else _open_bundles(job)
+  changed = job.temporal or job.adapters or job.stage or job.half
+  if opened and job.target == "bundle" and not changed:
+    return _summary(add_parts(Path(job.out), linked=opened))
+  stages = _read_stages(job, opened)
+  if job.target == "bundle":
+    texts = [_text_only(bundle) for bundle in opened]
+    return _summary(add_parts(Path(job.out), stages, linked=texts))
+  if len(stages) > 1:
+    raise UserError(
+      option("to", "diffusers"),
+      "writes one stage",
+      f"give {option('stage', stages[0].name)} or another of "
+      f"{', '.join(stage.name for stage in stages)}",
+    )
+  return list(map(str, diffusers.write_stage(stages[0], Path(job.out))))
 
 
-def _open(job: Conversion) -> list[bundles.Bundle]:
-  opened = []
+def _open_bundles(job: Conversion) -> list[bundles.Bundle]:
   for src in job.src:
     if job.source == "workdir" and not (Path(src) / "bundle").is_dir():
       raise UserError(
         option("src", src),
         "is no workdir that has saved a bundle",
-        f"give the workdir of a training run, or {option('from')}=bundle",
+        f"give the workdir of a training run, or {option('from', 'bundle')}",
       )
-    opened.append(bundles.open_bundle(src, option("src")))
-  return opened
+  return [bundles.open_bundle(src, option("src")) for src in job.src]
 
 
-def _changes(job: Conversion) -> bool:
-  """Whether weights differ from the source's, or not all are wanted."""
-  return bool(job.temporal or job.adapters or job.stage or job.half)
-
-
-def _read(job: Conversion, opened: list[bundles.Bundle]) -> list[LazyStage]:
-  if job.source != "diffusers":
-    return [stage for bundle in opened for stage in read_stages(bundle)]
-  return [
-    diffusers.read_stage(
-      Path(src),
-      variant=job.variant,
-      scheduler=job.scheduler,
-      licence=job.licence,
-    )
-    for src in job.src
-  ]
-
-
-def _chosen(job: Conversion, stages: list[LazyStage]) -> list[LazyStage]:
+def _read_stages(
+  job: Conversion, opened: list[bundles.Bundle]
+) -> list[LazyStage]:
+  """The stages of diffusers folders or bundles, selected and modified."""
+  if job.source == "diffusers":
+    options = {"variant": job.variant, "scheduler": job.scheduler}
+    stages = [
+      diffusers.read_stage(Path(src), licence=job.licence, **options)
+      for src in job.src
+    ]
+  else:
+    stages = [stage for bundle in opened for stage in read_stages(bundle)]
   names = [stage.name for stage in stages]
   if job.stage:
     stages = [stage for stage in stages if stage.name == job.stage]
   if not stages:
     raise UserError(
-      f"{option('stage')}={job.stage}:",
-      f"{option('src')} holds {', '.join(names) or 'no stage'}",
+      option("src"),
+      f"has no stage {job.stage}".rstrip(),
+      f"it holds {', '.join(names) or 'a text encoder only'}",
     )
-  return stages
+  if job.adapters:
+    adapted = apply_adapters(
+      [*map(read_adapter, job.adapters)],
+      {stage.name: stage.leaves for stage in stages},
+      {stage.name: stage.config.model for stage in stages},
+      job.adapter_scale,
+    )
+    stages = [dataclasses.replace(s, leaves=adapted[s.name]) for s in stages]
+  if job.temporal:
+    stages = [inflate(stage, job.temporal) for stage in stages]
+  return [to_float16(stage) for stage in stages] if job.half else stages
 
 
-def _adapted(job: Conversion, stages: Sequence[LazyStage]) -> list[LazyStage]:
-  """The stages with adapters merged into those they belong to."""
-  worn = apply_adapters(
-    [*map(read_adapter, job.adapters)],
-    {stage.name: stage.leaves for stage in stages},
-    {stage.name: stage.config.model for stage in stages},
-    job.adapter_scale,
-  )
-  return [dataclasses.replace(s, leaves=worn[s.name]) for s in stages]
+def _text_only(bundle: bundles.Bundle) -> bundles.Bundle:
+  text = {k: v for k, v in bundle.parts.items() if k == bundles.TEXT}
+  return dataclasses.replace(bundle, parts=text)
 
 
-def _texts_alone(opened: list[bundles.Bundle]) -> list[bundles.Bundle]:
-  """The bundles without their stages."""
-  keep = lambda parts: {k: v for k, v in parts.items() if k == bundles.TEXT}
-  return [dataclasses.replace(b, parts=keep(b.parts)) for b in opened]
+def _summary(bundle: bundles.Bundle) -> list[str]:
+  return [f"{bundle.folder}: {', '.join(bundle.parts)}"]

@@ -1,13 +1,12 @@
-"""DeepFloyd IF's stages as folders of diffusers, in and out."""
+"""Reads and writes DeepFloyd IF stages as diffusers folders."""
 
 from collections.abc import Iterator, Mapping
 import math
 from pathlib import Path
-import sys
 from typing import Any
 
-from lumiere_jax.conversion.lazy_stage import LazyStage, progress, watched
-from lumiere_jax.errors import UserError, option
+from lumiere_jax.conversion.lazy_stage import LazyStage, progress_bar
+from lumiere_jax.errors import UserError, notice, option
 from lumiere_jax.models.importers.hf_checkpoint import open_weights, read_json
 from lumiere_jax.models.importers.unet_diffusers import (
   from_diffusers,
@@ -30,9 +29,9 @@ from lumiere_jax.storage.safetensors import LazyArray
 _KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
-# What other values of these mean for sampling has no counterpart here. Absent
-# keys have the first value, diffusers' own default or one that IF has too.
-_ONLY: dict[str, tuple[Any, ...]] = {
+# Other values of these keys are not supported. An absent key has the first
+# value, which is diffusers' default or that of IF.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
   "beta_schedule": ("squaredcos_cap_v2",),
   "num_train_timesteps": (1000,),
   "rescale_betas_zero_snr": (False, None),
@@ -56,33 +55,33 @@ IF = {
   "timestep_spacing": "leading",
   "variance_type": "learned_range",
 }
-"""As IF-I's is published; IF-II's has a sample_max_value of 1."""
+"""The published scheduler of IF-I; IF-II's has a sample_max_value of 1."""
+
+
+_FIX = "give the scheduler that the model was published with"
 
 
 def from_scheduler(
   content: Mapping[str, Any], name: str, *, learned: bool, upscales: bool
 ) -> tuple[DiffusionConfig, SamplingConfig]:
-  """The process and the sampling that a scheduler's config describes.
+  """The diffusion and sampling configs of a diffusers scheduler.
 
-  Steps, guidance and noise level are no part of it: they are those of
-  diffusers' IF pipelines.
+  Steps, guidance and noise level, which it lacks, are those of diffusers' IF
+  pipelines.
 
   Args:
     content: of scheduler_config.json.
     name: its path, for errors.
-    learned: the network has a learned variance.
-    upscales: it is a super-resolution model.
-
-  Raises:
-    UserError: a key has a value that has no counterpart here; it is named.
+    learned: whether the network predicts the variance.
+    upscales: whether it is a super-resolution model.
   """
-  for key, values in _ONLY.items():
+  for key, values in _SUPPORTED.items():
     _check(content, name, key, values)
   _check(content, name, "prediction_type", tuple(_KINDS), "epsilon")
   variance = ("learned_range",) if learned else ("fixed_small",)
   _check(content, name, "variance_type", variance, "fixed_small")
   if not content.get("thresholding", False):
-    # Static clipping is dynamic thresholding that never goes above 1.
+    # Static clipping is dynamic thresholding with a maximum of 1.
     _check(content, name, "clip_sample", (True,), True)
     _check(content, name, "clip_sample_range", (1, None), 1)
   thresholding = content.get("thresholding", False)
@@ -107,21 +106,16 @@ def from_scheduler(
 
 
 def to_scheduler(config: StageConfig) -> dict[str, Any]:
-  """The scheduler_config.json of a stage.
-
-  Raises:
-    UserError: what its network is conditioned on has no counterpart in
-      diffusers' pipelines: noise levels, or the low resolution.
-  """
+  """The scheduler_config.json of a stage; a UserError if diffusers has none."""
   needed = {"noise_embedding": "squaredcos_cap_v2", "noise_embedding_shift": 0}
   if config.model.in_channels == 6:
     needed["low_resolution"] = "corners"
-  for field, only in needed.items():
-    if (value := getattr(config.model, field)) != only:
+  for field, supported in needed.items():
+    if (value := getattr(config.model, field)) != supported:
       raise UserError(
         f"config.model.{field}={value!r}",
-        f"has no counterpart in diffusers, which needs {only!r}",
-        "this model can be kept as a bundle only",
+        f"is not supported by diffusers, which needs {supported!r}",
+        "export this model as a bundle",
       )
   names = {ours: theirs for theirs, ours in _KINDS.items()}
   sampling, learned = config.defaults, config.model.out_channels == 6
@@ -144,11 +138,8 @@ def _number(
 ) -> float:
   value = content.get(key, default)
   if type(value) not in (int, float) or not least <= value <= most:
-    raise UserError(
-      f"{name}:",
-      f"{key}={value!r} is no number from {least:g} to {most:g}",
-      "give the scheduler that the model was published with",
-    )
+    problem = f"{key}={value!r} is no number from {least:g} to {most:g}"
+    raise UserError(f"{name}:", problem, _FIX)
   return float(value)
 
 
@@ -161,19 +152,16 @@ def _check(
 ) -> None:
   absent = values[0] if default is None else default
   if (value := content.get(key, absent)) not in values:
-    raise UserError(
-      f"{name}:",
-      f"{key}={value!r} has no counterpart here, which knows "
-      f"{' or '.join(map(repr, values))}",
-      "give the scheduler that the model was published with",
-    )
+    supported = " or ".join(map(repr, values))
+    problem = f"{key}={value!r} is not supported, only {supported} is"
+    raise UserError(f"{name}:", problem, _FIX)
 
 
 STEM = "diffusion_pytorch_model"
 
 
 SHARD_BYTES = 10 * 10**9
-"""The largest file that is written, as diffusers has it."""
+"""The largest file that is written, as in diffusers."""
 
 
 # IF-II takes 64 to 256 pixels; its config.json does not say so.
@@ -183,18 +171,14 @@ _UPSCALE = 4
 def read_stage(
   src: Path, *, variant: str = "", scheduler: str = "", licence: str = ""
 ) -> LazyStage:
-  """A U-Net of DeepFloyd IF: `t2i`, or `ssr_image` if it upscales.
+  """Reads a U-Net of DeepFloyd IF: `t2i`, or `ssr_image` if it upscales.
 
   Args:
-    src: the U-Net's folder, or the whole pipeline's, which has it as `unet`.
+    src: the folder of the U-Net, or of the pipeline with the subfolder `unet`.
     variant: of the weights, such as 'fp16'.
     scheduler: scheduler_config.json or its folder; '' is the one in
-      `scheduler` beside the U-Net, or else IF's own, which is said.
+      `scheduler` beside the U-Net, or else that of IF, with a notice.
     licence: of the weights; '' is "not stated".
-
-  Raises:
-    UserError: files are missing or broken, or describe another network or
-      process than ours can be; the file and the key or tensors are named.
   """
   unet = src / "unet" if (src / "unet" / "config.json").is_file() else src
   content = read_json(unet / "config.json")
@@ -230,26 +214,23 @@ def read_stage(
 
 
 def write_stage(stage: LazyStage, folder: Path) -> list[Path]:
-  """Writes the spatial part as `unet` and `scheduler`; returns the files.
+  """Writes the spatial layers as `unet` and `scheduler`; returns the files.
 
-  The tensors are those that were read, bit for bit and in their dtype; of a
-  video model, those of the image model it holds.
-
-  Raises:
-    UserError: the network or process has no counterpart in diffusers, or the
-      place cannot be written or has too little room.
+  Tensors keep their dtype and are bit-identical to those that were read.
   """
   config = stage.config
   unet = folder / "unet"
-  content = config_to_diffusers(config.model, _sample_size(config.video))
+  height, width = config.video.resolution
+  size = height if height == width else [height, width]
+  content = config_to_diffusers(config.model, size)
   scheduler = to_scheduler(config)
   tensors = to_diffusers(stage.leaves, config.model)
   total = sum(tensor.nbytes for tensor in tensors.values())
   unet.mkdir(parents=True, exist_ok=True)
   require_space(unet, total)
   written = []
-  with progress(total, "unet") as bar:
-    shards = list(_shards(watched(tensors, bar), SHARD_BYTES))
+  with progress_bar(total, "unet") as counted:
+    shards = list(_shards(counted(tensors), SHARD_BYTES))
     where: dict[str, str] = {}
     for number, shard in enumerate(shards):
       name = f"{STEM}.safetensors"
@@ -273,7 +254,7 @@ def write_stage(stage: LazyStage, folder: Path) -> list[Path]:
 def _scheduler(
   unet: Path, given: str, upscales: bool
 ) -> tuple[Mapping[str, Any], str]:
-  """A scheduler's config and what to call it."""
+  """A scheduler's config and its name for errors."""
   name = "scheduler_config.json"
   if given:
     path = Path(given)
@@ -282,12 +263,9 @@ def _scheduler(
   for place in (unet.parent / "scheduler", unet):
     if (place / name).is_file():
       return read_json(place / name), str(place / name)
-  print(
-    (
-      f"{unet}: no {name} in it or beside it; taken to be DeepFloyd "
-      f"IF's own (give {option('scheduler')}=FILE for another)"
-    ),
-    file=sys.stderr,
+  notice(
+    f"{unet}: no {name} in it or beside it; using that of DeepFloyd IF "
+    f"(give {option('scheduler', 'FILE')} for another)"
   )
   cap = {"sample_max_value": 1.0} if upscales else {}
   return IF | cap, "DeepFloyd IF's scheduler"
@@ -300,23 +278,18 @@ def _resolution(content: Mapping[str, Any], unet: Path) -> tuple[int, int]:
     raise UserError(
       f"{unet / 'config.json'}:",
       f"sample_size={size!r} is no size in pixels",
-      "write in the one it was trained on",
+      "write the resolution it was trained on",
     )
   return tuple(sides)
 
 
-def _sample_size(video: VideoConfig) -> int | list[int]:
-  height, width = video.resolution
-  return height if height == width else [height, width]
-
-
-def _shards(tensors: Mapping[str, LazyArray], most: int) -> Iterator[dict]:
-  """Parts of at most so many bytes, a larger tensor by itself."""
-  part, size = {}, 0
+def _shards(tensors: Mapping[str, LazyArray], max_bytes: int) -> Iterator[dict]:
+  """Groups tensors up to a size; a larger tensor is a group of its own."""
+  shard, size = {}, 0
   for name, tensor in tensors.items():
-    if part and size + tensor.nbytes > most:
-      yield part
-      part, size = {}, 0
-    part[name] = tensor
+    if shard and size + tensor.nbytes > max_bytes:
+      yield shard
+      shard, size = {}, 0
+    shard[name] = tensor
     size += tensor.nbytes
-  yield part
+  yield shard

@@ -1,6 +1,7 @@
-"""A stage whose weights are read one by one, and its inflation."""
+"""A stage with lazily read weights: inflation, conversion to float16."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
 import functools
 from typing import Any
@@ -18,82 +19,82 @@ from lumiere_jax.stages.config import PARENTS, StageConfig
 from lumiere_jax.storage.safetensors import LazyArray
 from lumiere_jax.training.config import Experiment
 
+Leaves = Mapping[str, LazyArray | np.ndarray]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LazyStage:
-  """A stage whose leaves are read when they are written.
+  """A stage whose weights are read when they are written.
 
   Attributes:
     name: of the stage, as in `stages.config.PARENTS`.
     config: what sampling needs to know.
-    leaves: path -> array, or one that is made when asked for.
-    about: what else bundle.json says of it: `trained_on`, `licence`, ...
+    leaves: path -> array.
+    about: other entries of bundle.json: `trained_on`, `licence`, ...
   """
 
   name: str
   config: StageConfig
-  leaves: Mapping[str, LazyArray | np.ndarray]
+  leaves: Leaves
   about: Mapping[str, Any]
 
   @property
   def nbytes(self) -> int:
-    """Of all leaves."""
+    """Bytes of all leaves."""
     return sum(leaf.nbytes for leaf in self.leaves.values())
 
 
-def halved(stage: LazyStage) -> LazyStage:
+def map_leaves(
+  fn: Callable[[np.ndarray], np.ndarray], leaves: Leaves, dtype: Any = None
+) -> dict[str, LazyArray]:
+  """Applies `fn` to each leaf on access; `dtype` is that of its results."""
+
+  def lazy(leaf: LazyArray | np.ndarray) -> LazyArray:
+    make = lambda: fn(np.asarray(leaf))
+    return LazyArray(leaf.shape, np.dtype(dtype or leaf.dtype), make)
+
+  return {path: lazy(leaf) for path, leaf in leaves.items()}
+
+
+def to_float16(stage: LazyStage) -> LazyStage:
   """The stage in float16: each weight to about 1 part in 2,000."""
-
-  def half(leaf: LazyArray | np.ndarray) -> LazyArray:
-    make = lambda: np.asarray(leaf).astype(np.float16)
-    return LazyArray(leaf.shape, np.dtype(np.float16), make)
-
-  leaves = {path: half(leaf) for path, leaf in stage.leaves.items()}
+  half = lambda array: array.astype(np.float16)
+  leaves = map_leaves(half, stage.leaves, np.float16)
   return dataclasses.replace(stage, leaves=leaves)
 
 
-def watched(
-  leaves: Mapping[str, LazyArray | np.ndarray], bar: tqdm
-) -> dict[str, LazyArray]:
-  """The same leaves; a bar in bytes moves as they are made."""
-
-  def watch(leaf: LazyArray) -> LazyArray:
-    def make() -> np.ndarray:
-      array = np.asarray(leaf)
-      bar.update(leaf.nbytes)
-      return array
-
-    return LazyArray(leaf.shape, np.dtype(leaf.dtype), make)
-
-  return {path: watch(leaf) for path, leaf in leaves.items()}
-
-
-def progress(total: int, what: str) -> tqdm:
-  """A bar in bytes, with the time that is left."""
-  return tqdm(
+@contextlib.contextmanager
+def progress_bar(
+  total: int, name: str
+) -> Iterator[Callable[[Leaves], dict[str, LazyArray]]]:
+  """A progress bar in bytes; the function it yields makes leaves advance it."""
+  bar = tqdm(
     total=total,
-    desc=what,
+    desc=name,
     unit="B",
     unit_scale=True,
     dynamic_ncols=True,
     disable=not total,
   )
 
+  def count(array: np.ndarray) -> np.ndarray:
+    bar.update(array.nbytes)
+    return array
 
-def inflated(stage: LazyStage, experiment: Experiment) -> LazyStage:
-  """The video stage of an image stage: its leaves, and fresh temporal ones.
+  with bar:
+    yield functools.partial(map_leaves, count)
 
-  It makes of every video what the image stage makes of its frames (Lumiere,
-  section 3.1): what is new starts at zero, or as the identity.
+
+def inflate(stage: LazyStage, experiment: Experiment) -> LazyStage:
+  """The video stage of an image stage: its leaves and new temporal ones.
+
+  Before training, it maps each frame as the image stage does (Lumiere, section
+  3.1): the new layers start at zero or as the identity.
 
   Args:
     stage: an image stage.
-    experiment: what the video stage's temporal layers and clips are like; its
-      own spatial layers do not matter.
-
-  Raises:
-    UserError: the stage is no image stage, the experiment has no temporal
-      layers, or they do not fit the network.
+    experiment: of the video stage. Only its temporal layers and its clip's
+      length and frame rate are used.
   """
   video_stages = {parent: name for name, parent in PARENTS.items() if parent}
   if stage.config.model.temporal or stage.name not in video_stages:
@@ -120,29 +121,29 @@ def inflated(stage: LazyStage, experiment: Experiment) -> LazyStage:
   return LazyStage(
     name=video_stages[stage.name],
     config=dataclasses.replace(config, model=model, video=video),
-    leaves={**stage.leaves, **_fresh(model, experiment.seed)},
+    leaves={**stage.leaves, **_init_temporal(model, experiment.seed)},
     about={**stage.about, "inflated_from": stage.name},
   )
 
 
-def _fresh(model: UNetConfig, seed: int) -> dict[str, LazyArray]:
-  """The temporal leaves, made level by level."""
+def _init_temporal(model: UNetConfig, seed: int) -> dict[str, LazyArray]:
+  """The new leaves, initialised level by level."""
   leaves = abstract_params(model).items()
   added = {k: leaf for k, leaf in leaves if not is_spatial(k)}
   options = drawing_options(jax.default_backend(), added)
-  made_once = functools.partial(jax.jit, compiler_options=options)
 
-  # As they are written in order, one level at a time is enough in memory.
+  # Leaves are written in order, so the cache needs to hold one level only.
   @functools.lru_cache(maxsize=1)
-  def made(level: str) -> dict[str, np.ndarray]:
+  def init_level(level: str) -> dict[str, np.ndarray]:
     own = {path for path in added if _level(path) == level}
     init = lambda key: {
       k: v for k, v in init_params(model, key).items() if k in own
     }
-    return jax.device_get(made_once(init)(jax.random.key(seed)))
+    init = jax.jit(init, compiler_options=options)
+    return jax.device_get(init(jax.random.key(seed)))
 
   def lazy(path: str, leaf: jax.ShapeDtypeStruct) -> LazyArray:
-    make = lambda: made(_level(path))[path]
+    make = lambda: init_level(_level(path))[path]
     return LazyArray(leaf.shape, np.dtype(leaf.dtype), make)
 
   return {path: lazy(path, leaf) for path, leaf in added.items()}

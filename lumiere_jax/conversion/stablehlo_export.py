@@ -1,9 +1,9 @@
-"""The sampler as a `jax.export` artefact: to be called without this package.
+"""Exports the sampler by `jax.export`, to be called without this package.
 
-sampler.stablehlo     the whole cascade, text encoder and all, as one function
+sampler.stablehlo     text encoder and cascade as one function
 weights.safetensors   its first argument
 tokenizer.model       sentencepiece
-signature.json        shapes, frames a second, how captions are cleaned
+signature.json        shapes, frames per second, cleaning of captions
 call.py               loads and calls it; needs jax, numpy, safetensors and
                       sentencepiece
 """
@@ -11,7 +11,6 @@ call.py               loads and calls it; needs jax, numpy, safetensors and
 from collections.abc import Callable
 import dataclasses
 from pathlib import Path
-import shutil
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ from jax import export
 import jax.numpy as jnp
 import numpy as np
 
-from lumiere_jax.conversion.lazy_stage import progress, watched
+from lumiere_jax.conversion.lazy_stage import progress_bar
 from lumiere_jax.diffusion.noise import stream_keys
 from lumiere_jax.diffusion.samplers import make_sampler
 from lumiere_jax.errors import UserError, option
@@ -43,18 +42,15 @@ _TEXT = "text/"
 def write_artefact(
   pipeline: Pipeline, settings: Settings, folder: Path, batch: int = 1
 ) -> list[str]:
-  """Writes the cascade as the folder described above; says what was written.
+  """Writes the files above; returns lines that describe them to the user.
 
-  Guidance scales stay arguments; all else in `settings` is fixed in it.
+  Guidance scales stay arguments; all other settings become constants.
 
   Args:
     pipeline: text encoder and stages.
-    settings: how to sample.
+    settings: of the sampler.
     folder: to write to.
-    batch: videos made at once.
-
-  Raises:
-    UserError: settings do not fit, or the place cannot be written.
+    batch: batch size.
   """
   if batch < 1:
     raise UserError(option("batch", batch), "must be at least 1")
@@ -70,8 +66,8 @@ def write_artefact(
   )
   with writing(folder / "sampler.stablehlo") as file:
     file.write(exported.serialize())
-  with progress(total, "weights") as bar:
-    safetensors.save(folder / "weights.safetensors", watched(weights, bar))
+  with progress_bar(total, "weights") as counted:
+    safetensors.save(folder / "weights.safetensors", counted(weights))
   with writing(folder / "tokenizer.model") as file:
     file.write(pipeline.text.tokenizer.to_bytes())
   signature = {
@@ -87,9 +83,8 @@ def write_artefact(
     "output": {"shape": list(exported.out_avals[0].shape), "dtype": "float32"},
   }
   write_json(folder / "signature.json", signature)
-  source = Path(__file__).parent / "assets" / "call.py"
-  with source.open("rb") as old, writing(folder / "call.py") as new:
-    shutil.copyfileobj(old, new)
+  with writing(folder / "call.py") as file:
+    file.write((Path(__file__).parent / "assets" / "call.py").read_bytes())
   shape = "x".join(map(str, signature["output"]["shape"]))
   return [
     f"{folder}: a sampler for {', '.join(PLATFORMS)} that makes {shape}",
@@ -100,15 +95,12 @@ def write_artefact(
 def sampler_of(
   pipeline: Pipeline, settings: Settings, batch: int
 ) -> tuple[Callable[[FlatParams, dict[str, Any]], Video], dict[str, Any]]:
-  """The cascade as a function of weights and inputs, and inputs like its.
+  """The cascade as a function of weights and inputs, and example inputs.
 
   Inputs are `tokens`, `mask`, `negative_tokens` and `negative_mask` (b, l),
-  `negative` (whether the second text is a prompt to steer away from; else it
-  is the empty caption), `seeds` (b,) and `guidance_scale` (base, ssr). It
-  returns (b, t, h, w, 3) in about [-1, 1].
-
-  Raises:
-    UserError: steps, lengths or windows do not fit.
+  `negative` (whether the second text is a negative prompt; else it is the empty
+  caption), `seeds` (b,) and `guidance_scale` (base, ssr). The function returns
+  (b, t, h, w, 3) in about [-1, 1].
   """
   frames, windows = pipeline.plan(settings)
   levels = {
@@ -156,15 +148,8 @@ def sampler_of(
     )
 
   scales = [own[slot].guidance_scale if slot in own else 1.0 for slot in SLOTS]
-  return sampler, _inputs(pipeline, batch, scales)
-
-
-def _inputs(
-  pipeline: Pipeline, batch: int, scales: list[float]
-) -> dict[str, np.ndarray]:
-  """Inputs of the right shapes and dtypes, with the scales there are."""
   size = (batch, pipeline.text.tokenizer.max_length)
-  return {
+  return sampler, {
     "tokens": np.zeros(size, np.int32),
     "mask": np.ones(size, bool),
     "negative_tokens": np.zeros(size, np.int32),
@@ -176,7 +161,7 @@ def _inputs(
 
 
 def _portable(pipeline: Pipeline) -> Pipeline:
-  """The same without kernels that one kind of device has alone."""
+  """The same without kernels for one platform only."""
   stages = {
     name: Stage(
       config=dataclasses.replace(
@@ -193,7 +178,7 @@ def _portable(pipeline: Pipeline) -> Pipeline:
 
 
 def _weights(pipeline: Pipeline) -> FlatParams:
-  """Of text encoder and stages, as one flat dict."""
+  """All parameters in one flat dict."""
   flat = {_TEXT + k: v for k, v in flatten(pipeline.text.params).items()}
   for name, stage in pipeline.stages.items():
     flat |= {f"{name}/{k}": v for k, v in stage.params.items()}
@@ -209,7 +194,7 @@ def _part(weights: FlatParams, prefix: str) -> FlatParams:
 
 
 def _encoder(pipeline: Pipeline, weights: FlatParams) -> Callable:
-  """(tokens, mask) -> features, one caption at a time as `TextEncoder` does."""
+  """(tokens, mask) -> features, one caption at a time like `TextEncoder`."""
   network = T5Encoder(pipeline.text.config)
   variables = {"params": unflatten(_part(weights, _TEXT))}
   one = lambda row: network.apply(variables, row[0][None], row[1][None])[0]
@@ -217,7 +202,7 @@ def _encoder(pipeline: Pipeline, weights: FlatParams) -> Callable:
 
 
 def _null(stage: Stage, empty: jax.Array, inputs: dict[str, Any]) -> Cond:
-  """Text to steer away from: a negative prompt's, or what "no caption" is."""
+  """The unconditional text: the negative prompt, or the stage's null text."""
   mask = inputs["negative_mask"]
   if stage.config.diffusion.null_text == "zeros":
     empty = jnp.where(inputs["negative"], empty, 0.0)

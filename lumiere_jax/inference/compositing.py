@@ -129,11 +129,14 @@ def mask_of_size(
   """A mask for every frame, covering `size` as pictures are made to.
 
   Args:
-    mask: True where pixels are to be made anew; of one picture, for all
-      frames, or of a video, whose last frame holds for what is longer.
+    mask: True where pixels are generated, as the Python API takes it; of one
+      picture, for all frames, or of a video, whose last frame is repeated.
     size: wanted.
     frames: wanted.
     name: of the input, for notices and errors.
+
+  Returns:
+    True where pixels are given.
 
   Raises:
     UserError: it is no mask, or marks no pixel or every one.
@@ -144,7 +147,7 @@ def mask_of_size(
       f"is {mask.dtype} {mask.shape}",
       "give bool (height, width) or (frames, height, width)",
     )
-  stack = mask[None] if mask.ndim == 2 else mask[:frames]
+  stack = ~(mask[None] if mask.ndim == 2 else mask[:frames])
   if stack.shape[1:] != size:
     _tell(name, stack.shape[1:], size)
     stack = np.stack([fit_mask(frame, size) for frame in stack])

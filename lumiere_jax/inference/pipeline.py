@@ -251,10 +251,10 @@ class Pipeline(Cascade):
       UserError: there is no conditional base, or video or mask do not do.
     """
     video = self._video(video, how)
-    anew = mask_of_size(mask, video.shape[1:3], len(video))
+    given = mask_of_size(mask, video.shape[1:3], len(video))
     return self._make_given(
       prompt,
-      MaskedVideo(video=video, mask=~anew),
+      MaskedVideo(video=video, mask=given),
       feather=feather,
       composited=composited,
       **how,
@@ -324,12 +324,12 @@ class Pipeline(Cascade):
     """
     frames, size = self.frames(how), self.resolution(how.get("settings"))
     still = picture_of_size(image, size, option("image"))
-    moves = mask_of_size(mask, size, frames)
-    moves[0] = False
+    given = mask_of_size(mask, size, frames)
+    given[0] = True
     video = np.broadcast_to(still, (frames, *still.shape))
     return self._make_given(
       prompt,
-      MaskedVideo(video=video, mask=~moves),
+      MaskedVideo(video=video, mask=given),
       feather=feather,
       composited=composited,
       **how,

@@ -4,7 +4,6 @@ from collections.abc import Callable
 import dataclasses
 from pathlib import Path
 
-from jaxtyping import Bool
 import numpy as np
 
 from lumiere_jax.errors import UserError, option, suggest
@@ -12,7 +11,7 @@ from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.masks import box_mask, parse_box, parse_expand, read_mask
 from lumiere_jax.media.video_reader import probe, read_clip, read_video
-from lumiere_jax.typing import Clip
+from lumiere_jax.typing import Clip, Mask
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +123,7 @@ def _inpaint(
   return pipeline.inpaint(
     prompt,
     video,
-    _mask(pipeline, inputs, video.shape[:3], how),
+    ~_mask(pipeline, inputs, video.shape[:3], how),
     feather=inputs.feather,
     composited=not inputs.uncomposited,
     **how,
@@ -151,7 +150,7 @@ def _cinemagraph(
   return pipeline.cinemagraph(
     prompt,
     image,
-    _mask(pipeline, inputs, (1, *image.shape[:2]), how)[0],
+    ~_mask(pipeline, inputs, (1, *image.shape[:2]), how)[0],
     feather=inputs.feather,
     composited=not inputs.uncomposited,
     **how,
@@ -245,8 +244,8 @@ def _mask(
   inputs: Inputs,
   shape: tuple[int, int, int],
   how: SampleOptions,
-) -> Bool[np.ndarray, "t h w"]:
-  """For the first frames of something of `shape` (t, h, w)."""
+) -> Mask:
+  """Of an input of `shape` (t, h, w); the Python API takes its inverse."""
   frames, *size = shape
   resolution = pipeline.resolution(how.get("settings"))
   if inputs.box:

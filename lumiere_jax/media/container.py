@@ -1,6 +1,6 @@
-"""Opened video files: their one picture stream and when each picture shows.
+"""Opens video files: their video stream and the time of each frame.
 
-Times are seconds since the stream's own start, whatever offset the file has.
+Times are seconds since the stream's start, whatever offset the file has.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from lumiere_jax.media.input_file import (
 )
 
 TOLERANCE_S = 1e-3
-"""Matroska and FLV round every timestamp to a millisecond."""
+"""Matroska and FLV round timestamps to milliseconds."""
 
 
 _WITHOUT_TIMESTAMPS = 0x80  # libavformat's AVFMT_NOTIMESTAMPS
@@ -28,13 +28,13 @@ _WITHOUT_TIMESTAMPS = 0x80  # libavformat's AVFMT_NOTIMESTAMPS
 _UNSPECIFIED_RATE = Fraction(25)
 
 
-# Formats that seek by an index or by timestamps and find them true there.
+# Formats with an index or timestamps that seeking can rely on.
 _SEEKABLE = ("mov", "matroska", "avi", "flv", "mpegts")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Track:
-  """The picture stream of an opened file."""
+  """The video stream of an opened file."""
 
   path: str
   container: av.container.InputContainer
@@ -42,7 +42,7 @@ class Track:
 
   @property
   def rate(self) -> Fraction:
-    """Frames per second, as the file states or its first frames suggest."""
+    """Frames per second, as stated or guessed from the first frames."""
     stream = self.stream
     return stream.average_rate or stream.guessed_rate or _UNSPECIFIED_RATE
 
@@ -53,45 +53,45 @@ class Track:
 
   @property
   def start(self) -> int | None:
-    """The timestamp that times count from; None: there are none."""
-    if self.container.format.name == "apng":  # begins at 0 and does not say so
+    """The timestamp of time 0, or None without timestamps."""
+    if self.container.format.name == "apng":  # starts at 0 without stating it
       return 0
     return self.stream.start_time
 
   @property
-  def counted(self) -> bool:
-    """Whether times must be counted at `rate`, for want of timestamps.
+  def lacks_timestamps(self) -> bool:
+    """Whether times have to be derived from the frame rate.
 
-    Raw streams have none, and AVI has only the order of decoding, which is
-    not the order of showing where there are B-frames.
+    Raw streams have no timestamps. AVI has those of decoding only, which
+    differ from presentation order where there are B-frames.
     """
     reordered_avi = (
       self.container.format.name == "avi"
       and self.stream.codec_context.has_b_frames
     )
-    bare = self.container.format.flags & _WITHOUT_TIMESTAMPS
-    return bool(reordered_avi or bare or self.start is None)
+    raw = self.container.format.flags & _WITHOUT_TIMESTAMPS
+    return bool(reordered_avi or raw or self.start is None)
 
-  def time(self, frame: av.VideoFrame, order: int) -> float:
-    """When `frame`, the `order`-th from the start, begins to show."""
-    if self.counted or frame.pts is None:
-      return order / float(self.rate)
+  def time(self, frame: av.VideoFrame, index: int) -> float:
+    """Presentation time of `frame`, the `index`-th from the start."""
+    if self.lacks_timestamps or frame.pts is None:
+      return index / float(self.rate)
     return float((frame.pts - self.start) * frame.time_base)
 
-  def lasts(self, frame: av.VideoFrame) -> float:
-    """For how many seconds `frame` shows if none comes after it."""
-    if self.counted or not frame.duration:
+  def duration(self, frame: av.VideoFrame) -> float:
+    """Seconds that `frame` is shown if no other follows."""
+    if self.lacks_timestamps or not frame.duration:
       return 1 / float(self.rate)
     return float(frame.duration * frame.time_base)
 
   def seek(self, time_s: float) -> bool:
-    """Goes to the last key frame before `time_s`, or stays at the start.
+    """Seeks to the last key frame before `time_s`, or stays at the start.
 
     Returns:
-      False: the file turned out to have no way to get there; open it anew.
+      False if the file cannot seek after all; it has to be opened again.
     """
     name = self.container.format.name
-    if time_s <= 0 or self.counted or not name.startswith(_SEEKABLE):
+    if time_s <= 0 or self.lacks_timestamps or not name.startswith(_SEEKABLE):
       return True
     ticks = int(time_s / self.stream.time_base) + self.start
     try:
@@ -101,9 +101,9 @@ class Track:
     return True
 
   def frames(self) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(time, frame) of all that follow, in order of showing."""
+    """Decodes all following frames: (time, frame), in presentation order."""
     decoded = self.container.decode(self.stream)
-    return ((self.time(f, order), f) for order, f in enumerate(decoded))
+    return ((self.time(f, index), f) for index, f in enumerate(decoded))
 
 
 @contextlib.contextmanager
@@ -111,18 +111,18 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
   """Opens a video file.
 
   Args:
-    path: the file, or a Blob.
-    num_threads: of the decoder; 0: as many as there are cores.
+    path: the file, or an `InMemoryFile`.
+    num_threads: of the decoder; 0 is one per core.
 
   Raises:
-    VideoError: it is missing, empty, no video or has no picture stream; or
-      the decoder gives up while the file is open.
+    VideoError: it cannot be opened as a video, or decoding it in the context
+      fails.
   """
   require_file(path)
   if isinstance(path, InMemoryFile):
     source = path.open()
   else:
-    # "file:" keeps a colon in a name from being read as a protocol.
+    # With "file:", a colon in the name does not start a protocol.
     source = animated_webp(path) or f"file:{path}"
   try:
     container = av.open(source, metadata_errors="replace")
@@ -130,17 +130,17 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
     reason = f"not a video, or cut short: {error.strerror}"
     raise VideoError(path, reason) from error
   with container:
-    stream = _picture_stream(path, container)
+    stream = _video_stream(path, container)
     stream.thread_type = "AUTO" if num_threads != 1 else "SLICE"
     stream.codec_context.thread_count = num_threads
     try:
       yield Track(path=str(path), container=container, stream=stream)
     except av.FFmpegError as error:
-      reason = f"damaged: the decoder gave up ({error.strerror})"
+      reason = f"damaged: the decoder failed ({error.strerror})"
       raise VideoError(path, reason) from error
 
 
-def _picture_stream(path, container) -> av.VideoStream:
+def _video_stream(path, container) -> av.VideoStream:
   cover = av.stream.Disposition.attached_pic
   videos = [s for s in container.streams.video if not s.disposition & cover]
   if not videos:
@@ -154,9 +154,9 @@ def _picture_stream(path, container) -> av.VideoStream:
 
 
 def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
-  """The (2, 2) part of the matrix that turns stored pixels upright, if any.
+  """The (2, 2) part of the display matrix, if any.
 
-  Stored (x, y) shows at (x, y) @ matrix; x to the right, y downward.
+  Stored (x, y) is shown at (x, y) @ matrix; x to the right, y downward.
   """
   side_data = frame.side_data.get("DISPLAYMATRIX")
   if side_data is None:

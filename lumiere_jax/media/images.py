@@ -1,4 +1,4 @@
-"""Still images: read, write, and contact sheets of videos."""
+"""Still images: reading, writing and contact sheets of videos."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -11,18 +11,15 @@ import numpy as np
 from PIL import Image
 
 from lumiere_jax.errors import UserError, notice
-from lumiere_jax.media.input_file import open_picture, rgb
+from lumiere_jax.media.input_file import RGBImage, open_picture, rgb
 from lumiere_jax.media.resize import Framing
 from lumiere_jax.storage.atomic import replacing
-
-Pixels = UInt8[np.ndarray, "h w 3"]
-
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def check_image_output(path) -> None:
-  """Raises a UserError where `write_image` cannot write; costs nothing."""
+  """Raises a UserError if `write_image` does not know the format."""
   ending = Path(path).suffix
   if ending.lower() not in FORMATS:
     raise UserError(
@@ -32,12 +29,8 @@ def check_image_output(path) -> None:
     )
 
 
-def write_image(path, image: Pixels) -> None:
-  """Writes an image as its ending says: .png, .jpg or .jpeg.
-
-  Raises:
-    UserError: another ending.
-  """
+def write_image(path, image: RGBImage) -> None:
+  """Writes an image in the format of its ending: .png, .jpg or .jpeg."""
   check_image_output(path)
   path = Path(path)
   with replacing(path) as temporary:
@@ -45,29 +38,25 @@ def write_image(path, image: Pixels) -> None:
     image.save(temporary, FORMATS[path.suffix.lower()], quality=95)
 
 
-def read_image(path, resolution: tuple[int, int] | None = None) -> Pixels:
-  """Reads a still image as RGB, turned upright as its EXIF data says.
+def read_image(path, resolution: tuple[int, int] | None = None) -> RGBImage:
+  """Reads a still image as RGB, upright according to its EXIF orientation.
 
-  What is transparent lies over white; of what moves the first frame is taken,
-  and said so.
+  Transparent parts become white. Of an animation the first frame is used,
+  with a notice.
 
   Args:
-    path: png, jpg, webp, bmp or whatever else Pillow reads.
-    resolution: (height, width) that it is made to cover, with its aspect
-      kept, and cut to at its centre; None: that of the image.
-
-  Raises:
-    VideoError: it is missing or not an image.
+    path: png, jpg, webp, bmp or another format that Pillow reads.
+    resolution: (height, width) to `fit` it to; None keeps its own.
   """
   with open_picture(path) as image:
     if getattr(image, "is_animated", False):
-      notice(f"{path} is animated; its first frame is taken")
+      notice(f"{path} is animated; its first frame is used")
     pixels = rgb(image)
   return pixels if resolution is None else fit(pixels, resolution)
 
 
-def fit(image: Pixels, resolution: tuple[int, int]) -> Pixels:
-  """Makes an image cover (height, width), aspect kept, cut at its centre."""
+def fit(image: RGBImage, resolution: tuple[int, int]) -> RGBImage:
+  """Resizes an image to cover (height, width), then crops it at its centre."""
   frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24")
   return Framing(resolution=resolution)(frame, Fraction(1))
 
@@ -79,23 +68,19 @@ def contact_sheet(
   max_frames: int = 16,
   border: int = 2,
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Lays frames of a video out in reading order on a white sheet.
+  """Frames of a video in reading order on a white sheet.
 
   Args:
     video: (t, h, w, 3) uint8.
-    columns: frames side by side; None: as makes the sheet nearly square.
-    max_frames: of a longer video as many frames are shown, evenly spaced from
+    columns: frames side by side; None makes the sheet nearly square.
+    max_frames: how many frames of a longer video to show, evenly spaced from
       the first to the last.
-    border: pixels of white between and around the frames.
-
-  Raises:
-    UserError: columns or max_frames below 1.
+    border: white pixels between and around the frames.
   """
   if max_frames < 1 or (columns is not None and columns < 1):
     raise UserError(
-      "",
-      f"contact sheet: {columns} columns, at most {max_frames} frames",
-      "give 1 or more of each",
+      "contact sheet:",
+      f"columns={columns} and max_frames={max_frames} must be at least 1",
     )
   t, h, w, _ = video.shape
   count = min(t, max_frames)
@@ -113,12 +98,7 @@ def contact_sheet(
 def side_by_side(
   pictures: Sequence[UInt8[np.ndarray, "... h w 3"]], gap: int = 2
 ) -> UInt8[np.ndarray, "... h W 3"]:
-  """Pictures, or videos, of one size in a row, white between them.
-
-  Args:
-    pictures: (..., h, w, 3) each.
-    gap: pixels of white.
-  """
+  """Pictures or videos of one size in a row, `gap` white pixels apart."""
   first = pictures[0]
   white = np.full((*first.shape[:-2], gap, 3), 255, np.uint8)
   row = [part for picture in pictures for part in (white, picture)][1:]

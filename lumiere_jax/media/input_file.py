@@ -1,4 +1,4 @@
-"""Input files on disk or in memory: pictures, arrays, why one is refused."""
+"""Input files on disk or in memory: checks, arrays and pictures."""
 
 from collections.abc import Iterator
 import contextlib
@@ -9,9 +9,17 @@ from pathlib import Path
 
 from jaxtyping import UInt8
 import numpy as np
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from lumiere_jax.errors import VideoError
+
+RGBImage = UInt8[np.ndarray, "h w 3"]
+
+
+PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+
+
+_ORIENTATION = 0x0112  # EXIF tag; from 5 on, rows and columns are exchanged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,29 +43,25 @@ class InMemoryFile:
 
 
 def require_file(path) -> None:
-  """Raises a VideoError unless `path` is a file with something in it."""
+  """Raises a VideoError unless `path` is a readable, non-empty file."""
   if isinstance(path, InMemoryFile):
-    if not path.data:
-      raise VideoError(path, "empty file: 0 bytes")
-    return
-  if os.path.islink(path) and not os.path.exists(path):
-    raise VideoError(path, "missing: a link that leads to no file")
-  if not os.path.exists(path):
-    raise VideoError(path, "missing: no such file")
-  if not os.path.isfile(path):
+    size = len(path.data)
+  elif not os.path.exists(path):
+    link = os.path.islink(path)
+    reason = "a link to no file" if link else "no such file"
+    raise VideoError(path, f"missing: {reason}")
+  elif not os.path.isfile(path):
     raise VideoError(path, "not a file: give a video file")
-  if not os.access(path, os.R_OK):
+  elif not os.access(path, os.R_OK):
     raise VideoError(path, "not readable: permission denied")
-  if not os.path.getsize(path):
+  else:
+    size = os.path.getsize(path)
+  if not size:
     raise VideoError(path, "empty file: 0 bytes")
 
 
 def read_npy(path) -> np.ndarray:
-  """Reads an array; never unpickles.
-
-  Raises:
-    VideoError: it is missing, or no such file.
-  """
+  """Reads an array; never unpickles."""
   require_file(path)
   try:
     with open(path, "rb") as file:
@@ -66,22 +70,12 @@ def read_npy(path) -> np.ndarray:
     raise VideoError(path, f"not an array: {error}") from error
 
 
-PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-
-
-_ORIENTATION = 0x0112  # EXIF tag
-
-
-# What makes each orientation upright; from 5 on, rows become columns.
-_UPRIGHT = {
-  2: Image.Transpose.FLIP_LEFT_RIGHT,
-  3: Image.Transpose.ROTATE_180,
-  4: Image.Transpose.FLIP_TOP_BOTTOM,
-  5: Image.Transpose.TRANSPOSE,
-  6: Image.Transpose.ROTATE_270,
-  7: Image.Transpose.TRANSVERSE,
-  8: Image.Transpose.ROTATE_90,
-}
+def png_files(folder: Path) -> list[Path]:
+  """The .png files of a folder in order of their names; at least one."""
+  paths = sorted(p for p in folder.glob("*.png") if p.name[0] != ".")
+  if not paths:
+    raise VideoError(folder, "no frames: no .png files in this folder")
+  return paths
 
 
 @contextlib.contextmanager
@@ -89,8 +83,7 @@ def open_picture(path) -> Iterator[Image.Image]:
   """Opens a picture.
 
   Raises:
-    VideoError: it is missing, empty or no picture; or it turns out to be
-      damaged while it is open.
+    VideoError: it cannot be opened, or decoding it in the context fails.
   """
   require_file(path)
   try:
@@ -108,11 +101,7 @@ def open_picture(path) -> Iterator[Image.Image]:
 
 
 def is_picture(path) -> bool:
-  """Whether a file is a still picture: by its ending, if it is not animated.
-
-  Raises:
-    VideoError: it has the ending of a picture and cannot be opened as one.
-  """
+  """Whether a file has a picture's ending and is not animated."""
   if Path(path).suffix.lower() not in PICTURE_ENDINGS:
     return False
   with open_picture(path) as image:
@@ -120,37 +109,29 @@ def is_picture(path) -> bool:
 
 
 def picture_size(path) -> tuple[int, int]:
-  """(height, width) of an upright picture that can be decoded to its end.
-
-  Raises:
-    VideoError: it cannot.
-  """
+  """(height, width) of an upright picture; decodes it to find damage."""
   with open_picture(path) as image:
     width, height = image.size
     turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-    image.draft("RGB", (1, 1))  # a JPEG is decoded at an eighth of its size
+    image.draft("RGB", (1, 1))  # decodes a JPEG at an eighth of its size
     image.load()
   return (width, height) if turned else (height, width)
 
 
-def rgb(image: Image.Image, page: str = "white") -> UInt8[np.ndarray, "h w 3"]:
-  """Upright RGB; what is transparent lies over `page`, a colour."""
-  method = _UPRIGHT.get(image.getexif().get(_ORIENTATION))
-  image = image if method is None else image.transpose(method)
-  if image.mode.startswith("I"):  # of 16 bits, which Pillow would clip
+def rgb(image: Image.Image, background: str = "white") -> RGBImage:
+  """Upright RGB; transparent parts show the background colour."""
+  image = ImageOps.exif_transpose(image)
+  if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
     image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
   if image.has_transparency_data:
     image = image.convert("RGBA")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, page), image)
+    below = Image.new("RGBA", image.size, background)
+    image = Image.alpha_composite(below, image)
   return np.array(image.convert("RGB"))
 
 
 def animated_webp(path) -> io.BytesIO | None:
-  """An animated WebP as an animated PNG, which FFmpeg can read; or None.
-
-  Raises:
-    VideoError: it is damaged.
-  """
+  """An animated WebP as an animated PNG, which FFmpeg can read, else None."""
   with open(path, "rb") as file:
     head = file.read(21)
   kind, features = head[:4] + head[8:16], head[20:]

@@ -1,8 +1,9 @@
-"""Masks that a user gives: which pixels are to be made anew.
+"""User masks: which pixels of a video are given and which are generated.
 
-In a file, white is made anew and black is kept: pixels at least half as bright
-as white count as white. What is transparent lies over black, so that strokes
-of white on an empty layer are a mask as they are.
+In a file, white marks the pixels to generate and black the pixels to keep;
+pixels at least half as bright as white count as white. Transparent parts lie
+over black, so white strokes on an empty layer are a valid mask. Everything
+here returns masks of the one polarity of this package: True = given.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import dataclasses
 import itertools
 from pathlib import Path
 
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 import numpy as np
 from PIL import ImageSequence
 
@@ -19,193 +20,178 @@ from lumiere_jax.media.container import open_video
 from lumiere_jax.media.images import fit
 from lumiere_jax.media.input_file import (
   PICTURE_ENDINGS,
+  RGBImage,
   open_picture,
+  png_files,
   read_npy,
   rgb,
 )
 from lumiere_jax.media.resize import Framing
+from lumiere_jax.typing import Mask
 
-Mask = Bool[np.ndarray, "t h w"]
-
-
-Still = Bool[np.ndarray, "h w"]
+MaskFrame = Bool[np.ndarray, "h w"]
 
 
 Box = tuple[int, int, int, int]
 
 
-# Pillow puts the transparent frames of a GIF together; FFmpeg takes what was
-# never painted for white.
-_BY_PILLOW = PICTURE_ENDINGS | {".gif"}
+# Pillow composes the transparent frames of a GIF; FFmpeg turns pixels that
+# were never painted white.
+_READ_BY_PILLOW = PICTURE_ENDINGS | {".gif"}
 
 
-_LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # of BT.709
+_LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # BT.709
 
 
 _HALF = 127.5
 
 
 def read_mask(path, resolution: tuple[int, int], num_frames: int) -> Mask:
-  """Reads a mask and treats it as pictures are: covers, then cuts the centre.
+  """Reads a mask file and resizes it as pictures are: cover, then centre crop.
 
-  So it stays aligned with a picture or video of its aspect that is made to
-  cover `resolution` (`lumiere_jax.media.images.fit`). Says so if its size
-  changes.
+  The mask stays aligned with a picture or video of the same aspect ratio that
+  `lumiere_jax.media.images.fit` resized. Resizing is reported.
 
   Args:
     path: a picture, a video, an animated GIF, WebP or PNG, a folder of png
       images in order of their names, or an .npy file of (h, w) or (t, h, w):
-      bool, or uint8 of 0..255 (or of 0 and 1). The alpha of videos is left out.
-    resolution: (height, width) to make of it.
+      bool, or uint8 of 0..255 (or of 0 and 1). The alpha channel of videos is
+      ignored.
+    resolution: (height, width) of the result.
     num_frames: t. A longer mask is cut, frame by frame whatever its frame
-      rate; of a shorter one, as of a picture, the last frame is repeated.
+      rate; of a shorter one, or a picture, the last frame is repeated.
 
   Returns:
-    (t, h, w), True where pixels are to be made anew.
-
-  Raises:
-    UserError: it cannot be read, or is no mask.
+    (t, h, w), True where pixels are given: black in the file.
   """
-  path, size, fitted = Path(path), None, []
-  for still in itertools.islice(_stills(path), num_frames):
-    size = size or still.shape
-    if still.shape != size:
-      raise VideoError(path, "mixed sizes: the frames must all be of one size")
-    fitted.append(fit_mask(still, resolution))
-  if not fitted:
+  path, size, frames = Path(path), None, []
+  for frame in itertools.islice(_read_frames(path), num_frames):
+    size = size or frame.shape
+    if frame.shape != size:
+      raise VideoError(path, "mixed sizes: all frames must have one size")
+    frames.append(fit_mask(frame, resolution))
+  if not frames:
     raise VideoError(path, "no frames: nothing in it can be decoded")
   if size != tuple(resolution):
-    notice(f"{option('mask')}={path} is {_by(size)}, made {_by(resolution)}")
-  return _lasting(fitted, num_frames)
+    notice(
+      f"{option('mask', path)} is {_by(size)}, resized to {_by(resolution)}"
+    )
+  return _repeat_last(frames, num_frames)
 
 
 def box_mask(
   box: Box, size: tuple[int, int], resolution: tuple[int, int], num_frames: int
 ) -> Mask:
-  """A box that is made anew in all frames.
+  """A box that is generated in all frames; the rest is given.
 
   Args:
-    box: (x0, y0, x1, y1) in pixels of the user's picture; the upper left pixel
-      is in it, x1 and y1 are the first column and row that are not.
+    box: (x0, y0, x1, y1) in pixels of the user's picture, without column x1
+      and row y1.
     size: (height, width) of that picture.
-    resolution: (height, width) that the picture is made to cover, and cut to
-      at its centre.
+    resolution: (height, width) that the picture is resized to cover and
+      cropped to at its centre.
     num_frames: t.
 
   Returns:
-    (t, h, w), True in the box.
-
-  Raises:
-    UserError: the box is empty, or reaches outside the picture.
+    (t, h, w), False inside the box.
   """
   x0, y0, x1, y1 = box
-  said = f"{option('box')}={x0},{y0},{x1},{y1}"
+  field = option("box", f"{x0},{y0},{x1},{y1}")
   if x0 >= x1 or y0 >= y1:
     raise UserError(
-      said, "is empty", "give x0,y0,x1,y1 with x0 below x1 and y0 below y1"
+      field, "is empty", "give x0,y0,x1,y1 with x0 below x1 and y0 below y1"
     )
   if min(box) < 0 or x1 > size[1] or y1 > size[0]:
     raise UserError(
-      said,
+      field,
       f"reaches outside the picture, which is {_by(size)}",
       f"give a box within 0,0,{size[1]},{size[0]}",
     )
-  still = np.zeros(size, bool)
-  still[y0:y1, x0:x1] = True
-  return _lasting([fit_mask(still, resolution)], num_frames)
+  frame = np.ones(size, bool)
+  frame[y0:y1, x0:x1] = False
+  return _repeat_last([fit_mask(frame, resolution)], num_frames)
 
 
 def parse_box(text: str) -> Box:
-  """'x0,y0,x1,y1' as four whole numbers; `box_mask` checks where they are.
-
-  Raises:
-    UserError: it is not four whole numbers.
-  """
-  return _four(option("box"), text, "x0,y0,x1,y1 in pixels, such as 0,0,64,32")
+  """'x0,y0,x1,y1' as four integers; `box_mask` checks their values."""
+  form = "give x0,y0,x1,y1 in pixels, such as 0,0,64,32"
+  return _parse(option("box", text), text, form)
 
 
 def parse_expand(text: str) -> Box:
-  """'left,top,right,bottom': by how many pixels a picture grows there.
-
-  Raises:
-    UserError: it is not four whole numbers of 0 or more, or all are 0.
-  """
-  mend = "left,top,right,bottom in pixels, such as 32,0,32,0"
-  edges = _four(option("expand"), text, mend)
+  """'left,top,right,bottom': how many pixels to add on each side."""
+  field = option("expand", text)
+  form = "give left,top,right,bottom in pixels, such as 32,0,32,0"
+  edges = _parse(field, text, form)
   if min(edges) < 0:
-    raise UserError(
-      option("expand", text), "has a number below 0", f"give {mend}"
-    )
+    raise UserError(field, "has a number below 0", form)
   if not any(edges):
-    raise UserError(option("expand", text), "adds nothing", f"give {mend}")
+    raise UserError(field, "adds nothing", form)
   return edges
 
 
 def check_mask(mask: Mask, name: str = option("mask")) -> None:
-  """Raises a UserError unless some pixels are made anew and some are kept.
+  """Raises a UserError unless some pixels are given and some are generated.
 
   Args:
-    mask: (t, h, w), True where pixels are to be made anew.
-    name: of what the user gave, for the error.
+    mask: (t, h, w), True = given.
+    name: what the user gave, for the error.
   """
-  if not mask.any():
-    raise UserError(
-      f"{name}:",
-      f"marks nothing to be made anew in the {_by(mask.shape[1:])} "
-      "that it is cut to",
-      "mark something there, in a file by white",
-    )
   if mask.all():
     raise UserError(
       f"{name}:",
-      "marks everything to be made anew",
-      f"leave out what is to be kept, or use {option('task')}=text_to_video",
+      f"marks nothing to generate within {_by(mask.shape[1:])}, the part "
+      "left after cropping",
+      "mark a part of it, in a file with white",
+    )
+  if not mask.any():
+    raise UserError(
+      f"{name}:",
+      "marks everything to be generated",
+      f"leave out a part to keep, or use {option('task', 'text_to_video')}",
     )
 
 
-def fit_mask(still: Still, resolution: tuple[int, int]) -> Still:
-  """A mask that covers `resolution` as pictures do; it has no greys."""
-  if still.shape == tuple(resolution):
-    return still
-  pixels = np.where(still, 255, 0).astype(np.uint8)[..., None].repeat(3, -1)
-  return _white(fit(pixels, resolution))
+def fit_mask(frame: MaskFrame, resolution: tuple[int, int]) -> MaskFrame:
+  """Resizes one frame of a mask as `fit` resizes pictures."""
+  if frame.shape == tuple(resolution):
+    return frame
+  pixels = np.where(frame, 0, 255).astype(np.uint8)[..., None].repeat(3, -1)
+  return _from_pixels(fit(pixels, resolution))
 
 
-def _stills(path: Path) -> Iterator[Still]:
-  ending = path.suffix.lower()
+def _read_frames(path: Path) -> Iterator[MaskFrame]:
   if path.is_dir():
-    return _of_folder(path)
+    return _from_folder(path)
+  ending = path.suffix.lower()
   if ending == ".npy":
-    return iter(_of_array(path))
-  return _of_picture(path) if ending in _BY_PILLOW else _of_video(path)
+    return iter(_from_array(path))
+  return (_from_picture if ending in _READ_BY_PILLOW else _from_video)(path)
 
 
-def _of_folder(folder: Path) -> Iterator[Still]:
-  paths = sorted(p for p in folder.glob("*.png") if p.name[0] != ".")
-  if not paths:
-    raise VideoError(folder, "no frames: no .png files in this folder")
-  for path in paths:
+def _from_folder(folder: Path) -> Iterator[MaskFrame]:
+  for path in png_files(folder):
     with open_picture(path) as image:
-      yield _white(rgb(image, "black"))
+      yield _from_pixels(rgb(image, "black"))
 
 
-def _of_picture(path: Path) -> Iterator[Still]:
+def _from_picture(path: Path) -> Iterator[MaskFrame]:
   with open_picture(path) as image:
     for frame in ImageSequence.Iterator(image):
-      yield _white(rgb(frame, "black"))
+      yield _from_pixels(rgb(frame, "black"))
 
 
-def _of_video(path: Path) -> Iterator[Still]:
+def _from_video(path: Path) -> Iterator[MaskFrame]:
   framing = Framing()
   with open_video(path) as track:
     for _, frame in track.frames():
       pixels = framing(frame, track.pixel_aspect)
-      # A stream may change its size.
+      # The size may change within a stream.
       framing = dataclasses.replace(framing, resolution=pixels.shape[:2])
-      yield _white(pixels)
+      yield _from_pixels(pixels)
 
 
-def _of_array(path: Path) -> Mask:
+def _from_array(path: Path) -> Mask:
   array = read_npy(path)
   if array.dtype not in (np.bool_, np.uint8) or array.ndim not in (2, 3):
     raise VideoError(
@@ -216,27 +202,25 @@ def _of_array(path: Path) -> Mask:
   if not array.size:
     raise VideoError(path, f"not a mask: {array.shape} has no pixels")
   if array.dtype == np.uint8:
-    # 1 of 255 would be black, so all of it would be: 1 is meant for white.
+    # Where nothing is above 1, 1 means white, not 1 of 255.
     array = array == 1 if array.max() == 1 else array > _HALF
-  return array.reshape(-1, *array.shape[-2:])
+  return ~array.reshape(-1, *array.shape[-2:])
 
 
-def _white(pixels: UInt8[np.ndarray, "h w 3"]) -> Still:
-  return pixels @ _LUMA >= _HALF
+def _from_pixels(pixels: RGBImage) -> MaskFrame:
+  """The one place where white (to generate) becomes False (not given)."""
+  return pixels @ _LUMA < _HALF
 
 
-def _lasting(stills: list[Still], num_frames: int) -> Mask:
-  """As many frames, the last one repeated."""
-  return np.stack(stills + stills[-1:] * (num_frames - len(stills)))
+def _repeat_last(frames: list[MaskFrame], num_frames: int) -> Mask:
+  return np.stack(frames + frames[-1:] * (num_frames - len(frames)))
 
 
-def _four(flag: str, text: str, mend: str) -> Box:
+def _parse(field: str, text: str, form: str) -> Box:
   try:
     a, b, c, d = map(int, text.split(","))
   except ValueError as error:
-    raise UserError(
-      f"{flag}={text}", "is not four whole numbers", f"give {mend}"
-    ) from error
+    raise UserError(field, "is not four whole numbers", form) from error
   return a, b, c, d
 
 

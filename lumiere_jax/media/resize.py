@@ -1,4 +1,4 @@
-"""Decoded frames to upright RGB of the wanted size."""
+"""Converts decoded frames to upright RGB of a given size."""
 
 import dataclasses
 from fractions import Fraction
@@ -10,8 +10,8 @@ import numpy as np
 
 from lumiere_jax.media.container import display_matrix
 
-# swscale's kernels widen as they shrink, so this antialiases; the flags keep
-# chroma at full resolution and round to nearest.
+# swscale widens its kernels when it shrinks, so this antialiases. The flags
+# keep chroma at full resolution and round to nearest.
 SCALING = int(
   Interpolation.BICUBIC
   | Interpolation.ACCURATE_RND
@@ -24,19 +24,19 @@ SCALING = int(
 _UNSPECIFIED = 2  # libavutil's AVCOL_SPC_UNSPECIFIED
 
 
-# Stored size from which untagged video is BT.709; smaller is BT.601. The rule
-# of mpv (mp_csp_guess_colorspace) and of players that follow it.
+# Untagged video is BT.709 from this stored size on, BT.601 below: the rule of
+# mpv (mp_csp_guess_colorspace).
 _HD_WIDTH, _SD_MAX_HEIGHT = 1280, 576
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Framing:
-  """Cuts upright frames of one size out of decoded ones.
+  """Turns decoded frames into upright RGB frames of one size.
 
   Attributes:
-    resolution: (height, width) in pixels; None: that of the video.
-    crop: where to cut, as fractions of what is to spare (down, across);
-      (0.5, 0.5) is the centre.
+    resolution: (height, width) in pixels; None keeps that of the video.
+    crop: position of the crop window, as fractions of the excess height and
+      width; (0.5, 0.5) is the centre.
   """
 
   resolution: tuple[int, int] | None = None
@@ -48,7 +48,7 @@ class Framing:
   def __call__(
     self, frame: av.VideoFrame, pixel_aspect: Fraction
   ) -> UInt8[np.ndarray, "h w 3"]:
-    """Converts, shrinks or enlarges to cover `resolution`, turns and cuts.
+    """Converts to RGB, resizes to cover `resolution`, rotates and crops.
 
     YUV becomes RGB by the frame's colour tag; untagged frames are BT.709 if
     they are 1280 pixels wide or more or taller than 576, otherwise BT.601.
@@ -60,7 +60,7 @@ class Framing:
       max(t, round(s * scale)) for t, s in zip(target, size, strict=True)
     ]
     matrix = display_matrix(frame)
-    height, width = cover[::-1] if _is_turned(matrix) else cover
+    height, width = cover[::-1] if _swaps_axes(matrix) else cover
     image = upright(self._rgb(frame, height, width), matrix)
     top, left = (
       round((c - t) * at)
@@ -91,7 +91,7 @@ def blend(
 
 
 def _colorspace(frame: av.VideoFrame) -> Colorspace | None:
-  """BT.709 for untagged HD; None: by the tag, or swscale's default, BT.601."""
+  """BT.709 for untagged HD; None leaves it to the tag, else BT.601."""
   if frame.colorspace != _UNSPECIFIED or frame.format.is_rgb:
     return None
   hd = frame.width >= _HD_WIDTH or frame.height > _SD_MAX_HEIGHT
@@ -101,34 +101,34 @@ def _colorspace(frame: av.VideoFrame) -> Colorspace | None:
 def upright_size(
   frame: av.VideoFrame, pixel_aspect: Fraction
 ) -> tuple[int, int]:
-  """(height, width) as shown: turned upright, with square pixels."""
+  """(height, width) as displayed: upright, with square pixels."""
   shown = frame.height, round(frame.width * float(pixel_aspect))
-  return shown[::-1] if _is_turned(display_matrix(frame)) else shown
+  return shown[::-1] if _swaps_axes(display_matrix(frame)) else shown
 
 
 def upright(
   image: UInt8[np.ndarray, "h w 3"], matrix: np.ndarray | None
 ) -> UInt8[np.ndarray, "h2 w2 3"]:
-  """Turns and mirrors stored pixels as the display matrix says."""
+  """Rotates and mirrors stored pixels by the display matrix."""
   if matrix is None:
     return image
-  if _is_turned(matrix):
+  if _swaps_axes(matrix):
     image, across, down = image.swapaxes(0, 1), matrix[1, 0], matrix[0, 1]
   else:
     across, down = matrix[0, 0], matrix[1, 1]
   return image[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
 
 
-def _is_turned(matrix: np.ndarray | None) -> bool:
-  """Whether it exchanges rows and columns: a quarter turn."""
+def _swaps_axes(matrix: np.ndarray | None) -> bool:
+  """Whether it exchanges rows and columns: a rotation by 90 degrees."""
   return matrix is not None and abs(matrix[0, 1]) > abs(matrix[0, 0])
 
 
 class Thumbnails:
-  """Frames of a video shrunk to a few pixels, for looking at all of them.
+  """Collects the frames of a video at a few pixels each, for statistics.
 
   Attributes:
-    times_s: when each begins to show.
+    times_s: presentation time of each frame.
   """
 
   def __init__(self, side: int):
@@ -137,7 +137,7 @@ class Thumbnails:
     self._reformatter = VideoReformatter()
 
   def __call__(self, time_s: float, frame: av.VideoFrame) -> None:
-    """Adds a frame."""
+    """Adds a frame; an `on_frame` of `probe`."""
     small = self._reformatter.reformat(
       frame,
       width=self._side,
@@ -151,5 +151,5 @@ class Thumbnails:
 
   @property
   def images(self) -> UInt8[np.ndarray, "t h w 3"]:
-    """All of them, in the order they were added."""
+    """All frames, in the order they were added."""
     return np.stack(self._images)

@@ -1,4 +1,4 @@
-"""Reads video files: what they hold, and clips at any frame rate and size."""
+"""Reads video files: probes them, and reads clips at any rate and size."""
 
 from collections.abc import Callable, Iterator
 import dataclasses
@@ -7,13 +7,12 @@ import math
 from pathlib import Path
 
 import av
-from jaxtyping import UInt8
 import numpy as np
 
 from lumiere_jax.errors import UserError, VideoError, check_choice
 from lumiere_jax.media.container import TOLERANCE_S, Track, open_video
 from lumiere_jax.media.images import read_image
-from lumiere_jax.media.input_file import read_npy
+from lumiere_jax.media.input_file import RGBImage, png_files, read_npy
 from lumiere_jax.media.resize import Framing, blend, upright_size
 from lumiere_jax.typing import Clip
 
@@ -21,26 +20,26 @@ OnFrame = Callable[[float, av.VideoFrame], None]
 
 
 RESAMPLING = ("nearest", "blend")
-"""How frames are taken at another rate; see `read_clip`."""
+"""How frames are resampled to another rate; see `read_clip`."""
 
 
-# Formats that state how long they are, so that a missing end can be noticed.
+# Formats that state their length, so that a missing end can be detected.
 _STATE_LENGTH = ("mov", "matroska", "avi")
 
 
-# Seeking by decoding order can overshoot by some reordered frames, and
-# transport streams have to find a key frame first: then try from farther back.
+# Seeking can overshoot, by reordered frames or because transport streams have
+# to find a key frame first. It is then tried again from farther back.
 _SEEK_BACK_S = (0.0, 2.0, 10.0, math.inf)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-  """What a video file holds, found by decoding it to its end.
+  """Measurements of a fully decoded video file.
 
   Attributes:
-    duration_s: from its start until the last frame has been shown.
-    num_frames: how many frames can be decoded.
-    height, width: in pixels as shown: upright, with square pixels.
+    duration_s: from its start to the end of the last frame.
+    num_frames: decodable frames.
+    height, width: in pixels as displayed: upright, with square pixels.
   """
 
   duration_s: float
@@ -54,10 +53,7 @@ class VideoInfo:
     return self.num_frames / self.duration_s
 
   def frames_at(self, fps: float) -> int:
-    """How many of the times k / `fps` fall within it: frames resampled.
-
-    One of a picture, which lasts 0 seconds.
-    """
+    """How many frames resampling to `fps` gives; 1 for a picture."""
     return max(1, math.ceil((self.duration_s - TOLERANCE_S) * fps))
 
 
@@ -68,12 +64,12 @@ def probe(
 
   Args:
     path: anything PyAV opens, or an animated WebP.
-    num_threads: of the decoder; 0: as many as there are cores.
-    on_frame: called with each frame and the time it begins to show.
+    num_threads: of the decoder; 0 is one per core.
+    on_frame: called with the presentation time of each frame and the frame.
 
   Raises:
-    VideoError: the file is missing, empty, not a video, has no picture
-      stream, is damaged, or ends before it says it does.
+    VideoError: the file is not a video, is damaged, or ends before the length
+      that it states.
   """
   with open_video(path, num_threads) as track:
     return _measure(track, on_frame)
@@ -83,20 +79,26 @@ def _measure(track: Track, on_frame: OnFrame) -> VideoInfo:
   end_s = packets_end_s = 0.0
   num_frames, damaged, last = 0, [], None
   for packet in track.container.demux():
-    # Other streams may be longer: the file's stated length is the longest.
+    # Other streams may be longer: the file states the length of the longest.
     packets_end_s = max(packets_end_s, _end_of_packet(packet))
     if packet.stream.index != track.stream.index:
       continue
-    for frame in packet.decode():
+    try:
+      frames = packet.decode()
+    except av.FFmpegError:  # the decoder goes on with the next packet
+      damaged.append(packets_end_s)
+      continue
+    for frame in frames:
       time_s = track.time(frame, num_frames)
       if frame.is_corrupt or packet.is_corrupt:
         damaged.append(time_s)
       on_frame(time_s, frame)
-      end_s = max(end_s, time_s + track.lasts(frame))
+      end_s = max(end_s, time_s + track.duration(frame))
       num_frames, last = num_frames + 1, frame
   if last is None:
-    raise VideoError(track.path, "no frames: nothing in it can be decoded")
-  _require_whole(track, packets_end_s, end_s)
+    kind = "damaged" if damaged else "no frames"
+    raise VideoError(track.path, f"{kind}: nothing in it can be decoded")
+  _check_complete(track, packets_end_s, end_s)
   if damaged:
     raise VideoError(
       track.path,
@@ -116,8 +118,8 @@ def _end_of_packet(packet: av.Packet) -> float:
   return float((start + (packet.duration or 0)) * packet.time_base)
 
 
-def _require_whole(track: Track, packets_end_s: float, end_s: float) -> None:
-  """Notices that the file's last part is missing: decoders do not."""
+def _check_complete(track: Track, packets_end_s: float, end_s: float) -> None:
+  """Raises if the end of the file is missing, which decoders ignore."""
   container, stream = track.container, track.stream
   if not container.format.name.startswith(_STATE_LENGTH):
     return
@@ -146,34 +148,31 @@ def read_clip(
 ) -> Clip:
   """Reads a part of a video, resampled in time and space.
 
-  With `resample="nearest"` frame k is the picture on screen at
-  `start_s + k / fps`, the last one whose timestamp is not later, so frame rates
-  may be any and may vary. Frames are shrunk (antialiased) or enlarged with
-  their aspect kept until they cover `resolution`, and what is to spare is cut
-  off.
+  Frames are resized (antialiased) to cover `resolution`, with their aspect
+  ratio kept, and cropped. Frame rates may vary.
 
-  With `resample="blend"` the clip begins with the picture on screen at
-  `start_s`, when that begins to show. Frame k is the mean of the picture on
-  screen 1 / fps later each time and the next one, weighted linearly by their
-  distance in time. A rate that `fps` divides gives the pictures themselves.
+  With `resample="nearest"` frame k is the one on screen at
+  `start_s + k / fps`: the last whose timestamp is not later. With "blend" the
+  clip starts at the presentation time of the frame on screen at `start_s`, and
+  frame k interpolates linearly in time between the frame on screen k / fps
+  later and the next one. A rate that `fps` divides gives unchanged frames.
 
   Args:
-    path: anything PyAV opens, or a Blob of it.
+    path: anything PyAV opens, or an `InMemoryFile` of it.
     start_s: seconds since the start of the video.
     num_frames: t, of the clip.
     fps: frames per second, of the clip.
-    resolution: (height, width) of the clip; None: that of the video.
-    crop: where to cut, as fractions of what is to spare (down, across).
+    resolution: (height, width) of the clip; None keeps that of the video.
+    crop: position of the crop window; see `Framing`.
     resample: 'nearest' or 'blend'.
-    end_s: when the next scene begins: no frame from there on is blended in.
-    num_threads: of the decoder; 0: as many as there are cores.
+    end_s: start of the next scene, whose frames are not blended in.
+    num_threads: of the decoder; 0 is one per core.
 
   Returns:
     (t, h, w, 3) uint8, RGB.
 
   Raises:
     VideoError: the file cannot be decoded, or ends before the clip does.
-    UserError: an argument is out of range.
   """
   framing = Framing(resolution=resolution, crop=crop)
   frames = read_frames(
@@ -199,8 +198,8 @@ def read_frames(
   resample: str = "nearest",
   end_s: float = math.inf,
   num_threads: int = 1,
-) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-  """As `read_clip`, one frame at a time: for parts too long for memory."""
+) -> Iterator[RGBImage]:
+  """As `read_clip`, one frame at a time, for clips that exceed memory."""
   check_choice("resample", resample, RESAMPLING)
   if num_frames < 1 or fps <= 0 or start_s < 0:
     raise UserError(
@@ -212,12 +211,14 @@ def read_frames(
   blends = resample == "blend"
   images: dict[av.VideoFrame, np.ndarray] = {}
   for shown, time_s in _on_screen(path, times, num_threads, align=blends):
-    weight = shown.weight_after(time_s, end_s) if blends else 0.0
-    known, images = images, {}
-    for frame in (shown.frame, shown.after) if weight else (shown.frame,):
-      if (image := known.get(frame)) is None:
+    weight = shown.weight_of_following(time_s, end_s) if blends else 0.0
+    cached, images = images, {}
+    for frame in (shown.frame, shown.following) if weight else (shown.frame,):
+      if (image := cached.get(frame)) is None:
         if frame.is_corrupt:
-          raise VideoError(path, "damaged: frames of a clip cannot be decoded")
+          raise VideoError(
+            path, "damaged: a frame of the clip cannot be decoded"
+          )
         image = framing(frame, shown.track.pixel_aspect)
         framing = dataclasses.replace(framing, resolution=image.shape[:2])
       images[frame] = image
@@ -226,20 +227,19 @@ def read_frames(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Shown:
-  """A frame, from when to when it shows, and the one after it, if any."""
+  """A frame, when it is shown, and the frame that follows it, if any."""
 
   track: Track
   frame: av.VideoFrame
   begins_s: float
   ends_s: float
-  after: av.VideoFrame | None = None
+  following: av.VideoFrame | None = None
 
-  def weight_after(self, time_s: float, end_s: float) -> float:
-    """The weight of the frame after this one, in [0, 1); 0 from `end_s` on."""
+  def weight_of_following(self, time_s: float, end_s: float) -> float:
+    """The weight of the next frame in a blend: [0, 1), and 0 from `end_s`."""
     since_s = time_s - self.begins_s
-    if self.after is None or self.ends_s + TOLERANCE_S > end_s:
-      return 0.0
-    if since_s <= TOLERANCE_S:
+    scene_ends = self.ends_s + TOLERANCE_S > end_s
+    if self.following is None or scene_ends or since_s <= TOLERANCE_S:
       return 0.0
     return since_s / (self.ends_s - self.begins_s)
 
@@ -247,28 +247,22 @@ class _Shown:
 def _on_screen(
   path, times, num_threads: int, *, align: bool
 ) -> Iterator[tuple[_Shown, float]]:
-  """For each of the increasing `times`, the frame on screen then, and the time.
+  """For each of the increasing `times`: the frame on screen then, and the time.
 
-  Args:
-    path: see `read_clip`.
-    times: in seconds.
-    num_threads: of the decoder.
-    align: all times are moved back until the first one is when its frame
-      begins to show.
+  With `align`, all times move back so that the first is the start of a frame.
   """
-  wanted = iter(times)
-  time_s, end_s, early_s = next(wanted), 0.0, None
+  remaining = iter(times)
+  time_s, end_s, offset_s = next(remaining), 0.0, None
   for shown in _shown_from(path, times[0], num_threads):
     end_s = shown.ends_s
     while time_s + TOLERANCE_S < end_s:
-      if early_s is None:
-        early_s = max(0.0, time_s - shown.begins_s) if align else 0.0
-        time_s -= early_s
+      if offset_s is None:
+        offset_s = max(0.0, time_s - shown.begins_s) if align else 0.0
+        time_s -= offset_s
       yield shown, time_s
-      following = next(wanted, None)
-      if following is None:
+      if (next_s := next(remaining, None)) is None:
         return
-      time_s = following - early_s
+      time_s = next_s - offset_s
   raise VideoError(
     path, f"ends too early: at {end_s:.2f} s, asked for {times[-1]:.2f} s"
   )
@@ -279,9 +273,8 @@ def _shown_from(path, time_s: float, num_threads: int) -> Iterator[_Shown]:
   last = None
   for track, begins_s, frame in _frames_from(path, time_s, num_threads):
     if last is not None:
-      values = {"ends_s": begins_s, "after": frame}
-      yield dataclasses.replace(last, **values)
-    ends_s = begins_s + track.lasts(frame)
+      yield dataclasses.replace(last, ends_s=begins_s, following=frame)
+    ends_s = begins_s + track.duration(frame)
     last = _Shown(track=track, frame=frame, begins_s=begins_s, ends_s=ends_s)
   if last is not None:
     yield last
@@ -303,19 +296,16 @@ def _frames_from(path, time_s: float, num_threads: int):
 
 
 def read_video(path, *, num_threads: int = 0) -> tuple[Clip, float | None]:
-  """Reads a whole video as it is, at its own frame rate.
+  """Reads a whole video at its own size and frame rate.
 
   Args:
     path: an .npy file, a folder of png images in order of their names, or
       anything PyAV opens.
-    num_threads: of the decoder; 0: as many as there are cores.
+    num_threads: of the decoder; 0 is one per core.
 
   Returns:
-    (t, h, w, 3) uint8 and its average frames per second; None where the
-    files do not say (npy, png).
-
-  Raises:
-    UserError: it cannot be read, or is no video.
+    (t, h, w, 3) uint8 and its average frames per second, None for arrays and
+    folders, which have no rate.
   """
   path = Path(path)
   if path.is_dir():
@@ -327,19 +317,16 @@ def read_video(path, *, num_threads: int = 0) -> tuple[Clip, float | None]:
     for begins_s, frame in track.frames():
       images.append(framing(frame, track.pixel_aspect))
       framing = dataclasses.replace(framing, resolution=images[0].shape[:2])
-      end_s = begins_s + track.lasts(frame)
+      end_s = begins_s + track.duration(frame)
   if not images:
     raise VideoError(path, "no frames: nothing in it can be decoded")
   return np.stack(images), len(images) / end_s
 
 
 def _read_images(folder: Path) -> Clip:
-  paths = sorted(p for p in folder.glob("*.png") if p.name[0] != ".")
-  if not paths:
-    raise VideoError(folder, "no frames: no .png files in this folder")
-  images = [read_image(path) for path in paths]
+  images = [read_image(path) for path in png_files(folder)]
   if len({image.shape for image in images}) > 1:
-    raise VideoError(folder, "mixed sizes: the images must all be of one size")
+    raise VideoError(folder, "mixed sizes: all images must have one size")
   return np.stack(images)
 
 

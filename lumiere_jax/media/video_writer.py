@@ -1,6 +1,6 @@
 """Writes videos: mp4 (H.264), webm (VP9), gif, npy and folders of PNG files.
 
-The codecs and their options are here. Files are whole or not there at all.
+Files appear under their final name only when they are complete.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,81 +14,30 @@ from typing import Any
 
 import av
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
-from jaxtyping import UInt8
 import numpy as np
 
 from lumiere_jax.errors import UserError
 from lumiere_jax.media.images import write_image
+from lumiere_jax.media.input_file import RGBImage
 from lumiere_jax.media.resize import SCALING
 from lumiere_jax.storage.atomic import replacing
 from lumiere_jax.typing import Clip
 
-Frames = Iterable[UInt8[np.ndarray, "h w 3"]]
+Frames = Iterable[RGBImage]
 
 
-_BT709 = 1  # the number of BT.709 in the three colour tables of H.273
+_BITEXACT = {"fflags": "+bitexact"}
 
 
-def encode(
-  target: Any,
-  frames: Frames,
-  fps: float,
-  *,
-  container: str,
-  muxer: Mapping[str, str],
-  codec: str,
-  options: Mapping[str, str],
-) -> None:
-  """Encodes RGB frames of one even size.
-
-  Args:
-    target: what PyAV can write to.
-    frames: one or more.
-    fps: frames per second.
-    container: FFmpeg's name of it, such as "mp4".
-    muxer: its options.
-    codec: FFmpeg's name of an encoder, such as "libx264".
-    options: its options.
-  """
-  frames = iter(frames)
-  first = next(frames)
-  rate = Fraction(fps).limit_denominator(1001)  # 25, 25/2, 30000/1001
-  muxer = {"fflags": "+bitexact"} | dict(muxer)
-  reformatter = VideoReformatter()
-  with av.open(target, "w", format=container, options=muxer) as out:
-    stream = out.add_stream(codec, rate, {"flags": "+bitexact"} | dict(options))
-    stream.height, stream.width = first.shape[:2]
-    stream.pix_fmt = "yuv420p"
-    context = stream.codec_context
-    context.colorspace = context.color_primaries = context.color_trc = _BT709
-    context.color_range = ColorRange.MPEG
-    for time, pixels in enumerate(itertools.chain([first], frames)):
-      frame = _to_yuv(reformatter, pixels)
-      frame.pts, frame.time_base = time, 1 / rate
-      out.mux(stream.encode(frame))
-    out.mux(stream.encode(None))
-
-
-def _to_yuv(
-  reformatter: VideoReformatter, pixels: UInt8[np.ndarray, "h w 3"]
-) -> av.VideoFrame:
-  frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
-  return reformatter.reformat(
-    frame,
-    format="yuv420p",
-    dst_colorspace=Colorspace.ITU709,
-    dst_color_range=ColorRange.MPEG,
-    interpolation=SCALING,
-    threads=1,
-  )
+_BT709 = 1  # the code of BT.709 in the three colour tables of H.273
 
 
 GROUP = 8
-"""Frames from one key frame of `encode_clip` to the next."""
+"""Distance between key frames in `encode_clip`."""
 
 
-# x264's bytes depend on the number of threads, so that is fixed; and without
-# cpu-independent they vary from run to run even with one (seen in 1 of 10).
+# x264's output depends on the number of threads, which is therefore fixed.
+# Without cpu-independent it varies between runs even so (seen in 1 of 10).
 _H264 = {
   "preset": "medium",
   "threads": "4",
@@ -96,9 +45,8 @@ _H264 = {
 }
 
 
-# Any frame is reached from the key frame before it, with nothing after it: no
-# reordering, no group that leans on the one before. Many clips are encoded at
-# a time, so one thread each.
+# Closed groups without reordering: decoding a frame needs only the frames since
+# the last key frame. Many clips are encoded at a time, so one thread each.
 _SHORT_GROUPS = {
   "threads": "1",
   "x264-params": f"cpu-independent=1:keyint={GROUP}:min-keyint={GROUP}:"
@@ -106,13 +54,41 @@ _SHORT_GROUPS = {
 }
 
 
-def write_h264(
+# With row-mt the output depends on the number of threads (seen from one thread
+# to two).
+_VP9 = {
+  "deadline": "good",
+  "cpu-used": "2",
+  "row-mt": "0",
+  "threads": "4",
+  "b": "0",  # constant quality instead of a bit rate
+}
+
+
+_MAX_CRF, _MAX_CRF_VP9 = 51, 63
+
+
+def encode_clip(frames: Frames, fps: float, *, crf: int = 17) -> bytes:
+  """Encodes an mp4 file in memory, with fast random access.
+
+  Args:
+    frames: RGB, one or more, of one even size.
+    fps: frames per second.
+    crf: quality, 1 (best) to 51; 17 looks like the original.
+  """
+  file, options = io.BytesIO(), _H264 | _SHORT_GROUPS | {"crf": str(crf)}
+  _encode(file, frames, fps, "mp4", "libx264", options)
+  return file.getvalue()
+
+
+def _encode(
   target: Any,
   frames: Frames,
   fps: float,
-  crf: int,
-  *,
-  short_groups: bool = False,
+  container: str,
+  codec: str,
+  options: Mapping[str, str],
+  **muxer: str,
 ) -> None:
   """Encodes RGB frames of one even size.
 
@@ -120,71 +96,34 @@ def write_h264(
     target: what PyAV can write to.
     frames: one or more.
     fps: frames per second.
-    crf: quality, 1 (best) to 51.
-    short_groups: a key frame every `GROUP` frames, for quick random access;
-      otherwise smaller, with the index at the front for players.
+    container: FFmpeg's name of the format, such as "mp4".
+    codec: FFmpeg's name of the encoder, such as "libx264".
+    options: options of the encoder.
+    muxer: options of the format.
   """
-  encode(
-    target,
-    frames,
-    fps,
-    container="mp4",
-    muxer={} if short_groups else {"movflags": "+faststart"},
-    codec="libx264",
-    options=_H264 | (_SHORT_GROUPS if short_groups else {}) | {"crf": str(crf)},
-  )
-
-
-def encode_clip(frames: Frames, fps: float, *, crf: int = 17) -> bytes:
-  """An mp4 file in memory, any part of which is decoded quickly.
-
-  Args:
-    frames: RGB, one or more, of one even size.
-    fps: frames per second.
-    crf: quality, 1 (best) to 51; 17 looks like the original.
-  """
-  file = io.BytesIO()
-  write_h264(file, frames, fps, crf, short_groups=True)
-  return file.getvalue()
-
-
-# Without row-mt the bytes do not depend on the number of threads; with it they
-# do (seen from one thread to two).
-_VP9 = {
-  "deadline": "good",
-  "cpu-used": "2",
-  "row-mt": "0",
-  "threads": "4",
-  "b": "0",  # no bit rate to keep to: constant quality
-}
-
-
-_WORST, _WORST_OF_H264 = 63, 51
-
-
-def write_vp9(target: Any, frames: Frames, fps: float, crf: int) -> None:
-  """Encodes RGB frames of one even size.
-
-  Args:
-    target: what PyAV can write to.
-    frames: one or more.
-    fps: frames per second; webm rounds times to milliseconds.
-    crf: quality on the scale of H.264, 1 (best) to 51: the same number looks
-      about the same.
-  """
-  options = _VP9 | {"crf": str(round(crf * _WORST / _WORST_OF_H264))}
-  encode(
-    target,
-    frames,
-    fps,
-    container="webm",
-    muxer={},
-    codec="libvpx-vp9",
-    options=options,
-  )
-
-
-_BITEXACT = {"fflags": "+bitexact"}
+  frames = iter(frames)
+  first = next(frames)
+  rate = Fraction(fps).limit_denominator(1001)  # 25, 25/2, 30000/1001
+  reformatter = VideoReformatter()
+  with av.open(target, "w", format=container, options=_BITEXACT | muxer) as out:
+    stream = out.add_stream(codec, rate, {"flags": "+bitexact"} | dict(options))
+    stream.height, stream.width = first.shape[:2]
+    stream.pix_fmt = "yuv420p"
+    context = stream.codec_context
+    context.colorspace = context.color_primaries = context.color_trc = _BT709
+    context.color_range = ColorRange.MPEG
+    for time, pixels in enumerate(itertools.chain([first], frames)):
+      frame = reformatter.reformat(
+        av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24"),
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=SCALING,
+        threads=1,
+      )
+      frame.pts, frame.time_base = time, 1 / rate
+      out.mux(stream.encode(frame))
+    out.mux(stream.encode(None))
 
 
 _GIF_TICKS = 100  # per second
@@ -197,24 +136,21 @@ _PNG_NAME = re.compile(r"\d{5,}\.png")
 
 
 def check_output(path) -> None:
-  """Raises a UserError where `write_video` cannot write; costs nothing."""
+  """Raises a UserError if `write_video` could not write to `path`."""
   _writer_for(path)
 
 
 def write_video(path, video: Clip, fps: float, *, crf: int = 17) -> None:
-  """Writes a video as the ending of `path` says; see the head of this module.
+  """Writes a video in the format of its ending; see the module docstring.
 
-  Parent folders are made. The file appears under its name when it is whole.
-  For mp4 and webm, odd heights and widths grow by one repeated row or column.
+  Parent folders are made. In mp4 and webm, odd heights and widths grow by one
+  repeated row or column.
 
   Args:
-    path: str or Path.
+    path: .mp4, .webm, .gif, .npy, or no ending for a folder of png files.
     video: (t, h, w, 3) uint8, RGB.
-    fps: frames per second; npy and png do not hold it.
+    fps: frames per second; npy and png do not store it.
     crf: quality of mp4 and webm, 1 (best) to 51; 17 looks like the original.
-
-  Raises:
-    UserError: the ending is not known or an argument is out of range.
   """
   _check(path, video, fps, crf)
   write = _writer_for(path)
@@ -234,14 +170,13 @@ def _check(path, video: Clip, fps: float, crf: int) -> None:
     raise UserError(f"{path}:", f"cannot write {video.shape}: it has no pixels")
   if not fps > 0:
     raise UserError(f"{path}:", f"fps is {fps}", "give a number above 0")
-  if not 1 <= crf <= 51:
-    raise UserError(
-      f"{path}:", f"crf is {crf}", "give 1 (best) to 51 (smallest)"
-    )
+  if not 1 <= crf <= _MAX_CRF:
+    fix = f"give 1 (best) to {_MAX_CRF} (smallest)"
+    raise UserError(f"{path}:", f"crf is {crf}", fix)
   if Path(path).suffix.lower() == ".gif" and fps > _GIF_MAX_FPS:
     raise UserError(
       f"{path}:",
-      f"gif shows at most {_GIF_MAX_FPS} frames per second, not {fps:g}",
+      f"gif allows at most {_GIF_MAX_FPS} frames per second, not {fps:g}",
       "write mp4 or webm",
     )
 
@@ -255,7 +190,7 @@ def _writer_for(path):
   }
   suffix = Path(path).suffix.lower()
   if not suffix or os.fspath(path).endswith("/"):
-    _require_ours(Path(path))
+    _check_replaceable(Path(path))
     return _write_png
   if suffix not in writers:
     raise UserError(
@@ -268,8 +203,8 @@ def _writer_for(path):
   return writers[suffix]
 
 
-def _require_ours(folder: Path) -> None:
-  """A folder is replaced only if it holds nothing but our numbered images."""
+def _check_replaceable(folder: Path) -> None:
+  """Raises unless a folder holds nothing but numbered png images."""
   if folder.exists() and not folder.is_dir():
     raise UserError(f"{folder}:", "is a file", "name a folder for png images")
   others = [p.name for p in folder.glob("*") if not _PNG_NAME.match(p.name)]
@@ -282,21 +217,27 @@ def _require_ours(folder: Path) -> None:
 
 
 def _write_mp4(path: Path, video: Clip, fps: float, crf: int) -> None:
-  write_h264(f"file:{path}", _even(video), fps, crf)
+  options = _H264 | {"crf": str(crf)}
+  target, video = f"file:{path}", _even(video)
+  # The index at the front lets players start before they have the whole file.
+  faststart = {"movflags": "+faststart"}
+  _encode(target, video, fps, "mp4", "libx264", options, **faststart)
 
 
 def _write_webm(path: Path, video: Clip, fps: float, crf: int) -> None:
-  write_vp9(f"file:{path}", _even(video), fps, crf)
+  # The same crf looks about the same as in H.264.
+  options = _VP9 | {"crf": str(round(crf * _MAX_CRF_VP9 / _MAX_CRF))}
+  _encode(f"file:{path}", _even(video), fps, "webm", "libvpx-vp9", options)
 
 
 def _even(video: Clip) -> Clip:
-  """What 4:2:0 chroma needs."""
+  """Pads to the even size that 4:2:0 chroma needs."""
   h, w = video.shape[1:3]
   return np.pad(video, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), "edge")
 
 
 def _write_gif(path: Path, video: Clip, fps: float) -> None:
-  # Rounding the times, not the delays, keeps the whole length right.
+  # Rounding times instead of delays keeps the total length right.
   times = np.round(np.arange(len(video) + 1) * _GIF_TICKS / fps).astype(int)
   t, h, w, _ = video.shape
   graph = _palette_graph(h, w)
@@ -316,7 +257,7 @@ def _write_gif(path: Path, video: Clip, fps: float) -> None:
 
 
 def _gif_frames(video: Clip, times) -> Iterator[av.VideoFrame]:
-  """Frames that begin at `times`, in ticks."""
+  """Frames with `times` as timestamps, in ticks."""
   for pixels, time in zip(video, times, strict=True):
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
     frame.pts, frame.time_base = int(time), Fraction(1, _GIF_TICKS)
@@ -324,7 +265,7 @@ def _gif_frames(video: Clip, times) -> Iterator[av.VideoFrame]:
 
 
 def _palette_graph(height: int, width: int) -> av.filter.Graph:
-  """rgb24 in, pal8 out: one palette of 256 colours for the whole video."""
+  """A filter from rgb24 to pal8: one palette of 256 colours per video."""
   graph = av.filter.Graph()
   source = graph.add_buffer(
     width=width,

@@ -1,8 +1,8 @@
-"""Shards of records, key -> bytes, in ArrayRecord files NAME-00000, ...
+"""Records (key -> bytes) in ArrayRecord shards NAME-00000.array_record, ...
 
-A shard appears whole or not at all, and its last record lists the keys of the
-others: what is there can be told without a second file to keep in step. Of
-records with the same key, the one in the last shard counts.
+Shards are written atomically. The last record of a shard lists the keys of the
+others, so no separate index can get out of step. Of records with the same key,
+the one in the last shard counts.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,8 +28,8 @@ SHARD_BYTES = 2**26
 _SUFFIX = ".array_record"
 
 
-# Groups of one: reading a record reads no other. What is kept is compressed
-# already (H.264) or cannot be (features).
+# Groups of one, so that reading a record reads no other. The content is already
+# compressed (H.264) or incompressible (features).
 _WRITER = "group_size:1,uncompressed"
 
 
@@ -42,9 +42,8 @@ _OPEN_FILES = 128
 class RecordWriter:
   """Adds shards to a folder.
 
-  Records are kept in memory until they fill a shard, so a writer that is
-  killed loses these and no others. As a context it writes the last ones when
-  it is left, by an exception too.
+  Records are buffered in memory until they fill a shard; a killed writer loses
+  only these. Leaving the context, also by an exception, writes the last ones.
   """
 
   def __init__(
@@ -55,19 +54,19 @@ class RecordWriter:
     *,
     by_keys: bool = False,
   ):
-    """Sets up a writer; nothing is written yet.
+    """Writes nothing yet.
 
     Args:
-      folder: of the shards; made when the first is written.
-      name: what their names begin with; may lead into a folder below.
-      shard_bytes: a shard is written when it holds as many.
-      by_keys: number shards by a hash of their keys: writers need not know of
-        one another, what is written again lies there once, and the folder may
-        be a URL. Otherwise on from the last one there.
+      folder: of the shards; made with the first.
+      name: prefix of their names; may start with a subfolder.
+      shard_bytes: size from which a shard is written.
+      by_keys: number shards by a hash of their keys. Independent writers then
+        share a folder, rewriting the same records replaces their shard, and
+        the folder may be a URL. Otherwise shards are numbered consecutively.
     """
     self._folder, self._name, self._by_keys = folder, name, by_keys
-    self._shard_bytes, self._held_bytes = shard_bytes, 0
-    self._held: dict[str, bytes] = {}
+    self._shard_bytes, self._buffered_bytes = shard_bytes, 0
+    self._buffer: dict[str, bytes] = {}
 
   def __enter__(self) -> "RecordWriter":
     return self
@@ -76,44 +75,33 @@ class RecordWriter:
     self.flush()
 
   def __setitem__(self, key: str, value: bytes) -> None:
-    """Adds a record.
-
-    Raises:
-      UserError: a shard is full and cannot be written.
-    """
-    self._held[key] = value
-    self._held_bytes += len(value)
-    if self._held_bytes >= self._shard_bytes:
+    """Adds a record; writes a shard if it is full."""
+    self._buffer[key] = value
+    self._buffered_bytes += len(value)
+    if self._buffered_bytes >= self._shard_bytes:
       self.flush()
 
   def flush(self) -> None:
-    """Writes a shard of what there is.
-
-    Raises:
-      UserError: the place cannot be written.
-    """
-    held, self._held, self._held_bytes = self._held, {}, 0
-    if not held:
+    """Writes the buffered records as a shard."""
+    records, self._buffer, self._buffered_bytes = self._buffer, {}, 0
+    if not records:
       return
     if self._by_keys:
-      shard = _shard(self._name, _number_by_keys(held))
-      _write(f"{self._folder}/{shard}", held)
+      shard = _shard(self._name, _number_by_keys(records))
+      _write(f"{self._folder}/{shard}", records)
     else:
-      _write(_next_path(Path(self._folder, self._name)), held)
+      _write(_next_path(Path(self._folder, self._name)), records)
 
 
 class Records(Mapping[str, bytes]):
   """Reads the records of a folder by key; threads may share it."""
 
   def __init__(self, folder: Folder, name: str):
-    """Reads the keys of all shards; a folder without any is empty.
+    """Reads the keys of all shards; without shards it is empty.
 
     Args:
-      folder: of the shards; remote ones are copied to this machine.
-      name: what their names begin with; may lead into a folder below.
-
-    Raises:
-      UserError: the folder does not exist, or a shard is damaged.
+      folder: of the shards; remote ones are copied.
+      name: prefix of their names; may start with a subfolder.
     """
     self._reader = functools.lru_cache(_OPEN_FILES)(_open)
     self._places: dict[str, tuple[Path, int]] = {}
@@ -123,12 +111,7 @@ class Records(Mapping[str, bytes]):
         self._places[key] = path, position
 
   def __getitem__(self, key: str) -> bytes:
-    """The record of `key`.
-
-    Raises:
-      KeyError: there is none.
-      UserError: it is damaged.
-    """
+    """The record of `key`; a damaged one is a UserError."""
     path, position = self._places[key]
     return _read(path, self._reader(path), position)
 
@@ -143,11 +126,7 @@ class Records(Mapping[str, bytes]):
 
 
 def read_keys(path: Path) -> list[str]:
-  """The keys of the records in one shard.
-
-  Raises:
-    UserError: it is damaged.
-  """
+  """The keys of the records in one shard."""
   return _keys(path, _open(path))
 
 
@@ -159,7 +138,7 @@ def _keys(path: Path, reader: ArrayRecordReader) -> list[str]:
     raise UserError(
       f"{path}:",
       "does not end with the list of its keys",
-      "it was not written by this program, move it away",
+      "move it away: this program did not write it",
     ) from error
   if len(keys) != count:
     raise _damaged(path, f"{count} records, {len(keys)} keys")
@@ -167,7 +146,7 @@ def _keys(path: Path, reader: ArrayRecordReader) -> list[str]:
 
 
 def shards(files: Iterable[str], name: str) -> list[str]:
-  """Those of one name among the files of a folder, by number."""
+  """The shards of one name among the files of a folder, by number."""
   pattern = re.compile(rf"{re.escape(name)}-\d{{5,}}{re.escape(_SUFFIX)}")
   return sorted(filter(pattern.fullmatch, files), key=_number)
 
@@ -187,7 +166,7 @@ def _next_path(begins: Path) -> Path:
 
 
 def _number_by_keys(keys: Iterable[str]) -> int:
-  """19 or 20 digits: far above what is counted, and as good as unique."""
+  """A hash of 19 or 20 digits, far above consecutive numbers."""
   digest = hashlib.sha256(json.dumps(sorted(keys)).encode()).digest()
   return int.from_bytes(digest[:8], "big") | 2**63
 
@@ -200,19 +179,19 @@ def _write(address: str | os.PathLike, records: Mapping[str, bytes]) -> None:
       for value in (*records.values(), index):
         writer.write(value)
       writer.close()
-    except RuntimeError as error:  # what it raises where files fail
+    except RuntimeError as error:  # ArrayRecord's error of file systems
       raise OSError(_first_words(error)) from error
 
 
 def _open(path: Path) -> ArrayRecordReader:
   reader = ArrayRecordReader(os.fspath(path), _READER)
   if not reader.ok() or not reader.num_records():
-    raise _damaged(path, _complaint(reader))
+    raise _damaged(path, _reason(reader))
   return reader
 
 
-def _complaint(reader: ArrayRecordReader) -> str:
-  """What a reader that could not be opened has to say."""
+def _reason(reader: ArrayRecordReader) -> str:
+  """Why a shard could not be opened."""
   try:
     reader.read([0])
   except (RuntimeError, IndexError) as error:
@@ -231,7 +210,7 @@ def _damaged(path: Path, details: str) -> UserError:
   return UserError(
     f"{path}:",
     f"damaged ({details})",
-    "copy it again, or remove it and run again what made it",
+    "copy it again, or remove it and rerun what made it",
   )
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there."""
+"""Atomic writes of files and folders, locks and free space."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -13,20 +13,20 @@ import uuid
 
 from lumiere_jax.errors import UserError
 
+AnyPath = str | os.PathLike
+
+
 _UNFINISHED = ".part"
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-  """Gives a hidden name beside `path` to write to, then renames it to `path`.
+def replacing(path: AnyPath) -> Iterator[Path]:
+  """Yields a hidden name beside `path` to write to, then renames it to `path`.
 
   Makes the parent folders. What is written may be a file, or a folder, which
-  takes the place of another folder. It reaches the disk before the rename, so
-  that a crash, a full disk or a second writer never leaves half of it under
-  the final name; if writing fails, `path` stays as it was.
-
-  Raises:
-    UserError: the place cannot be written.
+  replaces an old folder. It reaches the disk before the rename, so a crash, a
+  full disk or a second writer never leaves a partial file under the final name.
+  If writing fails, `path` stays as it was.
   """
   path = Path(path)
   temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_UNFINISHED}")
@@ -42,56 +42,45 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     raise UserError(
       f"{path}:",
       f"cannot be written ({error.strerror or error})",
-      "choose a place with room that you may write to",
+      "choose a writable place with free space",
     ) from error
   finally:
-    with contextlib.suppress(OSError):  # not to hide the error it follows
+    with contextlib.suppress(OSError):  # must not hide the first error
       _remove(temporary)
 
 
-def remove_unfinished(path: str | os.PathLike) -> None:
-  """Removes what killed writers left: `path` itself, or in it and below.
+def remove_unfinished(path: AnyPath) -> None:
+  """Removes what killed writers left at `path` or below it.
 
-  Nobody may be writing there meanwhile.
+  Nothing else may write there at the same time.
   """
   path, pattern = Path(path), f".*{_UNFINISHED}"
   if path.match(pattern):
     _remove(path)
   elif path.is_dir():
-    for left in list(path.rglob(pattern)):
-      _remove(left)
+    for unfinished in list(path.rglob(pattern)):
+      _remove(unfinished)
 
 
 @contextlib.contextmanager
-def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
-  """Opens a binary file that appears as `path` whole, or not at all.
-
-  Raises:
-    UserError: the place cannot be written.
-  """
+def writing(path: AnyPath) -> Iterator[BinaryIO]:
+  """Opens a binary file that appears as `path` once it is complete."""
   with replacing(path) as temporary, temporary.open("xb") as file:
     yield file
 
 
-def write_json(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
-  """Writes a JSON file whole, or not at all.
-
-  Raises:
-    UserError: the place cannot be written.
-  """
+def write_json(path: AnyPath, content: Mapping[str, Any]) -> None:
+  """Writes a JSON file atomically."""
   with writing(path) as file:
     file.write(json.dumps(content, indent=2).encode())
 
 
 @contextlib.contextmanager
-def locked(folder: str | os.PathLike) -> Iterator[None]:
-  """Makes a folder, and keeps others that ask for it out until the end.
+def locked(folder: AnyPath) -> Iterator[None]:
+  """Makes a folder and locks it against other callers of this function.
 
-  The lock goes with the process, however that ends. File systems without
-  locks have none.
-
-  Raises:
-    UserError: it cannot be made or written to, or another process has it.
+  The lock ends with the process, however that ends. On file systems without
+  locks nothing is locked.
   """
   try:
     os.makedirs(folder, exist_ok=True)
@@ -104,41 +93,37 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
     raise UserError(
       f"{folder}:",
       f"cannot be written ({error.strerror})",
-      "choose a place that you may write to",
+      "choose a writable place",
     ) from error
   try:
-    with contextlib.suppress(OSError):  # none here
-      _lock(folder, handle)
+    try:
+      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UserError(
+        f"{folder}:",
+        "another process is writing to it",
+        "wait until it has ended",
+      ) from error
+    except OSError:  # a file system without locks
+      pass
     yield
   finally:
     os.close(handle)
 
 
-def _lock(folder: str | os.PathLike, handle: int) -> None:
-  try:
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError as error:
-    raise UserError(
-      f"{folder}:",
-      "another process is writing to it",
-      "wait until it has ended",
-    ) from error
-
-
-def require_space(folder: str | os.PathLike, needed: int) -> None:
-  """Raises a UserError where a file system has fewer than `needed` bytes."""
+def require_space(folder: AnyPath, needed: int) -> None:
+  """Raises a UserError if fewer than `needed` bytes are free."""
   free = shutil.disk_usage(folder).free
   if free < needed:
     raise UserError(
       f"{folder}:",
-      f"{needed / 2**20:,.0f} MiB are needed there and "
-      f"{free / 2**20:,.0f} MiB are free",
+      f"{needed / 2**20:,.0f} MiB are needed and {free / 2**20:,.0f} MiB free",
       "make room",
     )
 
 
 def _remove(path: Path) -> None:
-  """A file or a folder, if it is there."""
+  """Removes a file or folder, if it exists."""
   if path.is_dir():
     shutil.rmtree(path)
   else:
@@ -146,7 +131,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-  """Waits until a file, or the names in a folder, are on the disk."""
+  """Waits until a file, or a folder's list of names, is on the disk."""
   handle = os.open(path, os.O_RDONLY)
   try:
     os.fsync(handle)

@@ -1,14 +1,15 @@
-"""Bundles: a folder that holds a whole cascade, or some of its stages.
+"""Bundles: folders with a whole cascade, or some of its stages.
 
   bundle.json         format, version, licence, stages and their configs
   NAME-*.safetensors  the weights of the stages and of the text encoder
   tokenizer.model     sentencepiece, with the text encoder
+  README.md           the model card
 
-A bundle of stages alone goes with another one that has a text encoder. Put on
-the Hugging Face hub as it is, it is known by its name there.
+A bundle without a text encoder is used together with one that has it. Bundles
+can be uploaded to the Hugging Face hub and then be loaded by name.
 
-`bundle.json` names every other file and is replaced last, so a reader finds
-one complete bundle at any moment, also while a newer one is being written.
+`bundle.json` names all other files and is replaced last, so that readers always
+find a complete bundle, also while another is being written.
 """
 
 from collections.abc import Mapping
@@ -34,14 +35,14 @@ VERSION = 2
 
 
 TEXT = "text"
-"""The part that is no stage: the text encoder."""
+"""The name of the part that is the text encoder; others are stages."""
 
 
 INDEX = "bundle.json"
 
 
 SHIPPED = "demo"
-"""The name of the bundle that comes with the package."""
+"""The name of the bundle that the package contains."""
 
 
 _FILES = (INDEX, "*.safetensors", "*.model")
@@ -49,11 +50,11 @@ _FILES = (INDEX, "*.safetensors", "*.model")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-  """One stage or the text encoder: its description and its files.
+  """One stage or the text encoder.
 
   Attributes:
-    meta: what JSON can hold; configs of the stage.
-    tensors: safetensors files, relative to the bundle, that together hold it.
+    meta: its configs and description, as JSON values.
+    tensors: safetensors files with its weights, relative to the bundle.
     files: other files by role, e.g. {'tokenizer': 'tokenizer.model'}.
   """
 
@@ -64,29 +65,21 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bundle:
-  """An opened bundle; weights are read by `load`, or leaf by leaf."""
+  """An opened bundle; its weights are not read yet."""
 
   folder: Path
   parts: Mapping[str, Part]
   about: Mapping[str, Any]
 
   def load(self, name: str) -> FlatParams:
-    """All leaves of one part, path -> array.
-
-    Raises:
-      UserError: a file is missing or damaged.
-    """
+    """Reads all leaves of one part: path -> array."""
     flat: FlatParams = {}
     for file in self.parts[name].tensors:
       flat |= safetensors.load(self.folder / file)
     return dict(sorted(flat.items()))
 
   def leaves(self, name: str) -> dict[str, LazyArray]:
-    """The leaves of one part, each read when it is asked for.
-
-    Raises:
-      UserError: a file is missing or damaged.
-    """
+    """The leaves of one part, each read on access."""
     flat: dict[str, LazyArray] = {}
     for file in self.parts[name].tensors:
       flat |= safetensors.load_lazily(self.folder / file)
@@ -98,14 +91,12 @@ class Bundle:
 
 
 def find(path: str | os.PathLike, what: str) -> Path:
-  """The bundle at `path`: the folder itself, or `bundle` in a workdir.
+  """The folder of the bundle at `path`, which may be in a workdir.
 
   Args:
-    path: what the user gave; may be the name of a repository on the hub.
-    what: the flag it came from, for the error.
-
-  Raises:
-    UserError: there is none.
+    path: a bundle, a workdir, `SHIPPED`, or the name of a repository on the
+      hub.
+    what: the option it came from, for the error.
   """
   folder = Path(path)
   if found := _local(folder) or _shipped(path):
@@ -121,7 +112,7 @@ def find(path: str | os.PathLike, what: str) -> Path:
 
 
 def is_bundle(path: str | os.PathLike) -> bool:
-  """Whether there is a bundle at `path` on this machine; see `find`."""
+  """Whether `find` finds a bundle at `path` without a download."""
   return bool(_local(Path(path)) or _shipped(path))
 
 
@@ -133,18 +124,13 @@ def _local(folder: Path) -> Path | None:
 
 
 def _shipped(path: str | os.PathLike) -> Path | None:
-  """'demo': the small cascade that comes with the package."""
   if str(path) != SHIPPED:
     return None
   return _local(Path(str(resources.files("lumiere_jax"))) / "assets" / SHIPPED)
 
 
 def open_bundle(path: str | os.PathLike, what: str = option("model")) -> Bundle:
-  """Reads bundle.json and checks that the files it names are there.
-
-  Raises:
-    UserError: no bundle there, not ours, of a newer version, or incomplete.
-  """
+  """Reads bundle.json and checks that the files it names exist."""
   folder = find(path, what)
   try:
     index = json.loads((folder / INDEX).read_text())
@@ -152,31 +138,42 @@ def open_bundle(path: str | os.PathLike, what: str = option("model")) -> Bundle:
     version, parts = index["version"], index["parts"]
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(
-      f"{folder / INDEX}",
+      str(folder / INDEX),
       f"is damaged ({error})",
       "copy or export the bundle again",
     ) from error
   if not known or version > VERSION:
     raise UserError(
-      f"{folder / INDEX}",
+      str(folder / INDEX),
       f"has format {index['format']!r} version {version}",
       f"this program reads {FORMAT!r} up to {VERSION}: update it",
     )
   bundle = Bundle(
     folder=folder,
-    parts={name: _part(part) for name, part in parts.items()},
+    parts={
+      name: Part(
+        meta=part["meta"],
+        tensors=tuple(part["tensors"]),
+        files=part.get("files", {}),
+      )
+      for name, part in parts.items()
+    },
     about=index.get("about", {}),
   )
   for part in bundle.parts.values():
     for file in (*part.tensors, *part.files.values()):
       if Path(file).name != file:
         raise UserError(
-          f"{folder / INDEX}",
-          f"names {file!r}, which lies outside the bundle",
-          "get the bundle from where you trust it",
+          str(folder / INDEX),
+          f"names {file!r}, which is outside the bundle",
+          "get the bundle from a source that you trust",
         )
       if not (folder / file).is_file():
-        raise UserError(str(folder), f"lacks {file}, which its {INDEX} names")
+        raise UserError(
+          str(folder),
+          f"lacks {file}, which its {INDEX} names",
+          "copy or export the bundle again",
+        )
   return bundle
 
 
@@ -187,8 +184,8 @@ def write(
 ) -> None:
   """Replaces bundle.json, then removes tensors that it no longer names.
 
-  The files of `parts` must be in the folder already: write them under names
-  that the present bundle does not use.
+  Write the files of `parts` into the folder first, under names that the old
+  bundle does not use.
   """
   folder = Path(folder)
   index = {
@@ -204,32 +201,14 @@ def write(
       old.unlink()
 
 
-def join(paths: list[str | os.PathLike], folder: str | os.PathLike) -> None:
-  """Makes one bundle of the parts of several; earlier ones win.
-
-  Raises:
-    UserError: the bundles were trained with different text encoders.
-  """
-  bundles = [open_bundle(path) for path in paths]
-  check_same_text(bundles)
-  folder = Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  parts: dict[str, Part] = {}
-  for bundle in reversed(bundles):
-    parts |= bundle.parts
-    for part in bundle.parts.values():
-      link_part(bundle, part, folder)
-  write(folder, parts, bundles[0].about)
-
-
 def link_part(bundle: Bundle, part: Part, folder: Path) -> None:
-  """Links the files of a part of a bundle into another one's folder."""
+  """Links the files of a part into the folder of another bundle."""
   for file in (*part.tensors, *part.files.values()):
     link(bundle.folder / file, folder / file)
 
 
 def check_same_text(bundles: list[Bundle]) -> None:
-  """Raises a UserError unless all bundles that hold text hold the same."""
+  """Raises a UserError if the bundles have different text encoders."""
   texts = {
     str(b.folder): b.parts[TEXT].meta.get("identity")
     for b in bundles
@@ -237,15 +216,14 @@ def check_same_text(bundles: list[Bundle]) -> None:
   }
   if len(set(texts.values())) > 1:
     raise UserError(
-      "",
-      "these bundles were trained with different text encoders: "
-      f"{', '.join(texts)}",
+      f"{', '.join(texts)}:",
+      "these bundles were trained with different text encoders",
       "train them with the same config.text",
     )
 
 
 def link(source: Path, target: Path) -> None:
-  """A hard link (no second copy on disk), or a copy where links cannot be."""
+  """Makes a hard link, or a copy on file systems without links."""
   if target.exists():
     if target.samefile(source):
       return
@@ -257,9 +235,54 @@ def link(source: Path, target: Path) -> None:
       shutil.copyfileobj(old, new)
 
 
-def _part(values: Mapping[str, Any]) -> Part:
-  return Part(
-    meta=values["meta"],
-    tensors=tuple(values["tensors"]),
-    files=values.get("files", {}),
+_CARD_MARK = (
+  "<!-- Written by lumiere_jax; without this line it is left as it is. -->"
+)
+
+
+def write_card(bundle: Bundle) -> None:
+  """Writes the model card README.md, unless the user has written their own."""
+  path = bundle.folder / "README.md"
+  if path.exists() and _CARD_MARK not in path.read_text(errors="replace"):
+    return
+  stages = {k: p.meta for k, p in bundle.parts.items() if k != TEXT}
+  rows = [
+    f"| {name} | {_clips(meta['video'])} | {meta.get('trained_on', '')} "
+    f"| {meta.get('licence', 'not stated')} |"
+    for name, meta in stages.items()
+  ]
+  encoder = "none: add a bundle that has one"
+  if text := bundle.parts.get(TEXT):
+    encoder = f"T5 v1.1, {text.meta['config']['d_model']} wide"
+  images = all(meta["video"]["num_frames"] == 1 for meta in stages.values())
+  task = "text_to_image" if stages and images else "text_to_video"
+  usage = (
+    f"python -m lumiere_jax.sample --model={bundle.folder.name} "
+    f'--task={task} --prompt="..."'
   )
+  card = f"""---
+library_name: lumiere_jax
+pipeline_tag: {task.replace("_", "-")}
+---
+{_CARD_MARK}
+
+| stage | makes | trained on | licence |
+|---|---|---|---|
+{chr(10).join(rows)}
+
+Text encoder: {encoder}.
+
+```
+{usage}
+```
+"""
+  with writing(path) as file:
+    file.write(card.encode())
+
+
+def _clips(video: Mapping[str, Any]) -> str:
+  height, width = video["resolution"]
+  frames = video["num_frames"]
+  if frames == 1:
+    return f"pictures of {width}x{height}"
+  return f"{frames} frames of {width}x{height}, {video['fps']:g} a second"

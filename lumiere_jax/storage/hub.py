@@ -1,4 +1,4 @@
-"""Repositories on the Hugging Face hub, as folders of this machine."""
+"""Downloads repositories from the Hugging Face hub."""
 
 import os
 from pathlib import Path
@@ -10,25 +10,22 @@ _NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def is_hub_name(name: str | os.PathLike) -> bool:
-  """Whether it can be `owner/name[@revision]` and not a path of this machine.
+  """Whether `name` can be `owner/name[@revision]` rather than a local path.
 
-  A path whose first folder exists is taken for a misspelt one.
+  If its first folder exists, it is taken for a misspelt path.
   """
   name = str(name)
   return bool(_NAME.fullmatch(name)) and not Path(name.split("/")[0]).exists()
 
 
 def fetch(name: str, patterns: tuple[str, ...]) -> Path:
-  """The folder of a repository, downloaded unless it is here already.
+  """The local folder of a repository, downloaded on first use.
 
   Args:
     name: `owner/name`, or `owner/name@revision`.
-    patterns: globs of the files that are wanted.
-
-  Raises:
-    UserError: it does not exist, may not be read, or the hub is out of reach.
+    patterns: globs of the files to download.
   """
-  import huggingface_hub  # slow to import, and seldom needed
+  import huggingface_hub  # slow to import and rarely needed
 
   owner_and_name, _, revision = name.partition("@")
   try:
@@ -43,7 +40,7 @@ def fetch(name: str, patterns: tuple[str, ...]) -> Path:
     reason = str(error).strip().splitlines()[0]
     raise UserError(
       name,
-      "is no folder here, and could not be fetched from the Hugging "
-      f"Face hub ({reason})",
+      "is no local folder and could not be downloaded from the Hugging Face "
+      f"hub ({reason})",
       "check the name, your access and the network",
     ) from error

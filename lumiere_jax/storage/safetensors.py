@@ -1,8 +1,7 @@
-"""Arrays that are made when they are asked for, and not kept.
+"""Safetensors files, read eagerly or as lazy arrays.
 
-A model is a dict of names and arrays; made of these it weighs nothing, and
-what is done to it (renaming, turning, joining, saving) needs the memory of
-one array at a time.
+Converting a model of lazy arrays (renaming, transposing, merging, saving) needs
+the memory of one array at a time.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,13 +23,7 @@ from lumiere_jax.typing import FlatParams
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-  """Stands for an array of known shape and dtype.
-
-  Attributes:
-    shape: of the array.
-    dtype: of the array.
-    make: makes it, each time it is called.
-  """
+  """An array of known shape and dtype that `make` computes on each access."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -38,7 +31,7 @@ class LazyArray:
 
   @property
   def size(self) -> int:
-    """Number of values."""
+    """Number of elements."""
     return int(np.prod(self.shape, dtype=np.int64))
 
   @property
@@ -48,12 +41,12 @@ class LazyArray:
 
   @property
   def nbytes(self) -> int:
-    """Bytes of the array once it is made."""
+    """Bytes of the computed array."""
     return self.size * self.dtype.itemsize
 
   def __array__(self, dtype=None, copy=None) -> np.ndarray:
-    """The array itself, for numpy."""
-    del copy  # it is always a fresh one
+    """Computes the array, for numpy."""
+    del copy  # it is always new
     return np.asarray(self.make(), dtype)
 
 
@@ -77,7 +70,7 @@ _DTYPES: dict[np.dtype, str] = {
 }
 
 
-_OF_CODE = {code: dtype for dtype, code in _DTYPES.items()}
+_DTYPE_OF_CODE = {code: dtype for dtype, code in _DTYPES.items()}
 
 
 def save(
@@ -85,18 +78,17 @@ def save(
   flat: Mapping[str, Any],
   metadata: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes named arrays; the same input always gives the same bytes.
+  """Writes named arrays atomically; the same input gives the same bytes.
 
-  Arrays on a device are fetched, and lazy ones made, one at a time.
+  Device and lazy arrays are fetched one at a time.
 
   Args:
     path: the file to write or replace.
-    flat: name -> numpy, jax or lazy array of a plain or bfloat16 dtype.
+    flat: name -> numpy, jax or lazy array.
     metadata: strings for the file's header.
 
   Raises:
-    UserError: the place cannot be written.
-    ValueError: a dtype the format does not have, or the name "__metadata__".
+    ValueError: the format lacks the dtype, or a name is "__metadata__".
   """
   with writing(path) as file:
     for part in _parts(flat, metadata):
@@ -104,7 +96,7 @@ def save(
 
 
 def dumps(flat: Mapping[str, Any]) -> bytes:
-  """The bytes that `save` would write."""
+  """The bytes of the file that `save` writes."""
   return b"".join(_parts(flat))
 
 
@@ -114,7 +106,7 @@ def _parts(
   """The header, then the values of each array."""
   if "__metadata__" in flat:
     raise ValueError('a tensor cannot be named "__metadata__"')
-  # Widest first, as the format wants, so that every tensor is aligned.
+  # Widest first, as the format requires, so that every tensor is aligned.
   names = sorted(flat, key=lambda n: (-flat[n].dtype.itemsize, n))
   header: dict[str, Any] = {}
   if metadata:
@@ -132,21 +124,17 @@ def _parts(
 def load(
   path: str | os.PathLike, keep: Callable[[str], bool] = lambda name: True
 ) -> FlatParams:
-  """Reads the arrays whose names pass `keep` as numpy arrays.
-
-  Raises:
-    UserError: the file is missing, truncated or not a safetensors file.
-  """
+  """Reads the arrays whose names pass `keep` as numpy arrays."""
   with _opened(path) as file:
     return {n: file.get_tensor(n) for n in sorted(file.keys()) if keep(n)}
 
 
 def load_lazily(path: str | os.PathLike) -> dict[str, LazyArray]:
-  """The arrays of a file, each read when it is asked for.
+  """The arrays of a file, each read on access.
 
   Raises:
-    UserError: the file is missing, truncated or not a safetensors file, or
-      holds a type that numpy has not; also later, if it is gone by then.
+    UserError: the file cannot be read or has a dtype that numpy lacks; on
+      access too, if the file is gone by then.
   """
   with _opened(path) as file:
     return {n: _lazy(path, n, file.get_slice(n)) for n in sorted(file.keys())}
@@ -154,28 +142,23 @@ def load_lazily(path: str | os.PathLike) -> dict[str, LazyArray]:
 
 def _lazy(path: str | os.PathLike, name: str, part: Any) -> LazyArray:
   code = part.get_dtype()
-  if code not in _OF_CODE:
+  if code not in _DTYPE_OF_CODE:
     raise UserError(
       f"{path}:",
-      f"{name} is of type {code}",
-      f"give one of {', '.join(_OF_CODE)}",
+      f"{name} has the dtype {code}",
+      f"supported are {', '.join(_DTYPE_OF_CODE)}",
     )
 
   def read() -> np.ndarray:
-    # Opened anew each time: the pages of a mapped file that were read stay in
-    # memory for as long as it is open.
+    # Pages of a memory-mapped file stay in memory while it is open.
     with _opened(path) as file:
       return file.get_tensor(name)
 
-  return LazyArray(tuple(part.get_shape()), _OF_CODE[code], read)
+  return LazyArray(tuple(part.get_shape()), _DTYPE_OF_CODE[code], read)
 
 
 def loads(data: bytes, name: str) -> FlatParams:
-  """Reads the arrays of a file in memory, which errors call `name`.
-
-  Raises:
-    UserError: it is not a whole safetensors file.
-  """
+  """Reads the arrays of a file in memory, which errors call `name`."""
   try:
     found = deserialize(data)
   except SafetensorError as error:
@@ -183,7 +166,7 @@ def loads(data: bytes, name: str) -> FlatParams:
       f"{name}:", f"not safetensors, or only a part ({error})", "make it again"
     ) from error
   return {
-    name: np.frombuffer(array["data"], _OF_CODE[array["dtype"]]).reshape(
+    name: np.frombuffer(array["data"], _DTYPE_OF_CODE[array["dtype"]]).reshape(
       array["shape"]
     )
     for name, array in found
@@ -191,11 +174,7 @@ def loads(data: bytes, name: str) -> FlatParams:
 
 
 def load_metadata(path: str | os.PathLike) -> dict[str, str]:
-  """Reads the strings in a file's header; {} if there are none.
-
-  Raises:
-    UserError: the file is missing, truncated or not a safetensors file.
-  """
+  """Reads the strings in a file's header; {} if there are none."""
   with _opened(path) as file:
     return file.metadata() or {}
 
@@ -204,8 +183,8 @@ def content_hash(flat: Mapping[str, Any]) -> str:
   """SHA-256 (hex) over names, shapes, dtypes and values, in order of name."""
   digest = hashlib.sha256()
   for name in sorted(flat):
-    # A JSON object ends itself and fixes the number of bytes after it, so no
-    # two different dicts can feed the same bytes.
+    # The JSON object is self-delimiting and fixes the number of bytes after it,
+    # so different dicts cannot feed the same bytes.
     digest.update(json.dumps({name: _spec(flat[name])}).encode())
     digest.update(_bytes(flat[name]))
   return digest.hexdigest()
@@ -219,7 +198,7 @@ def _spec(array: Any) -> dict[str, Any]:
 
 
 def _bytes(array: Any) -> memoryview:
-  """The values in C order and little endian, without a copy if they are so."""
+  """The values in C order and little endian, without a copy if possible."""
   array = np.ascontiguousarray(array)
   if array.dtype.byteorder == ">":
     array = array.astype(array.dtype.newbyteorder("<"))

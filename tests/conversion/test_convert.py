@@ -1,4 +1,4 @@
-"""Weights in and out by `convert`, on small stand-ins laid out as published."""
+"""Conversion of weights, on small stand-ins for DeepFloyd IF and T5."""
 
 import dataclasses
 import errno
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base, ssr, t2i
+from configs import base, common, ssr, t2i
 from lumiere_jax.conversion import diffusers
 from lumiere_jax.conversion.bundles import add_parts
 from lumiere_jax.conversion.convert import Conversion, convert
@@ -79,14 +79,30 @@ def test_three_conversions_make_one_bundle(bundle):
   assert bundle.parts["text"].meta["cleaning"] == "if"
 
 
-def test_its_card_says_what_is_in_it_and_stays_ones_own(
-  stand_ins, bundle, tmp_path
-):
+def check_same(found, expected):
+  """Two flat dicts of arrays are bit-identical."""
+  assert found.keys() == expected.keys()
+  for name, leaf in found.items():
+    assert leaf.dtype == expected[name].dtype
+    np.testing.assert_array_equal(leaf, expected[name])
+
+
+def test_earlier_bundles_win(stand_ins, bundle, tmp_path):
+  first = run("diffusers", stand_ins / "IF-I", tmp_path / "a", licence="first")
+  out = run("bundle", [first, bundle.folder], tmp_path / "both")
+  both = bundles.open_bundle(out)
+  assert set(both.parts) == {"t2i", "ssr_image", "text"}
+  assert both.parts["t2i"].meta["licence"] == "first"
+  (file,) = both.parts["ssr_image"].tensors
+  assert (out / file).samefile(bundle.folder / file)  # a hard link
+
+
+def test_model_card(stand_ins, bundle, tmp_path):
   out = run("bundle", bundle.folder, tmp_path / "bundle")
   card = out / "README.md"
-  told = card.read_text()
+  text = card.read_text()
   for part in ("t2i | pictures of 16x16", "| mine |", "T5 v1.1, 64 wide"):
-    assert part in told
+    assert part in text
   run("diffusers", stand_ins / "IF-I", out, licence="another")
   assert "| another |" in card.read_text()
   card.write_text("my own words")
@@ -102,7 +118,7 @@ def test_source_dtype_is_kept(bundle):
 
 @pytest.mark.parametrize("variant", ["", "fp16"])
 @pytest.mark.parametrize("shards", [False, True])
-def test_round_trip_is_equal_to_the_bit(
+def test_round_trip_is_bit_identical(
   stand_ins, tmp_path, monkeypatch, variant, shards
 ):
   folder = shutil.copytree(stand_ins / "IF-II", tmp_path / "IF-II")
@@ -116,17 +132,14 @@ def test_round_trip_is_equal_to_the_bit(
   assert len([*out.glob("unet/*.safetensors")]) > 3 * shards
   original = safetensors.load(stand_ins / "IF-II" / "unet" / WEIGHTS)
   again = diffusers.open_weights(out / "unet", diffusers.STEM)
-  assert again.keys() == original.keys()
-  for name, tensor in again.items():
-    assert tensor.dtype == original[name].dtype
-    np.testing.assert_array_equal(tensor, original[name])
+  check_same(again, original)
   read = lambda f, *path: json.loads(f.joinpath(*path).read_text())
   for path in (("unet", "config.json"), ("scheduler", "scheduler_config.json")):
     assert read(out, *path) == read(stand_ins / "IF-II", *path)
 
 
 @pytest.mark.parametrize("target", ["bundle", "diffusers"])
-def test_memory_is_that_of_a_few_tensors(tmp_path, target):
+def test_peak_memory_is_a_few_tensors(tmp_path, target):
   config = unets.IF_II
   model = config_from_diffusers(config, "config.json")
   tensors = to_diffusers(random_leaves(model, 0, np.float32), model)
@@ -137,7 +150,7 @@ def test_memory_is_that_of_a_few_tensors(tmp_path, target):
     src = run(source, src, tmp_path / "bundle")
     source = "bundle"
   del tensors
-  run(source, src, tmp_path / "first", target=target)  # what is kept, is
+  run(source, src, tmp_path / "first", target=target)  # fills caches
   tracemalloc.start()
   run(source, src, tmp_path / "second", target=target)
   peak = tracemalloc.get_traced_memory()[1]
@@ -147,7 +160,7 @@ def test_memory_is_that_of_a_few_tensors(tmp_path, target):
   assert max(sizes) < peak < 5 * max(sizes)
 
 
-def test_a_bundle_through_a_bundle_is_equal_to_the_bit(bundle, tmp_path):
+def test_copies_of_bundles_are_bit_identical(bundle, tmp_path):
   run("bundle", bundle.folder, tmp_path / "linked")
   run("bundle", bundle.folder, tmp_path / "written", stage="t2i")
   for name, parts in (
@@ -157,15 +170,10 @@ def test_a_bundle_through_a_bundle_is_equal_to_the_bit(bundle, tmp_path):
     other = bundles.open_bundle(tmp_path / name)
     assert set(other.parts) == parts
     for part in parts:
-      expected = bundle.load(part)
-      found = other.load(part)
-      assert found.keys() == expected.keys()
-      for path, leaf in found.items():
-        assert leaf.dtype == expected[path].dtype
-        np.testing.assert_array_equal(leaf, expected[path])
+      check_same(other.load(part), bundle.load(part))
 
 
-def test_a_part_is_replaced_and_the_others_stay(stand_ins, bundle, tmp_path):
+def test_replacing_one_part(stand_ins, bundle, tmp_path):
   out = run("bundle", bundle.folder, tmp_path / "bundle")
   run("diffusers", stand_ins / "IF-I", out, licence="another")
   again = bundles.open_bundle(out)
@@ -185,10 +193,10 @@ def apply(config, params, z, cond):
   ("source", "experiment", "stage"),
   [("IF-I", base.IF_TINY, "base"), ("IF-II", ssr.IF_TINY, "ssr")],
 )
-def test_inflated_it_makes_of_frames_what_the_image_model_does(
+def test_inflated_model_equals_the_image_model_frame_by_frame(
   stand_ins, tmp_path, source, experiment, stage
 ):
-  """On a video that is constant in time, as time is resampled."""
+  """On a video that is constant in time, because time is resampled."""
   out = run("diffusers", stand_ins / source, tmp_path, temporal=experiment)
   part = bundles.open_bundle(out).parts[stage]
   video = part.meta["video"]
@@ -213,27 +221,24 @@ def test_inflated_it_makes_of_frames_what_the_image_model_does(
   )
 
 
-def test_inflated_leaves_do_not_depend_on_the_order_they_are_made_in(
-  stand_ins, tmp_path
-):
+def test_inflation_is_deterministic(stand_ins, tmp_path):
   run("diffusers", stand_ins / "IF-I", tmp_path / "a", temporal=base.IF_TINY)
   run("diffusers", stand_ins / "IF-I", tmp_path / "b", temporal=base.IF_TINY)
   a, b = (bundles.open_bundle(tmp_path / x).load("base") for x in "ab")
-  for path, leaf in a.items():
-    np.testing.assert_array_equal(leaf, b[path])
+  check_same(a, b)
   drawn = [v for k, v in a.items() if "temporal_" in k and "conv" in k]
   assert any(leaf.std() > 0 for leaf in drawn)
 
 
-def test_without_a_scheduler_ifs_own_is_taken_and_said(broken, capsys):
+def test_default_scheduler(broken, capsys):
   shutil.rmtree(broken / "scheduler")
   stage = diffusers.read_stage(broken)
   assert stage.config.diffusion.schedule == "squaredcos_cap_v2"
   assert stage.config.defaults.max_value == 1.5
-  assert "--scheduler=FILE" in capsys.readouterr().err
+  assert "scheduler=FILE" in capsys.readouterr().err
 
 
-def test_a_scheduler_can_be_named(broken):
+def test_given_scheduler(broken):
   path = broken / "scheduler" / "scheduler_config.json"
   content = json.loads(path.read_text()) | {"sample_max_value": 3.0}
   path.unlink()
@@ -258,14 +263,37 @@ def test_a_scheduler_can_be_named(broken):
     ("variance_type", "fixed_large"),
   ],
 )
-def test_a_scheduler_that_is_not_ours_is_refused_by_its_key(broken, key, value):
+def test_unsupported_schedulers(broken, key, value):
   path = broken / "scheduler" / "scheduler_config.json"
   path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
   with pytest.raises(UserError, match=rf"scheduler_config.*{key}="):
     diffusers.read_stage(broken)
 
 
-def test_static_clipping_is_a_threshold_of_1(broken):
+@pytest.mark.parametrize(
+  ("upscales", "changes", "words"),
+  [
+    (False, {"noise_embedding": "cosine"}, "needs 'squaredcos_cap_v2'"),
+    (False, {"noise_embedding_shift": 1.0}, "noise_embedding_shift=1.0"),
+    (True, {"low_resolution": "half_pixel"}, "needs 'corners'"),
+    (False, {}, ""),  # a shift of the training noise is no obstacle
+  ],
+)
+def test_conditioning_that_diffusers_lacks(upscales, changes, words):
+  model = common.IF_TINY_SSR if upscales else common.IF_TINY
+  config = StageConfig(
+    model=dataclasses.replace(model, **changes),
+    diffusion=dataclasses.replace(common.IF_DIFFUSION, shift=-4.4),
+    video=VideoConfig(num_frames=1, fps=16.0, resolution=(16, 16)),
+  )
+  if not changes:
+    assert diffusers.to_scheduler(config)["prediction_type"] == "epsilon"
+    return
+  with pytest.raises(UserError, match=words):
+    diffusers.to_scheduler(config)
+
+
+def test_static_clipping(broken):
   path = broken / "scheduler" / "scheduler_config.json"
   content = json.loads(path.read_text()) | {"thresholding": False}
   path.write_text(json.dumps(content))
@@ -275,7 +303,7 @@ def test_static_clipping_is_a_threshold_of_1(broken):
     diffusers.read_stage(broken)
 
 
-def test_a_broken_source_leaves_no_bundle(broken, tmp_path):
+def test_broken_sources(broken, tmp_path):
   file = broken / "unet" / WEIGHTS
   file.write_bytes(file.read_bytes()[:-100])
   with pytest.raises(UserError, match="only a part"):
@@ -288,7 +316,7 @@ def test_a_broken_source_leaves_no_bundle(broken, tmp_path):
     run("diffusers", broken, tmp_path / "out")
 
 
-def test_a_full_disk_leaves_the_bundle_as_it_was(
+def test_full_disk_keeps_the_old_bundle(
   stand_ins, bundle, tmp_path, monkeypatch
 ):
   out = run("bundle", bundle.folder, tmp_path / "bundle")
@@ -303,7 +331,7 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(
   assert {f.name: f.read_bytes() for f in out.iterdir()} == before
 
 
-def test_too_little_room_is_told_before_anything_is_written(
+def test_too_little_space_is_detected_before_writing(
   stand_ins, tmp_path, monkeypatch
 ):
   usage = shutil.disk_usage(tmp_path)._replace(free=1000)
@@ -317,18 +345,18 @@ def test_too_little_room_is_told_before_anything_is_written(
   ("options", "message"),
   [
     ({"source": "diffuser"}, 'did you mean "diffusers"'),
-    ({"target": "onnx"}, "--to='onnx'"),
-    ({"out": ""}, "--out is missing"),
-    ({"src": []}, "--src is missing"),
+    ({"target": "onnx"}, "to='onnx'"),
+    ({"out": ""}, "out is missing"),
+    ({"src": []}, "src is missing"),
     ({"target": "stablehlo"}, "to a bundle first"),
-    ({"stage": "base"}, "--src holds t2i"),
+    ({"stage": "base"}, "no stage base; it holds t2i"),
     ({"temporal": t2i.IF_TINY}, "has no temporal layers"),
     ({"source": "workdir"}, "has saved a bundle"),
     ({"source": "bundle"}, r"has no bundle\.json"),
     ({"adapters": ("none.safetensors",)}, "none.safetensors"),
   ],
 )
-def test_what_cannot_be_is_told(stand_ins, tmp_path, options, message):
+def test_invalid_conversions(stand_ins, tmp_path, options, message):
   given = {
     "source": "diffusers",
     "src": stand_ins / "IF-I",
@@ -346,16 +374,16 @@ def test_only_image_stages_are_inflated(stand_ins, tmp_path):
     run("bundle", out, tmp_path / "b", temporal=base.IF_TINY)
 
 
-def test_a_model_that_diffusers_cannot_be_is_refused(bundle, tmp_path):
+def test_diffusers_takes_one_stage(bundle, tmp_path):
   with pytest.raises(UserError, match=r"stage=t2i or.*ssr_image"):
     run("bundle", bundle.folder, tmp_path / "out", target="diffusers")
 
 
-def test_text_that_stages_were_trained_with_is_not_replaced(
+def test_text_encoder_of_trained_stages_is_not_replaced(
   stand_ins, bundle, tmp_path
 ):
   out = run("bundle", bundle.folder, tmp_path / "imported")
-  run("t5", stand_ins / "T5", out)  # of no cleaning: another one
+  run("t5", stand_ins / "T5", out)  # without cleaning: another identity
   assert "cleaning" not in bundles.open_bundle(out).parts["text"].meta
   golden = pathlib.Path(__file__).parents[1] / "inference/golden/format_1"
   out = run("bundle", golden, tmp_path / "trained")
@@ -365,7 +393,7 @@ def test_text_that_stages_were_trained_with_is_not_replaced(
   assert sorted(out.iterdir()) == before
 
 
-def test_text_of_another_width_is_refused(stand_ins, bundle, tmp_path):
+def test_text_encoder_of_another_width(stand_ins, bundle, tmp_path):
   out = run("bundle", bundle.folder, tmp_path / "bundle")
   index = json.loads((out / "bundle.json").read_text())
   index["parts"]["t2i"]["meta"]["model"]["text_dim"] = 128
@@ -374,7 +402,7 @@ def test_text_of_another_width_is_refused(stand_ins, bundle, tmp_path):
     Pipeline.from_pretrained(out)
 
 
-def test_a_bundle_without_text_says_where_to_get_it(stand_ins, tmp_path):
+def test_bundle_without_text_encoder(stand_ins, tmp_path):
   out = run("diffusers", stand_ins / "IF-I", tmp_path / "out")
   with pytest.raises(UserError, match=r"holds no text encoder.*from=t5"):
     Pipeline.from_pretrained(out)
@@ -386,7 +414,7 @@ def test_a_bundle_without_text_says_where_to_get_it(stand_ins, tmp_path):
   assert picture.shape == (1, 16, 16, 3)
 
 
-def test_a_merged_adapter_is_in_the_weights(bundle, tmp_path):
+def test_merged_adapter(bundle, tmp_path):
   rng = np.random.default_rng(0)
   layer = "mid_block.attentions.0.to_q"
   a = rng.standard_normal((2, 64), np.float32)
@@ -423,7 +451,7 @@ def test_a_merged_adapter_is_in_the_weights(bundle, tmp_path):
   )
 
 
-def test_half_is_half_the_size(tmp_path):
+def test_float16(tmp_path):
   model = config_from_diffusers(unets.IF_I, "config.json")
   leaves = random_leaves(model, 0, np.float32)
   stage = LazyStage(

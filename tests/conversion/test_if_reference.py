@@ -1,5 +1,5 @@
-"""DeepFloyd IF's networks and pipelines, imported, give what diffusers gave
-(kept in tests/references; `make parity` asks it live)."""
+"""Imported DeepFloyd IF networks and pipelines against stored outputs of
+diffusers (tests/references; `make parity` compares with diffusers itself)."""
 
 import json
 
@@ -12,19 +12,16 @@ MADE = json.loads((unets.FOLDER / "made.json").read_text())["cases"]
 
 
 @pytest.mark.parametrize("name", unets.CONFIGS)
-def test_imported_network_gives_what_diffusers_gave(name, tmp_path):
+def test_imported_networks_equal_diffusers(name, tmp_path):
   case, config = MADE[name], unets.CONFIGS[name]
   tensors = unets.weights(case["shapes"], case["seed"])
+  learned = config["out_channels"] == 6
+  variance = "learned_range" if learned else "fixed_small"
   folder = unets.write_folder(
     tmp_path,
     config,
     tensors,
-    trajectories.SCHEDULER
-    | {
-      "variance_type": "learned_range"
-      if config["out_channels"] == 6
-      else "fixed_small"
-    },
+    trajectories.SCHEDULER | {"variance_type": variance},
   )
   theirs = np.load(unets.FOLDER / f"{case['seed']}.npy")
   error = ours.difference(ours.output(folder), theirs)
@@ -46,7 +43,7 @@ def pipeline(tmp_path_factory):
   return ours.import_all(stages, t5, folder / "bundle")
 
 
-def test_ten_steps_give_what_diffusers_pipelines_gave(pipeline):
+def test_ten_steps_equal_diffusers_pipelines(pipeline):
   first, second = (
     np.load(trajectories.FOLDER / f"{name}.npy") for name in trajectories.STAGES
   )
@@ -61,15 +58,15 @@ def check_steps(mine, theirs):
   assert error.max() < 1e-3
 
 
-def test_a_prompt_becomes_the_picture_of_both_stages(pipeline):
-  """What the first stage's rounding is made to by the second included."""
+def test_image_of_both_stages_equals_diffusers(pipeline):
+  """With what the second stage makes of the rounding of the first."""
   theirs = np.load(trajectories.FOLDER / "IF-II.npy")[-1]
   error = np.abs(ours.picture(pipeline) - theirs).max()
   print(f"largest difference of the picture: {error:.1e}")
   assert error < 1e-2
 
 
-def test_what_ifs_pipelines_do_comes_with_the_bundle(pipeline):
+def test_bundle_has_the_defaults_of_ifs_pipelines(pipeline):
   base, ssr = (pipeline.stages[s].config.defaults for s in ("base", "ssr"))
   assert (base.sampler, base.steps, base.guidance_scale) == ("ddpm", 100, 7.0)
   assert (base.percentile, base.max_value) == (0.95, 1.5)

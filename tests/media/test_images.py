@@ -1,11 +1,11 @@
-"""Still pictures and animated ones."""
+"""Still and animated pictures, and contact sheets."""
 
 import numpy as np
 from PIL import Image
 import pytest
 
-from lumiere_jax.errors import VideoError
-from lumiere_jax.media.images import read_image
+from lumiere_jax.errors import UserError, VideoError
+from lumiere_jax.media.images import contact_sheet, read_image, write_image
 from lumiere_jax.media.input_file import is_picture, picture_size
 from lumiere_jax.media.video_reader import probe, read_clip, read_video
 
@@ -20,7 +20,7 @@ def quarters(height=24, width=32):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_kinds_of_pictures(tmp_path, ending):
+def test_picture_formats(tmp_path, ending):
   path = tmp_path / f"x.{ending.upper()}"
   Image.fromarray(quarters()).save(path, quality=95)
   assert is_picture(path)
@@ -77,7 +77,7 @@ def test_sixteen_bits_and_grey(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_broken_pictures_say_so(tmp_path, ending):
+def test_broken_pictures(tmp_path, ending):
   noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
   path = tmp_path / f"x.{ending}"
   Image.fromarray(noise).save(path)
@@ -88,7 +88,7 @@ def test_broken_pictures_say_so(tmp_path, ending):
       read(path)
 
 
-def test_what_is_no_picture(tmp_path):
+def test_files_that_are_no_pictures(tmp_path):
   (tmp_path / "empty.png").touch()
   (tmp_path / "text.jpg").write_text("no picture" * 100)
   (tmp_path / "folder.bmp").mkdir()
@@ -97,7 +97,7 @@ def test_what_is_no_picture(tmp_path):
     "empty.png": "empty file",
     "text.jpg": "not a picture, or cut short",
     "folder.bmp": "not a file",
-    "loop.png": "missing: a link that leads to no file",
+    "loop.png": "missing: a link to no file",
     "gone.webp": "missing: no such file",
   }
   for name, reason in reasons.items():
@@ -150,12 +150,49 @@ def test_a_broken_animation(tmp_path):
     probe(path)
 
 
-def test_of_what_moves_the_first_frame_is_taken(tmp_path, capsys):
+def test_first_frame_of_an_animation_is_read(tmp_path, capsys):
   frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue")]
   path = tmp_path / "moving.gif"
   frames[0].save(path, save_all=True, append_images=frames[1:])
   np.testing.assert_array_equal(read_image(path)[0, 0], [255, 0, 0])
-  assert "is animated; its first frame is taken" in capsys.readouterr().err
+  assert "is animated; its first frame is used" in capsys.readouterr().err
   frames[0].save(tmp_path / "still.png")
   read_image(tmp_path / "still.png")
   assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "X.JPEG"])
+def test_written_images_read_back(tmp_path, name):
+  image = quarters()
+  write_image(tmp_path / "new" / name, image)
+  read = read_image(tmp_path / "new" / name).astype(int)
+  assert np.abs(read - image).mean() <= (0 if name == "x.png" else 6)
+
+
+def test_contact_sheet():
+  """Evenly spaced, first to last, in reading order, a border around each."""
+  levels = np.arange(31, dtype=np.uint8)[:, None, None, None]
+  video = np.broadcast_to(levels, (31, 4, 6, 3))
+  sheet = contact_sheet(video, columns=3, max_frames=7, border=1)
+  assert sheet.shape == (3 * 5 + 1, 3 * 7 + 1, 3)
+  shown = sheet[1::5, 1::7, 0][:3, :3]
+  assert shown.tolist() == [[0, 5, 10], [15, 20, 25], [30, 255, 255]]
+  for frame, level in zip(shown.ravel(), range(0, 31, 5), strict=False):
+    assert frame == level
+  assert (sheet[0] == 255).all()
+  assert (sheet[:, 7] == 255).all()
+  assert (sheet[1:5, 1:7] == 0).all()
+
+
+def test_contact_sheet_of_few_frames():
+  video = np.zeros((2, 48, 64, 3), np.uint8)
+  assert contact_sheet(video, border=2).shape == (52, 2 * 66 + 2, 3)
+  assert contact_sheet(video[:1], columns=9, border=0).shape == (48, 64, 3)
+  for bad in ({"columns": 0}, {"max_frames": 0}):
+    with pytest.raises(UserError, match="at least 1"):
+      contact_sheet(video, **bad)
+
+
+def test_unknown_format_of_an_image(tmp_path):
+  with pytest.raises(UserError, match=r"'\.webp'; known: \.png"):
+    write_image(tmp_path / "x.webp", quarters())

@@ -1,3 +1,5 @@
+"""User masks: white in files means "generate"; in memory True means given."""
+
 import numpy as np
 from PIL import Image
 import pytest
@@ -18,32 +20,28 @@ SIZE = (48, 64)
 
 
 def quarter(count=1):
-  """The upper left quarter, which moves to the right: (t, h, w) bool."""
-  mask = np.zeros((count, *SIZE), bool)
+  """All given but the upper left quarter, which moves to the right."""
+  mask = np.ones((count, *SIZE), bool)
   for k in range(count):
-    mask[k, :24, 8 * k : 32 + 8 * k] = True
+    mask[k, :24, 8 * k : 32 + 8 * k] = False
   return mask
 
 
 def grey(mask):
-  return np.where(mask, 255, 0).astype(np.uint8)
-
-
-def shown(mask):
-  return grey(mask)[..., None].repeat(3, -1)
+  return np.where(mask, 0, 255).astype(np.uint8)
 
 
 def save(path, mask):
-  """A mask as a file of the kind that the ending says."""
+  """A mask as a file of the format of the ending."""
   images = [Image.fromarray(image) for image in grey(mask)]
   if path.suffix in (".webp", ".png"):
     lossless = {"lossless": True} if path.suffix == ".webp" else {}
     rest = {"save_all": True, "append_images": images[1:], "duration": 100}
     images[0].save(path, **(rest if len(mask) > 1 else {}), **lossless)
   elif path.suffix == ".npy":
-    np.save(path, mask)
+    np.save(path, ~mask)
   else:
-    write_video(path, shown(mask), 10, crf=1)
+    write_video(path, grey(mask)[..., None].repeat(3, -1), 10, crf=1)
   return path
 
 
@@ -51,11 +49,13 @@ MOVING = ["x.mp4", "x.webm", "x.gif", "x.webp", "x.png", "x.npy", "x"]
 
 
 @pytest.mark.parametrize("name", MOVING)
-def test_moving_masks_are_cut_or_stay_as_they_end(tmp_path, name, capsys):
+def test_moving_masks_are_cut_or_repeat_their_last_frame(
+  tmp_path, name, capsys
+):
   path = save(tmp_path / name, quarter(5))
   mask = read_mask(path, SIZE, 5)
   assert mask.dtype == np.bool_
-  # Chroma is not asked, and edges on multiples of 8 survive compression.
+  # Luma alone counts, and edges on multiples of 8 survive compression.
   assert np.array_equal(mask, quarter(5))
   assert np.array_equal(read_mask(path, SIZE, 3), quarter(3))
   longer = read_mask(path, SIZE, 8)
@@ -64,58 +64,58 @@ def test_moving_masks_are_cut_or_stay_as_they_end(tmp_path, name, capsys):
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.webp", "x.gif", "x.npy", "x.mp4"])
-def test_still_masks_hold_for_all_frames(tmp_path, name):
+def test_still_masks_are_repeated(tmp_path, name):
   mask = read_mask(save(tmp_path / name, quarter()), SIZE, 3)
   assert np.array_equal(mask, quarter().repeat(3, 0))
 
 
 def test_array_of_one_frame(tmp_path):
-  np.save(tmp_path / "x.npy", quarter()[0])
+  np.save(tmp_path / "x.npy", ~quarter()[0])
   mask = read_mask(tmp_path / "x.npy", SIZE, 2)
   assert np.array_equal(mask, quarter().repeat(2, 0))
 
 
 @pytest.mark.parametrize(
-  ("values", "expected"),
+  ("values", "given"),
   [
-    ([0, 127, 128, 255], [0, 0, 1, 1]),
-    ([0, 1, 1, 0], [0, 1, 1, 0]),  # 1 is the brightest: white
-    ([0, 1, 2, 128], [0, 0, 0, 1]),
-    ([0, 0, 0, 0], [0, 0, 0, 0]),
+    ([0, 127, 128, 255], [1, 1, 0, 0]),
+    ([0, 1, 1, 0], [1, 0, 0, 1]),  # 1 is the brightest: white
+    ([0, 1, 2, 128], [1, 1, 1, 0]),
+    ([0, 0, 0, 0], [1, 1, 1, 1]),
   ],
 )
-def test_arrays_of_bytes(tmp_path, values, expected):
+def test_arrays_of_bytes(tmp_path, values, given):
   np.save(tmp_path / "x.npy", np.array([values], np.uint8))
   mask = read_mask(tmp_path / "x.npy", (1, 4), 1)
-  assert mask[0, 0].tolist() == [bool(x) for x in expected]
+  assert mask[0, 0].tolist() == given
 
 
-def test_white_is_half_as_bright_or_more(tmp_path):
+def test_half_as_bright_as_white_is_white(tmp_path):
   row = [
     *[(0, 0, 0), (127, 127, 127), (128, 128, 128), (255, 255, 255)],
     *[(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)],
   ]
   write_image(tmp_path / "x.png", np.array([row], np.uint8))
   mask = read_mask(tmp_path / "x.png", (1, 8), 1)
-  assert mask[0, 0].tolist() == [0, 0, 1, 1, 0, 1, 0, 1]
+  assert mask[0, 0].tolist() == [1, 1, 0, 0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("palette", [False, True])
-def test_transparent_is_kept(tmp_path, palette):
-  """Whatever colour is under it."""
+def test_transparent_parts_are_given(tmp_path, palette):
+  """Whatever colour they have."""
   image = np.full((*SIZE, 4), 255, np.uint8)
   image[..., 3] = grey(quarter()[0])
   image = Image.fromarray(image)
   image = image.quantize() if palette else image
   image.save(tmp_path / "x.png")
   assert np.array_equal(read_mask(tmp_path / "x.png", SIZE, 1), quarter())
-  assert read_image(tmp_path / "x.png").all()  # for pictures the page is white
+  assert read_image(tmp_path / "x.png").all()  # pictures lie over white
 
 
-def test_never_painted_parts_of_a_gif_are_kept(tmp_path):
+def test_never_painted_parts_of_a_gif_are_given(tmp_path):
   frames = []
   for still in quarter(3):
-    image = Image.fromarray(np.where(still, 1, 0).astype(np.uint8), "P")
+    image = Image.fromarray((~still).astype(np.uint8), "P")
     image.putpalette([9, 9, 9, 255, 255, 255])
     frames.append(image)
   frames[0].save(
@@ -129,11 +129,10 @@ def test_never_painted_parts_of_a_gif_are_kept(tmp_path):
   assert np.array_equal(read_mask(tmp_path / "x.gif", SIZE, 3), quarter(3))
 
 
-def test_turned_as_its_exif_says(tmp_path):
+def test_exif_orientation(tmp_path):
   exif = Image.Exif()
-  exif[0x0112] = 6  # turn a quarter clockwise to show
-  image = Image.fromarray(shown(quarter()[0]))
-  image.save(tmp_path / "x.png", exif=exif)
+  exif[0x0112] = 6  # rotate by 90 degrees clockwise to display
+  Image.fromarray(grey(quarter()[0])).save(tmp_path / "x.png", exif=exif)
   mask = read_mask(tmp_path / "x.png", SIZE[::-1], 1)
   assert np.array_equal(mask[0], np.rot90(quarter()[0], -1))
 
@@ -143,33 +142,32 @@ TARGETS = [(32, 32), (20, 60), (60, 20), (128, 128), (48, 63), (24, 32)]
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_stays_aligned_with_a_picture(tmp_path, target, capsys):
-  """A picture that is white where its mask is: both treated in their ways."""
-  mask = np.zeros(SIZE, bool)
-  mask[5:30, 11:40] = True
+  """The same file, read as a picture and as a mask."""
+  mask = np.ones(SIZE, bool)
+  mask[5:30, 11:40] = False
   path = save(tmp_path / "x.png", mask[None])
   read = read_mask(path, target, 2)
   picture = read_image(path, target)
   assert read.shape == (2, *target)
-  assert np.array_equal(read[0], picture[..., 0] > 127)
+  assert np.array_equal(read[0], picture[..., 0] < 128)
   assert np.array_equal(read[1], read[0])
   height, width = target
-  said = f"notice: --mask={path} is 64x48, made {width}x{height}\n"
-  assert capsys.readouterr().err == said
+  resized = f"mask={path} is 64x48, resized to {width}x{height}\n"
+  assert capsys.readouterr().err.endswith(resized)
 
 
 def test_stays_aligned_with_a_video(tmp_path, capsys):
   path = save(tmp_path / "x.mp4", quarter(4))
   mask = read_mask(path, (32, 32), 6)
   video = np.stack([fit(frame, (32, 32)) for frame in read_video(path)[0]])
-  differs = mask[:4] != (video[..., 0] > 127)
-  assert not differs.any()
+  assert np.array_equal(mask[:4], video[..., 0] < 128)
   assert np.array_equal(mask[4:], mask[[3, 3]])
   assert capsys.readouterr().err.count("notice: ") == 1
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_box(target):
-  """Where a pixel's centre comes from in the picture says if it is inside."""
+  """A pixel belongs to the box if its centre in the picture lies in it."""
   x0, y0, x1, y1 = box = (11, 5, 40, 30)
   mask = box_mask(box, SIZE, target, 3)
   assert mask.shape == (3, *target)
@@ -182,21 +180,21 @@ def test_box(target):
   y, x = np.meshgrid(*centres, indexing="ij")
   signed = np.minimum.reduce([x - x0, x1 - x, y - y0, y1 - y])
   clear = np.abs(signed) > 1 / scale  # more than a pixel from the edge
-  assert np.array_equal(mask[0][clear], (signed > 0)[clear])
+  assert np.array_equal(mask[0][clear], (signed < 0)[clear])
   assert clear.mean() > 0.5
 
 
-def test_box_of_the_same_size_is_exact():
+def test_box_without_resizing_is_exact():
   mask = box_mask((1, 2, 4, 3), (5, 6), (5, 6), 1)
-  assert np.argwhere(mask[0]).tolist() == [[2, 1], [2, 2], [2, 3]]
-  assert box_mask((0, 0, 6, 5), (5, 6), (5, 6), 1).all()
+  assert np.argwhere(~mask[0]).tolist() == [[2, 1], [2, 2], [2, 3]]
+  assert not box_mask((0, 0, 6, 5), (5, 6), (5, 6), 1).any()
 
 
 @pytest.mark.parametrize(
   ("box", "message"),
   [
-    ((3, 0, 3, 5), r"--box=3,0,3,5 is empty; give x0"),
-    ((0, 5, 4, 2), r"--box=0,5,4,2 is empty"),
+    ((3, 0, 3, 5), "box=3,0,3,5 is empty; give x0"),
+    ((0, 5, 4, 2), "empty"),
     ((-1, 0, 3, 5), r"outside the picture, which is 64x48; .* 0,0,64,48"),
     ((0, -1, 3, 5), "outside"),
     ((0, 0, 65, 48), "outside"),
@@ -219,8 +217,8 @@ def test_parsing():
 )
 @pytest.mark.parametrize("parse", [parse_box, parse_expand])
 def test_not_four_numbers(parse, text):
-  flag = parse.__name__.replace("parse_", "--")
-  with pytest.raises(UserError, match=f"{flag}={text} is not four whole"):
+  name = parse.__name__.removeprefix("parse_")
+  with pytest.raises(UserError, match=f"{name}={text} is not four whole"):
     parse(text)
 
 
@@ -233,19 +231,19 @@ def test_bad_expansions(text, message):
     parse_expand(text)
 
 
-def test_checks_that_some_is_made_and_some_is_kept():
+def test_some_is_given_and_some_generated():
   check_mask(quarter(2))
   for mask in (quarter(2), ~quarter(2)):
-    mask[1] = mask[1, 0, 0]  # one frame alone may be all of one kind
+    mask[1] = mask[1, 0, 0]  # a single frame may be uniform
     check_mask(mask)
-  with pytest.raises(UserError, match=r"mask: marks nothing .* 64x48"):
-    check_mask(np.zeros((2, *SIZE), bool))
+  with pytest.raises(UserError, match=r"marks nothing .* 64x48"):
+    check_mask(np.ones((2, *SIZE), bool))
   with pytest.raises(UserError, match=r"box: .*everything.*text_to_video"):
-    check_mask(np.ones((2, *SIZE), bool), "--box")
+    check_mask(np.zeros((2, *SIZE), bool), "--box")
 
 
 def bad_files(folder):
-  """name -> what its error says, of files written to a folder."""
+  """Writes invalid files; returns name -> what its error says."""
   (folder / "text.png").write_text("no picture")
   (folder / "text.gif").write_text("no picture")
   (folder / "text.mp4").write_text("no video" * 99)

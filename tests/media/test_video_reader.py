@@ -1,4 +1,4 @@
-"""The videos are made here; six dark or light bars number each frame."""
+"""Reads synthetic videos in which six bars show each frame's number."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +10,6 @@ from PIL import Image
 import pytest
 
 from lumiere_jax.errors import UserError, VideoError
-from lumiere_jax.media import container
 from lumiere_jax.media.resize import Thumbnails
 from lumiere_jax.media.video_reader import (
   VideoInfo,
@@ -102,13 +101,13 @@ def shown_at(times, starts):
 
 
 def check_shown(numbers, times, starts):
-  """As `shown_at`, but a frame may show a millisecond early."""
+  """As `shown_at`, but frames may be a millisecond early."""
   for n, time in zip(numbers, times, strict=True):
     assert starts[n] <= time + Fraction(1, 1000)
     assert n + 1 == len(starts) or time < starts[n + 1]
 
 
-def test_watches_every_frame(tmp_path):
+def test_on_frame_sees_every_frame(tmp_path):
   path = encode(tmp_path / "x.mp4", plain(30), kind="h264.mp4")
   seen = []
   thumbnails = Thumbnails(side=6)
@@ -202,18 +201,9 @@ def test_one_frame_is_a_video(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["h264.mp4", "open_gop.mp4", "h264.ts"])
-def test_seeks_instead_of_decoding_from_the_start(tmp_path, monkeypatch, kind):
+def test_seeks_instead_of_decoding_from_the_start(tmp_path, decoded, kind):
   video = plain(60).repeat(5, axis=0)  # 300 frames, a key frame every 12
   path = encode(tmp_path / kind, video, kind=kind)
-  decoded = []
-  frames = container.Track.frames
-
-  def counting(track):
-    for item in frames(track):
-      decoded.append(item)
-      yield item
-
-  monkeypatch.setattr(container.Track, "frames", counting)
   for start in (250, 251, 263, 271, 290):
     decoded.clear()
     clip = read_clip(path, start_s=start / 25, num_frames=10, fps=25)
@@ -291,7 +281,7 @@ def test_covers_then_crops(tmp_path, target, crop):
 
 
 def test_shrinking_antialiases(tmp_path):
-  """A pattern finer than the small pixels must turn grey, as in Pillow."""
+  """A pattern finer than the result's pixels becomes grey, as in Pillow."""
   y, x = np.mgrid[:240, :320]
   zones = 128 + 100 * np.cos(0.02 * ((x - 160) ** 2 + (y - 120) ** 2))
   video = zones.astype(np.uint8)[None, ..., None].repeat(3, -1)
@@ -419,7 +409,7 @@ def test_uneven_timestamps_blend_by_time(tmp_path):
 
 
 def test_nothing_is_blended_across_an_end(tmp_path):
-  """Neither the file's nor a scene's, whose next frame is white."""
+  """Neither the end of the file nor that of a scene."""
   path = brightening(tmp_path / "x.mkv", 24, count=24, ending=[255] * 4)
   how = {"start_s": 0.5, "num_frames": 8, "fps": 16, "resample": "blend"}
   read = levels_of(path, **how, end_s=1.0)
@@ -432,17 +422,17 @@ def test_nothing_is_blended_across_an_end(tmp_path):
   assert levels_of(alone, **last) == [92, 92]
 
 
-def test_resample_has_a_name(tmp_path):
+def test_unknown_resampling(tmp_path):
   path = brightening(tmp_path / "x.mkv", 24)
   with pytest.raises(UserError, match=r'resample=.*did you mean "blend"'):
     read_clip(path, start_s=0, num_frames=2, fps=16, resample="blnd")
 
 
 def with_audio(path, seconds, video=None):
-  """A file with a silent audio stream, and perhaps pictures at 25 fps."""
+  """A file with a silent audio stream and optional video at 25 fps."""
   with av.open(str(path), "w") as out:
     pictures = out.add_stream("libx264", 25) if video is not None else None
-    sound = out.add_stream("aac", 16000, layout="mono")
+    audio = out.add_stream("aac", 16000, layout="mono")
     for k, pixels in enumerate([] if video is None else video):
       frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
       if not k:
@@ -453,28 +443,28 @@ def with_audio(path, seconds, video=None):
     frame = av.AudioFrame.from_ndarray(silence, "fltp", "mono")
     frame.sample_rate, frame.pts = 16000, 0
     frame.time_base = Fraction(1, 16000)
-    for stream in filter(None, (pictures, sound)):
-      out.mux(stream.encode(frame) if stream is sound else [])
+    for stream in filter(None, (pictures, audio)):
+      out.mux(stream.encode(frame) if stream is audio else [])
       out.mux(stream.encode(None))
   return path
 
 
-def test_longer_sound_is_no_missing_end(tmp_path):
+def test_longer_audio_is_no_missing_end(tmp_path):
   for name in ("x.mp4", "x.mkv"):
     info = probe(with_audio(tmp_path / name, 4, plain(25)))
     assert info.num_frames == 25
     assert info.duration_s == pytest.approx(1.0, abs=2e-3)
 
 
-def test_says_why_a_file_is_no_video(tmp_path):
+def test_reasons_why_a_file_is_no_video(tmp_path):
   (tmp_path / "empty.mp4").touch()
   (tmp_path / "text.mp4").write_text("this is no video\n" * 100)
-  with_audio(tmp_path / "sound.mp4", 1)
+  with_audio(tmp_path / "audio.mp4", 1)
   reasons = {
     "missing.mp4": "missing: ",
     "empty.mp4": "empty file: 0 bytes",
     "text.mp4": "not a video, or cut short: Invalid data",
-    "sound.mp4": "no video stream: only audio",
+    "audio.mp4": "no video stream: only audio",
     ".": "not a file: ",
   }
   for name, reason in reasons.items():
@@ -502,7 +492,7 @@ def moving(count=60):
     ("mpeg4.avi", {}, "truncated: "),
   ],
 )
-def test_notices_a_missing_end(tmp_path, kind, options, reason):
+def test_detects_a_missing_end(tmp_path, kind, options, reason):
   path = encode(tmp_path / kind, moving(), kind=kind, options=options)
   assert probe(path).num_frames == 60
   path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
@@ -513,7 +503,7 @@ def test_notices_a_missing_end(tmp_path, kind, options, reason):
 
 
 @pytest.mark.parametrize("kind", ["h264.mp4", "h264.mkv", "mpeg4.avi"])
-def test_notices_damage(tmp_path, kind):
+def test_detects_damage(tmp_path, kind):
   path = encode(tmp_path / kind, moving(), kind=kind)
   data, rng = bytearray(path.read_bytes()), random.Random(0)
   for _ in range(3):
@@ -576,7 +566,7 @@ def test_refuses_other_arrays_and_folders(tmp_path):
       read_video(tmp_path / name)
 
 
-def test_refuses_senseless_arguments(tmp_path):
+def test_refuses_arguments_out_of_range(tmp_path):
   path = encode(tmp_path / "x.mkv", plain(3))
   good = {"start_s": 0.0, "num_frames": 1, "fps": 25.0}
   for bad in ({"num_frames": 0}, {"fps": 0.0}, {"start_s": -1.0}):

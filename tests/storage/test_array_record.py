@@ -30,7 +30,7 @@ def files(folder):
   return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_round_trip(tmp_path):
   records = some(50) | {"": b"", "ключ\n": b"\0"}
   write(tmp_path, records)
   read = read_all(tmp_path, "clips")
@@ -43,14 +43,14 @@ def test_what_is_written_is_read(tmp_path):
   assert files(tmp_path) == ["clips-00000.array_record"]
 
 
-def test_shards_are_of_bounded_size(tmp_path):
+def test_size_of_shards(tmp_path):
   records = {str(k): bytes(100) for k in range(10)}
   write(tmp_path, records, shard_bytes=300)
   assert files(tmp_path) == [f"clips-{k:05d}.array_record" for k in range(4)]
   assert dict(read_all(tmp_path, "clips")) == records
 
 
-def test_a_second_writer_goes_on_after_the_first(tmp_path):
+def test_later_shards_win(tmp_path):
   write(tmp_path, {"a": b"1", "b": b"1"})
   write(tmp_path, {"b": b"2", "c": b"2"})
   assert dict(read_all(tmp_path, "clips")) == {"a": b"1", "b": b"2", "c": b"2"}
@@ -63,7 +63,7 @@ def test_a_second_writer_goes_on_after_the_first(tmp_path):
   assert read_all(tmp_path, "clips")["a"] == b"last"
 
 
-def test_names_do_not_mix(tmp_path):
+def test_names_are_separate(tmp_path):
   write(tmp_path, {"a": b"clip"}, name="clips")
   write(tmp_path, {"a": b"text"}, name="text")
   write(tmp_path, {"a": b"other"}, name="text-0123")
@@ -77,20 +77,20 @@ def test_names_do_not_mix(tmp_path):
     read_all(tmp_path / "nowhere", "clips")
 
 
-def test_without_records_there_is_no_shard(tmp_path):
+def test_no_records_no_shard(tmp_path):
   write(tmp_path / "x", {})
   assert not (tmp_path / "x").exists()
 
 
-def test_a_writer_that_ends_early_keeps_what_it_has(tmp_path):
+def test_leaving_by_an_exception_writes_the_last_records(tmp_path):
   with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path, "x") as writer:
     writer["a"] = b"1"
     raise KeyboardInterrupt
   assert dict(read_all(tmp_path, "x")) == {"a": b"1"}
 
 
-def test_shards_named_by_their_keys_lie_there_once(tmp_path):
-  """Whoever writes the same keys writes the same file, in any order."""
+def test_shards_named_by_their_keys_replace_each_other(tmp_path):
+  """The same keys give the same file, in any order."""
   records = {str(k): bytes(100) for k in range(6)}
   options = {"shard_bytes": 300, "by_keys": True}
   write(tmp_path, records, **options)
@@ -107,7 +107,7 @@ def test_shards_named_by_their_keys_lie_there_once(tmp_path):
   assert read_all("memory://by_keys", "clips") == records
 
 
-def test_a_killed_writer_leaves_whole_shards(tmp_path):
+def test_killed_writers_leave_whole_shards(tmp_path):
   writer = RecordWriter(tmp_path, "x", shard_bytes=3)
   writer["a"] = b"whole"
   writer["b"] = b"no"
@@ -116,18 +116,11 @@ def test_a_killed_writer_leaves_whole_shards(tmp_path):
   assert len(files(tmp_path)) == 1
 
 
-def cut(data):
-  return data[: len(data) // 2]
-
-
-def flip(data):
-  """One byte of the last record but one."""
-  place = data.rindex(b"x" * 100)
-  return data[:place] + b"y" + data[place + 1 :]
-
-
-@pytest.mark.parametrize("damage", [cut, lambda data: b"", lambda data: b"no!"])
-def test_a_torn_shard_is_named(tmp_path, damage):
+@pytest.mark.parametrize(
+  "damage",
+  [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"no!"],
+)
+def test_truncated_shards_are_named(tmp_path, damage):
   write(tmp_path, some(50))
   write(tmp_path, some(2))
   shard = tmp_path / "clips-00001.array_record"
@@ -136,28 +129,28 @@ def test_a_torn_shard_is_named(tmp_path, damage):
     read_all(tmp_path, "clips")
 
 
-def test_a_flipped_byte_is_noticed(tmp_path):
+def test_flipped_bytes_are_detected(tmp_path):
   write(tmp_path, {"a": b"whole", "b": b"x" * 1000})
   shard = tmp_path / "clips-00000.array_record"
-  shard.write_bytes(flip(shard.read_bytes()))
+  shard.write_bytes(shard.read_bytes().replace(b"x" * 100, b"y" * 100, 1))
   records = read_all(tmp_path, "clips")
   assert records["a"] == b"whole"
   with pytest.raises(UserError, match=r"clips-00000.*damaged.*hash mismatch"):
     records["b"]
 
 
-def test_a_foreign_file_is_told(tmp_path):
+def test_foreign_files(tmp_path):
   for name, last in {"a": b"no json", "b": b"[]"}.items():
     writer = ArrayRecordWriter(
       str(tmp_path / f"{name}-00000.array_record"), "group_size:1"
     )
     writer.write(last)
     writer.close()
-    with pytest.raises(UserError, match="not written by this program"):
+    with pytest.raises(UserError, match="did not write it"):
       read_all(tmp_path, name)
 
 
-def test_a_full_disk_loses_no_whole_shard(tmp_path):
+def test_full_disk(tmp_path):
   write(tmp_path, {"a": b"1"})
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
@@ -170,7 +163,7 @@ def test_a_full_disk_loses_no_whole_shard(tmp_path):
   assert dict(read_all(tmp_path, "clips")) == {"a": b"1"}
 
 
-def test_a_place_that_cannot_be_written(tmp_path):
+def test_unwritable_folder(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match="cannot be written"):
     write(tmp_path / "file", {"a": b"1"})

@@ -1,4 +1,4 @@
-"""Bundles: whole at any moment, and clear about what is wrong with them."""
+"""Bundles: reading, replacing and clear errors."""
 
 import json
 
@@ -28,7 +28,7 @@ def make(folder, stage, value, identity="same"):
   return folder
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_round_trip(tmp_path):
   bundle = bundles.open_bundle(make(tmp_path / "b", "base", 1))
   assert set(bundle.parts) == {"text", "base"}
   assert bundle.parts["base"].meta == {"step": 1}
@@ -36,7 +36,7 @@ def test_what_is_written_is_read(tmp_path):
   assert bundle.file("text", "tokenizer").read_bytes() == b"pieces"
 
 
-def test_the_bundle_that_ships_is_known_by_its_name(tmp_path, monkeypatch):
+def test_shipped_bundle(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(bundles.resources, "files", lambda name: tmp_path / name)
   with pytest.raises(UserError, match="model=demo does not exist"):
@@ -50,70 +50,50 @@ def test_the_bundle_that_ships_is_known_by_its_name(tmp_path, monkeypatch):
   assert bundles.open_bundle("demo").folder.resolve() == own
 
 
-def test_a_newer_bundle_takes_the_place_of_the_old(tmp_path):
+def test_replacing_a_bundle(tmp_path):
   folder = make(tmp_path / "b", "base", 1)
   make(folder, "base", 2)
   assert bundles.open_bundle(folder).load("base")["base/w"][0] == 2
   assert not (folder / "base-1.safetensors").exists()
 
 
-def test_a_workdir_stands_for_its_bundle(tmp_path):
+def test_bundle_of_a_workdir(tmp_path):
   (tmp_path / "w").mkdir()
   make(tmp_path / "w" / "bundle", "base", 1)
   opened = bundles.open_bundle(tmp_path / "w")
   assert opened.folder == tmp_path / "w" / "bundle"
 
 
-def test_joining_takes_each_part_from_the_first_that_has_it(tmp_path):
-  first = make(tmp_path / "a", "base", 1)
-  second = make(tmp_path / "b", "ssr", 2)
-  bundles.join([first, second], tmp_path / "both")
-  both = bundles.open_bundle(tmp_path / "both")
-  assert set(both.parts) == {"text", "base", "ssr"}
-  assert both.load("text")["text/w"][0] == 1
-  assert both.load("ssr")["ssr/w"][0] == 2
-  # linked, not copied
-  file = both.parts["ssr"].tensors[0]
-  assert (tmp_path / "both" / file).samefile(second / file)
-
-
-def test_bundles_of_different_text_encoders_do_not_join(tmp_path):
-  paths = [
-    make(tmp_path / "a", "base", 1),
-    make(tmp_path / "b", "ssr", 2, identity="other"),
+def test_different_text_encoders(tmp_path):
+  opened = [
+    bundles.open_bundle(make(tmp_path / name, "base", 1, identity=name))
+    for name in "ab"
   ]
-  with pytest.raises(UserError, match="different text encoders"):
-    bundles.join(paths, tmp_path / "both")
+  bundles.check_same_text(opened[:1] * 2)
+  with pytest.raises(UserError, match=r"a, .*b: .*different text encoders"):
+    bundles.check_same_text(opened)
 
 
 def test_damage_is_named(tmp_path):
-  with pytest.raises(UserError, match="does not exist"):
-    bundles.open_bundle(tmp_path / "nowhere")
-  (tmp_path / "empty").mkdir()
-  with pytest.raises(UserError, match=r"has no bundle\.json"):
-    bundles.open_bundle(tmp_path / "empty")
-  folder = make(tmp_path / "b", "base", 1)
-  index = folder / "bundle.json"
-  whole = index.read_text()
-  index.write_text(whole[: len(whole) // 2])
-  with pytest.raises(UserError, match="is damaged"):
-    bundles.open_bundle(folder)
-  index.write_text("[]")
-  with pytest.raises(UserError, match="is damaged"):
-    bundles.open_bundle(folder)
-  index.write_text(json.dumps({**json.loads(whole), "version": 99}))
-  with pytest.raises(UserError, match="version 99"):
-    bundles.open_bundle(folder)
-  index.write_text(whole)
-  (folder / "base-1.safetensors").unlink()
-  with pytest.raises(UserError, match=r"lacks base-1.safetensors"):
-    bundles.open_bundle(folder)
-
-
-def test_files_outside_the_folder_are_not_followed(tmp_path):
   folder = make(tmp_path / "b", "base", 1)
   index = json.loads((folder / "bundle.json").read_text())
+  damaged = {
+    "is damaged": [json.dumps(index)[:40], "[]"],
+    "version 99": [json.dumps({**index, "version": 99})],
+  }
   index["parts"]["base"]["tensors"] = ["../elsewhere.safetensors"]
-  (folder / "bundle.json").write_text(json.dumps(index))
-  with pytest.raises(UserError, match="outside"):
-    bundles.open_bundle(folder)
+  damaged["outside"] = [json.dumps(index)]
+  index["parts"]["base"]["tensors"] = ["gone.safetensors"]
+  damaged["lacks gone.safetensors"] = [json.dumps(index)]
+  for words, contents in damaged.items():
+    for content in contents:
+      (folder / "bundle.json").write_text(content)
+      with pytest.raises(UserError, match=f"{folder}.*{words}"):
+        bundles.open_bundle(folder)
+
+
+def test_folders_without_a_bundle(tmp_path):
+  with pytest.raises(UserError, match="does not exist"):
+    bundles.open_bundle(tmp_path / "nowhere")
+  with pytest.raises(UserError, match=r"has no bundle\.json"):
+    bundles.open_bundle(tmp_path)

@@ -20,9 +20,9 @@ def test_slug(text, name):
   assert slug(text) == name
 
 
-def test_slug_of_another_length():
-  assert slug("a small red circle", most=7) == "a-small"
-  assert slug("a small red circle", most=8) == "a-small"
+def test_max_length_of_a_slug():
+  assert slug("a small red circle", max_length=7) == "a-small"
+  assert slug("a small red circle", max_length=8) == "a-small"
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,6 @@ def test_unused_fills_gaps(tmp_path):
   assert unused(tmp_path / "x.mp4") == str(tmp_path / "x-2.mp4")
 
 
-def test_unused_of_a_place_that_is_not_there(tmp_path):
+def test_unused_in_a_new_folder(tmp_path):
   assert unused(tmp_path / "new" / "x.gif") == str(tmp_path / "new" / "x.gif")
   assert unused("new/x.gif") == "new/x.gif"

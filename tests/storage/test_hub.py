@@ -1,4 +1,4 @@
-"""Names of repositories on a hub: found in its cache, or refused clearly."""
+"""Names of repositories on the Hugging Face hub, read from its cache."""
 
 from pathlib import Path
 import shutil
@@ -24,7 +24,7 @@ def offline(monkeypatch, tmp_path):
   return tmp_path / "hub"
 
 
-def test_a_repository_that_was_fetched_is_opened_by_its_name(offline):
+def test_downloaded_repositories_are_opened_by_name(offline):
   repository = offline / "models--someone--lumiere"
   shutil.copytree(GOLDEN, repository / "snapshots" / COMMIT)
   (repository / "refs").mkdir()
@@ -36,10 +36,10 @@ def test_a_repository_that_was_fetched_is_opened_by_its_name(offline):
   assert pinned.folder == bundle.folder
 
 
-def test_one_that_cannot_be_fetched_is_told_in_one_line(offline):
-  with pytest.raises(UserError, match="someone/none is no folder here") as told:
+def test_failed_downloads_are_one_line(offline):
+  with pytest.raises(UserError, match="someone/none is no local f") as error:
     bundles.open_bundle("someone/none")
-  assert "\n" not in str(told.value)
+  assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -55,5 +55,5 @@ def test_one_that_cannot_be_fetched_is_told_in_one_line(offline):
     ("./a", False),
   ],
 )
-def test_paths_are_not_taken_for_names(name, expected):
+def test_paths_are_no_names(name, expected):
   assert is_hub_name(name) == expected

@@ -1,12 +1,11 @@
-"""Makes videos with the sampler beside this file.
+"""Generates videos with the exported sampler in this folder.
 
 python call.py --prompt="a small red circle moves left" --seed=1 --out=x.npy
 
-It needs jax, numpy, safetensors and sentencepiece, and nothing of the program
-that made the sampler. --out is .npy (uint8, frames x height x width x 3), or
-.gif where Pillow is installed. signature.json says what the sampler takes.
-Captions are stripped and lower-cased where that says "lower" or "if"; of "if",
-the removal of links, file names and the like is left to you.
+Requires jax, numpy, safetensors and sentencepiece only. --out is .npy (uint8,
+frames x height x width x 3), or .gif if Pillow is installed. signature.json
+lists the inputs. If its "cleaning" is "lower" or "if", captions are stripped
+and lower-cased; of "if", the removal of links, file names etc. is left to you.
 """
 
 import argparse
@@ -34,7 +33,7 @@ def load(folder=HERE):
 
 
 def tokenize(pieces, captions, length, cleaning="none"):
-  """Tokens and mask, (captions, length): ended by 1, padded with 0."""
+  """Tokens and mask, (captions, length): ending in 1, padded with 0."""
   tokens = np.full((len(captions), length), PAD, np.int32)
   mask = np.zeros(tokens.shape, bool)
   for row, caption in enumerate(captions):
@@ -46,7 +45,7 @@ def tokenize(pieces, captions, length, cleaning="none"):
 
 
 def make(prompts, seeds, negative_prompt="", scales=None, folder=HERE):
-  """Videos (b, t, h, w, 3) in about [-1, 1], one for each prompt and seed."""
+  """Videos (b, t, h, w, 3) in about [-1, 1], one per prompt and seed."""
   sampler, weights, pieces, signature = load(folder)
   batch, length = signature["inputs"]["tokens"]["shape"]
   if not len(prompts) == len(seeds) == batch:
@@ -72,7 +71,7 @@ def make(prompts, seeds, negative_prompt="", scales=None, folder=HERE):
 
 
 def main():
-  """Reads the flags, makes the videos and writes them."""
+  """Parses flags, generates the videos and writes them."""
   parser = argparse.ArgumentParser()
   parser.add_argument("--prompt", action="append", required=True)
   parser.add_argument("--negative_prompt", default="")

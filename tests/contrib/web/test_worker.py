@@ -177,7 +177,7 @@ def test_errors_of_the_pipeline_come_in_words_of_the_page(
     maker.make(long, desk, lambda at: None)
   assert str(caught.value).startswith("Context=99 frames must be 1 to 15")
   everything = job("inpaint", video=video, box="0,0,64,64")
-  with pytest.raises(UserError, match="marks everything to be made anew"):
+  with pytest.raises(UserError, match="marks everything"):
     maker.make(everything, desk, lambda at: None)
   desk.leave(everything)
   outside = job("inpaint", video=video, box="0,0,65,64")
