@@ -13,7 +13,7 @@ from lumiere_jax.errors import UserError, option
 from lumiere_jax.models.config import UNetConfig
 from lumiere_jax.models.params import is_spatial
 from lumiere_jax.models.unet import abstract_params, init_params
-from lumiere_jax.parallel.backend import drawing_options
+from lumiere_jax.parallel.backend import init_compiler_options
 from lumiere_jax.stages.config import PARENTS, StageConfig
 from lumiere_jax.storage.safetensors import LazyArray
 from lumiere_jax.training.config import Experiment
@@ -129,7 +129,7 @@ def _fresh(model: UNetConfig, seed: int) -> dict[str, LazyArray]:
   """The temporal leaves, made level by level."""
   leaves = abstract_params(model).items()
   added = {k: leaf for k, leaf in leaves if not is_spatial(k)}
-  options = drawing_options(jax.default_backend(), added)
+  options = init_compiler_options(jax.default_backend(), added)
   made_once = functools.partial(jax.jit, compiler_options=options)
 
   # As they are written in order, one level at a time is enough in memory.

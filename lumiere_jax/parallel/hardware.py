@@ -1,8 +1,8 @@
-"""What accelerators can do at most.
+"""Peak figures of accelerators.
 
-TPUs by the Cloud TPU documentation of each version; it gives the traffic of
-links between chips either one way (1600 Gbit/s of a v5e) or both ways added
-(1200 GB/s of a v5p): here it is one way. NVIDIA's by its data sheets, dense.
+TPUs: from the Cloud TPU documentation of each version, which gives link
+bandwidth either one way (1600 Gbit/s of a v5e) or both ways added (1200 GB/s of
+a v5p); here it is one way. NVIDIA: from data sheets, without sparsity.
 """
 
 import dataclasses
@@ -15,15 +15,14 @@ class Chip:
   """One device as JAX counts them; a TPU7x chip is two.
 
   Attributes:
-    flops: bfloat16 operations a second.
-    hbm_bytes: memory a program may use: what the TPU compiler says when one
-      needs more, which is less than the data sheet; of GPUs, the data sheet.
-    hbm_bandwidth: bytes a second between memory and device.
-    ici_bandwidth: bytes a second that it can send to other chips of its
-      slice, over all its links together; of GPUs, by NVLink.
-    dcn_bandwidth: bytes a second that it can send to other slices: its share
-      of the network cards of its host. Not told for v4, where one card of
-      200 Gbit/s for four chips is assumed.
+    flops: bfloat16 operations per second.
+    hbm_bytes: memory available to a program: of TPUs, the limit that the
+      compiler enforces, which is below the data sheet; of GPUs, the data sheet.
+    hbm_bandwidth: bytes per second between memory and device.
+    ici_bandwidth: bytes per second to other chips of the slice, over all links
+      together; of GPUs, over NVLink.
+    dcn_bandwidth: bytes per second to other slices: the share of the host's
+      network cards. Undocumented for v4: assumes 200 Gbit/s per four chips.
   """
 
   flops: float
@@ -111,24 +110,20 @@ CHIPS = {
     _H100, hbm_bytes=141 * GB, hbm_bandwidth=4800 * GB
   ),
 }
-"""By the names that JAX gives devices."""
-
-
-PEAK_FLOPS = {name: chip.flops for name, chip in CHIPS.items()}
-"""Device kind -> bfloat16 operations a second, of one device."""
+"""By JAX's names of device kinds."""
 
 
 def chip(device_kind: str) -> Chip | None:
-  """A device by the name JAX gives it; None: not known (a CPU).
+  """A device by JAX's name of its kind; None: unknown (a CPU).
 
-  The longest name that `device_kind` begins with counts, so that 'NVIDIA H100
-  80GB HBM3' is an H100 and 'TPU v5 lite' no v5p.
+  The longest matching prefix counts: 'NVIDIA H100 80GB HBM3' is an H100, and
+  'TPU v5 lite' is not a v5p.
   """
   names = [name for name in CHIPS if device_kind.startswith(name)]
   return CHIPS[max(names, key=len)] if names else None
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """Peak of a device by the name JAX gives it; None: not known (a CPU)."""
+  """Bfloat16 operations per second of a device; None: unknown (a CPU)."""
   found = chip(device_kind)
   return found and found.flops

@@ -1,4 +1,4 @@
-"""The least experiments that have every kind of leaf a trainer cares for."""
+"""The smallest experiments with every kind of leaf."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from lumiere_jax.training.loop import train
 from lumiere_jax.training.task import Task
 from tests.conftest import replace
 
-# One level: a tenth of the compilation of the real configs' two.
+# One level: compiles ten times faster than the two of the real configs.
 IMAGE = dataclasses.replace(
   common.TINY,
   channels=(8,),

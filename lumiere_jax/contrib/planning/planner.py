@@ -9,7 +9,7 @@ from lumiere_jax.contrib.planning.jobs import make_job
 from lumiere_jax.contrib.planning.topology import describe
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.parallel.mesh import make_mesh
-from lumiere_jax.training.compatibility import settle_shift
+from lumiere_jax.training.compatibility import set_auto_shift
 from lumiere_jax.training.config import Experiment
 
 
@@ -56,7 +56,7 @@ def plan(experiment: Experiment, request: PlanRequest) -> bool:
     )
   topology = describe(request.topology, request.num_slices)
   mesh = make_mesh(experiment.mesh, topology.devices)
-  experiment = settle_shift(experiment)
+  experiment = set_auto_shift(experiment)
   if experiment.parent and not experiment.init_from:
     experiment = dataclasses.replace(experiment, init_from=experiment.parent)
   print(f"counting operations of {request.job}", file=sys.stderr)
