@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from lumiere_jax.errors import UserError
 from lumiere_jax.parallel.mesh import BATCH
-from lumiere_jax.parallel.sharding import fit
+from lumiere_jax.parallel.sharding import fit_spec
 
 KERNELS = ("auto", "xla", "chunked", "flash", "cudnn")
 
@@ -110,7 +110,7 @@ def _choose(query, own, shared, mask, bias, rows: str) -> str:
   k = sum(x.shape[-4] for x in (own, shared) if x is not None)
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty:
-    spec = fit(_ROWS[rows], query.shape, mesh)
+    spec = fit_spec(_ROWS[rows], query.shape, mesh)
     ways = lambda axes: math.prod(mesh.shape[i] for i in jax.tree.leaves(axes))
     sizes = zip(query.shape, spec, strict=True)
     b, g, q, _, _ = (size // ways(axes) for size, axes in sizes)
@@ -282,7 +282,7 @@ def _on_each_device(
   args = (query, own, shared, mask, bias)
   if mesh.empty or mesh.size == 1 or not axes:
     return attention(*args)
-  cut = lambda x, spec: None if x is None else fit(spec, x.shape, mesh)
+  cut = lambda x, spec: None if x is None else fit_spec(spec, x.shape, mesh)
   specs = (_ROWS[rows], _ROWS[rows], P(BATCH), P(BATCH), P())
   cuts = tuple(map(cut, args, specs))
   return jax.shard_map(
