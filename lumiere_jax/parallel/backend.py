@@ -14,12 +14,10 @@ _CPU = {
   "xla_disable_hlo_passes": "cse_barrier_expander",
 }
 
-
 _RUNS_ONCE = {
   # Half the compilation time; the program runs several times as long.
   "xla_backend_optimization_level": "0",
 }
-
 
 _FEW_PARAMS = 2**25
 

@@ -27,7 +27,6 @@ from lumiere_jax.errors import UserError, option
 WAIT_S = 300.0
 """Seconds that processes wait for each other at start-up."""
 
-
 SLURM = (
   *("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS"),
   *("SLURM_PROCID", "SLURM_LOCALID"),

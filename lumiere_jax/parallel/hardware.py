@@ -32,83 +32,35 @@ class Chip:
   dcn_bandwidth: float
 
 
-_V4 = Chip(
-  flops=275e12,
-  hbm_bytes=30.75 * GIB,
-  hbm_bandwidth=1200 * GB,
-  ici_bandwidth=300 * GB,
-  dcn_bandwidth=6.25 * GB,
-)
+def _chip(
+  tflops: float, hbm_bytes: float, hbm: float, ici: float, dcn: float
+) -> Chip:
+  """A chip by TFLOP/s, bytes of memory, and bandwidths in GB/s."""
+  return Chip(
+    flops=tflops * 1e12,
+    hbm_bytes=hbm_bytes,
+    hbm_bandwidth=hbm * GB,
+    ici_bandwidth=ici * GB,
+    dcn_bandwidth=dcn * GB,
+  )
 
 
-_V5E = Chip(
-  flops=197e12,
-  hbm_bytes=15.75 * GIB,
-  hbm_bandwidth=819 * GB,
-  ici_bandwidth=200 * GB,
-  dcn_bandwidth=3.125 * GB,
-)
-
-
-_V5P = Chip(
-  flops=459e12,
-  hbm_bytes=95.74 * GIB,
-  hbm_bandwidth=2765 * GB,
-  ici_bandwidth=600 * GB,
-  dcn_bandwidth=6.25 * GB,
-)
-
-
-_V6E = Chip(
-  flops=918e12,
-  hbm_bytes=31.25 * GIB,
-  hbm_bandwidth=1638 * GB,
-  ici_bandwidth=400 * GB,
-  dcn_bandwidth=12.5 * GB,
-)
-
-
-_V7X = Chip(
-  flops=1153.5e12,
-  hbm_bytes=94.75 * GIB,
-  hbm_bandwidth=3690 * GB,
-  ici_bandwidth=300 * GB,
-  dcn_bandwidth=6.25 * GB,
-)
-
-
-_A100 = Chip(
-  flops=312e12,
-  hbm_bytes=80 * GB,
-  hbm_bandwidth=2039 * GB,
-  ici_bandwidth=300 * GB,
-  dcn_bandwidth=25 * GB,
-)
-
-
-_H100 = Chip(
-  flops=989e12,
-  hbm_bytes=80 * GB,
-  hbm_bandwidth=3350 * GB,
-  ici_bandwidth=450 * GB,
-  dcn_bandwidth=50 * GB,
-)
-
+_V5E = _chip(197, 15.75 * GIB, 819, 200, 3.125)
+_V5P = _chip(459, 95.74 * GIB, 2765, 600, 6.25)
+_V6E = _chip(918, 31.25 * GIB, 1638, 400, 12.5)
 
 CHIPS = {
-  "TPU v4": _V4,
+  "TPU v4": _chip(275, 30.75 * GIB, 1200, 300, 6.25),
   "TPU v5 lite": _V5E,
   "TPU v5e": _V5E,
   "TPU v5": _V5P,
   "TPU v5p": _V5P,
   "TPU v6 lite": _V6E,
   "TPU v6e": _V6E,
-  "TPU7x": _V7X,
-  "NVIDIA A100": _A100,
-  "NVIDIA H100": _H100,
-  "NVIDIA H200": dataclasses.replace(
-    _H100, hbm_bytes=141 * GB, hbm_bandwidth=4800 * GB
-  ),
+  "TPU7x": _chip(1153.5, 94.75 * GIB, 3690, 300, 6.25),
+  "NVIDIA A100": _chip(312, 80 * GB, 2039, 300, 25),
+  "NVIDIA H100": _chip(989, 80 * GB, 3350, 450, 50),
+  "NVIDIA H200": _chip(989, 141 * GB, 4800, 450, 50),
 }
 """By JAX's names of device kinds."""
 

@@ -13,7 +13,6 @@ from lumiere_jax.errors import UserError, check_least
 
 AXES = ("data", "fsdp", "space")
 
-
 BATCH = ("data", "fsdp")
 """Axes that a batch is sharded over."""
 

@@ -14,10 +14,8 @@ from lumiere_jax.parallel.mesh import BATCH
 VIDEO = P(BATCH, None, "space", None, None)
 """(b, t, h, w, c): samples over the batch axes, rows over `space`."""
 
-
 WHOLE_VIDEO = P(BATCH)
 """The same, with samples replicated over `space`."""
-
 
 RULES: tuple[tuple[str, P], ...] = (
   # Kernels are sharded along their output features: shards are equal, and
@@ -36,7 +34,6 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 """Regex of paths -> spec; the first match counts. A leaf of another rank than
 its spec (a factored moment) is replicated."""
-
 
 T = TypeVar("T")
 

@@ -23,15 +23,10 @@ from lumiere_jax.training.state import TrainState
 from lumiere_jax.typing import FlatParams
 
 _COUNTS = ("step", "skipped", "skipped_in_a_row")
-
-
 _MARGIN = 2**20  # Bytes for metadata of a checkpoint and a bundle.
-
 
 # What Orbax and TensorStore raise for truncated or missing files.
 _DAMAGE_ERRORS = (ValueError, OSError, KeyError, TypeError)
-
-
 _DAMAGED = "damaged-"
 
 

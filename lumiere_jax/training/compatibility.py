@@ -16,13 +16,8 @@ from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.metric_logger import JsonLines
 
 RUNS = "runs.jsonl"
-
-
 SCRATCH = "scratch"
-
-
 EVERYTHING = ".*"
-
 
 # Settings that change what weights compute, but not their shapes.
 _NETWORK = (
@@ -31,10 +26,8 @@ _NETWORK = (
   *("activate_embedding_once", "patch"),
 )
 
-
 # What frozen layers were trained to predict, and for which null text.
 _TASK = ("prediction", "null_text")
-
 
 # What cannot change within a run. Loss weights and dropout can.
 _FIXED = {

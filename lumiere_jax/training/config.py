@@ -20,11 +20,7 @@ from lumiere_jax.stages.config import (
 )
 
 OPTIMIZERS = ("adam", "adafactor", "muon", "sgd")
-
-
 DECAYS = ("constant", "cosine", "rsqrt")
-
-
 FROZEN_DTYPES = ("source", "bfloat16")
 
 

@@ -72,8 +72,6 @@ class JsonLines:
 
 # The axis of losses by noise level; not plotted as metrics.
 _AXES = ("log_snr", "share")
-
-
 _LONG_WAIT = 0.25  # Share of time waiting for data above which to warn.
 
 

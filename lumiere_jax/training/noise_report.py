@@ -15,14 +15,8 @@ from lumiere_jax.storage.atomic import writing
 from lumiere_jax.training.config import Experiment
 
 _WIDTH, _LEFT, _RIGHT = 640, 110, 12
-
-
 _LOW, _HIGH = -22.0, 16.0  # Log-SNR range of the axis.
-
-
 _BAND = 64  # Height of a histogram.
-
-
 _TICKS = 18  # Height of a row of levels.
 
 

@@ -134,7 +134,6 @@ def _with_count(state: optax.OptState, count: jax.Array) -> optax.OptState:
 _HIDDEN = re.compile(r"^(?!(.*/)?(stem|head|cond_in)/).*kernel$")
 """Kernels of hidden layers: not those of the input and output layers."""
 
-
 _FUSED = re.compile(r"(qkv|text_kv)/kernel$")
 """Kernels (in, projections, heads, head_dim) of fused projections."""
 

@@ -26,7 +26,6 @@ pre { background: #f4f4f4; padding: .5rem; overflow-x: auto; }
 svg text { font-size: 11px; fill: #555; }
 """
 
-
 _WIDTH, _HEIGHT, _MARGIN = 300, 150, 34
 
 

@@ -84,7 +84,6 @@ def _print_stopping() -> None:
 TEXT_CACHE = "text_cache"
 """Default folder of text features."""
 
-
 _OLD_RUN = "before-"
 
 

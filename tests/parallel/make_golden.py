@@ -15,8 +15,6 @@ import numpy as np
 from lumiere_jax.contrib.planning.topology import describe
 
 GOLDEN = pathlib.Path(__file__).with_name("golden")
-
-
 LAYERS, WIDTH, ROWS = 6, 512, 2048
 
 

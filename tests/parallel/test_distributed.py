@@ -13,12 +13,10 @@ from lumiere_jax.parallel import distributed
 
 LAPTOP = {"TPU_SKIP_MDS_QUERY": "1"}  # JAX sets it if there are no chips
 
-
 SLURM = dict.fromkeys(distributed.SLURM, "1") | {
   "SLURM_NTASKS": "4",
   "SLURM_STEP_NODELIST": "node[1-4]",
 }
-
 
 EXPLICIT = {
   "coordinator_address": "10.0.0.2:8476",
@@ -26,7 +24,6 @@ EXPLICIT = {
   "process_id": 3,
   "cluster_detection_method": "deactivate",
 }
-
 
 BY_HAND = ("10.0.0.2:8476", 4, 3)
 

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 from lumiere_jax.parallel.flops import count_flops
 
 A, B = jnp.ones((8, 16)), jnp.ones((16, 32))
-
-
 PRODUCT = 2 * 8 * 16 * 32
 
 

@@ -19,7 +19,6 @@ from lumiere_jax.training.state import init_state
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "shardings.json"
 
-
 MODELS = {
   "base": base.FULL,
   "base:tiny": base.TINY,

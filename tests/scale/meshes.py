@@ -24,17 +24,13 @@ SHAPES = [
   if np.prod(shape) == 8
 ]
 
-
 RUNS = {
   "micro": (MICRO, SHAPES),
   # All kinds of layers, which takes a compiler ten times as long.
   "base": (BASE, [(2, 2, 2), (1, 2, 4)]),
 }
 
-
 OPTIMIZERS = ("sgd", "adam", "muon")
-
-
 STEPS = 10
 
 

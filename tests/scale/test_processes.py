@@ -16,8 +16,6 @@ from lumiere_jax.storage.bundle import open_bundle
 from tests.scale.conftest import ROOT, run_module
 
 pytestmark = pytest.mark.scale
-
-
 CONFIG = "--config=tests/scale/experiments.py:micro"
 
 

@@ -26,11 +26,9 @@ from tests.scale.experiments import SSR
 
 FRAMES = 22
 
-
 MESHES = ((8, 1, 1), (3, 1, 2), (2, 2, 2), (1, 2, 4))
 """Windows of 8 are 4: fewer than devices, uneven over 3, and 2 on each; with
 and without rows of a window on several devices."""
-
 
 SAMPLER, STEPS = "ddpm", 3
 

@@ -28,11 +28,9 @@ IMAGE = dataclasses.replace(
   norm_groups=4,
 )
 
-
 TEMPORAL = TemporalConfig(
   resample=(), num_attentions=1, head_dim=8, max_distance=4
 )
-
 
 TRAIN = TrainConfig(
   steps=4,
@@ -48,7 +46,6 @@ TRAIN = TrainConfig(
   save_every=100,
 )
 
-
 T2I = Experiment(
   stage="t2i",
   model=IMAGE,
@@ -60,7 +57,6 @@ T2I = Experiment(
   train=TRAIN,
 )
 
-
 BASE = replace(
   T2I,
   stage="base",
@@ -68,7 +64,6 @@ BASE = replace(
   data={"num_frames": 4},
   train={"trainable": "temporal_"},
 )
-
 
 CONDITIONAL = replace(
   BASE,

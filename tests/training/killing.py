@@ -18,14 +18,8 @@ from lumiere_jax.training.state import TrainState, init_state
 from tests.training.conftest import make_task
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
 CLIPS = ROOT / "lumiere_jax/data/assets/big_buck_bunny"
-
-
 FRAMES = 8
-
-
 TINY, MICRO = "configs/base.py:tiny", "tests/training/micro.py:base"
 
 

@@ -19,8 +19,6 @@ from tests.conftest import replace
 from tests.training.conftest import BASE
 
 ADAM = optax.adam(0.1)
-
-
 SIZE = 300
 
 

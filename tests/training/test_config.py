@@ -17,7 +17,6 @@ from tests.conftest import replace
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
-
 FULL = {
   "t2i": t2i.FULL,
   "base": base.FULL,

@@ -16,8 +16,6 @@ from tests.conftest import replace
 from tests.training.conftest import BASE, T2I, make_batch, make_task
 
 MUON = replace(T2I, train={"optimizer": "muon"})
-
-
 PARTS = replace(T2I, train={"accumulate": 2})
 
 

@@ -30,8 +30,6 @@ from tests.training.conftest import (
 )
 
 SGD = optax.sgd(0.5)
-
-
 JOINT = replace(BASE, data={"images": "DIR"}, train={"trainable": ".*"})
 
 
@@ -155,7 +153,6 @@ def test_pictures_leave_temporal_layers_alone_and_teach_spatial_ones():
 
 
 LEAVES = ("stem/kernel", "temporal_mid/proj/kernel")
-
 
 # v: a video, p: pictures, x: a video whose gradients are not finite,
 # y: pictures whose gradients are not.

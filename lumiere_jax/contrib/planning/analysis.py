@@ -17,16 +17,12 @@ from lumiere_jax.contrib.planning.roofline import Roofline, roofline
 from lumiere_jax.contrib.planning.topology import Topology
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
 _AMOUNT = r"([\d.]+)([KMGT]?)B?"
-
 
 _FORMS = (
   rf"HLO temporaries \({_AMOUNT}\) exceeds available HBM \({_AMOUNT}\)",
   rf"Used {_AMOUNT} of {_AMOUNT} hbm",
 )
-
 
 _ALLOCATION = re.compile(
   rf"\d+\. Size: {_AMOUNT}\n(?:\s+Operator: (.*)\n)?\s+Shape: (\S+)"

@@ -26,29 +26,15 @@ _RING = {
   "collective-permute": lambda n: min(1, n - 1),
 }
 
-
 KINDS = tuple(_RING)
-
 
 # Transfers between slices are done by the runtime on the hosts.
 _BETWEEN_SLICES = "xla_megascale_runtime"
-
-
 _SIZE = re.compile(r"(?:'([^']+)'|(\w+))=(\d+)")
-
-
 _AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
-
-
 _MESH = re.compile(r"mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}")
-
-
 _IOTA = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?")
-
-
 _LISTS = r"\{(\{[\d,{}]*\})\}"
-
-
 Groups = tuple[tuple[int, ...], ...]
 
 

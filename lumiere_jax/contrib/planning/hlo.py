@@ -9,11 +9,7 @@ import math
 import re
 
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,<= ]*)\](?:\{([^{}]*)\})?")
-
-
 _TILE = re.compile(r"T((?:\([\d,*]+\))+)")
-
-
 _BITS = re.compile(r"^[a-z]+(\d+)")
 
 
@@ -93,37 +89,20 @@ def shapes_in(text: str) -> tuple[Shape, ...]:
 
 
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
-
-
 _OPCODE = re.compile(r"(?:^|[ )}])([a-z][\w\-]*)\(")
-
-
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-
 
 _CALLED = re.compile(
   r"\b(calls|to_apply|condition|body|true_computation|false_computation"
   r"|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 
-
 _COMMENT = re.compile(r"/\*.*?\*/")
-
-
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-
-
 _ROW = re.compile(r"(\d+) (.*)")
-
-
 _FIELD = re.compile(r"(\w+)=(\d+)")
-
-
 _TABLES = ("FileNames", "FileLocations", "StackFrames")
-
-
 _HOPS = 4
-
 
 FOLLOWED = ("fusion", "call", "while", "conditional", "custom-call")
 """Instructions that call other computations, besides asynchronous ones."""

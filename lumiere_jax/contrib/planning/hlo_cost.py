@@ -14,10 +14,7 @@ from lumiere_jax.contrib.planning.hlo import (
 )
 
 _SPLASH = re.compile(r"splash_mha_(fwd|dq|dkv)_")
-
-
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
-
 
 _NO_TRAFFIC = (
   *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
@@ -25,7 +22,6 @@ _NO_TRAFFIC = (
   *("partition-id", "replica-id", "domain", "add-dependency"),
 )
 """Instructions that move no data themselves."""
-
 
 _SLICES = ("dynamic-slice", "slice", "gather")
 

@@ -116,10 +116,7 @@ def _axis_size(mesh: Mapping[str, Any], axis: str, devices: int) -> int:
 
 
 _MAX_ROWS = 8
-
-
 _MAX_NAME = 60
-
 
 _TERMS = {
   "compute": "matrix products and convolutions",

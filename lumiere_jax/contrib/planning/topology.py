@@ -26,13 +26,8 @@ _LIBTPU_ENV = {
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
-
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-
-
 _SMALL_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
-
-
 _NAME = re.compile(r"(\w+):(\d+(?:x\d+)*)")
 
 

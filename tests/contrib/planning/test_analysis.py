@@ -17,12 +17,10 @@ TOPOLOGY = Topology(
   devices=(None,),
 )
 
-
 OOM_SHORT = (
   "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for "
   "HLO temporaries (21.96G) exceeds available HBM (15.75G)."
 )
-
 
 OOM_LONG = """\
 RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in \
@@ -46,15 +44,12 @@ Total hbm usage >= 65.05G:
      Allocation type: HLO temp
 """
 
-
 FAST = analysis.fast_compile_options()
 
 
 def settings() -> dict:
-  """What they are of those that a fast_compile_options changes."""
-  return {
-    name: getattr(jax.config, name) for name in analysis.fast_compile_options()
-  }
+  """The current values of the settings that fast compilation changes."""
+  return {name: getattr(jax.config, name) for name in FAST}
 
 
 class Failing:

@@ -27,7 +27,6 @@ from tests.parallel.make_golden import GOLDEN, LAYERS, ROWS, WIDTH
 
 BF16 = 2
 
-
 ASYNC = """\
 HloModule chain, num_partitions=4
 
@@ -56,7 +55,6 @@ calls=%begin, metadata={op_name="gather"}
 calls=%end, metadata={op_name="gather"}
 }
 """
-
 
 SHARDED = """
 import json, sys

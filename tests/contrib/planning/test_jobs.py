@@ -17,7 +17,6 @@ from tests.training.conftest import BASE, make_batch, make_task
 
 STAGE = replace(BASE, init_from="elsewhere", text={"max_length": 4})
 
-
 SSR = replace(
   STAGE,
   upscale=2,

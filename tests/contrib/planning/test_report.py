@@ -21,7 +21,6 @@ from lumiere_jax.errors import word
 
 GIB = 2**30
 
-
 MEASURED = ProgramCosts(
   flops=3 * 10**12,
   moved=10**10,
@@ -56,7 +55,6 @@ MEASURED = ProgramCosts(
   unknown_loops=0,
 )
 
-
 SETTINGS = {
   "model": {"channels": (1, 2, 3, 4), "remat": ()},
   "train": {
@@ -67,7 +65,6 @@ SETTINGS = {
   },
   "mesh": {"data": -1, "fsdp": 1, "space": 1},
 }
-
 
 PLAN = Plan(
   topology="2 slices of v5p:4x4x4 (128 chips)",
@@ -95,7 +92,6 @@ PLAN = Plan(
     "settings": SETTINGS,
   },
 )
-
 
 FAILED = dataclasses.replace(
   PLAN,
@@ -186,11 +182,7 @@ def test_as_json(tmp_path):
 
 
 REMAT = "config.model.remat=\"('full', 'full', 'full', 'full')\""
-
-
 SPACE, FSDP = "config.mesh.space=2", "config.mesh.fsdp=4"
-
-
 LARGER = "a larger topology"
 
 

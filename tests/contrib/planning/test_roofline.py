@@ -17,7 +17,6 @@ CHIP = Chip(
   dcn_bandwidth=1.0,
 )
 
-
 SHAPE = Shape(dtype="f32", dims=(4,))  # 16 bytes
 
 
