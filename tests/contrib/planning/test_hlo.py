@@ -288,7 +288,7 @@ def test_sliced_arrays_are_read_in_part():
 def test_eight_devices_of_two_slices_on_a_cpu():
   result = subprocess.run(
     [sys.executable, "-c", SHARDED],
-    cwd=pathlib.Path(__file__).parents[2],
+    cwd=pathlib.Path(__file__).parents[3],
     env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
     capture_output=True,
     text=True,
