@@ -23,7 +23,7 @@ from lumiere_jax.contrib.planning.hlo_cost import (
   traffic,
 )
 from lumiere_jax.parallel.flops import count_flops
-from tests.parallel.make_golden import GOLDEN, LAYERS, ROWS, WIDTH
+from tests.contrib.planning.make_golden import GOLDEN, LAYERS, ROWS, WIDTH
 
 BF16 = 2
 
@@ -155,7 +155,7 @@ def test_layers_on_a_tpu():
     assert collective.groups == ((0, 1, 2, 3),)
     assert collective.sent == LAYERS * 3 * shard
     assert "/layer/dot_general" in collective.op_name
-    assert collective.source.startswith("parallel/make_golden.py:")
+    assert collective.source.startswith("planning/make_golden.py:")
   assert sum("transpose(jvp())" in c.op_name for c in found) == 2
 
 

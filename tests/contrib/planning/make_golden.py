@@ -1,6 +1,6 @@
 """Compiles the golden TPU programs; needs libtpu.
 
-python -m tests.parallel.make_golden
+python -m tests.contrib.planning.make_golden
 """
 
 import pathlib
