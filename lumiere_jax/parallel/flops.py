@@ -34,12 +34,12 @@ def _count(jaxpr: core.Jaxpr) -> int:
 def _needed(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
   """The equations that the outputs depend on, in order."""
   variables = lambda atoms: {a for a in atoms if isinstance(a, core.Var)}
-  wanted = variables(jaxpr.outvars)
+  needed = variables(jaxpr.outvars)
   kept = []
   for equation in reversed(jaxpr.eqns):
-    if equation.effects or wanted & variables(equation.outvars):
+    if equation.effects or needed & variables(equation.outvars):
       kept.append(equation)
-      wanted |= variables(equation.invars)
+      needed |= variables(equation.invars)
   return kept[::-1]
 
 

@@ -1,4 +1,4 @@
-"""Orbax checkpoints, and the frozen weights beside them."""
+"""Orbax checkpoints and frozen weights of a run."""
 
 from collections.abc import Iterator, Mapping
 import contextlib

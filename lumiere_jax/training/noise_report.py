@@ -55,14 +55,14 @@ def draw_noise(experiment: Experiment, file: Path) -> None:
     for count in dict.fromkeys((frames, 1))
   }
   size = "x".join(map(str, (frames, *experiment.data.resolution)))
-  picture = chart(
+  svg = chart(
     f"{experiment.stage}, {size}, shift {experiment.diffusion.shift:g}",
     {"training draws": drawn},
     {"sampling steps": _grid(experiment)},
     decided,
   )
   with writing(file) as out:
-    out.write(picture.encode())
+    out.write(svg.encode())
 
 
 def chart(

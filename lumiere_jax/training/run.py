@@ -157,9 +157,9 @@ class Run:
       batch, real = held_out_batches(
         self._loader(self.sources[1]), config.clips, config.clips
       )[0]
-      shown = {k: v[:real] for k, v in self._arrays(batch).items()}
-      held = multihost.replicate(self.mesh, shown)
-      inputs = held_out_inputs(self.task, held, batch["caption"][:real])
+      clips = {k: v[:real] for k, v in self._arrays(batch).items()}
+      clips = multihost.replicate(self.mesh, clips)
+      inputs = held_out_inputs(self.task, clips, batch["caption"][:real])
     return Previews(self.task, inputs, self.workdir / "previews")
 
   def exporter(self) -> Exporter:

@@ -92,13 +92,13 @@ class Task:
     """
     experiment = self.experiment
     crop_keys, level_keys, noise_keys = _split(keys, 3)
-    whole = batch["video"]
-    size = whole.shape[2:4]
+    video = batch["video"]
+    size = video.shape[2:4]
     crops = random_crops(
       crop_keys, size, experiment.data.crop, experiment.upscale
     )
-    cut = crops.cut if crops else lambda video: video
-    x0 = to_float(cut(whole))
+    cut = crops.cut if crops else lambda x: x
+    x0 = to_float(cut(video))
     cond = Cond(text=batch.get("text"), text_mask=batch["text_mask"])
     frames = []
     if experiment.upscale > 1:
@@ -107,7 +107,7 @@ class Task:
       cond = cond.replace(noise_level=level)
       # Replicated over the devices that share the clip: it is small, and each
       # high-resolution row needs two of its rows.
-      low = shrink(to_float(constrain(whole, WHOLE_VIDEO)), experiment.upscale)
+      low = shrink(to_float(constrain(video, WHOLE_VIDEO)), experiment.upscale)
       frames.append(
         low_resolution_frames(
           constrain(low, WHOLE_VIDEO),

@@ -86,10 +86,10 @@ def test_unknown_keys_suggest_the_nearest_name():
 
 
 @pytest.mark.parametrize(
-  ("said", "size"), [(24, (24, 24)), ((24,), (24, 24)), ((16, 32), (16, 32))]
+  ("value", "size"), [(24, (24, 24)), ((24,), (24, 24)), ((16, 32), (16, 32))]
 )
-def test_resolution_is_a_side_or_two(said, size):
-  assert replace(base.TINY, data={"resolution": said}).data.resolution == size
+def test_resolution_is_a_side_or_two(value, size):
+  assert replace(base.TINY, data={"resolution": value}).data.resolution == size
 
 
 @pytest.mark.parametrize("module", [t2i, base, conditional, ssr_image, ssr])

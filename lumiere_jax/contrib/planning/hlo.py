@@ -245,21 +245,19 @@ class Module:
   def runs(self) -> dict[str, int]:
     """Computation -> executions per step; every branch counts as taken."""
     counts = dict.fromkeys(self._callers_first, 0) | {self.entry: 1}
-    for name in self._callers_first:
-      for instruction in self.computations[name].instructions.values():
-        trips = self.trip_counts.get(instruction, 1)
-        for called in self._called(instruction):
-          counts[called] += trips * counts[name]
+    for name, instruction in self._reachable():
+      trips = self.trip_counts.get(instruction, 1)
+      for called in self._called(instruction):
+        counts[called] += trips * counts[name]
     return counts
 
   @functools.cached_property
   def kernels(self) -> list[Computation]:
     """Computations outside fusions: their instructions write to memory."""
     fused = set()
-    for name in self._callers_first:
-      for instruction in self.computations[name].instructions.values():
-        if name in fused or instruction.opcode == "fusion":
-          fused.update(self._called(instruction))
+    for name, instruction in self._reachable():
+      if name in fused or instruction.opcode == "fusion":
+        fused.update(self._called(instruction))
     return [self.computations[n] for n in self.runs if n not in fused]
 
   @functools.cached_property
@@ -287,10 +285,9 @@ class Module:
   @functools.cached_property
   def _callers(self) -> dict[str, list[Instruction]]:
     callers = collections.defaultdict(list)
-    for name in self._callers_first:
-      for instruction in self.computations[name].instructions.values():
-        for called in self._called(instruction):
-          callers[called].append(instruction)
+    for _, instruction in self._reachable():
+      for called in self._called(instruction):
+        callers[called].append(instruction)
     return callers
 
   def _source(self, instruction: Instruction) -> str:
@@ -306,6 +303,12 @@ class Module:
 
   def _row(self, table: str, number: str | None) -> dict[str, str]:
     return dict(_FIELD.findall(self.tables[table].get(int(number or 0), "")))
+
+  def _reachable(self) -> Iterator[tuple[str, Instruction]]:
+    """(name of its computation, instruction), callers before callees."""
+    for name in self._callers_first:
+      for instruction in self.computations[name].instructions.values():
+        yield name, instruction
 
   def _called(self, instruction: Instruction) -> list[str]:
     names = [n for names in instruction.called.values() for n in names]
