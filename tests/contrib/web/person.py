@@ -183,12 +183,12 @@ class Person:
     part.scroll_into_view_if_needed()
     seen = [b""]
 
-    def resolve_shift() -> bool:
+    def settled() -> bool:
       """A picture is there, and no longer glides to its place."""
       seen.append(part.screenshot())
       return seen[-1] == seen[-2] and not _blank(seen[-1])
 
-    until(resolve_shift)
+    until(settled)
     percent = self.part("Painted mask").get_by_text(re.compile(r"^\d+%$"))
     side = SIDE * int(percent.first.inner_text().strip("%")) / 100
     box = part.bounding_box()
