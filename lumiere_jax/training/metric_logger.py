@@ -20,8 +20,8 @@ from lumiere_jax.parallel.multihost import barrier, is_primary
 from lumiere_jax.storage.atomic import writing
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.metric_writers import (
-  Clip,
   MetricWriter,
+  PreviewClip,
   TensorBoard,
   WeightsAndBiases,
 )
@@ -159,7 +159,7 @@ class MetricLogger:
     """Writes a record of the held-out loss."""
     self._write(self._held_out, record, "held_out")
 
-  def log_previews(self, step: int, clips: Sequence[Clip]) -> None:
+  def log_previews(self, step: int, clips: Sequence[PreviewClip]) -> None:
     """Sends clips to the metric writers."""
     for clip in clips:
       for writer in self._writers:

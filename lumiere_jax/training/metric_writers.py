@@ -21,7 +21,7 @@ _GIF_MAX_FPS = 50.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Clip:
+class PreviewClip:
   """A preview clip.
 
   Attributes:
@@ -44,7 +44,7 @@ class MetricWriter(Protocol):
     """Writes all numbers of a record, nested ones too."""
     ...
 
-  def clip(self, step: int, clip: Clip) -> None:
+  def clip(self, step: int, clip: PreviewClip) -> None:
     """Writes one clip."""
     ...
 
@@ -73,7 +73,7 @@ class TensorBoard:
     ]
     self._write(Event(step=step, summary=Summary(value=values)))
 
-  def clip(self, step: int, clip: Clip) -> None:
+  def clip(self, step: int, clip: PreviewClip) -> None:
     """Writes the clip as an animated GIF among the images."""
     with tempfile.TemporaryDirectory() as folder:
       gif = Path(folder) / "clip.gif"
@@ -132,7 +132,7 @@ class WeightsAndBiases:
   def scalars(self, step: int, record: Mapping[str, Any]) -> None:
     self._run.log(dict(flat_numbers(record)), step=step)
 
-  def clip(self, step: int, clip: Clip) -> None:
+  def clip(self, step: int, clip: PreviewClip) -> None:
     kind = (
       self._wandb.Image if clip.path.suffix == ".png" else self._wandb.Video
     )

@@ -17,7 +17,7 @@ from lumiere_jax.models import lora
 from lumiere_jax.parallel.multihost import is_primary, to_host
 from lumiere_jax.stages.conditioning import to_uint8
 from lumiere_jax.storage.files import slug
-from lumiere_jax.training.metric_writers import Clip
+from lumiere_jax.training.metric_writers import PreviewClip
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.training.task import Batch, Task
 from lumiere_jax.typing import Cond, FlatParams, Video
@@ -84,7 +84,9 @@ class Previews:
   def __init__(self, task: Task, inputs: PreviewInputs, folder: Path):
     self._task, self._inputs, self._folder = task, inputs, folder
 
-  def __call__(self, state: TrainState, frozen: FlatParams) -> list[Clip]:
+  def __call__(
+    self, state: TrainState, frozen: FlatParams
+  ) -> list[PreviewClip]:
     """Writes STEP-NUMBER-CAPTION.mp4, or .png for images."""
     inputs, fps = self._inputs, self._task.experiment.data.fps
     left, right = inputs.beside
@@ -102,7 +104,9 @@ class Previews:
         write_image(path, video[0])
       else:
         write_video(path, video, fps)
-      clips.append(Clip(name=f"preview/{k}", path=path, video=video, fps=fps))
+      clips.append(
+        PreviewClip(name=f"preview/{k}", path=path, video=video, fps=fps)
+      )
     return clips
 
   def _sample(self, state: TrainState, frozen: FlatParams) -> Video:

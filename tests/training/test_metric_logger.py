@@ -14,7 +14,7 @@ from lumiere_jax.errors import UserError
 from lumiere_jax.training.loop import PeriodicActions, ProfileWindow
 from lumiere_jax.training.metric_logger import MetricLogger
 from lumiere_jax.training.metric_writers import (
-  Clip,
+  PreviewClip,
   WeightsAndBiases,
   flat_numbers,
 )
@@ -83,7 +83,7 @@ def wandb(monkeypatch):
 
 
 def test_weights_and_biases_resumes_the_same_run(wandb, tmp_path):
-  clip = Clip(
+  clip = PreviewClip(
     name="preview/0",
     path=tmp_path / "x.mp4",
     video=np.zeros((1, 2, 2, 3), np.uint8),
