@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from lumiere_jax.models.params import split
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.initialization import (
-  as_held,
+  cast_frozen,
   fresh_params,
   trainable_pattern,
 )
@@ -29,4 +29,4 @@ def begin(experiment: Experiment) -> tuple[TrainState, FlatParams]:
   params = fresh_params(experiment, make_task(experiment))
   trainable, frozen = split(params, trainable_pattern(experiment))
   optimizer = make_optimizer(experiment.train, joint=experiment.joint)
-  return init_state(trainable, optimizer), as_held(frozen, experiment)
+  return init_state(trainable, optimizer), cast_frozen(frozen, experiment)

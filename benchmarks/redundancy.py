@@ -29,7 +29,7 @@ from lumiere_jax.diffusion.schedules import Cosine, SquaredCosCapV2, alpha_sigma
 from lumiere_jax.inference.loading import load
 from lumiere_jax.stages.config import StageConfig
 from lumiere_jax.training.config import Experiment
-from lumiere_jax.training.initialization import settled
+from lumiere_jax.training.initialization import resolve_shift
 from lumiere_jax.training.noise_report import chart, draw_noise
 from lumiere_jax.typing import Cond
 
@@ -169,7 +169,7 @@ def stages() -> dict[str, StageConfig]:
 
 def settled_of(experiment: Experiment) -> Experiment:
   """Its shift as a number, started from an unshifted picture model."""
-  return settled(dataclasses.replace(experiment, init_from=""))
+  return resolve_shift(dataclasses.replace(experiment, init_from=""))
 
 
 def grids(steps: int) -> dict[str, np.ndarray]:

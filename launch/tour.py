@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from launch.showcase import SHOWS, Show, draw_inputs, run
 from lumiere_jax.stages.config import PARENTS
-from lumiere_jax.training.run_report import Made, RunSummary, write_page
+from lumiere_jax.training.run_report import RunSummary, Sample, write_page
 
 STAGES = tuple(PARENTS)
 
@@ -33,11 +33,11 @@ def take_tour(out: Path, model: str) -> None:
   cache = {"JAX_COMPILATION_CACHE_DIR": str((out / "compiled").resolve())}
   inputs = out / "inputs"
   draw_inputs(inputs)
-  made = [
-    Made(
+  samples = [
+    Sample(
       file=f"{show.name}{show.ending}",
       title=show.name.replace("_", " "),
-      says=f"{show.says} {show.prompt}".strip(),
+      caption=f"{show.says} {show.prompt}".strip(),
       command=run(
         show.command(model, inputs, out, *FEW, "--overwrite"), **cache
       ),
@@ -48,7 +48,7 @@ def take_tour(out: Path, model: str) -> None:
   with ThreadPoolExecutor(2) as pool:
     trained = pool.map(lambda stage: train(out, stage, cache), STAGES)
     runs = [*tqdm(trained, "training", len(STAGES), unit="stage")]
-  write_page(out, "lumiere_jax demo", made, runs)
+  write_page(out, "lumiere_jax demo", samples, runs)
   print(f"\nopen {out / 'index.html'}")
 
 

@@ -11,7 +11,7 @@ from lumiere_jax import cli
 from lumiere_jax.config_files import define_config
 from lumiere_jax.flags import host_flags, joined
 from lumiere_jax.training.config import Experiment
-from lumiere_jax.training.initialization import settled
+from lumiere_jax.training.initialization import resolve_shift
 from lumiere_jax.training.loop import train
 from lumiere_jax.training.noise_report import show_noise
 from lumiere_jax.training.workdir import check_workdir
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
   del argv
   experiment = Experiment.from_config(cli.config_value(CONFIG))
   if SHOW_NOISE.value:
-    show_noise(settled(experiment))
+    show_noise(resolve_shift(experiment))
     return
   workdir = check_workdir(WORKDIR.value or f"out/{experiment.stage}")
   with joined(HOSTS):

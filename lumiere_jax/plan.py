@@ -44,7 +44,7 @@ NUM_FRAMES = flags.DEFINE_integer(
 
 
 FAST = flags.DEFINE_bool(
-  "fast", False, "Compile in a hurry: the program may be slower."
+  "fast", False, "Compile faster; the program may be slower."
 )
 
 

@@ -1,12 +1,12 @@
-"""Kills a run in every way there is, and compares it with one left alone.
+"""Interrupts a run in many ways and compares it with an undisturbed one.
 
 python -m tests.torture [--kills=20] [--report=docs/reliability.md]
 
-Twenty SIGKILLs at random moments, some of them while a checkpoint or a bundle
-is being written; SIGTERM; a disk that is full, one that fills while saving, a
-read-only one; files cut short by a power cut. After each, the newest whole
-checkpoint loads, and what the run ends with is bit for bit what it would have
-been. The table of what happened goes into the report, between its markers.
+Twenty SIGKILLs at random moments, some while a checkpoint or a bundle is
+written; SIGTERM; a full disk, one that fills while saving, a read-only one;
+files truncated by a power cut. After each, the newest complete checkpoint
+loads, and the finished run is bit-equal to the undisturbed one. The table of
+results replaces the one between markers in the report.
 """
 
 from collections.abc import Callable
@@ -37,9 +37,11 @@ from tests.training.killing import (
   whole_checkpoints,
 )
 
-KILLS = flags.DEFINE_integer("kills", 20, "SIGKILLs of the one run.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the random moments.")
-REPORT = flags.DEFINE_string("report", "", "Page whose table to replace.")
+KILLS = flags.DEFINE_integer("kills", 20, "SIGKILLs of one run.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
+REPORT = flags.DEFINE_string(
+  "report", "", "Markdown file whose table to replace."
+)
 
 STEPS, SAVE_EVERY = 60, 2
 MEBI = 2**20
@@ -50,15 +52,15 @@ Path = pathlib.Path
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One thing done to a run, and what came of it."""
+  """A row of the table: what was done to a run, and the result."""
 
-  what: str
-  found: str
-  then: str
+  action: str
+  on_disk: str
+  result: str
 
 
 def main(argv: list[str]) -> None:
-  """Runs all, prints the table, writes the report."""
+  """Runs all tests, prints the table, updates the report."""
   del argv
   logging.set_verbosity(logging.ERROR)
   began = time.monotonic()
@@ -79,12 +81,12 @@ def main(argv: list[str]) -> None:
 
 
 def begin(workdir: Path) -> subprocess.Popen:
-  """Starts the run, or goes on with it."""
+  """Starts or resumes the run."""
   return start(workdir, TINY, STEPS, SAVE_EVERY)
 
 
 def kill(workdir: Path, whole: Path) -> list[Row]:
-  """One run killed many times, then left to finish."""
+  """Kills one run many times, then lets it finish."""
   draw = random.Random(SEED.value)
 
   def start_up(process: subprocess.Popen) -> None:
@@ -111,7 +113,7 @@ def kill(workdir: Path, whole: Path) -> list[Row]:
   ways: list[tuple[str, Callable]] = [
     ("at a random moment in training", in_training),
     ("while a checkpoint is written", saving),
-    ("at a random moment of its start", start_up),
+    ("at a random moment of start-up", start_up),
     ("while a bundle is written", exporting),
   ]
   rows = []
@@ -120,23 +122,23 @@ def kill(workdir: Path, whole: Path) -> list[Row]:
     starts = lines(workdir / "runs.jsonl")
     process = begin(workdir)
     wait(process)
-    finished = process.poll() is not None
+    ended = process.poll() is not None
     process.kill()
     process.communicate()
     rows.append(
       Row(
         f"SIGKILL {number + 1}, {name}",
-        ("it had finished; " if finished else "") + what_lies_there(workdir),
+        ("it had finished; " if ended else "") + state_of(workdir),
         resumed(workdir, starts),
       )
     )
   finish(begin(workdir))
-  rows.append(Row("left alone", what_lies_there(workdir), ends(workdir, whole)))
+  rows.append(finished(workdir, whole))
   return rows
 
 
 def while_saving(process: subprocess.Popen, workdir: Path) -> None:
-  """Returns when a checkpoint has been begun, or the run has ended."""
+  """Waits until a checkpoint is started or the run ends."""
   began = lambda: list(workdir.glob("checkpoints/*orbax-checkpoint-tmp*"))
   old = {path.name for path in began()}
   new = lambda: {path.name for path in began()} - old
@@ -144,7 +146,7 @@ def while_saving(process: subprocess.Popen, workdir: Path) -> None:
 
 
 def while_exporting(process: subprocess.Popen, workdir: Path) -> None:
-  """Returns when a file of the bundle is being written, or the run ends."""
+  """Waits until a file of the bundle is being written or the run ends."""
   part = lambda: list(workdir.glob("bundle/.*.part"))
   old = {path.name for path in part()}
   wait_until_or_end(process, lambda: {p.name for p in part()} - old)
@@ -153,7 +155,7 @@ def while_exporting(process: subprocess.Popen, workdir: Path) -> None:
 def wait_until_or_end(
   process: subprocess.Popen, ready: Callable, rest: float = 0
 ) -> None:
-  """Polls, by default without rest: for what lasts milliseconds."""
+  """Polls, by default without sleep, for states that last milliseconds."""
   deadline = time.monotonic() + 300
   while process.poll() is None:
     assert time.monotonic() < deadline
@@ -163,39 +165,41 @@ def wait_until_or_end(
       time.sleep(rest)
 
 
-def what_lies_there(workdir: Path) -> str:
-  """Newest whole checkpoint, and what is only half written."""
+def state_of(workdir: Path) -> str:
+  """The newest complete checkpoint and the number of unfinished files."""
   steps = whole_checkpoints(workdir)
   torn = [*workdir.glob("checkpoints/*-tmp*"), *workdir.rglob(".*.part")]
   newest = f"checkpoint {steps[-1]}" if steps else "no checkpoint"
-  return newest + (f", {len(torn)} half written" if torn else "")
+  return newest + (f", {len(torn)} unfinished" if torn else "")
 
 
 def resumed(workdir: Path, starts: int) -> str:
-  """Where the run that was just killed had begun.
-
-  Args:
-    workdir: of the run.
-    starts: how many there had been before.
-  """
+  """From which step the killed run had started; `starts` were before it."""
   if lines(workdir / "runs.jsonl") == starts:
-    return "killed before it had loaded anything"
-  return f"had begun from step {read(workdir / 'runs.jsonl')[-1]['start_step']}"
+    return "killed before loading"
+  return (
+    f"had started from step {read(workdir / 'runs.jsonl')[-1]['start_step']}"
+  )
 
 
 def ends(workdir: Path, whole: Path) -> str:
-  """Compares a finished run with the one that was left alone."""
+  """Compares a finished run with the undisturbed one."""
   assert_same_runs(whole, workdir, TINY_BASE, STEPS)
   torn = [*workdir.rglob("*-tmp*"), *workdir.rglob(".*.part")]
   torn = [path for path in torn if path.parent.name != "text_cache"]
-  assert not torn, f"half-written files remain: {torn}"
+  assert not torn, f"unfinished files remain: {torn}"
   starts = [run["start_step"] for run in read(workdir / "runs.jsonl")]
   assert starts == sorted(starts)
   return f"bit-equal after {len(starts)} starts"
 
 
+def finished(workdir: Path, whole: Path) -> Row:
+  """The row of a run that was left to finish."""
+  return Row("left to finish", state_of(workdir), ends(workdir, whole))
+
+
 def terminate(workdir: Path, whole: Path) -> list[Row]:
-  """SIGTERM while it compiles, and in training."""
+  """SIGTERM during compilation and in training."""
   rows = []
   for name, ready in {
     "before the first step": lambda: lines(workdir / "runs.jsonl") == 1,
@@ -207,43 +211,39 @@ def terminate(workdir: Path, whole: Path) -> list[Row]:
     finish(process)
     logged = lines(workdir / "metrics.jsonl")
     assert whole_checkpoints(workdir)[-1] == logged
-    rows.append(
-      Row(f"SIGTERM {name}", what_lies_there(workdir), "saved, exit code 0")
-    )
+    rows.append(Row(f"SIGTERM {name}", state_of(workdir), "saved, exit code 0"))
   finish(begin(workdir))
-  rows.append(Row("left alone", what_lies_there(workdir), ends(workdir, whole)))
+  rows.append(finished(workdir, whole))
   return rows
 
 
 def power_cut(workdir: Path, whole: Path) -> list[Row]:
-  """The newest checkpoint's files are cut short after a kill."""
+  """Truncates the files of the newest checkpoint after a kill."""
   process = begin(workdir)
   wait_until(process, lambda: lines(workdir / "metrics.jsonl") > STEPS // 3)
   process.kill()
   process.communicate()
-  shutil.rmtree(workdir / "bundle")  # nothing may rest on it
+  shutil.rmtree(workdir / "bundle")  # must not be needed
   newest = whole_checkpoints(workdir)[-1]
   for path in (workdir / "checkpoints" / str(newest)).rglob("*"):
     if path.is_file():
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  found = f"checkpoint {newest}, damaged"
-  said = finish(begin(workdir))
-  assert f"checkpoint {newest} is damaged" in said
-  begun = read(workdir / "runs.jsonl")[-1]["start_step"]
-  assert 0 < begun < newest
+  assert f"checkpoint {newest} is damaged" in finish(begin(workdir))
+  step = read(workdir / "runs.jsonl")[-1]["start_step"]
+  assert 0 < step < newest
   return [
     Row(
-      "its newest checkpoint cut short",
-      found,
-      f"went back to step {begun}; {ends(workdir, whole)}",
+      "newest checkpoint truncated",
+      f"checkpoint {newest}, damaged",
+      f"resumed from step {step}; {ends(workdir, whole)}",
     )
   ]
 
 
 def full_disk(folder: Path, whole: Path) -> list[Row]:
-  """A small disk without any room left, and with too little."""
+  """A small disk with no space, and with too little."""
   if not mount(folder, "size=96m"):
-    return [Row("full disk", "not tried: needs root to mount one", "")]
+    return [Row("full disk", "skipped: needs root to mount one", "")]
   workdir, filler = folder / "run", folder / "filler"
   rows = []
   try:
@@ -252,12 +252,12 @@ def full_disk(folder: Path, whole: Path) -> list[Row]:
       more = lines(workdir / "metrics.jsonl") + 5
       wait_until(process, lambda m=more: lines(workdir / "metrics.jsonl") > m)
       fill(filler, left * MEBI)
-      said = refused(process)
+      error = error_of(process)
       filler.unlink()
-      rows.append(Row(name, what_lies_there(workdir), f"exit code 2: {said}"))
+      rows.append(Row(name, state_of(workdir), f"exit code 2: {error}"))
     finish(begin(workdir))
-    state = what_lies_there(workdir)
-    rows.append(Row("left alone, with room", state, ends(workdir, whole)))
+    state = state_of(workdir)
+    rows.append(Row("finished, with space", state, ends(workdir, whole)))
   finally:
     subprocess.run(["umount", "-l", str(folder)], check=True)
   return rows
@@ -271,9 +271,9 @@ def fill(path: Path, left: int) -> None:
 
 
 def read_only(folder: Path, whole: Path) -> list[Row]:
-  """A workdir that cannot be written: told at once, and nothing changed."""
+  """A read-only workdir: an immediate error, and nothing changes."""
   if not mount(folder, "size=96m"):
-    return [Row("read-only workdir", "not tried: needs root", "")]
+    return [Row("read-only workdir", "skipped: needs root", "")]
   workdir = folder / "run"
   try:
     process = begin(workdir)
@@ -282,15 +282,13 @@ def read_only(folder: Path, whole: Path) -> list[Row]:
     process.communicate()
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
-    said = refused(begin(workdir))
+    error = error_of(begin(workdir))
     assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
-    row = Row(
-      "read-only workdir", what_lies_there(workdir), f"exit code 2: {said}"
-    )
+    row = Row("read-only workdir", state_of(workdir), f"exit code 2: {error}")
     subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
     finish(begin(workdir))
-    state = what_lies_there(workdir)
-    return [row, Row("left alone, writable", state, ends(workdir, whole))]
+    state = state_of(workdir)
+    return [row, Row("finished, writable", state, ends(workdir, whole))]
   finally:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
@@ -304,14 +302,14 @@ def mount(folder: Path, options: str) -> bool:
   )
 
 
-def refused(process: subprocess.Popen) -> str:
-  """The one line of a run that must end with exit code 2."""
+def error_of(process: subprocess.Popen) -> str:
+  """The one-line error of a run that must exit with code 2."""
   _, errors = process.communicate(timeout=300)
   assert process.returncode == 2, errors
   assert "Traceback" not in errors, errors
-  told = [line for line in errors.splitlines() if line.startswith("error: ")]
-  assert len(told) == 1, errors
-  words = told[0].removeprefix("error: ").split()
+  found = [line for line in errors.splitlines() if line.startswith("error: ")]
+  assert len(found) == 1, errors
+  words = found[0].removeprefix("error: ").split()
   return " ".join(
     w.rpartition("/")[2] if w.startswith("/") else w for w in words
   )
@@ -319,20 +317,20 @@ def refused(process: subprocess.Popen) -> str:
 
 def format_table(rows: list[Row], seconds: float) -> str:
   """Markdown."""
-  kills = sum(row.what.startswith("SIGKILL") for row in rows)
+  kills = sum(row.action.startswith("SIGKILL") for row in rows)
   text = [
     f"{kills} SIGKILLs of one run of {STEPS} steps, saving every {SAVE_EVERY}; "
     f"{seconds / 60:.0f} minutes in all.",
     "",
-    "| what was done | what lay there | what came of it |",
+    "| action | on disk | result |",
     "|---|---|---|",
-    *(f"| {row.what} | {row.found} | {row.then} |" for row in rows),
+    *(f"| {row.action} | {row.on_disk} | {row.result} |" for row in rows),
   ]
   return "\n".join(text)
 
 
 def write_report(path: Path, table: str) -> None:
-  """Replaces what stands between the markers."""
+  """Replaces the table between the markers."""
   text = path.read_text()
   begins, ends_ = (text.index(mark) for mark in MARKS)
   path.write_text(f"{text[:begins]}{MARKS[0]}\n\n{table}\n\n{text[ends_:]}")

@@ -14,7 +14,7 @@ from lumiere_jax.errors import UserError, option
 from lumiere_jax.models.config import UNetConfig
 from lumiere_jax.models.params import is_spatial
 from lumiere_jax.models.unet import abstract_params, init_params
-from lumiere_jax.parallel.backend import drawing_options
+from lumiere_jax.parallel.backend import init_compiler_options
 from lumiere_jax.stages.config import PARENTS, StageConfig
 from lumiere_jax.storage.safetensors import LazyArray
 from lumiere_jax.training.config import Experiment
@@ -130,7 +130,7 @@ def _init_temporal(model: UNetConfig, seed: int) -> dict[str, LazyArray]:
   """The new leaves, initialised level by level."""
   leaves = abstract_params(model).items()
   added = {k: leaf for k, leaf in leaves if not is_spatial(k)}
-  options = drawing_options(jax.default_backend(), added)
+  options = init_compiler_options(jax.default_backend(), added)
 
   # Leaves are written in order, so the cache needs to hold one level only.
   @functools.lru_cache(maxsize=1)

@@ -44,7 +44,7 @@ from lumiere_jax.inference.windowing import (
 )
 from lumiere_jax.parallel import multihost
 from lumiere_jax.parallel.backend import compiler_options
-from lumiere_jax.parallel.sharding import VIDEO, fit
+from lumiere_jax.parallel.sharding import VIDEO, fit_spec
 from lumiere_jax.stages.config import StageConfig
 from lumiere_jax.stages.denoiser import network_denoiser
 from lumiere_jax.typing import Cond, FlatParams, Video
@@ -409,7 +409,7 @@ def layout(tree: T, mesh: Mesh, *, divided: bool) -> T:
     divided: whether windows are dealt out; then frames are, else samples.
   """
   video = P(None, _WINDOWS, "space") if divided else VIDEO
-  spec = lambda x: fit(video, x.shape, mesh) if x.ndim == 5 else P()
+  spec = lambda x: fit_spec(video, x.shape, mesh) if x.ndim == 5 else P()
   return jax.tree.map(lambda x: NamedSharding(mesh, spec(x)), tree)
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from lumiere_jax.errors import UserError
 from lumiere_jax.parallel.mesh import BATCH
-from lumiere_jax.parallel.sharding import fit
+from lumiere_jax.parallel.sharding import fit_spec
 
 KERNELS = ("auto", "xla", "chunked", "flash", "cudnn")
 _ONLY_ON = {"flash": "tpu", "cudnn": "gpu"}
@@ -98,7 +98,7 @@ def _choose(query, own, shared, mask, bias, rows: str) -> str:
   k = sum(x.shape[-4] for x in (own, shared) if x is not None)
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty:
-    spec = fit(_SPECS[rows], query.shape, mesh)
+    spec = fit_spec(_SPECS[rows], query.shape, mesh)
     shards = lambda axes: math.prod(
       mesh.shape[i] for i in jax.tree.leaves(axes)
     )
@@ -271,7 +271,7 @@ def _on_each_device(
   args = (query, own, shared, mask, bias)
   if mesh.empty or mesh.size == 1 or not axes:
     return attention(*args)
-  fitted = lambda x, spec: None if x is None else fit(spec, x.shape, mesh)
+  fitted = lambda x, spec: None if x is None else fit_spec(spec, x.shape, mesh)
   specs = (_SPECS[rows], _SPECS[rows], P(BATCH), P(BATCH), P())
   specs = tuple(map(fitted, args, specs))
   return jax.shard_map(

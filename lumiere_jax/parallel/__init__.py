@@ -1,1 +1,1 @@
-"""Devices and processes: the mesh, sharding of batches and state."""
+"""Devices and processes: mesh, sharding, multi-host start, hardware facts."""

@@ -1,13 +1,12 @@
-"""Several processes become one run: the start and the end of jax.distributed.
+"""Start and end of multi-process runs (jax.distributed).
 
-Processes find each other, the first of these that applies:
+Processes find each other by the first of these that applies:
 
-1. by the flags or the environment: LUMIERE_COORDINATOR,
-   LUMIERE_NUM_PROCESSES and LUMIERE_PROCESS_ID (in an indexed Kubernetes job
-   JOB_COMPLETION_INDEX);
-2. by SLURM, by GKE's TPU environment, by the metadata of a Cloud TPU: JAX
-   reads these itself, here is only decided whether to ask it;
-3. not at all: a single process.
+1. options or environment: LUMIERE_COORDINATOR, LUMIERE_NUM_PROCESSES and
+   LUMIERE_PROCESS_ID (in an indexed Kubernetes job JOB_COMPLETION_INDEX);
+2. SLURM, GKE's TPU environment or Cloud TPU metadata: JAX reads these itself,
+   this module only decides whether to let it;
+3. otherwise: a single process.
 """
 
 import atexit
@@ -26,14 +25,13 @@ import jax
 from lumiere_jax.errors import UserError, option
 
 WAIT_S = 300.0
-"""Seconds that processes wait for each other at the start."""
-
+"""Seconds that processes wait for each other at start-up."""
 
 SLURM = (
   *("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS"),
   *("SLURM_PROCID", "SLURM_LOCALID"),
 )
-"""What JAX needs to know a SLURM step by; srun sets all of it."""
+"""Variables by which JAX recognises a SLURM step; srun sets all of them."""
 
 
 @contextlib.contextmanager
@@ -42,9 +40,9 @@ def joined(
   num_processes: int | None = None,
   process_id: int | None = None,
 ) -> Iterator[None]:
-  """Joins the other processes of a run for the block; see `start`.
+  """Joins the other processes for the duration of the block; see `start`.
 
-  A process that fails in the block ends without waiting for the others: they
+  A process that fails in the block exits without waiting for the others, which
   may be waiting for it.
   """
   start(coordinator, num_processes, process_id)
@@ -52,7 +50,7 @@ def joined(
     yield
   except BaseException as error:
     if jax.distributed.is_initialized():
-      atexit.register(_leave, 2 if isinstance(error, UserError) else 1)
+      atexit.register(_exit_now, 2 if isinstance(error, UserError) else 1)
     raise
   stop()
 
@@ -64,69 +62,70 @@ def start(
   *,
   wait_s: float = WAIT_S,
 ) -> bool:
-  """Joins the other processes; must come before anything touches a device.
+  """Joins the other processes; call it before any use of a device.
 
   Args:
-    coordinator: "HOST:PORT" where process 0 can be reached and listens; None:
-      found out, as are the next two. All three are given, or none.
+    coordinator: "HOST:PORT" at which process 0 listens; None: detected, as are
+      the next two. Give all three or none.
     num_processes: of the run, at least 1.
     process_id: of this process, from 0.
-    wait_s: seconds after which it is given up.
+    wait_s: timeout in seconds.
 
   Returns:
-    Whether there are others to join; if not, nothing was done.
+    Whether there are other processes; if not, nothing was done.
 
   Raises:
     UserError: the values are incomplete or wrong, the port is taken, or the
-      coordinator does not answer in time. (Process 0 is ended by JAX, with
-      exit code 134, where others do not come in time.)
+      coordinator does not answer in time. (If other processes do not come in
+      time, JAX ends process 0 with exit code 134.)
   """
   given = {
     "coordinator": coordinator,
     "num_processes": num_processes,
     "process_id": process_id,
   }
-  arguments = arguments_of_jax(given, os.environ)
-  if arguments is None:
+  args = initialize_args(given, os.environ)
+  if args is None:
     return False
-  if "coordinator_address" in arguments:
-    _check_coordinator(wait_s, **arguments)
+  if "coordinator_address" in args:
+    _check_coordinator(
+      args["coordinator_address"],
+      args["num_processes"],
+      args["process_id"],
+      wait_s,
+    )
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   try:
     jax.distributed.initialize(
-      **arguments, initialization_timeout=max(int(wait_s), 1)
+      **args, initialization_timeout=max(int(wait_s), 1)
     )
   except (ValueError, RuntimeError, OSError) as error:
     raise UserError(
-      "",
-      f"the other processes of the run were not found ({error})",
-      f"give {option('coordinator')}, {option('num_processes')} and "
-      f"{option('process_id')}, or, on a TPU that is alone, set "
+      option("coordinator"),
+      f"is not set, and the other processes were not found ({error})",
+      f"set {option('coordinator')}, {option('num_processes')} and "
+      f"{option('process_id')}, or, on a single-host TPU, "
       "TPU_SKIP_MDS_QUERY=1",
     ) from error
   return True
 
 
 def stop() -> None:
-  """Waits for the others to end as well; nothing where `start` did nothing."""
+  """Waits for the other processes to finish; harmless without `start`."""
   try:
     jax.distributed.shutdown()
-  except RuntimeError as error:  # the work is done: what is left is courtesy
+  except RuntimeError as error:  # the work is done: no reason to fail
     print(f"warning: leaving the other processes: {error}", file=sys.stderr)
 
 
-def arguments_of_jax(
+def initialize_args(
   given: Mapping[str, Any], environ: Mapping[str, str]
 ) -> dict[str, Any] | None:
   """Arguments for `jax.distributed.initialize`; None: a single process.
 
   Args:
-    given: flag -> value, None where it was not given: `coordinator`,
-      `num_processes`, `process_id`.
+    given: values of `coordinator`, `num_processes`, `process_id`, or None.
     environ: the environment.
-
-  Raises:
-    UserError: as `start`.
   """
   values = {
     name: environ.get(f"LUMIERE_{name.upper()}") if value is None else value
@@ -137,7 +136,7 @@ def arguments_of_jax(
   if any(value not in (None, "") for value in values.values()):
     return _explicit(values)
   if _tasks_of_slurm(environ) > 1:
-    # JAX gives a task of SLURM one GPU; a task alone on its node takes all.
+    # JAX gives a SLURM task one GPU; the only task of a node gets all of them.
     alone = re.fullmatch(
       r"1(\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "")
     )
@@ -149,19 +148,18 @@ def _explicit(values: Mapping[str, Any]) -> dict[str, Any]:
   missing = [k for k, value in values.items() if value in (None, "")]
   if missing:
     raise UserError(
-      "",
-      f"{option(missing[0])} (or LUMIERE_{missing[0].upper()}) is missing",
-      "processes that are started by hand need "
-      f"{option('coordinator')}=HOST:PORT, {option('num_processes')} "
-      f"and {option('process_id')}, or none of them",
+      option(missing[0]),
+      f"(or LUMIERE_{missing[0].upper()}) is missing",
+      f"set all of {option('coordinator', 'HOST:PORT')}, "
+      f"{option('num_processes')} and {option('process_id')}, or none",
     )
   count = _integer("num_processes", values["num_processes"], 1)
   number = _integer("process_id", values["process_id"], 0)
   if number >= count:
     raise UserError(
       option("process_id", number),
-      f"is too large for {option('num_processes')}={count}",
-      f"processes count from 0 to {count - 1}",
+      f"is too large for {option('num_processes', count)}",
+      f"use 0 to {count - 1}",
     )
   _address(values["coordinator"])
   return {
@@ -177,7 +175,9 @@ def _integer(name: str, value: Any, least: int) -> int:
     if int(value) >= least:
       return int(value)
   raise UserError(
-    option(name, value), f"must be a whole number from {least} on"
+    option(name, value),
+    "is not valid",
+    f"give a whole number of at least {least}",
   )
 
 
@@ -194,9 +194,9 @@ def _address(coordinator: str) -> tuple[str, int]:
 
 
 def _tasks_of_slurm(environ: Mapping[str, str]) -> int:
-  """Tasks of the step this process belongs to; 0: not one of SLURM's.
+  """Number of tasks of the SLURM step of this process; 0: no SLURM.
 
-  A shell that salloc opens has the tasks of the job, but is a step of one.
+  A shell opened by salloc sees the tasks of the job, but is a step of one.
   """
   if not all(name in environ for name in SLURM):
     return 0
@@ -204,7 +204,7 @@ def _tasks_of_slurm(environ: Mapping[str, str]) -> int:
 
 
 def _on_tpus(environ: Mapping[str, str]) -> bool:
-  """Whether TPUs are here, wanted, and perhaps those of several hosts."""
+  """Whether TPUs are present, enabled, and possibly on several hosts."""
   platforms = environ.get("JAX_PLATFORMS", "")
   if platforms and "tpu" not in platforms.split(","):
     return False
@@ -214,25 +214,19 @@ def _on_tpus(environ: Mapping[str, str]) -> bool:
   slices = environ.get("MEGASCALE_NUM_SLICES", "1")
   if "," in hosts or slices not in ("", "1"):
     return True
-  if "TPU_PROCESS_ADDRESSES_PATH" in environ:  # JAX 0.11.2 reads that file
+  if "TPU_PROCESS_ADDRESSES_PATH" in environ:  # read by JAX from 0.11.2
     return True
-  # JAX sets this, at its import, where the machine has no TPU chips.
+  # JAX sets this at import if the machine has no TPU chips.
   if environ.get("TPU_SKIP_MDS_QUERY") is not None:
     return False
   return importlib.util.find_spec("libtpu") is not None
 
 
 def _check_coordinator(
-  wait_s: float,
-  *,
-  coordinator_address: str,
-  num_processes: int,
-  process_id: int,
-  **others: Any,
+  address: str, num_processes: int, process_id: int, wait_s: float
 ) -> None:
-  """Tries the port: JAX would not raise, but end the process by a signal."""
-  del others
-  host, port = _address(coordinator_address)
+  """Tries the port: JAX would not raise, but abort the process."""
+  host, port = _address(address)
   if process_id == 0:
     with contextlib.closing(socket.socket()) as listener:
       listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -240,14 +234,14 @@ def _check_coordinator(
         listener.bind(("", port))
       except OSError as error:
         raise UserError(
-          f"{option('coordinator')}={coordinator_address}:",
+          f"{option('coordinator', address)}:",
           f"port {port} cannot be opened ({error.strerror})",
-          "take another",
+          "use another one",
         ) from error
     if num_processes > 1:
       print(
-        f"process 0 waits for {num_processes - 1} more at "
-        f"{coordinator_address}, at most {wait_s:g} s",
+        f"process 0 waits for {num_processes - 1} more at {address}, at most "
+        f"{wait_s:g} s",
         file=sys.stderr,
       )
     return
@@ -256,18 +250,18 @@ def _check_coordinator(
     try:
       socket.create_connection((host, port), timeout=5).close()
       return
-    except OSError as error:  # names of pods are known only after a while
+    except OSError as error:  # names of pods resolve only after a while
       if time.monotonic() > end:
         raise UserError(
-          option("coordinator", coordinator_address),
+          option("coordinator", address),
           f"did not answer within {wait_s:g} s ({error.strerror or error})",
-          "is process 0 running, and is this where it can be reached?",
+          "check that process 0 is running and can be reached there",
         ) from error
       time.sleep(min(0.5, wait_s))
 
 
-def _leave(code: int) -> None:
-  """Ends the process; JAX's own exit would first wait for the others."""
+def _exit_now(code: int) -> None:
+  """Exits at once; JAX's exit handler would wait for the other processes."""
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)

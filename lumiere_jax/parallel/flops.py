@@ -1,9 +1,8 @@
 """Floating-point operations of a computation, counted from its jaxpr.
 
-Matrix products and convolutions are counted, two operations for each
-multiply-add, as is usual for model FLOPs; everything else is small beside
-them. A compiler's own count takes the body of a loop once; here it is taken
-as often as it runs.
+Only matrix products and convolutions count, two operations per multiply-add,
+as is usual for model FLOPs. Loop bodies count as often as they run; a
+compiler's own cost analysis counts them once.
 """
 
 from collections.abc import Callable
@@ -17,14 +16,14 @@ from jax.extend import core
 def count_flops(function: Callable, *args: Any) -> int:
   """FLOPs of `function(*args)`; arguments may be shapes.
 
-  What the result does not depend on is not counted. What rematerialisation
-  computes a second time is: count a function that does without it.
+  Operations that the result does not depend on do not count; those that
+  rematerialisation repeats do.
   """
   return flops_of(jax.make_jaxpr(function)(*args))
 
 
 def flops_of(traced: core.ClosedJaxpr) -> int:
-  """`count_flops` of a function that is traced already."""
+  """`count_flops` of a traced function."""
   return _count(traced.jaxpr)
 
 
@@ -33,14 +32,14 @@ def _count(jaxpr: core.Jaxpr) -> int:
 
 
 def _needed(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
-  """Equations that the outputs depend on, in order."""
+  """The equations that the outputs depend on, in order."""
   variables = lambda atoms: {a for a in atoms if isinstance(a, core.Var)}
-  wanted = variables(jaxpr.outvars)
+  needed = variables(jaxpr.outvars)
   kept = []
   for equation in reversed(jaxpr.eqns):
-    if equation.effects or wanted & variables(equation.outvars):
+    if equation.effects or needed & variables(equation.outvars):
       kept.append(equation)
-      wanted |= variables(equation.invars)
+      needed |= variables(equation.invars)
   return kept[::-1]
 
 
@@ -58,13 +57,11 @@ def _count_equation(equation: core.JaxprEqn) -> int:
 
 def _inner(params: dict[str, Any]) -> list[core.Jaxpr]:
   """The jaxprs that an equation runs: of jit, scan, remat, custom rules."""
-  found = []
-  for value in params.values():
-    if isinstance(value, core.ClosedJaxpr):
-      found.append(value.jaxpr)
-    elif isinstance(value, core.Jaxpr):
-      found.append(value)
-  return found
+  closed = [
+    value.jaxpr if isinstance(value, core.ClosedJaxpr) else value
+    for value in params.values()
+  ]
+  return [value for value in closed if isinstance(value, core.Jaxpr)]
 
 
 def _dot(equation: core.JaxprEqn) -> int:
@@ -75,11 +72,11 @@ def _dot(equation: core.JaxprEqn) -> int:
 
 
 def _convolution(equation: core.JaxprEqn) -> int:
-  """Every output sums over kernel positions and the channels of a group."""
+  """Each output sums over kernel positions and the channels of a group."""
   numbers = equation.params["dimension_numbers"]
   kernel = equation.invars[1].aval
   outputs = kernel.shape[numbers.rhs_spec[0]]
   per_output = kernel.size // outputs
-  # Where the batch is in groups (gradients of kernels of grouped convolutions)
-  # the kernel's channels are already those of one group.
+  # With batch groups (kernel gradients of grouped convolutions), the kernel's
+  # channels are already those of one group.
   return 2 * equation.outvars[0].aval.size * per_output

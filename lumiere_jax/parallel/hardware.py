@@ -1,8 +1,8 @@
-"""What accelerators can do at most.
+"""Peak figures of accelerators.
 
-TPUs by the Cloud TPU documentation of each version; it gives the traffic of
-links between chips either one way (1600 Gbit/s of a v5e) or both ways added
-(1200 GB/s of a v5p): here it is one way. NVIDIA's by its data sheets, dense.
+TPUs: from the Cloud TPU documentation of each version, which gives link
+bandwidth either one way (1600 Gbit/s of a v5e) or both ways added (1200 GB/s of
+a v5p); here it is one way. NVIDIA: from data sheets, without sparsity.
 """
 
 import dataclasses
@@ -15,15 +15,14 @@ class Chip:
   """One device as JAX counts them; a TPU7x chip is two.
 
   Attributes:
-    flops: bfloat16 operations a second.
-    hbm_bytes: memory a program may use: what the TPU compiler says when one
-      needs more, which is less than the data sheet; of GPUs, the data sheet.
-    hbm_bandwidth: bytes a second between memory and device.
-    ici_bandwidth: bytes a second that it can send to other chips of its
-      slice, over all its links together; of GPUs, by NVLink.
-    dcn_bandwidth: bytes a second that it can send to other slices: its share
-      of the network cards of its host. Not told for v4, where one card of
-      200 Gbit/s for four chips is assumed.
+    flops: bfloat16 operations per second.
+    hbm_bytes: memory available to a program: of TPUs, the limit that the
+      compiler enforces, which is below the data sheet; of GPUs, the data sheet.
+    hbm_bandwidth: bytes per second between memory and device.
+    ici_bandwidth: bytes per second to other chips of the slice, over all links
+      together; of GPUs, over NVLink.
+    dcn_bandwidth: bytes per second to other slices: the share of the host's
+      network cards. Undocumented for v4: assumes 200 Gbit/s per four chips.
   """
 
   flops: float
@@ -33,102 +32,50 @@ class Chip:
   dcn_bandwidth: float
 
 
-_V4 = Chip(
-  flops=275e12,
-  hbm_bytes=30.75 * GIB,
-  hbm_bandwidth=1200 * GB,
-  ici_bandwidth=300 * GB,
-  dcn_bandwidth=6.25 * GB,
-)
+def _chip(
+  tflops: float, hbm_bytes: float, hbm: float, ici: float, dcn: float
+) -> Chip:
+  """A chip by TFLOP/s, bytes of memory, and bandwidths in GB/s."""
+  return Chip(
+    flops=tflops * 1e12,
+    hbm_bytes=hbm_bytes,
+    hbm_bandwidth=hbm * GB,
+    ici_bandwidth=ici * GB,
+    dcn_bandwidth=dcn * GB,
+  )
 
 
-_V5E = Chip(
-  flops=197e12,
-  hbm_bytes=15.75 * GIB,
-  hbm_bandwidth=819 * GB,
-  ici_bandwidth=200 * GB,
-  dcn_bandwidth=3.125 * GB,
-)
-
-
-_V5P = Chip(
-  flops=459e12,
-  hbm_bytes=95.74 * GIB,
-  hbm_bandwidth=2765 * GB,
-  ici_bandwidth=600 * GB,
-  dcn_bandwidth=6.25 * GB,
-)
-
-
-_V6E = Chip(
-  flops=918e12,
-  hbm_bytes=31.25 * GIB,
-  hbm_bandwidth=1638 * GB,
-  ici_bandwidth=400 * GB,
-  dcn_bandwidth=12.5 * GB,
-)
-
-
-_V7X = Chip(
-  flops=1153.5e12,
-  hbm_bytes=94.75 * GIB,
-  hbm_bandwidth=3690 * GB,
-  ici_bandwidth=300 * GB,
-  dcn_bandwidth=6.25 * GB,
-)
-
-
-_A100 = Chip(
-  flops=312e12,
-  hbm_bytes=80 * GB,
-  hbm_bandwidth=2039 * GB,
-  ici_bandwidth=300 * GB,
-  dcn_bandwidth=25 * GB,
-)
-
-
-_H100 = Chip(
-  flops=989e12,
-  hbm_bytes=80 * GB,
-  hbm_bandwidth=3350 * GB,
-  ici_bandwidth=450 * GB,
-  dcn_bandwidth=50 * GB,
-)
-
+_V5E = _chip(197, 15.75 * GIB, 819, 200, 3.125)
+_V5P = _chip(459, 95.74 * GIB, 2765, 600, 6.25)
+_V6E = _chip(918, 31.25 * GIB, 1638, 400, 12.5)
 
 CHIPS = {
-  "TPU v4": _V4,
+  "TPU v4": _chip(275, 30.75 * GIB, 1200, 300, 6.25),
   "TPU v5 lite": _V5E,
   "TPU v5e": _V5E,
   "TPU v5": _V5P,
   "TPU v5p": _V5P,
   "TPU v6 lite": _V6E,
   "TPU v6e": _V6E,
-  "TPU7x": _V7X,
-  "NVIDIA A100": _A100,
-  "NVIDIA H100": _H100,
-  "NVIDIA H200": dataclasses.replace(
-    _H100, hbm_bytes=141 * GB, hbm_bandwidth=4800 * GB
-  ),
+  "TPU7x": _chip(1153.5, 94.75 * GIB, 3690, 300, 6.25),
+  "NVIDIA A100": _chip(312, 80 * GB, 2039, 300, 25),
+  "NVIDIA H100": _chip(989, 80 * GB, 3350, 450, 50),
+  "NVIDIA H200": _chip(989, 141 * GB, 4800, 450, 50),
 }
-"""By the names that JAX gives devices."""
-
-
-PEAK_FLOPS = {name: chip.flops for name, chip in CHIPS.items()}
-"""Device kind -> bfloat16 operations a second, of one device."""
+"""By JAX's names of device kinds."""
 
 
 def chip(device_kind: str) -> Chip | None:
-  """A device by the name JAX gives it; None: not known (a CPU).
+  """A device by JAX's name of its kind; None: unknown (a CPU).
 
-  The longest name that `device_kind` begins with counts, so that 'NVIDIA H100
-  80GB HBM3' is an H100 and 'TPU v5 lite' no v5p.
+  The longest matching prefix counts: 'NVIDIA H100 80GB HBM3' is an H100, and
+  'TPU v5 lite' is not a v5p.
   """
   names = [name for name in CHIPS if device_kind.startswith(name)]
   return CHIPS[max(names, key=len)] if names else None
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """Peak of a device by the name JAX gives it; None: not known (a CPU)."""
+  """Bfloat16 operations per second of a device; None: unknown (a CPU)."""
   found = chip(device_kind)
   return found and found.flops

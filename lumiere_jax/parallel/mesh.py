@@ -1,4 +1,4 @@
-"""The device mesh: which chips share samples, weights and rows of pixels."""
+"""The device mesh: axes for samples, weights and rows of pixels."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -13,22 +13,21 @@ from lumiere_jax.errors import UserError, check_least
 
 AXES = ("data", "fsdp", "space")
 
-
 BATCH = ("data", "fsdp")
-"""Axes that the samples of a batch are spread over."""
+"""Axes that a batch is sharded over."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-  """How many ways a run is spread over its devices; one may be -1: the rest.
+  """Sizes of the mesh axes; one may be -1: all remaining devices.
 
   Attributes:
-    data: groups of devices that hold all weights among them and take samples
-      of their own. In sampling, windows of a long video are spread over it.
-      Slices that only a data-centre network joins are parts of this axis.
-    fsdp: devices in such a group: each keeps a part of all weights, moments
-      and averages, and takes samples of its own.
-    space: devices that share one sample, each with some rows of its pixels.
+    data: data parallelism: groups of devices with a full copy of the weights.
+      In sampling, windows of a long video are sharded over it. Slices joined
+      by a data-centre network are parts of this axis.
+    fsdp: devices in such a group: each holds a shard of weights, moments and
+      averages, and has samples of its own.
+    space: devices that share a sample, each with some rows of its pixels.
   """
 
   data: int = -1
@@ -40,8 +39,8 @@ class MeshConfig:
     if sizes.count(-1) > 1:
       raise UserError(
         "config.mesh:",
-        f"{_words(sizes)}",
-        "only one of them can be -1, the rest",
+        f"{_format(sizes)} has more than one -1",
+        "set at most one axis to -1",
       )
     given = [name for name in AXES if getattr(self, name) != -1]
     check_least(self, "config.mesh", given, least=1)
@@ -51,21 +50,18 @@ class MeshConfig:
     """In the order of `AXES`."""
     return tuple(getattr(self, name) for name in AXES)
 
-  def filled(self, count: int) -> tuple[int, ...]:
-    """Sizes of the axes over `count` devices, -1 filled in.
-
-    Raises:
-      UserError: they do not come to that many.
-    """
+  def resolve(self, count: int) -> tuple[int, ...]:
+    """Sizes of the axes over `count` devices, with -1 replaced."""
     known = math.prod(size for size in self.sizes if size != -1)
     rest = max(1, count // known)
     sizes = tuple(rest if size == -1 else size for size in self.sizes)
     if math.prod(sizes) != count:
       raise UserError(
         "config.mesh:",
-        f"{_words(self.sizes)} does not come to the {count} devices there are",
-        "set one of them to -1, and the others to numbers whose "
-        f"product divides {count}",
+        f"{_format(self.sizes)} does not multiply to the {count} available "
+        "devices",
+        "set one axis to -1, and the others to sizes whose product divides "
+        f"{count}",
       )
     return sizes
 
@@ -73,18 +69,16 @@ class MeshConfig:
 def make_mesh(
   config: MeshConfig = MeshConfig(), devices: Sequence | None = None
 ) -> Mesh:
-  """A mesh over devices of all processes; slow links are on the data axis.
+  """A mesh over the devices of all processes.
+
+  The data axis goes over the slowest links.
 
   Args:
     config: sizes of the axes.
-    devices: by default all there are; those of a described topology, say.
-
-  Raises:
-    UserError: the sizes do not come to the number of devices, or `data` is not
-      shared equally by the slices there are.
+    devices: by default all available; may be those of a described topology.
   """
   devices = list(jax.devices() if devices is None else devices)
-  sizes = config.filled(len(devices))
+  sizes = config.resolve(len(devices))
   slices = len({getattr(device, "slice_index", 0) for device in devices})
   if slices == 1:
     array = _one_slice(sizes, devices)
@@ -92,8 +86,8 @@ def make_mesh(
     if sizes[0] % slices:
       raise UserError(
         f"config.mesh.data={sizes[0]}",
-        f"is not shared equally by {slices} slices, which are parts of it",
-        f"take a multiple of {slices}",
+        f"does not divide among {slices} slices",
+        f"use a multiple of {slices}",
       )
     array = mesh_utils.create_hybrid_device_mesh(
       (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices
@@ -102,12 +96,12 @@ def make_mesh(
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
-  """Raises a UserError where a micro-batch does not divide.
+  """Raises a UserError where a micro-batch does not divide among devices.
 
   Args:
-    batch_size: clips a step, of all hosts and micro-batches.
-    accumulate: micro-batches.
-    mesh: that they are spread over.
+    batch_size: clips per step, of all hosts and micro-batches.
+    accumulate: micro-batches per step.
+    mesh: of the devices.
   """
   shares = math.prod(mesh.shape[axis] for axis in BATCH)
   if batch_size % (shares * accumulate):
@@ -115,19 +109,19 @@ def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
     raise UserError(
       f"config.train.batch_size={batch_size}",
       f"does not divide among {shares} devices{parts}",
-      f"take a multiple of {shares * accumulate}, or let more devices "
-      "share a clip with config.mesh.space",
+      f"use a multiple of {shares * accumulate}, or let more devices share a "
+      "clip with config.mesh.space",
     )
 
 
 def _one_slice(sizes: tuple[int, ...], devices: list) -> np.ndarray:
-  """Neighbours on the mesh are neighbours on the wires, where there are any."""
+  """Mesh neighbours are physical neighbours, where JAX knows how."""
   try:
     return mesh_utils.create_device_mesh(sizes, devices)
   except (NotImplementedError, ValueError, AssertionError):
-    # No such arrangement of the wires is known: any order is right.
+    # Unknown topology: any order works.
     return np.asarray(devices).reshape(sizes)
 
 
-def _words(sizes: Sequence[int]) -> str:
+def _format(sizes: Sequence[int]) -> str:
   return ", ".join(f"{k}={v}" for k, v in zip(AXES, sizes, strict=True))

@@ -12,22 +12,22 @@ from lumiere_jax.parallel.mesh import BATCH
 
 
 def is_primary() -> bool:
-  """Whether this process is the one that writes what is written once."""
+  """Whether this is process 0, which alone writes shared files."""
   return jax.process_index() == 0
 
 
 def barrier(what: str) -> None:
-  """Returns when every process is here.
+  """Waits for all processes.
 
   Args:
-    what: they are waiting for; a name that no two places share.
+    what: a unique name of this barrier.
   """
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)
 
 
 def broadcast_flag(value: bool) -> bool:
-  """The first process's value; every process has to call."""
+  """Process 0's value; all processes must call it."""
   if jax.process_count() == 1:
     return value
   return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
@@ -37,17 +37,17 @@ T = TypeVar("T")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The same value on every device."""
+  """A full copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def by_sample(mesh: Mesh) -> NamedSharding:
-  """Axis 0, the samples, spread: batches."""
+  """Axis 0, the samples, sharded over the batch axes."""
   return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def places(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
-  """Which clips of a batch this process has to load: those of its devices."""
+def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
+  """Indices of the clips of a batch that are on this process's devices."""
   indices = by_sample(mesh).addressable_devices_indices_map((batch_size,))
   found = {k for (rows,) in indices.values() for k in range(batch_size)[rows]}
   return tuple(sorted(found))
@@ -56,37 +56,35 @@ def places(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
 def to_devices(
   mesh: Mesh, batch: Mapping[str, np.ndarray], batch_size: int
 ) -> dict[str, jax.Array]:
-  """This process's clips of a batch -> the whole batch, spread over samples.
+  """This process's clips of a batch -> the whole batch, sharded by sample.
 
   Args:
     mesh: of all processes.
-    batch: arrays whose rows are the clips at `places`.
+    batch: arrays of the clips at `local_rows`.
     batch_size: of all processes together.
   """
   sharding = by_sample(mesh)
-  row = {place: k for k, place in enumerate(places(mesh, batch_size))}
+  local = {row: k for k, row in enumerate(local_rows(mesh, batch_size))}
 
-  def spread(rows: np.ndarray) -> jax.Array:
+  def shard(array: np.ndarray) -> jax.Array:
     def part(index: tuple[slice, ...]) -> np.ndarray:
-      wanted = range(batch_size)[index[0]]
-      return rows[row[wanted[0]] : row[wanted[-1]] + 1]
+      rows = range(batch_size)[index[0]]
+      return array[local[rows[0]] : local[rows[-1]] + 1]
 
-    shape = (batch_size, *rows.shape[1:])
+    shape = (batch_size, *array.shape[1:])
     return jax.make_array_from_callback(shape, sharding, part)
 
-  return {name: spread(rows) for name, rows in batch.items()}
+  return {name: shard(array) for name, array in batch.items()}
 
 
 def lay_out(tree: T, shardings: Any) -> T:
-  """The same values laid out so; what is on a host is the same on every one.
+  """Moves a tree of arrays to the given shardings, one for each leaf.
 
-  Args:
-    tree: of arrays, on hosts or on devices.
-    shardings: one for each leaf.
+  Host arrays must be the same in all processes.
   """
 
   def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    if sharding.is_fully_addressable or _is_of_many_hosts(leaf):
+    if sharding.is_fully_addressable or _spans_hosts(leaf):
       return jax.device_put(leaf, sharding)
     leaf = np.asarray(leaf)
     return jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__)
@@ -95,12 +93,12 @@ def lay_out(tree: T, shardings: Any) -> T:
 
 
 def replicate(mesh: Mesh, tree: T) -> T:
-  """The same values, whole on every device."""
+  """Copies a tree to every device."""
   return lay_out(tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
 
 def abstract(tree: T, shardings: Any) -> T:
-  """Shapes and dtypes of a tree, as if it lay so."""
+  """Shapes and dtypes of a tree, with shardings."""
   return jax.tree.map(
     lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
     tree,
@@ -109,15 +107,15 @@ def abstract(tree: T, shardings: Any) -> T:
 
 
 def to_host(tree: T) -> T:
-  """Whole values as numpy, one leaf at a time; every process has to call."""
+  """Gathers a tree as numpy, one leaf at a time; all processes must call it."""
 
   def fetch(leaf: Any) -> np.ndarray:
-    if _is_of_many_hosts(leaf):
+    if _spans_hosts(leaf):
       return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
     return np.asarray(jax.device_get(leaf))
 
   return jax.tree.map(fetch, tree)
 
 
-def _is_of_many_hosts(leaf: Any) -> bool:
+def _spans_hosts(leaf: Any) -> bool:
   return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable

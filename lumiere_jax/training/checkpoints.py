@@ -1,4 +1,4 @@
-"""Checkpoints to resume from (Orbax), and the frozen weights beside them."""
+"""Orbax checkpoints and frozen weights of a run."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -18,29 +18,24 @@ from lumiere_jax.parallel.multihost import barrier, is_primary
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.atomic import require_space
 from lumiere_jax.training.config import TrainConfig
-from lumiere_jax.training.optimizer import CountedApart, counted_as
+from lumiere_jax.training.optimizer import SeparateCount, match_counts
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.typing import FlatParams
 
 _COUNTS = ("step", "skipped", "skipped_in_a_row")
+_MARGIN = 2**20  # Bytes for metadata of a checkpoint and a bundle.
 
-
-_MARGIN = 2**20  # Bytes for all that a checkpoint and a bundle hold besides.
-
-
-# What Orbax and TensorStore raise where files are cut short or missing.
-_DAMAGE = (ValueError, OSError, KeyError, TypeError)
-
-
+# What Orbax and TensorStore raise for truncated or missing files.
+_DAMAGE_ERRORS = (ValueError, OSError, KeyError, TypeError)
 _DAMAGED = "damaged-"
 
 
 class Checkpoints:
-  """The newest states of a run and the best ones.
+  """The newest checkpoints of a run and the best ones.
 
-  A state is complete or absent: Orbax writes it under a temporary name in the
-  background and renames it. Frozen weights are in none of them; `save_frozen`
-  keeps them once, named by their content.
+  Orbax writes a checkpoint in the background under a temporary name and renames
+  it when complete. Frozen weights are not in it: `save_frozen` writes them
+  once, named by a hash of their content.
   """
 
   def __init__(self, workdir: Path, config: TrainConfig):
@@ -54,31 +49,31 @@ class Checkpoints:
     kept = [policies.LatestN(config.keep), best]
     self._folder = (workdir / "checkpoints").resolve()
     if is_primary():
-      self._set_aside_without_metrics()
+      self._set_aside_unreadable_metrics()
     barrier("checkpoints")
     self._manager = ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policies.AnyPreservationPolicy(kept),
-        best_fn=quality,  # without which metrics are not written
+        best_fn=quality,  # Orbax writes metrics only if it is set
         enable_async_checkpointing=True,
-        cleanup_tmp_directories=True,  # what a killed run began to write
+        cleanup_tmp_directories=True,  # left by a killed run
       ),
     )
 
   def save(
     self, state: TrainState, frozen: str, held_out: float | None = None
   ) -> None:
-    """Starts saving, unless this step is saved.
+    """Starts saving, unless this step is already saved.
 
     Args:
       state: to save.
-      frozen: what `save_frozen` returned.
-      held_out: its held-out loss, where that was just measured.
+      frozen: the name returned by `save_frozen`.
+      held_out: the held-out loss at this step, if it was measured.
     """
     if self._manager.latest_step() == int(state.step):
       return
-    # Weights and average twice: once more in the bundle that comes with it.
+    # The average counts twice: it is also written to the bundle.
     require_space(
       self._folder,
       _MARGIN
@@ -89,7 +84,7 @@ class Checkpoints:
       "trainable": _shapes(state.trainable),
       "opt_state": _shapes(_opt_leaves(state)),
     }
-    with self._telling_what_failed():
+    with self._save_errors_as_user_errors():
       self._manager.save(
         int(state.step),
         args=ocp.args.Composite(
@@ -100,23 +95,22 @@ class Checkpoints:
       )
 
   def restore(self, abstract: TrainState) -> tuple[TrainState, str] | None:
-    """The newest state, laid out as `abstract` says, and its frozen name.
+    """The newest state and the name of its frozen weights, or None.
 
-    A checkpoint that is damaged is set aside, with a word, for the one before
-    it.
+    A damaged checkpoint is set aside, and the one before it is restored.
 
-    Returns:
-      None: there is no checkpoint.
+    Args:
+      abstract: shapes and shardings to restore to.
 
     Raises:
-      UserError: it was saved by another config (differing leaves are named),
-        or all there are are damaged.
+      UserError: it was saved with another config (differing leaves are named),
+        or all checkpoints are damaged.
     """
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
       try:
         return self._restore(abstract, step)
-      except _DAMAGE as error:
+      except _DAMAGE_ERRORS as error:
         if is_primary():
           self._set_aside(step, error)
         barrier(f"damaged {step}")
@@ -125,13 +119,14 @@ class Checkpoints:
       raise UserError(
         f"{self._folder}:",
         "every checkpoint is damaged",
-        "start anew with config.resume=false, from bundle/ if that is whole",
+        "start a new run with config.resume=false, from bundle/ if that is "
+        "intact",
       )
     return None
 
   def _restore(self, abstract: TrainState, step: int) -> tuple[TrainState, str]:
     about = self._read(step, about=ocp.args.JsonRestore())["about"]
-    saved = _counted_as_saved(about, abstract)
+    saved = _match_saved_counts(about, abstract)
     _check_config(about, saved, step)
     target = ocp.args.StandardRestore(_to_tree(saved))
     tree = self._read(step, state=target)["state"]
@@ -141,7 +136,7 @@ class Checkpoints:
       **{name: tree[name] for name in _COUNTS},
       trainable=flatten(tree["trainable"]),
       ema=flatten(tree["ema"]),
-      opt_state=counted_as(opt_state, abstract.opt_state),
+      opt_state=match_counts(opt_state, abstract.opt_state),
     )
     return state, about["frozen"]
 
@@ -156,13 +151,13 @@ class Checkpoints:
     )
     (self._folder / str(step)).rename(self._folder / name)
 
-  def _set_aside_without_metrics(self) -> None:
-    """Orbax opens no folder in which it cannot read every step's metrics."""
-    for step in self._whole_steps():
+  def _set_aside_unreadable_metrics(self) -> None:
+    """Orbax cannot open a folder unless it can read every step's metrics."""
+    for step in self._complete_steps():
       path = self._folder / str(step) / "metrics" / "metrics"
       try:
         json.loads(path.read_text() if path.parent.exists() else "{}")
-      except _DAMAGE as error:
+      except _DAMAGE_ERRORS as error:
         self._set_aside(step, error)
 
   def _read(self, step: int, **items: Any) -> Any:
@@ -173,7 +168,7 @@ class Checkpoints:
     return self._frozen / name
 
   def save_frozen(self, frozen: FlatParams) -> str:
-    """Writes frozen weights unless they are there; returns the file's name."""
+    """Writes frozen weights unless the file exists; returns its name."""
     if not frozen:
       return ""
     name = f"{fingerprint(frozen)}.safetensors"
@@ -183,37 +178,32 @@ class Checkpoints:
     return name
 
   def load_frozen(self, name: str) -> FlatParams:
-    """The inverse of `save_frozen`."""
+    """Reads what `save_frozen` wrote."""
     return safetensors.load(self.frozen_path(name)) if name else {}
 
   def close(self) -> None:
-    """Waits until everything is on disk.
-
-    Raises:
-      UserError: what was being saved could not be written.
-    """
-    with self._telling_what_failed():
+    """Waits until everything is on disk."""
+    with self._save_errors_as_user_errors():
       self._manager.wait_until_finished()
     self._manager.close()
 
   @contextlib.contextmanager
-  def _telling_what_failed(self) -> Iterator[None]:
-    """Orbax writes in the background, and says later that it could not."""
+  def _save_errors_as_user_errors(self) -> Iterator[None]:
+    """Orbax writes in the background and raises at a later call."""
     try:
       yield
-    except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+    except (OSError, ValueError) as error:  # TensorStore raises ValueErrors
       cause = str(error).rpartition(": ")[2].partition(" [")[0]
-      whole = self._whole_steps()
+      steps = self._complete_steps()
       raise UserError(
         f"{self._folder}:",
         f"a checkpoint cannot be written ({cause})",
-        "see to it that there is room and that you may write there, "
-        "then run the same command again: it goes on from "
-        f"{f'step {max(whole)}' if whole else 'the start'}",
+        "check permissions and free space, then run the same command again: "
+        f"it resumes from {f'step {max(steps)}' if steps else 'the start'}",
       ) from error
 
-  def _whole_steps(self) -> list[int]:
-    """Steps whose checkpoints are complete, by what lies on the disk."""
+  def _complete_steps(self) -> list[int]:
+    """Steps whose checkpoints on disk are complete."""
     if not self._folder.is_dir():
       return []
     names = [path.name for path in self._folder.iterdir()]
@@ -221,7 +211,7 @@ class Checkpoints:
 
 
 def _to_tree(state: TrainState) -> dict[str, Any]:
-  """Plain nested dicts, which is what Orbax stores most plainly."""
+  """The state as nested dicts, for Orbax."""
   return {
     **{name: getattr(state, name) for name in _COUNTS},
     "trainable": unflatten(state.trainable),
@@ -231,7 +221,7 @@ def _to_tree(state: TrainState) -> dict[str, Any]:
 
 
 def _opt_leaves(state: TrainState) -> FlatParams:
-  """The optimizer's leaves by their number."""
+  """The optimizer's leaves by number."""
   return {
     f"{i:04d}": leaf for i, leaf in enumerate(jax.tree.leaves(state.opt_state))
   }
@@ -241,22 +231,22 @@ def _shapes(flat: FlatParams) -> dict[str, list[int]]:
   return {name: list(leaf.shape) for name, leaf in flat.items()}
 
 
-def _counted_as_saved(
+def _match_saved_counts(
   about: Mapping[str, Any], abstract: TrainState
 ) -> TrainState:
-  """The state with a count of added leaves if the checkpoint has one."""
+  """The state with a separate count exactly if the checkpoint has one."""
   state, count = abstract.opt_state, abstract.step
-  apart = isinstance(state, CountedApart)
-  other = state.state if apart else CountedApart(state, count)
+  separate = isinstance(state, SeparateCount)
+  other = state.state if separate else SeparateCount(state, count)
   changed = abstract.replace(opt_state=other)
-  as_saved = about["opt_state"] == _shapes(_opt_leaves(changed))
-  return changed if as_saved else abstract
+  matches = about["opt_state"] == _shapes(_opt_leaves(changed))
+  return changed if matches else abstract
 
 
 def _check_config(
   about: Mapping[str, Any], abstract: TrainState, step: int
 ) -> None:
-  """Raises a UserError where a checkpoint is not of this config."""
+  """Raises a UserError where a checkpoint was saved with another config."""
   name = f"checkpoint {step} of this workdir"
   saved = {
     k: jax.ShapeDtypeStruct(shape, "float32")
@@ -267,6 +257,6 @@ def _check_config(
     raise UserError(
       name,
       "was made with another config.train.optimizer, weight_decay or decay",
-      "use those it was trained with, or start anew from its bundle "
-      "(config.init_from) in another workdir",
+      "use the same ones, or start from its bundle (config.init_from) in "
+      "another workdir",
     )

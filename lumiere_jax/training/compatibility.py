@@ -1,4 +1,4 @@
-"""What gives weights their meaning, checked where a run starts or resumes."""
+"""Checks that a config means the same as the weights it starts from."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -16,27 +16,20 @@ from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.metric_logger import JsonLines
 
 RUNS = "runs.jsonl"
-
-
 SCRATCH = "scratch"
-
-
 EVERYTHING = ".*"
 
-
-# What weights mean and their shapes do not show.
+# Settings that change what weights compute, but not their shapes.
 _NETWORK = (
   *("noise_embedding", "noise_embedding_shift", "low_resolution", "mask_text"),
   *("activation", "norm_groups", "head_dim", "pool_heads", "skip_scale"),
   *("activate_embedding_once", "patch"),
 )
 
-
-# What frozen layers were trained to put out, and for which text.
+# What frozen layers were trained to predict, and for which null text.
 _TASK = ("prediction", "null_text")
 
-
-# What a run cannot change on the way. Weights of losses and dropout it can.
+# What cannot change within a run. Loss weights and dropout can.
 _FIXED = {
   "diffusion": (
     *("schedule", "noise", "noise_mean", "noise_std", "log_snr_min"),
@@ -48,20 +41,20 @@ _FIXED = {
 
 
 def last_run(workdir: Path) -> dict[str, Any]:
-  """What `runs.jsonl` says of the last start of the run in a workdir, or {}."""
+  """The newest record in `runs.jsonl`, or {}."""
   records = JsonLines(workdir / RUNS).read()
   return records[-1] if records else {}
 
 
-def settle_shift(
+def set_auto_shift(
   experiment: Experiment, source: StageConfig | None = None
 ) -> Experiment:
-  """The experiment with the number that a shift of 'auto' stands for.
+  """The experiment, with the number that a shift of 'auto' stands for.
 
   Args:
-    experiment: of which the clips' frames and pixels count.
-    source: the model it starts from. None: of a stage that starts from another,
-      an unshifted picture model of the same pixels; of others, none.
+    experiment: its frames and pixels count.
+    source: the model it starts from. None: for a stage with a parent, an
+      unshifted image model at the same resolution; for others, none.
   """
   if experiment.diffusion.shift != AUTO:
     return experiment
@@ -75,10 +68,8 @@ def settle_shift(
   return _with_shift(experiment, round(shift, 4))
 
 
-def recorded_shift(
-  experiment: Experiment, run: Mapping[str, Any]
-) -> Experiment:
-  """The same, as the run that is resumed settled it; says so."""
+def restore_shift(experiment: Experiment, run: Mapping[str, Any]) -> Experiment:
+  """The same with the number recorded by the run that is resumed."""
   shift = run.get("config", {}).get("diffusion", {}).get("shift")
   if experiment.diffusion.shift != AUTO or shift is None:
     return experiment
@@ -96,12 +87,12 @@ def _with_shift(experiment: Experiment, shift: float) -> Experiment:
 
 
 def check_source(experiment: Experiment, source: StageConfig) -> None:
-  """Raises a UserError where the weights to start from mean something else.
+  """Raises a UserError where the source's weights mean something else.
 
   Args:
-    experiment: that starts from them. Where all layers train, it may take up
-      another prediction or null text.
-    source: what they were trained as.
+    experiment: starts from them. If all layers train, prediction and null text
+      may differ.
+    source: the config they were trained with.
   """
   checked = {"model": _NETWORK}
   if experiment.train.trainable != EVERYTHING or experiment.lora.rank:
@@ -116,18 +107,17 @@ def check_source(experiment: Experiment, source: StageConfig) -> None:
   if differing:
     raise UserError(
       f"config.init_from={experiment.init_from}",
-      f"was trained as something else than this stage: {'; '.join(differing)}",
-      "set these as they are there",
+      f"was trained with other settings: {'; '.join(differing)}",
+      "use the same ones",
     )
 
 
 def check_resumed(experiment: Experiment, run: Mapping[str, Any]) -> None:
-  """Raises a UserError where a run goes on as something else than it began.
+  """Raises a UserError where a fixed setting of a run has changed.
 
   Args:
-    experiment: as it is to go on.
-    run: what `last_run` says of it; what an older version did not record is
-      not compared.
+    experiment: to resume with.
+    run: the `last_run`; what an older version did not record is not compared.
   """
   before = upgrade_format_1(run.get("config", {}))
   now = dataclasses.asdict(experiment)
@@ -137,30 +127,26 @@ def check_resumed(experiment: Experiment, run: Mapping[str, Any]) -> None:
     for key in keys
     if key in before.get(part, {}) and now[part][key] != before[part][key]
   ]
-  if "init_from" in before and not _same_source(
-    experiment.init_from, before["init_from"]
-  ):
-    differing.append(
-      ("config.init_from", experiment.init_from, before["init_from"])
-    )
+  source, old_source = experiment.init_from, before.get("init_from")
+  if old_source is not None and not _same_source(source, old_source):
+    differing.append(("config.init_from", source, old_source))
   if differing:
-    said = "; ".join(f"{k} is {a!r} and was {b!r}" for k, a, b in differing)
+    changes = "; ".join(f"{k} is {a!r} and was {b!r}" for k, a, b in differing)
     raise UserError(
-      "",
-      "this config differs from the one the run in the workdir began "
-      f"with: {said}",
-      "give what it began with, or config.resume=false to begin anew",
+      "config",
+      f"differs from that of the run in the workdir: {changes}",
+      "use the old values, or set config.resume=false to start a new run",
     )
 
 
-def check_same_encoder(identity: str, run: Mapping[str, Any]) -> None:
-  """Raises a UserError where a resumed run has another text encoder now."""
+def check_text_encoder(identity: str, run: Mapping[str, Any]) -> None:
+  """Raises a UserError where the text encoder of a run has changed."""
   if identity != run.get("text_encoder", identity):
     raise UserError(
       "config.text",
-      "names another text encoder than the run in the workdir began with",
-      "give the same tokenizer and weights, or config.resume=false "
-      "to begin anew",
+      "names another text encoder than that of the run in the workdir",
+      "use the same tokenizer and weights, or set config.resume=false to "
+      "start a new run",
     )
 
 
@@ -171,10 +157,10 @@ def _same_source(a: str, b: str) -> bool:
   return Path(a).resolve() == Path(b).resolve()
 
 
-def finished_at(experiment: Experiment, workdir: Path) -> int | None:
-  """The last step of a run that has taken all of them; None: there are more.
+def finished_step(experiment: Experiment, workdir: Path) -> int | None:
+  """The last step of a finished run; None if there is work left.
 
-  A run killed between its last checkpoint and its bundle has more to do.
+  A run killed between its last checkpoint and its bundle is not finished.
   """
   folders = (workdir / "checkpoints").iterdir()
   latest = max((int(p.name) for p in folders if p.name.isdigit()), default=0)

@@ -1,4 +1,4 @@
-"""The experiment: a locked ConfigDict checked once into dataclasses."""
+"""The training config: a ConfigDict, validated into frozen dataclasses."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -11,6 +11,7 @@ from lumiere_jax.models.config import UNetConfig
 from lumiere_jax.models.t5 import DTYPES
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.stages.config import (
+  CONDITIONAL,
   PARENTS,
   DiffusionConfig,
   SamplingConfig,
@@ -19,31 +20,27 @@ from lumiere_jax.stages.config import (
 )
 
 OPTIMIZERS = ("adam", "adafactor", "muon", "sgd")
-
-
 DECAYS = ("constant", "cosine", "rsqrt")
-
-
 FROZEN_DTYPES = ("source", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
-  """The text encoder, frozen unless it is told to train.
+  """The text encoder.
 
   Attributes:
     tokenizer: sentencepiece model; '' is the small built-in one.
     weights: folder or file of T5 v1.1 encoder weights (safetensors under
-      Hugging Face names, or a T5X checkpoint), or a bundle or workdir, whose
-      encoder it takes; '' takes a small encoder with fixed random weights,
-      whose features tell words apart but know nothing of English.
-    train: whether it trains along with an image stage, from these weights on;
-      the stages after it then take it from its bundle.
+      Hugging Face names, or a T5X checkpoint), or a bundle or workdir with an
+      encoder; '' is a small encoder with fixed random weights, whose features
+      distinguish words but know no English.
+    train: train it together with an image stage, starting from these weights;
+      later stages then take it from that stage's bundle.
     dtype: of the weights: 'float32' or 'bfloat16'.
-    max_length: tokens, the end mark included.
-    cleaning: of captions before they are encoded: 'none', 'lower' (lower case)
-      or 'if' (DeepFloyd IF's).
-    cache: folder of encoded captions; '' is `text_cache` in the workdir.
+    max_length: tokens, the end-of-sequence token included.
+    cleaning: of captions before encoding: 'none', 'lower' (lower case) or 'if'
+      (DeepFloyd IF's).
+    cache: folder of text features; '' is `text_cache` in the workdir.
   """
 
   tokenizer: str = ""
@@ -61,49 +58,48 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-  """How a stage is trained.
+  """Optimization, evaluation and saving.
 
   Attributes:
-    steps: to train in all, earlier runs in the workdir included.
-    batch_size: clips a step over all devices and micro-batches.
-    accumulate: micro-batches that a batch is worked through in, one after the
-      other: less memory, the same step.
+    steps: total steps, earlier runs in the workdir included.
+    batch_size: clips per step over all devices and micro-batches.
+    accumulate: sequential micro-batches per step: less memory, the same step.
     trainable: regex searched in parameter paths; the rest is frozen.
       `init_from=scratch` trains everything.
-    frozen_dtype: of frozen kernels on the device: 'source' (as they came) or
-      'bfloat16'. All else that is frozen, and all on disk, stays as it came.
-    optimizer: 'adam', 'adafactor' (Imagen's for its base model), 'muon' (of
+    frozen_dtype: of frozen kernels on the device: 'source' or 'bfloat16'. Other
+      frozen leaves, and all on disk, keep the dtype of the source.
+    optimizer: 'adam', 'adafactor' (Imagen's for its base model), 'muon' (for
       hidden kernels, Adam for the rest) or 'sgd'.
     learning_rate: after warm-up.
     decay: of the learning rate after warm-up: 'constant', 'cosine' (to
-      `final_learning_rate` at the last step) or 'rsqrt' (with the inverse
-      square root of the step).
-    final_learning_rate: what 'cosine' ends at.
+      `final_learning_rate` at the last step) or 'rsqrt' (inverse square root
+      of the step).
+    final_learning_rate: final value of 'cosine'.
     warmup_steps: of linear warm-up.
-    cooldown_steps: of linear decay to 0 at the end; a short run needs it.
-    weight_decay: decoupled, of matrices and kernels alone.
+    cooldown_steps: of linear decay to 0 at the end; short runs need it.
+    weight_decay: decoupled, of matrices and kernels only.
     b1: of Adam.
     b2: of Adam.
     eps: of Adam.
-    muon_rms: root mean square of Muon's steps before the rate; those of Adam
-      have some 0.2 (Liu et al. 2025), and 1 at first.
-    clip_norm: global gradient norm above which gradients are scaled down.
-    max_skips: steps in a row whose gradients are not finite, each skipped,
-      after which the run stops.
-    ema_decay: of the averaged weights that bundles hold.
+    muon_rms: root mean square of Muon's updates before the learning rate; that
+      of Adam's is about 0.2 (Liu et al. 2025), and 1 at first.
+    clip_norm: global gradient norm to clip to.
+    max_skips: the run stops after this many skipped steps (with non-finite
+      gradients) in a row.
+    ema_decay: of the averaged weights, which bundles hold.
     ema_warmup: the decay is at most (1 + step) / (ema_warmup + step).
     log_every: steps between lines of metrics.jsonl.
     eval_every: steps between held-out losses; 0: at the start and end only.
     eval_clips: fixed held-out clips; 0: no held-out loss.
-    eval_levels: noise levels that each of them is tried at.
+    eval_levels: noise levels per held-out clip.
     save_every: steps between checkpoints; the last step is always saved.
-    save_minutes: minutes after which one is saved all the same; 0 is off.
-    keep: newest checkpoints kept.
-    keep_best: checkpoints kept for their held-out loss; the best one also as
+    save_minutes: also save after this many minutes; 0 is off.
+    keep: newest checkpoints to keep.
+    keep_best: checkpoints to keep for their held-out loss; the best one is also
       the bundle `best`. 0 is off.
-    profile_from: step at which a profile begins.
-    profile_steps: steps profiled into `profile`; 0 is off.
-    wandb: project on Weights & Biases to log to as well; '' is none.
+    profile_from: first step to profile.
+    profile_steps: steps to profile into `profile`; 0 is off.
+    wandb: project on Weights & Biases to also log to; '' is none.
   """
 
   steps: int
@@ -153,19 +149,21 @@ class TrainConfig:
     check_least(self, "config.train", from_0, least=0)
     if not 0 <= self.ema_decay < 1:
       raise UserError(
-        f"config.train.ema_decay={self.ema_decay}", "must be 0 or more, below 1"
+        f"config.train.ema_decay={self.ema_decay}",
+        "is not in [0, 1)",
+        "choose a value there, such as 0.9999",
       )
     if self.keep_best and not self.eval_clips:
       raise UserError(
         f"config.train.keep_best={self.keep_best}",
-        "goes by the held-out loss, which config.train.eval_clips=0 leaves out",
-        "give some clips",
+        "needs the held-out loss, which config.train.eval_clips=0 turns off",
+        "set config.train.eval_clips above 0",
       )
     if self.batch_size % self.accumulate:
       raise UserError(
         f"config.train.batch_size={self.batch_size}",
         f"does not divide into accumulate={self.accumulate} micro-batches",
-        "take a multiple of that",
+        f"use a multiple of {self.accumulate}",
       )
     check_choice("config.train.optimizer", self.optimizer, OPTIMIZERS)
     check_choice("config.train.decay", self.decay, DECAYS)
@@ -174,15 +172,15 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreviewConfig:
-  """Clips sampled while training, of held-out captions and given pixels.
+  """Clips sampled during training, from held-out captions and pixels.
 
   Attributes:
     every: steps between previews, also at the end; 0 is off.
     clips: how many.
     steps: sampling steps.
-    guidance_scale: of the text.
-    prompts: what to show instead of held-out captions; for stages that are
-      conditioned on text alone.
+    guidance_scale: for the text.
+    prompts: to use instead of held-out captions; only for stages without pixel
+      conditioning.
   """
 
   every: int = 0
@@ -198,11 +196,11 @@ class PreviewConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-  """Low-rank adapters to train in place of the weights.
+  """Low-rank adapters (LoRA), trained instead of the weights.
 
   Attributes:
     rank: of the adapters; 0 is off.
-    alpha: they correct by alpha / rank; 0 is `rank`, a factor of 1.
+    alpha: adapters are scaled by alpha / rank; 0 means `rank`, a scale of 1.
     target: layers with adapters: 'temporal', 'spatial' or a regex searched in
       parameter paths.
   """
@@ -216,7 +214,7 @@ class LoraConfig:
 
   @property
   def scale(self) -> float:
-    """What A B is multiplied with."""
+    """The factor of A B."""
     return self.alpha / self.rank if self.rank and self.alpha else 1.0
 
 
@@ -226,16 +224,16 @@ class Experiment:
 
   Attributes:
     stage: one of `PARENTS`.
-    model: its network, up to what `network` takes from the data.
+    model: its network; `network` completes it from the data.
     seed: of initialisation, data order and noise.
     init_from: a bundle or workdir to start from, or 'scratch'; '' is scratch
-      for image stages, an error for stages that start from another.
-    resume: whether to go on with the run in the workdir; if not, that run is
-      moved to `before-N` in it and a new one begins.
+      for image stages, and an error for the others.
+    resume: resume the run in the workdir; if false, move it to `before-N` and
+      start a new one.
     upscale: super-resolution factor of the ssr stages.
-    defaults: how the bundle says that the stage is sampled unless one says
-      otherwise; None: as `StageConfig.defaults`.
-    licence: of the weights, as written into the bundle.
+    defaults: default sampling settings in the bundle; None:
+      `StageConfig.defaults`.
+    licence: of the weights, recorded in the bundle.
   """
 
   stage: str
@@ -272,83 +270,87 @@ class Experiment:
         raise UserError(
           f"config.data.crop={crop}",
           f"is larger than the frames, {height}x{width}",
-          f"take at most {min(height, width)}",
+          f"use at most {min(height, width)}",
         )
     for side in (height, width, crop):
       if side % self.upscale:
         raise UserError(
-          "config.data.resolution",
-          f"or crop: {side} is no multiple of config.upscale={self.upscale}",
+          "config.data.resolution or crop:",
+          f"{side} is not a multiple of config.upscale={self.upscale}",
+          "use a multiple of it",
         )
 
   def _check_channels(self) -> None:
-    given, wanted = self.model.in_channels, 3 if self.upscale == 1 else 6
-    if given != wanted:
+    channels, expected = self.model.in_channels, 3 if self.upscale == 1 else 6
+    if channels != expected:
       raise UserError(
-        f"config.model.in_channels={given},",
-        f"but with config.upscale={self.upscale} the network is given {wanted}",
+        f"config.model.in_channels={channels}",
+        f"does not fit config.upscale={self.upscale}, whose input has "
+        f"{expected} channels",
+        f"set it to {expected}",
       )
 
   def _check_conditioning(self) -> None:
     channels, masks = self.model.cond_channels, self.data.masks
-    if self.stage == "conditional" and not channels:
+    if self.stage == CONDITIONAL and not channels:
       raise UserError(
-        "config.model.cond_channels=0,",
-        "but stage 'conditional' is told masked video and mask",
+        "config.model.cond_channels=0",
+        f"does not fit stage {CONDITIONAL!r}, which is conditioned on masked "
+        "video and mask",
         "set it to 4",
       )
     if bool(channels) != bool(masks):
       raise UserError(
         f"config.model.cond_channels={channels}",
-        f"and config.data.masks={masks!r} go together: give 4 and "
-        "patterns, or neither",
+        f"does not fit config.data.masks={masks!r}",
+        "set 4 channels and mask patterns, or neither",
       )
     if self.preview.prompts and (channels or self.upscale > 1):
       raise UserError(
-        "config.preview.prompts:",
-        "this stage is told pixels besides text",
-        "leave prompts out to preview held-out clips",
+        "config.preview.prompts",
+        "does not fit a stage that is conditioned on pixels",
+        "leave it out, to preview held-out clips",
       )
 
   def _check_text_trains(self) -> None:
-    """Later stages and adapters share the encoder with the first stage."""
-    hindrances = {
+    """Later stages and adapters share the encoder of the first stage."""
+    conflicts = {
       f"config.stage={self.stage!r}": self.parent is not None,
       f"config.lora.rank={self.lora.rank}": self.lora.rank > 0,
       "config.diffusion.null_text='empty'": (
-        self.diffusion.null_text == "empty"  # which would change under it
+        self.diffusion.null_text == "empty"  # its features would change
       ),
       f"config.text.dtype={self.text.dtype!r}": self.text.dtype != "float32",
     }
-    for name, hinders in hindrances.items():
-      if hinders:
+    for name, conflict in conflicts.items():
+      if conflict:
         raise UserError(
           "config.text.train=True",
-          f"does not go with {name}",
+          f"cannot be combined with {name}",
           "train the encoder in an image stage, in float32 and with "
           "null_text='zeros'",
         )
 
   @property
   def parent(self) -> str | None:
-    """The stage that this stage starts from, if there is one."""
+    """The stage that this stage starts from, if any."""
     return PARENTS[self.stage]
 
   @property
   def network(self) -> UNetConfig:
-    """The model, for the clips that it is trained on."""
+    """The model, configured for the training clips."""
     return self.model.for_clips(max(s.num_frames for s in self.data.specs))
 
   @property
   def joint(self) -> bool:
-    """Whether a video model is shown one-frame clips as well."""
+    """Whether a video model also trains on images."""
     lengths = {spec.num_frames for spec in self.data.specs}
-    pictures = bool(self.data.images) or 1 in lengths
-    return self.model.temporal is not None and pictures
+    images = bool(self.data.images) or 1 in lengths
+    return self.model.temporal is not None and images
 
   @property
   def sampling(self) -> StageConfig:
-    """What the bundle records of the stage."""
+    """The config of the stage that the bundle records."""
     return StageConfig(
       model=self.network,
       diffusion=self.diffusion,
@@ -363,9 +365,5 @@ class Experiment:
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any]) -> "Experiment":
-    """Checks every key and value.
-
-    Raises:
-      UserError: a key is unknown (the nearest is suggested) or a value is bad.
-    """
+    """Validates every key and value; raises a UserError for bad ones."""
     return build(cls, config, "config")

@@ -1,4 +1,4 @@
-"""Held-out loss: fixed clips, fixed noise, the averaged weights."""
+"""Held-out loss of the averaged weights, on fixed clips and noise."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from lumiere_jax.typing import FlatParams
 
 
 class HeldOut:
-  """The held-out loss of a run, the same question at every step."""
+  """The held-out loss; comparable from step to step."""
 
   def __init__(
     self,
@@ -21,7 +21,7 @@ class HeldOut:
     mesh: jax.sharding.Mesh,
     batches: list[tuple[Batch, int]],
   ):
-    """Takes batches on the devices of a mesh, and how many clips count."""
+    """`batches`: each on the devices, and how many of its clips count."""
     self._batches = batches
     self._log_snrs = task.evaluation_log_snrs
     self._weights = np.diff(task.evaluation_bins)
@@ -41,16 +41,14 @@ class HeldOut:
     """A record for held_out.jsonl.
 
     Args:
-      state: whose averaged weights are measured.
+      state: its averaged weights are evaluated.
       frozen: the other weights.
-      final: at the end of training a video model is also measured with its
-        temporal layers left out: what they are worth.
+      final: also evaluate a video model without its temporal layers.
 
     Returns:
-      step, loss, by_noise_level (from clean to noisy), of each bin the log_snr
-      of its middle draw and its share of the draws, by which both losses are
-      weighted, and, where it was measured, frame_by_frame, the loss without
-      temporal layers.
+      step; loss; by_noise_level, log_snr (of the middle) and share (of the
+      training draws, the weight in the loss) for each bin from clean to noisy;
+      if evaluated, frame_by_frame, the loss without temporal layers.
     """
     losses = self._measure(state, frozen, bypass=False)
     record = {
@@ -61,8 +59,8 @@ class HeldOut:
       "by_noise_level": [float(x) for x in losses],
     }
     if final and self._inflated:
-      apart = self._measure(state, frozen, bypass=True)
-      record["frame_by_frame"] = float(self._weights @ apart)
+      spatial = self._measure(state, frozen, bypass=True)
+      record["frame_by_frame"] = float(self._weights @ spatial)
     return record
 
   def _measure(

@@ -1,4 +1,4 @@
-"""What a run keeps up to date for others: bundles and adapters."""
+"""Writes bundles and adapter files of a run."""
 
 import dataclasses
 from pathlib import Path
@@ -17,14 +17,14 @@ from lumiere_jax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exporter:
-  """Writes averaged weights of a run.
+  """Writes the averaged weights of a run.
 
   Attributes:
     experiment: the stage.
     workdir: of the run.
-    checkpoints: hold its frozen weights.
-    frozen: name of these; '' is none.
-    text: the text encoder it trains with; if that trains, as it was at first.
+    checkpoints: hold the frozen weights.
+    frozen: the name of these; '' is none.
+    text: the text encoder; if it trains, in its initial state.
   """
 
   experiment: Experiment
@@ -36,12 +36,12 @@ class Exporter:
   def save(self, state: TrainState, name: str = "bundle") -> None:
     """Writes averaged and frozen weights, text encoder and configs.
 
-    Frozen weights and a frozen text encoder are the same for a whole run: they
-    are linked or written the first time alone. Every process has to call.
+    Frozen weights are hard-linked, and a frozen text encoder is written once.
+    All processes must call it.
     """
     experiment, folder = self.experiment, self.workdir / name
     step, ema = int(state.step), multihost.to_host(state.ema)
-    if not is_primary():  # the others were needed to fetch the weights alone
+    if not is_primary():  # the others only took part in fetching
       return
     folder.mkdir(parents=True, exist_ok=True)
     tensors = []

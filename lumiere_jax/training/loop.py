@@ -1,4 +1,4 @@
-"""The one training loop, for every stage."""
+"""The training loop, the same for every stage."""
 
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
@@ -18,17 +18,17 @@ from lumiere_jax.parallel.multihost import broadcast_flag, is_primary
 from lumiere_jax.training.compatibility import (
   RUNS,
   check_resumed,
-  check_same_encoder,
-  finished_at,
+  check_text_encoder,
+  finished_step,
   last_run,
-  recorded_shift,
+  restore_shift,
 )
 from lumiere_jax.training.config import Experiment, TrainConfig
 from lumiere_jax.training.evaluation import HeldOut
 from lumiere_jax.training.initialization import (
   check_init_from,
-  settled,
-  with_max_distance,
+  resolve_max_distance,
+  resolve_shift,
 )
 from lumiere_jax.training.metric_logger import JsonLines, MetricLogger
 from lumiere_jax.training.noise_report import draw_noise
@@ -41,14 +41,14 @@ from lumiere_jax.training.previews import Previews
 from lumiere_jax.training.run import Run
 from lumiere_jax.training.train_step import TrainStep
 from lumiere_jax.training.workdir import (
-  interruptible,
-  opened_workdir,
-  telling_what_failed,
+  handle_preemption,
+  open_workdir,
+  report_disk_errors,
 )
 
 
 class ProfileWindow:
-  """Profiles the steps that the config names into `workdir/profile`."""
+  """Profiles the configured steps into `workdir/profile`."""
 
   def __init__(self, config: TrainConfig, workdir: Path):
     self._steps = range(
@@ -59,7 +59,7 @@ class ProfileWindow:
 
   @contextlib.contextmanager
   def around(self, step: int) -> Iterator[None]:
-    """Wraps a step; a run that starts within the window profiles its rest."""
+    """Wraps a step; a run resumed inside the window profiles the rest."""
     if step in self._steps and not self._on:
       jax.profiler.start_trace(str(self._folder))
       self._on = True
@@ -71,22 +71,22 @@ class ProfileWindow:
 
 
 BEST = "best"
-"""The bundle of the lowest held-out loss, beside `bundle`, the newest one."""
+"""The bundle with the lowest held-out loss, beside `bundle`, the newest."""
 
 
-class Saver:
-  """Measures, shows and saves the state of a run when the loop says so."""
+class PeriodicActions:
+  """Evaluation, previews and saving, and when saving is due."""
 
-  def __init__(self, run: Run, journal: MetricLogger):
-    self._run, self._journal = run, journal
+  def __init__(self, run: Run, logger: MetricLogger):
+    self._run, self._logger = run, logger
     self._config = run.experiment.train
     self._exporter = run.exporter()
     self._saved_at = time.monotonic()
-    # Losses at other noise levels cannot be compared with those to come.
+    # Losses at other noise levels are not comparable.
     levels = run.task.evaluation_log_snrs
-    self._records = {
+    self._losses = {
       r["step"]: r["loss"]
-      for r in journal.held_out()
+      for r in logger.held_out_records()
       if r.get("log_snr") == levels
     }
 
@@ -99,144 +99,139 @@ class Saver:
     return self._run.previews()
 
   def evaluate(self) -> None:
-    """Takes and logs the held-out loss, once for each step."""
+    """Computes and logs the held-out loss, once per step."""
     step = self._run.step
-    if not self._config.eval_clips or step in self._records:
+    if not self._config.eval_clips or step in self._losses:
       return
     record: Mapping[str, Any] = self._held_out(
       self._run.state, self._run.frozen, final=step == self._config.steps
     )
-    self._journal.evaluated(record)
-    self._records[step] = record["loss"]
+    self._logger.log_held_out(record)
+    self._losses[step] = record["loss"]
 
   def preview(self) -> None:
-    """Samples clips to look at."""
+    """Samples and logs preview clips."""
     clips = self._previews(self._run.state, self._run.frozen)
-    self._journal.previewed(self._run.step, clips)
+    self._logger.log_previews(self._run.step, clips)
 
-  def due(self, step: int) -> bool:
-    """Whether it is time to save: steps, minutes, or the best state yet."""
+  def save_due(self, step: int) -> bool:
+    """Whether to save: by steps, by minutes, or as the best state so far."""
     return (
       step % self._config.save_every == 0
       or self._is_best(step)
-      or self._is_long_ago(step)
+      or self._minutes_passed(step)
     )
 
-  def _is_long_ago(self, step: int) -> bool:
-    """By the first process's clock, which is asked where a line is logged."""
+  def _minutes_passed(self, step: int) -> bool:
+    """By the first process's clock; read at log steps, as it is a broadcast."""
     if not self._config.save_minutes or step % self._config.log_every:
       return False
     minutes = (time.monotonic() - self._saved_at) / 60
     return broadcast_flag(minutes >= self._config.save_minutes)
 
   def save(self) -> None:
-    """A checkpoint, the bundle of averaged weights, and the best one."""
+    """Saves a checkpoint, the bundle and, if it is the best, that bundle."""
     run, step = self._run, self._run.step
-    run.checkpoints.save(run.state, run.frozen_name, self._records.get(step))
+    run.checkpoints.save(run.state, run.frozen_name, self._losses.get(step))
     self._saved_at = time.monotonic()
     self._exporter.save(run.state)
     if self._is_best(step):
       self._exporter.save(run.state, BEST)
 
   def _is_best(self, step: int) -> bool:
-    """Whether this step was measured, and none before it was better."""
-    if not self._config.keep_best or not step or step not in self._records:
+    """Whether this step has the lowest held-out loss so far."""
+    if not self._config.keep_best or not step or step not in self._losses:
       return False
-    earlier = [x for s, x in self._records.items() if 0 < s < step]
-    return all(self._records[step] < loss for loss in earlier)
+    earlier = [loss for s, loss in self._losses.items() if 0 < s < step]
+    return all(self._losses[step] < loss for loss in earlier)
 
 
 def train(experiment: Experiment, workdir: Path) -> None:
-  """Trains a stage up to `train.steps`, going on from what `workdir` holds.
+  """Trains a stage up to `train.steps`; resumes the run in `workdir`.
 
-  docs/training.md says what it leaves there.
+  docs/training.md describes the files it writes.
 
   Raises:
     UserError: a config value, a file or a checkpoint cannot be used, or the
-      workdir cannot be written (any more).
+      workdir cannot be written.
   """
   resuming = experiment.resume and (workdir / "checkpoints").is_dir()
   check_init_from(experiment, resuming=resuming)
   before = last_run(workdir) if resuming else {}
-  experiment = settled(recorded_shift(experiment, before))
-  experiment = with_max_distance(experiment, before if resuming else None)
+  experiment = resolve_shift(restore_shift(experiment, before))
+  experiment = resolve_max_distance(experiment, before if resuming else None)
   check_resumed(experiment, before)
   with (
-    telling_what_failed(workdir),
-    opened_workdir(workdir, resume=experiment.resume),
-    interruptible() as stopped,
+    report_disk_errors(workdir),
+    open_workdir(workdir, resume=experiment.resume),
+    handle_preemption() as stop_requested,
   ):
-    if resuming and (step := finished_at(experiment, workdir)):
-      say_finished(experiment, step)
+    if resuming and (step := finished_step(experiment, workdir)):
+      if is_primary():
+        print(
+          f"{experiment.stage}: finished at step {step}, nothing to do; to "
+          f"train on, set config.train.steps above {step}",
+          file=sys.stderr,
+        )
       return
     mesh = make_mesh(experiment.mesh)
     check_platform(experiment.model.attention_kernel, platform_of(mesh))
     config = experiment.train
     check_batch(config.batch_size, config.accumulate, mesh)
     with contextlib.closing(Run.open(experiment, workdir, mesh)) as run:
-      check_same_encoder(run.text.identity, before)
-      announce(run)
-      journal = MetricLogger(experiment, workdir, run.step, run.pace)
-      with contextlib.closing(journal), jax.set_mesh(mesh):
-        loop(run, journal, stopped)
+      check_text_encoder(run.text.identity, before)
+      report_start(run)
+      logger = MetricLogger(experiment, workdir, run.step, run.load_timer)
+      with contextlib.closing(logger), jax.set_mesh(mesh):
+        loop(run, logger, stop_requested)
 
 
 def loop(
-  run: Run, journal: MetricLogger, stopped: Callable[[int], bool]
+  run: Run, logger: MetricLogger, stop_requested: Callable[[int], bool]
 ) -> None:
-  """Evaluate - save - next batch - step - log, until done or told to stop."""
+  """Evaluate, save, next batch, step, log; until done or asked to stop."""
   config, preview = run.experiment.train, run.experiment.preview
   due = lambda every, step: bool(every) and step % every == 0
   start = run.step
-  train_step = TrainStep(run.experiment, run.task, journal.compiled)
-  saver = Saver(run, journal)
+  train_step = TrainStep(run.experiment, run.task, logger.log_compilation)
+  actions = PeriodicActions(run, logger)
   profile = ProfileWindow(config, run.workdir)
   key = jax.random.key(run.experiment.seed)
   metrics = None
   with contextlib.closing(run.batches()) as batches:
-    ahead = []
-    journal.start_clock()
+    first_batch = []
+    logger.start_clock()
     for step in range(start, config.steps):
-      if stopped(step):
+      if stop_requested(step):
         break
       if step == start:
-        with journal.apart(metrics):
-          ahead.append(next(batches))
-          train_step.prepare(run.state, run.frozen, ahead[0], key)
-          journal.say("compiling the training step")
+        with logger.untimed(metrics):
+          first_batch.append(next(batches))
+          train_step.prepare(run.state, run.frozen, first_batch[0], key)
+          logger.print("compiling the training step")
       if step == 0 or due(config.eval_every, step):
-        with journal.apart(metrics):
-          saver.evaluate()
+        with logger.untimed(metrics):
+          actions.evaluate()
       if step > start and due(preview.every, step):
-        with journal.apart(metrics):
-          saver.preview()
-      if step > start and saver.due(step):
-        with journal.apart(metrics):
-          saver.save()
-      with journal.waiting():
-        batch = ahead.pop() if ahead else next(batches)
+        with logger.untimed(metrics):
+          actions.preview()
+      if step > start and actions.save_due(step):
+        with logger.untimed(metrics):
+          actions.save()
+      with logger.waiting_for_data():
+        batch = first_batch.pop() if first_batch else next(batches)
       with profile.around(step):
         run.state, metrics = train_step(run.state, run.frozen, batch, key)
-      journal.took_step(step + 1, metrics, train_step.flops(batch))
+      logger.log_step(step + 1, metrics, train_step.flops(batch))
   if run.step == config.steps:
-    saver.evaluate()
+    actions.evaluate()
     if preview.every and start < config.steps:
-      saver.preview()
-  saver.save()
+      actions.preview()
+  actions.save()
 
 
-def say_finished(experiment: Experiment, step: int) -> None:
-  """Says that there is nothing left to do."""
-  if is_primary():
-    print(
-      f"{experiment.stage}: finished at step {step}, nothing to do; to train "
-      f"on, set config.train.steps above {step}",
-      file=sys.stderr,
-    )
-
-
-def announce(run: Run) -> None:
-  """Says what will train, notes the start, draws the noise levels."""
+def report_start(run: Run) -> None:
+  """Prints what trains, appends to `runs.jsonl`, draws `noise.svg`."""
   if not is_primary():
     return
   draw_noise(run.experiment, run.workdir / "noise.svg")
@@ -258,14 +253,14 @@ def announce(run: Run) -> None:
       "config": dataclasses.asdict(run.experiment),
     }
   )
+  stage, train = run.experiment.stage, run.experiment.train
   print(
     parameter_table(run.state.trainable, run.frozen),
     memory_table(memory),
-    f"{run.experiment.stage}: noise levels drawn are shifted by "
+    f"{stage}: training noise levels are shifted by "
     f"{run.experiment.diffusion.shift:g} (noise.svg)",
-    f"{run.experiment.stage}: {len(run.sources[0])} clips, {trained:,} "
-    f"parameters train, {frozen:,} are frozen; steps {run.step} to "
-    f"{run.experiment.train.steps}",
+    f"{stage}: {len(run.sources[0])} clips, {trained:,} trainable and "
+    f"{frozen:,} frozen parameters; steps {run.step} to {train.steps}",
     sep="\n",
     file=sys.stderr,
   )

@@ -1,4 +1,4 @@
-"""A run's metrics, progress bar and previews while it trains."""
+"""Metrics, progress bar and previews of a training run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -20,8 +20,8 @@ from lumiere_jax.parallel.multihost import barrier, is_primary
 from lumiere_jax.storage.atomic import writing
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.metric_writers import (
-  Clip,
   MetricWriter,
+  PreviewClip,
   TensorBoard,
   WeightsAndBiases,
 )
@@ -30,24 +30,20 @@ from lumiere_jax.training.train_step import Metrics, Program
 
 
 class JsonLines:
-  """One JSON object a line, appended and flushed to disk."""
+  """A file of one JSON object per line."""
 
   def __init__(self, path: Path):
     self.path = path
 
   def append(self, record: Mapping[str, Any]) -> None:
-    """Writes one line; it is on disk when this returns."""
+    """Appends one line and flushes it to disk."""
     with self.path.open("a") as file:
       file.write(json.dumps(record) + "\n")
       file.flush()
       os.fsync(file.fileno())
 
   def read(self) -> list[dict[str, Any]]:
-    """All complete lines; a last one cut short by a kill is left out.
-
-    Raises:
-      UserError: a line before the last is not JSON.
-    """
+    """All complete lines; a last line cut short by a kill is left out."""
     if not self.path.exists():
       return []
     lines = self.path.read_text().split("\n")
@@ -59,14 +55,14 @@ class JsonLines:
         if number == len(lines):
           break
         raise UserError(
-          "",
-          f"{self.path}, line {number} is not JSON ({error})",
-          "mend or remove the line",
+          f"{self.path}, line {number}",
+          f"is not JSON ({error})",
+          "correct or remove the line",
         ) from error
     return records
 
   def rewind(self, step: int) -> None:
-    """Removes what a killed run wrote beyond the step it resumes from."""
+    """Removes lines of later steps than the one a run resumes from."""
     if not self.path.exists():
       return
     kept = [r for r in self.read() if r["step"] <= step]
@@ -74,40 +70,35 @@ class JsonLines:
       file.write("".join(json.dumps(r) + "\n" for r in kept).encode())
 
 
-# Of the losses by noise level: nothing to plot by themselves.
+# The axis of losses by noise level; not plotted as metrics.
 _AXES = ("log_snr", "share")
-
-
-_WAITS_LONG = 0.25  # Share of the time waited for data that is worth a word.
+_LONG_WAIT = 0.25  # Share of time waiting for data above which to warn.
 
 
 class MetricLogger:
-  """The files, bar and sinks of a run; only the first process writes.
+  """Log files, progress bar and metric writers; only process 0 writes.
 
-  Speed is that of the steps alone: what passes in `apart` does not count.
+  Reported speed is that of the steps: time in `untimed` does not count.
   """
 
   def __init__(
-    self, experiment: Experiment, workdir: Path, start: int, pace: LoadTimer
+    self,
+    experiment: Experiment,
+    workdir: Path,
+    start: int,
+    load_timer: LoadTimer,
   ):
-    """Opens the files and takes back what a killed run wrote beyond `start`.
-
-    Args:
-      experiment: that is run.
-      workdir: of the run.
-      start: the step it starts from.
-      pace: how long clips take to load.
-    """
-    self._experiment, self._pace = experiment, pace
-    self._first = is_primary()
+    """Opens the files and removes records beyond `start`, the first step."""
+    self._experiment, self._load_timer = experiment, load_timer
+    self._primary = is_primary()
     self._metrics = JsonLines(workdir / "metrics.jsonl")
     self._held_out = JsonLines(workdir / "held_out.jsonl")
-    self._sinks: list[MetricWriter] = []
-    if self._first:
+    self._writers: list[MetricWriter] = []
+    if self._primary:
       for log in (self._metrics, self._held_out):
         log.rewind(start)
-      self._sinks = _open_sinks(experiment, workdir, start)
-    barrier("journal")  # what was rewound is read by all
+      self._writers = _open_writers(experiment, workdir, start)
+    barrier("journal")  # all processes read the rewound files
     self._interval = _Interval()
     self._warned = False
     self._bar = tqdm(
@@ -117,29 +108,27 @@ class MetricLogger:
       unit="step",
       mininterval=0.5 if sys.stderr.isatty() else 15,
       dynamic_ncols=True,
-      disable=not self._first,
+      disable=not self._primary,
     )
 
   def start_clock(self) -> None:
-    """Time counts from here on."""
+    """Starts timing."""
     self._interval = _Interval()
 
-  def held_out(self) -> list[dict[str, Any]]:
-    """Records of held-out losses up to now."""
+  def held_out_records(self) -> list[dict[str, Any]]:
+    """Records of held-out losses so far."""
     return self._held_out.read()
 
-  def took_step(self, step: int, metrics: Metrics, flops: int) -> None:
-    """Counts a step, and writes a line where one is due.
-
-    A line is the one place where the host waits for the device.
+  def log_step(self, step: int, metrics: Metrics, flops: int) -> None:
+    """Counts a step; at log steps, waits for its metrics and writes them.
 
     Args:
       step: number of the step, from 1.
-      metrics: what it returned.
+      metrics: of the step, on the device.
       flops: its model FLOPs.
 
     Raises:
-      UserError: too many steps in a row had to be skipped.
+      UserError: too many steps in a row were skipped.
     """
     config = self._experiment.train
     self._interval.steps += 1
@@ -159,61 +148,61 @@ class MetricLogger:
     self._bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
     if in_a_row >= config.max_skips:
       raise UserError(
-        "",
-        f"the gradients of the last {in_a_row} steps, up to step "
-        f"{step}, were not finite, so these were skipped",
-        "start again with a lower config.train.learning_rate or "
-        "clip_norm, or in float32 (config.model.dtype=float32)",
+        f"step {step}:",
+        f"the gradients of the last {in_a_row} steps were not finite, so "
+        "these steps were skipped",
+        "restart with a lower config.train.learning_rate or clip_norm, or "
+        "with config.model.dtype=float32",
       )
 
-  def evaluated(self, record: Mapping[str, Any]) -> None:
+  def log_held_out(self, record: Mapping[str, Any]) -> None:
     """Writes a record of the held-out loss."""
     self._write(self._held_out, record, "held_out")
 
-  def previewed(self, step: int, clips: Sequence[Clip]) -> None:
-    """Shows clips."""
+  def log_previews(self, step: int, clips: Sequence[PreviewClip]) -> None:
+    """Sends clips to the metric writers."""
     for clip in clips:
-      for sink in self._sinks:
-        sink.clip(step, clip)
+      for writer in self._writers:
+        writer.clip(step, clip)
     if clips:
-      self.say(f"previews: {clips[0].path} and {len(clips) - 1} more")
+      self.print(f"previews: {clips[0].path} and {len(clips) - 1} more")
 
-  def compiled(
+  def log_compilation(
     self, shape: tuple[int, ...], program: Program, waited: float
   ) -> None:
-    """Says that a program was compiled.
+    """Reports a compiled program for batches of a shape.
 
     Args:
       shape: of the batches.
       program: for these.
-      waited: seconds of it, which count for no step.
+      waited: seconds that training waited for it; they count for no step.
     """
     self._interval.leave_out(waited)
     memory = program.temporary_bytes
-    size = "" if memory is None else f", {memory / MEBI:,.0f} MiB to work in"
-    self.say(
+    size = "" if memory is None else f", {memory / MEBI:,.0f} MiB temporary"
+    self.print(
       f"compiled for batches of {'x'.join(map(str, shape))} in "
       f"{program.seconds:.0f} s: {program.flops / 1e9:.3g} GFLOP a step{size}"
     )
 
-  def say(self, text: str) -> None:
-    """One line or more on stderr, above the bar."""
-    if self._first:
+  def print(self, text: str) -> None:
+    """Prints on stderr, above the progress bar."""
+    if self._primary:
       self._bar.write(text, file=sys.stderr)
 
   @contextlib.contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Time in here is spent waiting for data."""
+  def waiting_for_data(self) -> Iterator[None]:
+    """Time in this block counts as waiting for data."""
     before = time.monotonic()
     yield
     self._interval.waited += time.monotonic() - before
 
   @contextlib.contextmanager
-  def apart(self, metrics: Metrics | None) -> Iterator[None]:
-    """Time in here belongs to no step.
+  def untimed(self, metrics: Metrics | None) -> Iterator[None]:
+    """Time in this block counts for no step.
 
     Args:
-      metrics: of the last step, which is waited for first.
+      metrics: of the last step; waits for them first.
     """
     jax.block_until_ready(metrics)
     before = time.monotonic()
@@ -221,48 +210,48 @@ class MetricLogger:
     self._interval.leave_out(time.monotonic() - before)
 
   def close(self) -> None:
-    """All is on disk, or sent, when this returns."""
+    """Flushes and closes all writers."""
     self._bar.close()
-    for sink in self._sinks:
-      sink.close()
+    for writer in self._writers:
+      writer.close()
 
   def _write(
     self, log: JsonLines, record: Mapping[str, Any], name: str
   ) -> None:
-    if self._first:
+    if self._primary:
       log.append(record)
       scalars = {k: v for k, v in record.items() if k not in _AXES}
-      for sink in self._sinks:
-        sink.scalars(record["step"], {name: scalars})
+      for writer in self._writers:
+        writer.scalars(record["step"], {name: scalars})
 
   def _speed(self) -> dict[str, Any]:
-    """Speed since the last line, over all devices but for `tflops`, `mfu`."""
+    """Speed since the last log step; `tflops` and `mfu` are per device."""
     done, self._interval = self._interval, _Interval()
     seconds = max(done.seconds, 1e-9)
     flops = done.flops / seconds / jax.device_count()
     peak = peak_flops(jax.devices()[0].device_kind)
     waited = done.waited / seconds
-    to_load = self._pace.take()
+    load_seconds = self._load_timer.take()
     threads = self._experiment.data.threads
-    if waited > _WAITS_LONG and not self._warned and done.steps > 1:
+    if waited > _LONG_WAIT and not self._warned and done.steps > 1:
       self._warned = True
-      self.say(
+      self.print(
         f"data: {waited:.0%} of the time is spent waiting for clips; raise "
-        "config.data.threads, or prepare the clips (python -m "
+        "config.data.threads, or preprocess the clips (python -m "
         "lumiere_jax.prepare)"
       )
     return {
       "seconds": round(seconds, 3),
       "clips_per_s": done.steps * self._experiment.train.batch_size / seconds,
       "data_wait": waited,
-      "loader_clips_per_s": to_load and threads / to_load,
+      "loader_clips_per_s": load_seconds and threads / load_seconds,
       "tflops": flops / 1e12,
       "mfu": peak and flops / peak,
     }
 
 
 class _Interval:
-  """What happened since the last line."""
+  """Counters since the last log step."""
 
   def __init__(self):
     self._began, self._left_out = time.monotonic(), 0.0
@@ -276,11 +265,11 @@ class _Interval:
     return time.monotonic() - self._began - self._left_out
 
 
-def _open_sinks(
+def _open_writers(
   experiment: Experiment, workdir: Path, start: int
 ) -> list[MetricWriter]:
-  sinks: list[MetricWriter] = [TensorBoard(workdir / "tensorboard", start)]
+  writers: list[MetricWriter] = [TensorBoard(workdir / "tensorboard", start)]
   if experiment.train.wandb:
     config = dataclasses.asdict(experiment)
-    sinks.append(WeightsAndBiases(experiment.train.wandb, workdir, config))
-  return sinks
+    writers.append(WeightsAndBiases(experiment.train.wandb, workdir, config))
+  return writers

@@ -1,4 +1,4 @@
-"""Where numbers and clips of a run are also sent: TensorBoard, W&B."""
+"""Metric writers: TensorBoard, Weights & Biases."""
 
 from collections.abc import Iterator, Mapping
 import dataclasses
@@ -21,12 +21,12 @@ _GIF_MAX_FPS = 50.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Clip:
-  """A clip to show.
+class PreviewClip:
+  """A preview clip.
 
   Attributes:
-    name: that stays the same from step to step.
-    path: where it lies.
+    name: the same at every step.
+    path: its file.
     video: (t, h, w, 3) uint8.
     fps: frames a second.
   """
@@ -38,44 +38,43 @@ class Clip:
 
 
 class MetricWriter(Protocol):
-  """Takes records of metrics and clips."""
+  """A destination of metrics and clips."""
 
   def scalars(self, step: int, record: Mapping[str, Any]) -> None:
-    """All numbers of a record, nested ones too."""
+    """Writes all numbers of a record, nested ones too."""
     ...
 
-  def clip(self, step: int, clip: Clip) -> None:
-    """One clip."""
+  def clip(self, step: int, clip: PreviewClip) -> None:
+    """Writes one clip."""
     ...
 
   def close(self) -> None:
-    """Everything has been sent when this returns."""
+    """Flushes everything."""
     ...
 
 
 class TensorBoard:
-  """Event files in a folder; what a killed run wrote beyond `start` is void.
+  """Event files in a folder; events of a killed run beyond `start` are void.
 
-  Events are written here and now: a queue with a thread of its own, as
-  tensorboardX's SummaryWriter has, blocks for ever once its disk is full.
+  Events are written synchronously: the writer thread of tensorboardX's
+  SummaryWriter blocks forever once the disk is full.
   """
 
   def __init__(self, folder: Path, start: int):
     folder.mkdir(parents=True, exist_ok=True)
     self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}")
-    begins = SessionLog(status=SessionLog.START)
-    self._write(Event(step=start, session_log=begins))
+    session = SessionLog(status=SessionLog.START)
+    self._write(Event(step=start, session_log=session))
 
   def scalars(self, step: int, record: Mapping[str, Any]) -> None:
-    """See `Sink`."""
     values = [
       Summary.Value(tag=name, simple_value=value)
       for name, value in flat_numbers(record)
     ]
     self._write(Event(step=step, summary=Summary(value=values)))
 
-  def clip(self, step: int, clip: Clip) -> None:
-    """Shows it as a moving picture among the images."""
+  def clip(self, step: int, clip: PreviewClip) -> None:
+    """Writes the clip as an animated GIF among the images."""
     with tempfile.TemporaryDirectory() as folder:
       gif = Path(folder) / "clip.gif"
       write_video(gif, clip.video, min(clip.fps, _GIF_MAX_FPS))
@@ -88,7 +87,6 @@ class TensorBoard:
     self._write(Event(step=step, summary=Summary(value=[value])))
 
   def close(self) -> None:
-    """See `Sink`."""
     self._file.close()
 
   def _write(self, event: Event) -> None:
@@ -98,21 +96,17 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-  """A run on Weights & Biases, the same one after a resume."""
+  """A run on Weights & Biases; a resumed run goes on in the same one."""
 
   def __init__(self, project: str, workdir: Path, config: Mapping[str, Any]):
-    """Joins the run that the workdir names, or begins one.
-
-    Raises:
-      UserError: the wandb package is not installed, or cannot be reached.
-    """
+    """Opens the run named in the workdir, or a new one."""
     try:
       import wandb
     except ImportError as error:
       raise UserError(
         f"config.train.wandb={project!r}",
         "needs the wandb package",
-        "pip install wandb, or leave it out",
+        "install it with pip install wandb, or leave the option out",
       ) from error
     self._wandb = wandb
     name = workdir / "wandb_run"
@@ -131,29 +125,27 @@ class WeightsAndBiases:
       raise UserError(
         f"config.train.wandb={project!r}",
         f"cannot be opened ({error})",
-        "log in with `wandb login`, set WANDB_MODE=offline, or leave it out",
+        "log in with `wandb login`, set WANDB_MODE=offline, or leave the "
+        "option out",
       ) from error
 
   def scalars(self, step: int, record: Mapping[str, Any]) -> None:
-    """See `Sink`."""
     self._run.log(dict(flat_numbers(record)), step=step)
 
-  def clip(self, step: int, clip: Clip) -> None:
-    """See `Sink`."""
+  def clip(self, step: int, clip: PreviewClip) -> None:
     kind = (
       self._wandb.Image if clip.path.suffix == ".png" else self._wandb.Video
     )
     self._run.log({clip.name: kind(str(clip.path))}, step=step)
 
   def close(self) -> None:
-    """See `Sink`."""
     self._run.finish()
 
 
 def flat_numbers(
   record: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, float]]:
-  """('grad_norms/mid', 0.1) of nested mappings and lists; no other values."""
+  """Numbers in nested mappings and lists, as ('grad_norms/mid', 0.1)."""
   for name, value in record.items():
     if isinstance(value, Mapping):
       yield from flat_numbers(value, f"{prefix}{name}/")

@@ -1,4 +1,4 @@
-"""Where noise is drawn in training and stepped through in sampling, shown."""
+"""Training and sampling noise levels, as JSON and as an SVG chart."""
 
 from collections.abc import Mapping, Sequence
 import html
@@ -15,22 +15,16 @@ from lumiere_jax.storage.atomic import writing
 from lumiere_jax.training.config import Experiment
 
 _WIDTH, _LEFT, _RIGHT = 640, 110, 12
-
-
-_LOW, _HIGH = -22.0, 16.0  # log-SNRs at the ends of the axis.
-
-
+_LOW, _HIGH = -22.0, 16.0  # Log-SNR range of the axis.
 _BAND = 64  # Height of a histogram.
-
-
 _TICKS = 18  # Height of a row of levels.
 
 
 def noise_summary(experiment: Experiment) -> dict[str, Any]:
-  """What training draws and sampling steps through, in log-SNR, for JSON.
+  """Log-SNRs of training (deciles) and sampling (grid), for JSON.
 
   Args:
-    experiment: whose shift is a number.
+    experiment: its shift must be a number.
   """
   frames, pixels = _clip(experiment)
   at = jnp.arange(1, 10, dtype=jnp.float32) / 10
@@ -50,31 +44,25 @@ def show_noise(experiment: Experiment) -> None:
 
 
 def draw_noise(experiment: Experiment, file: Path) -> None:
-  """Draws the same as a picture.
-
-  Args:
-    experiment: whose shift is a number.
-    file: .svg to write.
-  """
+  """Draws the same as an SVG file; the shift must be a number."""
   frames, pixels = _clip(experiment)
   at = jnp.asarray((np.arange(20_000) + 0.5) / 20_000, jnp.float32)
   drawn = np.asarray(experiment.diffusion.make_noise().log_snr(at))
-  counts = dict.fromkeys((frames, 1))
   decided = {
     f"colour of {count} frame{'s' * (count > 1)} decided": decisive_log_snr(
       count, pixels
     )
-    for count in counts
+    for count in dict.fromkeys((frames, 1))
   }
   size = "x".join(map(str, (frames, *experiment.data.resolution)))
-  picture = chart(
+  svg = chart(
     f"{experiment.stage}, {size}, shift {experiment.diffusion.shift:g}",
     {"training draws": drawn},
     {"sampling steps": _grid(experiment)},
     decided,
   )
   with writing(file) as out:
-    out.write(picture.encode())
+    out.write(svg.encode())
 
 
 def chart(
@@ -83,13 +71,13 @@ def chart(
   grids: Mapping[str, Sequence[float]],
   decided: Mapping[str, float],
 ) -> str:
-  """Noise levels along an axis of log-SNR, as SVG.
+  """An SVG chart of noise levels along a log-SNR axis.
 
   Args:
-    title: above it.
-    draws: log-SNRs to make a histogram of each, by what to call them.
-    grids: levels to mark, a row of each.
-    decided: lines to draw, where something just emerges from noise.
+    title: of the chart.
+    draws: label -> log-SNRs, drawn as a histogram.
+    grids: label -> log-SNRs, drawn as a row of marks.
+    decided: label -> log-SNR, drawn as a vertical line.
   """
   x = lambda log_snr: (
     _LEFT
@@ -143,10 +131,8 @@ def _bars(values: np.ndarray, x, y: float) -> str:
   return f'<path d="{"".join(bars)}" fill="#9bd"/>'
 
 
-def _text(x: float, y: float, words: str, colour: str = "#555") -> str:
-  return (
-    f'<text x="{x:.1f}" y="{y}" fill="{colour}">{html.escape(words)}</text>'
-  )
+def _text(x: float, y: float, text: str, colour: str = "#555") -> str:
+  return f'<text x="{x:.1f}" y="{y}" fill="{colour}">{html.escape(text)}</text>'
 
 
 def _clip(experiment: Experiment) -> tuple[int, int]:
@@ -155,6 +141,6 @@ def _clip(experiment: Experiment) -> tuple[int, int]:
 
 
 def _grid(experiment: Experiment) -> list[float]:
-  """Levels of the default sampling, each that a step starts from."""
+  """The level at which each step of default sampling starts."""
   config = experiment.sampling
   return [round(float(x), 3) for x in config.levels(config.defaults)[:-1]]

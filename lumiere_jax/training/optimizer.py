@@ -15,12 +15,14 @@ from lumiere_jax.typing import FlatParams
 T = TypeVar("T")
 
 
-class CountedApart(NamedTuple):
-  """State of an optimizer that counts the updates of added leaves apart.
+class SeparateCount(NamedTuple):
+  """Optimizer state with a separate update count for the added leaves.
+
+  Added leaves are those of inflation: temporal layers and `cond_in`.
 
   Attributes:
-    state: of the optimizer; its counts are of the other leaves.
-    count: updates of the leaves that inflation adds.
+    state: of the optimizer; its counts are those of the other leaves.
+    count: updates of the added leaves.
   """
 
   state: optax.OptState
@@ -30,24 +32,25 @@ class CountedApart(NamedTuple):
 def make_optimizer(
   config: TrainConfig, *, joint: bool = False
 ) -> optax.GradientTransformation:
-  """Clipping by global norm, the optimizer, decay of kernels, the rate.
+  """Gradient clipping, the optimizer, weight decay and the learning rate.
 
   Args:
-    config: of the training.
-    joint: whether some steps leave the leaves alone that inflation adds (see
-      `state.keep_added`): these then have a count of updates of their own, for
-      Adam's bias correction and Adafactor's decay. The learning rate is one
-      for all leaves, by the steps that changed anything.
+    config: the training config.
+    joint: whether steps on images leave the added leaves unchanged (see
+      `state.restore_added`). These then have an update count of their own, for
+      Adam's bias correction and Adafactor's decay. The learning rate is the
+      same for all leaves and follows the steps that were not skipped.
   """
   kinds = {
     "adam": lambda: optax.scale_by_adam(config.b1, config.b2, config.eps),
-    # Imagen (App. F.1) trains its base model with it: no first moment, the
-    # second one factored. Steps are scaled by the rate alone, as Adam's are.
+    # Imagen's optimizer for its base model (App. F.1): no first moment, a
+    # factored second one. As with Adam, only the rate scales the updates.
     "adafactor": lambda: optax.chain(
       optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0)
     ),
-    # Jordan 2024: the momentum of a matrix made orthogonal; Adam, by Nesterov
-    # as Muon is, for what is none. The rate below takes back that of -1.
+    # Jordan 2024: the momentum of a matrix is orthogonalised; other leaves use
+    # Adam, with Nesterov momentum as in Muon. The learning rate below flips
+    # the sign of the -1 here.
     "muon": lambda: muon(
       -1.0,
       eps=config.eps,
@@ -64,59 +67,61 @@ def make_optimizer(
     parts.append(optax.add_decayed_weights(config.weight_decay, _matrices))
   rate = optax.scale_by_learning_rate(learning_rate(config))
   optimizer = optax.chain(*parts, rate)
-  return _counted_apart(optimizer) if joint else optimizer
+  return _with_separate_count(optimizer) if joint else optimizer
 
 
 def next_rate(config: TrainConfig, state: optax.OptState) -> jax.Array:
-  """The learning rate of the next update, of a state of `make_optimizer`'s."""
-  chain = state.state if isinstance(state, CountedApart) else state
+  """The learning rate of the next update."""
+  chain = state.state if isinstance(state, SeparateCount) else state
   return jnp.asarray(learning_rate(config)(chain[-1].count))
 
 
-def counted_as(state: optax.OptState, like: optax.OptState) -> optax.OptState:
-  """A state with counts for all leaves, or apart, as another one has them.
+def match_counts(state: optax.OptState, like: optax.OptState) -> optax.OptState:
+  """Adds or drops the separate count, so that the state is structured alike.
 
-  For a run that begins or ceases to mix in pictures, or was begun before added
-  leaves had a count: theirs is then that of all updates.
+  For a run that starts or stops joint training, or that began before added
+  leaves had a count: theirs then starts at the count of all updates.
   """
-  apart = isinstance(state, CountedApart)
-  if isinstance(like, CountedApart) == apart:
+  separate = isinstance(state, SeparateCount)
+  if isinstance(like, SeparateCount) == separate:
     return state
-  return state.state if apart else CountedApart(state, state[-1].count + 0)
+  return state.state if separate else SeparateCount(state, state[-1].count + 0)
 
 
-def choose_added(added: T, other: T) -> T:
-  """Leaves that inflation adds, of whatever tree, from the first of two."""
+def select_added(added: T, other: T) -> T:
+  """Merges two trees: added leaves of the first, all others of the second."""
 
-  def choose(path: tuple, one: Any, two: Any) -> Any:
+  def select(path: tuple, one: Any, two: Any) -> Any:
     names = [str(getattr(key, "key", "")) for key in path]
     return two if all(map(is_spatial, names)) else one
 
-  return jax.tree_util.tree_map_with_path(choose, added, other)
+  return jax.tree_util.tree_map_with_path(select, added, other)
 
 
-def _counted_apart(
+def _with_separate_count(
   optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-  """The optimizer, with a count of its own for leaves that inflation adds."""
+  """The optimizer with a separate update count for the added leaves."""
 
-  def init(params: FlatParams) -> CountedApart:
-    return CountedApart(optimizer.init(params), jnp.zeros((), jnp.int32))
+  def init(params: FlatParams) -> SeparateCount:
+    return SeparateCount(optimizer.init(params), jnp.zeros((), jnp.int32))
 
   def update(
-    grads: FlatParams, state: CountedApart, params: FlatParams | None = None
-  ) -> tuple[FlatParams, CountedApart]:
-    # Of each leaf one of the two is used, and compiled.
-    own = optimizer.update(grads, _at(state.count, state.state), params)
-    shared = optimizer.update(grads, state.state, params)
-    updates, inner = choose_added(own, shared)
-    return updates, CountedApart(inner, optax.safe_increment(state.count))
+    grads: FlatParams, state: SeparateCount, params: FlatParams | None = None
+  ) -> tuple[FlatParams, SeparateCount]:
+    # One of the two is used for each leaf; XLA removes the other.
+    added = optimizer.update(
+      grads, _with_count(state.state, state.count), params
+    )
+    other = optimizer.update(grads, state.state, params)
+    updates, inner = select_added(added, other)
+    return updates, SeparateCount(inner, optax.safe_increment(state.count))
 
   return optax.GradientTransformation(init, update)
 
 
-def _at(count: jax.Array, state: optax.OptState) -> optax.OptState:
-  """The state of an optimizer as if it had made so many updates."""
+def _with_count(state: optax.OptState, count: jax.Array) -> optax.OptState:
+  """The state with all update counts replaced."""
   counting = (optax.ScaleByAdamState, optax.FactoredState, MuonState)
   counts = lambda part: isinstance(part, counting)
   return jax.tree.map(
@@ -127,26 +132,25 @@ def _at(count: jax.Array, state: optax.OptState) -> optax.OptState:
 
 
 _HIDDEN = re.compile(r"^(?!(.*/)?(stem|head|cond_in)/).*kernel$")
-"""Kernels of layers between others: not what reads or makes pixels."""
+"""Kernels of hidden layers: not those of the input and output layers."""
 
-
-_SEVERAL = re.compile(r"(qkv|text_kv)/kernel$")
-"""Kernels (in, several, heads, head_dim) of several projections beside."""
+_FUSED = re.compile(r"(qkv|text_kv)/kernel$")
+"""Kernels (in, projections, heads, head_dim) of fused projections."""
 
 
 def _hidden_matrices(
   params: FlatParams,
 ) -> dict[str, MuonDimensionNumbers | None]:
-  """How each leaf that Muon steps is read as a matrix; None: Adam does.
+  """How Muon reads each leaf as a matrix; None for leaves left to Adam.
 
-  Queries, keys and values are matrices of their own.
+  Queries, keys and values are separate matrices.
   """
 
   def axes(path: str, leaf: Any) -> MuonDimensionNumbers | None:
-    # What Adam steps is masked where Muon asks.
+    # Leaves of the Adam part are masked here and have no `ndim`.
     if getattr(leaf, "ndim", 0) < 2 or not _HIDDEN.search(path):
       return None
-    if _SEVERAL.search(path):
+    if _FUSED.search(path):
       return MuonDimensionNumbers((0,), tuple(range(2, leaf.ndim)))
     return MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), (leaf.ndim - 1,))
 
@@ -154,12 +158,12 @@ def _hidden_matrices(
 
 
 def _matrices(params: FlatParams) -> FlatParams:
-  """Which leaves decay: neither biases nor scales of norms."""
+  """Which leaves have weight decay: not biases and norm scales."""
   return {path: leaf.ndim > 1 for path, leaf in params.items()}
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
-  """Linear warm-up from 0, the decay, linear cool-down to 0 at the end."""
+  """Linear warm-up from 0, decay, linear cool-down to 0."""
   up, down = max(config.warmup_steps, 1), config.cooldown_steps
   top, end = config.learning_rate, config.final_learning_rate
 

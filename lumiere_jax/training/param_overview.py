@@ -1,4 +1,4 @@
-"""Tables of a run's parameters and memory, by block."""
+"""Parameter and memory tables, by block."""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lumiere_jax.models.lora import PREFIX
+from lumiere_jax.models.params import is_temporal
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.typing import FlatParams
 
@@ -18,14 +19,13 @@ _LEVEL = re.compile(r"(temporal_)?(down|up)_(\d+)_")
 def block_of(path: str) -> str:
   """The block that a leaf belongs to, e.g. 'down_1' or 'temporal_mid'.
 
-  All of a level is one block, its attention and resampling too; what
-  inflation adds stands apart from what was there before. The adapter of a leaf
-  counts with it.
+  A level is one block, with its attention and resampling. Temporal layers are
+  blocks of their own. An adapter belongs to the block of its leaf.
   """
   module = path.removeprefix(PREFIX).partition("/")[0]
   if match := _LEVEL.match(module):
-    added, side, level = match.groups()
-    return f"{added or ''}{side}_{level}"
+    temporal, side, level = match.groups()
+    return f"{temporal or ''}{side}_{level}"
   for name in ("temporal_mid", "mid", "text", "head"):
     if module.startswith(name):
       return name
@@ -33,29 +33,28 @@ def block_of(path: str) -> str:
 
 
 def by_block(flat: FlatParams) -> dict[str, FlatParams]:
-  """{'down_0': its leaves, ...} in the order that a video passes them."""
+  """Block -> its leaves, in the order of the forward pass."""
   blocks: dict[str, FlatParams] = {}
   for path, leaf in flat.items():
     blocks.setdefault(block_of(path), {})[path] = leaf
-  return {name: blocks[name] for name in sorted(blocks, key=passed)}
+  return {name: blocks[name] for name in sorted(blocks, key=_block_order)}
 
 
-def passed(block: str) -> tuple:
-  """Sorts blocks: inputs, down, middle, up, head; what is added comes after."""
-  added = block.startswith("temporal_")
+def _block_order(block: str) -> tuple:
+  """Sort key: input, down, middle, up, head; temporal after spatial."""
   side, _, level = block.removeprefix("temporal_").partition("_")
   rank = {"down": 1, "mid": 2, "up": 3, "head": 4}.get(side, 0)
   depth = int(level) if rank in (1, 3) else 0
-  return rank, -depth if side == "up" else depth, added, block
+  return rank, -depth if side == "up" else depth, is_temporal(block), block
 
 
 MEBI = 2**20
 
 
 def parameter_table(trainable: FlatParams, frozen: FlatParams) -> str:
-  """Parameters of each block, trainable and frozen, and their sums."""
+  """Trainable and frozen parameter counts of each block, with their sums."""
   blocks = [by_block(flat) for flat in (trainable, frozen)]
-  names = sorted({*blocks[0], *blocks[1]}, key=passed)
+  names = sorted({*blocks[0], *blocks[1]}, key=_block_order)
   count = lambda flat: sum(leaf.size for leaf in flat.values())
   rows = [
     (name, *(count(block.get(name, {})) for block in blocks)) for name in names
@@ -66,10 +65,7 @@ def parameter_table(trainable: FlatParams, frozen: FlatParams) -> str:
 
 
 def memory_by_group(state: TrainState, frozen: FlatParams) -> dict[str, int]:
-  """Bytes on each device of all that stays there between steps.
-
-  And of the gradients, which do not: they are as large as what trains.
-  """
+  """Bytes per device of weights, optimizer state and gradients."""
   return {
     "frozen weights": _bytes(frozen),
     "trainable weights": _bytes(state.trainable),
@@ -87,7 +83,7 @@ def memory_table(groups: Mapping[str, int]) -> str:
 
 
 def _bytes(tree: Any) -> int:
-  """Of one device's part of all leaves."""
+  """Bytes of one device's shards of all leaves."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape))
     * np.dtype(leaf.dtype).itemsize

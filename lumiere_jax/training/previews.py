@@ -1,4 +1,4 @@
-"""Clips sampled while training, to look at."""
+"""Preview clips, sampled during training."""
 
 import dataclasses
 from pathlib import Path
@@ -17,22 +17,22 @@ from lumiere_jax.models import lora
 from lumiere_jax.parallel.multihost import is_primary, to_host
 from lumiere_jax.stages.conditioning import to_uint8
 from lumiere_jax.storage.files import slug
-from lumiere_jax.training.metric_writers import Clip
+from lumiere_jax.training.metric_writers import PreviewClip
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.training.task import Batch, Task
 from lumiere_jax.typing import Cond, FlatParams, Video
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scene:
-  """What previews are made of.
+class PreviewInputs:
+  """Inputs of preview sampling.
 
   Attributes:
     captions: one for each clip.
-    batch: the captions, encoded.
+    batch: the encoded captions.
     cond: conditioning besides the text.
-    beside: (b, t, h, w, 3) videos to show to the left of a sample (its
-      conditioning) and to the right (the real clips).
+    beside: (b, t, h, w, 3) videos shown left of a sample (its conditioning)
+      and right of it (the real clips).
     size: (frames, height, width) of the samples.
   """
 
@@ -43,13 +43,15 @@ class Scene:
   size: tuple[int, int, int]
 
 
-def held_out_scene(task: Task, batch: Batch, captions: list[str]) -> Scene:
-  """Held-out clips: their captions, and given or low-resolution pixels."""
+def held_out_inputs(
+  task: Task, batch: Batch, captions: list[str]
+) -> PreviewInputs:
+  """Captions and pixel conditioning of held-out clips."""
   x0, cond = jax.jit(task.held_out_inputs)(batch)
   given = [] if cond.frames is None else [cond.frames[..., :3]]
   if task.experiment.upscale > 1 and task.experiment.model.cond_channels:
     given.append(cond.frames[..., 3:6])
-  return Scene(
+  return PreviewInputs(
     captions=captions,
     batch=batch,
     cond=cond,
@@ -58,16 +60,12 @@ def held_out_scene(task: Task, batch: Batch, captions: list[str]) -> Scene:
   )
 
 
-def prompted_scene(task: Task, batch: Batch, prompts: list[str]) -> Scene:
-  """The user's prompts, for stages conditioned on text alone.
-
-  Args:
-    task: of the stage.
-    batch: the prompts, encoded.
-    prompts: as they were said.
-  """
+def prompt_inputs(
+  task: Task, batch: Batch, prompts: list[str]
+) -> PreviewInputs:
+  """The configured prompts, for stages conditioned on text only."""
   data = task.experiment.data
-  return Scene(
+  return PreviewInputs(
     captions=prompts,
     batch=batch,
     cond=Cond(text=None, text_mask=jnp.asarray(batch["text_mask"])),
@@ -77,26 +75,28 @@ def prompted_scene(task: Task, batch: Batch, prompts: list[str]) -> Scene:
 
 
 class Previews:
-  """Samples the averaged weights and writes what they make.
+  """Samples preview clips from the averaged weights.
 
-  The same captions, noise and given pixels every time, so that what changes is
-  what was learned. Nothing here touches the state of training.
+  Captions, noise and given pixels are the same every time, so that clips are
+  comparable.
   """
 
-  def __init__(self, task: Task, scene: Scene, folder: Path):
-    self._task, self._scene, self._folder = task, scene, folder
+  def __init__(self, task: Task, inputs: PreviewInputs, folder: Path):
+    self._task, self._inputs, self._folder = task, inputs, folder
 
-  def __call__(self, state: TrainState, frozen: FlatParams) -> list[Clip]:
-    """Writes STEP-NUMBER-CAPTION.mp4, or .png of pictures."""
-    scene, fps = self._scene, self._task.experiment.data.fps
-    left, right = scene.beside
+  def __call__(
+    self, state: TrainState, frozen: FlatParams
+  ) -> list[PreviewClip]:
+    """Writes STEP-NUMBER-CAPTION.mp4, or .png for images."""
+    inputs, fps = self._inputs, self._task.experiment.data.fps
+    left, right = inputs.beside
     shown = to_host([*left, self._sample(state, frozen), *right])
     if not is_primary():
       return []
     videos = side_by_side([np.asarray(to_uint8(video)) for video in shown])
     clips = []
     for k, (caption, video) in enumerate(
-      zip(scene.captions, videos, strict=True)
+      zip(inputs.captions, videos, strict=True)
     ):
       name = f"{int(state.step):08d}-{k}-{slug(caption)}".rstrip("-")
       path = self._folder / (name + (".png" if len(video) == 1 else ".mp4"))
@@ -104,40 +104,42 @@ class Previews:
         write_image(path, video[0])
       else:
         write_video(path, video, fps)
-      clips.append(Clip(name=f"preview/{k}", path=path, video=video, fps=fps))
+      clips.append(
+        PreviewClip(name=f"preview/{k}", path=path, video=video, fps=fps)
+      )
     return clips
 
   def _sample(self, state: TrainState, frozen: FlatParams) -> Video:
-    experiment, scene = self._task.experiment, self._scene
-    frames, *size = scene.size
+    experiment, inputs = self._task.experiment, self._inputs
+    frames, *size = inputs.size
     config = experiment.sampling
     video = dataclasses.replace(config.video, resolution=tuple(size))
-    count = len(scene.captions)
+    count = len(inputs.captions)
     repeat = lambda x: jnp.repeat(jnp.asarray(x)[None], count, axis=0)
     null = Cond(
       text=repeat(self._task.null_text), text_mask=repeat(self._task.null_mask)
     )
     weights = {**state.ema, **frozen}
-    encoded = self._task.encode(weights, scene.batch)
+    encoded = self._task.encode(weights, inputs.batch)
     config = dataclasses.replace(config, video=video)
-    own = dataclasses.replace(
+    sampling = dataclasses.replace(
       config.defaults, guidance_scale=experiment.preview.guidance_scale
     )
-    if parse_levels(own.grid) is None:  # a list has its own number of steps
-      own = dataclasses.replace(own, steps=experiment.preview.steps)
+    if parse_levels(sampling.grid) is None:  # a list of levels fixes the steps
+      sampling = dataclasses.replace(sampling, steps=experiment.preview.steps)
     return sample_stage(
       config,
       lora.scaled(weights, experiment.lora.scale),
-      scene.cond.replace(text=jnp.asarray(encoded["text"])),
+      inputs.cond.replace(text=jnp.asarray(encoded["text"])),
       null,
       sample_keys(list(range(count))),
       frames,
-      rule=make_sampler(own.sampler),
-      log_snrs=config.levels(own, frames),
+      rule=make_sampler(sampling.sampler),
+      log_snrs=config.levels(sampling, frames),
       guidance_params=GuidanceParams(
-        guidance_scale=own.guidance_scale,
-        percentile=own.percentile,
-        max_value=own.max_value,
+        guidance_scale=sampling.guidance_scale,
+        percentile=sampling.percentile,
+        max_value=sampling.max_value,
       ),
-      chunk=own.steps,
+      chunk=sampling.steps,
     )

@@ -1,4 +1,4 @@
-"""A run under way: everything the loop touches, opened and checked."""
+"""An open run: data, text encoder, weights and checkpoints of one stage."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -23,11 +23,14 @@ from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.evaluation import HeldOut
 from lumiere_jax.training.export import Exporter
-from lumiere_jax.training.initialization import check_text, start_or_resume
+from lumiere_jax.training.initialization import (
+  check_text_width,
+  init_or_restore,
+)
 from lumiere_jax.training.previews import (
   Previews,
-  held_out_scene,
-  prompted_scene,
+  held_out_inputs,
+  prompt_inputs,
 )
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.training.task import Batch, Task
@@ -37,11 +40,14 @@ from lumiere_jax.typing import FlatParams
 
 @dataclasses.dataclass(kw_only=True)
 class Run:
-  """See the module.
+  """Everything the training loop works with.
 
   Attributes:
-    state: the only thing that changes.
-    pace: how long clips take to load.
+    sources: training clips and held-out clips.
+    state: the training state; all else is constant.
+    frozen: weights that do not train.
+    frozen_name: the name they are saved under.
+    load_timer: times how long clips take to load.
   """
 
   experiment: Experiment
@@ -55,17 +61,13 @@ class Run:
   state: TrainState
   frozen: FlatParams
   frozen_name: str
-  pace: LoadTimer = dataclasses.field(default_factory=LoadTimer)
+  load_timer: LoadTimer = dataclasses.field(default_factory=LoadTimer)
 
   @classmethod
   def open(
     cls, experiment: Experiment, workdir: Path, mesh: jax.sharding.Mesh
   ) -> "Run":
-    """Opens data, text and weights; resumes where a checkpoint is.
-
-    Raises:
-      UserError: any of them cannot be used.
-    """
+    """Opens data, text encoder and weights; resumes from a checkpoint."""
     sources = open_sources(
       experiment.data,
       seed=experiment.seed,
@@ -79,14 +81,14 @@ class Run:
       config.dtype,
       config.cleaning,
     )
-    check_text(experiment, text)
+    check_text_width(experiment, text)
     captions = TextCache(
       text,
       config.cache or workdir / TEXT_CACHE,
       shelves=text_shelves(experiment.data),
     )
     if not config.train:
-      _encode(captions, _captions(experiment, sources))
+      _encode(captions, _all_captions(experiment, sources))
       text.offload()
     null, mask = null_text(text, experiment.diffusion.null_text)
     task = Task(
@@ -96,7 +98,7 @@ class Run:
       text_encoder=text.config if config.train else None,
     )
     checkpoints = Checkpoints(workdir, experiment.train)
-    state, frozen, name = start_or_resume(
+    state, frozen, name = init_or_restore(
       experiment, task, checkpoints, mesh, text
     )
     return cls(
@@ -115,11 +117,11 @@ class Run:
 
   @property
   def step(self) -> int:
-    """Steps taken; asks the device."""
+    """Steps taken; waits for the device."""
     return int(self.state.step)
 
   def batches(self) -> Iterator[Batch]:
-    """Endless batches on the devices, from the present step on."""
+    """Endless batches on the devices, from the current step on."""
     size = self.experiment.train.batch_size
     return batches(
       self._loader(self.sources[0]),
@@ -127,41 +129,41 @@ class Run:
       start_step=self.step,
       num_threads=self.experiment.data.threads,
       num_workers=self.experiment.data.workers,
-      places=multihost.places(self.mesh, size),
+      places=multihost.local_rows(self.mesh, size),
       finish=self._to_devices,
     )
 
   def held_out(self) -> HeldOut:
-    """Measures the held-out loss."""
+    """The held-out evaluation."""
     config = self.experiment.train
     clips = held_out_batches(
       self._loader(self.sources[1]),
       config.eval_clips,
       config.batch_size,
-      multihost.places(self.mesh, config.batch_size),
+      multihost.local_rows(self.mesh, config.batch_size),
     )
     return HeldOut(
       self.task, self.mesh, [(self._to_devices(b), real) for b, real in clips]
     )
 
   def previews(self) -> Previews:
-    """Samples clips to look at."""
+    """The preview sampler."""
     config = self.experiment.preview
     if config.prompts:
       prompts = list(config.prompts)
-      scene = prompted_scene(self.task, self._told(prompts), prompts)
+      inputs = prompt_inputs(self.task, self._encode_text(prompts), prompts)
     else:
-      # Clips of the first shape there is; each device makes all of them.
+      # Clips of the first shape; every device samples all of them.
       batch, real = held_out_batches(
         self._loader(self.sources[1]), config.clips, config.clips
       )[0]
-      shown = {k: v[:real] for k, v in self._arrays(batch).items()}
-      held = multihost.replicate(self.mesh, shown)
-      scene = held_out_scene(self.task, held, batch["caption"][:real])
-    return Previews(self.task, scene, self.workdir / "previews")
+      clips = {k: v[:real] for k, v in self._arrays(batch).items()}
+      clips = multihost.replicate(self.mesh, clips)
+      inputs = held_out_inputs(self.task, clips, batch["caption"][:real])
+    return Previews(self.task, inputs, self.workdir / "previews")
 
   def exporter(self) -> Exporter:
-    """Writes bundles."""
+    """The bundle writer."""
     return Exporter(
       experiment=self.experiment,
       workdir=self.workdir,
@@ -171,7 +173,7 @@ class Run:
     )
 
   def close(self) -> None:
-    """Waits until everything is saved; see `Checkpoints.close`."""
+    """Waits until all checkpoints are saved."""
     self.checkpoints.close()
 
   def _loader(self, source: Source) -> Loader:
@@ -180,15 +182,15 @@ class Run:
       source=source,
       seed=experiment.seed,
       masks=experiment.data.mask_mix,
-      pace=self.pace,
+      pace=self.load_timer,
     )
 
   def _arrays(self, batch: dict[str, Any]) -> dict[str, Any]:
     pixels = {k: batch[k] for k in ("video", "mask") if k in batch}
-    return pixels | self._told(batch["caption"])
+    return pixels | self._encode_text(batch["caption"])
 
-  def _told(self, captions: list[str]) -> dict[str, Any]:
-    """Captions as the step takes them: tokens where the encoder trains."""
+  def _encode_text(self, captions: list[str]) -> dict[str, Any]:
+    """Text features, or tokens if the text encoder trains."""
     if self.task.text_encoder:
       name, (text, mask) = "tokens", self.text.tokenize(captions)
     else:
@@ -201,20 +203,20 @@ class Run:
 
 
 def _encode(cache: TextCache, captions: Iterator[str]) -> None:
-  """Each host its share first, then what no folder they share shows it."""
-  every = list(dict.fromkeys(captions))
-  cache.fill(every[jax.process_index() :: jax.process_count()])
+  """Each host encodes its share; then those not in a shared cache folder."""
+  unique = list(dict.fromkeys(captions))
+  cache.fill(unique[jax.process_index() :: jax.process_count()])
   barrier("captions")
-  cache.fill(every)
+  cache.fill(unique)
 
 
-def _captions(
+def _all_captions(
   experiment: Experiment, sources: tuple[Source, Source]
 ) -> Iterator[str]:
-  """All that will be needed: of training, and of the clips held out."""
+  """Preview prompts and captions of all clips that the run uses."""
   clips, held_out = sources
   yield from experiment.preview.prompts
-  asked = max(experiment.train.eval_clips, experiment.preview.clips)
-  for source, count in ((clips, len(clips)), (held_out, asked)):
+  num_held_out = max(experiment.train.eval_clips, experiment.preview.clips)
+  for source, count in ((clips, len(clips)), (held_out, num_held_out)):
     for index in range(min(count, len(source))):
       yield from source.captions(index)

@@ -1,4 +1,4 @@
-"""A page to look at: videos, loss curves and numbers of finished runs."""
+"""An HTML page with videos, loss curves and metrics of finished runs."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -26,23 +26,22 @@ pre { background: #f4f4f4; padding: .5rem; overflow-x: auto; }
 svg text { font-size: 11px; fill: #555; }
 """
 
-
 _WIDTH, _HEIGHT, _MARGIN = 300, 150, 34
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSummary:
-  """What a training run did.
+  """Metrics of a training run.
 
   Attributes:
     name: of the run.
     command: that ran it.
-    seconds: the whole process took, compilation included.
+    seconds: of the whole process, compilation included.
     parameters: 'trainable' and 'frozen' counts.
     losses: (step, training loss).
-    held_out: (step, loss on held-out clips); may be none.
-    frame_by_frame: held-out loss at the end with temporal layers left out;
-      None for image models.
+    held_out: (step, held-out loss); may be empty.
+    frame_by_frame: final held-out loss without temporal layers; None for image
+      models.
   """
 
   name: str
@@ -57,7 +56,7 @@ class RunSummary:
   def read(
     cls, workdir: Path, *, name: str, command: str = "", seconds: float = 0.0
   ) -> "RunSummary":
-    """From the files that a run leaves in its workdir."""
+    """Reads the log files in a workdir."""
     pairs = lambda records: [(r["step"], r["loss"]) for r in records]
     held_out = JsonLines(workdir / "held_out.jsonl").read()
     start = JsonLines(workdir / "runs.jsonl").read()[-1]
@@ -72,7 +71,7 @@ class RunSummary:
     )
 
   def numbers(self) -> dict[str, Any]:
-    """For metrics.json."""
+    """The entry of this run in metrics.json."""
     points = self.held_out or self.losses
     return {
       "first_loss": points[0][1],
@@ -85,44 +84,41 @@ class RunSummary:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Made:
-  """A video or picture that was sampled.
+class Sample:
+  """A sampled video or image.
 
   Attributes:
     file: its name in the folder of the page.
-    title: what it is.
-    says: one line about it.
+    title: its heading.
+    caption: one line about it.
     command: that made it.
   """
 
   file: str
   title: str
-  says: str
+  caption: str
   command: str
 
 
 def write_page(
-  folder: Path, title: str, made: Sequence[Made], runs: Sequence[RunSummary]
+  folder: Path,
+  title: str,
+  samples: Sequence[Sample],
+  runs: Sequence[RunSummary],
 ) -> None:
-  """Writes index.html and metrics.json.
-
-  Args:
-    folder: where the files that were made lie.
-    title: of the page.
-    made: to show.
-    runs: to tabulate and plot.
-  """
+  """Writes index.html and metrics.json beside the samples in `folder`."""
   numbers = {run.name: run.numbers() for run in runs}
   (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
+  commands = "\n".join(one.command for one in [*samples, *runs])
   body = [
     f"<h1>{html.escape(title)}</h1>",
-    *map(_shown, made),
+    *map(_figure, samples),
     "<h2>Training</h2>",
-    f"<p>{_about(runs)}</p>",
+    f"<p>{_loss_note(runs)}</p>",
     _table(runs),
     *(_curve(run) for run in runs),
     "<h2>Commands</h2>",
-    f"<pre>{html.escape(_commands(made, runs))}</pre>",
+    f"<pre>{html.escape(commands)}</pre>",
   ]
   (folder / "index.html").write_text(
     f'<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -131,44 +127,38 @@ def write_page(
   )
 
 
-def _about(runs: Sequence[RunSummary]) -> str:
+def _loss_note(runs: Sequence[RunSummary]) -> str:
   if not all(run.held_out for run in runs):
-    return "Losses are those of the first and the last batch."
+    return "Losses are those of the first and last batch."
   return (
-    "Losses are on held-out clips and fixed noise, before and after. <i>Frame "
-    "by frame</i>: the same trained weights with the temporal layers left out."
+    "Losses are on held-out clips and fixed noise, before and after training. "
+    "<i>Frame by frame</i>: the same weights without the temporal layers."
   )
 
 
-def _shown(made: Made) -> str:
-  file = html.escape(made.file)
-  if Path(made.file).suffix == ".png":
-    show = f'<img class="sheet" src="{file}" alt="{html.escape(made.title)}">'
+def _figure(sample: Sample) -> str:
+  file, title = html.escape(sample.file), html.escape(sample.title)
+  if Path(sample.file).suffix == ".png":
+    media = f'<img class="sheet" src="{file}" alt="{title}">'
   else:
-    show = (
+    media = (
       f'<video src="{file}" controls autoplay loop muted playsinline></video>'
     )
   return (
-    f"<figure>{show}<figcaption><b>{html.escape(made.title)}</b><br>"
-    f"{html.escape(made.says)}</figcaption></figure>"
+    f"<figure>{media}<figcaption><b>{title}</b><br>"
+    f"{html.escape(sample.caption)}</figcaption></figure>"
   )
 
 
 def _table(runs: Sequence[RunSummary]) -> str:
   head = (
-    "stage",
-    "trained",
-    "frozen",
-    "steps",
-    "seconds",
-    "loss before",
-    "loss after",
-    "frame by frame",
+    *("stage", "trained", "frozen", "steps", "seconds"),
+    *("loss before", "loss after", "frame by frame"),
   )
   rows = []
   for run in runs:
     n = run.numbers()
-    apart = n["last_loss_frame_by_frame"]
+    spatial = n["last_loss_frame_by_frame"]
     rows.append(
       (
         run.name,
@@ -178,7 +168,7 @@ def _table(runs: Sequence[RunSummary]) -> str:
         f"{n['seconds']:.0f}",
         f"{n['first_loss']:.4f}",
         f"{n['last_loss']:.4f}",
-        "" if apart is None else f"{apart:.4f}",
+        "" if spatial is None else f"{spatial:.4f}",
       )
     )
   cells = lambda tag, row: "".join(f"<{tag}>{c}</{tag}>" for c in row)
@@ -187,12 +177,7 @@ def _table(runs: Sequence[RunSummary]) -> str:
 
 
 def write_curves(file: Path, runs: Sequence[RunSummary]) -> None:
-  """Loss curves of runs side by side, as one SVG picture.
-
-  Args:
-    file: to write.
-    runs: to plot; three in a row.
-  """
+  """Writes the loss curves of runs as one SVG file, three in a row."""
   columns = 3
   rows = -(-len(runs) // columns)
   plots = "".join(
@@ -208,12 +193,9 @@ def write_curves(file: Path, runs: Sequence[RunSummary]) -> None:
 
 
 def _curve(run: RunSummary) -> str:
-  """Training loss as a line, held-out loss as dots, in one small plot.
-
-  Losses fall fast and then slowly: only their logarithms show both.
-  """
+  """A small plot on a log scale: training loss a line, held-out loss dots."""
   points = [*run.losses, *run.held_out]
-  # A run may have been stopped before its first line.
+  # A run may have stopped before its first log step.
   last = max((step for step, _ in points), default=0) or 1
   losses = [loss for _, loss in points if loss > 0] or [1.0]
   top, bottom = max(losses) * 1.1, min(losses) / 1.1
@@ -236,7 +218,3 @@ def _curve(run: RunSummary) -> str:
     f'<path d="M{_MARGIN} 18V{base}H{_WIDTH - 8}" fill="none" stroke="#999"/>'
     f'<polyline points="{line}" fill="none" stroke="#26c"/>{dots}</svg>'
   )
-
-
-def _commands(made: Sequence[Made], runs: Sequence[RunSummary]) -> str:
-  return "\n".join([one.command for one in [*made, *runs]])

@@ -1,4 +1,4 @@
-"""Training state: what one step turns into the next."""
+"""Training state and its update."""
 
 import functools
 
@@ -8,23 +8,23 @@ import jax.numpy as jnp
 import optax
 
 from lumiere_jax.training.config import TrainConfig
-from lumiere_jax.training.optimizer import choose_added
+from lumiere_jax.training.optimizer import select_added
 from lumiere_jax.typing import FlatParams
 
 
 @struct.dataclass
 class TrainState:
-  """Step, weights that train, their average, and the optimizer's moments.
+  """Step, trainable weights, their average, and the optimizer state.
 
-  Frozen weights are not in it: they have no gradient, moment or average, are
-  handed to the step beside it, and are saved once a run.
+  Frozen weights are separate: they have no gradient, moment or average, are
+  passed to the step beside the state, and are saved once per run.
 
   Attributes:
-    step: steps taken.
-    skipped: steps of these whose gradients were not finite: nothing changed.
-    skipped_in_a_row: the last ones of them, up to now.
+    step: steps taken, skipped ones included.
+    skipped: steps whose gradients were not finite; they changed nothing.
+    skipped_in_a_row: how many of the newest steps were skipped.
     trainable: weights that train.
-    ema: their average.
+    ema: their exponential moving average.
     opt_state: of the optimizer.
   """
 
@@ -39,7 +39,7 @@ class TrainState:
 def init_state(
   trainable: FlatParams, optimizer: optax.GradientTransformation
 ) -> TrainState:
-  """State at step 0; the average starts as a copy of the weights."""
+  """The state at step 0; the average starts as a copy of the weights."""
   zero = lambda: jnp.zeros((), jnp.int32)
   return TrainState(
     step=zero(),
@@ -52,7 +52,7 @@ def init_state(
 
 
 def ema_decay(step: jax.Array, decay: float, warmup: float = 10.0) -> jax.Array:
-  """min(decay, (1 + step) / (warmup + step)): early steps are forgotten."""
+  """min(decay, (1 + step) / (warmup + step)): a warm-up of the EMA decay."""
   step = step.astype(jnp.float32)
   return jnp.minimum(decay, (1.0 + step) / (warmup + step))
 
@@ -63,42 +63,41 @@ def apply_gradients(
   optimizer: optax.GradientTransformation,
   config: TrainConfig,
 ) -> TrainState:
-  """One optimizer step and one step of the average.
+  """One optimizer step and one EMA step.
 
-  A step whose gradients are not all finite changes nothing but the counts.
+  A step whose gradients are not all finite changes only the counts.
   """
   updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
   trainable = optax.apply_updates(state.trainable, updates)
   decay = ema_decay(state.step, config.ema_decay, config.ema_warmup)
   average = functools.partial(optax.incremental_update, step_size=1.0 - decay)
-  moved = state.replace(
+  updated = state.replace(
     trainable=trainable,
     ema=average(trainable, state.ema),
     opt_state=opt_state,
   )
   finite = jnp.isfinite(optax.tree.norm(grads))
   skip = 1 - finite.astype(jnp.int32)
-  chosen = jax.tree.map(
-    lambda new, old: jnp.where(finite, new, old), moved, state
+  selected = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old), updated, state
   )
-  return chosen.replace(
+  return selected.replace(
     step=state.step + 1,
     skipped=state.skipped + skip,
     skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
   )
 
 
-def keep_added(old: TrainState, new: TrainState) -> TrainState:
-  """`new`, with the leaves that an image model does not have as in `old`.
+def restore_added(old: TrainState, new: TrainState) -> TrainState:
+  """`new`, with weights, moments, averages and count of added leaves of `old`.
 
-  Their weights, moments, averages and count of updates alike: a step on
-  pictures, which go past the temporal layers, must not let these drift on old
+  A step on images bypasses the temporal layers, which must not drift on old
   momentum.
 
   Args:
-    old: before the step.
-    new: after it; its optimizer is one of `make_optimizer(joint=True)`.
+    old: the state before the step.
+    new: the state after it, of an optimizer with `joint=True`.
   """
-  kept = choose_added(old, new)
-  opt_state = kept.opt_state._replace(count=old.opt_state.count)
-  return kept.replace(opt_state=opt_state)
+  restored = select_added(old, new)
+  opt_state = restored.opt_state._replace(count=old.opt_state.count)
+  return restored.replace(opt_state=opt_state)

@@ -1,4 +1,4 @@
-"""What each stage adds to the one loop: its network, inputs and loss."""
+"""A stage's denoising task: network, inputs and loss."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -38,23 +38,23 @@ from lumiere_jax.typing import Cond, FlatParams, Video
 
 Batch = Mapping[str, Array]
 """'video' uint8 (b t h w c), 'text' (b l e), 'text_mask' (b l), and for
-conditional models 'mask' uint8 (b t h w 1), 1 where pixels are given. Where
-the text encoder trains, 'tokens' (b l) are in place of 'text'."""
+conditional models 'mask' uint8 (b t h w 1), 1 where pixels are given. If the
+text encoder trains, 'tokens' (b l) replace 'text'."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-  """A denoising task.
+  """The denoising task of a stage.
 
-  Super-resolution where the experiment upscales, conditional where the model
-  has conditioning channels; a batch of one-frame clips goes past the temporal
-  layers of a video model.
+  Super-resolution if the experiment upscales, conditional if the model has
+  conditioning channels. A batch of one-frame clips bypasses the temporal layers
+  of a video model.
 
   Attributes:
     experiment: the stage.
-    null_text: (l, e) what stands for "no caption".
+    null_text: (l, e) features of "no caption".
     null_mask: (l,) its mask.
-    text_encoder: the encoder that trains along; None: text comes encoded.
+    text_encoder: the encoder that trains too; None: text comes encoded.
   """
 
   experiment: Experiment
@@ -70,11 +70,11 @@ class Task:
     return weights
 
   def draw(self, batch: Batch, key: jax.Array) -> Draws:
-    """What is random in the loss of a whole batch."""
+    """The random draws for the loss of a batch."""
     return draw(key, len(batch["video"]))
 
   def encode(self, params: FlatParams, batch: Batch) -> Batch:
-    """The batch with its captions encoded, where that is not done before."""
+    """Encodes the captions of the batch if the text encoder trains."""
     if not self.text_encoder:
       return batch
     encoder, _ = t5.split_params(params)
@@ -87,27 +87,27 @@ class Task:
     """Clean video in [-1, 1] and what the network is conditioned on.
 
     Args:
-      batch: see `Batch`; without 'text', none is in what is returned.
-      keys: (b,) of what is random in it.
+      batch: see `Batch`; without 'text', the returned one has none either.
+      keys: (b,) for crops, augmentation and noise.
     """
     experiment = self.experiment
     crop_keys, level_keys, noise_keys = _split(keys, 3)
-    whole = batch["video"]
-    size = whole.shape[2:4]
+    video = batch["video"]
+    size = video.shape[2:4]
     crops = random_crops(
       crop_keys, size, experiment.data.crop, experiment.upscale
     )
-    cut = crops.cut if crops else lambda video: video
-    x0 = to_float(cut(whole))
+    cut = crops.cut if crops else lambda x: x
+    x0 = to_float(cut(video))
     cond = Cond(text=batch.get("text"), text_mask=batch["text_mask"])
     frames = []
     if experiment.upscale > 1:
-      most = experiment.diffusion.max_noise_level
-      level = most * jax.vmap(jax.random.uniform)(level_keys)
+      highest = experiment.diffusion.max_noise_level
+      level = highest * jax.vmap(jax.random.uniform)(level_keys)
       cond = cond.replace(noise_level=level)
-      # Whole on each device that shares the clip: it is small, and each row
-      # of the large one wants two of its rows.
-      low = shrink(to_float(constrain(whole, WHOLE_VIDEO)), experiment.upscale)
+      # Replicated over the devices that share the clip: it is small, and each
+      # high-resolution row needs two of its rows.
+      low = shrink(to_float(constrain(video, WHOLE_VIDEO)), experiment.upscale)
       frames.append(
         low_resolution_frames(
           constrain(low, WHOLE_VIDEO),
@@ -124,18 +124,18 @@ class Task:
       frames.append(masked_frames(x0, mask))
     if frames:
       cond = cond.replace(frames=jnp.concatenate(frames, axis=-1))
-    in_place = lambda video: constrain(video, VIDEO)
-    return in_place(x0), cond.map_frames(in_place)
+    shard = lambda video: constrain(video, VIDEO)
+    return shard(x0), cond.map_frames(shard)
 
   def loss(
     self, params: FlatParams, batch: Batch, draws: Draws
   ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Training loss at random noise levels, captions dropped at random.
+    """Training loss at random noise levels, with random caption dropout.
 
     Args:
       params: all weights.
-      batch: clips, or a part of a batch.
-      draws: what is random, for the same clips.
+      batch: a batch or micro-batch.
+      draws: the random draws of the same clips.
     """
     diffusion = self.experiment.diffusion
     input_keys, drop_keys, loss_keys = _split(draws.keys, 3)
@@ -148,7 +148,7 @@ class Task:
       diffusion.caption_dropout,
     )
     return diffusion_loss(
-      self.denoiser(params, bypass_temporal=self.is_picture(batch)),
+      self.denoiser(params, bypass_temporal=self.is_image_batch(batch)),
       x0,
       cond,
       draws.replace(keys=loss_keys),
@@ -162,44 +162,44 @@ class Task:
   def held_out_loss(
     self, params: FlatParams, batch: Batch, *, bypass_temporal: bool = False
   ) -> Float[Array, "bins b"]:
-    """Loss of each clip at a noise level in each of the `evaluation_bins`.
+    """Loss of each clip at one noise level in each of the `evaluation_bins`.
 
-    Where in a bin, the noise, crops and augmentation are the same at every
-    call; the clips of a batch spread over the bin as training draws it.
+    Noise levels, noise, crops and augmentation are the same at every call; the
+    clips of a batch are spread over a bin by the training distribution.
     """
     experiment = self.experiment
     x0, cond = self.held_out_inputs(self.encode(params, batch))
     edges = jnp.asarray(self.evaluation_bins, jnp.float32)
     noise = experiment.diffusion.make_noise()
     denoiser = self.denoiser(params, bypass_temporal=bypass_temporal)
-    # Multiples of the golden ratio: any number of clips is spread evenly.
-    places = (jnp.arange(len(x0)) + 0.5) * (math.sqrt(5) - 1) / 2 % 1.0
+    # Multiples of the golden ratio spread any number of clips evenly.
+    quantiles = (jnp.arange(len(x0)) + 0.5) * (math.sqrt(5) - 1) / 2 % 1.0
 
-    def at(part: tuple[Array, Array, Array]) -> Float[Array, "b"]:
-      low, high, key = part
+    def in_bin(args: tuple[Array, Array, Array]) -> Float[Array, "b"]:
+      low, high, key = args
       return loss_per_sample(
         denoiser,
         x0,
         jax.random.normal(key, x0.shape),
-        noise.log_snr(low + (high - low) * places),
+        noise.log_snr(low + (high - low) * quantiles),
         cond,
         experiment.diffusion.prediction,
       )
 
     keys = jax.random.split(jax.random.key(1), len(edges) - 1)
-    return jax.lax.map(at, (edges[:-1], edges[1:], keys))
+    return jax.lax.map(in_bin, (edges[:-1], edges[1:], keys))
 
   @property
   def evaluation_log_snrs(self) -> list[float]:
-    """The noise level in the middle of each bin, from clean to noisy."""
+    """The log-SNR at the middle of each bin, from clean to noisy."""
     edges = self.evaluation_bins
-    middles = jnp.asarray((edges[1:] + edges[:-1]) / 2, jnp.float32)
-    levels = self.experiment.diffusion.make_noise().log_snr(middles)
+    centers = jnp.asarray((edges[1:] + edges[:-1]) / 2, jnp.float32)
+    levels = self.experiment.diffusion.make_noise().log_snr(centers)
     return [round(float(level), 2) for level in levels]
 
   @property
   def evaluation_bins(self) -> np.ndarray:
-    """Quantiles of the edges of the held-out loss's noise levels."""
+    """Edges of the held-out loss's noise-level bins, as quantiles."""
     return evaluation_bins(
       self.experiment.diffusion.make_noise(),
       self.experiment.train.eval_levels,
@@ -209,8 +209,8 @@ class Task:
     """`inputs` with the same crops and augmentation at every call."""
     return self.inputs(batch, self.draw(batch, jax.random.key(0)).keys)
 
-  def is_picture(self, batch: Batch) -> bool:
-    """Whether a video model is shown one-frame clips: joint training."""
+  def is_image_batch(self, batch: Batch) -> bool:
+    """Whether it is a batch of images for a video model (joint training)."""
     return bool(self.experiment.model.temporal) and batch["video"].shape[1] == 1
 
   def denoiser(

@@ -1,4 +1,4 @@
-"""One training step, and its program for each shape of batch."""
+"""The training step, compiled once for each batch shape."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +18,11 @@ from lumiere_jax.parallel.sharding import constrain_leaves
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.optimizer import make_optimizer, next_rate
 from lumiere_jax.training.param_overview import by_block
-from lumiere_jax.training.state import TrainState, apply_gradients, keep_added
+from lumiere_jax.training.state import (
+  TrainState,
+  apply_gradients,
+  restore_added,
+)
 from lumiere_jax.training.task import Batch, Task
 from lumiere_jax.typing import FlatParams
 
@@ -28,11 +32,10 @@ Metrics = dict[str, Any]
 def loss_and_gradients(
   experiment: Experiment, task: Task
 ) -> Callable[..., tuple[jax.Array, FlatParams]]:
-  """(trainable, frozen, batch, draws) -> mean loss and its gradients.
+  """(trainable, frozen, batch, draws) -> mean loss, gradients of `trainable`.
 
-  Gradients are taken with respect to the trainable leaves alone. A batch is
-  worked through in `accumulate` micro-batches, one after the other, whose
-  random draws are those of its clips in the whole batch.
+  A batch is processed in `accumulate` micro-batches; random draws belong to
+  clips and do not depend on the split.
   """
 
   def loss_of(
@@ -47,7 +50,7 @@ def loss_and_gradients(
   parts = experiment.train.accumulate
 
   def micro(x: jax.Array) -> jax.Array:
-    # Every parts-th clip: a device's own clips stay on it.
+    # Strided, so that clips stay on their devices.
     return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
   def accumulated(
@@ -67,10 +70,10 @@ def loss_and_gradients(
 def make_train_step(
   experiment: Experiment, task: Task
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """(state, frozen, batch, key) -> (state, metrics), to be compiled.
+  """(state, frozen, batch, key) -> (state, metrics), to be jitted.
 
-  Random keys are folded from the step, so a resumed run repeats itself bit
-  for bit. `learning_rate` of the metrics is what the step was taken with.
+  Random keys are folded from the step, so that a resumed run is bit-identical.
+  `learning_rate` in the metrics is the one used in this step.
   """
   optimizer = make_optimizer(experiment.train, joint=experiment.joint)
   gradients = loss_and_gradients(experiment, task)
@@ -82,10 +85,10 @@ def make_train_step(
     draws = task.draw(batch, step_key)
     loss, grads = gradients(state.trainable, frozen, batch, draws)
     new = apply_gradients(state, grads, optimizer, experiment.train)
-    if task.is_picture(batch):
+    if task.is_image_batch(batch):
       if not experiment.joint:
-        raise ValueError("a batch of pictures, of which the data says nothing")
-      new = keep_added(state, new)
+        raise ValueError("a batch of images, but data.images is not set")
+      new = restore_added(state, new)
     norms = {k: optax.tree.norm(v) for k, v in by_block(grads).items()}
     return new, {
       "loss": loss,
@@ -102,7 +105,7 @@ def make_train_step(
 def jit_train_step(
   experiment: Experiment, task: Task, state: TrainState
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """`make_train_step` jitted: the new state lies where the old one did.
+  """`make_train_step`, jitted; the new state keeps the shardings of the old.
 
   Args:
     experiment: the stage.
@@ -124,13 +127,11 @@ class Program:
   """A compiled step.
 
   Attributes:
-    run: (state, frozen, batch, key) -> (state, metrics); the state given is
-      used up.
-    flops: model FLOPs of the step over all devices: forward and backward as
-      they need to be, without what is computed again.
-    temporary_bytes: memory on each device while it runs, besides its
-      arguments; None where the compiler does not say.
-    seconds: it took to trace, compile and count.
+    run: (state, frozen, batch, key) -> (state, metrics); donates the state.
+    flops: model FLOPs of the step over all devices: forward and backward,
+      without rematerialisation.
+    temporary_bytes: of each device, besides arguments; None: not reported.
+    seconds: to trace, compile and count FLOPs.
   """
 
   run: Callable[..., tuple[TrainState, Metrics]]
@@ -140,17 +141,17 @@ class Program:
 
 
 class TrainStep:
-  """Programs by the shape of the batch; another shape compiles another."""
+  """The training step; compiles a program for each new batch shape."""
 
   def __init__(
     self,
     experiment: Experiment,
     task: Task,
-    announce: Callable[[tuple[int, ...], Program, float], None],
+    on_compiled: Callable[[tuple[int, ...], Program, float], None],
   ):
-    """Takes what to do with a shape, its program and the seconds waited."""
+    """`on_compiled` gets the batch shape, its program, and seconds waited."""
     self._experiment, self._task = experiment, task
-    self._announce = announce
+    self._on_compiled = on_compiled
     self._thread = ThreadPoolExecutor(1, "compile")
     self._ahead: dict[tuple[int, ...], Future[Program]] = {}
     self.programs: dict[tuple[int, ...], Program] = {}
@@ -158,14 +159,14 @@ class TrainStep:
   def prepare(
     self, state: TrainState, frozen: FlatParams, batch: Batch, key: jax.Array
   ) -> None:
-    """Begins to compile for such a batch, while other work can be done."""
+    """Starts compiling for such a batch in the background."""
     shape, arguments = batch["video"].shape, (state, frozen, batch, key)
     self._ahead[shape] = self._thread.submit(self._compile, *arguments)
 
   def __call__(
     self, state: TrainState, frozen: FlatParams, batch: Batch, key: jax.Array
   ) -> tuple[TrainState, Metrics]:
-    """Takes a step; `state` must not be used again."""
+    """Takes one step; `state` is donated."""
     shape = batch["video"].shape
     if shape not in self.programs:
       start = time.monotonic()
@@ -173,23 +174,23 @@ class TrainStep:
         self.prepare(state, frozen, batch, key)
       program = self._ahead.pop(shape).result()
       self.programs[shape] = program
-      self._announce(shape, program, time.monotonic() - start)
+      self._on_compiled(shape, program, time.monotonic() - start)
     return self.programs[shape].run(state, frozen, batch, key)
 
   def flops(self, batch: Batch) -> int:
-    """Model FLOPs of a step that has been taken."""
+    """Model FLOPs of a step on such a batch, once compiled."""
     return self.programs[batch["video"].shape].flops
 
   def _compile(self, state: TrainState, *rest: Any) -> Program:
     start = time.monotonic()
-    with jax.set_mesh(state.step.sharding.mesh):  # of this thread
+    with jax.set_mesh(state.step.sharding.mesh):  # per thread
       step = jit_train_step(self._experiment, self._task, state)
       traced = step.trace(state, *rest)
       lowered = traced.lower()
-      # XLA lets Python go on meanwhile.
+      # XLA releases the GIL: count FLOPs meanwhile.
       with ThreadPoolExecutor(1) as thread:
         compiling = thread.submit(lowered.compile)
-        if _plain(self._experiment) == self._experiment:
+        if _countable(self._experiment) == self._experiment:
           flops = flops_of(traced.jaxpr)
         else:
           flops = model_flops(self._experiment, self._task, state, *rest[:2])
@@ -211,7 +212,7 @@ def model_flops(
   batch: Batch,
 ) -> int:
   """FLOPs of the loss and its gradients, counted without rematerialisation."""
-  plain = _plain(experiment)
+  plain = _countable(experiment)
   gradients = loss_and_gradients(
     plain, dataclasses.replace(task, experiment=plain)
   )
@@ -223,12 +224,12 @@ def model_flops(
   return count_flops(gradients, *shapes, draws)
 
 
-def _plain(experiment: Experiment) -> Experiment:
-  """The experiment as its FLOPs are counted: nothing computed again."""
+def _countable(experiment: Experiment) -> Experiment:
+  """Without rematerialisation, fused kernels and accumulation."""
   model = dataclasses.replace(
     experiment.model, remat=(), attention_kernel="xla"
   )
-  # Products of the optimizer are not the model's.
+  # Muon's matrix products are not model FLOPs.
   optimizer = {"muon": "adam"}.get(name := experiment.train.optimizer, name)
   train = dataclasses.replace(
     experiment.train, accumulate=1, optimizer=optimizer

@@ -1,4 +1,4 @@
-"""The folder of a run: made, locked, set aside; SIGTERM and Ctrl-C."""
+"""The run's folder and preemption: locking, old runs, SIGTERM and Ctrl-C."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -19,102 +19,97 @@ from lumiere_jax.storage.remote import is_url
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[int], bool]]:
-  """SIGTERM and Ctrl-C ask the loop to save and end; a second Ctrl-C kills.
+def handle_preemption() -> Iterator[Callable[[int], bool]]:
+  """On SIGTERM or Ctrl-C the loop saves and stops; a second Ctrl-C kills.
 
-  A notice to one of several processes stops all of them at the same step.
+  With several processes, a signal to one stops all at the same step.
 
-  Returns:
-    stopped(step): whether to stop before the step of that number.
+  Yields:
+    stop_requested(step): whether to stop before that step.
   """
-  many = jax.process_count() > 1
-  with _ctrl_c_as_sigterm() if many else _signals() as stopped:
-    yield stopped
+  multihost = jax.process_count() > 1
+  with _multihost_signals() if multihost else _signals() as stop_requested:
+    yield stop_requested
 
 
 @contextlib.contextmanager
-def _ctrl_c_as_sigterm() -> Iterator[Callable[[int], bool]]:
-  """JAX listens for SIGTERM and has all processes agree on a step."""
+def _multihost_signals() -> Iterator[Callable[[int], bool]]:
+  """Ctrl-C becomes SIGTERM, on which JAX has all processes agree on a step."""
 
-  def ask(number: int, frame: Any) -> None:
+  def forward(number: int, frame: Any) -> None:
     del number, frame
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.kill(os.getpid(), signal.SIGTERM)
 
-  old = signal.signal(signal.SIGINT, ask)
+  old = signal.signal(signal.SIGINT, forward)
 
-  def stopped(step: int) -> bool:
+  def stop_requested(step: int) -> bool:
     stop = multihost_utils.reached_preemption_sync_point(step)
     if stop and is_primary():
-      _say()
+      _print_stopping()
     return stop
 
   try:
-    yield stopped
+    yield stop_requested
   finally:
     signal.signal(signal.SIGINT, old)
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[int], bool]]:
-  asked: list[int] = []
+  received: list[int] = []
 
-  def ask(number: int, frame: Any) -> None:
+  def handle(number: int, frame: Any) -> None:
     del frame
-    if asked and number == signal.SIGINT:
+    if received and number == signal.SIGINT:
       raise KeyboardInterrupt
-    asked.append(number)
-    _say()
+    received.append(number)
+    _print_stopping()
 
   try:
-    old = {n: signal.signal(n, ask) for n in (signal.SIGTERM, signal.SIGINT)}
-  except ValueError:  # not the main thread: signals are somebody else's
+    old = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
+  except ValueError:  # only the main thread can handle signals
     old = {}
   try:
-    yield lambda step: bool(asked)
+    yield lambda step: bool(received)
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)
 
 
-def _say() -> None:
+def _print_stopping() -> None:
   print("\nstopping after this step; the state will be saved", file=sys.stderr)
 
 
 TEXT_CACHE = "text_cache"
-"""Folder of text features, unless the config names another."""
+"""Default folder of text features."""
 
-
-_BEFORE = "before-"
+_OLD_RUN = "before-"
 
 
 def check_workdir(workdir: str) -> Path:
-  """The folder that --workdir names.
+  """The workdir as a path.
 
-  Raises:
-    UserError: it is a URL. A run locks its folder, appends to logs and renames
-      folders, which only a file system can do.
+  A run locks its folder, appends to logs and renames folders, which only a
+  file system can do: URLs raise a UserError.
   """
   if is_url(workdir):
     raise UserError(
       option("workdir", workdir),
-      "is a URL, but a run needs a folder of a file system, one that "
-      "all its hosts share",
-      "mount the bucket with gcsfuse (docs/launch.md), or take NFS "
-      "or Filestore, and give the folder",
+      "is a URL, but a run needs a folder on a file system that all its "
+      "hosts share",
+      "mount the bucket with gcsfuse (docs/launch.md), or use NFS or "
+      "Filestore, and give that folder",
     )
   return Path(workdir)
 
 
 @contextlib.contextmanager
-def opened_workdir(workdir: Path, *, resume: bool) -> Iterator[None]:
-  """Makes the folder, and keeps other runs out of it until the end.
+def open_workdir(workdir: Path, *, resume: bool) -> Iterator[None]:
+  """Creates and locks the folder, for the duration of the block.
 
-  Sets an earlier run in it aside unless told to resume, and removes what a
-  killed run had half written. One host of several does it for all.
-
-  Raises:
-    UserError: that cannot be, or another run is under way in it.
+  Without `resume`, moves an earlier run to `before-N`. Removes unfinished
+  files of a killed run. Process 0 does it for all.
   """
   if not is_primary():
     barrier("workdir")
@@ -122,31 +117,31 @@ def opened_workdir(workdir: Path, *, resume: bool) -> Iterator[None]:
     return
   with locked(workdir):
     if not resume:
-      _set_aside(workdir)
-    for path in _of_the_run(workdir):
+      _move_old_run(workdir)
+    for path in _files_of_run(workdir):
       remove_unfinished(path)
     barrier("workdir")
     yield
 
 
-def _of_the_run(workdir: Path) -> list[Path]:
-  """What lies in it of the present run: not what was set aside.
+def _files_of_run(workdir: Path) -> list[Path]:
+  """Files and folders of the current run.
 
-  Nor text features, which any run can use, and other hosts may be writing.
+  Not text features: any run can use them, and other hosts may be writing them.
   """
   return [
     path
     for path in workdir.iterdir()
-    if path.name != TEXT_CACHE and not path.name.startswith(_BEFORE)
+    if path.name != TEXT_CACHE and not path.name.startswith(_OLD_RUN)
   ]
 
 
-def _set_aside(workdir: Path) -> None:
-  """Moves all of the run to `before-N`."""
-  old = _of_the_run(workdir)
+def _move_old_run(workdir: Path) -> None:
+  """Moves the files of the run to `before-N`."""
+  old = _files_of_run(workdir)
   if not old:
     return
-  names = (f"{_BEFORE}{number}" for number in itertools.count(1))
+  names = (f"{_OLD_RUN}{number}" for number in itertools.count(1))
   target = next(p for p in map(workdir.joinpath, names) if not p.exists())
   target.mkdir()
   for path in old:
@@ -154,12 +149,13 @@ def _set_aside(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def telling_what_failed(workdir: Path) -> Iterator[None]:
-  """Turns failures of the disk into a UserError that names the workdir."""
+def report_disk_errors(workdir: Path) -> Iterator[None]:
+  """Turns an OSError into a UserError that names the workdir."""
   try:
     yield
   except OSError as error:
     raise UserError(
       option("workdir", workdir),
       f"cannot be written ({error.strerror or error})",
+      "check permissions and free space",
     ) from error

@@ -1,4 +1,4 @@
-"""What compilers are asked for."""
+"""Compiler options by backend."""
 
 import jax
 from jax import export
@@ -10,59 +10,53 @@ from lumiere_jax.parallel import backend
 
 
 @pytest.fixture
-def asked(monkeypatch):
-  """Asks for these options, of which nothing is remembered."""
+def options_of(monkeypatch):
+  """`compiler_options` where `_CPU` is replaced, without its cache."""
 
-  def ask(options):
+  def get(options):
     monkeypatch.setattr(backend, "_CPU", options)
     backend.compiler_options.cache_clear()
     return backend.compiler_options("cpu")
 
-  yield ask
+  yield get
   backend.compiler_options.cache_clear()
 
 
-def test_accelerators_are_asked_for_nothing():
-  assert backend.compiler_options("tpu") == {}
-  assert backend.compiler_options("gpu") == {}
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+@pytest.mark.parametrize("runs_once", [False, True])
+def test_accelerators_have_no_options(platform, runs_once):
+  assert backend.compiler_options(platform, runs_once=runs_once) == {}
 
 
-def test_this_compiler_knows_every_option(asked):
+def test_this_compiler_knows_every_option(options_of):
   options = backend._CPU
-  assert asked(options) == options
+  assert options_of(options) == options
 
 
-def test_what_runs_once_is_compiled_in_a_hurry():
-  options = backend.compiler_options("cpu", runs_once=True)
-  assert options == backend._CPU | backend._ONCE
-  assert backend.compiler_options("tpu", runs_once=True) == {}
-
-
-def test_a_hurry_to_draw_few_leaves_alone():
-  leaf = lambda size: {"leaf": jax.ShapeDtypeStruct((size,), jnp.float32)}
-  few, many = (backend.drawing_options("cpu", leaf(2**n)) for n in (20, 30))
-  assert few == backend._CPU | backend._ONCE
-  assert many == backend._CPU
-
-
-def test_what_a_compiler_does_not_know_is_left_out(asked):
+def test_unknown_options_are_left_out(options_of):
   known = {"xla_cpu_enable_fast_math": False}
-  assert asked({"xla_cpu_no_such_option": "1", **known}) == known
+  assert options_of({"xla_cpu_no_such_option": "1", **known}) == known
+
+
+def test_programs_that_run_once_compile_fast():
+  fast = backend._CPU | backend._RUNS_ONCE
+  assert backend.compiler_options("cpu", runs_once=True) == fast
+  leaf = lambda n: {"leaf": jax.ShapeDtypeStruct((2**n,), jnp.float32)}
+  assert backend.init_compiler_options("cpu", leaf(20)) == fast
+  assert backend.init_compiler_options("cpu", leaf(30)) == backend._CPU
 
 
 @pytest.mark.parametrize(("platform", "barriers"), [("cpu", 2), ("tpu", 0)])
-def test_only_cpus_write_out_what_is_materialised(platform, barriers):
-  """Of the value and of its gradient."""
+def test_only_cpus_materialise_values_and_gradients(platform, barriers):
   loss = lambda x: jnp.square(backend.materialised(x * 2.0)).sum()
   lowered = export.export(jax.jit(jax.grad(loss)), platforms=[platform])(
     jax.ShapeDtypeStruct((3,), jnp.float32)
   )
-  assert (
-    lowered.mlir_module().count("stablehlo.optimization_barrier") == barriers
-  )
+  text = lowered.mlir_module()
+  assert text.count("stablehlo.optimization_barrier") == barriers
 
 
-def test_materialised_changes_nothing():
+def test_materialised_changes_no_value():
   x = jnp.arange(3.0)
   loss = lambda x: (backend.materialised(x) ** 3).sum()
   np.testing.assert_array_equal(backend.materialised(x), x)

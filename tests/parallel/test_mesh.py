@@ -1,15 +1,15 @@
-"""Two devices train as one does, each on its share of the batch."""
+"""Training on two devices equals training on one."""
 
-import json
 import pathlib
 
 import numpy as np
 
 from tests.conftest import run_command
+from tests.training.conftest import records
 
 
 def train(workdir: pathlib.Path, devices: int, batch_size: int):
-  """A run in a process of its own: device counts are set at start."""
+  """A run in its own process: the device count is set at start-up."""
   return run_command(
     "main",
     "--config=tests/training/micro.py:t2i",
@@ -18,10 +18,6 @@ def train(workdir: pathlib.Path, devices: int, batch_size: int):
     f"--workdir={workdir}",
     JAX_NUM_CPU_DEVICES=str(devices),
   )
-
-
-def records(path: pathlib.Path) -> list[dict]:
-  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_losses_agree_and_devices_are_counted(tmp_path):

@@ -1,4 +1,4 @@
-"""Running things on eight devices, in a process that has them."""
+"""Runs modules in a process with eight CPU devices."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run_module(name: str, *args: object, devices: int = 8) -> None:
-  """`python -m tests.scale.NAME ARGS` on so many CPU devices."""
+  """`python -m tests.scale.NAME ARGS` with this many CPU devices."""
   environ = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
   command = [sys.executable, "-m", f"tests.scale.{name}", *map(str, args)]
   done = subprocess.run(

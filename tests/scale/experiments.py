@@ -1,4 +1,4 @@
-"""Real configs shrunk to what eight devices of a laptop compile in seconds."""
+"""Real configs, shrunk to compile in seconds for eight CPU devices."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ BASE = replace(
 SSR = replace(
   ssr.TINY, init_from="scratch", model=_SMALL, train={"batch_size": 8}
 )
-# One level, for what needs many processes rather than all kinds of layers.
+# One level, for tests that need many processes rather than all layers.
 MICRO = replace(
   conftest.BASE, init_from="scratch", train={"batch_size": 8, "save_every": 2}
 )
@@ -35,6 +35,6 @@ def get_config(size: str):
 
 
 def with_optimizer(experiment: Experiment, name: str) -> Experiment:
-  """At a rate that moves weights visibly in ten steps."""
+  """With a learning rate at which ten steps change weights visibly."""
   rate = {"sgd": 0.1, "adam": 1e-3, "muon": 1e-3}[name]
   return replace(experiment, train={"optimizer": name, "learning_rate": rate})

@@ -24,27 +24,23 @@ SHAPES = [
   if np.prod(shape) == 8
 ]
 
-
 RUNS = {
   "micro": (MICRO, SHAPES),
-  # All kinds of layers, which takes a compiler ten times as long.
+  # All kinds of layers; compiles ten times slower.
   "base": (BASE, [(2, 2, 2), (1, 2, 4)]),
 }
 
-
 OPTIMIZERS = ("sgd", "adam", "muon")
-
-
 STEPS = 10
 
 
 def run(
   experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> dict[str, np.ndarray]:
-  """Losses of ten steps with each optimizer, and the weights after them.
+  """Losses of ten steps with each optimizer, and the final weights.
 
-  The two halves of the train step, each jitted: the gradients, which take
-  most of the time to compile, are the same for both optimizers.
+  Gradients and update are jitted separately: gradients, which take longest to
+  compile, are the same for all optimizers.
   """
   task = make_task(experiment)
   gradients = jax.jit(loss_and_gradients(experiment, task))
@@ -76,7 +72,7 @@ def run(
 
 
 def main(out: str) -> None:
-  """Saves what comes of each mesh."""
+  """Saves the results of each mesh."""
   results = {}
   for model, (experiment, shapes) in RUNS.items():
     for shape in [(1, 1, 1), *shapes]:

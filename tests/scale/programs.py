@@ -1,7 +1,7 @@
-"""What the compiler makes of our programs: python -m ... OUT.json.
+"""Collectives of compiled programs on a 2x2x2 mesh: python -m ... OUT.json.
 
-On a mesh of 2 x 2 x 2: every collective of a training step of the base and of
-super-resolution, and of a step of sampling in windows.
+Of a training step of base and super-resolution, and of a sampling step in
+windows.
 """
 
 import json
@@ -18,11 +18,10 @@ from tests.conftest import replace
 from tests.scale.experiments import BASE, SSR
 
 FRAMES = 22
-"""Of the sampled video: windows of 8 from frames 0, 6, 12 and 14."""
+"""Of the sampled video: windows of 8 start at 0, 6, 12 and 14."""
 
 
-def told(job: PlannedJob, mesh: jax.sharding.Mesh) -> list[dict]:
-  """Its collectives."""
+def collectives_of(job: PlannedJob, mesh: jax.sharding.Mesh) -> list[dict]:
   module = parse(job.lower(mesh).compile().as_text())
   return [
     {"kind": c.kind, "results": [s.dims for s in c.results], "of": c.op_name}
@@ -42,7 +41,8 @@ def main(out: str) -> None:
     ),
   }
   with open(out, "w") as file:
-    json.dump({name: told(job, mesh) for name, job in jobs.items()}, file)
+    found = {name: collectives_of(job, mesh) for name, job in jobs.items()}
+    json.dump(found, file)
 
 
 if __name__ == "__main__":

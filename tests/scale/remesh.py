@@ -16,7 +16,7 @@ from tests.training.conftest import make_task
 
 
 def main(workdir: str, shape: str, out: str) -> None:
-  """Saves all leaves of the state as they were restored."""
+  """Saves all leaves of the restored state."""
   sizes = map(int, shape.split("x"))
   with distributed.joined():
     mesh = make_mesh(MeshConfig(**dict(zip(AXES, sizes, strict=True))))

@@ -1,4 +1,4 @@
-"""Eight devices train as one does, on every mesh there is of them."""
+"""Training on any mesh of eight devices equals training on one."""
 
 import numpy as np
 import pytest
@@ -22,11 +22,11 @@ def results(tmp_path_factory):
     return dict(file)
 
 
-def test_all_ten_meshes_of_eight_are_tried():
+def test_all_ten_meshes_of_eight_are_tested():
   assert len(SHAPES) == 10
 
 
-# Muon takes directions of rounding's size for as good as others.
+# Muon amplifies rounding: it normalises all directions.
 @pytest.mark.parametrize(
   "optimizer, rtol", [("sgd", 1e-6), ("adam", 1e-5), ("muon", 1e-3)]
 )

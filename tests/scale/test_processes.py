@@ -1,5 +1,4 @@
-"""Several processes are one run: the same steps, saved together, resumed by
-fewer or more; killed anywhere, nothing that was saved is lost."""
+"""Runs of several processes: equal steps, shared checkpoints, kills."""
 
 import json
 import os
@@ -16,13 +15,11 @@ from lumiere_jax.storage.bundle import open_bundle
 from tests.scale.conftest import ROOT, run_module
 
 pytestmark = pytest.mark.scale
-
-
 CONFIG = "--config=tests/scale/experiments.py:micro"
 
 
 def launch(workdir, *, processes, devices, mesh=(1, 1), steps=4, **more):
-  """The real command in several processes; mesh is (fsdp, space)."""
+  """The command line in several processes; mesh is (fsdp, space)."""
   fsdp, space = mesh
   command = [
     *(sys.executable, "launch/local.py"),
@@ -35,9 +32,9 @@ def launch(workdir, *, processes, devices, mesh=(1, 1), steps=4, **more):
 
 
 def finish(process, code=0):
-  _, said = process.communicate(timeout=400)
-  assert process.returncode == code, said[-4000:]
-  return said
+  _, err = process.communicate(timeout=400)
+  assert process.returncode == code, err[-4000:]
+  return err
 
 
 def records(workdir):
@@ -51,14 +48,14 @@ def losses(workdir):
 
 
 def children(process):
-  """Process ids of the workers that local.py has started, in their order."""
+  """Process ids of the workers that local.py started, in order."""
   path = f"/proc/{process.pid}/task/{process.pid}/children"
   return list(map(int, pathlib.Path(path).read_text().split()))
 
 
-def wait_for(what, process, seconds=300):
+def wait_for(ready, process, seconds=300):
   end = time.monotonic() + seconds
-  while not what():
+  while not ready():
     assert process.poll() is None, process.communicate()[1][-4000:]
     assert time.monotonic() < end, "waited too long"
     time.sleep(0.02)
@@ -66,7 +63,7 @@ def wait_for(what, process, seconds=300):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """One process of eight devices: what all others are compared with."""
+  """One process of eight devices: the reference."""
   workdir = tmp_path_factory.mktemp("whole")
   finish(launch(workdir, processes=1, devices=8, mesh=(2, 2)))
   return workdir
@@ -74,13 +71,13 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
-  """The same in two processes of four devices."""
+  """Two processes of four devices."""
   workdir = tmp_path_factory.mktemp("halves")
   finish(launch(workdir, processes=2, devices=4, mesh=(2, 2)))
   return workdir
 
 
-def test_two_processes_of_four_devices_are_one_of_eight(whole, halves):
+def test_two_processes_of_four_devices_equal_one_of_eight(whole, halves):
   assert len(losses(whole)) == 4
   np.testing.assert_allclose(losses(halves), losses(whole), rtol=1e-6)
   weights = [open_bundle(w).load("base") for w in (whole, halves)]
@@ -94,7 +91,6 @@ def test_two_processes_of_four_devices_are_one_of_eight(whole, halves):
 
 
 def test_only_one_process_writes(halves):
-  """No line comes twice."""
   assert [step for step, _ in losses(halves)] == [1, 2, 3, 4]
   assert len((halves / "runs.jsonl").read_text().splitlines()) == 1
 
@@ -139,17 +135,17 @@ def saved(workdir):
   return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
 
 
-def test_a_killed_worker_costs_the_steps_since_the_last_save(tmp_path, whole):
-  """More hosts or fewer may go on with it: here one instead of two."""
+def test_a_killed_worker_loses_the_steps_since_the_last_save(tmp_path, whole):
+  """The run resumes on another number of hosts: one instead of two."""
   run = launch(tmp_path, processes=2, devices=1, steps=400)
   wait_for(lambda: len(saved(tmp_path)) > 1, run)
   os.kill(children(run)[1], signal.SIGKILL)
-  _, said = run.communicate(timeout=120)
-  assert run.returncode == 128 + signal.SIGKILL, said[-4000:]
+  _, err = run.communicate(timeout=120)
+  assert run.returncode == 128 + signal.SIGKILL, err[-4000:]
   last, reached = saved(tmp_path)[-1], records(tmp_path)[-1]["step"]
-  assert reached - last <= 2 * 2 + 1  # save_every; one save may be under way
-  said = finish(launch(tmp_path, processes=1, devices=2, steps=last + 2))
-  assert f"steps {last} to {last + 2}" in said
+  assert reached - last <= 2 * 2 + 1  # save_every; a save may be unfinished
+  err = finish(launch(tmp_path, processes=1, devices=2, steps=last + 2))
+  assert f"steps {last} to {last + 2}" in err
   assert [step for step, _ in losses(tmp_path)] == list(range(1, last + 3))
   np.testing.assert_allclose(losses(tmp_path)[:4], losses(whole), rtol=1e-5)
 
@@ -164,10 +160,9 @@ def test_sigterm_to_one_of_two_saves_on_both(tmp_path):
   )
   wait_for(lambda: len(records(tmp_path)) > 2, run)
   os.kill(children(run)[1], signal.SIGTERM)
-  said = finish(run)
-  assert "the state will be saved" in said
+  assert "the state will be saved" in finish(run)
   reached = records(tmp_path)[-1]["step"]
   assert saved(tmp_path) == [reached]
-  said = finish(launch(tmp_path, processes=2, devices=1, steps=reached + 2))
-  assert f"steps {reached} to {reached + 2}" in said
+  err = finish(launch(tmp_path, processes=2, devices=1, steps=reached + 2))
+  assert f"steps {reached} to {reached + 2}" in err
   assert [s for s, _ in losses(tmp_path)] == list(range(1, reached + 3))

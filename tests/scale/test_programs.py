@@ -1,4 +1,4 @@
-"""What travels between devices, read from the compiled programs."""
+"""Collectives in compiled programs."""
 
 import json
 
@@ -23,12 +23,12 @@ def of_kind(program, kind):
 
 
 def is_weight(collective):
-  """`sharding.whole` gathers weights, and names what it does so."""
+  """`gather_weight` names its all-gathers so."""
   return collective["of"].endswith("sharding_constraint")
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_of_activations_keys_and_values_alone_are_gathered(programs, name):
+def test_only_weights_and_keys_and_values_are_gathered(programs, name):
   gathered = of_kind(programs[name], "all-gather")
   assert any(map(is_weight, gathered))
   for collective in gathered:
@@ -40,13 +40,13 @@ def test_of_activations_keys_and_values_alone_are_gathered(programs, name):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_rows_at_the_edge_travel_for_convolutions(programs, name):
+def test_convolutions_exchange_edge_rows(programs, name):
   permuted = of_kind(programs[name], "collective-permute")
   assert any("conv_general_dilated" in c["of"] for c in permuted)
 
 
-def test_of_the_canvas_the_overlap_alone_travels(programs):
-  """Two frames of eight: z and the conditioning come, predictions go back."""
+def test_windows_exchange_only_their_overlap(programs):
+  """Two frames of eight: z and conditioning one way, predictions back."""
   height, width = SSR.sampling.video.resolution
   sent = [
     dims

@@ -1,4 +1,4 @@
-"""Windows dealt out to devices make the video that one device makes."""
+"""Windows sharded over devices give the video of one device."""
 
 import numpy as np
 import pytest
@@ -25,8 +25,8 @@ def test_equal_to_rounding(videos, mesh):
 
 
 @pytest.mark.parametrize("mesh", ["x".join(map(str, m)) for m in MESHES])
-def test_thresholds_are_equal_to_the_bit(videos, mesh):
-  """Each frame counts once, on whatever device it lies."""
+def test_thresholds_are_bit_equal(videos, mesh):
+  """Each frame counts once, whatever its device."""
   alone = videos["thresholded alone"]
   assert 0.9 < np.quantile(np.abs(alone), 0.94) < 1
   np.testing.assert_array_equal(videos[f"thresholded {mesh}"], alone)

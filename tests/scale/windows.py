@@ -1,4 +1,4 @@
-"""A video in windows on several meshes and on one device: python -m ... OUT."""
+"""Samples a video in windows on several meshes: python -m ... OUT."""
 
 import sys
 
@@ -26,17 +26,15 @@ from tests.scale.experiments import SSR
 
 FRAMES = 22
 
-
 MESHES = ((8, 1, 1), (3, 1, 2), (2, 2, 2), (1, 2, 4))
-"""Windows of 8 are 4: fewer than devices, uneven over 3, and 2 on each; with
-and without rows of a window on several devices."""
-
+"""Four windows of 8: fewer than devices, uneven over 3, and 2 on each; with and
+without sharded rows."""
 
 SAMPLER, STEPS = "ddpm", 3
 
 
 def sample(mesh: jax.sharding.Mesh | None) -> np.ndarray:
-  """A video of random weights, with noise at every step."""
+  """A video of a random network with a stochastic sampler."""
   config = SSR.sampling
   size = (1, FRAMES, *config.video.resolution)
   key, weights = jax.random.key(7), random_leaves(config.model)
@@ -65,7 +63,7 @@ def sample(mesh: jax.sharding.Mesh | None) -> np.ndarray:
 
 
 def thresholded(mesh: jax.sharding.Mesh | None) -> np.ndarray:
-  """A clip of noise, thresholded; on a mesh, divided as windows divide it."""
+  """A thresholded clip of noise; on a mesh, sharded as for windows."""
   z = 3 * jax.random.normal(jax.random.key(0), (2, FRAMES, 8, 8, 3))
   config = SSR.sampling
   program = Program(
@@ -93,7 +91,7 @@ def thresholded(mesh: jax.sharding.Mesh | None) -> np.ndarray:
         jax.jit(apply)(jax.device_put(z, P(None, None, "space")))
       )
   held = z[:, division.frames]
-  for k, count in enumerate(division.counts):  # what windows leave there
+  for k, count in enumerate(division.counts):  # leftovers of windows
     held = held.at[:, k * division.size + count : (k + 1) * division.size].set(
       1e9
     )
@@ -112,7 +110,7 @@ def thresholded(mesh: jax.sharding.Mesh | None) -> np.ndarray:
 
 
 def main(out: str) -> None:
-  """Saves the video of each mesh, and the thresholded clip."""
+  """Saves the video and the thresholded clip of each mesh."""
   videos = {"alone": sample(None), "thresholded alone": thresholded(None)}
   for shape in MESHES:
     config = MeshConfig(**dict(zip(AXES, shape, strict=True)))

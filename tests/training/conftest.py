@@ -1,4 +1,4 @@
-"""The least experiments that have every kind of leaf a trainer cares for."""
+"""The smallest experiments with every kind of leaf."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from lumiere_jax.training.loop import train
 from lumiere_jax.training.task import Task
 from tests.conftest import replace
 
-# One level: a tenth of the compilation of the real configs' two.
+# One level: compiles ten times faster than the two of the real configs.
 IMAGE = dataclasses.replace(
   common.TINY,
   channels=(8,),
@@ -28,11 +28,9 @@ IMAGE = dataclasses.replace(
   norm_groups=4,
 )
 
-
 TEMPORAL = TemporalConfig(
   resample=(), num_attentions=1, head_dim=8, max_distance=4
 )
-
 
 TRAIN = TrainConfig(
   steps=4,
@@ -48,7 +46,6 @@ TRAIN = TrainConfig(
   save_every=100,
 )
 
-
 T2I = Experiment(
   stage="t2i",
   model=IMAGE,
@@ -60,7 +57,6 @@ T2I = Experiment(
   train=TRAIN,
 )
 
-
 BASE = replace(
   T2I,
   stage="base",
@@ -68,7 +64,6 @@ BASE = replace(
   data={"num_frames": 4},
   train={"trainable": "temporal_"},
 )
-
 
 CONDITIONAL = replace(
   BASE,

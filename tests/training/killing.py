@@ -1,4 +1,4 @@
-"""Runs of the real command that can be killed, and what is left of them."""
+"""Training processes that can be killed, and comparison of their results."""
 
 from collections.abc import Callable
 import json
@@ -18,21 +18,15 @@ from lumiere_jax.training.state import TrainState, init_state
 from tests.training.conftest import make_task
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
 CLIPS = ROOT / "lumiere_jax/data/assets/big_buck_bunny"
-
-
 FRAMES = 8
-
-
 TINY, MICRO = "configs/base.py:tiny", "tests/training/micro.py:base"
 
 
 def start(
   workdir: pathlib.Path, config: str, steps: int, save_every: int = 3
 ) -> subprocess.Popen:
-  """A base on real video, in a process that can be killed."""
+  """Starts training a base on real video."""
   command = [
     *(sys.executable, "-m", "lumiere_jax.main"),
     f"--config={config}",
@@ -49,14 +43,14 @@ def start(
 
 
 def finish(process: subprocess.Popen) -> str:
-  """Waits for a run that should end well; returns what it said."""
+  """Waits for a run that should succeed; returns its stderr."""
   _, errors = process.communicate(timeout=600)
   assert process.returncode == 0, errors
   return errors
 
 
 def read(path: pathlib.Path) -> list[dict]:
-  """Every line must parse: nothing here forgives a torn one."""
+  """Records of a log; every line must parse."""
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -72,7 +66,7 @@ def whole_checkpoints(workdir: pathlib.Path) -> list[int]:
 
 
 def wait_until(process: subprocess.Popen, ready: Callable[[], object]) -> None:
-  """Returns when `ready`; fails where the process ends before."""
+  """Waits until `ready`; fails if the process ends first."""
   deadline = time.monotonic() + 300
   while not ready():
     assert process.poll() is None, process.stderr.read()
@@ -83,11 +77,10 @@ def wait_until(process: subprocess.Popen, ready: Callable[[], object]) -> None:
 def assert_same_runs(
   one: pathlib.Path, other: pathlib.Path, config: Experiment, steps: int
 ) -> None:
-  """Two finished runs left the same, bit for bit.
+  """Checks that two finished runs are equal bit for bit.
 
-  Losses and gradient norms of every step, held-out losses, the averaged
-  weights of the bundle; raw weights, their average, the optimizer's moments
-  and the counts of the last checkpoint.
+  Compares losses and gradient norms of every step, held-out losses, the bundle
+  and the state in the last checkpoint.
   """
   for name in ("metrics.jsonl", "held_out.jsonl"):
     pick = lambda r: (r["step"], r["loss"], r.get("grad_norm"))

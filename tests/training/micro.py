@@ -1,4 +1,4 @@
-"""The least experiments as a config file, for the real command to run."""
+"""The smallest experiments as a config file, for the command line."""
 
 from configs import common
 from tests.training.conftest import BASE, T2I

@@ -1,4 +1,4 @@
-"""What gives weights their meaning is checked at the start and on resume."""
+"""Configs are checked against the weights they start or resume from."""
 
 import hashlib
 import json
@@ -10,8 +10,8 @@ import pytest
 from lumiere_jax.conversion.convert import Conversion, convert
 from lumiere_jax.errors import UserError
 from lumiere_jax.storage.bundle import open_bundle
-from lumiere_jax.training.compatibility import settle_shift
-from lumiere_jax.training.initialization import check_init_from, settled
+from lumiere_jax.training.compatibility import set_auto_shift
+from lumiere_jax.training.initialization import check_init_from, resolve_shift
 from lumiere_jax.training.loop import train
 from tests.conftest import replace
 from tests.training.conftest import BASE, T2I, records
@@ -36,7 +36,7 @@ def base(image_run, **changes):
     ({"model": {"mask_text": False}}, "model.mask_text is False here"),
   ],
 )
-def test_frozen_layers_of_another_task_are_refused(
+def test_another_task_does_not_fit_frozen_layers(
   image_run, tmp_path, changes, words
 ):
   with pytest.raises(UserError, match=words) as error:
@@ -45,10 +45,8 @@ def test_frozen_layers_of_another_task_are_refused(
   assert str(image_run) in str(error.value)
 
 
-def test_where_all_layers_train_the_task_may_change_and_the_embedding_not(
-  image_run,
-):
-  """Fine-tuned, the weights still know noise levels as they learnt them."""
+def test_if_all_layers_train_the_task_may_change(image_run):
+  """The noise embedding may not."""
   tune = replace(T2I, init_from=str(image_run))
   check_init_from(
     replace(tune, diffusion={"prediction": "eps"}), resuming=False
@@ -59,14 +57,12 @@ def test_where_all_layers_train_the_task_may_change_and_the_embedding_not(
     )
 
 
-def test_another_text_encoder_is_refused(image_run, tmp_path):
+def test_another_text_encoder_is_an_error(image_run, tmp_path):
   with pytest.raises(UserError, match="another text encoder"):
     train(base(image_run, text={"max_length": 40}), tmp_path / "run")
 
 
-def test_another_schedule_and_shift_are_the_stages_own_choice(
-  image_run, tmp_path
-):
+def test_each_stage_may_have_its_own_schedule_and_shift(image_run, tmp_path):
   changes = {"schedule": "linear", "shift": -2.0, "noise": "normal"}
   brief = {"steps": 1, "eval_clips": 0}
   run = tmp_path / "run"
@@ -89,7 +85,9 @@ def test_another_schedule_and_shift_are_the_stages_own_choice(
     ({"init_from": "elsewhere"}, "config.init_from is 'elsewhere' and was"),
   ],
 )
-def test_a_run_goes_on_as_what_it_began(base_run, image_run, changes, words):
+def test_a_resumed_run_cannot_change_fixed_settings(
+  base_run, image_run, changes, words
+):
   longer = {"train": {"steps": 6}}
   experiment = replace(base(image_run), **(longer | changes))
   before = snapshot(base_run)
@@ -98,15 +96,15 @@ def test_a_run_goes_on_as_what_it_began(base_run, image_run, changes, words):
   assert snapshot(base_run) == before
 
 
-def test_the_same_place_by_another_name_is_the_same(base_run, image_run):
+def test_a_relative_path_is_the_same_source(base_run, image_run):
   before = snapshot(base_run)
   relative = os.path.relpath(image_run)
   train(replace(BASE, init_from=relative), base_run)
-  assert snapshot(base_run) == before  # finished, and not refused
+  assert snapshot(base_run) == before  # finished, no error
 
 
 def snapshot(folder):
-  """Every file, by its content and its time."""
+  """The content hash and mtime of every file."""
   return {
     str(path): (
       hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -119,15 +117,13 @@ def snapshot(folder):
 
 def test_a_finished_run_changes_nothing_on_disk(base_run, image_run, capfd):
   before = snapshot(base_run)
-  other = {"ema_decay": 0.5, "steps": 3}  # what the bundle would be made of
+  other = {"ema_decay": 0.5, "steps": 3}  # would change the bundle
   train(replace(base(image_run), train=other), base_run)
   assert snapshot(base_run) == before
   assert "finished at step 4, nothing to do" in capfd.readouterr().err
 
 
-def test_a_bundle_that_was_not_written_any_more_is_written(
-  base_run, image_run, tmp_path
-):
+def test_an_outdated_bundle_is_written_again(base_run, image_run, tmp_path):
   run = tmp_path / "run"
   os.system(f"cp -r {base_run} {run}")
   index = run / "bundle" / "bundle.json"
@@ -139,19 +135,19 @@ def test_a_bundle_that_was_not_written_any_more_is_written(
   assert json.loads(index.read_text()) == json.loads(want)
 
 
-def test_auto_shift_follows_what_it_starts_from(image_run):
-  got = settled(base(image_run, diffusion=AUTO)).diffusion.shift
-  assert got == pytest.approx(-math.log(4), abs=1e-3)  # 4 frames of one
-  of_size = settle_shift(replace(T2I, diffusion=AUTO)).diffusion.shift
+def test_auto_shift_depends_on_the_source(image_run):
+  got = resolve_shift(base(image_run, diffusion=AUTO)).diffusion.shift
+  assert got == pytest.approx(-math.log(4), abs=1e-3)  # 4 frames
+  of_size = set_auto_shift(replace(T2I, diffusion=AUTO)).diffusion.shift
   assert of_size == pytest.approx(-math.log(8 * 8 / 64**2), abs=1e-3)
-  source = settled(base(image_run, diffusion=AUTO)).sampling
+  source = resolve_shift(base(image_run, diffusion=AUTO)).sampling
   conditional = replace(BASE, diffusion=AUTO)
-  assert settle_shift(conditional, source).diffusion.shift == pytest.approx(
+  assert set_auto_shift(conditional, source).diffusion.shift == pytest.approx(
     source.diffusion.shift
   )
 
 
-def test_inflation_alone_is_no_training_on_clips(image_run, tmp_path):
+def test_auto_shift_of_an_inflated_source(image_run, tmp_path):
   out = tmp_path / "inflated"
   convert(
     Conversion(
@@ -162,11 +158,11 @@ def test_inflation_alone_is_no_training_on_clips(image_run, tmp_path):
       temporal=BASE,
     )
   )
-  got = settled(base(out, diffusion=AUTO)).diffusion.shift
+  got = resolve_shift(base(out, diffusion=AUTO)).diffusion.shift
   assert got == pytest.approx(-math.log(4), abs=1e-3)
 
 
-def test_a_run_resumes_with_the_shift_it_settled(image_run, tmp_path):
+def test_a_resumed_run_keeps_its_auto_shift(image_run, tmp_path):
   run, source = tmp_path / "run", tmp_path / "source"
   os.system(f"cp -r {image_run} {source}")
   brief = {"steps": 1, "eval_clips": 0}

@@ -1,4 +1,4 @@
-"""What training tells a network is what sampling tells it."""
+"""Training and sampling give the network the same conditioning."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ HEIGHT, WIDTH, CROP, FRAMES, CLIPS = 32, 48, 16, 2, 6
 
 @pytest.fixture
 def without_noise(monkeypatch):
-  """Low-resolution videos are enlarged, and left at that."""
+  """Low-resolution videos are upscaled without augmentation noise."""
   monkeypatch.setattr(conditioning, "add_noise", lambda video, *_: video)
   conditioning._noised_low_resolution.clear_cache()
   yield
@@ -45,8 +45,8 @@ def batch_of(rng, experiment):
   return batch
 
 
-def place_of(crop, clip):
-  """Where a crop was cut from its clip."""
+def offset_of(crop, clip):
+  """The (y, x) of a crop in its clip."""
   places = [
     (y, x)
     for y in range(HEIGHT - CROP + 1)
@@ -58,7 +58,7 @@ def place_of(crop, clip):
 
 
 @pytest.mark.parametrize("alignment", LOW_RESOLUTION)
-def test_crops_are_told_what_sampling_tells_whole_frames(
+def test_crops_are_conditioned_as_whole_frames_in_sampling(
   rng, without_noise, alignment
 ):
   task = task_of(ssr.TINY, low_resolution=alignment)
@@ -76,13 +76,15 @@ def test_crops_are_told_what_sampling_tells_whole_frames(
     0.0,
   )
   assert cond.frames.shape == x0.shape == (CLIPS, FRAMES, CROP, CROP, 3)
-  places = [place_of(*pair) for pair in zip(x0, np.asarray(clips), strict=True)]
+  places = [
+    offset_of(*pair) for pair in zip(x0, np.asarray(clips), strict=True)
+  ]
   assert len(set(places)) > 2
-  for told, frames, (y, x) in zip(
+  for crop, frames, (y, x) in zip(
     cond.frames, whole.frames, places, strict=True
   ):
     expected = frames[:, y : y + CROP, x : x + CROP]
-    np.testing.assert_allclose(told, expected, atol=1e-6)
+    np.testing.assert_allclose(crop, expected, atol=1e-6)
 
 
 def test_given_pixels_and_masks_are_of_the_same_crop(rng):
@@ -92,7 +94,7 @@ def test_given_pixels_and_masks_are_of_the_same_crop(rng):
   assert cond.frames.shape == (CLIPS, FRAMES, CROP, CROP, 7)
   clips = np.asarray(conditioning.to_float(jnp.asarray(batch["video"])))
   for k, (y, x) in enumerate(
-    place_of(*pair) for pair in zip(x0, clips, strict=True)
+    offset_of(*pair) for pair in zip(x0, clips, strict=True)
   ):
     mask = batch["mask"][k, :, y : y + CROP, x : x + CROP]
     np.testing.assert_array_equal(cond.frames[k, ..., 6:], mask)

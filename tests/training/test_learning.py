@@ -1,4 +1,4 @@
-"""Training learns: from pictures, and from time what pictures do not show."""
+"""Training learns, and temporal layers learn what images do not show."""
 
 import numpy as np
 
@@ -10,9 +10,9 @@ from tests.training.conftest import BASE, T2I, records
 
 
 class Stills:
-  """Pictures of noise that stand still: each frame shows the same.
+  """Clips of one random image repeated.
 
-  No frame helps to tell its pixels from noise, but frames together do.
+  A frame alone cannot be told from noise, but several can.
   """
 
   def __init__(self, number: int, first: int, frames: int):
@@ -35,10 +35,10 @@ class Stills:
 
 
 def least_loss(frames: int) -> float:
-  """The loss of the best linear denoiser that sees so many frames of noise.
+  """The loss of the best linear denoiser that sees this many frames.
 
-  The error of v is that of x0 by sigma, and x0, of variance 1/3 in [-1, 1],
-  has the variance 1 / (3 + frames alpha^2 / sigma^2) once they are seen.
+  The error of v is that of x0 over sigma. x0 has variance 1/3 in [-1, 1], and
+  1 / (3 + frames alpha^2 / sigma^2) given the frames.
   """
   time = (np.arange(1000) + 0.5) / 1000
   alpha, sigma = np.cos(np.pi * time / 2), np.sin(np.pi * time / 2)
@@ -46,10 +46,10 @@ def least_loss(frames: int) -> float:
 
 
 def test_learning(tmp_path, monkeypatch):
-  """Held-out loss falls at every stage, and time layers are worth having.
+  """Held-out loss falls in every stage, and temporal layers lower it further.
 
-  Pictures alone are denoised as well as can be. The base then does what they
-  do not allow, and so beats its own weights with the temporal layers left out.
+  Image training reaches the optimum for one frame. The base then beats it, and
+  its own weights without the temporal layers.
   """
   monkeypatch.setitem(
     registry.KINDS,
@@ -88,5 +88,4 @@ def test_learning(tmp_path, monkeypatch):
   assert 0.97 * alone < ends["t2i"]["loss"] < 1.05 * alone
   assert 0.97 * alone < ends["base"]["frame_by_frame"] < 1.05 * alone
   learned = (alone - ends["base"]["loss"]) / (alone - together)
-  print(learned)
   assert 0.35 < learned < 1.03

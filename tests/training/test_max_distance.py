@@ -1,4 +1,4 @@
-"""The width of temporal position biases: of the clips, a source, or a run."""
+"""The width of temporal position biases: by clips, source or resumed run."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import pytest
 from lumiere_jax.errors import UserError
 from lumiere_jax.storage.bundle import open_bundle
 from lumiere_jax.training.compatibility import last_run
-from lumiere_jax.training.initialization import with_max_distance
+from lumiere_jax.training.initialization import resolve_max_distance
 from lumiere_jax.training.loop import train
 from tests.conftest import replace
 from tests.training.conftest import BASE, CONDITIONAL, T2I, TEMPORAL, records
@@ -16,63 +16,58 @@ from tests.training.conftest import BASE, CONDITIONAL, T2I, TEMPORAL, records
 TABLE = "temporal_mid/attention_0/position_bias"
 
 
-def asking(number, start=BASE, **changes):
-  """The experiment, with a number in its config."""
+def with_distance(number, start=BASE, **changes):
+  """An experiment with this number in its config."""
   temporal = dataclasses.replace(TEMPORAL, max_distance=number)
   return replace(start, model={"temporal": temporal}, **changes)
 
 
 def found(experiment, workdir=None):
   run = last_run(workdir) if workdir else None
-  return with_max_distance(experiment, run).model.temporal.max_distance
+  return resolve_max_distance(experiment, run).model.temporal.max_distance
 
 
-def test_it_is_what_the_longest_clips_have(image_run):
-  assert asking(0).network.temporal.max_distance == 3  # 4 frames
+def test_it_fits_the_longest_clips(image_run):
+  assert with_distance(0).network.temporal.max_distance == 3  # 4 frames
   buckets = {"num_frames": 6, "buckets": "16x8x8 2x8x16"}
-  longer = asking(0, data=buckets)
+  longer = with_distance(0, data=buckets)
   assert longer.sampling.model.temporal.max_distance == 15
   for source in ("scratch", str(image_run)):
     assert found(replace(longer, init_from=source)) == 15
-  assert with_max_distance(T2I, None) is T2I
-  # The config itself stays open, to be of other clips.
+  assert resolve_max_distance(T2I, None) is T2I
+  # The config itself is not changed.
   assert longer.model.temporal.max_distance == 0
 
 
-def test_a_video_model_it_starts_from_has_a_say(base_run):
-  """There it is 4, in the bundle."""
+def test_it_is_at_least_that_of_the_source(base_run):
+  """Which is 4."""
   source = {"init_from": str(base_run)}
-  assert found(asking(0, **source)) == 4
-  assert found(asking(0, CONDITIONAL, **source)) == 4
-  assert found(asking(0, data={"num_frames": 16}, **source)) == 15
-  assert found(asking(9, **source)) == 9
-  with pytest.raises(
-    UserError,
-    match=r"max_distance=3, but config\.init_from=.* has 4; set con",
-  ):
-    found(asking(3, **source))
-  # An adapter belongs to weights that stay as they are.
+  assert found(with_distance(0, **source)) == 4
+  assert found(with_distance(0, CONDITIONAL, **source)) == 4
+  assert found(with_distance(0, data={"num_frames": 16}, **source)) == 15
+  assert found(with_distance(9, **source)) == 9
+  with pytest.raises(UserError, match=r"=3 .*config\.init_from=.* has 4; set"):
+    found(with_distance(3, **source))
+  # An adapter does not change the weights it belongs to.
   adapter = {"lora": {"rank": 2}, "data": {"num_frames": 16}, **source}
-  assert found(asking(0, **adapter)) == 4
-  with pytest.raises(UserError, match=r"config\.\S+\.max_distance=4, or 0"):
-    found(asking(9, **adapter))
+  assert found(with_distance(0, **adapter)) == 4
+  with pytest.raises(UserError, match="set it to 4, or to 0"):
+    found(with_distance(9, **adapter))
 
 
-def test_a_run_that_goes_on_keeps_its_own(base_run):
-  """Also one whose config gave a number, as they all once did."""
-  assert found(asking(0, init_from="gone"), base_run) == 4
-  assert found(asking(0, data={"num_frames": 16}), base_run) == 4
-  with pytest.raises(
-    UserError, match=r"=5, but the run in the workdir has 4; set"
-  ):
-    found(asking(5), base_run)
+def test_a_resumed_run_keeps_its_own(base_run):
+  """Also if its config set a number, as all once did."""
+  assert found(with_distance(0, init_from="gone"), base_run) == 4
+  assert found(with_distance(0, data={"num_frames": 16}), base_run) == 4
+  with pytest.raises(UserError, match=r"=5 .*the resumed run has 4"):
+    found(with_distance(5), base_run)
 
 
 def test_first_short_clips_then_long_ones(base_run, tmp_path):
-  """The bias is widened by what stood for longer offsets, and trains."""
+  """The bias is widened by repeating its ends, and trains."""
   short = open_bundle(base_run).load("base")[TABLE]
   assert short.shape[0] == 2 * 4 + 1
-  experiment = asking(
+  experiment = with_distance(
     0,
     init_from=str(base_run),
     data={"num_frames": 8},
@@ -87,7 +82,7 @@ def test_first_short_clips_then_long_ones(base_run, tmp_path):
   moved = np.abs(long - widened)
   assert (moved <= 1.1e-3).all()  # one step of Adam
   assert moved.max() > 1e-6
-  # It goes on as it was, whatever its clips are now.
+  # Resumed with other clips, it keeps its width.
   train(
     replace(experiment, data={"num_frames": 4}, train={"steps": 2}), tmp_path
   )

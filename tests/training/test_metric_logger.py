@@ -1,5 +1,6 @@
-"""What a run tells: sinks, tables, speed, warnings, profiles."""
+"""Metric logger and writers, parameter tables, profiles, when to save."""
 
+import contextlib
 import sys
 import types
 
@@ -10,10 +11,10 @@ import pytest
 
 from lumiere_jax.data.loader import LoadTimer
 from lumiere_jax.errors import UserError
-from lumiere_jax.training.loop import ProfileWindow, Saver
+from lumiere_jax.training.loop import PeriodicActions, ProfileWindow
 from lumiere_jax.training.metric_logger import MetricLogger
 from lumiere_jax.training.metric_writers import (
-  Clip,
+  PreviewClip,
   WeightsAndBiases,
   flat_numbers,
 )
@@ -22,7 +23,7 @@ from tests.conftest import replace
 from tests.training.conftest import BASE, T2I, records
 
 
-def test_numbers_of_a_record_are_flattened():
+def test_nested_numbers_are_flattened():
   record = {
     "step": 3,
     "loss": 0.5,
@@ -40,7 +41,7 @@ def test_numbers_of_a_record_are_flattened():
   }
 
 
-def test_parameters_are_tabled_by_block_in_the_order_of_the_network():
+def test_parameter_table_is_in_the_order_of_the_network():
   leaf = lambda *shape: np.zeros(shape)
   frozen = {"up_0_0/a": leaf(1000), "down_0_0/a": leaf(5), "head/a": leaf(2)}
   trainable = {"temporal_down_0_0/a": leaf(3, 4), "cond_in/a": leaf(7)}
@@ -57,7 +58,7 @@ def test_parameters_are_tabled_by_block_in_the_order_of_the_network():
   assert len({line.index("1,0") for line in lines if "1,0" in line}) == 1
 
 
-def test_memory_is_tabled_with_its_sum():
+def test_memory_table_has_a_sum():
   table = memory_table({"average": 2**20, "optimizer": 3 * 2**21})
   assert table.splitlines()[1:] == [
     "  average             1.0",
@@ -68,7 +69,7 @@ def test_memory_is_tabled_with_its_sum():
 
 @pytest.fixture
 def wandb(monkeypatch):
-  """A stand-in that records what it is told."""
+  """A fake module that records calls."""
   module = types.SimpleNamespace(calls=[])
   run = types.SimpleNamespace(
     log=lambda what, step: module.calls.append((step, what)),
@@ -81,18 +82,18 @@ def wandb(monkeypatch):
   return module
 
 
-def test_weights_and_biases_goes_on_with_the_same_run(wandb, tmp_path):
-  clip = Clip(
+def test_weights_and_biases_resumes_the_same_run(wandb, tmp_path):
+  clip = PreviewClip(
     name="preview/0",
     path=tmp_path / "x.mp4",
     video=np.zeros((1, 2, 2, 3), np.uint8),
     fps=16.0,
   )
   for _ in range(2):
-    sink = WeightsAndBiases("project", tmp_path, {"seed": 1})
-    sink.scalars(4, {"train": {"loss": 0.5}})
-    sink.clip(4, clip)
-    sink.close()
+    writer = WeightsAndBiases("project", tmp_path, {"seed": 1})
+    writer.scalars(4, {"train": {"loss": 0.5}})
+    writer.clip(4, clip)
+    writer.close()
   first = wandb.calls[0]
   assert (first["project"], first["resume"]) == ("project", "allow")
   assert wandb.calls[1:4] == [
@@ -103,16 +104,13 @@ def test_weights_and_biases_goes_on_with_the_same_run(wandb, tmp_path):
   assert wandb.calls[4]["id"] == first["id"] != ""
 
 
-def test_when_weights_and_biases_refuses_the_mend_is_said(wandb, tmp_path):
-  def refuse(**kwargs):
+def test_wandb_errors_say_how_to_fix_them(wandb, tmp_path, monkeypatch):
+  def fail(**kwargs):
     raise ConnectionError("no key")
 
-  wandb.init = refuse
+  wandb.init = fail
   with pytest.raises(UserError, match=r"\(no key\); log in"):
     WeightsAndBiases("project", tmp_path, {})
-
-
-def test_without_wandb_the_mend_is_said(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "wandb", None)
   with pytest.raises(UserError, match="pip install wandb"):
     WeightsAndBiases("project", tmp_path, {})
@@ -130,35 +128,32 @@ def metrics(in_a_row=0):
 
 
 @pytest.fixture
-def journal(tmp_path):
-  made = MetricLogger(
-    replace(T2I, train={"log_every": 2, "max_skips": 3}),
-    tmp_path,
-    0,
-    LoadTimer(),
-  )
-  yield made
-  made.close()
+def logger(tmp_path):
+  experiment = replace(T2I, train={"log_every": 2, "max_skips": 3})
+  with contextlib.closing(
+    MetricLogger(experiment, tmp_path, 0, LoadTimer())
+  ) as logger:
+    yield logger
 
 
 @pytest.fixture
 def clock(monkeypatch):
-  """A clock that stands still unless it is put forward."""
+  """A clock that only moves when called."""
   now = [100.0]
   monkeypatch.setattr("time.monotonic", lambda: now[0])
   return lambda seconds: now.__setitem__(0, now[0] + seconds)
 
 
-def test_speed_is_that_of_the_steps_alone(clock, journal, tmp_path):
+def test_speed_excludes_untimed_blocks(clock, logger, tmp_path):
   clock(50)  # before the start
-  journal.start_clock()
+  logger.start_clock()
   for step in (1, 2):
-    with journal.waiting():
+    with logger.waiting_for_data():
       clock(1)
-    with journal.apart(None):  # an evaluation, say
+    with logger.untimed(None):  # such as an evaluation
       clock(30)
     clock(3)
-    journal.took_step(step, metrics(), flops=10**13)
+    logger.log_step(step, metrics(), flops=10**13)
   (record,) = records(tmp_path / "metrics.jsonl")
   assert record["seconds"] == 8
   assert record["clips_per_s"] == 2 * T2I.train.batch_size / 8
@@ -167,36 +162,36 @@ def test_speed_is_that_of_the_steps_alone(clock, journal, tmp_path):
   assert record["loader_clips_per_s"] is None
 
 
-def test_slow_loading_is_said_once(clock, journal, capsys):
+def test_slow_loading_is_reported_once(clock, logger, capsys):
   for step in range(1, 5):
-    with journal.waiting():
+    with logger.waiting_for_data():
       clock(1)
     clock(1)
-    journal.took_step(step, metrics(), flops=1)
-  said = capsys.readouterr().err
-  assert said.count("50% of the time is spent waiting for clips") == 1
-  assert "config.data.threads" in said
+    logger.log_step(step, metrics(), flops=1)
+  err = capsys.readouterr().err
+  assert err.count("50% of the time is spent waiting for clips") == 1
+  assert "config.data.threads" in err
 
 
-def test_steps_that_are_not_finite_stop_it(journal):
-  journal.took_step(1, metrics(), flops=1)
-  journal.took_step(2, metrics(2), flops=1)
-  journal.took_step(3, metrics(3), flops=1)  # no line, so nobody looks
-  with pytest.raises(UserError, match=r"last 4 steps, up to step 4"):
-    journal.took_step(4, metrics(4), flops=1)
+def test_many_skipped_steps_stop_the_run(logger):
+  logger.log_step(1, metrics(), flops=1)
+  logger.log_step(2, metrics(2), flops=1)
+  logger.log_step(3, metrics(3), flops=1)  # not a log step: unchecked
+  with pytest.raises(UserError, match=r"step 4: .* last 4 steps"):
+    logger.log_step(4, metrics(4), flops=1)
 
 
-def test_pace_is_a_mean(clock):
-  pace = LoadTimer()
-  assert pace.take() is None
+def test_load_timer_gives_the_mean(clock):
+  timer = LoadTimer()
+  assert timer.take() is None
   for seconds in (1, 2, 6):
-    with pace.timing():
+    with timer.timing():
       clock(seconds)
-  assert pace.take() == 3
-  assert pace.take() is None
+  assert timer.take() == 3
+  assert timer.take() is None
 
 
-def test_a_window_of_steps_is_profiled(tmp_path):
+def test_the_configured_steps_are_profiled(tmp_path):
   config = replace(BASE, train={"profile_from": 2, "profile_steps": 2}).train
   window = ProfileWindow(config, tmp_path)
   double = jax.jit(lambda x: 2 * x)
@@ -208,7 +203,7 @@ def test_a_window_of_steps_is_profiled(tmp_path):
   assert list((tmp_path / "profile").rglob("*.trace.json.gz"))
 
 
-def test_no_window_writes_no_profile(tmp_path):
+def test_by_default_no_profile_is_written(tmp_path):
   window = ProfileWindow(BASE.train, tmp_path)
   for step in range(20):
     with window.around(step):
@@ -216,8 +211,8 @@ def test_no_window_writes_no_profile(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_minutes_are_a_reason_to_save(clock):
-  """And an evaluation that is the best yet, where the best is kept."""
+def test_when_saving_is_due(clock):
+  """By steps, by minutes, or by the best evaluation so far."""
   run = types.SimpleNamespace(
     experiment=replace(
       T2I, train={"save_every": 100, "save_minutes": 5.0, "keep_best": 1}
@@ -227,11 +222,12 @@ def test_minutes_are_a_reason_to_save(clock):
   )
   known = ((0, 9), (3, 5), (6, 7), (9, 4))
   losses = [{"step": s, "loss": x, "log_snr": [1.0]} for s, x in known]
-  losses.append({"step": 1, "loss": 2})  # at other noise levels: no measure
-  saver = Saver(run, types.SimpleNamespace(held_out=lambda: losses))
-  assert [step for step in range(1, 12) if saver.due(step)] == [3, 9]
-  assert saver.due(100)
+  losses.append({"step": 1, "loss": 2})  # other noise levels: ignored
+  records = types.SimpleNamespace(held_out_records=lambda: losses)
+  actions = PeriodicActions(run, records)
+  assert [step for step in range(1, 12) if actions.save_due(step)] == [3, 9]
+  assert actions.save_due(100)
   clock(5 * 60 - 1)
-  assert not saver.due(11)
+  assert not actions.save_due(11)
   clock(2)
-  assert saver.due(11)
+  assert actions.save_due(11)

@@ -1,4 +1,4 @@
-"""The training step compiled ahead, while other work is done."""
+"""Background compilation of the training step."""
 
 import contextlib
 
@@ -16,49 +16,47 @@ from tests.conftest import replace
 from tests.training.conftest import BASE, T2I, make_batch, make_task
 
 MUON = replace(T2I, train={"optimizer": "muon"})
-
-
 PARTS = replace(T2I, train={"accumulate": 2})
 
 
 def start(experiment):
-  """Announced programs, the step and what it takes."""
-  told = []
+  """A list of compiled programs, the step, and its arguments."""
+  compiled = []
   task, mesh = make_task(experiment), make_mesh(experiment.mesh)
-  step = TrainStep(experiment, task, lambda *what: told.append(what))
+  step = TrainStep(experiment, task, lambda *args: compiled.append(args))
   params = jax.jit(task.init)(jax.random.key(0))
   trainable, frozen = split(params, experiment.train.trainable)
   state = init_state(trainable, make_optimizer(experiment.train))
   batch, key = make_batch(experiment, 2), jax.random.key(1)
-  given = jax.device_put((state, frozen, batch, key), replicated(mesh))
-  return told, step, given
+  args = jax.device_put((state, frozen, batch, key), replicated(mesh))
+  return compiled, step, args
 
 
-def test_a_step_is_compiled_once_and_waited_for_alone(monkeypatch):
-  """What was done meanwhile is not counted as waiting."""
-  made, compile_step = [], TrainStep._compile
+def test_a_step_is_compiled_once_in_the_background(monkeypatch):
+  """Only the time spent waiting for it is reported as such."""
+  calls, compile_step = [], TrainStep._compile
   monkeypatch.setattr(
     TrainStep,
     "_compile",
-    lambda self, *given: made.append(1) or compile_step(self, *given),
+    lambda self, *args: calls.append(1) or compile_step(self, *args),
   )
-  told, step, (state, *rest) = start(T2I)
+  compiled, step, (state, *rest) = start(T2I)
   shape = rest[1]["video"].shape
   step.prepare(state, *rest)
   step._ahead[shape].result()
   state, _ = step(state, *rest)
   step(state, *rest)
-  [(announced, program, waited)] = told
-  assert announced == shape
+  [(compiled_shape, program, waited)] = compiled
+  assert compiled_shape == shape
   assert waited < 0.1 * program.seconds
-  assert len(made) == 1
+  assert len(calls) == 1
 
 
-def test_an_error_of_what_was_begun_ahead_is_raised_by_the_step(monkeypatch):
-  def fails(*given):
+def test_the_step_raises_errors_of_background_compilation(monkeypatch):
+  def fail(*args):
     raise FloatingPointError("as tracing may")
 
-  monkeypatch.setattr(train_step, "jit_train_step", fails)
+  monkeypatch.setattr(train_step, "jit_train_step", fail)
   _, step, (state, *rest) = start(T2I)
   step.prepare(state, *rest)
   with pytest.raises(FloatingPointError, match="as tracing may"):
@@ -69,7 +67,6 @@ def test_an_error_of_what_was_begun_ahead_is_raised_by_the_step(monkeypatch):
   "experiment", [BASE, PARTS, MUON], ids=["whole", "parts", "muon"]
 )
 def test_flops_are_those_of_loss_and_gradients(experiment):
-  """From the step as traced, or traced apart where it computes more."""
   _, step, (state, frozen, batch, key) = start(experiment)
   task = make_task(experiment)
   wanted = model_flops(experiment, task, state, frozen, batch)
@@ -77,11 +74,11 @@ def test_flops_are_those_of_loss_and_gradients(experiment):
   assert step.flops(batch) == wanted > 0
 
 
-def test_a_run_told_to_stop_before_its_first_step_compiles_none(
+def test_a_run_stopped_before_its_first_step_compiles_nothing(
   monkeypatch, tmp_path
 ):
-  told = lambda: contextlib.nullcontext(lambda step: True)
-  monkeypatch.setattr(loop, "interruptible", told)
-  monkeypatch.setattr(TrainStep, "prepare", lambda *given: pytest.fail())
+  stopped = lambda: contextlib.nullcontext(lambda step: True)
+  monkeypatch.setattr(loop, "handle_preemption", stopped)
+  monkeypatch.setattr(TrainStep, "prepare", lambda *args: pytest.fail())
   loop.train(T2I, tmp_path)
   assert (tmp_path / "checkpoints" / "0").is_dir()

@@ -1,4 +1,4 @@
-"""A run that is killed anywhere goes on as if it had not been.
+"""A killed run resumes bit for bit.
 
 `make torture` does the same at length: twenty kills, full and read-only disks.
 """
@@ -22,16 +22,16 @@ from tests.training.killing import (
 STEPS = 14
 
 
-def test_killed_twice_and_told_to_stop_once_equals_never(tmp_path):
+def test_a_run_killed_twice_and_stopped_once_equals_a_whole_run(tmp_path):
   whole, torn = tmp_path / "whole", tmp_path / "torn"
   finish(start(whole, MICRO, STEPS))
 
-  # Killed in training, when checkpoint 3 is whole.
+  # Killed in training, after checkpoint 3.
   process = start(torn, MICRO, STEPS)
   wait_until(process, (torn / "checkpoints" / "3").is_dir)
   process.kill()
   process.communicate()
-  # Killed as soon as a checkpoint is begun.
+  # Killed as soon as a checkpoint is started.
   process = start(torn, MICRO, STEPS)
   before = lines(torn / "metrics.jsonl")
   seen = lambda: {p.name for p in (torn / "checkpoints").glob("*")}
@@ -42,7 +42,7 @@ def test_killed_twice_and_told_to_stop_once_equals_never(tmp_path):
   )
   process.kill()
   process.communicate()
-  # Asked to stop: saves where it is, exits 0.
+  # SIGTERM: saves and exits with 0.
   process = start(torn, MICRO, STEPS)
   runs = lambda: lines(torn / "runs.jsonl")
   wait_until(process, lambda: runs() == 3)
@@ -58,7 +58,7 @@ def test_killed_twice_and_told_to_stop_once_equals_never(tmp_path):
   assert_same_runs(whole, torn, BASE, STEPS)
 
 
-def test_a_torn_last_line_is_left_out_and_a_bad_one_named(tmp_path):
+def test_a_truncated_last_line_is_ignored_and_a_bad_line_named(tmp_path):
   log = JsonLines(tmp_path / "metrics.jsonl")
   for step in (1, 2, 3):
     log.append({"step": step, "loss": 0.5})

@@ -1,4 +1,4 @@
-"""Styles are trained as configs/style.py says, and fit the base."""
+"""Styles trained with configs/style.py fit the base."""
 
 import dataclasses
 import importlib
@@ -18,7 +18,7 @@ from lumiere_jax.training.loop import train
 from tests.conftest import replace
 from tests.training.conftest import BASE, IMAGE, T2I, records
 
-# Of each size, the config of the model it is a style of, and its size there.
+# Size -> the config, and its size, of the model to style.
 SIZES = {
   "full": ("base", "FULL"),
   "lora": ("base", "FULL"),
@@ -48,13 +48,13 @@ def test_every_size_is_a_style_of_its_base(size):
   assert experiment.lora.target == "spatial"
 
 
-def test_an_unknown_size_is_answered_with_the_nearest():
+def test_an_unknown_size_suggests_the_nearest():
   with pytest.raises(UserError, match='did you mean "shipped_lora"'):
     style.get_config("shippedlora")
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_without_a_model_nothing_is_trained(tmp_path, size):
+def test_a_style_needs_a_model(tmp_path, size):
   experiment = getattr(style, size.upper())
   words = f"config.init_from={style.T2I} does not exist; give a bundle"
   with pytest.raises(UserError, match=words):

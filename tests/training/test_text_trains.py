@@ -1,4 +1,4 @@
-"""A text encoder that trains along with the first stage."""
+"""A text encoder that trains together with the first stage."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def run(tmp_path_factory):
   return workdir
 
 
-def test_the_encoder_learns_and_goes_into_the_bundle(run):
+def test_the_encoder_trains_and_is_in_the_bundle(run):
   bundle = open_bundle(run)
   trained = flatten(text_encoder_of(bundle).params)
   untrained = flatten(open_text_encoder("", "", 48).params)
@@ -38,12 +38,12 @@ def test_the_encoder_learns_and_goes_into_the_bundle(run):
   assert not (run / "text_cache").exists()
 
 
-def test_previews_show_the_encoder_as_it_is(run):
+def test_previews_use_the_current_encoder(run):
   names = sorted(p.name for p in (run / "previews").iterdir())
   assert names == ["00000002-0-a-red-ring.png", "00000004-0-a-red-ring.png"]
 
 
-def test_it_goes_on_where_it_stopped(run, tmp_path):
+def test_it_resumes_exactly(run, tmp_path):
   train(replace(TRAINING, train={"steps": 2}), tmp_path)
   train(TRAINING, tmp_path)
   for part in ("text", "t2i"):
@@ -52,7 +52,7 @@ def test_it_goes_on_where_it_stopped(run, tmp_path):
       np.testing.assert_array_equal(leaf, parted[path], err_msg=path)
 
 
-def test_later_stages_take_it_from_the_bundle(run, tmp_path):
+def test_later_stages_load_it_from_the_bundle(run, tmp_path):
   base = replace(BASE, init_from=str(run), text={"weights": str(run)})
   train(base, tmp_path)
   identity = lambda path: open_bundle(path).parts["text"].meta["identity"]
@@ -70,12 +70,12 @@ def test_later_stages_take_it_from_the_bundle(run, tmp_path):
     ({"lora": {"rank": 2}, "init_from": "somewhere"}, "rank=2"),
   ],
 )
-def test_what_does_not_go_with_it(changes, words):
+def test_invalid_combinations(changes, words):
   with pytest.raises(UserError, match=words):
     replace(TRAINING, **changes)
 
 
-def test_a_bundle_without_an_encoder_is_told(run, tmp_path):
+def test_a_bundle_without_an_encoder_is_an_error(run, tmp_path):
   (tmp_path / "bundle.json").write_text(
     '{"format": "lumiere_jax", "version": 1, "parts": {}}'
   )

@@ -1,4 +1,4 @@
-"""One step: what is averaged, skipped, accumulated and left alone."""
+"""One step: averaging, skipping, accumulation, optimizers, frozen leaves."""
 
 import functools
 
@@ -30,14 +30,12 @@ from tests.training.conftest import (
 )
 
 SGD = optax.sgd(0.5)
-
-
 JOINT = replace(BASE, data={"images": "DIR"}, train={"trainable": ".*"})
 
 
 @functools.cache
 def fresh(experiment):
-  """Every leaf random: zero projections would hide what is behind them."""
+  """Random leaves: zero projections would hide the layers before them."""
   task = make_task(experiment)
   shapes = jax.eval_shape(task.init, jax.random.key(0))
   rng = np.random.default_rng(0)
@@ -75,7 +73,7 @@ def test_accumulating_equals_the_whole_batch():
     )
 
 
-def test_average_of_weights_follows_its_closed_form():
+def test_the_average_has_its_closed_form():
   """ema_n = sum over steps of (1 - d_k) w_k, times the decays after them."""
   state, weights = tiny_state(), []
   start = state.ema["w"]
@@ -85,8 +83,7 @@ def test_average_of_weights_follows_its_closed_form():
     state = apply_gradients(state, grads, SGD, settings)
     weights.append(state.trainable["w"])
   ds = [min(0.35, (1 + k) / (10 + k)) for k in range(6)]
-  assert ds[0] == 0.1  # the warm-up is seen
-  assert ds[-1] == 0.35  # and its end
+  assert (ds[0], ds[-1]) == (0.1, 0.35)  # during and after the warm-up
   closed = start * np.prod(ds) + sum(
     (1 - ds[k]) * weights[k] * np.prod(ds[k + 1 :]) for k in range(6)
   )
@@ -101,7 +98,7 @@ def test_ema_warm_up_is_configured(warmup):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_gradients_that_are_not_finite_change_nothing(bad):
+def test_non_finite_gradients_change_nothing(bad):
   adam = make_optimizer(config())
   state = init_state({"w": jnp.array([1.0, -2.0])}, adam)
   good, broken = {"w": jnp.array([0.3, 0.1])}, {"w": jnp.array([bad, 0.1])}
@@ -119,22 +116,22 @@ def test_gradients_that_are_not_finite_change_nothing(bad):
   assert counts(take(after, good)) == (4, 2, 0)
 
 
-def test_pictures_leave_temporal_layers_alone_and_teach_spatial_ones():
-  """Joint training: weights, moments and averages of temporal leaves stay."""
+def test_images_train_only_spatial_layers():
+  """Weights, moments and averages of temporal leaves do not change."""
   experiment = replace(JOINT, train={"warmup_steps": 1})
   optimizer = make_optimizer(experiment.train, joint=True)
   step = jax.jit(make_train_step(experiment, make_task(experiment)))
   state = init_state(fresh(experiment), optimizer)
   key = jax.random.key(0)
   video = make_batch(experiment, 2)
-  pictures = make_batch(experiment, 2, seed=1, frames=1)
-  moved, _ = step(state, {}, video, key)  # moments are no longer zero
-  after, metrics = step(moved, {}, pictures, key)
+  images = make_batch(experiment, 2, seed=1, frames=1)
+  moved, _ = step(state, {}, video, key)  # so that moments are not zero
+  after, metrics = step(moved, {}, images, key)
   temporal = {k for k in state.trainable if k.startswith("temporal_")}
   assert temporal
 
   def leaves(state):
-    """{(path of dict keys): leaf} of weights, moments and averages."""
+    """(path, leaf) of weights, averages and moments."""
     flat = jax.tree_util.tree_leaves_with_path(
       (state.trainable, state.ema, state.opt_state)
     )
@@ -156,14 +153,12 @@ def test_pictures_leave_temporal_layers_alone_and_teach_spatial_ones():
 
 LEAVES = ("stem/kernel", "temporal_mid/proj/kernel")
 
-
-# v: a video, p: pictures, x: a video whose gradients are not finite,
-# y: pictures whose gradients are not.
+# v: videos, p: images; x, y: the same with non-finite gradients.
 STEPS = "vpxvppyvxpvv"
 
 
 def gradients_of(kinds: str) -> list[dict[str, np.ndarray]]:
-  """Of each step: pictures go past the temporal leaf."""
+  """Gradients of each step; images bypass the temporal leaf."""
   rng = np.random.default_rng(3)
   steps = []
   for kind in kinds:
@@ -177,14 +172,9 @@ def gradients_of(kinds: str) -> list[dict[str, np.ndarray]]:
 
 
 def take_steps(experiment, kinds, grads, monkeypatch):
-  """States and metrics of steps whose gradients are given."""
-  given = lambda *_: (
-    lambda trainable, frozen, batch, draws: (
-      jnp.float32(0),
-      batch["grads"],
-    )
-  )
-  monkeypatch.setattr(step_module, "loss_and_gradients", given)
+  """States and metrics of steps with these gradients."""
+  gradients = lambda trainable, frozen, batch, draws: (0.0, batch["grads"])
+  monkeypatch.setattr(step_module, "loss_and_gradients", lambda *_: gradients)
   optimizer = make_optimizer(experiment.train, joint=experiment.joint)
   state = init_state({k: jnp.ones((2, 3)) for k in LEAVES}, optimizer)
   step = jax.jit(make_train_step(experiment, make_task(experiment)))
@@ -198,8 +188,8 @@ def take_steps(experiment, kinds, grads, monkeypatch):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.3])
-def test_adam_counts_what_was_applied_to_each_leaf(decay, monkeypatch):
-  """Derived anew in float64: a leaf that a step keeps has not had it."""
+def test_adam_counts_the_updates_of_each_leaf(decay, monkeypatch):
+  """Against Adam in float64, with the steps that each leaf takes."""
   experiment = replace(
     JOINT,
     train={
@@ -236,13 +226,13 @@ def test_adam_counts_what_was_applied_to_each_leaf(decay, monkeypatch):
     for k in LEAVES:
       np.testing.assert_allclose(state.trainable[k], weights[k], atol=2e-5)
   assert count == {LEAVES[0]: 9, LEAVES[1]: 5}
-  assert len(set(rates)) > 5  # warm-up and cool-down are both seen
+  assert len(set(rates)) > 5  # with warm-up and cool-down
   assert int(results[-1][0].skipped) == 3
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_pictures_between_change_nothing_for_temporal_leaves(name, monkeypatch):
-  """As if these steps had not been: of every optimizer, bit for bit."""
+def test_temporal_leaves_train_as_without_images(name, monkeypatch):
+  """With every optimizer."""
   settings = {"optimizer": name, "learning_rate": 0.1, "warmup_steps": 1}
   experiment = replace(JOINT, train={**settings, "clip_norm": 1e9})
   grads = gradients_of(STEPS)
@@ -259,20 +249,20 @@ def test_pictures_between_change_nothing_for_temporal_leaves(name, monkeypatch):
 
 
 def test_only_joint_training_has_a_second_count():
-  """Elsewhere states are as they were: checkpoints of before are restored."""
+  """So that older checkpoints of other runs can be restored."""
   structure = lambda **kwargs: jax.tree.structure(
     make_optimizer(BASE.train, **kwargs).init({"w": jnp.zeros(2)})
   )
   assert structure().num_leaves == 4  # two moments, two counts
   assert structure(joint=True).num_leaves == 5
   assert not BASE.joint
-  assert not T2I.joint  # all of it is pictures
+  assert not T2I.joint  # trains only on images
   assert JOINT.joint
   assert replace(BASE, data={"buckets": "1x8x8"}).joint
 
 
-def test_the_rate_that_is_logged_is_the_one_used(monkeypatch):
-  """SGD on gradients of 1: the step is the rate."""
+def test_the_logged_learning_rate_is_the_one_used(monkeypatch):
+  """SGD with gradients of 1: each step is the rate."""
   experiment = replace(
     BASE,
     train={
@@ -300,7 +290,7 @@ def test_the_rate_that_is_logged_is_the_one_used(monkeypatch):
 
 
 def test_frozen_leaves_have_no_gradient_moment_or_average():
-  """The compiled step's memory against a count by hand."""
+  """The compiled step's memory against sizes by hand."""
   experiment = replace(BASE, model={"channels": (128,), "norm_groups": 4})
   trainable, frozen = split(fresh(experiment), "temporal_mid/")
   size = lambda flat: sum(leaf.size for leaf in flat.values())
@@ -317,14 +307,14 @@ def test_frozen_leaves_have_no_gradient_moment_or_average():
 
   memory = compiled(trainable, frozen)
   batch_bytes = sum(x.nbytes for x in batch.values())
-  # Weights, average and two moments of what trains; the rest once.
+  # Weights, average and two moments of trainable leaves; the rest once.
   state_bytes = 4 * 4 * size(trainable)
   held = state_bytes + 4 * size(frozen) + batch_bytes
   assert held <= memory.argument_size_in_bytes <= held + 256
-  # Out comes the state alone, in the place of the one that went in.
+  # The only output is the state, in the donated buffers.
   assert state_bytes <= memory.output_size_in_bytes <= state_bytes + 2048
   assert memory.alias_size_in_bytes >= state_bytes
-  # Nor is a gradient of what is frozen ever formed, as it is when all trains.
+  # No gradient of frozen leaves is computed, as it is if all leaves train.
   all_train = compiled(fresh(experiment), {})
   saved = all_train.temp_size_in_bytes - memory.temp_size_in_bytes
   assert saved > 4 * size(frozen)
@@ -339,7 +329,7 @@ def test_the_learning_rate_warms_up_decays_and_cools_down():
   assert rate(50, warmup_steps=10) == 1.0
   cosine = {"warmup_steps": 10, "decay": "cosine", "final_learning_rate": 0.2}
   assert rate(10, **cosine) == pytest.approx(1.0)
-  assert rate(55, **cosine) == pytest.approx(0.6)  # half way: the mean
+  assert rate(55, **cosine) == pytest.approx(0.6)  # half way
   assert rate(100, **cosine) == pytest.approx(0.2)
   rsqrt = {"warmup_steps": 16, "decay": "rsqrt"}
   assert rate(16, **rsqrt) == pytest.approx(1.0)
@@ -348,7 +338,7 @@ def test_the_learning_rate_warms_up_decays_and_cools_down():
 
 
 @pytest.mark.parametrize("name", ["adam", "adafactor", "muon"])
-def test_optimizers_descend_and_decay_kernels_alone(name):
+def test_optimizers_descend_and_decay_only_kernels(name):
   settings = config(
     optimizer=name, learning_rate=0.1, warmup_steps=1, weight_decay=0.5
   )
@@ -374,8 +364,8 @@ def muon_step(leaves, grads):
   return {k: np.asarray(leaves[k] - new[k]) / 0.1 for k in leaves}
 
 
-def test_muon_steps_along_the_orthogonal_factor_of_a_matrix():
-  """Of U S V^T it goes U V^T, whatever S, in steps of the same size."""
+def test_muon_orthogonalises_matrices():
+  """A gradient U S V^T gives an update along U V^T, of fixed size."""
   rng = np.random.default_rng(0)
   shapes = {
     "a/kernel": (16, 8),
@@ -383,7 +373,7 @@ def test_muon_steps_along_the_orthogonal_factor_of_a_matrix():
     "temporal_a/qkv/kernel": (16, 3, 2, 4),
   }
   grads = {k: rng.normal(size=v).astype("f") for k, v in shapes.items()}
-  grads["temporal_a/qkv/kernel"][:, 1] *= 1e-3  # keys have a scale of their own
+  grads["temporal_a/qkv/kernel"][:, 1] *= 1e-3  # keys scale separately
   moved = muon_step(jax.tree.map(jnp.zeros_like, grads), grads)
   for path, grad in grads.items():
     matrices = {
@@ -395,7 +385,7 @@ def test_muon_steps_along_the_orthogonal_factor_of_a_matrix():
     }[path]
     for step, matrix in zip(matrices(moved[path]), matrices(grad), strict=True):
       u, _, vt = np.linalg.svd(matrix, full_matrices=False)
-      # Five steps of Newton and Schulz leave singular values of 0.7 to 1.2.
+      # Five Newton-Schulz steps give singular values of 0.7 to 1.2.
       along = np.diag(u.T @ step @ vt.T) / (0.5 * max(matrix.shape) ** 0.5)
       assert (along > 0.6).all() and (along < 1.3).all()
       assert np.square(step).mean() ** 0.5 == pytest.approx(0.5, rel=0.25)
@@ -405,18 +395,18 @@ def test_muon_steps_along_the_orthogonal_factor_of_a_matrix():
   "path",
   ["stem/kernel", "head/kernel", "cond_in/kernel", "a/bias", "a/position_bias"],
 )
-def test_muon_leaves_to_adam_what_is_no_hidden_kernel(path):
+def test_muon_uses_adam_for_other_leaves(path):
   grad = jnp.asarray([[0.3, -0.1], [0.002, 0.5]])
   grads = {path: grad, "b/kernel": grad}
   moved = muon_step(jax.tree.map(jnp.zeros_like, grads), grads)
-  alike = moved[path] / jnp.sign(grad)  # as Adam's first step is
+  alike = moved[path] / jnp.sign(grad)  # Adam's first step is a sign
   np.testing.assert_allclose(alike, alike[0, 0], rtol=1e-3)
   assert alike[0, 0] > 0.9
   assert np.ptp(abs(moved["b/kernel"])) > 0.1
 
 
 def test_gradients_are_clipped_by_their_global_norm():
-  """Adam's step hides their scale, its first moment does not."""
+  """Seen in Adam's first moment; its update is scale-invariant."""
   settings = config(clip_norm=1.0, learning_rate=1.0, warmup_steps=1)
   optimizer = make_optimizer(settings)
   state = init_state({"w": jnp.zeros(2)}, optimizer)
@@ -455,7 +445,7 @@ def test_every_leaf_has_a_block(path, block):
   assert block_of(path) == block
 
 
-def test_blocks_part_all_leaves():
+def test_blocks_partition_all_leaves():
   flat = fresh(T2I)
   blocks = by_block(flat)
   assert sum(map(len, blocks.values())) == len(flat)

@@ -1,4 +1,4 @@
-"""The folder of a run: what cannot be one."""
+"""Which paths can be a workdir."""
 
 import os
 import pathlib
@@ -14,21 +14,17 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("url", ["gs://bucket/x", "s3://b", "file:///tmp/x"])
-def test_a_url_is_refused_in_one_line(url):
-  with pytest.raises(UserError) as error:
+def test_a_url_is_an_error(url):
+  with pytest.raises(UserError, match=f"workdir={url} is a URL.*gcsfuse"):
     check_workdir(url)
-  message = str(error.value)
-  assert message.startswith(f"--workdir={url} is a URL")
-  assert "gcsfuse" in message
-  assert "\n" not in message
 
 
 @pytest.mark.parametrize("folder", ["out/x", "/mnt/run/x", "gs:/b", "a:b"])
-def test_a_folder_is_taken_as_it_is(folder):
+def test_a_folder_is_used_as_given(folder):
   assert check_workdir(folder) == pathlib.Path(folder)
 
 
-def test_the_trainer_refuses_before_it_waits_for_others(tmp_path):
+def test_the_error_comes_before_waiting_for_other_processes(tmp_path):
   command = [
     *(sys.executable, "-m", "lumiere_jax.main"),
     f"--config={ROOT}/configs/base.py:tiny",

@@ -1,2 +1,1 @@
-"""What a job would take on TPUs that are not there: described, compiled for,
-measured."""
+"""Plans jobs for TPU slices without TPUs: compiles and analyses programs."""

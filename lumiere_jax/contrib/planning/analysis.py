@@ -1,4 +1,4 @@
-"""What the TPU compiler says when a program needs more memory than there is."""
+"""Compiles a program for a slice and reads its costs or its memory error."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -17,16 +17,12 @@ from lumiere_jax.contrib.planning.roofline import Roofline, roofline
 from lumiere_jax.contrib.planning.topology import Topology
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
 _AMOUNT = r"([\d.]+)([KMGT]?)B?"
-
 
 _FORMS = (
   rf"HLO temporaries \({_AMOUNT}\) exceeds available HBM \({_AMOUNT}\)",
   rf"Used {_AMOUNT} of {_AMOUNT} hbm",
 )
-
 
 _ALLOCATION = re.compile(
   rf"\d+\. Size: {_AMOUNT}\n(?:\s+Operator: (.*)\n)?\s+Shape: (\S+)"
@@ -35,12 +31,12 @@ _ALLOCATION = re.compile(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Allocation:
-  """An array that the compiler named.
+  """An array in the compiler's out-of-memory message.
 
   Attributes:
-    bytes: as laid out.
+    bytes: with padding.
     shape: with its layout.
-    op_name: where in the traced program it comes from.
+    op_name: its origin in the traced program.
   """
 
   bytes: int
@@ -49,12 +45,12 @@ class Allocation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Exhausted:
-  """A program that does not fit.
+class OutOfMemory:
+  """The compiler's out-of-memory error.
 
   Attributes:
-    needed, limit: bytes of a chip's memory.
-    largest: arrays that it named: none, if it gave up at once.
+    needed, limit: bytes of a device's memory.
+    largest: the arrays it names; may be empty.
   """
 
   needed: int
@@ -62,12 +58,12 @@ class Exhausted:
   largest: tuple[Allocation, ...]
 
 
-def read_exhausted(message: str) -> Exhausted | None:
-  """The figures in an error; None: it is about something else."""
+def parse_oom(message: str) -> OutOfMemory | None:
+  """Parses an error message; None: it is another error."""
   for form in _FORMS:
     if found := re.search(form, message):
       needed, needed_unit, limit, limit_unit = found.groups()
-      return Exhausted(
+      return OutOfMemory(
         needed=_bytes(needed, needed_unit),
         limit=_bytes(limit, limit_unit),
         largest=tuple(map(_allocation, _ALLOCATION.finditer(message))),
@@ -89,15 +85,15 @@ def _bytes(amount: str, unit: str) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-  """Bytes of each device's main memory.
+  """Bytes of each device's main memory; None: unknown, as it does not fit.
 
   Attributes:
-    arguments: state and batch; None: not known, as it does not fit.
-    outputs: results that take no place of an argument.
-    temporaries: whatever lives in between.
+    arguments: state and batch.
+    outputs: results that do not reuse an argument's buffer.
+    temporaries: intermediate values.
     code: the program itself.
-    needed: all of these together, or what the compiler said it lacks.
-    limit: what a program may use.
+    needed: the sum, or the amount in the compiler's error.
+    limit: available to a program.
   """
 
   arguments: int | None
@@ -110,13 +106,13 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Traffic:
-  """Collectives of one kind, added up.
+  """All collectives of one kind.
 
   Attributes:
     kind: e.g. "all-gather".
-    between_slices: over the data centre's network.
-    count: how often one runs in a step.
-    sent: bytes that a device sends in a step.
+    between_slices: over the data-centre network.
+    count: executions per step.
+    sent: bytes that a device sends per step.
     largest: op_name of the one that sends most.
   """
 
@@ -128,16 +124,16 @@ class Traffic:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Measured:
-  """What is read from a compiled program; of each device, in one step.
+class ProgramCosts:
+  """Costs of a compiled program, per device and step.
 
   Attributes:
-    flops: products and convolutions that it computes.
-    moved: bytes between a device and its main memory.
-    traffic: its collectives by kind, the heaviest first.
-    tensors: its largest arrays.
-    roofline: the least time it can take.
-    unknown_loops: loops whose turns the text does not tell: counted once.
+    flops: of matrix products and convolutions.
+    moved: bytes between the device and its main memory.
+    traffic: collectives by kind, the largest first.
+    tensors: the largest arrays.
+    roofline: the lower bound of the step time.
+    unknown_loops: loops with an unknown trip count; counted once.
   """
 
   flops: int
@@ -150,19 +146,19 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """What a job takes on a slice.
+  """Costs of a job on a slice.
 
   Attributes:
-    topology: in words.
-    devices: how many run it.
-    num_slices: that they are in.
-    fits: whether it compiles within the memory.
+    topology: its description.
+    devices: number of devices.
+    num_slices: number of slices.
+    fits: whether the program fits in memory.
     memory: of each device.
-    model_flops: operations of the model in a step, of all devices together.
-    measured: None where it does not fit.
-    exhausted: what the compiler said where it does not.
+    model_flops: per step, of all devices together.
+    measured: costs of the program; None if it does not fit.
+    exhausted: the compiler's error if it does not fit.
     compile_seconds: on this machine.
-    fast: whether the compiler was told to hurry: its program needs no less.
+    fast: whether compilation was fast, at the cost of the program.
     versions: of jax and libtpu.
     about: job, config, overrides, settings, as given.
   """
@@ -173,8 +169,8 @@ class Plan:
   fits: bool
   memory: Memory
   model_flops: float
-  measured: Measured | None
-  exhausted: Exhausted | None
+  measured: ProgramCosts | None
+  exhausted: OutOfMemory | None
   compile_seconds: float
   fast: bool
   versions: Mapping[str, str]
@@ -190,35 +186,35 @@ def analyse(
   fast: bool = False,
   about: Mapping[str, Any] | None = None,
 ) -> Plan:
-  """Compiles a program for a slice and measures it.
+  """Compiles a program for a slice and computes its costs.
 
   Args:
     lowered: with arguments sharded over the topology's devices.
     topology: the slice.
-    model_flops: operations of the model in a step, of all devices together.
-    arguments: the abstract arguments, with shardings; their bytes are told
+    model_flops: per step, of all devices together.
+    arguments: the abstract arguments, with shardings; their size is then known
       even if the program does not fit.
-    fast: spend less time on the compilation, for a program that is slower.
-    about: what to note beside the figures: `job`, `config`, `overrides`, and
-      `settings`, the experiment as a nested dict, which advice goes by.
+    fast: compile faster, to a slower program.
+    about: recorded in the plan: `job`, `config`, `overrides`, and `settings`,
+      the experiment as a nested dict, on which advice is based.
 
   Raises:
-    jax.errors.JaxRuntimeError: the compiler fails for another reason than
+    jax.errors.JaxRuntimeError: compilation fails for another reason than
       memory.
   """
-  begun = time.perf_counter()
+  start = time.perf_counter()
   compiled, exhausted = None, None
-  with _compiling(fast):
+  with _compiler_settings(fast):
     try:
       compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-      exhausted = read_exhausted(str(error))
+      exhausted = parse_oom(str(error))
       if exhausted is None:
         raise
-  seconds = time.perf_counter() - begun
+  seconds = time.perf_counter() - start
   if exhausted:
-    given = None if arguments is None else argument_bytes(arguments)
-    memory = _exhausted_memory(exhausted, given)
+    size = None if arguments is None else argument_bytes(arguments)
+    memory = _exhausted_memory(exhausted, size)
   else:
     memory = _memory(compiled.memory_analysis(), topology)
   return Plan(
@@ -240,13 +236,13 @@ def analyse(
 
 def measure(
   module: Module, topology: Topology, memory: Memory, model_flops: float
-) -> Measured:
-  """Reads off a compiled program what a step takes."""
+) -> ProgramCosts:
+  """The costs of a compiled program."""
   found = collectives(module)
   flops = hlo_cost.compiled_flops(module)
-  # At least, it reads what it is given and writes what it gives.
+  # It reads its arguments and writes its outputs at least once.
   moved = max(hlo_cost.traffic(module), memory.arguments + memory.outputs)
-  return Measured(
+  return ProgramCosts(
     flops=flops,
     moved=moved,
     traffic=group(found),
@@ -264,7 +260,7 @@ def measure(
 
 
 def group(found: list[Collective]) -> tuple[Traffic, ...]:
-  """Collectives added up by kind and network, the heaviest first."""
+  """Sums collectives by kind and network; the largest first."""
   kinds = {}
   for collective in found:
     key = (collective.kind, collective.between_slices)
@@ -273,11 +269,11 @@ def group(found: list[Collective]) -> tuple[Traffic, ...]:
     Traffic(
       kind=kind,
       between_slices=between,
-      count=sum(c.count for c in those),
-      sent=sum(c.sent for c in those),
-      largest=max(those, key=lambda c: c.sent).op_name,
+      count=sum(c.count for c in same),
+      sent=sum(c.sent for c in same),
+      largest=max(same, key=lambda c: c.sent).op_name,
     )
-    for (kind, between), those in kinds.items()
+    for (kind, between), same in kinds.items()
   ]
   return tuple(sorted(traffic, key=lambda t: -t.sent))
 
@@ -304,13 +300,12 @@ def _memory(stats, topology: Topology) -> Memory:
   return Memory(**parts, needed=sum(parts.values()), limit=limit)
 
 
-def _exhausted_memory(exhausted: Exhausted, arguments: int | None) -> Memory:
+def _exhausted_memory(exhausted: OutOfMemory, arguments: int | None) -> Memory:
+  known = arguments is not None
   return Memory(
     arguments=arguments,
     outputs=None,
-    temporaries=None
-    if arguments is None
-    else max(0, exhausted.needed - arguments),
+    temporaries=max(0, exhausted.needed - arguments) if known else None,
     code=None,
     needed=exhausted.needed,
     limit=exhausted.limit,
@@ -323,22 +318,22 @@ def _versions() -> Iterator[tuple[str, str]]:
       yield name, metadata.version(name)
 
 
-def hurry() -> dict[str, Any]:
-  """Settings of JAX that make its compilers spend the least time."""
+def fast_compile_options() -> dict[str, Any]:
+  """JAX settings for the fastest compilation."""
   names = ("jax_exec_time_optimization_effort", "jax_memory_fitting_effort")
   if all(hasattr(jax.config, name) for name in names):
     return dict.fromkeys(names, -1.0)
-  # Since JAX 0.11 there are levels instead.
+  # JAX 0.11 has levels instead.
   return {"jax_optimization_level": "O0", "jax_memory_fitting_level": "O0"}
 
 
 @contextlib.contextmanager
-def _compiling(fast: bool) -> Iterator[None]:
+def _compiler_settings(fast: bool) -> Iterator[None]:
   """Compiler settings for programs that never run here."""
-  # Kept programs are of devices that are there.
+  # The compilation cache needs present devices.
   settings = {"jax_enable_compilation_cache": False}
   if fast:
-    settings |= hurry()
+    settings |= fast_compile_options()
   before = {name: getattr(jax.config, name) for name in settings}
   try:
     for name, value in settings.items():

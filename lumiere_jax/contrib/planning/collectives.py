@@ -1,4 +1,4 @@
-"""What the devices of a compiled program send each other."""
+"""Collectives of a compiled program: kinds, groups, bytes."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -15,7 +15,7 @@ from lumiere_jax.contrib.planning.hlo import (
   Shape,
 )
 
-# What a device sends with the usual ring, over the bytes that it puts in.
+# Bytes sent per device in the usual ring algorithm, relative to its input.
 _RING = {
   "all-reduce": lambda n: 2 * (n - 1) / n,
   "all-gather": lambda n: n - 1,
@@ -26,48 +26,33 @@ _RING = {
   "collective-permute": lambda n: min(1, n - 1),
 }
 
-
 KINDS = tuple(_RING)
 
-
-# Between slices, the runtime on the hosts does what the program asks it for.
+# Transfers between slices are done by the runtime on the hosts.
 _BETWEEN_SLICES = "xla_megascale_runtime"
-
-
 _SIZE = re.compile(r"(?:'([^']+)'|(\w+))=(\d+)")
-
-
 _AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
-
-
 _MESH = re.compile(r"mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*?)\}")
-
-
 _IOTA = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?")
-
-
 _LISTS = r"\{(\{[\d,{}]*\})\}"
-
-
 Groups = tuple[tuple[int, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collective:
-  """One instruction by which devices exchange arrays.
+  """One collective instruction.
 
   Attributes:
     kind: one of `KINDS`.
     name: of the instruction.
-    operands: what each device puts in, each time.
-    results: what each device gets, as far as the instruction's type shows.
-    count: how often it runs in a step.
-    groups: which partitions do it together; of a permutation, the pairs
-      (source, target).
-    group_size: devices of a group, or slices where `between_slices`.
-    between_slices: whether it goes over the data centre's network.
-    op_name: where in the traced program it comes from.
-    source: the line that asked for it.
+    operands: inputs of each device, per execution.
+    results: outputs of each device, as far as the instruction's type shows.
+    count: executions per step.
+    groups: groups of partitions; of a permutation, pairs (source, target).
+    group_size: devices per group, or slices if `between_slices`.
+    between_slices: over the data-centre network.
+    op_name: its origin in the traced program.
+    source: the source line of its origin.
   """
 
   kind: str
@@ -83,35 +68,34 @@ class Collective:
 
   @property
   def payload(self) -> int:
-    """Bytes that a device puts in, each time."""
+    """Input bytes of a device, per execution."""
     return sum(shape.data_bytes for shape in self.operands)
 
   @property
   def sent(self) -> float:
-    """Bytes that a device sends in a step, by a ring; of a permutation, one
-    that sends at all."""
+    """Bytes that a device sends per step, with a ring algorithm."""
     return self.count * self.payload * _RING[self.kind](self.group_size)
 
 
 def collectives(
   module: Module, slice_of: Sequence[int] = ()
 ) -> list[Collective]:
-  """All of a program that run, in the order of its text.
+  """The collectives that a program executes, in the order of its text.
 
-  A pair of start and done is one. TPU programs of several slices number the
-  partitions of one slice and say by themselves what goes between slices.
+  A start/done pair is one. TPU programs of several slices number the partitions
+  of one slice and mark transfers between slices.
 
   Args:
     module: a program.
-    slice_of: the slice of each partition, where the program numbers those of
-      several.
+    slice_of: the slice of each partition, if the program numbers the
+      partitions of several slices.
   """
   found = []
   for name, runs in module.runs.items():
     computation = module.computations[name]
     for instruction in computation.instructions.values():
       kind = instruction.opcode.removesuffix("-start")
-      if kind in KINDS and not _is_continued(computation, instruction):
+      if kind in KINDS and not _is_continuation(computation, instruction):
         found.append(
           _read(module, computation, instruction, kind, runs, slice_of)
         )
@@ -135,7 +119,8 @@ def _read(
   else:
     groups = device_groups(instruction.attributes, module.num_partitions)
     size = max(map(len, groups))
-  if kind == "all-reduce" and _keeps_its_part(computation):
+  # XLA's reduce-scatter is a fusion that slices the result of an all-reduce.
+  if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
     kind = "reduce-scatter"
   crossing = lambda group: len({slice_of[i] for i in group}) > 1
   return _collective(
@@ -188,33 +173,32 @@ def _collective(
   )
 
 
-def _is_continued(computation: Computation, instruction: Instruction) -> bool:
-  """Whether it was begun elsewhere: a TPU names one that runs beside several
-  kernels in each of them."""
+def _is_continuation(
+  computation: Computation, instruction: Instruction
+) -> bool:
+  """Whether it continues an asynchronous collective started elsewhere.
+
+  TPU programs repeat such a collective in each kernel that it overlaps with.
+  """
   if "chain_id=" not in instruction.attributes:
     return False
   others = computation.instructions.values()
   return not any('"AsyncCollectiveStart"' in other.rest for other in others)
 
 
-def _keeps_its_part(computation: Computation) -> bool:
-  """Whether a fusion slices what it has reduced: XLA's reduce-scatter."""
-  return computation.name.startswith("all-reduce-scatter")
-
-
 def device_groups(attributes: str, num_partitions: int) -> Groups:
-  """Which partitions work together, in any of HLO's three notations.
+  """The replica groups, in any of HLO's three notations.
 
   `{{0,1},{2,3}}`, `[2,2]<=[4]` (also reshaped and transposed), and
-  `mesh['a'=2,'b'=2] {'b'}`; all of them together where nothing is said.
+  `mesh['a'=2,'b'=2] {'b'}`; without groups, all partitions are one.
   """
-  _, said, text = attributes.partition("replica_groups=")
+  _, given, text = attributes.partition("replica_groups=")
   if text.startswith("mesh["):
     return _mesh_groups(text)
   if text.startswith("["):
     return _tuples(_iota(text))
   found = re.match(_LISTS, text)
-  if said and found:
+  if given and found:
     return _lists(found[1])
   return (tuple(range(num_partitions)),)
 
@@ -224,50 +208,45 @@ def _lists(text: str) -> Groups:
   return tuple(tuple(map(int, group.split(","))) for group in found)
 
 
-def _iota(text: str) -> np.ndarray:
+def _iota(text: str, *, flat: bool = False) -> np.ndarray:
   """`[4,2]<=[2,4]T(1,0)`: 0, 1, 2, ... reshaped, transposed and reshaped."""
-  shape, source, order = _IOTA.match(text).groups()
-  shape, source, order = map(_numbers, (shape, source, order))
+  shape, source, order = map(_numbers, _IOTA.match(text).groups())
   ids = np.arange(math.prod(shape)).reshape(source or shape)
-  return (ids.transpose(order) if order else ids).reshape(shape)
+  return (ids.transpose(order) if order else ids).reshape(-1 if flat else shape)
 
 
 def _mesh_groups(text: str) -> Groups:
-  """Devices that differ in the named axes only, of a mesh of devices.
+  """Groups of the devices of a mesh that differ only in the named axes.
 
-  An axis may be named in part: 'a':(2)4 is the 4 inside the outer 2 of it.
+  A part of an axis can be named: 'a':(2)4 is the 4 inside its outer 2.
   """
   sizes, ids, axes = _MESH.match(text).groups()
   sizes = {a or b: int(size) for a, b, size in _SIZE.findall(sizes)}
-  devices = np.arange(math.prod(sizes.values()))
-  if ids:
-    devices = _mesh_devices(ids)
+  devices = _mesh_devices(ids) if ids else np.arange(math.prod(sizes.values()))
   parts = {name: {1, size} for name, size in sizes.items()}
-  wanted = []
+  named = []
   for name, before, size in _AXIS.findall(axes):
     first = int(before or 1)
     last = first * int(size or sizes[name])
     parts[name] |= {first, last}
-    wanted.append((name, first, last))
-  shape, together = [], []
+    named.append((name, first, last))
+  shape, inner = [], []
   for name, cuts in parts.items():
     for begin, end in itertools.pairwise(sorted(cuts)):
-      if any(n == name and a <= begin < b for n, a, b in wanted):
-        together.append(len(shape))
+      if any(n == name and a <= begin < b for n, a, b in named):
+        inner.append(len(shape))
       shape.append(end // begin)
-  apart = [axis for axis in range(len(shape)) if axis not in together]
-  group = math.prod(shape[axis] for axis in together)
-  ordered = devices.reshape(shape).transpose(*apart, *together)
+  outer = [axis for axis in range(len(shape)) if axis not in inner]
+  group = math.prod(shape[axis] for axis in inner)
+  ordered = devices.reshape(shape).transpose(*outer, *inner)
   return _tuples(ordered.reshape(-1, group))
 
 
 def _mesh_devices(text: str) -> np.ndarray:
-  """`[2,2,2]T(1,0,2)` transposes 0, 1, 2, ...; or the numbers themselves."""
-  if not text.startswith("["):
-    return np.array(_numbers(text.replace(" ", "")))
-  shape, source, order = map(_numbers, _IOTA.match(text).groups())
-  ids = np.arange(math.prod(shape)).reshape(source or shape)
-  return (ids.transpose(order) if order else ids).reshape(-1)
+  """Device ids, as an iota or a list of numbers."""
+  if text.startswith("["):
+    return _iota(text, flat=True)
+  return np.array(_numbers(text.replace(" ", "")))
 
 
 def _numbers(text: str | None) -> tuple[int, ...]:

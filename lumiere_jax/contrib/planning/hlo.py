@@ -1,4 +1,4 @@
-"""Arrays of compiled programs: what they weigh as they are laid out."""
+"""A parser of optimised HLO text: arrays, instructions, loops, sources."""
 
 import collections
 from collections.abc import Iterator, Mapping
@@ -9,22 +9,18 @@ import math
 import re
 
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,<= ]*)\](?:\{([^{}]*)\})?")
-
-
 _TILE = re.compile(r"T((?:\([\d,*]+\))+)")
-
-
 _BITS = re.compile(r"^[a-z]+(\d+)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-  """One array as it lies in memory.
+  """An array with its memory layout.
 
   Attributes:
-    dtype: as HLO names it: bf16, f32, s32, pred.
-    dims: its size, outermost first.
-    layout: what stood in braces, e.g. "3,2,1,0:T(8,128)(2,1)S(1)".
+    dtype: in HLO's names: bf16, f32, s32, pred.
+    dims: sizes, outermost first.
+    layout: the text in braces, e.g. "3,2,1,0:T(8,128)(2,1)S(1)".
   """
 
   dtype: str
@@ -36,22 +32,22 @@ class Shape:
 
   @property
   def size(self) -> int:
-    """Elements, without padding."""
+    """Number of elements, without padding."""
     return math.prod(self.dims)
 
   @property
   def data_bytes(self) -> int:
-    """Bytes of its elements, without padding."""
+    """Bytes without padding."""
     return -(-self.size * self._bits // 8)
 
   @property
   def bytes(self) -> int:
-    """Bytes as it is laid out: whole tiles."""
-    return -(-math.prod(self._laid_out()) * self._bits // 8)
+    """Bytes with padding to whole tiles."""
+    return -(-math.prod(self._padded_dims()) * self._bits // 8)
 
   @property
   def in_hbm(self) -> bool:
-    """Whether it lies in the main memory, not on the chip or the host."""
+    """Whether it is in main memory, not in on-chip or host memory."""
     return "S(" not in self.layout
 
   @property
@@ -61,8 +57,8 @@ class Shape:
     found = _BITS.match(self.dtype)
     return int(found[1]) if found else 8
 
-  def _laid_out(self) -> tuple[int, ...]:
-    """Sizes with each tile whole, outermost of memory first."""
+  def _padded_dims(self) -> tuple[int, ...]:
+    """Sizes padded to whole tiles, in memory order, outermost first."""
     found = _TILE.search(self.layout)
     if not found or "*" in found[1]:
       return self.dims
@@ -74,14 +70,14 @@ class Shape:
       dims = [1] * (len(sizes) - len(dims)) + dims
       outer = dims[: len(dims) - len(sizes)]
       inner = dims[len(dims) - len(sizes) :]
-      # The next tile divides this one further.
+      # The next tiling subdivides this one.
       pairs = zip(inner, sizes, strict=True)
       dims = [*outer, *(-(-dim // size) for dim, size in pairs), *sizes]
     return tuple(dims)
 
 
 def shapes_in(text: str) -> tuple[Shape, ...]:
-  """The arrays of a type; those of a tuple in order."""
+  """The arrays of a type; several for a tuple."""
   return tuple(
     Shape(
       dtype=dtype,
@@ -93,52 +89,35 @@ def shapes_in(text: str) -> tuple[Shape, ...]:
 
 
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
-
-
 _OPCODE = re.compile(r"(?:^|[ )}])([a-z][\w\-]*)\(")
-
-
 _HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-
 
 _CALLED = re.compile(
   r"\b(calls|to_apply|condition|body|true_computation|false_computation"
   r"|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 
-
 _COMMENT = re.compile(r"/\*.*?\*/")
-
-
-_KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-
-
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _ROW = re.compile(r"(\d+) (.*)")
-
-
 _FIELD = re.compile(r"(\w+)=(\d+)")
-
-
 _TABLES = ("FileNames", "FileLocations", "StackFrames")
-
-
 _HOPS = 4
 
-
 FOLLOWED = ("fusion", "call", "while", "conditional", "custom-call")
-"""Instructions that run other computations, besides the asynchronous ones."""
+"""Instructions that call other computations, besides asynchronous ones."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Instruction:
-  """One line.
+  """An instruction: one line of text.
 
   Attributes:
     name: unique in its module.
     opcode: e.g. "fusion", "all-gather-start".
-    type: text of its result's type.
+    type: text of its result type.
     rest: text after the opcode's opening bracket.
-    is_root: whether it is what its computation gives.
+    is_root: whether it is the result of its computation.
   """
 
   name: str
@@ -149,33 +128,33 @@ class Instruction:
 
   @functools.cached_property
   def shapes(self) -> tuple[Shape, ...]:
-    """The arrays it gives."""
+    """The result arrays."""
     return shapes_in(self.type)
 
   @functools.cached_property
   def operands(self) -> tuple[str, ...]:
-    """Names of the instructions it takes."""
+    """Names of its operands."""
     text = _COMMENT.sub("", self.rest[: self._end])
     return tuple(p.split()[-1].lstrip("%") for p in _split(text))
 
   @functools.cached_property
   def attributes(self) -> str:
-    """Text after its operands."""
+    """Text after the operands."""
     return self.rest[self._end + 1 :]
 
   def attribute(self, pattern: str) -> str | None:
-    """What the group of a regular expression finds after the operands."""
+    """The first group of a regex searched in the attributes."""
     found = re.search(pattern, self.attributes)
     return found and found[1]
 
   @property
   def op_name(self) -> str:
-    """Where in the traced program it comes from; "" if not told."""
+    """Its origin in the traced program, or ""."""
     return self.attribute(r'op_name="([^"]*)"') or ""
 
   @functools.cached_property
   def called(self) -> Mapping[str, list[str]]:
-    """Computations it runs, by the part they play (body, condition, ...)."""
+    """Called computations by role (body, condition, ...)."""
     if self.opcode not in FOLLOWED and not self.opcode.startswith("async-"):
       return {}
     found = collections.defaultdict(list)
@@ -195,17 +174,17 @@ class Instruction:
 
 
 def _split(text: str) -> Iterator[str]:
-  """Parts between the commas that no bracket encloses."""
-  depth, begun = 0, 0
+  """Splits at commas outside brackets."""
+  depth, start = 0, 0
   for found in re.finditer(r"[(){}\[\],]", text):
     if found[0] == ",":
       if not depth:
-        yield text[begun : found.start()]
-        begun = found.end()
+        yield text[start : found.start()]
+        start = found.end()
     else:
       depth += 1 if found[0] in "({[" else -1
-  if text[begun:].strip():
-    yield text[begun:]
+  if text[start:].strip():
+    yield text[start:]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,7 +196,7 @@ class Computation:
 
   @functools.cached_property
   def root(self) -> Instruction:
-    """What it gives."""
+    """The result."""
     found = [i for i in self.instructions.values() if i.is_root]
     return found[0] if found else [*self.instructions.values()][-1]
 
@@ -232,7 +211,7 @@ class Computation:
 
   @functools.cached_property
   def users(self) -> dict[str, list[Instruction]]:
-    """Name of an instruction -> those that take it."""
+    """Name of an instruction -> the instructions that use it."""
     found = collections.defaultdict(list)
     for instruction in self.instructions.values():
       for name in instruction.operands:
@@ -251,10 +230,10 @@ class Module:
 
   Attributes:
     computations: by name.
-    entry: name of the one that runs first.
-    num_partitions: devices that run it together; in a program of several
-      slices, those of one slice.
-    tables: numbers -> names of files, places in files, stack frames.
+    entry: name of the entry computation.
+    num_partitions: devices that run it together; for several slices, those of
+      one slice.
+    tables: of file names, file locations and stack frames, by number.
   """
 
   computations: dict[str, Computation]
@@ -264,37 +243,35 @@ class Module:
 
   @functools.cached_property
   def runs(self) -> dict[str, int]:
-    """Computation -> how often it runs; of branches, each as if taken."""
+    """Computation -> executions per step; every branch counts as taken."""
     counts = dict.fromkeys(self._callers_first, 0) | {self.entry: 1}
-    for name in self._callers_first:
-      for instruction in self.computations[name].instructions.values():
-        turns = self.turns.get(instruction, 1)
-        for called in self._called(instruction):
-          counts[called] += turns * counts[name]
+    for name, instruction in self._reachable():
+      trips = self.trip_counts.get(instruction, 1)
+      for called in self._called(instruction):
+        counts[called] += trips * counts[name]
     return counts
 
   @functools.cached_property
   def kernels(self) -> list[Computation]:
-    """Computations whose instructions fill memory: those of no fusion."""
+    """Computations outside fusions: their instructions write to memory."""
     fused = set()
-    for name in self._callers_first:
-      for instruction in self.computations[name].instructions.values():
-        if name in fused or instruction.opcode == "fusion":
-          fused.update(self._called(instruction))
+    for name, instruction in self._reachable():
+      if name in fused or instruction.opcode == "fusion":
+        fused.update(self._called(instruction))
     return [self.computations[n] for n in self.runs if n not in fused]
 
   @functools.cached_property
   def unknown_loops(self) -> list[Instruction]:
-    """Loops whose turns are not known before they run; counted once."""
-    return [loop for loop, turns in self._turns_found.items() if turns is None]
+    """Loops with an unknown trip count; counted once."""
+    return [loop for loop, n in self._known_trip_counts.items() if n is None]
 
   def origin(
     self, computation: Computation, instruction: Instruction
   ) -> tuple[str, str]:
-    """(op_name, 'file.py:line') of what asked for an instruction, or ''.
+    """(op_name, 'file.py:line') of an instruction, or ('', '').
 
-    What the compiler has made without saying so is told by what runs it, or
-    by what it works on.
+    Instructions that the compiler added take them from their caller or from
+    their operands.
     """
     near = [instruction, *self._callers.get(computation.name, [])[:1]]
     for _ in range(_HOPS):
@@ -308,10 +285,9 @@ class Module:
   @functools.cached_property
   def _callers(self) -> dict[str, list[Instruction]]:
     callers = collections.defaultdict(list)
-    for name in self._callers_first:
-      for instruction in self.computations[name].instructions.values():
-        for called in self._called(instruction):
-          callers[called].append(instruction)
+    for _, instruction in self._reachable():
+      for called in self._called(instruction):
+        callers[called].append(instruction)
     return callers
 
   def _source(self, instruction: Instruction) -> str:
@@ -328,30 +304,36 @@ class Module:
   def _row(self, table: str, number: str | None) -> dict[str, str]:
     return dict(_FIELD.findall(self.tables[table].get(int(number or 0), "")))
 
+  def _reachable(self) -> Iterator[tuple[str, Instruction]]:
+    """(name of its computation, instruction), callers before callees."""
+    for name in self._callers_first:
+      for instruction in self.computations[name].instructions.values():
+        yield name, instruction
+
   def _called(self, instruction: Instruction) -> list[str]:
     names = [n for names in instruction.called.values() for n in names]
     return [n for n in names if n in self.computations]
 
   @functools.cached_property
   def _callers_first(self) -> list[str]:
-    """Computations that run, each after all that call it."""
-    calls, waiting = {}, [self.entry]
-    while waiting:
-      name = waiting.pop()
+    """Reachable computations, callers before callees."""
+    calls, queue = {}, [self.entry]
+    while queue:
+      name = queue.pop()
       if name not in calls:
         instructions = self.computations[name].instructions.values()
         calls[name] = {c for i in instructions for c in self._called(i)}
-        waiting += calls[name]
+        queue += calls[name]
     return [*graphlib.TopologicalSorter(calls).static_order()][::-1]
 
   @functools.cached_property
-  def turns(self) -> dict[Instruction, int]:
-    """Loop -> how often its body runs each time the loop does."""
-    found = self._turns_found.items()
-    return {loop: 1 if turns is None else turns for loop, turns in found}
+  def trip_counts(self) -> dict[Instruction, int]:
+    """Loop -> its trip count; 1 if it is unknown."""
+    known = self._known_trip_counts.items()
+    return {loop: 1 if count is None else count for loop, count in known}
 
   @functools.cached_property
-  def _turns_found(self) -> dict[Instruction, int | None]:
+  def _known_trip_counts(self) -> dict[Instruction, int | None]:
     return {
       i: self._trip_count(computation, i)
       for computation in self.computations.values()
@@ -360,8 +342,8 @@ class Module:
     }
 
   def _trip_count(self, around: Computation, loop: Instruction) -> int | None:
-    """Turns of a loop that counts from a constant to a constant."""
-    known = _KNOWN.search(loop.rest)
+    """Trip count of a loop that counts from a constant to a constant."""
+    known = _TRIP_COUNT.search(loop.rest)
     if known:
       return int(known[1])
     condition = self.computations[loop.called["condition"][0]]
@@ -375,12 +357,12 @@ class Module:
     return max(0, -(-(end - start + (direction == "LE")) // step))
 
   def _comparison(self, condition: Computation):
-    """(constant, index of the counter, direction) that a loop goes on by."""
+    """(limit, index of the counter, direction) of a loop condition."""
     root, inside = condition.root, condition
-    passed = {}
+    arguments = {}
     if root.opcode == "fusion":
       inside = self.computations[root.called["calls"][0]]
-      passed = {
+      arguments = {
         parameter.name: condition.instructions[root.operands[position]]
         for position, parameter in inside.parameters.items()
       }
@@ -388,7 +370,7 @@ class Module:
     if root.opcode != "compare":
       return None, None, None
     sides = [inside.instructions[n] for n in root.operands]
-    sides = [passed.get(side.name, side) for side in sides]
+    sides = [arguments.get(side.name, side) for side in sides]
     end, index = _constant(sides[1]), _element(sides[0])
     return end, index, root.attribute(r"direction=(\w+)")
 
@@ -402,22 +384,22 @@ class Module:
     return _constant(first)
 
   def _step(self, body: Computation, index: int) -> int:
-    """What the counter grows by; 1 where that is not plain."""
+    """The increment of the counter; 1 if it is not a simple addition."""
     if body.root.opcode != "tuple":
       return 1
-    grown = body.instructions[body.root.operands[index]]
+    update = body.instructions[body.root.operands[index]]
     inside = body
-    if grown.opcode == "fusion":
-      inside = self.computations[grown.called["calls"][0]]
-      grown = inside.root
-    if grown.opcode != "add":
+    if update.opcode == "fusion":
+      inside = self.computations[update.called["calls"][0]]
+      update = inside.root
+    if update.opcode != "add":
       return 1
-    values = [_constant(inside.instructions[n]) for n in grown.operands]
+    values = [_constant(inside.instructions[n]) for n in update.operands]
     return next((value for value in values if value), 1)
 
 
 def parse(text: str) -> Module:
-  """Reads the text of an optimised module."""
+  """Parses the text of an optimised module."""
   computations, entry, current = {}, "", None
   tables = {name: {} for name in _TABLES}
   table = {}
@@ -429,7 +411,7 @@ def parse(text: str) -> Module:
       if found and (opcode := _opcode(found[3])):
         begin, end = opcode.span(1)
         rest = found[3][end + 1 :]
-        if opcode[1] != "while":  # most of the text, and of no use here
+        if opcode[1] != "while":  # most of the text, and not needed
           rest = rest.partition(", backend_config=")[0]
         current.instructions[found[2]] = Instruction(
           name=found[2],
@@ -456,11 +438,8 @@ def parse(text: str) -> Module:
 
 
 def _opcode(text: str) -> re.Match | None:
-  """The first name after the type that opens a bracket."""
-  for found in _OPCODE.finditer(text):
-    if found.start():
-      return found
-  return None
+  """The first name after the type that is followed by a bracket."""
+  return next((m for m in _OPCODE.finditer(text) if m.start()), None)
 
 
 def _constant(instruction: Instruction) -> int | None:
@@ -475,5 +454,5 @@ def _element(instruction: Instruction) -> int | None:
 
 
 def _base(file: str) -> str:
-  """The last two parts of a path: enough to find it, short enough to print."""
+  """The last two parts of a path."""
   return "/".join(file.split("/")[-2:])

@@ -1,4 +1,4 @@
-"""What a compiled program computes, moves and keeps, from its HLO."""
+"""FLOPs, memory traffic and largest arrays of a compiled program."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -14,32 +14,27 @@ from lumiere_jax.contrib.planning.hlo import (
 )
 
 _SPLASH = re.compile(r"splash_mha_(fwd|dq|dkv)_")
-
-
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 
-
-_ELSEWHERE = (
+_NO_TRAFFIC = (
   *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
   *("while", "conditional", "call", "after-all", "opt-barrier", "send", "recv"),
   *("partition-id", "replica-id", "domain", "add-dependency"),
 )
-"""Instructions that move nothing themselves."""
+"""Instructions that move no data themselves."""
 
-
-_PARTS = ("dynamic-slice", "slice", "gather")
+_SLICES = ("dynamic-slice", "slice", "gather")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tensor:
-  """An array that a program keeps in the main memory.
+  """An array in main memory.
 
   Attributes:
-    shape: as laid out.
-    bytes: with the padding of its layout.
-    copies: instructions that make one of this shape at the same place of the
-      traced program; they need not be there at the same time.
-    op_name, source: what asked for it.
+    shape: with its layout.
+    bytes: with padding.
+    copies: arrays of this shape and origin; not necessarily live at once.
+    op_name, source: its origin in the traced program.
   """
 
   shape: Shape
@@ -50,48 +45,43 @@ class Tensor:
 
 
 def compiled_flops(module: Module) -> int:
-  """Operations of all matrix products and convolutions of a step, of a device.
+  """FLOPs of all matrix products and convolutions per device and step.
 
-  Two for each multiply-add, loops as often as they run, of branches the
-  dearest. As in model FLOPs, a convolution's padding at its borders counts.
-  What it needs to be a batched or an outer product does not: TPUs make these
-  convolutions of inputs with holes, or smaller than their window.
+  Two per multiply-add; loops count as often as they run, of branches the most
+  expensive one. As in model FLOPs, border padding of convolutions counts.
+  TPUs turn batched and outer products into convolutions of dilated inputs or
+  of inputs smaller than the window: that padding does not count.
   """
 
   @functools.cache
-  def of(name: str) -> int:
+  def count(name: str) -> int:
     computation = module.computations[name]
-    return sum(map(of_one(computation), computation.instructions.values()))
+    instructions = computation.instructions.values()
+    return sum(count_one(computation, i) for i in instructions)
 
-  def of_one(computation: Computation):
-    def count(instruction: Instruction) -> int:
-      if instruction.opcode == "dot":
-        return _dot(computation, instruction)
-      if instruction.opcode == "convolution":
-        return _convolution(computation, instruction)
-      if kind := _SPLASH.match(instruction.name):
-        return _fused_attention(computation, instruction, kind[1])
-      called = {
-        part: [of(n) for n in names if n in module.computations]
-        for part, names in instruction.called.items()
-      }
-      costs = [cost for part in called.values() for cost in part]
-      if instruction.opcode == "conditional":
-        return max(costs, default=0)
-      return module.turns.get(instruction, 1) * sum(costs)
+  def count_one(computation: Computation, instruction: Instruction) -> int:
+    if instruction.opcode == "dot":
+      return _dot(computation, instruction)
+    if instruction.opcode == "convolution":
+      return _convolution(computation, instruction)
+    if kind := _SPLASH.match(instruction.name):
+      return _fused_attention(computation, instruction, kind[1])
+    called = [n for names in instruction.called.values() for n in names]
+    costs = [count(name) for name in called if name in module.computations]
+    if instruction.opcode == "conditional":
+      return max(costs, default=0)
+    return module.trip_counts.get(instruction, 1) * sum(costs)
 
-    return count
-
-  return of(module.entry)
+  return count(module.entry)
 
 
 def _fused_attention(
   computation: Computation, instruction: Instruction, kind: str
 ) -> int:
-  """Of the kernels of `models.attention`, which no instruction shows.
+  """FLOPs of the kernels of `models.attention`, opaque custom calls.
 
-  Queries and keys are (heads, width, length): its `SEQ_MINOR` layout. Forward
-  makes two products, gradients of queries three, of keys and values four.
+  Queries and keys are (heads, width, length): the `SEQ_MINOR` layout. Forward
+  has two products, the gradient of queries three, of keys and values four.
   """
   shapes = [s for (s, *_) in computation.operand_shapes(instruction)]
   query, key = [s for s in shapes if s.dtype != "s8" and len(s.dims) == 3][:2]
@@ -108,7 +98,7 @@ def _dot(computation: Computation, instruction: Instruction) -> int:
 
 def _convolution(computation: Computation, instruction: Instruction) -> int:
   (image,), (kernel,) = computation.operand_shapes(instruction)[:2]
-  seen, labels, output = _LABELS.search(instruction.attributes).groups()
+  inputs, labels, output = _LABELS.search(instruction.attributes).groups()
   result = instruction.shapes[0]
   window = instruction.attribute(r"window=\{([^}]*)\}") or ""
   values = dict(part.split("=") for part in window.split())
@@ -116,7 +106,7 @@ def _convolution(computation: Computation, instruction: Instruction) -> int:
   for axis, label in enumerate(sorted(filter(str.isdigit, labels), key=int)):
     at = lambda name, default, axis=axis: _at(values, name, axis, default)
     taps *= _taps(
-      inputs=image.dims[seen.index(label)],
+      inputs=image.dims[inputs.index(label)],
       outputs=result.dims[output.index(label)],
       size=kernel.dims[labels.index(label)],
       stride=at("stride", 1),
@@ -146,7 +136,7 @@ def _taps(
   holes: int,
   spread: int,
 ) -> int:
-  """Pairs of an output and a kernel position, along one axis, that count."""
+  """(output, kernel position) pairs along one axis that count."""
   reach = (inputs - 1) * holes + 1
   small = reach < (size - 1) * spread + 1
   if holes == 1 and not small:
@@ -163,11 +153,11 @@ def _taps(
 
 
 def traffic(module: Module) -> int:
-  """Bytes that a step reads from and writes to a device's main memory.
+  """Bytes read from and written to a device's main memory per step.
 
-  Every kernel reads each of its inputs once and writes its results once; of
-  an array that is sliced or updated in part, that part. Kernels that need an
-  input again, tile by tile, move more.
+  Assumes that every kernel reads each input once and writes each result once;
+  of sliced or partly updated arrays, only that part. Kernels that read an input
+  repeatedly, tile by tile, move more.
   """
   total = 0
   for computation in module.kernels:
@@ -183,7 +173,11 @@ def _moved(
   module: Module, computation: Computation, instruction: Instruction
 ) -> int:
   opcode = instruction.opcode
-  if opcode in _ELSEWHERE or opcode.endswith("-done") or _bare(instruction):
+  if (
+    opcode in _NO_TRAFFIC
+    or opcode.endswith("-done")
+    or _is_allocation(instruction)
+  ):
     return 0
   results = instruction.shapes
   operands = computation.operand_shapes(instruction)
@@ -195,34 +189,34 @@ def _moved(
       if _bytes(shapes)
     )
     return sum(read) + _written_inside(module, inside, results)
-  if opcode in _PARTS:
+  if opcode in _SLICES:
     return 2 * _bytes(results)
   if opcode == "dynamic-update-slice":
     return 2 * _bytes(operands[1])
   if opcode.endswith("-start"):
-    return _begun(instruction, [s for shapes in operands for s in shapes])
+    return _started(instruction, [s for shapes in operands for s in shapes])
   return sum(map(_bytes, operands)) + _bytes(results)
 
 
-def _begun(instruction: Instruction, operands: Sequence[Shape]) -> int:
-  """Of the start of a copy or a collective, which gives its operands too."""
+def _started(instruction: Instruction, operands: Sequence[Shape]) -> int:
+  """Bytes of an asynchronous copy or collective; results include operands."""
   count, shapes = len(operands), instruction.shapes
   first = 0 if instruction.opcode == "copy-start" else count
   results = shapes[first : first + count]
   read = _bytes(operands)
-  if instruction.opcode.removesuffix("-start") in _PARTS:
+  if instruction.opcode.removesuffix("-start") in _SLICES:
     read = min(read, sum(shape.bytes for shape in results))
   return read + _bytes(results)
 
 
-def _bare(instruction: Instruction) -> bool:
-  """Whether it only names memory, of which it writes nothing."""
+def _is_allocation(instruction: Instruction) -> bool:
+  """Whether it only allocates memory, without writing to it."""
   target = instruction.attribute(r'custom_call_target="(\w+)"')
   return target == "AllocateBuffer"
 
 
 def _read_inside(module: Module, inside: Computation, position: int) -> int:
-  """Bytes that a fusion reads of one of its inputs."""
+  """Bytes that a fusion reads of one input."""
   parameter = inside.parameters.get(position)
   if parameter is None:
     return 0
@@ -239,14 +233,14 @@ def _uses(
     position = user.operands.index(value.name)
     if user.opcode == "bitcast":
       yield from _uses(module, inside, user, whole)
-    elif user.opcode in _PARTS and position == 0:
-      # What a fusion slices has no layout of its own.
+    elif user.opcode in _SLICES and position == 0:
+      # Slices inside a fusion have no layout of their own.
       share = sum(s.size for s in user.shapes) / value.shapes[0].size
       yield math.ceil(whole * share)
     elif user.opcode == "dynamic-update-slice" and position == 0:
       yield 0
     elif user.opcode == "tuple" and value.opcode in ("parameter", "bitcast"):
-      yield 0  # handed on
+      yield 0  # passed through
     elif user.opcode == "fusion":
       nested = module.computations[user.called["calls"][0]]
       if _source(nested, nested.root) is nested.parameters.get(position):
@@ -258,7 +252,7 @@ def _uses(
 
 
 def _source(inside: Computation, value: Instruction) -> Instruction:
-  """What a value is another view of."""
+  """The value behind bitcasts."""
   while value.opcode == "bitcast":
     value = inside.instructions[value.operands[0]]
   return value
@@ -267,7 +261,7 @@ def _source(inside: Computation, value: Instruction) -> Instruction:
 def _written_inside(
   module: Module, inside: Computation, results: Sequence[Shape]
 ) -> int:
-  """Bytes that a fusion writes: of what it updates in place, the part."""
+  """Bytes that a fusion writes; of in-place updates, the updated part."""
   root = inside.root
   if root.opcode == "tuple":
     roots = [inside.instructions[name] for name in root.operands]
@@ -283,7 +277,7 @@ def _written(
   module: Module, inside: Computation, root: Instruction, result: Shape
 ) -> int:
   root = _source(inside, root)
-  if root.opcode == "parameter":  # handed on
+  if root.opcode == "parameter":  # passed through
     return 0
   if root.opcode == "fusion" and len(root.shapes) == 1:
     nested = module.computations[root.called["calls"][0]]
@@ -299,16 +293,16 @@ def _bytes(shapes: Sequence[Shape]) -> int:
 
 
 def largest_tensors(module: Module, count: int = 20) -> list[Tensor]:
-  """The largest arrays that instructions make or the program is given."""
+  """The largest arrays among arguments and results of instructions."""
   found = {}
-  skipped = {*_ELSEWHERE} - {"parameter"}
+  skipped = {*_NO_TRAFFIC} - {"parameter"}
   for computation in module.kernels:
     for instruction in computation.instructions.values():
       opcode = instruction.opcode
       inner = opcode == "parameter" and computation.name != module.entry
       if opcode in skipped or opcode.endswith("-start") or inner:
         continue
-      if _bare(instruction):  # what fills it is found by a better name
+      if _is_allocation(instruction):  # listed where it is written
         continue
       for shape in instruction.shapes:
         if shape.in_hbm:

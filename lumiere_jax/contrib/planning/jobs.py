@@ -1,4 +1,4 @@
-"""What is compiled for a slice: a training step, or a step of sampling."""
+"""The programs to plan: a training step or a sampling step."""
 
 from collections.abc import Callable
 import dataclasses
@@ -36,14 +36,14 @@ JOBS = ("train", "sample")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedJob:
-  """A program to be compiled.
+  """A program to compile.
 
   Attributes:
     function: jitted.
-    arguments: abstract, each with its sharding.
-    model_flops: of one call over all devices, without what is computed again.
-    videos: how many one call works on.
-    about: sizes worth noting.
+    arguments: abstract, with shardings.
+    model_flops: of one call over all devices, without rematerialisation.
+    videos: how many one call processes.
+    about: sizes to report.
   """
 
   function: Callable[..., Any]
@@ -53,17 +53,13 @@ class PlannedJob:
   about: dict[str, Any]
 
   def lower(self, mesh: Mesh) -> jax.stages.Lowered:
-    """Traces it for the mesh that its arguments lie on."""
+    """Traces and lowers it for the mesh of its arguments."""
     with jax.set_mesh(mesh):
       return self.function.lower(*self.arguments)
 
 
 def train_job(experiment: Experiment, mesh: Mesh) -> PlannedJob:
-  """A training step on clips of the first shape that the data has.
-
-  Raises:
-    UserError: the batch does not divide among the devices.
-  """
+  """A training step on clips of the first shape in the data config."""
   config, spec = experiment.train, experiment.data.specs[0]
   check_batch(config.batch_size, config.accumulate, mesh)
   size, length = config.batch_size, experiment.text.max_length
@@ -83,8 +79,8 @@ def train_job(experiment: Experiment, mesh: Mesh) -> PlannedJob:
   if experiment.model.cond_channels:
     shapes["mask"] = ((*clip, 1), jnp.uint8)
   batch = {
-    name: jax.ShapeDtypeStruct(*what, sharding=multihost.by_sample(mesh))
-    for name, what in shapes.items()
+    name: jax.ShapeDtypeStruct(*leaf, sharding=multihost.by_sample(mesh))
+    for name, leaf in shapes.items()
   }
   key = jax.eval_shape(lambda: jax.random.key(0))
   key = multihost.abstract(key, multihost.replicated(mesh))
@@ -104,19 +100,16 @@ def sample_job(
   num_frames: int = 80,
   windows: Windows | None = None,
 ) -> PlannedJob:
-  """One step of sampling, guided: the network runs twice for each video.
+  """One sampling step with guidance: the network runs twice per video.
 
-  One video with windows, which are dealt out over the data axis; without, one
-  for each group of devices of the data and fsdp axes.
+  With windows, one video whose windows are sharded over the data axis; without,
+  one video per device of the batch axes.
 
   Args:
     experiment: the stage.
     mesh: of the devices.
     num_frames: of a video.
-    windows: how the stage sees it; None: whole.
-
-  Raises:
-    UserError: the video or the windows do not fit the model.
+    windows: temporal windows; None: the whole video at once.
   """
   config = experiment.sampling
   devices = mesh.shape["data"] if windows else 1
@@ -132,18 +125,22 @@ def sample_job(
   if not windows:
     config.model.check_video(num_frames, *config.video.resolution)
   videos = 1 if windows else math.prod(mesh.shape[axis] for axis in BATCH)
-  arguments = lambda frames: _sample_arguments(experiment, videos, frames)
-  seen = arguments(frames)
-  where = layout(seen, mesh, divided=division is not None)
+  inputs_of = lambda frames: _sample_inputs(experiment, videos, frames)
+  inputs = inputs_of(frames)
+  where = layout(inputs, mesh, divided=division is not None)
   params = cast_kernels(abstract_params(config.model), config.model.dtype)
-  one_device = dataclasses.replace(program, devices=1, config=_plain(config))
+  model = dataclasses.replace(config.model, attention_kernel="xla")  # countable
+  config = dataclasses.replace(config, model=model)
+  one_device = dataclasses.replace(program, devices=1, config=config)
   return PlannedJob(
-    function=_of(program),
+    function=_jit_chunk(program),
     arguments=(
       multihost.abstract(params, shardings(params, mesh)),
-      *multihost.abstract(seen, where),
+      *multihost.abstract(inputs, where),
     ),
-    model_flops=count_flops(_of(one_device), params, *arguments(num_frames)),
+    model_flops=count_flops(
+      _jit_chunk(one_device), params, *inputs_of(num_frames)
+    ),
     videos=videos,
     about={
       "clip": (num_frames, *config.video.resolution),
@@ -154,15 +151,14 @@ def sample_job(
   )
 
 
-def _of(program: Program) -> Callable[..., Any]:
-  """`run_chunk` of a program, jitted."""
+def _jit_chunk(program: Program) -> Callable[..., Any]:
   return jax.jit(functools.partial(run_chunk, program=program))
 
 
-def _sample_arguments(
+def _sample_inputs(
   experiment: Experiment, videos: int, frames: int
 ) -> tuple[Any, ...]:
-  """Shapes of what `run_chunk` takes after the weights, of one step."""
+  """Abstract arguments of `run_chunk` after the weights, for one step."""
   model, video = experiment.model, experiment.sampling.video
   canvas = (videos, frames, *video.resolution)
   extra = model.in_channels - 3 + model.cond_channels
@@ -193,12 +189,6 @@ def _sample_arguments(
   return jax.eval_shape(make)
 
 
-def _plain(config: Any) -> Any:
-  """With attention as products, which are counted."""
-  model = dataclasses.replace(config.model, attention_kernel="xla")
-  return dataclasses.replace(config, model=model)
-
-
 def _count(*trees: Any) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(trees))
 
@@ -206,17 +196,13 @@ def _count(*trees: Any) -> int:
 def make_job(
   name: str, experiment: Experiment, mesh: Mesh, num_frames: int
 ) -> PlannedJob:
-  """A job by name; a super-resolution stage samples in windows.
+  """A job by name; super-resolution samples in windows.
 
   Args:
     name: one of `JOBS`.
     experiment: the stage.
     mesh: of the devices.
-    num_frames: of a sampled video; 0: 80, in windows where the stage was
-      trained on fewer.
-
-  Raises:
-    UserError: sizes do not fit the model or the mesh.
+    num_frames: of a sampled video; 0: 80 (1 for image stages).
   """
   if name == "train":
     return train_job(experiment, mesh)
@@ -226,7 +212,7 @@ def make_job(
     raise UserError(
       option("num_frames", frames),
       f"is less than the {trained} that the stage was trained on",
-      "take as many or more",
+      f"use at least {trained}",
     )
   upscaled = experiment.upscale > 1 and experiment.model.temporal
   windows = Windows(size=trained) if upscaled and frames > trained else None

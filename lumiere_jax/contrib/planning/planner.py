@@ -1,4 +1,4 @@
-"""From a config and a slice to a report."""
+"""Plans a job: config and slice in, report out."""
 
 import dataclasses
 import sys
@@ -9,22 +9,22 @@ from lumiere_jax.contrib.planning.jobs import make_job
 from lumiere_jax.contrib.planning.topology import describe
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.parallel.mesh import make_mesh
-from lumiere_jax.training.compatibility import settle_shift
+from lumiere_jax.training.compatibility import set_auto_shift
 from lumiere_jax.training.config import Experiment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-  """What to plan; see `lumiere_jax.plan` for each.
+  """A job to plan.
 
   Attributes:
-    config: file and size of the config, as it was named.
-    overrides: flags that changed it.
+    config: file and size of the config, as given.
+    overrides: of the config, as given.
     topology: of a slice.
-    num_slices: how many.
+    num_slices: number of slices.
     job: 'train' or 'sample'.
     num_frames: of sampled videos; 0: 80.
-    fast: compile in a hurry.
+    fast: compile faster, to a slower program.
     out: JSON file; '' is none.
   """
 
@@ -39,16 +39,13 @@ class PlanRequest:
 
 
 def plan(experiment: Experiment, request: PlanRequest) -> bool:
-  """Compiles, prints what it takes, and writes it down.
+  """Compiles the job, prints the report and writes it as JSON.
 
-  A stage that starts from another is planned as if it did: what its config
-  freezes is frozen.
+  A stage with a parent is planned as if `init_from` were set: with frozen
+  layers.
 
   Returns:
     Whether it fits.
-
-  Raises:
-    UserError: no such slice, no compiler, or sizes that do not go together.
   """
   if not request.topology:
     raise UserError(
@@ -56,7 +53,7 @@ def plan(experiment: Experiment, request: PlanRequest) -> bool:
     )
   topology = describe(request.topology, request.num_slices)
   mesh = make_mesh(experiment.mesh, topology.devices)
-  experiment = settle_shift(experiment)
+  experiment = set_auto_shift(experiment)
   if experiment.parent and not experiment.init_from:
     experiment = dataclasses.replace(experiment, init_from=experiment.parent)
   print(f"counting operations of {request.job}", file=sys.stderr)

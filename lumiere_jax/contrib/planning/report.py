@@ -1,37 +1,39 @@
-"""What would make a job smaller, as overrides to try."""
+"""Reports of a plan: text, JSON, and advice for jobs that do not fit."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import os
 from typing import Any
 
-from lumiere_jax.contrib.planning.analysis import Measured, Memory, Plan
+from lumiere_jax.contrib.planning.analysis import Memory, Plan, ProgramCosts
 from lumiere_jax.contrib.planning.hlo_cost import Tensor
 from lumiere_jax.contrib.planning.roofline import Roofline
+from lumiere_jax.errors import option, word
 from lumiere_jax.storage.atomic import write_json
 
-_MOST_FSDP = 64
-"""The full models' widths (704 = 64 x 11) divide no further."""
+_MAX_FSDP = 64
+"""The widths of the full models (704 = 64 x 11) do not divide further."""
 
 
 def advice(plan: Plan) -> list[str]:
-  """What helps, the first to try first: against what takes most memory."""
+  """Overrides that reduce memory, the most promising first."""
   memory = plan.memory
-  now = _Now(plan)
-  parts = [_of_activations(now), _of_weights(now)]
+  job = _Job(plan)
+  parts = [_for_activations(job), _for_weights(job)]
   if (memory.arguments or 0) > memory.limit / 2:
     parts.reverse()
-  return [*(step for part in parts for step in part), "a larger --topology"]
+  steps = [step for part in parts for step in part]
+  return [*steps, f"a larger {option('topology')}"]
 
 
-class _Now:
-  """What the experiment says.
+class _Job:
+  """Settings of the planned job.
 
   Attributes:
     training: whether it is a training step.
-    model, train, mesh: settings; empty where they are not known.
-    devices: all of them.
-    together: devices of a slice: fsdp and space stay within one.
+    model, train, mesh: settings; empty if unknown.
+    devices: of all slices.
+    slice_devices: of one slice; fsdp and space do not span slices.
     fsdp, space: sizes of these axes.
   """
 
@@ -42,77 +44,68 @@ class _Now:
     self.train = settings.get("train", {})
     self.mesh = settings.get("mesh", {})
     self.devices = plan.devices
-    self.together = plan.devices // plan.num_slices
-    self.fsdp = _size(self.mesh, "fsdp", plan.devices)
-    self.space = _size(self.mesh, "space", plan.devices)
+    self.slice_devices = plan.devices // plan.num_slices
+    self.fsdp = _axis_size(self.mesh, "fsdp", plan.devices)
+    self.space = _axis_size(self.mesh, "space", plan.devices)
+    self.accumulate = self.train.get("accumulate", 1)
 
-  @property
-  def accumulate(self) -> int:
-    """Micro-batches."""
-    return self.train.get("accumulate", 1)
-
-  def samples_each(self, accumulate: int) -> float:
-    """Samples that a device works on at a time."""
+  def samples_per_device(self, accumulate: int) -> float:
+    """Samples that a device processes at a time."""
     if not self.training:
       return 1
     batch = self.train.get("batch_size", 1) / accumulate
     return batch * self.space / self.devices
 
-  def on_mesh(self, override: str) -> str:
-    """An override of the mesh, with what else must change for it."""
+  def mesh_override(self, axis: str, size: int) -> str:
+    """An override of a mesh axis, and of `data` if that is fixed."""
     fixed = self.mesh.get("data", -1) != -1
-    return override + (" --config.mesh.data=-1" if fixed else "")
+    data = " " + option("config.mesh.data", -1) if fixed else ""
+    return option(f"config.mesh.{axis}", size) + data
 
 
-def _of_weights(now: _Now) -> Iterator[str]:
-  """For what is held from step to step: weights, moments, averages."""
-  frozen = now.training and now.train.get("trainable", ".*") != ".*"
-  if frozen and now.train.get("frozen_dtype") == "source":
+def _for_weights(job: _Job) -> Iterator[str]:
+  """Against the memory of weights, moments and averages."""
+  frozen = job.training and job.train.get("trainable", ".*") != ".*"
+  if frozen and job.train.get("frozen_dtype") == "source":
     yield (
-      "--config.train.frozen_dtype=bfloat16 (half of the frozen weights, if "
-      "they are float32)"
+      f"{option('config.train.frozen_dtype', 'bfloat16')} (halves frozen "
+      "weights that are float32)"
     )
-  wider = [
-    fsdp
-    for fsdp in (4 * now.fsdp, 2 * now.fsdp)
-    if fsdp <= _MOST_FSDP and now.together % (fsdp * now.space) == 0
-  ]
-  if wider:
-    yield (
-      now.on_mesh(f"--config.mesh.fsdp={wider[0]}")
-      + f" (weights and moments in {wider[0]} parts)"
-    )
+  for fsdp in (4 * job.fsdp, 2 * job.fsdp):
+    if fsdp <= _MAX_FSDP and job.slice_devices % (fsdp * job.space) == 0:
+      override = job.mesh_override("fsdp", fsdp)
+      yield f"{override} (weights and moments in {fsdp} shards)"
+      break
 
 
-def _of_activations(now: _Now) -> Iterator[str]:
-  """For what lives within a step."""
-  if now.training:
-    yield from _of_gradients(now)
-  space = 2 * now.space
-  few = now.samples_each(now.accumulate) <= 1
-  if few and now.together % (now.fsdp * space) == 0:
-    yield (
-      now.on_mesh(f"--config.mesh.space={space}")
-      + f" (the rows of a sample shared by {space} devices)"
-    )
+def _for_activations(job: _Job) -> Iterator[str]:
+  """Against the memory of temporaries."""
+  if job.training:
+    yield from _for_gradients(job)
+  space = 2 * job.space
+  few = job.samples_per_device(job.accumulate) <= 1
+  if few and job.slice_devices % (job.fsdp * space) == 0:
+    override = job.mesh_override("space", space)
+    yield f"{override} (the rows of a sample on {space} devices)"
 
 
-def _of_gradients(now: _Now) -> Iterator[str]:
-  levels = len(now.model.get("channels", ()))
-  remat = tuple(now.model.get("remat") or ("none",) * levels)
+def _for_gradients(job: _Job) -> Iterator[str]:
+  levels = len(job.model.get("channels", ()))
+  remat = tuple(job.model.get("remat") or ("none",) * levels)
   if set(remat) - {"full"}:
-    words = ", ".join(["'full'"] * levels)
-    yield f'--config.model.remat="({words})" (computes the blocks twice)'
-  fewer = now.samples_each(2 * now.accumulate)
+    value = ", ".join(["'full'"] * levels)
+    override = option("config.model.remat", f'"({value})"')
+    yield f"{override} (computes all blocks twice)"
+  fewer = job.samples_per_device(2 * job.accumulate)
   if fewer >= 1 and fewer == int(fewer):
     yield (
-      f"--config.train.accumulate={2 * now.accumulate} (half of the samples "
-      "at a time: the same step)"
+      f"{option('config.train.accumulate', 2 * job.accumulate)} (half the "
+      "samples at a time, the same step)"
     )
 
 
-def _size(mesh: Mapping[str, Any], axis: str, devices: int) -> int:
-  """Of a mesh axis; -1 is the rest of the devices."""
+def _axis_size(mesh: Mapping[str, Any], axis: str, devices: int) -> int:
+  """The size of a mesh axis, with -1 replaced."""
   size = mesh.get(axis, 1)
   if size != -1:
     return size
@@ -122,44 +115,37 @@ def _size(mesh: Mapping[str, Any], axis: str, devices: int) -> int:
   return max(1, devices // known)
 
 
-_ROWS = 8
-
-
-_WIDE = 60
-
+_MAX_ROWS = 8
+_MAX_NAME = 60
 
 _TERMS = {
-  "compute": "products and convolutions",
-  "memory": "reads and writes of memory",
+  "compute": "matrix products and convolutions",
+  "memory": "memory reads and writes",
   "links": "links within a slice",
   "network": "network between slices",
 }
 
 
 def save(plan: Plan, path: str | os.PathLike) -> None:
-  """Writes a plan as JSON; bytes, operations and seconds.
-
-  Raises:
-    UserError: the place cannot be written.
-  """
+  """Writes a plan as JSON, in bytes, FLOPs and seconds."""
   content = dataclasses.asdict(plan)
   if plan.measured:
-    line = plan.measured.roofline
+    bound = plan.measured.roofline
     content["measured"]["roofline"] |= {
-      name: getattr(line, name) for name in ("bound", "bound_by", "mfu")
+      name: getattr(bound, name) for name in ("bound", "bound_by", "mfu")
     }
-  content["advice"] = [] if plan.fits else advice(plan)
+  content["advice"] = [] if plan.fits else [*map(word, advice(plan))]
   write_json(path, content)
 
 
 def text(plan: Plan) -> str:
-  """A plan to read, in lines."""
+  """A plan as text."""
   parts = [_head(plan), _memory(plan)]
   if plan.measured:
     parts += _measured(plan, plan.measured)
   elif plan.exhausted.largest:
     parts.append(
-      "Largest arrays, of each device\n"
+      "Largest arrays of each device\n"
       + _table(
         (_bytes(a.bytes), a.shape, a.op_name) for a in plan.exhausted.largest
       )
@@ -167,7 +153,8 @@ def text(plan: Plan) -> str:
   if not plan.fits:
     steps = enumerate(advice(plan), 1)
     parts.append(
-      "What would help\n" + "\n".join(f"  {n}. {step}" for n, step in steps)
+      "To reduce memory, try\n"
+      + "\n".join(f"  {n}. {word(step)}" for n, step in steps)
     )
   return "\n\n".join(parts)
 
@@ -181,10 +168,9 @@ def _head(plan: Plan) -> str:
   if about.get("overrides"):
     lines.append("  " + " ".join(about["overrides"]))
   versions = ", ".join(f"{k} {v}" for k, v in plan.versions.items())
-  hurried = ", in a hurry" if plan.fast else ""
+  fast = ", fast mode" if plan.fast else ""
   lines.append(
-    f"  compiled in {plan.compile_seconds:.0f} s{hurried} ({versions}); "
-    "nothing has run"
+    f"  compiled in {plan.compile_seconds:.0f} s{fast} ({versions}), not run"
   )
   return "\n".join(lines)
 
@@ -200,34 +186,34 @@ def _memory(plan: Plan) -> str:
     (_bytes(size), words) for size, words in _parts(memory) if size is not None
   ]
   return (
-    f"Memory of each device: {verdict} the {_bytes(memory.limit)} there are\n"
+    f"Memory of each device: {verdict} the available {_bytes(memory.limit)}\n"
     + _table(rows)
   )
 
 
 def _parts(memory: Memory) -> Iterator[tuple[int | None, str]]:
   yield memory.arguments, "arguments: state and batch"
-  yield memory.outputs, "outputs beside them"
+  yield memory.outputs, "outputs"
   yield memory.temporaries, "temporaries"
-  yield memory.code, "the program"
+  yield memory.code, "program code"
 
 
-def _measured(plan: Plan, measured: Measured) -> Iterator[str]:
-  each = plan.model_flops / plan.devices
-  again = measured.flops / each if each else 0
+def _measured(plan: Plan, measured: ProgramCosts) -> Iterator[str]:
+  model = plan.model_flops / plan.devices
+  ratio = measured.flops / model if model else 0
   yield (
-    "Operations of a step, on each device\n"
+    "Operations of each device per step\n"
     + _table(
       [
-        (_flops(each), "of the model: products and convolutions"),
-        (_flops(measured.flops), f"as compiled: {again:.2f} times that"),
+        (_flops(model), "of the model: matrix products and convolutions"),
+        (_flops(measured.flops), f"as compiled: {ratio:.2f} times that"),
       ]
     )
   )
   yield _roofline(measured.roofline)
   if measured.traffic:
     yield (
-      "Sent by each device in a step\n"
+      "Sent by each device per step\n"
       + _table(
         (
           _bytes(t.sent),
@@ -239,7 +225,7 @@ def _measured(plan: Plan, measured: Measured) -> Iterator[str]:
       )
     )
   yield (
-    "Largest arrays, of each device (they need not be there together)\n"
+    "Largest arrays of each device (not all live at once)\n"
     + _table(
       (
         _bytes(t.bytes),
@@ -248,31 +234,31 @@ def _measured(plan: Plan, measured: Measured) -> Iterator[str]:
         _short(t.op_name),
         t.source,
       )
-      for t in measured.tensors[:_ROWS]
+      for t in measured.tensors[:_MAX_ROWS]
     )
   )
   if measured.unknown_loops:
     yield (
-      f"{measured.unknown_loops} loops run until something is so: they count "
-      "as if they ran once"
+      f"{measured.unknown_loops} loops have an unknown trip count; they count "
+      "as if run once"
     )
 
 
-def _roofline(line: Roofline) -> str:
+def _roofline(roofline: Roofline) -> str:
   rows = [
     (_seconds(seconds), _TERMS[name])
-    for name, seconds in line.terms.items()
+    for name, seconds in roofline.terms.items()
     if seconds
   ]
   return (
-    f"A step takes at least {_seconds(line.bound)}, for its "
-    f"{_TERMS[line.bound_by]}: at most {line.mfu:.0%} model FLOPs utilisation\n"
-    + _table(rows)
+    f"A step takes at least {_seconds(roofline.bound)}, bound by "
+    f"{_TERMS[roofline.bound_by]}: at most {roofline.mfu:.0%} model FLOPs "
+    "utilisation\n" + _table(rows)
   )
 
 
 def _table(rows: Iterable[Sequence[str]]) -> str:
-  """Columns that line up, the first to the right."""
+  """Aligned columns; the first is right-aligned."""
   rows = [tuple(map(str, row)) for row in rows]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = []
@@ -283,14 +269,14 @@ def _table(rows: Iterable[Sequence[str]]) -> str:
 
 
 def _padding(tensor: Tensor) -> str:
-  """How much its layout adds, where that is much."""
-  times = tensor.bytes / max(1, tensor.shape.data_bytes)
-  return f"{times:.1f} times padded" if times > 1.2 else ""
+  """The padding factor of its layout, if large."""
+  factor = tensor.bytes / max(1, tensor.shape.data_bytes)
+  return f"padded {factor:.1f} times" if factor > 1.2 else ""
 
 
 def _short(name: str) -> str:
-  """The end of a long name: what comes first is the same everywhere."""
-  return name if len(name) <= _WIDE else "..." + name[3 - _WIDE :]
+  """The end of a long name, which tells it apart from others."""
+  return name if len(name) <= _MAX_NAME else "..." + name[3 - _MAX_NAME :]
 
 
 def _bytes(count: float) -> str:

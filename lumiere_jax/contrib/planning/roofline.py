@@ -1,4 +1,4 @@
-"""The least time that a step can take on a chip."""
+"""A roofline model: a lower bound of the step time."""
 
 from collections.abc import Iterable
 import dataclasses
@@ -9,19 +9,18 @@ from lumiere_jax.parallel.hardware import Chip
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Roofline:
-  """Seconds that a step needs for each thing alone, were each at its peak.
+  """Seconds per step for each resource at its peak.
 
-  The step takes at least the longest of them, as if all overlapped. Latency,
-  kernels that fill no unit, and links that a collective cannot use (a group
-  along one axis of a torus uses a third of the links) make it longer.
+  The step takes at least the longest, as if all overlapped. Latency, small
+  kernels, and links that a collective cannot use (a group along one axis of a
+  torus uses a third of them) make it longer.
 
   Attributes:
-    compute: operations of the compiled program, over the chip's.
-    memory: bytes that its kernels read and write, over the bandwidth.
-    links: bytes that a chip sends within its slice, over all its links.
-    network: bytes that it sends between slices, over its share of the
-      network.
-    model: operations that the model itself asks for, over those of all chips.
+    compute: FLOPs of the compiled program.
+    memory: bytes that its kernels read and write.
+    links: bytes sent within the slice, over all links of a device.
+    network: bytes sent between slices, over a device's share of the network.
+    model: model FLOPs, over all devices.
   """
 
   compute: float
@@ -32,23 +31,23 @@ class Roofline:
 
   @property
   def terms(self) -> dict[str, float]:
-    """Name -> seconds."""
+    """Resource -> seconds."""
     names = ("compute", "memory", "links", "network")
     return {name: getattr(self, name) for name in names}
 
   @property
   def bound(self) -> float:
-    """Seconds, at least, for a step."""
+    """The lower bound in seconds."""
     return max(self.terms.values())
 
   @property
   def bound_by(self) -> str:
-    """Which term that is."""
+    """The resource that sets the bound."""
     return max(self.terms, key=self.terms.get)
 
   @property
   def mfu(self) -> float:
-    """Model FLOPs utilisation if a step took no longer, in 0..1."""
+    """Model FLOPs utilisation at the bound, in [0, 1]."""
     return self.model / self.bound if self.bound else 0.0
 
 
@@ -61,15 +60,15 @@ def roofline(
   collectives: Iterable[Collective],
   model_flops: float,
 ) -> Roofline:
-  """The terms of a program.
+  """The roofline of a program.
 
   Args:
-    chip: what one device can do.
-    devices: how many there are.
-    flops: operations of one device in a step.
-    moved: bytes between one device and its memory in a step.
+    chip: peak figures of one device.
+    devices: number of devices.
+    flops: of one device per step.
+    moved: bytes between one device and its memory per step.
     collectives: of the program.
-    model_flops: operations of the model in a step, of all devices together.
+    model_flops: per step, of all devices together.
   """
   sent = {False: 0.0, True: 0.0}
   for collective in collectives:

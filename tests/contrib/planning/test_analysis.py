@@ -1,11 +1,11 @@
-"""Figures of a plan, of a program that a CPU compiles."""
+"""Plans of programs that a CPU compiles, and of compiler errors."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from lumiere_jax.contrib.planning import analysis
-from lumiere_jax.contrib.planning.analysis import read_exhausted
+from lumiere_jax.contrib.planning.analysis import parse_oom
 from lumiere_jax.contrib.planning.topology import Topology
 from lumiere_jax.parallel.hardware import CHIPS
 
@@ -17,14 +17,12 @@ TOPOLOGY = Topology(
   devices=(None,),
 )
 
-
-AT_ONCE = (
+OOM_SHORT = (
   "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for "
   "HLO temporaries (21.96G) exceeds available HBM (15.75G)."
 )
 
-
-IN_THE_END = """\
+OOM_LONG = """\
 RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in \
 memory space hbm. Used 63.80G of 30.75G hbm. Exceeded hbm capacity by 33.05G.
 
@@ -46,10 +44,12 @@ Total hbm usage >= 65.05G:
      Allocation type: HLO temp
 """
 
+FAST = analysis.fast_compile_options()
+
 
 def settings() -> dict:
-  """What they are of those that a hurry changes."""
-  return {name: getattr(jax.config, name) for name in analysis.hurry()}
+  """The current values of the settings that fast compilation changes."""
+  return {name: getattr(jax.config, name) for name in FAST}
 
 
 class Failing:
@@ -62,8 +62,8 @@ class Failing:
     raise jax.errors.JaxRuntimeError(self.message)
 
 
-class Watched:
-  """A lowered program that notes how it was compiled."""
+class Recording:
+  """A lowered program that records the settings it is compiled with."""
 
   def __init__(self, lowered):
     self.lowered = lowered
@@ -91,7 +91,7 @@ def test_a_product():
   matrix = 64 * 64 * 4
   assert plan.fits
   assert plan.memory.arguments == 2 * matrix
-  assert plan.memory.outputs < matrix  # the first lies where `w` was
+  assert plan.memory.outputs < matrix  # the first reuses the buffer of `w`
   assert plan.memory.limit == 15.75 * 2**30
   memory = plan.memory
   parts = (memory.arguments, memory.outputs, memory.temporaries, memory.code)
@@ -107,32 +107,35 @@ def test_a_product():
   assert plan.versions["jax"] == jax.__version__
 
 
-def test_a_hurried_compilation_is_one_and_nothing_is_kept():
+def test_fast_compilation_and_settings_are_restored():
   kept = jax.config.jax_enable_compilation_cache
   before = settings()
-  for fast, expected in ((False, before), (True, analysis.hurry())):
-    watched = Watched(product()[0])
-    assert analyse(watched, fast=fast).fast == fast
-    assert watched.settings == expected
-    assert not watched.cached
-  assert settings() == before != analysis.hurry()
+  for fast, expected in (
+    (False, before),
+    (True, FAST),
+  ):
+    lowered = Recording(product()[0])
+    assert analyse(lowered, fast=fast).fast == fast
+    assert lowered.settings == expected
+    assert not lowered.cached
+  assert settings() == before != FAST
   assert jax.config.jax_enable_compilation_cache == kept
 
 
-def test_what_does_not_fit_is_a_result():
-  given = {"w": jax.ShapeDtypeStruct((1024, 2**20), jnp.bfloat16)}
-  plan = analyse(Failing(AT_ONCE), arguments=given)
+def test_running_out_of_memory_is_a_result():
+  arguments = {"w": jax.ShapeDtypeStruct((1024, 2**20), jnp.bfloat16)}
+  plan = analyse(Failing(OOM_SHORT), arguments=arguments)
   assert not plan.fits
   assert plan.measured is None
   assert plan.memory.needed == int(21.96 * 2**30)
   assert plan.memory.limit == int(15.75 * 2**30)
   assert plan.memory.arguments == 2**31
   assert plan.memory.temporaries == plan.memory.needed - 2**31
-  assert analyse(Failing(AT_ONCE)).memory.arguments is None
+  assert analyse(Failing(OOM_SHORT)).memory.arguments is None
 
 
-def test_the_arrays_that_the_compiler_names():
-  found = read_exhausted(IN_THE_END)
+def test_arrays_in_the_error_are_parsed():
+  found = parse_oom(OOM_LONG)
   assert found.needed == int(63.8 * 2**30)
   assert found.limit == int(30.75 * 2**30)
   first, second = found.largest
@@ -150,7 +153,7 @@ def test_the_arrays_that_the_compiler_names():
     "Used 17.00M of 16.00M vmem.",
   ],
 )
-def test_other_failures_are_no_result(message):
-  assert read_exhausted(message) is None
+def test_other_errors_are_raised(message):
+  assert parse_oom(message) is None
   with pytest.raises(jax.errors.JaxRuntimeError):
     analyse(Failing(message))

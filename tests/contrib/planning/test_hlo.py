@@ -1,7 +1,7 @@
-"""Figures read from compiled programs against closed forms.
+"""Costs of compiled programs against closed forms.
 
-The texts in `golden` are of the TPU compiler (`make_golden`); a CPU's are made
-here.
+Texts in `golden` are from the TPU compiler (`make_golden`); others are compiled
+here, for CPUs.
 """
 
 import json
@@ -23,10 +23,9 @@ from lumiere_jax.contrib.planning.hlo_cost import (
   traffic,
 )
 from lumiere_jax.parallel.flops import count_flops
-from tests.parallel.make_golden import GOLDEN, LAYERS, ROWS, WIDTH
+from tests.contrib.planning.make_golden import GOLDEN, LAYERS, ROWS, WIDTH
 
 BF16 = 2
-
 
 ASYNC = """\
 HloModule chain, num_partitions=4
@@ -56,7 +55,6 @@ calls=%begin, metadata={op_name="gather"}
 calls=%end, metadata={op_name="gather"}
 }
 """
-
 
 SHARDED = """
 import json, sys
@@ -93,7 +91,7 @@ def compiled(function, *args) -> str:
 
 
 @pytest.mark.parametrize(
-  ("said", "groups"),
+  ("text", "groups"),
   [
     ("{{0,1},{2,3}}, x", ((0, 1), (2, 3))),
     ("[2,2]<=[4], x", ((0, 1), (2, 3))),
@@ -114,8 +112,8 @@ def compiled(function, *args) -> str:
     ("{}, x", ((0, 1, 2, 3),)),
   ],
 )
-def test_groups_in_every_notation(said, groups):
-  attributes = f", channel_id=1, replica_groups={said}, dimensions={{0}}"
+def test_groups_in_every_notation(text, groups):
+  attributes = f", channel_id=1, replica_groups={text}, dimensions={{0}}"
   assert device_groups(attributes, num_partitions=4) == groups
 
 
@@ -132,12 +130,12 @@ def test_groups_in_every_notation(said, groups):
     ("f8e4m3fn[16]{0}", 16),
   ],
 )
-def test_arrays_weigh_what_their_tiles_do(text, size):
+def test_bytes_include_the_padding_of_tiles(text, size):
   (shape,) = shapes_in(text)
   assert shape.bytes == size
 
 
-def test_what_lies_on_the_chip_is_not_in_memory():
+def test_on_chip_memory_is_not_main_memory():
   on_chip, in_memory = shapes_in("(f32[8]{0:T(128)S(1)}, f32[8]{0:T(128)})")
   assert not on_chip.in_hbm
   assert in_memory.in_hbm
@@ -157,7 +155,7 @@ def test_layers_on_a_tpu():
     assert collective.groups == ((0, 1, 2, 3),)
     assert collective.sent == LAYERS * 3 * shard
     assert "/layer/dot_general" in collective.op_name
-    assert collective.source.startswith("parallel/make_golden.py:")
+    assert collective.source.startswith("planning/make_golden.py:")
   assert sum("transpose(jvp())" in c.op_name for c in found) == 2
 
 
@@ -174,8 +172,8 @@ def test_a_gradient_over_two_slices():
   assert compiled_flops(module) == 2 * 2 * ROWS // 8 * WIDTH**2
 
 
-def test_rows_of_pixels_are_passed_on():
-  """Each of a pair sends the other its edge row, of both its images."""
+def test_edge_rows_of_pixels_are_exchanged():
+  """Each of a pair sends its edge row, of both its images, to the other."""
   module = golden("rows_v6e")
   found = collectives(module)
   assert [c.kind for c in found] == ["collective-permute"] * 2
@@ -187,7 +185,7 @@ def test_rows_of_pixels_are_passed_on():
 
 
 def test_a_batched_product_on_a_tpu():
-  """There it is a convolution of a dilated input: its holes do not count."""
+  """There it is a convolution of a dilated input; zeros do not count."""
   module = golden("batched_v5e")
   assert compiled_flops(module) == 2 * 8 * 512 * 256 * 384
   sizes = [8 * 512 * 256, 8 * 256 * 384, 8 * 512 * 384]
@@ -200,7 +198,7 @@ def test_a_batched_product_on_a_tpu():
 
 
 def test_an_outer_product_on_a_tpu():
-  """There it may be a convolution of one pixel, nearly all of it padding."""
+  """There it may be a convolution of one pixel; padding does not count."""
   text = """\
 HloModule m
 
@@ -216,7 +214,7 @@ dim_labels=0bf12_i12o0->0b12f, metadata={op_name="dot_general"}
   assert compiled_flops(parse(text)) == flops
 
 
-def test_a_collective_beside_several_kernels_is_one():
+def test_a_collective_overlapping_several_kernels_counts_once():
   (found,) = collectives(parse(ASYNC))
   assert found.sent == 3 * 1024 * 64 * BF16
   assert found.op_name == "gather"
@@ -241,8 +239,8 @@ def test_loops_in_loops_and_convolutions_on_a_cpu():
   assert count_flops(program, *args) == flops
 
 
-def test_turns_without_the_compilers_word():
-  """From where the counter starts, what it grows by and where it ends."""
+def test_trip_counts_without_the_compilers_annotation():
+  """From the start, increment and limit of the counter."""
   text = """\
 HloModule m
 
@@ -276,13 +274,13 @@ ENTRY %main (x: f32[8]) -> (s32[], f32[8]) {
   assert [loop.name for loop in unknown.unknown_loops] == ["loop"]
 
 
-def test_arrays_that_a_loop_slices_are_read_in_part():
-  """A scan over 6 rows reads each once, whatever the stack weighs."""
+def test_sliced_arrays_are_read_in_part():
+  """A scan over 6 rows reads each row once."""
   rows = jnp.ones((6, 1024))
   body = lambda total, row: (total + jnp.sin(row), None)
   program = lambda rows: lax.scan(body, jnp.zeros(1024), rows)[0]
   moved = traffic(parse(compiled(program, rows)))
-  # Each turn: a row and the sum are read, the sum is written; some copies.
+  # Each iteration reads a row and the sum and writes the sum; some copies.
   least = 6 * 3 * 4096
   assert least <= moved < 2 * least
 
@@ -290,7 +288,7 @@ def test_arrays_that_a_loop_slices_are_read_in_part():
 def test_eight_devices_of_two_slices_on_a_cpu():
   result = subprocess.run(
     [sys.executable, "-c", SHARDED],
-    cwd=pathlib.Path(__file__).parents[2],
+    cwd=pathlib.Path(__file__).parents[3],
     env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
     capture_output=True,
     text=True,
@@ -307,7 +305,7 @@ def test_eight_devices_of_two_slices_on_a_cpu():
     assert size == 4
     assert sorted(groups) == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert not between
-  # The sum, one number, goes to all.
+  # The sum, one number, is reduced over all.
   assert [c[1:4] for c in summed] == [[1, 2 * 7 / 8 * 4, 8]]
   assert summed[0][5]
 

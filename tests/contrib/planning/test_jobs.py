@@ -1,4 +1,4 @@
-"""What is planned is what runs: the same step, the same sampler."""
+"""Planned programs equal those that run."""
 
 import jax
 import numpy as np
@@ -17,7 +17,6 @@ from tests.training.conftest import BASE, make_batch, make_task
 
 STAGE = replace(BASE, init_from="elsewhere", text={"max_length": 4})
 
-
 SSR = replace(
   STAGE,
   upscale=2,
@@ -31,7 +30,7 @@ def mesh():
   return make_mesh(MeshConfig(), jax.devices()[:1])
 
 
-def test_a_training_step_takes_the_shapes_that_training_gives_it(mesh):
+def test_a_training_step_has_the_shapes_of_training(mesh):
   job = train_job(STAGE, mesh)
   state, frozen, batch, _ = job.arguments
   real = make_batch(STAGE, STAGE.train.batch_size)
@@ -46,7 +45,7 @@ def test_a_training_step_takes_the_shapes_that_training_gives_it(mesh):
   assert job.model_flops == wanted > 0
 
 
-def test_micro_batches_and_remat_change_no_model_flops(mesh):
+def test_micro_batches_and_remat_do_not_change_model_flops(mesh):
   other = replace(STAGE, train={"accumulate": 2}, model={"remat": ("full",)})
   assert (
     train_job(other, mesh).model_flops == train_job(STAGE, mesh).model_flops
@@ -61,7 +60,7 @@ def test_a_step_of_sampling_costs_one_network_for_each_window(mesh):
   np.testing.assert_allclose(ratio, 3, rtol=1e-3)
 
 
-def test_guidance_doubles_it(mesh):
+def test_guidance_doubles_the_cost(mesh):
   job = sample_job(STAGE, mesh, num_frames=4)
   _, state, *_, cond, _, _ = job.arguments
   z = state.z
@@ -78,6 +77,6 @@ def test_super_resolution_is_planned_in_windows(mesh):
   assert job.about["clip"][0] == 8
 
 
-def test_too_few_frames_are_refused(mesh):
+def test_too_few_frames_are_an_error(mesh):
   with pytest.raises(UserError, match="num_frames=2 is less than the 4"):
     make_job("sample", SSR, mesh, 2)

@@ -1,4 +1,4 @@
-"""Slices by name; libtpu itself is not needed for their checks."""
+"""Names of slices; their checks do not need libtpu."""
 
 import importlib.util
 
@@ -21,38 +21,36 @@ def test_slices_that_exist(name):
 
 
 @pytest.mark.parametrize(
-  ("name", "said"),
+  ("name", "words"),
   [
-    ("v5e", "is not CHIP:SHAPE; write v5p:4x4x4"),
+    ("v5e", "is not CHIP:SHAPE"),
     ("v5e:", "is not CHIP:SHAPE"),
     ("v5e:4x", "is not CHIP:SHAPE"),
-    ("v5:2x2", "'v5' is not one of v4, v5e, v5p, v6e, tpu7x (did you mean"),
-    ("v5e:3x5", "v5e has no such slices; take one of 1x1, 2x2, 2x4"),
+    ("v5:2x2", "'v5' is not one of v4, v5e, v5p, v6e, tpu7x .did you mean"),
+    ("v5e:3x5", "v5e has no such slices; use one of 1x1, 2x2, 2x4"),
     ("v5e:32x16", "v5e has no such slices"),
     ("v6e:4x4x4", "v6e has no such slices"),
-    ("v5p:4x4", "v5p has no such slices; take 2x2x1"),
+    ("v5p:4x4", "v5p has no such slices; use 2x2x1"),
     ("v5p:3x3x3", "AxBxC of multiples of 4 with at most 6144 chips"),
     ("v5p:0x4x4", "v5p has no such slices"),
     ("v5p:24x24x24", "v5p has no such slices"),
   ],
 )
-def test_slices_that_do_not(name, said):
-  with pytest.raises(UserError) as error:
+def test_slices_that_do_not(name, words):
+  with pytest.raises(UserError, match=words):
     check_slice(name)
-  assert said in str(error.value)
-  assert "\n" not in str(error.value)
 
 
-def test_a_number_of_slices():
-  with pytest.raises(UserError, match="num_slices=0 must be at least 1"):
+def test_the_number_of_slices_is_positive():
+  with pytest.raises(UserError, match="num_slices=0"):
     check_slice("v5e:2x2", 0)
 
 
-def test_without_the_compiler(monkeypatch):
+def test_the_compiler_is_required(monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(UserError, match="pip install 'lumiere_jax\\[tpu\\]'"):
     describe("v5e:2x2")
 
 
-def test_every_chip_has_its_facts():
+def test_every_chip_has_peak_figures():
   assert all(chip(kind.device_kind) for kind in KINDS.values())

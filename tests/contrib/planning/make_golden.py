@@ -1,6 +1,6 @@
-"""Programs that the TPU compiler made, kept as text; needs libtpu.
+"""Compiles the golden TPU programs; needs libtpu.
 
-python -m tests.parallel.make_golden
+python -m tests.contrib.planning.make_golden
 """
 
 import pathlib
@@ -15,13 +15,11 @@ import numpy as np
 from lumiere_jax.contrib.planning.topology import describe
 
 GOLDEN = pathlib.Path(__file__).with_name("golden")
-
-
 LAYERS, WIDTH, ROWS = 6, 512, 2048
 
 
 def layers(mesh):
-  """Products in a scan and their gradients, weights and rows sharded."""
+  """Sharded matrix products in a scan, and their gradients."""
   sharded = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
   rows = sharded(("a", "d"))
 
@@ -45,7 +43,7 @@ def layers(mesh):
 
 
 def gradient(mesh):
-  """Of one matrix, summed over the rows that all devices share."""
+  """The gradient of one matrix, summed over all devices."""
   sharded = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
   loss = lambda w, x: jnp.sum(jnp.square(x @ w).astype(jnp.float32))
   w = jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.bfloat16, sharding=sharded())
@@ -56,7 +54,7 @@ def gradient(mesh):
 
 
 def rows_of_pixels(mesh):
-  """A convolution of images whose rows are shared."""
+  """A convolution of images with sharded rows."""
   shared = NamedSharding(mesh, PartitionSpec("a", "d"))
   images = jax.ShapeDtypeStruct((4, 16, 16, 128), jnp.bfloat16, sharding=shared)
   kernel = jax.ShapeDtypeStruct(
@@ -71,7 +69,7 @@ def rows_of_pixels(mesh):
 
 
 def batched_product(mesh):
-  """Products of a batch of matrices, on each device the same."""
+  """A batched matrix product, replicated."""
   sharding = NamedSharding(mesh, PartitionSpec())
   make = lambda *s: jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=sharding)
   product = jax.jit(jnp.matmul, out_shardings=sharding)
@@ -79,7 +77,7 @@ def batched_product(mesh):
 
 
 def shorten(text: str) -> str:
-  """Without what only the compiler reads."""
+  """Removes what only the compiler needs."""
   text = re.sub(r", backend_config=\{.*", "", text)
   text = re.sub(r", (sharding|frontend_attributes)=\{devices[^}]*\}", "", text)
   text = re.sub(r' "/.*/tests/', ' "/tests/', text)
