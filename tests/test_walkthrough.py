@@ -1,5 +1,7 @@
-"""The walkthrough of docs/weights.md from DeepFloyd IF to a first training step,
-on stand-ins of the same layout."""
+"""The walkthrough of docs/weights.md, from DeepFloyd IF to a first step.
+
+Runs on stand-ins of the same layout.
+"""
 
 from pathlib import Path
 import re
