@@ -5,8 +5,8 @@ python -m benchmarks.redundancy [--pictures=docs/noise]
 Videos of one constant colour, N(0, 0.5^2), with the exact denoiser: the
 standard deviation of the sampled colours, relative to 0.5; and that of the
 slope of a colour that drifts linearly over the clip. The shared content is one
-number, so one number is sampled instead of all pixels: the mean of T n pixels is a
-diffusion of data with sqrt(T n) times the standard deviation of one pixel's.
+number, so one number is sampled instead of all pixels: the mean of T n pixels
+is a diffusion of data with sqrt(T n) times the standard deviation of a pixel.
 """
 
 from collections.abc import Sequence
