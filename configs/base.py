@@ -2,11 +2,12 @@
 
 full: 80 frames of 128x128 at 16 fps (Lumiere, section 3.1). Videos are split at
   scene cuts (config.data.scene_cuts=15), and still ones dropped
-  (config.data.min_motion=0.5). The batch size, learning rate and steps are ours,
-  as none is published. Mesh and micro-batches are for 64 TPU v5p chips (v5p:4x4x4),
-  four per clip; other slices: docs/scale.md. Compiled for them, never run at
-  this scale. Needs --config.init_from=DIR (a t2i with IF-I-XL's architecture,
-  trained or imported), --config.text.weights=DIR (T5 v1.1 xxl encoder) and
+  (config.data.min_motion=0.5). Batch, learning rate and steps are ours, as the
+  paper gives none. Mesh and micro-batches are for 64 TPU v5p chips
+  (v5p:4x4x4), four per clip; other slices: docs/scale.md. Compiled for them,
+  never run at this scale. Needs
+  --config.init_from=DIR (a t2i with IF-I-XL's architecture, trained or
+  imported), --config.text.weights=DIR (T5 v1.1 xxl encoder) and
   --config.data.path=DIR.
 tiny: seconds on a CPU; needs --config.init_from=DIR or =scratch.
 if_tiny: the same on a stand-in for IF.

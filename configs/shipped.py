@@ -62,7 +62,7 @@ TEMPORAL = TemporalConfig(
 TEXT = TextConfig(max_length=48)
 
 
-# A third of the clips have only a caption, so that the model still follows text.
+# A third of the clips have only a caption: the model must keep following it.
 MASKS = (
   "none:10 first_frame:5 random_boxes:2 moving_boxes:2 border:2 region:3 "
   "first_k:2 first_last:1 random_frames:1"
