@@ -1,10 +1,10 @@
-"""Time and memory of the attention kernels, at the size of IF-I-XL.
+"""Time and memory of the attention kernels at the size of IF-I-XL.
 
 python -m benchmarks.attention [--frames=40] [--side=64] [--heads=22]
 
-One attention of a video's frames to their own pixels and the text, forward and
-backward, in bfloat16: the kernels that run here, beside each other. The error
-is that of outputs and of gradients against float32, over their largest value.
+One attention layer from the pixels of each frame to themselves and the text,
+forward and backward, in bfloat16, for all kernels that run on this device. The
+error is that of outputs and gradients against float32, over the largest value.
 """
 
 import time
@@ -20,7 +20,9 @@ FRAMES = flags.DEFINE_integer("frames", 40, "Frames.")
 SIDE = flags.DEFINE_integer("side", 64, "Rows and columns of pixels.")
 HEADS = flags.DEFINE_integer("heads", 22, "Heads, of 64.")
 MASKED = flags.DEFINE_bool("masked", False, "Half of the text is padding.")
-KERNELS = flags.DEFINE_list("kernels", "xla,chunked,cudnn,flash,auto", "Which.")
+KERNELS = flags.DEFINE_list(
+  "kernels", "xla,chunked,cudnn,flash,auto", "To run."
+)
 TEXT, WIDTH, REPEATS = 77, 64, 5
 
 
@@ -43,7 +45,7 @@ def main(argv: list[str]) -> None:
 
 
 def step(kernel: str):
-  """Outputs and gradients of queries, keys and text."""
+  """A function that returns outputs and gradients."""
 
   def loss(query, own, shared, weight):
     mask = jnp.arange(TEXT)[None] < TEXT // 2 if MASKED.value else None
@@ -54,7 +56,7 @@ def step(kernel: str):
 
 
 def inputs(frames: int, pixels: int, heads: int):
-  """Random ones."""
+  """Random queries, keys and values, text, and loss weights."""
   keys = jax.random.split(jax.random.key(0), 4)
   draw = lambda key, *shape: jax.random.normal(key, shape, jnp.bfloat16)
   return (
@@ -72,14 +74,14 @@ def distance(found: jax.Array, truth: jax.Array) -> float:
 
 
 def measure(kernel: str, args: tuple) -> str:
-  """Seconds, memory to work in, and share of the peak."""
+  """Time, TFLOP/s and temporary memory."""
   compiled = jax.jit(step(kernel)).lower(*args).compile()
   jax.block_until_ready(compiled(*args))
   times = []
   for _ in range(REPEATS):
-    begun = time.perf_counter()
+    start = time.perf_counter()
     jax.block_until_ready(compiled(*args))
-    times.append(time.perf_counter() - begun)
+    times.append(time.perf_counter() - start)
   frames, pixels, heads = args[0].shape[1:4]
   # Two products forward and four backward, as for model FLOPs.
   flops = 2 * 6 * frames * heads * pixels * (pixels + TEXT) * WIDTH

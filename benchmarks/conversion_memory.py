@@ -1,11 +1,10 @@
-"""Peak memory of converting a model, beside what the model weighs.
+"""Peak memory of a conversion, compared with the size of the model.
 
 python -m benchmarks.conversion_memory [--size=IF-II-L]
 
-Writes random weights of a published size in float16, as diffusers has them,
-converts them in processes of their own, and prints a table in MiB: the peak of
-resident memory, how much of it is over that of converting a model of next to
-nothing, and the largest tensor.
+Writes random float16 weights of a published size in the layout of diffusers,
+converts them in separate processes, and prints a table in MiB: the peak of
+resident memory, and its excess over the conversion of a tiny model.
 """
 
 import multiprocessing
@@ -36,11 +35,11 @@ SIZE = flags.DEFINE_enum("size", "IF-II-L", list(SIZES), "Published size.")
 
 
 def write_random(model: UNetConfig, folder: Path) -> None:
-  """Weights of a model, tensor by tensor."""
+  """Writes random weights, tensor by tensor."""
   rng = np.random.default_rng(0)
 
   def lazy(leaf: jax.ShapeDtypeStruct) -> LazyArray:
-    # Random bits with a small exponent: quick to draw, of every size.
+    # Random bits with a small exponent: fast to draw, finite.
     make = lambda: rng.integers(0, 2**14, leaf.shape, np.uint16).view(
       np.float16
     )
@@ -62,7 +61,7 @@ def write_random(model: UNetConfig, folder: Path) -> None:
 
 
 def peak_of(job: Conversion) -> float:
-  """Peak of resident memory of a process that converts, in MiB."""
+  """Peak resident memory in MiB of a process that runs a conversion."""
   context = multiprocessing.get_context("spawn")
   with context.Pool(1) as pool:
     peak = pool.apply(_run, (job,))

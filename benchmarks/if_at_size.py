@@ -1,10 +1,10 @@
-"""DeepFloyd IF at its published widths against diffusers, random weights.
+"""DeepFloyd IF at its published widths against diffusers, with random weights.
 
 .venv-parity/bin/python -m benchmarks.if_at_size --size=IF-I-M
 
-diffusers makes a model of the size, saves it as it is published and runs it on
-one picture; ours imports the folder and runs on the same. Needs torch and
-diffusers, and memory for the model twice (IF-II-L: 10 GB).
+diffusers builds a model of the size, saves it in the published layout and runs
+it on one image; ours imports the folder and runs on the same image. Needs torch
+and diffusers, and memory for two copies of the model (IF-II-L: 10 GB).
 """
 
 import gc
@@ -32,7 +32,7 @@ _SHARED = {
 
 
 def _first(width: int) -> dict:
-  """IF-I with this many channels at its finest level (4.2 of the facts)."""
+  """IF-I with this many channels at its finest level."""
   down, up = unets.IF_I["down_block_types"], unets.IF_I["up_block_types"]
   return (
     unets.IF_I
@@ -76,7 +76,7 @@ SIZE = flags.DEFINE_enum("size", "IF-I-M", list(CONFIGS), "Published size.")
 
 
 def main(argv: list[str]) -> None:
-  """Prints the largest difference, by the output's standard deviation."""
+  """Prints the largest difference over the output's standard deviation."""
   del argv
   config = CONFIGS[SIZE.value]
   assert config_from_diffusers(config, "config.json")

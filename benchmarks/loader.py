@@ -1,9 +1,9 @@
-"""How many clips a second each kind of source gives, all threads together.
+"""Throughput of each kind of data source, in clips per second.
 
 python -m benchmarks.loader --path=DIR_OF_VIDEOS
 
-A loader is no bottleneck where it gives more clips a second than a step takes.
-Prepared clips are made of the same videos first, unless --prepared names some.
+Loading is a bottleneck if training consumes more clips per second. The videos
+are prepared first, unless --prepared names a prepared folder.
 """
 
 from collections.abc import Iterator
@@ -22,29 +22,31 @@ from lumiere_jax.data.sources.registry import open_sources
 PATH = flags.DEFINE_string("path", "", "Folder of captioned videos.")
 
 
-PREPARED = flags.DEFINE_string("prepared", "", "The same, prepared.")
+PREPARED = flags.DEFINE_string("prepared", "", "The same videos, prepared.")
 
 
-TFDS = flags.DEFINE_string("tfds", "", "Builder to measure too, if any.")
+TFDS = flags.DEFINE_string("tfds", "", "A TFDS builder to measure too.")
 
 
-SIDES = flags.DEFINE_multi_integer("side", [128, 16], "Of clips, in pixels.")
+SIDES = flags.DEFINE_multi_integer(
+  "side", [128, 16], "Side of the clips in pixels."
+)
 
 
-FRAMES = flags.DEFINE_integer("num_frames", 16, "Of clips.")
+FRAMES = flags.DEFINE_integer("num_frames", 16, "Frames of a clip.")
 
 
-SECONDS = flags.DEFINE_float("seconds", 20.0, "To measure each for.")
+SECONDS = flags.DEFINE_float("seconds", 20.0, "Time to measure each.")
 
 
-THREADS = flags.DEFINE_integer("threads", os.cpu_count(), "That load.")
+THREADS = flags.DEFINE_integer("threads", os.cpu_count(), "Loading threads.")
 
 
 _BATCH = 4
 
 
 def measure(config: DataConfig) -> tuple[float, float]:
-  """Seconds to open a source, then clips a second."""
+  """Seconds to open a source, and clips per second."""
   start = time.monotonic()
   source, _ = open_sources(config, seed=0, report=None)
   opened = time.monotonic()
@@ -54,7 +56,7 @@ def measure(config: DataConfig) -> tuple[float, float]:
     num_threads=config.threads,
   )
   with contextlib.closing(made):
-    next(made)  # threads have started
+    next(made)  # starts the threads
     begin, count = time.monotonic(), 0
     while time.monotonic() < begin + SECONDS.value:
       next(made)
@@ -63,7 +65,7 @@ def measure(config: DataConfig) -> tuple[float, float]:
 
 
 def configs(side: int, prepared: str) -> Iterator[DataConfig]:
-  """One of each kind of source, for clips of one size."""
+  """A config of each kind of source, for one clip size."""
   paths = {
     "procedural": "-",
     "files": PATH.value,
@@ -83,7 +85,7 @@ def configs(side: int, prepared: str) -> Iterator[DataConfig]:
 
 
 def main(argv: list[str]) -> None:
-  """Measures, then prints one table."""
+  """Prints the table in Markdown."""
   del argv
   rows = []
   with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +100,7 @@ def main(argv: list[str]) -> None:
         rows.append(
           f"| {config.source} | {shape} | {opening:.2f} | {rate:.1f} |"
         )
-  print("| source | clips | seconds to open | clips a second |")
+  print("| source | clips | seconds to open | clips per second |")
   print("|---|---|---|---|", *rows, sep="\n")
 
 

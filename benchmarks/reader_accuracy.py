@@ -1,4 +1,4 @@
-"""How often the reader of procedural scenes is right.
+"""Accuracy of the reader of procedural scenes.
 
 python -m benchmarks.reader_accuracy
 """
@@ -15,7 +15,7 @@ from lumiere_jax.toy_scenes.reader import matches
 
 
 def accuracy(side: int, clips: int, *, h264: bool) -> dict[str, float]:
-  """Share of clips of 80 frames that are read right, by attribute."""
+  """Share of 80-frame clips that are read right, by attribute."""
   source = ProceduralSource(
     num_clips=clips, num_frames=80, resolution=side, two_objects=0.5, seed=7
   )

@@ -1,12 +1,12 @@
-"""Whether sampling keeps the spread of what all frames of a video share.
+"""Whether sampling preserves the variance of the shared content of frames.
 
 python -m benchmarks.redundancy [--pictures=docs/noise]
 
-Videos of one constant colour, N(0, 0.5^2), with the exact denoiser: the spread
-of the colours that come out, by the 0.5 they should have; and that of the slope
-of a colour that drifts linearly over the clip. What the frames share is one
+Videos of one constant colour, N(0, 0.5^2), with the exact denoiser: the
+standard deviation of the sampled colours, relative to 0.5; and that of the
+slope of a colour that drifts linearly over the clip. The shared content is one
 number, so one number is sampled instead of all pixels: the mean of T n pixels
-is a diffusion of data sqrt(T n) times as spread as one pixel's.
+is a diffusion of data with sqrt(T n) times the standard deviation of a pixel.
 """
 
 from collections.abc import Sequence
@@ -57,21 +57,21 @@ CONFIGS = {
 
 
 PICTURES = flags.DEFINE_string(
-  "pictures", "", "Folder to draw the pictures of docs/noise.md into."
+  "pictures", "", "Folder for the figures of docs/noise.md."
 )
 
 
 @struct.dataclass
 class Shared:
-  """The exact denoiser of one number that `count` pixels share.
+  """The exact denoiser of one number shared by `count` pixels.
 
-  It sees sqrt(count) times the number in noise of variance 1, and perhaps a
-  second, fixed observation of it: what the low resolution shows.
+  It sees sqrt(count) times the number in noise of variance 1, and optionally a
+  second, fixed observation: that of the low-resolution input.
 
   Attributes:
     std: of sqrt(count) times the number.
     seen: (b, 1, 1, 1, 1) the second observation.
-    precision: one over the variance of its error; 0: there is none.
+    precision: one over the variance of its error; 0: no second observation.
   """
 
   std: float
@@ -79,9 +79,9 @@ class Shared:
   precision: float = 0.0
 
   def __call__(self, z, log_snr, cond):
-    """The posterior mean, by the precisions of all that is known."""
+    """The posterior mean, weighted by the precisions of the observations."""
     alpha, sigma = alpha_sigma(log_snr.reshape(-1, 1, 1, 1, 1))
-    # Times sigma^2, so that pure noise gives no infinity.
+    # Multiplied by sigma^2, so that pure noise gives no infinity.
     known = alpha * z + sigma**2 * self.precision * self.seen
     weight = alpha**2 + sigma**2 * (self.precision + self.std**-2)
     x0 = known / weight
@@ -92,7 +92,7 @@ class Shared:
 def spread(
   levels: np.ndarray, rule: Sampler, count: float, precision: float = 0.0
 ) -> float:
-  """The standard deviation that comes out, by the one it should have.
+  """The sampled standard deviation over the exact one.
 
   Args:
     levels: (steps + 1,) log-SNRs; the last one is +inf.
@@ -104,7 +104,7 @@ def spread(
   rng = np.random.default_rng(0)
   column = lambda: rng.standard_normal((SAMPLES, 1, 1, 1, 1)).astype(np.float32)
   z, true, error = column(), std * column(), column()
-  if not precision:  # one noise, one end: no draw needs more than the scale
+  if not precision:  # the map is linear, so only the scale matters
     z /= z.std()
   seen = true + error / math.sqrt(precision or 1)
   end = sample_chunk(
@@ -120,18 +120,18 @@ def spread(
 
 
 def ramp(frames: int) -> float:
-  """How many frames' worth of pixels a slope from -1/2 to 1/2 is known by."""
+  """Effective number of frames that observe a slope from -1/2 to 1/2."""
   return float(np.sum(np.square(np.linspace(-0.5, 0.5, frames))))
 
 
 @dataclasses.dataclass(frozen=True)
 class Spreads:
-  """Of a stage at its defaults; each by what it should be.
+  """Standard deviations of a stage at its defaults, over the exact ones.
 
   Attributes:
     colour: of videos of one colour.
-    slope: of a colour that drifts; None: of pictures.
-    alone: of the colour if the low resolution were not there to tell it.
+    slope: of a colour that drifts; None for images.
+    alone: of the colour without the low-resolution input.
   """
 
   colour: float
@@ -140,40 +140,40 @@ class Spreads:
 
 
 def of_stage(config: StageConfig) -> Spreads:
-  """The spreads of a stage, sampled as its defaults say."""
+  """The spreads of a stage with its default sampling settings."""
   own, video = config.defaults, config.video
   pixels = math.prod(video.resolution)
   levels, rule = config.levels(own), make_sampler(own.sampler)
-  told = 0.0
+  precision = 0.0
   if video.upscale > 1:
-    # Of each pixel the low resolution has 1 / upscale^2, in its own noise.
+    # The low-resolution input has 1 / upscale^2 of the pixels, with its noise.
     level = config.embedding_schedule.log_snr(jnp.float32(own.noise_level))
-    told = float(jnp.exp(level)) / video.upscale**2
+    precision = float(jnp.exp(level)) / video.upscale**2
   count = video.num_frames * pixels
   slope = None
   if video.num_frames > 1:
-    slope = spread(levels, rule, ramp(video.num_frames) * pixels, told)
+    slope = spread(levels, rule, ramp(video.num_frames) * pixels, precision)
   return Spreads(
-    colour=spread(levels, rule, count, told),
+    colour=spread(levels, rule, count, precision),
     slope=slope,
     alone=spread(levels, rule, count),
   )
 
 
 def stages() -> dict[str, StageConfig]:
-  """Every full and shipped config, and what the shipped bundle holds."""
+  """Every full and shipped config, and the stages of the shipped bundle."""
   configs = {k: settled_of(v).sampling for k, v in CONFIGS.items()}
   bundle = load(["demo"]).configs
   return configs | {f"demo {k}": v for k, v in bundle.items()}
 
 
 def settled_of(experiment: Experiment) -> Experiment:
-  """Its shift as a number, started from an unshifted picture model."""
+  """With shift 'auto' resolved, for an unshifted image model as parent."""
   return resolve_shift(dataclasses.replace(experiment, init_from=""))
 
 
 def grids(steps: int) -> dict[str, np.ndarray]:
-  """Grids in schedule time, as they were."""
+  """Grids in schedule time, as used up to format 1."""
   end = lambda levels: np.append(np.asarray(levels), np.inf)
   leading = SquaredCosCapV2().grid(steps)
   shifted = lambda shift, low=-15.0: np.maximum(
@@ -190,7 +190,7 @@ def grids(steps: int) -> dict[str, np.ndarray]:
 def main(argv: list[str]) -> None:
   """Prints both tables in Markdown, and draws."""
   del argv
-  print("Spread of the colour (right: 0.500), DDIM:\n")
+  print("Standard deviation of the colour (exact: 0.500), DDIM:\n")
   print("| grid | 1x64x64 | 80x128x128 |\n|---|---|---|")
   sizes = (64 * 64, 80 * 128 * 128)
   cosine = Cosine(log_snr_min=-15.0).trailing(1000)
@@ -199,7 +199,7 @@ def main(argv: list[str]) -> None:
     cells = [f"{STD * spread(levels, DDIM(), n):.3f}" for n in sizes]
     print(f"| {name} | {' | '.join(cells)} |")
   print(
-    "\nToday's defaults, by the true spread (SSR with its low-res input):\n"
+    "\nCurrent defaults, over the exact value (SSR with its low-res input):\n"
   )
   print("| stage | clip | sampler, steps | colour | slope | no low-res input |")
   print("|---" * 6 + "|")
@@ -216,14 +216,14 @@ def main(argv: list[str]) -> None:
       f"| {name} | {clip} | {own.sampler}, {own.steps} | {found.colour:.3f} | "
       f"{slope} | {found.alone:.3f} |"
     )
-  said = ", ".join(f"{kind} {value:.1%}" for kind, value in worst.items())
-  print(f"\nFurthest from 1, with low-res input: {said}")
+  errors = ", ".join(f"{kind} {value:.1%}" for kind, value in worst.items())
+  print(f"\nLargest error, with low-res input: {errors}")
   if PICTURES.value:
     draw(Path(PICTURES.value))
 
 
 def draw(folder: Path) -> None:
-  """The pictures of docs/noise.md."""
+  """Draws the figures of docs/noise.md."""
   folder.mkdir(parents=True, exist_ok=True)
   for name in ("base:full", "shipped:base"):
     file = folder / f"{name.replace(':', '_')}.svg"

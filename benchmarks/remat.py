@@ -1,11 +1,10 @@
-"""What remat saves and costs: memory, time and MFU of a training step.
+"""Memory, time and MFU of a training step for each kind of remat.
 
 python -m benchmarks.remat --config=configs/base.py:tiny \
     [--config.model.dtype=bfloat16 ...] [--kinds=none,full] [--steps=5]
 
-Each kind is applied to every level. Weights and clips are random: neither
-time nor memory depends on them. A stage that starts from another is taken to
-have been given it, so its spatial layers are frozen.
+Each kind is applied to every level. Weights and clips are random: neither time
+nor memory depends on them. Stages with a parent have frozen spatial layers.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_flags
 
-from benchmarks.beginning import begin, make_task
+from benchmarks.initial_state import initial_state, make_task
 from lumiere_jax.models.config import REMAT
 from lumiere_jax.parallel.hardware import peak_flops
 from lumiere_jax.parallel.mesh import make_mesh
@@ -28,26 +27,20 @@ from lumiere_jax.training.task import Batch
 from lumiere_jax.training.train_step import Program, TrainStep
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Of the stage.")
-
-
-KINDS = flags.DEFINE_list("kinds", ["none", *REMAT], "Of remat, to compare.")
-
-
-STEPS = flags.DEFINE_integer("steps", 5, "Timed, after one that is not.")
-
-
+KINDS = flags.DEFINE_list("kinds", ["none", *REMAT], "Kinds of remat.")
+STEPS = flags.DEFINE_integer("steps", 5, "Timed steps, after a warm-up.")
 MEBI = 2**20
 
 
 def main(argv: Sequence[str]) -> None:
-  """Prints the table in Markdown, a row as soon as it is measured."""
+  """Prints the table in Markdown, each row as soon as it is measured."""
   del argv
   experiment = dataclasses.replace(
     Experiment.from_config(CONFIG.value.to_dict()), init_from="given"
   )
   device = jax.devices()[0].device_kind
   print(f"{device}, {experiment.model.dtype}, batch {batch_shape(experiment)}")
-  print("| remat | MiB to work in | s a step | TFLOP/s | MFU |")
+  print("| remat | temporary MiB | s per step | TFLOP/s | MFU |")
   print("|---|---|---|---|---|")
   for kind in dict.fromkeys(KINDS.value):
     remat = (kind,) * len(experiment.model.channels)
@@ -58,16 +51,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measure(experiment: Experiment) -> str:
-  """Cells of a row."""
+  """The cells of a row."""
   programs: list[Program] = []
   announce = lambda _, made, waited: programs.append(made)
   step = TrainStep(experiment, make_task(experiment), announce)
   mesh = make_mesh(experiment.mesh)
   jax.set_mesh(mesh)
-  here = replicated(mesh)
-  first = jax.jit(functools.partial(begin, experiment), out_shardings=here)
-  state, frozen = first()
-  batch, key = jax.device_put((make_batch(experiment), jax.random.key(0)), here)
+  placed = replicated(mesh)
+  init = functools.partial(initial_state, experiment)
+  state, frozen = jax.jit(init, out_shardings=placed)()
+  inputs = (make_batch(experiment), jax.random.key(0))
+  batch, key = jax.device_put(inputs, placed)
   try:
     state, _ = jax.block_until_ready(step(state, frozen, batch, key))
     start = time.perf_counter()
@@ -90,7 +84,7 @@ def measure(experiment: Experiment) -> str:
 
 
 def make_batch(experiment: Experiment) -> Batch:
-  """Noise for clips and texts."""
+  """Random clips and text features."""
   size, length = batch_shape(experiment), experiment.text.max_length
   clips = jax.random.randint(jax.random.key(0), size, 0, 256)
   text = jax.random.normal(

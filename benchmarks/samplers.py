@@ -1,10 +1,10 @@
-"""How far each sampler of the flow is from its exact end, by steps.
+"""Error of each deterministic sampler by the number of steps.
 
 python -m benchmarks.samplers
 
-On data whose every value is N(0.3, 0.5^2), where the flow is known, with the
-exact denoiser and the cosine schedule: the root mean square error, and the
-spread of the values, both by 0.5, the spread they should have.
+On data with independent values N(0.3, 0.5^2), whose flow is known, with the
+exact denoiser and the cosine schedule: the root mean square error and the
+standard deviation of the values, both over 0.5, the exact standard deviation.
 """
 
 from absl import app

@@ -1,10 +1,9 @@
-"""Tables of docs/scale.md, from the plans in docs/plans and from counts.
+"""Tables of docs/scale.md, from the plans in docs/plans and from FLOP counts.
 
 python -m benchmarks.scale > tables.md
 
-Plans are made by the commands that the first table gives; this reads them.
-What grows with frames and windows is counted from the traced programs, which
-needs no compiler.
+Reads the plans; the first table has the commands that made them. Growth with
+frames and windows is counted from the traced programs, without compiling.
 """
 
 import dataclasses
@@ -22,9 +21,7 @@ from lumiere_jax.parallel.mesh import MeshConfig, make_mesh
 from lumiere_jax.training.config import Experiment
 
 PLANS = flags.DEFINE_string("plans", "docs/plans", "Folder of plans.")
-
-
-COUNTS = flags.DEFINE_bool("counts", True, "Tables that need tracing, too.")
+COUNTS = flags.DEFINE_bool("counts", True, "Also tables that need tracing.")
 
 
 GIB = 2**30
@@ -41,12 +38,12 @@ def main(argv: list[str]) -> None:
 
 
 def read(path: Path) -> dict:
-  """A plan, with its name."""
+  """A plan with its name."""
   return {"name": path.stem, **json.loads(path.read_text())}
 
 
 def commands(plans: list[dict]) -> str:
-  """What made each."""
+  """The command of each plan."""
   lines = ["| plan | `python -m lumiere_jax.plan --fast` and |", "|---|---|"]
   for plan in plans:
     about = plan["about"]
@@ -64,7 +61,7 @@ def commands(plans: list[dict]) -> str:
 
 
 def plan_table(plans: list[dict]) -> str:
-  """What each takes."""
+  """Memory, compute and traffic of each plan."""
   lines = [
     "| plan | slice | mesh (data x fsdp x space) | videos a step | GiB a chip,"
     " of | model TFLOP a video | compiled / model | GB sent a chip | least s a"
@@ -101,7 +98,7 @@ def frames_table(window: int) -> str:
   """Model FLOPs of base and windows by length.
 
   Args:
-    window: of a guided step of super-resolution on one window.
+    window: see `window_flops`.
   """
   lines = [
     "| frames | base, training, TFLOP a video | base, a step of sampling | "
@@ -136,7 +133,7 @@ def windows_table(window: int) -> str:
 
 
 def chips_table(plans: list[dict]) -> str:
-  """How training of the base changes with the chips of one kind."""
+  """Training of the base by the number of v5p chips."""
   lines = [
     "| chips of TPU v5p | GiB a chip | GB sent a chip | least s a step | "
     "videos a chip and hour, at most |",
@@ -165,13 +162,13 @@ def chips_table(plans: list[dict]) -> str:
 
 
 def window_flops() -> int:
-  """Of a guided step of super-resolution on one window of 16 frames."""
+  """FLOPs of a guided super-resolution step on one window of 16 frames."""
   job = sample_job(of_length(ssr.FULL, 16), alone(), num_frames=16)
   return job.model_flops
 
 
 def of_length(experiment: Experiment, frames: int) -> Experiment:
-  """The stage trained on one clip of so many frames."""
+  """The experiment with a batch of one clip of `frames` frames."""
   return dataclasses.replace(
     experiment,
     init_from="elsewhere",
@@ -181,12 +178,12 @@ def of_length(experiment: Experiment, frames: int) -> Experiment:
 
 
 def alone() -> jax.sharding.Mesh:
-  """One device."""
+  """A mesh of one device."""
   return make_mesh(MeshConfig(), jax.devices()[:1])
 
 
 def tera(flops: float) -> str:
-  """In units of 1e12."""
+  """Formats FLOPs in TFLOP."""
   return f"{flops / 1e12:,.0f}"
 
 

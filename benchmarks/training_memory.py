@@ -1,11 +1,10 @@
-"""Memory of training, by group, of every stage at full size.
+"""Training memory of every stage at full size, by group.
 
 python -m benchmarks.training_memory [--adapter_rank=16]
 
-Counted from shapes, so it needs no memory itself: what stays on a device
-between steps if nothing is sharded, and the gradients. What a step works in
-besides (activations) depends on batch and remat, and is told when a run
-compiles its step.
+Counted from shapes, without allocation: the unsharded state between steps, and
+the gradients. Activations depend on batch and remat; a run prints its temporary
+memory when it compiles its step.
 """
 
 import dataclasses
@@ -15,13 +14,13 @@ from absl import app, flags
 import jax
 import numpy as np
 
-from benchmarks.beginning import begin
+from benchmarks.initial_state import initial_state
 from configs import base, conditional, ssr, ssr_image, t2i
 from lumiere_jax.training.config import Experiment, LoraConfig
 
-RANK = flags.DEFINE_integer("adapter_rank", 16, "Of the last row's adapter.")
+RANK = flags.DEFINE_integer("adapter_rank", 16, "Adapter rank of the last row.")
 GIBI = 2**30
-HEAD = ("frozen", "trainable", "average", "optimizer", "gradients", "all")
+HEAD = ("frozen", "trainable", "average", "optimizer", "gradients", "total")
 
 
 def main(argv: list[str]) -> None:
@@ -53,7 +52,7 @@ def main(argv: list[str]) -> None:
 
 def memory(experiment: Experiment) -> list[int]:
   """Bytes of frozen and trainable weights, average, optimizer, gradients."""
-  state, frozen = jax.eval_shape(functools.partial(begin, experiment))
+  state, frozen = jax.eval_shape(functools.partial(initial_state, experiment))
   trainable = state.trainable
   groups = (frozen, trainable, state.ema, state.opt_state, trainable)
   size = lambda leaf: leaf.size * np.dtype(leaf.dtype).itemsize

@@ -1,1 +1,1 @@
-"""Stages and sizes; each file takes a size, as in base.py:tiny."""
+"""Configs of all stages; each file takes a size, as in base.py:tiny."""

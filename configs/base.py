@@ -1,13 +1,14 @@
-"""Space-Time U-Net: the text-to-image model inflated, time layers trained.
+"""Space-Time U-Net: the inflated text-to-image model, temporal layers trained.
 
-full: 80 frames of 128x128 at 16 fps (Lumiere, section 3.1). Videos are parted
-  at their cuts (config.data.scene_cuts=15) and dropped where nothing moves
-  (config.data.min_motion=0.5). Batch, rate and steps are not published; these
-  are ours. Its mesh and micro-batches are for 64 chips of TPU v5p
-  (v5p:4x4x4), a clip on four; other slices and what each takes:
-  docs/scale.md. Compiled for them, never run at this scale. Needs
-  --config.init_from=DIR (a t2i of IF-I-XL's form: trained here, or imported),
-  --config.text.weights=DIR (T5 v1.1 xxl encoder) and --config.data.path=DIR.
+full: 80 frames of 128x128 at 16 fps (Lumiere, section 3.1). Videos are split at
+  scene cuts (config.data.scene_cuts=15), and still ones dropped
+  (config.data.min_motion=0.5). Batch, learning rate and steps are ours, as the
+  paper gives none. Mesh and micro-batches are for 64 TPU v5p chips
+  (v5p:4x4x4), four per clip; other slices: docs/scale.md. Compiled for them,
+  never run at this scale. Needs
+  --config.init_from=DIR (a t2i with IF-I-XL's architecture, trained or
+  imported), --config.text.weights=DIR (T5 v1.1 xxl encoder) and
+  --config.data.path=DIR.
 tiny: seconds on a CPU; needs --config.init_from=DIR or =scratch.
 if_tiny: the same on a stand-in for IF.
 

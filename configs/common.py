@@ -1,4 +1,4 @@
-"""Pieces that the configs of several stages share."""
+"""Shared parts of the configs."""
 
 import dataclasses
 
@@ -18,14 +18,10 @@ from lumiere_jax.training.config import (
 
 
 def choose(size: str, sizes: dict[str, Experiment]) -> ConfigDict:
-  """The experiment of a size, as a ConfigDict for flags to override.
-
-  Raises:
-    UserError: the size is unknown.
-  """
+  """The experiment of a size, as a ConfigDict for flags to override."""
   check_choice("config size", size, sizes)
   config = ConfigDict(dataclasses.asdict(sizes[size]))
-  # A number or a word; a number or None.
+  # A number or a string; a number or None.
   _take(config.diffusion, "shift", object)
   if config.defaults:
     _take(config.defaults, "log_snr_min", float)
@@ -33,13 +29,13 @@ def choose(size: str, sizes: dict[str, Experiment]) -> ConfigDict:
 
 
 def _take(config: ConfigDict, name: str, kind: type) -> None:
-  """Lets flags set a value whose type its default does not tell."""
+  """Sets the type of a value that cannot be inferred from its default."""
   config[name] = config_dict.FieldReference(config[name], field_type=kind)
 
 
 def on_chips(model: UNetConfig) -> UNetConfig:
-  """The model as accelerators run it: in bfloat16, no scores of attention in
-  memory, and of each block the input alone kept for the backward pass."""
+  """The model for accelerators: bfloat16, fused attention, and only the input
+  of each block kept for the backward pass."""
   return dataclasses.replace(
     model,
     dtype="bfloat16",
@@ -49,12 +45,12 @@ def on_chips(model: UNetConfig) -> UNetConfig:
 
 
 def inflated(model: UNetConfig, temporal: TemporalConfig) -> UNetConfig:
-  """The video model of an image model: nothing spatial differs."""
+  """The video model of an image model, with the same spatial layers."""
   return dataclasses.replace(model, temporal=temporal)
 
 
-# DeepFloyd IF-I-XL (4.3 B parameters) as it is published, learned variance
-# and all, so that its weights fit.
+# DeepFloyd IF-I-XL (4.3 B parameters) as published, with learned variance, so
+# that its weights can be imported.
 IF_I_XL = UNetConfig(
   channels=(704, 1408, 2112, 2816),
   num_res_blocks=(3, 3, 3, 3),
@@ -67,7 +63,7 @@ IF_I_XL = UNetConfig(
 )
 
 
-# IF-II-L (1.2 B), made for 64 -> 256 pixels.
+# IF-II-L (1.2 B), trained for 64 -> 256 pixels.
 IF_II_L = UNetConfig(
   channels=(160, 320, 640, 960, 1280),
   num_res_blocks=(2, 2, 3, 5, 5),
@@ -91,12 +87,12 @@ IF_DIFFUSION = DiffusionConfig(
 
 
 def for_videos(diffusion: DiffusionConfig) -> DiffusionConfig:
-  """Training noise for clips: more, as all frames show what they share."""
+  """Shifted noise levels for clips, whose frames share content."""
   return dataclasses.replace(diffusion, shift="auto")
 
 
-# IF-II-L's widths and blocks, with Imagen's 256 -> 1024 choice of attention:
-# to the text alone, and at the coarsest level only, as frames are 1024 wide.
+# IF-II-L's widths and blocks, with the attention of Imagen's 256 -> 1024 model:
+# only to the text, and only at the coarsest level, because frames are large.
 SSR_1024 = dataclasses.replace(
   IF_II_L,
   attention=("none", "none", "none", "none", "cross"),
@@ -107,15 +103,15 @@ SSR_1024 = dataclasses.replace(
 )
 
 
-# In bfloat16 the XXL encoder takes 9 GB.
+# In bfloat16 the XXL encoder needs 9 GB.
 T5_XXL = TextConfig(dtype="bfloat16")
 
 
 IF_TEXT = dataclasses.replace(T5_XXL, cleaning="if")
 
 
-# Of IF to other pixels: a tenth of its own highest rate, as what it knows of
-# pictures is to be kept. Batch and steps are ours.
+# Fine-tunes IF to another resolution, with a tenth of its peak learning rate to
+# preserve its features. Batch and steps are ours.
 FINE_TUNE = TrainConfig(
   steps=50_000,
   batch_size=512,
@@ -126,8 +122,8 @@ FINE_TUNE = TrainConfig(
 )
 
 
-# Of real footage for video stages, which must not hold cuts or slideshows: see
-# `DataConfig` for what was measured.
+# Filters scene cuts and slideshows in real footage for video stages; see
+# `DataConfig` for measurements.
 FOOTAGE = {"scene_cuts": 15.0, "min_motion": 0.5}
 
 
@@ -163,12 +159,12 @@ TINY_TEMPORAL = TemporalConfig(resample=(True,), num_attentions=1, head_dim=16)
 TINY_TEXT = TextConfig(max_length=48)
 
 
-# A batch of two clips does not divide among many devices: these share them.
+# A batch of two clips cannot be split over many devices; they share pixel rows.
 TINY_MESH = MeshConfig(data=1, space=-1)
 
 
-# DeepFloyd IF's form, small: what the stand-ins of its weights have
-# (tests/stand_ins.py).
+# DeepFloyd IF's architecture, small, for the stand-ins of its weights in
+# tests/stand_ins.py.
 IF_TINY = dataclasses.replace(
   TINY,
   norm_groups=32,
@@ -193,13 +189,13 @@ IF_TINY_TEXT = dataclasses.replace(IF_TEXT, dtype="float32")
 
 
 def tiny_data(**changes) -> DataConfig:
-  """A few procedural scenes, small."""
+  """A few small procedural scenes."""
   data = DataConfig(source="procedural", num_clips=64, threads=2)
   return dataclasses.replace(data, **changes)
 
 
 def tiny_train(**changes) -> TrainConfig:
-  """A few steps that a CPU takes in seconds."""
+  """A few steps, seconds on a CPU."""
   train = TrainConfig(
     steps=20,
     batch_size=2,

@@ -1,13 +1,13 @@
-"""The base told a masked video and a mask: one model for image-to-video,
-extension, inpainting, outpainting and cinemagraphs (Lumiere, section 4.2).
+"""The base conditioned on a masked video and a mask: one model for
+image-to-video, extension, inpainting, outpainting and cinemagraphs (Lumiere,
+section 4.2).
 
-full: the base fine-tuned on a mix of masks, on the slice that base.py is for.
-  The paper says neither its masks nor its steps; these are ours. Never run at
-  this scale. Needs
-  --config.init_from=DIR (a trained base), --config.text.weights=DIR and
+full: the base fine-tuned on a mix of masks, for the same slice as base.py. The
+  paper gives neither masks nor steps; these are ours. Never run at this scale.
+  Needs --config.init_from=DIR (a trained base), --config.text.weights=DIR and
   --config.data.path=DIR.
-ssr: super-resolution told given pixels too, from a trained ssr. Never run at
-  this scale.
+ssr: pixel-conditioned super-resolution, from a trained ssr. Never run at this
+  scale.
 tiny, ssr_tiny: a minute on a CPU; need --config.init_from=DIR or =scratch.
 
 python -m lumiere_jax.main --config=configs/conditional.py:tiny \
@@ -21,7 +21,8 @@ from lumiere_jax.training.config import Experiment, PreviewConfig
 
 TRAINABLE = "temporal_|cond_in"
 
-# More of what is asked for most: from a picture, from nothing, and inside.
+# The most common tasks have the largest weights: image-to-video, unconditional
+# and inpainting.
 MASKS = (
   "first_frame:4 none:2 random_boxes:2 moving_boxes:2 border:2 region:2 "
   "first_k:2 first_last:1 random_frames:1 everything:1"
@@ -31,7 +32,7 @@ PREVIEW = PreviewConfig(every=10, steps=10, clips=4)
 
 
 def conditional(start: Experiment, **changes) -> Experiment:
-  """The experiment that goes on from `start`, told given pixels."""
+  """The pixel-conditioned experiment that fine-tunes `start`."""
   train = {"trainable": TRAINABLE} | changes.pop("train", {})
   return dataclasses.replace(
     start,

@@ -1,8 +1,8 @@
-"""A few steps of every stage that ships, on real video: `make demo`.
+"""A few steps of every shipped stage on real video: `make demo`.
 
-Six clips of Big Buck Bunny (CC BY 3.0, Blender Foundation), which come with
-the package. Minutes would not teach so small a network what a rabbit is: this
-shows that each stage trains on files as it does on scenes.
+Uses the six packaged clips of Big Buck Bunny (CC BY 3.0, Blender Foundation).
+This shows that each stage trains on video files; so small a network does not
+learn to generate such videos in minutes.
 
 python -m lumiere_jax.main --config=configs/demo.py:base --workdir=out/demo/base
 """
@@ -28,7 +28,7 @@ BRIEF = {
 
 
 def brief(start: Experiment, num_frames: int) -> Experiment:
-  """A few steps on from the shipped weights of a stage."""
+  """A few more steps from the shipped weights of a stage."""
   data = {"source": "files", "path": CLIPS}
   return dataclasses.replace(
     start,

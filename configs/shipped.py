@@ -1,14 +1,14 @@
-"""The cascade that ships (lumiere_jax/assets/demo): scenes of moving shapes,
-80 frames of 32x32 pixels, then 128x128. launch/train_demo.sh trains it.
+"""The shipped cascade (lumiere_jax/assets/demo): scenes of moving shapes, 80
+frames of 32x32 pixels, then 128x128. launch/train_demo.sh trains it.
 
-  t2i          pictures, every layer and the text encoder
+  t2i          images; every layer and the text encoder
   base         its temporal layers, on clips of 80 frames
-  conditional  told given pixels as well; what is shipped makes all videos
-  ssr_image    super-resolution of pictures, on crops
+  conditional  the pixel-conditioned base; the one that is shipped
+  ssr_image    super-resolution of images, on crops
   ssr          its temporal layers, on crops of 16 frames
 
-Every stage starts from the one before it (ssr_image takes the text encoder of
-t2i alone). What they reach, and on what machine: docs/model_card.md.
+Every stage starts from the one before it (ssr_image only uses the text encoder
+of t2i). Scores, hardware and times: docs/model_card.md.
 """
 
 import dataclasses
@@ -21,16 +21,12 @@ from lumiere_jax.stages.config import DiffusionConfig, SamplingConfig
 from lumiere_jax.training.config import Experiment, TextConfig, TrainConfig
 
 SIDE = 32
-
-
 UPSCALE = 4
-
-
 CROP = 64
 
 
-# Patches of 2x2 pixels: narrow where positions are many, for a CPU is slow
-# there, and no wider than fits into a package.
+# Patches of 2x2 pixels, and narrow at the finest level, which is slow on CPUs.
+# Small enough to ship in a package.
 IMAGE = UNetConfig(
   patch=2,
   channels=(48, 96, 128),
@@ -57,7 +53,7 @@ SSR_IMAGE = dataclasses.replace(
 )
 
 
-# As the weights that ship have it: 0 would be 19.
+# max_distance as in the shipped weights: 0 would be 19.
 TEMPORAL = TemporalConfig(
   resample=(True, True), num_attentions=1, head_dim=32, max_distance=20
 )
@@ -66,8 +62,7 @@ TEMPORAL = TemporalConfig(
 TEXT = TextConfig(max_length=48)
 
 
-# A third of the clips say nothing but their caption, or text would be
-# forgotten.
+# A third of the clips have only a caption: the model must keep following it.
 MASKS = (
   "none:10 first_frame:5 random_boxes:2 moving_boxes:2 border:2 region:3 "
   "first_k:2 first_last:1 random_frames:1"
@@ -102,18 +97,18 @@ TRAIN = TrainConfig(
 )
 
 
-# Few steps: for a CPU.
+# Few steps, for CPUs.
 FAST = SamplingConfig(sampler="dpmpp_2m", steps=20, guidance_scale=3.0)
 
 
-# Colours and places are in the low resolution; edges are what is left to find.
+# The low-resolution input has colours and positions; only edges are missing.
 FASTER = dataclasses.replace(
   FAST, steps=4, guidance_scale=1.0, log_snr_min=-3.0, log_snr_max=3.0
 )
 
 
 def experiment(stage: str, **changes) -> Experiment:
-  """A stage: what all of them share, then `changes`."""
+  """A stage with `changes` to the shared settings."""
   data = dataclasses.replace(DATA, **changes.pop("data"))
   train = dataclasses.replace(TRAIN, **changes.pop("train"))
   shared = {"text": TEXT, "diffusion": DiffusionConfig(), "defaults": FAST}
@@ -154,9 +149,9 @@ CONDITIONAL = experiment(
 )
 
 
-# A patch holds 48 numbers and the network is 48 wide: it has no room to hand
-# on the noise, which eps and v would have to tell. Clean patches are simple.
-# It learns the little noise alone that it is sampled with.
+# A patch has 48 values and the network 48 channels: too few to pass on the
+# noise that eps or v contain. Clean patches are simple. Training is limited to
+# the low noise levels of sampling.
 CLEAN = DiffusionConfig(prediction="x0", max_noise_level=0.2)
 
 

@@ -1,15 +1,14 @@
-"""Super-resolution of videos: the picture model inflated, on short windows.
+"""Super-resolution of videos: the inflated image model, on short windows.
 
-full: 128 -> 1024 in windows of 16 frames (the paper's length is not
-  published), to be sampled with an overlap of 2 by MultiDiffusion (Lumiere,
-  section 3.2). Cuts and still videos are filtered as by base.py. Trains
-  on crops, with a mesh and micro-batches for 64 chips of TPU v5p (v5p:4x4x4);
-  other slices, and sampling of whole frames: docs/scale.md. Compiled for them,
-  never run at this scale. Needs
+full: 128 -> 1024 in windows of 16 frames (the paper's length is not published),
+  sampled with an overlap of 2 by MultiDiffusion (Lumiere, section 3.2). Cuts
+  and still videos are filtered as in base.py. Trains on crops, with mesh and
+  micro-batches for 64 TPU v5p chips (v5p:4x4x4); other slices, and sampling of
+  whole frames: docs/scale.md. Compiled for them, never run at this scale. Needs
   --config.init_from=DIR (a trained ssr_image), --config.text.weights=DIR and
   --config.data.path=DIR.
-if: the same on IF-II-L's network and process. Needs an ssr_image of that form:
-  imported, or fine-tuned by configs/ssr_image.py:if.
+if: the same with IF-II-L's network and diffusion process. Needs such an
+  ssr_image: imported, or fine-tuned by configs/ssr_image.py:if.
 tiny: seconds on a CPU; needs --config.init_from=DIR or =scratch.
 if_tiny: the same on a stand-in for IF-II.
 

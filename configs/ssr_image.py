@@ -1,11 +1,11 @@
-"""Super-resolution of pictures, every layer trained on crops.
+"""Super-resolution of images, every layer trained on crops.
 
 full: 128 -> 1024 on crops of 256 pixels (Imagen, appendix F.3, trains its last
-  stage on crops of 256 too). Its mesh is for a multiple of 16 chips; neither
+  stage on crops of 256 too). The mesh is for a multiple of 16 chips; neither
   planned nor run at this scale. Needs
   --config.text.weights=DIR (T5 v1.1 xxl encoder) and --config.data.path=DIR.
-if: IF-II-L, which was trained for 64 -> 256, fine-tuned on such crops; its
-  self-attention at the two coarsest levels stays. Never run at this scale.
+if: IF-II-L, which was trained for 64 -> 256, fine-tuned on such crops, with its
+  self-attention at the two coarsest levels. Never run at this scale.
   Needs the above and --config.init_from=DIR (IF-II-L as a bundle).
 tiny: seconds on a CPU.
 if_tiny: the same on a stand-in for IF-II.

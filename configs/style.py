@@ -1,24 +1,23 @@
-"""A style: a trained text-to-image model fine-tuned on a few pictures of it.
+"""A style: a trained text-to-image model fine-tuned on a few images.
 
-Its spatial layers are then blended into those of the videos' model (Lumiere,
-section 4.1). The folder holds pictures and, beside each, what it shows (see
-docs/training.md). A style is best bound by a phrase that ends every caption,
-and later the prompt: "a teapot in wooden sculpture style". Rates, steps and
-ranks are ours: the paper takes fine-tuned weights of others.
+Its spatial layers are then interpolated with those of the video model (Lumiere,
+section 4.1). The folder holds images with captions (see docs/training.md). End
+every caption, and later the prompt, with a phrase for the style: "a teapot in
+wooden sculpture style". Learning rates, steps and ranks are ours: the paper
+uses published fine-tuned weights.
 
 All sizes need --config.init_from=DIR (the t2i that the base was inflated from)
-and --config.data.path=DIR (the pictures).
+and --config.data.path=DIR (the images).
 
-full: every layer of IF-I-XL's form, at 128x128. Its mesh is for a multiple of
-  16 chips. Never run at this scale. Needs --config.text.weights=DIR (T5 v1.1
-  xxl encoder).
-lora: spatial adapters of rank 16 in place of that. Never run at this scale.
-  Needs --config.text.weights=DIR.
+full: every layer of a t2i with IF-I-XL's architecture, at 128x128. The mesh is
+  for a multiple of 16 chips. Never run at this scale. Needs
+  --config.text.weights=DIR (T5 v1.1 xxl encoder).
+lora: spatial adapters of rank 16 instead. Never run at this scale. Needs
+  --config.text.weights=DIR.
 shipped, shipped_lora: the same for the t2i of shipped.py; minutes on a CPU.
-  Need --config.text.weights=DIR, the same as --config.init_from: it trained its
-  text encoder.
-tiny, tiny_lora: the same for t2i.py:tiny; seconds on a CPU, to see that
-  everything works.
+  Need --config.text.weights=DIR, the same as --config.init_from, because it
+  trained its text encoder.
+tiny, tiny_lora: the same for t2i.py:tiny; seconds on a CPU, for testing.
 
 python -c "from lumiere_jax.toy_scenes.styles import write_style_folder; \
     write_style_folder('out/pastel')"
@@ -32,17 +31,17 @@ from configs import common, shipped, t2i
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.training.config import Experiment, LoraConfig
 
-# What is to be given. '' would train from nothing, and nothing would say so.
+# A placeholder that must be replaced: '' would silently train from scratch.
 T2I = "A_TRAINED_T2I"
 
 
 def style(start: Experiment, *, rank: int = 0, **train) -> Experiment:
-  """The experiment that goes on from `start`, on a folder of pictures.
+  """The experiment that fine-tunes `start` on a folder of images.
 
   Args:
     start: of stage 't2i'.
-    rank: of spatial adapters to train in place of the weights; 0: none.
-    train: changes to how it trains.
+    rank: of spatial adapters to train instead of the weights; 0: none.
+    train: changes to its `TrainConfig`.
   """
   return dataclasses.replace(
     start,
@@ -54,8 +53,7 @@ def style(start: Experiment, *, rank: int = 0, **train) -> Experiment:
   )
 
 
-# Few pictures are learnt by heart soon: it is looked at often, and the best
-# state is kept.
+# A few images are overfitted soon: evaluate often, and keep the best state.
 SHORT = {
   "steps": 1_000,
   "warmup_steps": 100,

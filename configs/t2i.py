@@ -1,14 +1,14 @@
 """Text-to-image model: one-frame clips, every layer trained.
 
-full: DeepFloyd IF-I-XL's network and process on 128x128 pictures, with
+full: DeepFloyd IF-I-XL's network and process on 128x128 images, with
   Imagen's optimisation (arXiv 2205.11487, appendix F.1: batch 2048, 2.5 M
-  steps). Its mesh is for a multiple of 16 chips; neither planned nor run at
+  steps). The mesh is for a multiple of 16 chips; neither planned nor run at
   this scale. Needs --config.text.weights=DIR (T5 v1.1 xxl encoder) and
   --config.data.path=DIR.
-if128: IF-I-XL, which was trained on 64x64, fine-tuned to 128x128. Batch, rate
-  and steps are ours. Never run at this scale. Needs the above and
+if128: IF-I-XL, which was trained at 64x64, fine-tuned to 128x128. Batch,
+  learning rate and steps are ours. Never run at this scale. Needs the above and
   --config.init_from=DIR (IF-I-XL as a bundle, see lumiere_jax/convert.py).
-tiny: seconds on a CPU, to see that everything works.
+tiny: seconds on a CPU, for testing.
 if_tiny: the same for if128, on a stand-in for IF.
 
 python -m lumiere_jax.main --config=configs/t2i.py:tiny --workdir=out/t2i
@@ -48,7 +48,7 @@ TINY = Experiment(
 )
 
 
-# From 16 pixels to 32.
+# At 32 pixels instead of 16.
 IF_TINY = dataclasses.replace(
   TINY,
   model=common.IF_TINY,

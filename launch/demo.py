@@ -1,4 +1,4 @@
-"""Samples every task from the shipped model, trains a little, writes a page.
+"""Samples every task, trains each stage a few steps, writes a page.
 
 python -m launch.demo [--out=out/demo] [--model=demo]
 """
@@ -9,8 +9,8 @@ from absl import app, flags
 
 from launch.tour import take_tour
 
-OUT = flags.DEFINE_string("out", "out/demo", "Folder for all that is made.")
-MODEL = flags.DEFINE_string("model", "demo", "Bundle that makes it.")
+OUT = flags.DEFINE_string("out", "out/demo", "Output folder.")
+MODEL = flags.DEFINE_string("model", "demo", "Bundle to sample from.")
 
 
 def main(argv: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Makes the pictures and clips of docs/gallery.md: every task, prompt, command.
+"""Generates docs/gallery.md: a clip, prompt and command for every task.
 
 python -m launch.gallery [--model=demo] [--out=docs/gallery]
 """
@@ -9,14 +9,14 @@ from absl import app, flags
 
 from launch.showcase import make_gallery
 
-MODEL = flags.DEFINE_string("model", "demo", "Bundle that makes it all.")
-OUT = flags.DEFINE_string("out", "docs/gallery", "Folder for what is made.")
-PAGE = flags.DEFINE_string("page", "docs/gallery.md", "Page that shows it.")
-ONLY = flags.DEFINE_list("only", [], "Names of shows to make; default: all.")
+MODEL = flags.DEFINE_string("model", "demo", "Bundle to sample from.")
+OUT = flags.DEFINE_string("out", "docs/gallery", "Output folder.")
+PAGE = flags.DEFINE_string("page", "docs/gallery.md", "Markdown page to write.")
+ONLY = flags.DEFINE_list("only", [], "Names of shows; default: all.")
 
 
 def main(argv: list[str]) -> None:
-  """Makes all, one command after the other, then the page."""
+  """Runs all commands, then writes the page."""
   del argv
   make_gallery(MODEL.value, Path(OUT.value), Path(PAGE.value), ONLY.value)
 

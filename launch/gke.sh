@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Trains on a slice of TPUs in GKE, by launch/gke.yaml.
+# Trains on a TPU slice in GKE, with launch/gke.yaml.
 #
 # launch/gke.sh --image=IMAGE --bucket=NAME [OPTIONS] \
 #   -- ARGS OF lumiere_jax.main
 #
-# The bucket of Cloud Storage is mounted as /mnt/run, where --workdir must be.
+# The Cloud Storage bucket is mounted as /mnt/run, where --workdir must be.
 #
 #   --name=lumiere
 #   --accelerator=tpu-v5p-slice   tpu-v5-lite-podslice is v5e
 #   --topology=4x4x8              chips along each axis, here 128
-#   --chips_per_host=4            8 for a v5e host of its own (2x4)
+#   --chips_per_host=4            8 for a single v5e host (2x4)
 #   --dry_run                     print the manifest and the command
 #
 # The image: docker build -f launch/Dockerfile -t IMAGE . && docker push IMAGE
 # The cluster needs JobSet (jobset.sigs.k8s.io), the Cloud Storage FUSE CSI
-# driver, and a node pool of that slice.
+# driver, and a node pool of the slice.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -63,7 +63,7 @@ quoted() { # "..." of JSON, which YAML reads too
 
 list=''
 for argument in "${arguments[@]}"; do
-  # Kubernetes expands $(NAME) in arguments; of $$ it makes a dollar.
+  # Kubernetes expands $(NAME) in arguments, and turns $$ into $.
   list+="${list:+, }$(quoted "${argument//\$/\$\$}")"
 done
 

@@ -1,12 +1,12 @@
-"""Trains in several processes on this machine, as several hosts would.
+"""Trains in several processes on one machine, which simulates several hosts.
 
 python launch/local.py --processes=2 -- --config=configs/base.py:tiny ...
 
-What follows `--` goes to `python -m lumiere_jax.main`. The processes find each
-other over loopback and run on the CPU, unless JAX_PLATFORMS says otherwise.
-Lines of process K are marked `[K]`, those of process 0 are left as they are.
-SIGTERM and Ctrl-C go to all. Where one fails, the others, which may wait for
-it, are ended soon after, and its exit code is the answer.
+Arguments after `--` go to `python -m lumiere_jax.main`. The processes connect
+over loopback and run on the CPU unless JAX_PLATFORMS is set. Output lines of
+process K are prefixed with `[K]`, except those of process 0. SIGTERM and Ctrl-C
+go to all. If one fails, the others are killed after a grace period, as they may
+be waiting for it, and its exit code is returned.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ DEVICES = flags.DEFINE_integer(
 )
 
 GRACE_S = 10.0
-"""Seconds the others have to end by themselves when one failed."""
+"""Seconds that the others have to exit after one failed."""
 POLL_S = 0.05
 _PR_SET_PDEATHSIG = 1
 
@@ -50,28 +50,31 @@ def run(
   *,
   grace_s: float = GRACE_S,
 ) -> int:
-  """Runs `command` in several processes that are one run of JAX.
+  """Runs `command` in several processes of one distributed JAX run.
 
-  None of them outlives this call, nor (on Linux) this process.
+  No process outlives this call, nor (on Linux) this process.
 
   Returns:
-    Exit code of the first that failed (128 + N for signal N), else 0.
+    Exit code of the first failed process (128 + N for signal N), else 0.
   """
   children = []
-  with caught_signals() as asked:
+  with caught_signals() as signals:
     try:
       port = free_port()
       for k in range(processes):
         children.append(
-          begin(command, environment(k, processes, devices, port))
+          start(command, environment(k, processes, devices, port))
         )
       pumps = [
-        pump for k, child in enumerate(children) if k for pump in mark(child, k)
+        pump
+        for k, child in enumerate(children)
+        if k
+        for pump in forward_output(child, k)
       ]
-      code = watch(children, asked, grace_s)
+      code = wait(children, signals, grace_s)
     finally:
       for child in children:
-        end(child)
+        kill(child)
     for pump in pumps:
       pump.join(timeout=5)
   return code
@@ -86,7 +89,7 @@ def environment(
     "JAX_PLATFORMS": "cpu",
     **os.environ,
     "JAX_NUM_CPU_DEVICES": str(devices),
-    # Where they are GPUs, each process takes its own.
+    # On GPUs each process uses its own devices.
     "JAX_LOCAL_DEVICE_IDS": ",".join(
       str(k * devices + i) for i in range(devices)
     ),
@@ -98,10 +101,10 @@ def environment(
   }
 
 
-def begin(
+def start(
   command: Sequence[str], environ: Mapping[str, str]
 ) -> subprocess.Popen:
-  """Starts one process, in a group of its own: Ctrl-C comes from us alone."""
+  """Starts a process in its own group, so that it gets Ctrl-C only from us."""
   piped = None if environ["LUMIERE_PROCESS_ID"] == "0" else subprocess.PIPE
   return subprocess.Popen(
     command,
@@ -114,8 +117,8 @@ def begin(
   )
 
 
-def mark(child: subprocess.Popen, k: int) -> list[threading.Thread]:
-  """Passes on what process `k` writes, every line with `[k]` before it."""
+def forward_output(child: subprocess.Popen, k: int) -> list[threading.Thread]:
+  """Forwards the output of process `k`, each line prefixed with `[k]`."""
   streams = ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
   threads = [
     threading.Thread(
@@ -129,28 +132,31 @@ def mark(child: subprocess.Popen, k: int) -> list[threading.Thread]:
 
 
 def _pump(source: BinaryIO, target: BinaryIO, prefix: bytes) -> None:
-  for line in source:  # goes on reading even if nobody listens: else it blocks
+  for line in source:  # reads even if writing fails: a full pipe would block
     with contextlib.suppress(OSError, ValueError):
-      # Of a progress bar what was written last.
+      # Of a progress bar only the last state.
       last = line.rstrip(b"\r\n").rpartition(b"\r")[2]
       target.write(prefix + last + b"\n")
       target.flush()
 
 
-def watch(
-  children: Sequence[subprocess.Popen], asked: list[int], grace_s: float
+def wait(
+  children: Sequence[subprocess.Popen], signals: list[int], grace_s: float
 ) -> int:
-  """Waits for all; after the first failure only so long. Its exit code.
+  """Waits for all processes, at most `grace_s` after the first failure.
 
   Args:
     children: the processes.
-    asked: signals to pass on to them, taken from the list.
-    grace_s: how long the others have after the first failure.
+    signals: to forward to them; forwarded ones are removed from the list.
+    grace_s: seconds that the others have after the first failure.
+
+  Returns:
+    See `run`.
   """
   code, deadline = 0, float("inf")
   while [child for child in children if child.poll() is None]:
-    while asked:
-      number = asked.pop(0)
+    while signals:
+      number = signals.pop(0)
       for child in children:
         child.send_signal(number)
     failed = [c.returncode for c in children if c.returncode]
@@ -164,8 +170,8 @@ def watch(
   return 128 - code if code < 0 else code
 
 
-def end(child: subprocess.Popen) -> None:
-  """Ends a process and all it started; nothing where they ended already."""
+def kill(child: subprocess.Popen) -> None:
+  """Kills a process and all its descendants, if they still run."""
   with contextlib.suppress(ProcessLookupError):
     os.killpg(child.pid, signal.SIGKILL)
   child.wait()
@@ -173,42 +179,42 @@ def end(child: subprocess.Popen) -> None:
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-  """The SIGTERMs and SIGINTs that come, which do nothing else."""
-  asked = []
-  catch = lambda number, frame: asked.append(number)
+  """Collects SIGTERM and SIGINT in a list instead of handling them."""
+  caught = []
+  catch = lambda number, frame: caught.append(number)
   numbers = (signal.SIGTERM, signal.SIGINT)
   old = {number: signal.signal(number, catch) for number in numbers}
   try:
-    yield asked
+    yield caught
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)
 
 
 def free_port() -> int:
-  """A port of loopback that nobody listens at."""
+  """An unused loopback port."""
   with contextlib.closing(socket.socket()) as listener:
     listener.bind(("127.0.0.1", 0))
     return listener.getsockname()[1]
 
 
 def _dies_with_parent() -> Callable[[], None] | None:
-  """For `preexec_fn`: the kernel kills the child should we be killed."""
+  """For `preexec_fn`: the kernel kills the child when its parent dies."""
   if not sys.platform.startswith("linux"):
     return None
-  prctl = ctypes.CDLL(None).prctl  # loaded here: after the fork is too late
+  prctl = ctypes.CDLL(None).prctl  # loaded before the fork
   parent = os.getpid()
 
   def set_signal() -> None:
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died in between
+    if os.getppid() != parent:  # the parent died meanwhile
       os._exit(1)
 
   return set_signal
 
 
 if __name__ == "__main__":
-  # As a script, the folder of this file is where imports are looked for.
+  # A script has its own folder, not the root, on the import path.
   root = str(Path(__file__).resolve().parents[1])
   os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [root, os.environ.get("PYTHONPATH")])

@@ -1,12 +1,12 @@
-"""Prepares videos for training on many machines, by Apache Beam.
+"""Prepares videos for training on many machines, with Apache Beam.
 
 python launch/prepare_beam.py --input=DIR_OR_URL --output=DIR_OR_URL
 
-The flags are those of lumiere_jax.prepare; those it does not know are Beam's:
---runner=DataflowRunner --project=... and so on. It writes what
-lumiere_jax.prepare writes, always with text features: train with
---config.data.source=prepared --config.data.path=OUTPUT. Run it again to go on
-where it was stopped, or to take in what has changed. Needs the `beam` extra.
+The flags are those of lumiere_jax.prepare; unknown flags go to Beam, such as
+--runner=DataflowRunner --project=... The output is that of lumiere_jax.prepare,
+always with text features: train with --config.data.source=prepared
+--config.data.path=OUTPUT. A second run resumes, or processes what has changed.
+Needs the `beam` extra.
 """
 
 from pathlib import Path
@@ -28,11 +28,8 @@ from lumiere_jax.training.config import TextConfig
 flags.DEFINE_alias("output", "out")
 
 
-def part_flags(argv: list[str]) -> tuple[list[str], list[str]]:
-  """Arguments that are ours, and those that are Beam's.
-
-  What does not begin with -- goes with the one before it.
-  """
+def split_flags(argv: list[str]) -> tuple[list[str], list[str]]:
+  """Our arguments and Beam's; an argument without -- follows its flag."""
   ours, beams = argv[:1], []
   side = ours
   for word in argv[1:]:
@@ -44,27 +41,25 @@ def part_flags(argv: list[str]) -> tuple[list[str], list[str]]:
   return ours, beams
 
 
-def on_this_machine(beams: list[str]) -> list[str]:
-  """Beam's arguments, completed where no other runner is named.
-
-  Raises:
-    UserError: one of them is nobody's.
-  """
+def with_local_runner(beams: list[str]) -> list[str]:
+  """Beam's arguments, checked and completed unless another runner is named."""
   from apache_beam.options import pipeline_options as known
 
   options = known.PipelineOptions(beams)
   runner = options.view_as(known.StandardOptions).runner
   if runner not in (None, "DirectRunner"):
-    return beams  # the flags of others are only known to themselves
+    return beams  # other runners have flags of their own
   named = known.PipelineOptions([]).get_all_options()
   for word in beams:
     name = word.lstrip("-").partition("=")[0]
     if word.startswith("-") and name not in named:
       raise UserError(
-        f"{word}: neither this program nor Beam has such a flag"
-        f"{suggest(name, [*OPTIONS, *TEXT, 'output', *named])}; see --help"
+        word,
+        "is not a flag of this program or of Beam"
+        + suggest(name, [*OPTIONS, *TEXT, "output", *named]),
+        "see --help",
       )
-  # Beam's DirectRunner would first try to download a server, to run on that.
+  # Beam's DirectRunner would first try to download a server.
   return [*beams, "--runner=FnApiRunner"]
 
 
@@ -78,16 +73,18 @@ def main(argv: list[str], beams: list[str]) -> None:
     if error.name != "apache_beam":
       raise
     raise UserError(
-      "apache_beam is not installed; pip install 'lumiere_jax[beam]', or use "
-      "lumiere_jax.prepare, which does the same on one machine"
+      "apache_beam",
+      "is not installed",
+      "pip install 'lumiere_jax[beam]', or use lumiere_jax.prepare, which does "
+      "the same on one machine",
     ) from error
   options = ScaleOptions(**{name: flag.value for name, flag in OPTIONS.items()})
   text = {name: flag.value for name, flag in TEXT.items()}
-  TextConfig(**text)  # says what is out of range
+  TextConfig(**text)  # validates
   open_encoder = functools.partial(open_text_encoder, **text)
-  prepare_at_scale(options, open_encoder, on_this_machine(beams))
+  prepare_at_scale(options, open_encoder, with_local_runner(beams))
 
 
 if __name__ == "__main__":
-  sys.argv, beams = part_flags(sys.argv)
+  sys.argv, beams = split_flags(sys.argv)
   cli.run(functools.partial(main, beams=beams))

@@ -1,4 +1,4 @@
-"""Trains every stage that ships, one after the other, each in a process."""
+"""Trains the stages of the shipped model, each in its own process."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ import threading
 import time
 from typing import IO
 
+<<<<<<< HEAD
 from launch.showcase import typed
 from lumiere_jax.stages.config import FAMILIES, PARENTS
 from lumiere_jax.training.run_report import RunSummary, write_curves
@@ -19,6 +20,14 @@ STOPPED = 143  # As a shell says that SIGTERM ended a command.
 FIRST = FAMILIES["base"][0]
 
 
+=======
+from launch.showcase import command_line
+from lumiere_jax.stages.config import PARENTS
+from lumiere_jax.training.run_report import RunSummary, write_curves
+
+STOPPED = 143  # Exit code of shells after SIGTERM.
+FIRST = "t2i"
+>>>>>>> 3c8c749219a159bc969abbc23829e5583d04c80d
 SHARES = {
   FIRST: 0.25,
   "base": 0.3,
@@ -26,26 +35,29 @@ SHARES = {
   "ssr_image": 0.12,
   "ssr": 0.08,
 }
+<<<<<<< HEAD
 """Of a budget."""
 
 
 BUNDLED = tuple(names[-1] for names in FAMILIES.values())
 
 
+=======
+"""Of the time budget."""
+BUNDLED = ("conditional", "ssr")
+>>>>>>> 3c8c749219a159bc969abbc23829e5583d04c80d
 _WARM = (("base", FIRST), ("conditional", "warm/base"), ("ssr_image", None))
-
-
 _SPARE = 60.0  # Seconds for the last save and the bundle.
 
 
 class Training:
-  """All stages; SIGTERM lets the one under way save and end."""
+  """All stages; on SIGTERM the running one saves and exits."""
 
   def __init__(self, out: Path, flags: Sequence[str] = ()):
-    """Prepares it.
+    """Sets up the training.
 
     Args:
-      out: folder of all runs, gone on from if it holds some.
+      out: folder of all runs; existing runs are resumed.
       flags: for every stage.
     """
     self._out, self._flags = out, list(flags)
@@ -54,22 +66,22 @@ class Training:
     self._failed = 0
 
   def run(self, *, warm: bool = False, budget: float | None = None) -> int:
-    """Trains what is not done yet, then writes `bundle`.
+    """Trains the unfinished stages, then writes `bundle`.
 
     Args:
       warm: also compiles later stages while the first one trains.
-      budget: seconds in all, which stages have their `SHARES` of; None: each
-        trains to its last step.
+      budget: total seconds, divided by `SHARES`; None: each stage trains to
+        its last step.
 
     Returns:
-      The exit code: 0, that of a stage that failed, or `STOPPED`.
+      The exit code: 0, that of a failed stage, or `STOPPED`.
     """
     self._out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: self._stop())
     if warm:
       threading.Thread(target=self._warm, daemon=True).start()
     end = None if budget is None else time.monotonic() + budget - _SPARE
-    left = [stage for stage in PARENTS if not self._is_taken(stage)]
+    left = [stage for stage in PARENTS if not self._is_used(stage)]
     for i, stage in enumerate(left):
       if self._stopped or self._failed:
         break
@@ -81,10 +93,10 @@ class Training:
     self._draw_losses()
     return subprocess.call(self._bundle_command())
 
-  def _is_taken(self, stage: str) -> bool:
-    """Whether a later stage has begun with its weights, or text encoder."""
-    takers = [x for x in PARENTS if x != FIRST and stage in (PARENTS[x], FIRST)]
-    return any((self._out / x / "checkpoints").is_dir() for x in takers)
+  def _is_used(self, stage: str) -> bool:
+    """Whether a later stage has started from its weights or text encoder."""
+    users = [x for x in PARENTS if x != FIRST and stage in (PARENTS[x], FIRST)]
+    return any((self._out / x / "checkpoints").is_dir() for x in users)
 
   def _stop(self) -> None:
     self._stopped = True
@@ -92,7 +104,7 @@ class Training:
       process.terminate()
 
   def _train(self, stage: str, seconds: float | None) -> None:
-    """Trains a stage to its end, or for so long."""
+    """Trains a stage to its last step, or for some seconds."""
     began = time.monotonic()
     process = self._start(stage, PARENTS[stage], stage)
     state = "done"
@@ -100,7 +112,7 @@ class Training:
       code = process.wait(seconds)
     except subprocess.TimeoutExpired:
       process.terminate()  # it saves
-      code, state = process.wait(), "done for its share of the time"
+      code, state = process.wait(), "saved at its share of the time"
     self._running.discard(process)
     if self._stopped:
       state = "stopped"
@@ -119,15 +131,15 @@ class Training:
   ) -> subprocess.Popen:
     command = self.command(stage, source, folder)
     if log is None:
-      print(f"\n$ {typed(command[2:])}", flush=True)
+      print(f"\n$ {command_line(command[2:])}", flush=True)
     process = subprocess.Popen(command, stdout=log, stderr=log)
     self._running.add(process)
-    if self._stopped:  # just now, before it was there to be told
+    if self._stopped:  # by a signal before the process was registered
       process.terminate()
     return process
 
   def command(self, stage: str, source: str | None, folder: str) -> list[str]:
-    """That trains a stage in a folder of `out`."""
+    """The command that trains a stage in a folder of `out`."""
     flags = [
       f"--config=configs/shipped.py:{stage}",
       f"--workdir={self._out / folder}",
@@ -152,8 +164,7 @@ class Training:
   def _warm(self) -> None:
     """Runs each later stage until its first line of metrics.
 
-    What it starts from does not matter: programs are the same whatever the
-    weights, and are kept in JAX's compilation cache.
+    This fills JAX's compilation cache; programs do not depend on the weights.
     """
     while not (self._out / FIRST / "bundle" / "bundle.json").exists():
       time.sleep(0.5)
@@ -164,6 +175,6 @@ class Training:
         metrics = self._out / folder / "metrics.jsonl"
         while process.poll() is None and not metrics.exists():
           time.sleep(0.5)
-        process.terminate()  # so that it saves: the next one starts from it
+        process.terminate()  # it saves, and the next one starts from it
         process.wait()
         self._running.discard(process)

@@ -1,7 +1,7 @@
-"""What the shipped model makes, as commands: for the gallery and the demo.
+"""Example commands for every task, of the gallery and the demo.
 
-Each show is one `python -m lumiere_jax.sample` command that a user can run;
-what it needs is drawn into a folder first.
+Each show is a `python -m lumiere_jax.sample` command; its inputs are drawn into
+a folder first.
 """
 
 from collections.abc import Sequence
@@ -25,17 +25,16 @@ SIDE, FRAMES = 128, 80
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Show:
-  """One thing to make.
+  """An example of a task.
 
   Attributes:
     name: of the file.
     task: of `sample`.
-    prompt: what it shows.
-    says: one line about it.
-    arguments: further flags; {inputs} is the folder of what was drawn, {out}
-      that of what is made.
-    short: in place of `arguments` where it should not take long; () is the
-      same.
+    prompt: of the video; '' is none.
+    about: a one-line description.
+    arguments: further flags; {inputs} is the folder of drawn inputs, {out} the
+      output folder.
+    short: replaces `arguments` in the demo, to save time; () keeps them.
     seed: of the noise.
     ending: of the file.
   """
@@ -43,7 +42,7 @@ class Show:
   name: str
   task: str
   prompt: str
-  says: str
+  about: str
   arguments: tuple[str, ...] = ()
   short: tuple[str, ...] = ()
   seed: int = 1
@@ -52,7 +51,7 @@ class Show:
   def command(
     self, model: str, inputs: Path, out: Path, *more: str
   ) -> list[str]:
-    """Arguments of `python -m`, `more` flags among them."""
+    """Arguments of `python -m`, with `more` flags."""
     places = {"inputs": inputs, "out": out}
     prompt = [f"--prompt={self.prompt}"] if self.prompt else []
     return [
@@ -66,37 +65,33 @@ class Show:
       f"--out={out / self.name}{self.ending}",
     ]
 
-  def line(self, model: str, inputs: Path, out: Path) -> str:
-    """The command as one would type it."""
-    return typed(self.command(model, inputs, out))
-
 
 SHOWS = (
   Show(
     name="text_to_video",
     task="text_to_video",
     prompt="a large red circle moving left slowly on a black background",
-    says="All 80 frames at once, five seconds at 16 frames a second.",
+    about="All 80 frames at once: five seconds at 16 fps.",
   ),
   Show(
     name="fast",
     task="text_to_video",
     prompt="a large green square blinking on a white background",
-    says="Three to four times a second: key frames a quarter second apart "
-    "would not show it.",
+    about="Blinks three to four times per second; key frames a quarter second "
+    "apart would miss it.",
   ),
   Show(
     name="image_to_video",
     task="image_to_video",
     prompt="a large yellow star moving right slowly on a navy background",
-    says="The first frame is given.",
+    about="The first frame is given.",
     arguments=("--image={inputs}/star.png",),
   ),
   Show(
     name="extend",
     task="extend",
     prompt="a large cyan triangle circling slowly on a black background",
-    says="Goes on from the last frames.",
+    about="Continues from the last frames.",
     arguments=("--video={inputs}/triangle.mp4", "--times=2"),
     short=("--video={inputs}/triangle.mp4", "--times=1"),
   ),
@@ -104,14 +99,14 @@ SHOWS = (
     name="inpaint",
     task="inpaint",
     prompt="a large blue square bouncing slowly on a black background",
-    says="What is in the box is made anew; the rest is as it was.",
+    about="The box is regenerated; the rest is unchanged.",
     arguments=("--video={inputs}/triangle.mp4", "--box=16,16,112,112"),
   ),
   Show(
     name="outpaint",
     task="outpaint",
     prompt="a small cyan triangle circling slowly on a black background",
-    says="More to see on both sides.",
+    about="Adds pixels on all sides.",
     arguments=("--video={inputs}/triangle.mp4", "--expand=32,32,32,32"),
   ),
   Show(
@@ -119,22 +114,22 @@ SHOWS = (
     task="cinemagraph",
     prompt="a small red circle bouncing slowly and a small yellow star "
     "standing still on a navy background",
-    says="The left half moves; no pixel of the right half changes.",
+    about="The left half moves; no pixel of the right half changes.",
     arguments=("--image={inputs}/pair.png", "--mask={inputs}/left.png"),
   ),
   Show(
     name="video_to_video",
     task="video_to_video",
     prompt="a large orange triangle circling slowly on a black background",
-    says="Made over: the motion stays, the colour does not.",
+    about="SDEdit: keeps the motion and changes the colour.",
     arguments=("--video={inputs}/triangle.mp4",),
   ),
   Show(
     name="stylize",
     task="stylize",
     prompt="a large red square moving right slowly on a black background",
-    says="From no style to all of it: the weights of the spatial layers are "
-    "interpolated.",
+    about="Interpolates the weights of the spatial layers from no style to the "
+    "full style.",
     arguments=("--style=pastel", "--alpha=0,0.25,0.5,0.75,1"),
     short=("--style=pastel", "--alpha=0,1"),
   ),
@@ -142,14 +137,14 @@ SHOWS = (
     name="super_resolve",
     task="super_resolve",
     prompt="",
-    says="Super-resolution alone, of any video: here a scene of 48x32 pixels.",
+    about="Super-resolution of any video, here a scene of 48x32 pixels.",
     arguments=("--video={inputs}/wide.mp4",),
   ),
   Show(
     name="panorama",
     task="panorama",
     prompt="a large purple circle moving right slowly on a white background",
-    says="Wider than trained, in overlapping windows of space.",
+    about="Wider than in training, in overlapping spatial windows.",
     arguments=("--width=384",),
     short=("--width=192",),
   ),
@@ -157,7 +152,7 @@ SHOWS = (
     name="text_to_image",
     task="text_to_image",
     prompt="a large orange star on a grey background",
-    says="The picture model inside.",
+    about="The image model alone.",
     ending=".png",
   ),
 )
@@ -166,13 +161,13 @@ SHOWS = (
 def make_gallery(
   model: str, out: Path, page: Path, only: Sequence[str] = ()
 ) -> None:
-  """Runs the commands of the shows and writes the page that shows them.
+  """Runs the commands of the shows and writes the page.
 
   Args:
-    model: bundle that makes it all.
-    out: folder for what is made.
-    page: Markdown file.
-    only: names of shows to make; () is all.
+    model: bundle to sample from.
+    out: output folder.
+    page: Markdown file to write.
+    only: names of shows to run; () is all.
   """
   inputs = out / "inputs"
   draw_inputs(inputs)
@@ -184,7 +179,7 @@ def make_gallery(
 
 
 def make(show: Show, model: str, inputs: Path, out: Path) -> None:
-  """Runs the command of a show; of a video, a gif for pages is left too."""
+  """Runs the command of a show; videos are also written as gif."""
   run(show.command(model, inputs, out, "--overwrite"))
   if show.ending == ".mp4":
     made = out / f"{show.name}.mp4"
@@ -194,14 +189,17 @@ def make(show: Show, model: str, inputs: Path, out: Path) -> None:
 def run(
   command: Sequence[str], log: Path | None = None, **environment: str
 ) -> str:
-  """Runs `python -m command`, or ends with its exit code; says the line.
+  """Runs `python -m command`, and exits with its exit code if it fails.
 
   Args:
     command: module and arguments.
-    log: file for what it prints, shown if it fails; None: the screen.
-    environment: variables it has besides.
+    log: file for its output, printed if it fails; None: the terminal.
+    environment: additional environment variables.
+
+  Returns:
+    The command line, which is also printed.
   """
-  line = typed(command)
+  line = command_line(command)
   print(f"\n$ {line}", flush=True)
   with contextlib.ExitStack() as stack:
     file = stack.enter_context(log.open("wb")) if log else None
@@ -219,18 +217,18 @@ def run(
   return line
 
 
-def typed(command: Sequence[str]) -> str:
-  """The command as one would type it."""
+def command_line(command: Sequence[str]) -> str:
+  """The command as a shell command line."""
   return shlex.join(["python", "-m", *command])
 
 
 def gallery_page(model: str, inputs: Path, out: Path, base: Path) -> str:
-  """Markdown of all shows; pictures are named relative to `base`."""
+  """Markdown of all shows, with image links relative to `base`."""
   parts = [
     "# Gallery",
-    f"Made by the bundle `{model}` with `python -m launch.gallery`; below each "
-    "is the command that makes it, to the same pixels on the same machine. The "
-    "lines say what is asked for, not how well it is done.",
+    f"Generated by `python -m launch.gallery` with the bundle `{model}`. The "
+    "command below each example reproduces it, bit-equal on the same machine. "
+    "The descriptions say what the task is, not how well the model does it.",
   ]
   for show in SHOWS:
     ending = ".gif" if show.ending == ".mp4" else show.ending
@@ -238,14 +236,14 @@ def gallery_page(model: str, inputs: Path, out: Path, base: Path) -> str:
     parts += [
       f"## {show.name.replace('_', ' ')}",
       f"![{show.prompt or show.name}]({file})",
-      show.says + (f" *{show.prompt}*" if show.prompt else ""),
-      f"```\n{show.line(model, inputs, out)}\n```",
+      show.about + (f" *{show.prompt}*" if show.prompt else ""),
+      f"```\n{command_line(show.command(model, inputs, out))}\n```",
     ]
   return "\n\n".join(parts) + "\n"
 
 
 def draw_inputs(folder: Path) -> None:
-  """Draws the pictures, clips and masks that the shows need."""
+  """Draws the images, clips and masks of the shows."""
   folder.mkdir(parents=True, exist_ok=True)
   star = _sprite("yellow", "star", "right", phase=0.3, rate=0.15)
   triangle = _sprite("cyan", "triangle", "circling", rate=0.3)

@@ -6,17 +6,17 @@
 #SBATCH --output=slurm-%j.log
 #SBATCH --signal=B:TERM@120
 #
-# Trains under SLURM, one process a node with all its accelerators.
+# Trains under SLURM, one process per node with all its accelerators.
 #
 # launch/slurm.sh [--dry_run] [OPTIONS OF sbatch] -- ARGS OF lumiere_jax.main
 #
 # launch/slurm.sh --nodes=4 --gpus-per-node=8 --time=24:00:00 -- \
 #   --config=configs/base.py --workdir=/shared/base
 #
-# Run from the checkout, in a folder that all nodes see. Two minutes before
-# its time is over the run is told to save; the job is then queued again, and
-# goes on where it was. So it is where SLURM itself preempts and requeues.
-# PYTHON names the interpreter, by default .venv/bin/python.
+# Run from the checkout, in a folder that all nodes share. Two minutes before
+# the time limit the run saves; the job is then requeued, and resumes. The same
+# happens when SLURM preempts and requeues it. PYTHON sets the interpreter, by
+# default .venv/bin/python.
 set -euo pipefail
 
 python=${PYTHON:-.venv/bin/python}
@@ -32,10 +32,10 @@ if [[ -z ${SLURM_JOB_ID:-} ]]; then # submit
     shift
   done
   if ! (($#)); then
-    echo "error: arguments of the trainer are missing; they come after --" >&2
+    echo "error: arguments of the trainer are missing; give them after --" >&2
     exit 2
   fi
-  # What the job will run, for the dry run; sbatch copies this very script.
+  # In a dry run, prints what the job will run; sbatch copies this script.
   step=(bash launch/until_done.sh srun "$python" -m lumiere_jax.main "${@:2}")
   command=(sbatch "${options[@]}" "$0" "$@")
   if [[ $dry ]]; then
@@ -49,7 +49,7 @@ if [[ -z ${SLURM_JOB_ID:-} ]]; then # submit
 fi
 
 [[ ${1:-} == -- ]] && shift
-# SLURM signals this script alone (B:), which passes it on through srun.
+# SLURM signals only this script (B:), which forwards the signal through srun.
 trap 'kill -TERM "$!" 2>/dev/null' TERM
 code=0
 bash launch/until_done.sh srun "$python" -m lumiere_jax.main "$@" &

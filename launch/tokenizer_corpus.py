@@ -1,12 +1,12 @@
-"""The sentences that the built-in tokenizer is trained on.
+"""Training sentences of the built-in tokenizer.
 
-Scene descriptions put together from lists of common words, so that the words
-people use for short videos become single pieces. See assets/README.md.
+Scene descriptions composed from lists of common words, so that frequent words
+of video captions become single pieces. See models/assets/README.md.
 """
 
 import random
 
-# What may fill each slot of a template; "_" is a space.
+# Words for each slot of a template; "_" is a space.
 SLOTS = {
   "colour": """
       red green blue yellow orange purple pink cyan magenta white black grey
@@ -138,17 +138,17 @@ def _lists() -> dict[str, list[str]]:
 
 
 def words() -> set[str]:
-  """All words that fill the templates' slots."""
+  """All words of the slots."""
   return {
     w for entries in _lists().values() for e in entries for w in e.split()
   }
 
 
 def sentences(rounds: int = 400, seed: int = 0) -> list[str]:
-  """`rounds` fillings of every template; the same list every time.
+  """Fills every template `rounds` times; deterministic.
 
-  Every list is gone through evenly, in a shuffled order, so that no word is
-  rare; every fourth round has capital letters and full stops.
+  Words are drawn in shuffled order without replacement, so that none is rare;
+  every fourth round has capital letters and full stops.
   """
   rng = random.Random(seed)
   lists, decks = _lists(), {}
@@ -166,9 +166,9 @@ def sentences(rounds: int = 400, seed: int = 0) -> list[str]:
       drawn.append(template.format_map({n: draw(n) for n in lists}))
   fixed = {w for t in TEMPLATES for w in t.split() if w.isalpha()}
   fixed |= {t.split()[0].capitalize() for t in TEMPLATES if t[0] != "{"}
-  # The trainer only considers a piece that it sees in two different words, as
+  # The trainer only considers pieces that occur in two different words, such as
   # "red" in "red," and "red.".
   drawn += [f"{w}, {w}." for w in sorted(words() | fixed)] * (rounds // 4)
-  # Each character by itself, so that names and numbers need no bytes.
+  # Single characters, so that names and numbers need no byte fallback.
   characters = map(chr, range(ord("!"), ord("~") + 1))
   return drawn + [c for c in characters for _ in range(8)]

@@ -1,6 +1,6 @@
-"""What `make demo` does: every task once, every stage a few steps.
+"""`make demo`: samples every task once, trains every stage a few steps.
 
-Each is a command that can be run by hand; the page shows them.
+The page shows the command of each, which can be run by hand.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ import time
 
 from tqdm import tqdm
 
+<<<<<<< HEAD
 from launch.showcase import SHOWS, Show, draw_inputs, run
 from lumiere_jax.stages.config import PARENTS
 from lumiere_jax.training.run_report import RunSummary, Sample, write_page
@@ -19,17 +20,24 @@ STAGES = tuple(PARENTS)
 
 
 # Enough to see what it is; the gallery has the defaults.
+=======
+from launch.showcase import SHOWS, draw_inputs, run
+from lumiere_jax.training.run_report import Made, RunSummary, write_page
+
+STAGES = ("t2i", "base", "conditional", "ssr_image", "ssr")
+# Few sampling steps, to save time; the gallery uses the defaults.
+>>>>>>> 3c8c749219a159bc969abbc23829e5583d04c80d
 FEW = ("--steps=6", "--ssr_steps=2")
 
 
 def take_tour(out: Path, model: str) -> None:
-  """Makes everything in `out`, index.html last.
+  """Runs everything and writes index.html.
 
   Args:
-    out: folder; what a tour before left there is replaced.
+    out: folder; results of an earlier run are replaced.
     model: bundle to sample from.
   """
-  # Programs of one shape are compiled once for all processes.
+  # Shared by all processes, so that each program is compiled once.
   cache = {"JAX_COMPILATION_CACHE_DIR": str((out / "compiled").resolve())}
   inputs = out / "inputs"
   draw_inputs(inputs)
@@ -37,14 +45,19 @@ def take_tour(out: Path, model: str) -> None:
     Sample(
       file=f"{show.name}{show.ending}",
       title=show.name.replace("_", " "),
+<<<<<<< HEAD
       caption=f"{show.says} {show.prompt}".strip(),
+=======
+      says=f"{show.about} {show.prompt}".strip(),
+>>>>>>> 3c8c749219a159bc969abbc23829e5583d04c80d
       command=run(
         show.command(model, inputs, out, *FEW, "--overwrite"), **cache
       ),
     )
-    for show in map(shortened, SHOWS)
+    for show in SHOWS
+    for show in [replace(show, arguments=show.short or show.arguments)]
   ]
-  # Two at a time: most of it is compilation, by one core each.
+  # Two at a time: most of the time is single-threaded compilation.
   with ThreadPoolExecutor(2) as pool:
     trained = pool.map(lambda stage: train(out, stage, cache), STAGES)
     runs = [*tqdm(trained, "training", len(STAGES), unit="stage")]
@@ -52,13 +65,8 @@ def take_tour(out: Path, model: str) -> None:
   print(f"\nopen {out / 'index.html'}")
 
 
-def shortened(show: Show) -> Show:
-  """What the gallery takes longer over."""
-  return replace(show, arguments=show.short or show.arguments)
-
-
 def train(out: Path, stage: str, cache: Mapping[str, str]) -> RunSummary:
-  """Trains one stage in a process of its own, anew."""
+  """Trains one stage from its start, in its own process."""
   workdir = out / "training" / stage
   began = time.monotonic()
   line = run(

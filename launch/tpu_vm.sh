@@ -1,31 +1,31 @@
 #!/usr/bin/env bash
-# Trains on Cloud TPU VMs, through queued resources.
+# Trains on Cloud TPU VMs, with queued resources.
 #
 # launch/tpu_vm.sh COMMAND [OPTIONS] [-- ARGS OF lumiere_jax.main]
 #
-#   create   ask for the TPU and wait until it is there
+#   create   request the TPU and wait until it is ready
 #   setup    copy this checkout (as committed) to all its hosts, and install
 #   run      train on all hosts, and show the log of the first until it ends
-#   follow   that log, of a run under way
-#   watch    all of these; where the TPU is preempted, again from `create` on
+#   follow   show that log for a running run
+#   watch    all of these; after a preemption, again from `create` on
 #   status   the state of the request
 #   ssh      a shell on the first host
-#   delete   give the TPU back
+#   delete   delete the TPU
 #
 #   --name=lumiere --zone=us-east5-a --type=v5p-128 --version=v2-alpha-tpuv5
 #   --project=...  default: gcloud's own
-#   --bucket=NAME  of Cloud Storage; mounted as /mnt/run on all hosts
-#   --spot         cheaper, and can be preempted
+#   --bucket=NAME  Cloud Storage bucket to mount as /mnt/run on all hosts
+#   --spot         cheaper, but preemptible
 #   --repo=URL     clone this instead of copying the checkout
-#   --poll=30      seconds between looks at the state
+#   --poll=30      seconds between checks of the state
 #   --dry_run      print every command, run none
 #
 # launch/tpu_vm.sh watch --spot --type=v5p-128 --bucket=NAME -- \
 #   --config=configs/base.py --workdir=/mnt/run/base \
 #   --config.init_from=/mnt/run/t2i
 #
-# --workdir must be one folder for all hosts that outlives them: a run that is
-# started again with it goes on where it was.
+# --workdir must be a persistent folder shared by all hosts: a run that is
+# restarted with it resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -65,19 +65,19 @@ done
 [[ ! $bucket || $bucket =~ ^[a-z0-9][-._a-z0-9]*$ ]] ||
   fail "--bucket=$bucket is no name of a bucket; give it without gs://"
 if [[ $command == run || $command == watch ]]; then
-  # Better said now than once the TPU is there.
+  # Checked before the TPU is requested.
   [[ ! $bucket || " ${arguments[*]}" =~ \ --workdir[=\ ]/mnt/run/. ]] ||
     fail "--workdir must be in /mnt/run, where --bucket=$bucket is mounted"
   [[ ! " ${arguments[*]}" =~ \ --workdir[=\ ][^\ ]*:// ]] ||
     fail "--workdir must be a folder; give --bucket=NAME and one in /mnt/run"
 fi
 
-# What mounts it on a host, in the checkout.
+# The command that mounts it on a host, in the checkout.
 mount=${bucket:+"bash launch/mount_bucket.sh $bucket /mnt/run && "}
 where=("--zone=$zone")
 [[ $project ]] && where+=("--project=$project")
 
-call() { # runs a command, or in a dry run prints it
+call() { # runs a command, or prints it in a dry run
   if [[ $dry ]]; then
     printf '%q ' "$@"
     echo
@@ -103,7 +103,7 @@ create() {
   local options=("--node-id=$name" "--accelerator-type=$type")
   options+=("--runtime-version=$version")
   [[ $spot ]] && options+=(--spot)
-  if [[ $dry ]] || ! state >/dev/null 2>&1; then # else it is there already
+  if [[ $dry ]] || ! state >/dev/null 2>&1; then # else it exists already
     queue create "${options[@]}" || exit
   fi
   wait_for_it
@@ -135,15 +135,15 @@ setup() {
       "${where[@]}" --worker=all || return
     get="mkdir lumiere && tar -xzf $archive -C lumiere"
   fi
-  # The image's Python may be older than 3.11; uv brings its own.
+  # The image's Python may be older than 3.11; uv installs its own.
   on all "rm -rf lumiere && $get && cd lumiere && ${mount}\
 curl -LsSf https://astral.sh/uv/install.sh | sh \
 && ~/.local/bin/uv venv --python=3.12 .venv \
 && ~/.local/bin/uv pip install -r requirements.txt 'jax[tpu]' gcsfs"
 }
 
-# The run does not hang on the connection: it goes on by itself, and is
-# followed by its log. A host that was restarted has lost its mount.
+# The run does not depend on the connection: it runs in the background, and its
+# log is followed. A host loses its mount when it restarts.
 run() {
   local line
   line=$(printf '%q ' .venv/bin/python -m lumiere_jax.main "${arguments[@]}")
@@ -159,7 +159,7 @@ follow() {
     code=0
     on 0 "cd lumiere && tail -n +1 -F --pid=\$(cat run.pid) run.log; \
 exit \$(cat run.code)" || code=$?
-    # 255 is what ssh says of its own troubles.
+    # 255 is an error of ssh itself.
     if [[ $dry || $code -ne 255 || $(state) != ACTIVE ]]; then
       return "$code"
     fi
@@ -170,7 +170,7 @@ exit \$(cat run.code)" || code=$?
 attempt() {
   create || return
   if [[ ! $dry ]] && on 0 "xargs kill -0 <lumiere/run.pid" 2>/dev/null; then
-    follow # this script was ended, the run was not
+    follow # this script was interrupted, the run was not
   else
     setup && run
   fi
@@ -182,11 +182,11 @@ watch() {
     code=0
     attempt || code=$?
     [[ $dry ]] && return
-    sleep "$poll" # that it was preempted shows a little later
+    sleep "$poll" # the preempted state appears a little later
     if [[ $(state) == ACTIVE ]]; then
-      [[ $code -eq 143 ]] || return "$code" # 143: only told to stop
+      [[ $code -eq 143 ]] || return "$code" # 143: stopped by SIGTERM
     else
-      echo "$(date +%T) $name is gone; once more" >&2
+      echo "$(date +%T) $name is gone; retrying" >&2
       queue delete --force --quiet || true
     fi
   done

@@ -1,4 +1,4 @@
-"""Trains the cascade that ships, as launch/train_demo.sh says.
+"""Trains the shipped cascade; see launch/train_demo.sh.
 
 python -m launch.train_demo [--out=out/train_demo] \
     [--budget_minutes=30] [--warm] [-- FLAG...]
@@ -17,15 +17,14 @@ OUT = flags.DEFINE_string("out", "out/train_demo", "Folder of all runs.")
 BUDGET = flags.DEFINE_float(
   "budget_minutes",
   None,
-  "Minutes for all stages, by the clock; without it each trains to its last "
-  "step. Run again it goes on with the stages that no other has started from.",
+  "Wall-clock minutes for all stages; without it each trains to its last step. "
+  "A second run continues the stages that no other stage has started from.",
   lower_bound=2,
 )
 WARM = flags.DEFINE_bool(
   "warm",
   False,
-  "Compiles later stages while the first one trains, which an accelerator by "
-  "the minute wants.",
+  "Compiles later stages while the first one trains, to save accelerator time.",
 )
 
 

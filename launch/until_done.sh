@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # launch/until_done.sh COMMAND...
 #
-# Runs a command and passes SIGTERM on to it. The trainer then saves and ends
-# with exit code 0, as it does when it is done; here that is 143, so that who
-# started it knows to start it again.
+# Runs a command and forwards SIGTERM to it. The trainer then saves and exits
+# with code 0, as when it is done; this script exits with 143 instead, so that the
+# caller knows to start it again.
 set -uo pipefail
 
 asked=
@@ -12,7 +12,7 @@ trap 'asked=1; kill -TERM "$!" 2>/dev/null' TERM
 child=$!
 wait "$child"
 code=$?
-while kill -0 "$child" 2>/dev/null; do # a signal ended only the waiting
+while kill -0 "$child" 2>/dev/null; do # a signal only ended the wait
   wait "$child"
   code=$?
 done

@@ -1,4 +1,4 @@
-"""Trains through XManager: on a slice of TPUs in GKE, on Vertex AI, or here.
+"""Trains through XManager: on a TPU slice in GKE, on Vertex AI, or locally.
 
 python -m launch.xm_launch --image=REGISTRY/lumiere:1 \
     --bucket=NAME --config=configs/base.py --workdir=/mnt/run/base \
@@ -6,12 +6,12 @@ python -m launch.xm_launch --image=REGISTRY/lumiere:1 \
     --sweep=config.train.learning_rate=1e-4,3e-4 --sweep=config.seed=0,1 \
     [--dry_run] -- --config.init_from=/mnt/run/t2i
 
-Every combination of what is swept is a work unit with a workdir of its own.
-What follows `--` goes to `lumiere_jax.main`. XManager builds the image from
-launch/Dockerfile and pushes it to --image (--nobuild: it is there already).
+Every combination of the swept values is a work unit with its own workdir.
+Arguments after `--` go to `lumiere_jax.main`. XManager builds the image from
+launch/Dockerfile and pushes it to --image (--nobuild: it exists already).
 
-XManager 0.8.5 asks neither GKE nor Vertex AI for TPUs newer than v3, so TPUs
-go through an executor of our own, which applies launch/gke.yaml.
+XManager 0.8.5 does not support TPUs newer than v3 on GKE or Vertex AI, so TPUs
+use our own executor, which applies launch/gke.yaml.
 """
 
 from collections.abc import Sequence
@@ -25,15 +25,17 @@ from xmanager import xm, xm_local
 from xmanager.xm import utils
 from xmanager.xm_local import registry
 
-CONFIG = flags.DEFINE_string("config", "configs/base.py", "As of the trainer.")
+CONFIG = flags.DEFINE_string(
+  "config", "configs/base.py", "As for lumiere_jax.main."
+)
 WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Folder of the runs, as the container sees it: in /mnt/run for gke, in "
-  "/gcs/BUCKET for vertex. Swept ones have a folder each in it.",
+  "Folder of the runs in the container: in /mnt/run for gke, in /gcs/BUCKET "
+  "for vertex. Swept runs have a subfolder each.",
 )
 BUCKET = flags.DEFINE_string(
-  "bucket", None, "Bucket that is mounted as /mnt/run, for gke."
+  "bucket", None, "Bucket to mount as /mnt/run, for gke."
 )
 IMAGE = flags.DEFINE_string(
   "image", None, "Container image: REGISTRY/NAME:TAG."
@@ -43,15 +45,15 @@ EXECUTOR = flags.DEFINE_enum(
   "executor",
   "gke",
   ["gke", "vertex", "local"],
-  "Where to run: a TPU slice in GKE, Vertex AI (GPUs), docker here.",
+  "Where to run: a TPU slice in GKE, Vertex AI (GPUs), local docker.",
 )
 RESOURCES = flags.DEFINE_multi_string(
   "resources",
   [],
-  "NAME=QUANTITY as XManager names them: tpu_v5p=4x4x8, a100=8, ram=64e9.",
+  "NAME=QUANTITY in XManager's names: tpu_v5p=4x4x8, a100=8, ram=64e9.",
 )
 SWEEP = flags.DEFINE_multi_string(
-  "sweep", [], "FLAG=VALUE,VALUE...: tried in all combinations."
+  "sweep", [], "FLAG=VALUE,VALUE...: all combinations run."
 )
 TITLE = flags.DEFINE_string("title", "lumiere", "Name of the experiment.")
 DRY_RUN = flags.DEFINE_bool(
@@ -65,13 +67,13 @@ GKE_NAMES = {
   xm.ResourceType.TPU_V5P: "tpu-v5p-slice",
   xm.ResourceType.TPU_V6E: "tpu-v6e-slice",
 }
-"""What GKE calls them: its label gke-tpu-accelerator."""
+"""Values of the GKE label gke-tpu-accelerator."""
 PLACES = {"gke": "/mnt/run/", "vertex": "/gcs/", "local": "/"}
-"""Where workdirs outlive the container; Vertex AI mounts buckets itself."""
+"""Prefixes of persistent workdirs, by executor."""
 
 
 class TpuSlice(xm_local.Kubernetes):
-  """Runs a job on a slice of TPUs in GKE, by launch/gke.sh."""
+  """Runs a job on a TPU slice in GKE, with launch/gke.sh."""
 
   def __attrs_post_init__(self):
     registry.register(TpuSlice, launch=_launch_slices)
@@ -82,8 +84,8 @@ class Plan:
   """An experiment.
 
   Attributes:
-    package: what is built.
-    executor: where it runs.
+    package: to build.
+    executor: to run it on.
     arguments: work unit -> arguments of the trainer.
   """
 
@@ -93,7 +95,7 @@ class Plan:
 
 
 def main(argv: list[str]) -> None:
-  """Plans the experiment by the flags, and launches or prints it."""
+  """Launches the experiment of the flags, or prints it."""
   if not WORKDIR.value or not IMAGE.value:
     raise app.UsageError("--workdir and --image must be given")
   check_workdir(EXECUTOR.value, WORKDIR.value, BUCKET.value)
@@ -111,7 +113,7 @@ def main(argv: list[str]) -> None:
 
 
 def check_workdir(kind: str, workdir: str, bucket: str | None) -> None:
-  """Raises app.UsageError where the runs would be lost with the container."""
+  """Raises app.UsageError if the runs would be lost with the container."""
   if not workdir.startswith(PLACES[kind]):
     raise app.UsageError(
       f"--workdir={workdir} must be a folder in {PLACES[kind]} for "
@@ -126,11 +128,7 @@ def check_workdir(kind: str, workdir: str, bucket: str | None) -> None:
 def make_executor(
   kind: str, resources: Sequence[str], workdir: str
 ) -> xm.Executor:
-  """The executor `kind` with what it asks for; docker here is given `workdir`.
-
-  Raises:
-    app.UsageError: a resource is not known, or not by that executor.
-  """
+  """The executor `kind` with its resources; local docker mounts `workdir`."""
   quantities = dict(_split("--resources", resource) for resource in resources)
   try:
     requirements = xm.JobRequirements(**quantities)
@@ -145,7 +143,7 @@ def make_executor(
     )
   if kind != "gke" and accelerator in GKE_NAMES:
     raise app.UsageError(
-      f"--executor={kind} has no {accelerator.name.lower()}; take gke"
+      f"--executor={kind} has no {accelerator.name.lower()}; use gke"
     )
   if kind == "local":
     shared = xm_local.DockerOptions(volumes={workdir: workdir})
@@ -157,7 +155,7 @@ def make_executor(
 def package(
   executor: xm.Executor, image: str, *, build: bool
 ) -> xm.Packageable:
-  """What runs: the image, built of launch/Dockerfile unless it is there."""
+  """The image, built from launch/Dockerfile unless it exists."""
   spec = executor.Spec()
   if not build:
     return xm.container(spec, image_path=image)
@@ -175,9 +173,9 @@ def work_units(
 
   Args:
     config: the trainer's --config.
-    workdir: its --workdir, or where those of the combinations are.
+    workdir: its --workdir, or the parent folder of those of a sweep.
     sweep: "FLAG=VALUE,VALUE..." each.
-    others: arguments that all share.
+    others: further arguments of all work units.
   """
   swept = [_split("--sweep", text) for text in sweep]
   choices = [[(flag, v) for v in values.split(",")] for flag, values in swept]
@@ -203,7 +201,7 @@ def launch(plan: Plan, experiment: xm.Experiment) -> None:
 
 
 def show(plan: Plan) -> None:
-  """Prints what `launch` would do."""
+  """Prints the jobs of `launch`."""
   print(f"package: {plan.package.executable_spec}")
   print(f"  for {plan.package.executor_spec}")
   for number, (name, arguments) in enumerate(plan.arguments.items(), 1):

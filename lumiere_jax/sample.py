@@ -5,7 +5,7 @@ python -m lumiere_jax.sample --model=BUNDLE --task=text_to_video \
 
 --task is text_to_video, text_to_image, image_to_video, extend, inpaint,
 outpaint, cinemagraph, stylize, video_to_video, super_resolve or panorama;
-README shows a command for each.
+docs/sampling.md shows a command for each.
 """
 
 from absl import flags

@@ -1,12 +1,33 @@
-"""What the package itself offers."""
+"""The package's top level, and the links of its pages."""
+
+from pathlib import Path
+import re
 
 import pytest
 
 import lumiere_jax
 from lumiere_jax.inference.pipeline import Pipeline
 
+ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
 
-def test_the_pipeline_is_at_hand():
+
+def test_the_pipeline_is_exported():
   assert lumiere_jax.Pipeline is Pipeline
   with pytest.raises(AttributeError, match="no attribute 'Pipelines'"):
     _ = lumiere_jax.Pipelines
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_to_files(page):
+  links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+  local = [link for link in links if "://" not in link]
+  assert not [link for link in local if not (page.parent / link).exists()]
+
+
+def test_paths_in_the_recipes_exist():
+  text = (ROOT / "CONTRIBUTING.md").read_text()
+  paths = re.findall(r"`((?:lumiere_jax|tests|docs|launch)/[\w./]+)`", text)
+  paths = [path for path in paths if "NAME" not in path]
+  assert len(paths) > 15
+  assert not [path for path in paths if not (ROOT / path).exists()]

@@ -1,5 +1,7 @@
-"""README's way from DeepFloyd IF to a first training step, command by command,
-on stand-ins of the same layout."""
+"""The walkthrough of docs/weights.md, from DeepFloyd IF to a first step.
+
+Runs on stand-ins of the same layout.
+"""
 
 from pathlib import Path
 import re
@@ -12,12 +14,8 @@ from lumiere_jax.storage import bundle as bundles
 from tests.conftest import run_command
 from tests.stand_ins import write_all
 
-README = Path(__file__).parents[1] / "README.md"
-
-
+PAGE = Path(__file__).parents[1] / "docs/weights.md"
 NAMES = {"IF-I-XL": "IF-I", "IF-II-L": "IF-II", "T5-XXL": "T5"}
-
-
 SHORT = (
   "--config.train.steps=2",
   "--config.train.batch_size=1",
@@ -28,8 +26,8 @@ SHORT = (
 
 
 def commands():
-  """(module, flags) of every command of the chapter."""
-  chapter = README.read_text().split("## From DeepFloyd IF")[1]
+  """(module, flags) of every command of the section."""
+  chapter = PAGE.read_text().split("## From DeepFloyd IF")[1]
   block = chapter.split("```")[1].replace("\\\n", " ")
   for line in block.strip().splitlines():
     if not line.startswith("#"):
@@ -39,7 +37,7 @@ def commands():
 
 
 def on_stand_ins(flags, folder):
-  """The same with stand-ins for the weights, and in `folder`."""
+  """The flags with stand-ins for the weights and paths in `folder`."""
   for flag in flags:
     for theirs, ours in NAMES.items():
       flag = re.sub(rf"={theirs}$", f"={folder / ours}", flag)
@@ -58,7 +56,7 @@ def write_videos(folder):
     (folder / name).with_suffix(".txt").write_text(Path(name).stem)
 
 
-def test_every_command_of_the_readme_works_on_stand_ins(tmp_path):
+def test_every_command_works_on_stand_ins(tmp_path):
   write_all(tmp_path)
   write_videos(tmp_path / "videos")
   run = [*commands()]

@@ -1,13 +1,13 @@
-"""How fast this is, beside others: `make bench` and `make bench-check`.
+"""Speed compared with other libraries: `make bench` and `make bench-check`.
 
 python -m benchmarks.speed --peers=.venv-bench/bin/python
 
-Writes one JSON file after each section, with --page its tables into a page too.
-Sections not asked for are kept as they are in it. With --check it measures a
-part of the ratios and writes nothing: it names those more than 10% worse than
-in docs/performance.json, and then exits with 1. As pairs differ by 5 to 10%
-from run to run, the better quartile of the new pairs has to be that much worse
-than the median there, and has to be so again when its section is measured anew.
+Updates a JSON file after each section; with --page, also its tables in a page.
+Other sections in the file are kept. With --check it measures a part of the
+ratios and writes nothing: it reports those more than 10% worse than in
+docs/performance.json, and then exits with 1. As ratios vary by 5 to 10% from
+run to run, the better quartile of the new pairs must be that much worse than
+the old median, and again when its section is repeated.
 """
 
 import argparse
@@ -40,7 +40,7 @@ PACKAGES = {
 
 
 def main() -> None:
-  """Measures the sections asked for, and says how far it is."""
+  """Measures the requested sections."""
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks.speed",
     description=__doc__,
@@ -52,37 +52,37 @@ def main() -> None:
   peers, out = ".venv-bench/bin/python", Path("out/bench.json")
   more("peers", "the peers' interpreter", default=peers)
   more("out", f"results, {out}", type=Path, default=out)
-  more("page", "Markdown to put the tables of all sections into", type=Path)
-  more("rounds", "of each pair", type=int)
+  more("page", "Markdown page to update with all tables", type=Path)
+  more("rounds", "rounds per pair", type=int)
   more("only", "; ".join(costs()), nargs="+", choices=SECTIONS, default=[])
-  more("check", "compare with what is committed", action="store_true")
+  more("check", "compare with the committed results", action="store_true")
   flags = parser.parse_args()
   if flags.rounds is not None and flags.rounds < 1:
     parser.error(f"--rounds={flags.rounds} must be at least 1")
   if flags.page and flags.only:
-    parser.error("--page shows all sections; leave --only out")
+    parser.error("--page needs all sections; remove --only")
   if flags.page:
     try:
       tables.replace(flags.page.read_text(), "")
     except (OSError, ValueError) as error:
       parser.error(f"--page: {error}")
-  # So that what is begun here ends with it.
+  # So that worker processes end too.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   if not shutil.which(flags.peers):
     parser.error(f"no interpreter {flags.peers}; make bench sets it up")
   if flags.check and any(not SECTIONS[k].quick_seconds for k in flags.only):
-    parser.error(f"--check compares no {' or '.join(flags.only)}")
+    parser.error(f"--check does not cover {' or '.join(flags.only)}")
   sys.exit(check(flags) if flags.check else bench(flags))
 
 
 def bench(flags: argparse.Namespace) -> None:
-  """Measures, and writes after each section."""
+  """Measures, and writes the results after each section."""
   found = json.loads(flags.out.read_text()) if flags.out.exists() else {}
   here = {"machine": machine(), "versions": versions(flags)}
   if flags.only and found and any(found[k] != v for k, v in here.items()):
     sys.exit(
-      f"error: {flags.out} is of another machine or other versions; measure "
-      "all sections, or give another --out"
+      f"error: {flags.out} is from another machine or other versions; measure "
+      "all sections, or choose another --out"
     )
   found |= here
   sections = found.setdefault("sections", {})
@@ -99,36 +99,34 @@ def bench(flags: argparse.Namespace) -> None:
 
 
 def check(flags: argparse.Namespace, committed: Path = COMMITTED) -> int:
-  """Measures the quick rows and prints what got worse; 1 if anything did."""
+  """Measures the quick rows and prints regressions; returns 1 if any."""
   if not committed.exists():
-    sys.exit(
-      f"error: no {committed.name} to compare with; run make bench first"
-    )
+    sys.exit(f"error: {committed.name} is missing; run make bench first")
   old = json.loads(committed.read_text()).get("sections", {})
-  said = compared(flags, old)
-  if said:
-    names = map(", ".join, said)
+  found = compared(flags, old)
+  if found:
+    names = map(", ".join, found)
     print("seem worse, measured again:", *names, sep="\n  ", flush=True)
-    flags.only = list(dict.fromkeys(section for section, *_ in said))
+    flags.only = list(dict.fromkeys(section for section, *_ in found))
     again = compared(flags, old)
-    said = {place: again[place] for place in said if place in again}
-  lines = (": ".join([", ".join(place), said[place]]) for place in said)
+    found = {place: again[place] for place in found if place in again}
+  lines = (f"{', '.join(place)}: {text}" for place, text in found.items())
   print("\n".join(lines) or "no ratio got more than 10% worse")
-  return 1 if said else 0
+  return 1 if found else 0
 
 
 def compared(flags: argparse.Namespace, old: dict) -> dict[Place, str]:
-  """What `compare` says of the quick rows, measured now."""
-  said = {}
+  """Results of `compare` for the quick rows, measured now."""
+  found = {}
   for name, rows, _ in measured(flags, quick=True):
-    said |= compare(name, rows, old.get(name, {}).get("rows", []))
-  return said
+    found |= compare(name, rows, old.get(name, {}).get("rows", []))
+  return found
 
 
 def measured(
   flags: argparse.Namespace, *, quick: bool
 ) -> Iterator[tuple[str, list[Row], int]]:
-  """Sections: name, rows and rounds, each when it has been measured."""
+  """Yields (name, rows, rounds) of each section when it is measured."""
   cost = lambda name: (
     SECTIONS[name].quick_seconds if quick else SECTIONS[name].seconds
   )
@@ -159,7 +157,7 @@ def brief(row: Row) -> str:
 
 
 def costs() -> Iterator[str]:
-  """What each section takes, of two cores."""
+  """Minutes per section on two cores."""
   for name, section in SECTIONS.items():
     yield f"{name}: {section.seconds / 60:.0f} minutes"
 
@@ -174,7 +172,7 @@ def machine() -> str:
 
 
 def versions(flags: argparse.Namespace) -> dict[str, Any]:
-  """Installed versions of what is compared."""
+  """Installed versions of the compared packages."""
   known = {}
   side = Bench(sys.executable, flags.peers, rounds=1)
   for name, packages in PACKAGES.items():

@@ -1,4 +1,4 @@
-"""Which ratios got worse since they were committed: `make bench-check`."""
+"""Finds ratios that got worse than the committed ones: `make bench-check`."""
 
 from typing import Any
 
@@ -6,33 +6,33 @@ from benchmarks.speed.ratios import worse
 
 Row = dict[str, Any]
 Place = tuple[str, ...]
-"""Of a ratio: section, row, name; of a row: section, row."""
+"""(section, row, name) of a ratio, or (section, row)."""
 
 
 def compare(section: str, rows: list[Row], old: list[Row]) -> dict[Place, str]:
-  """What to say of each ratio that got worse or that there was none of before.
+  """Describes each ratio that got worse or was not committed.
 
   Args:
-    section: name of.
+    section: name of the section.
     rows: measured now.
-    old: as committed.
+    old: committed rows.
   """
   before = {row["name"]: row["ratios"] for row in old if "ratios" in row}
-  missing = "is missing in what is committed; run make bench"
-  said = {}
+  missing = "is not in the committed results; run make bench"
+  found = {}
   for row in rows:
     if row["name"] not in before:
-      said[section, row["name"]] = missing
+      found[section, row["name"]] = missing
       continue
     for name, new in row["ratios"].items():
       place = (section, row["name"], name)
       was = before[row["name"]].get(name)
       if was is None:
-        said[place] = missing
+        found[place] = missing
       elif worse(new, was):
         low, high = new["quartiles"]
-        said[place] = (
+        found[place] = (
           f"got worse, {was['median']:.2f} -> {new['median']:.2f} ({low:.2f} "
           f"to {high:.2f}); {new['better']} is better"
         )
-  return said
+  return found

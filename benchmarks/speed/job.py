@@ -1,4 +1,4 @@
-"""What one side of the speed benchmark builds and the worker runs."""
+"""A workload of the speed benchmark, built by one side and run by a worker."""
 
 from collections.abc import Callable
 import dataclasses
@@ -11,14 +11,14 @@ class Job:
   """A network with its inputs.
 
   Attributes:
-    forward: one pass without gradients; returns when it is done.
-    train: one step: forward, MSE, backward, AdamW; returns when it is done.
-      None: there is none.
-    forward_flops: of one pass, matrix products and convolutions alone.
-    train_flops: of one step, counted likewise.
-    parameters: how many numbers the network has.
+    forward: runs one pass without gradients, synchronously.
+    train: runs one step synchronously: forward, MSE, backward, AdamW. None if
+      there is none.
+    forward_flops: of one pass, only matrix products and convolutions.
+    train_flops: of one step, likewise.
+    parameters: of the network.
     trained: how many of them a step changes.
-    output: the prediction of a pass, (b, t, h, w, c), with the present weights.
+    output: the prediction of a pass, (b, t, h, w, c), with current weights.
   """
 
   forward: Callable[[], object]

@@ -38,7 +38,7 @@ TOKENS = 77
 OVERLAP = 2  # Frames that windows share, as in the paper.
 
 
-# DeepFloyd IF's first stage, narrow.
+# DeepFloyd IF's first stage with fewer channels.
 MEDIUM = UNetConfig(
   channels=(96, 192, 256),
   num_res_blocks=(2, 2, 2),
@@ -73,9 +73,9 @@ def inflated(size: str) -> UNetConfig:
 
 
 def weights(config: UNetConfig, seed: int) -> FlatParams:
-  """Drawn ones, where none is 0: else most of the network would be idle.
+  """Random weights without zeros, so that no layer is inactive.
 
-  Not those of the tests, whose package has XLA compile programs that are slow.
+  Not those of tests: their package makes XLA compile slow programs.
   """
   rng = np.random.default_rng(seed)
   drawn = {}
@@ -90,7 +90,7 @@ def weights(config: UNetConfig, seed: int) -> FlatParams:
 def inputs(
   batch: int, frames: int, side: int, text_dim: int, seed: int
 ) -> dict[str, np.ndarray]:
-  """Noisy videos, times as steps of 1000, text and what is to be predicted."""
+  """Noisy videos, times in steps of 1000, text and targets."""
   rng = np.random.default_rng(seed)
   draw = lambda *shape: rng.standard_normal(shape, np.float32)
   return {
@@ -104,7 +104,7 @@ def inputs(
 def write_folder(
   folder: Path, size: str, *, batch: int, frames: int, side: int, seed: int
 ) -> None:
-  """An image model as diffusers reads it, and inputs: the same for both."""
+  """Writes an image model in the layout of diffusers, and its inputs."""
   config, unet = IMAGE[size], folder / "unet"
   unet.mkdir(parents=True, exist_ok=True)
   write_json(unet / "config.json", config_to_diffusers(config, side))
@@ -119,7 +119,7 @@ def write_folder(
 
 
 def convolutions_of(config: UNetConfig, given: dict) -> list[list[int]]:
-  """The 3x3 convolutions of a pass: pictures, side, channels in and out, times.
+  """The 3x3 convolutions of a pass: batch, side, channels in, out, count.
 
   Args:
     config: of the network.
@@ -141,7 +141,7 @@ def convolutions_of(config: UNetConfig, given: dict) -> list[list[int]]:
 
 
 def predict(config: UNetConfig, params: FlatParams, given: dict) -> jax.Array:
-  """What a network of flat weights puts out for `inputs`."""
+  """The output of a network with flat weights for `inputs`."""
   cond = Cond(text=given["text"])
   return UNet(config).apply(
     {"params": unflatten(params)}, given["video"], given["time"] / 1000, cond
@@ -149,7 +149,7 @@ def predict(config: UNetConfig, params: FlatParams, given: dict) -> jax.Array:
 
 
 def compiled(function: Callable, **options: Any) -> Callable:
-  """A function jitted as those of the library are."""
+  """A function jitted with the compiler options of the library."""
   platform = jax.default_backend()
   return jax.jit(
     function, compiler_options=compiler_options(platform), **options
@@ -163,7 +163,7 @@ def job(config: UNetConfig, params: FlatParams, given: dict, train: str) -> Job:
     config: of the network.
     params: its weights.
     given: see `inputs`.
-    train: which leaves a step changes, by a part of their path; '': all.
+    train: substring of the paths of trained leaves; '': all.
   """
   given = {name: jnp.asarray(x) for name, x in given.items()}
   network = functools.partial(predict, config)
@@ -212,7 +212,7 @@ def job(config: UNetConfig, params: FlatParams, given: dict, train: str) -> Job:
 def image_unet(
   *, size: str, batch: int, frames: int, side: int, seed: int, folder: str = ""
 ) -> Job:
-  """The image model of `write_folder`; frames are pictures by themselves."""
+  """The image model of `write_folder`; frames are independent images."""
   if folder:
     write_folder(
       Path(folder), size, batch=batch, frames=frames, side=side, seed=seed
@@ -239,7 +239,7 @@ def denoise(
     batch: videos.
     frames: of a window.
     side: of a frame.
-    windows: of MultiDiffusion, one after the other; 1 is the network alone.
+    windows: of MultiDiffusion, in sequence; 1 is the plain network.
     seed: of weights and inputs.
   """
   config = inflated(size)
@@ -261,13 +261,13 @@ def denoise(
 
 
 def matmul(*, size: int, times: int, seed: int) -> Job:
-  """A product of two square matrices, several times."""
+  """Repeated products of two square matrices."""
   a, b = np.random.default_rng(seed).standard_normal((2, size, size), "f")
   return _calls([(jnp.dot, (a, b), times)])
 
 
 def convolutions(*, shapes: Sequence[Sequence[int]], seed: int) -> Job:
-  """3x3 convolutions, each a program of its own; see `convolutions_of`."""
+  """3x3 convolutions, each its own program; see `convolutions_of`."""
   draw = np.random.default_rng(seed).standard_normal
   calls = []
   for pictures, side, before, after, times in shapes:
@@ -278,7 +278,7 @@ def convolutions(*, shapes: Sequence[Sequence[int]], seed: int) -> Job:
 
 
 def _calls(calls: Sequence[tuple[Callable, tuple, int]]) -> Job:
-  """Functions of arrays, each as often as it says, one after the other."""
+  """Runs (function, arguments, count) in sequence."""
   flops = sum(count_flops(f, *args) * times for f, args, times in calls)
   ready = [
     (compiled(f), jax.tree.map(jnp.asarray, args), times)

@@ -1,4 +1,4 @@
-"""Two workers that take turns on the same cores."""
+"""Two workers that alternate on the same cores."""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -13,7 +13,7 @@ STDERR_LINES = 10
 
 
 def command(python: str, side: str, threads: int) -> list[str]:
-  """Starts a worker of a side in the environment of an interpreter."""
+  """The command of a worker for one side."""
   module = "benchmarks.speed.worker"
   return [python, "-m", module, f"--side={side}", f"--threads={threads}"]
 
@@ -22,12 +22,12 @@ class Worker(contextlib.AbstractContextManager):
   """A process of `benchmarks.speed.worker`.
 
   Attributes:
-    name: what errors call it.
+    name: for error messages.
   """
 
   def __init__(self, argv: Sequence[str], name: str = "worker"):
     self.name = name
-    # A file: a pipe that nobody reads would fill and stop the process.
+    # A file: an unread pipe would fill and block the process.
     self._stderr = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
     self._process = subprocess.Popen(
       argv,
@@ -39,7 +39,7 @@ class Worker(contextlib.AbstractContextManager):
     )
 
   def ask(self, do: str, **values: Any) -> dict[str, Any]:
-    """The answer to a command.
+    """Sends a command and returns the answer.
 
     Raises:
       RuntimeError: the command failed, or the process ended.
@@ -67,7 +67,7 @@ class Worker(contextlib.AbstractContextManager):
     return self
 
   def __exit__(self, *exception: object) -> None:
-    """Ends the process, whatever it is at."""
+    """Kills the process."""
     self._process.kill()
     with contextlib.suppress(BrokenPipeError):
       self._process.communicate()
@@ -77,14 +77,14 @@ class Worker(contextlib.AbstractContextManager):
 def alternate(
   a: Callable[[], float], b: Callable[[], float], rounds: int
 ) -> tuple[list[float], list[float]]:
-  """Seconds of each, run in the order a b b a a b ... after a run unmeasured.
+  """Seconds of each, in the order a b b a a b ..., after a warm-up of both.
 
-  Whatever slows the machine for a while slows both; neither is always first.
+  Temporary load slows both; neither is always first.
 
   Args:
-    a: runs once and returns the seconds, see `Worker.run`.
+    a: runs once and returns the seconds; see `Worker.run`.
     b: likewise.
-    rounds: how often each is measured.
+    rounds: number of measurements of each.
   """
   seconds: tuple[list[float], list[float]] = ([], [])
   a(), b()

@@ -1,8 +1,8 @@
-"""The video U-Nets that others published, as jobs of the speed benchmark.
+"""Published video U-Nets of other libraries, as jobs of the speed benchmark.
 
 Runs in the environment of requirements-bench.txt. Each peer is imported when it
-is built, so that a process holds the libraries of its own peer alone. Sizes are
-such as train on a CPU; all but `diffusers_unet` draw weights and inputs.
+is built, so that a process only loads the libraries of its peer. Sizes are for
+training on a CPU; all but `diffusers_unet` draw random weights and inputs.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.speed.job import Job
 
 TEXT = (77, 768)
-"""Tokens of a caption, and the width of each."""
+"""Tokens of a caption, and their width."""
 
 _Call = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -31,9 +31,9 @@ def diffusers_unet(
 ) -> Job:
   """DeepFloyd IF's U-Net of `folder`/unet on `folder`/inputs.npz.
 
-  Frames are pictures of one batch, each with the time and text of its clip.
+  Frames are images of one batch, each with the time and text of its clip.
   """
-  del seed  # weights and inputs are given
+  del seed  # weights and inputs are in the folder
   model = _import("diffusers").UNet2DConditionModel.from_pretrained(
     Path(folder) / "unet", torch_dtype=torch.float32
   )
@@ -65,7 +65,7 @@ def _lumiere_karras(side: int, frames: int) -> tuple[nn.Module, _Call]:
     num_blocks_per_stage=2,
     attn_res=(side // 2, side // 4),
   )
-  # It starts at 0 and gets frozen: no layer before it would have a gradient.
+  # It is initialised to 0 and frozen: earlier layers would have no gradient.
   nn.init.ones_(unet.output_block[-1].gain)
   model = lumiere_pytorch.MPLumiere(
     unet,
@@ -163,7 +163,7 @@ _IMAGEN = {
 
 
 def _diffusers(block: str, side: int) -> dict:
-  """What both video U-Nets of diffusers are given."""
+  """Shared arguments of the video U-Nets of diffusers."""
   names = ("Down", "CrossAttnDown", "CrossAttnDown")
   return {
     "sample_size": side,
@@ -202,7 +202,7 @@ def _video(make: Callable[[int, int], tuple[nn.Module, _Call]]):
 
 
 def matmul(*, size: int, times: int, seed: int) -> Job:
-  """A product of two square matrices, several times."""
+  """Repeated products of two square matrices."""
   torch.manual_seed(seed)
   return _calls([(torch.mm, tuple(torch.randn(2, size, size)), times)])
 

@@ -1,7 +1,7 @@
-"""What the speed benchmark measures, a function a section.
+"""The sections of the speed benchmark, one function each.
 
-Ratios are taken within one run, by turns on the same cores: seconds differ
-from one machine and one hour to the next, ratios hardly.
+Both sides of a ratio alternate on the same cores within one run: absolute times
+vary between machines and hours, ratios hardly.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,12 +39,12 @@ GROWTH = {
   "batch": (4,),
   "windows": (4, 8),
 }
-# What may be spent for how much more work: 80 frames cost at most 5.2 times 16,
-# MultiDiffusion 1.05 times its windows.
+# Largest cost ratios: 80 frames at most 5.2 times 16, MultiDiffusion 1.05 times
+# its number of windows.
 GROWTH_GOALS = {("frames", 80): 5.2, ("windows", 4): 4.2, ("windows", 8): 8.4}
 QUICK_GROWTH = (("frames", 80), ("windows", 4))
 
-# Of the U-Net's levels: pictures, side, channels in and out, times.
+# Of the U-Net's levels: batch, side, channels in and out, count.
 CONVOLUTIONS = {
   "96 channels, 32x32": [16, 32, 96, 96, 8],
   "192 channels, 16x16": [16, 16, 192, 192, 8],
@@ -59,14 +59,14 @@ ALL_CONVOLUTIONS = "all 3x3 convolutions of the U-Net"
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-  """Where and how often is measured.
+  """Environments and repetitions.
 
   Attributes:
     ours: interpreter of our environment.
-    peers: interpreter of the peers'.
-    rounds: of each pair.
-    threads: of each side.
-    quick: the rows that `--check` compares alone.
+    peers: interpreter of the peers' environment.
+    rounds: per pair.
+    threads: per side.
+    quick: only the rows that `--check` compares.
   """
 
   ours: str
@@ -76,12 +76,12 @@ class Bench:
   quick: bool = False
 
   def worker(self, side: str) -> Worker:
-    """A process of 'ours' or 'peers'."""
+    """A worker process of 'ours' or 'peers'."""
     return Worker(command(getattr(self, side), side, self.threads), side)
 
 
 def same_weights(bench: Bench) -> Iterator[Row]:
-  """Our image U-Net against diffusers', by the same weights and inputs."""
+  """Our image U-Net against diffusers', with the same weights and inputs."""
   inputs = {"16 pictures": PICTURES, "a clip of 16 frames": VIDEO}
   for size in ("small", "medium"):
     for name, args in inputs.items():
@@ -119,7 +119,7 @@ def _compared(
 ) -> tuple[Row, tuple[list[float], list[float]]]:
   """Median seconds and peak memory of one pass; seconds of all pairs."""
   for worker in (ours, theirs):
-    worker.run(what)  # compiles, and fills what is kept between steps
+    worker.run(what)  # compiles, and allocates the state
     worker.ask("reset_memory")
   seconds = _turns(bench, (ours, what), (theirs, what))
   peaks = [worker.ask("memory")["peak_bytes"] for worker in (ours, theirs)]
@@ -130,14 +130,14 @@ def _compared(
 def _turns(
   bench: Bench, a: tuple[Worker, str], b: tuple[Worker, str]
 ) -> tuple[list[float], list[float]]:
-  """Seconds of two workers' passes, by turns."""
+  """Seconds of two workers' alternating passes."""
   run = lambda worker, what: functools.partial(worker.run, what)
   return alternate(run(*a), run(*b), bench.rounds)
 
 
 def same_job(bench: Bench) -> Iterator[Row]:
-  """Video U-Nets of others, each by turns with ours; 16 frames."""
-  # Ours is compiled once; a process that trains would take more memory forward.
+  """Video U-Nets of other libraries, alternating with ours; 16 frames."""
+  # Two processes of ours: training would raise the memory of the forward pass.
   with bench.worker("ours") as forward, bench.worker("ours") as train:
     ours = dict(zip(PASSES, (forward, train), strict=True))
     for worker in ours.values():
@@ -170,7 +170,7 @@ def faster(row: Row, what: str, seconds: tuple) -> Ratio:
 
 
 def train_forward(row: Row, seconds: tuple) -> Ratio:
-  """Seconds of our training step over a pass, by the ratio of their FLOPs."""
+  """Seconds of our training step over a pass, divided by their FLOP ratio."""
   times = row["ours"]["forward_flops"] / row["ours"]["train_flops"]
   return summary(*seconds, times=times, goal=1.15)
 
@@ -178,7 +178,7 @@ def train_forward(row: Row, seconds: tuple) -> Ratio:
 def growth(bench: Bench) -> Iterator[Row]:
   """A denoising evaluation of more frames, pixels, videos or windows.
 
-  Each by turns with one of a window of 16 frames.
+  Each alternates with one of a window of 16 frames.
   """
   base = {**VIDEO, "size": "small", "windows": 1}
   with bench.worker("ours") as one:
@@ -202,16 +202,16 @@ def growth(bench: Bench) -> Iterator[Row]:
 
 
 def work(axis: str, number: int) -> float:
-  """How many times the pixels of `growth`'s base an input has."""
+  """Pixels of an input over those of the base of `growth`."""
   base = {"frames": VIDEO["frames"], "side": SIDE}.get(axis, 1)
   return (number / base) ** (2 if axis == "side" else 1)
 
 
 def limits(bench: Bench) -> Iterator[Row]:
-  """Matrix products and convolutions by themselves, ours by turns with torch.
+  """Matrix products and convolutions alone, ours alternating with torch.
 
-  And convolutions by turns with our U-Net's forward pass, 16 pictures: how much
-  of the speed of XLA's convolutions, be it torch's or less, is left in it.
+  Convolutions also alternate with our U-Net's forward pass on 16 images, to see
+  how much of the speed of XLA's convolutions it reaches.
   """
   with tempfile.TemporaryDirectory() as folder, bench.worker("ours") as unet:
     args = {**PICTURES, "size": "medium", "folder": folder}
@@ -252,7 +252,7 @@ def _limit(
         *pairs, times=share, goal=0.7, better="higher"
       )
       unet_seconds = float(np.median(pairs[1]))
-      # Beside the U-Net, as its share is.
+      # Of the runs that alternate with the U-Net.
       row["gflops"][0] = flops / 1e9 / float(np.median(pairs[0]))
       row["best_gflops"][0] = max(
         row["best_gflops"][0], flops / 1e9 / min(pairs[0])
@@ -266,10 +266,9 @@ class Section:
   """A part of the benchmark.
 
   Attributes:
-    measure: yields its rows, each with "name", unique in the section, and
-      "ratios" by name.
-    rounds: of each pair, so that all sections take 20 minutes on two cores.
-    seconds: it then takes.
+    measure: yields rows with a unique "name", and "ratios" by name.
+    rounds: per pair, such that all sections take 20 minutes on two cores.
+    seconds: expected duration.
     quick_seconds: of the rows that `--check` compares; 0: none.
   """
 

@@ -1,4 +1,4 @@
-"""Seconds of whole processes, for the speed benchmark."""
+"""Durations of whole processes, for the speed benchmark."""
 
 from collections.abc import Iterator
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.speed.pairing import ROOT
 
-# The page needs packages of its own, which this environment is without.
+# Without app, whose packages this environment does not have.
 ENTRIES = ("main", "sample", "convert", "evaluate", "prepare", "plan")
 FIRST_STEP_GOALS = {"empty": 20, "filled": 6}
 IMPORT_GOAL = 2
@@ -25,13 +25,13 @@ SAMPLE = (
 
 
 def startup(bench: Any) -> Iterator[dict[str, Any]]:
-  """One training step, one video and imports, each a process of its own.
+  """One training step, one video and imports, each in its own process.
 
-  The first two with an empty and a filled compile cache.
+  The first two with an empty and a filled compilation cache.
 
   Args:
-    bench: of which `ours` is the interpreter and `rounds` the runs of an
-      import, of which the quickest counts.
+    bench: `ours` is the interpreter, `rounds` the number of runs of an import,
+      of which the fastest counts.
   """
   for name, words in (("train", TRAIN), ("sample", SAMPLE)):
     with tempfile.TemporaryDirectory() as folder:
@@ -66,24 +66,24 @@ def _cached_in(folder: str) -> dict[str, str]:
 def run(
   argv: list[str], log: Path | None = None, environment: dict | None = None
 ) -> tuple[float, float | None]:
-  """Seconds of a process until its end, and until a file that it writes.
+  """Seconds until a process ends, and until it writes a file.
 
   Args:
     argv: the command.
     log: the file; a training run logs its first step to it.
-    environment: added to the present one.
+    environment: additional variables.
 
   Raises:
     RuntimeError: the process failed.
   """
   first, start = None, time.perf_counter()
-  with tempfile.TemporaryFile("w+", errors="replace") as told:
+  with tempfile.TemporaryFile("w+", errors="replace") as output:
     process = subprocess.Popen(
       argv,
       cwd=ROOT,
       env={**os.environ, **(environment or {})},
-      stdout=told,
-      stderr=told,
+      stdout=output,
+      stderr=output,
     )
     try:
       while process.poll() is None:
@@ -94,7 +94,7 @@ def run(
       process.kill()
       process.wait()
     seconds = time.perf_counter() - start
-    told.seek(0)
+    output.seek(0)
     if process.returncode:
-      raise RuntimeError(f"{' '.join(argv)}:\n{told.read()[-1000:]}")
+      raise RuntimeError(f"{' '.join(argv)}:\n{output.read()[-1000:]}")
   return seconds, first

@@ -2,7 +2,7 @@
 
 python -m benchmarks.speed.tables docs/performance.json docs/performance.md
 
-puts them into a page, between two comments; `make bench` does the same.
+updates a page between two comments; `make bench` does the same.
 """
 
 from collections.abc import Iterable
@@ -20,10 +20,10 @@ Row = dict[str, Any]
 
 
 def replace(page: str, tables: str) -> str:
-  """A page with other tables between its two comments.
+  """A page with new tables between its two comments.
 
   Raises:
-    ValueError: it does not have both, once and in order.
+    ValueError: the page does not have each comment once and in order.
   """
   before, begin, rest = page.partition(BEGIN)
   _, end, after = rest.partition(END)
@@ -33,13 +33,13 @@ def replace(page: str, tables: str) -> str:
 
 
 def render(found: dict[str, Any]) -> str:
-  """All tables, of the sections that have been measured."""
+  """All tables of the measured sections."""
   versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
   parts = [
     f"Measured by `make bench` on {found['machine']}; {versions}. Seconds, "
-    "GFLOP/s and ratios are medians. Both sides of a ratio run by turns, and "
-    "it is taken pair by pair; in brackets its quartiles. FLOPs are those of "
-    "matrix products and convolutions, memory is the process's peak."
+    "GFLOP/s and ratios are medians. Both sides of a ratio alternate, and it "
+    "is taken pair by pair; quartiles in brackets. FLOPs are those of matrix "
+    "products and convolutions; memory is the peak of the process."
   ]
   for name, section in found["sections"].items():
     title, note, table = SECTIONS[name]
@@ -61,7 +61,7 @@ def table_of(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def verdict(value: float, goal: float | None, better: str = "lower") -> str:
-  """A goal, and whether a value reaches it."""
+  """A goal, and whether the value reaches it."""
   if goal is None:
     return ""
   sign = "<=" if better == "lower" else ">="
@@ -97,7 +97,7 @@ def _same_weights(rows: list[Row]) -> list[str]:
   words = [f"{r['name']}: {count(r)}, {r['difference']:.1e}" for r in rows]
   return [
     table_of(("network, input", "pass", *head, *memory), lines),
-    "Largest difference of the outputs, of their standard deviation: "
+    "Largest difference of the outputs, over their standard deviation: "
     + "; ".join(words)
     + ".",
   ]
@@ -136,8 +136,8 @@ def _same_job(rows: list[Row]) -> list[str]:
   return [
     table_of((*head, *memory), speed),
     "Seconds of a training step over those of a pass, divided by the ratio of "
-    "their FLOPs (theirs: of medians), and parameters in millions, in brackets "
-    "those trained:",
+    "their FLOPs (theirs: of medians), and parameters in millions, trained "
+    "ones in brackets:",
     table_of(("peer", "ours", "goal", "theirs", *parameters), size),
   ]
 
@@ -190,11 +190,11 @@ def _limits(rows: list[Row]) -> list[str]:
   if shares:
     *single, whole = shares
     best = max(single, key=lambda row: row["gflops"][0])
-    say = lambda row: ", ".join(cells(row["ratios"][key]))
+    share = lambda row: ", ".join(cells(row["ratios"][key]))
     tables.append(
-      f"The U-Net's pass reaches of the best single convolution "
-      f"({best['name']}) {say(best)}; of all its 3x3 convolutions run by "
-      f"themselves, each weighted by its FLOPs, {say(whole)}."
+      f"The U-Net's pass reaches this share of the best single convolution "
+      f"({best['name']}): {share(best)}; and of all its 3x3 convolutions "
+      f"alone, weighted by FLOPs: {share(whole)}."
     )
   return tables
 
@@ -224,34 +224,33 @@ SECTIONS = {
   ),
   "same_job": (
     "Same job",
-    "Our Space-Time U-Net, of which the temporal layers are trained, against "
-    "the video U-Nets of others; 16 frames of 32x32.",
+    "Our Space-Time U-Net, whose temporal layers are trained, against the "
+    "video U-Nets of other libraries; 16 frames of 32x32.",
     _same_job,
   ),
   "growth": (
     "Growth",
     "A denoising evaluation of the Space-Time U-Net against one of 16 frames "
-    "of 32x32 (base); windows are MultiDiffusion's, of 16 frames, one after "
-    "the other.",
+    "of 32x32 (base); windows of 16 frames by MultiDiffusion, in sequence.",
     _growth,
   ),
   "limits": (
     "Limits",
-    "Matrix products and 3x3 convolutions of 16 pictures by themselves, "
-    "float32, and the pass of the medium U-Net by turns with ours.",
+    "Matrix products and 3x3 convolutions of 16 images alone, float32, and the "
+    "pass of the medium U-Net, alternating with ours.",
     _limits,
   ),
   "startup": (
     "Start-up",
     "Whole processes: one step of `base:tiny`; a video of `--model=demo`; "
-    "imports, of which the quickest counts.",
+    "imports, the fastest of each.",
     _startup,
   ),
 }
 
 
 def write(found: dict[str, Any], page: Path) -> None:
-  """Puts the tables into a page."""
+  """Updates the tables of a page."""
   page.write_text(replace(page.read_text(), render(found)))
 
 

@@ -2,15 +2,15 @@
 
 python -m benchmarks.speed.worker --side=peers|ours --threads=2
 
-Reads a command a line from stdin, a JSON object, and answers each by another on
-stdout; an error by {"error": ...}. Commands:
+Reads commands from stdin, one JSON object per line, and answers with one on
+stdout, {"error": ...} on failure. Commands:
 
 {"do": "build", "name": ..., "args": {...}}: the counts of the job, and
-  "build_seconds", imports of a peer included; the job before is dropped
+  "build_seconds" with the imports of a peer; replaces the current job
 {"do": "run", "what": "forward" | "train", "times": n}: "seconds" of each
 {"do": "output", "to": PATH.npy}
 {"do": "memory"}: "peak_bytes" and "now_bytes" of resident memory
-{"do": "reset_memory"}: the peak becomes what is resident now
+{"do": "reset_memory"}: resets the peak to the current value
 {"do": "versions", "names": [...]}: of installed packages, by name
 {"do": "quit"}
 """
@@ -39,7 +39,7 @@ COUNTS = ("forward_flops", "train_flops", "parameters", "trained")
 
 
 class Server:
-  """The commands, by name; holds the present job."""
+  """One method per command; holds the current job."""
 
   def __init__(self, registry: Mapping[str, Callable[..., Job]]):
     self.registry = registry
@@ -76,7 +76,7 @@ class Server:
     }
 
   def reset_memory(self) -> dict[str, Any]:
-    # glibc keeps what was freed, such as by the build; it would count as used.
+    # glibc keeps freed memory, for example of the build.
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -90,7 +90,7 @@ class Server:
 
 
 def serve(server: Server, commands: TextIO, answers: TextIO) -> None:
-  """Answers until 'quit' or the end of the commands."""
+  """Answers commands until 'quit' or the end of input."""
   for line in commands:
     do = None
     try:
@@ -112,13 +112,13 @@ def main() -> None:
   parser.add_argument("--side", choices=list(REGISTRIES), required=True)
   parser.add_argument("--threads", type=int, required=True)
   flags = parser.parse_args()
-  # What libraries print goes to stderr.
+  # Output of libraries goes to stderr.
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
-  # Between runs torch's threads sleep. By default they spin for a while first,
-  # and would take time from the other worker, whose turn it is.
+  # Makes torch's threads sleep between runs. By default they first spin, which
+  # takes time from the other worker.
   os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-  # XLA has a thread for each core it may use and no flag for another number.
+  # XLA uses one thread per available core and has no flag for it.
   cores = sorted(os.sched_getaffinity(0))
   os.sched_setaffinity(0, cores[: flags.threads])
   side = importlib.import_module(f"benchmarks.speed.{flags.side}")

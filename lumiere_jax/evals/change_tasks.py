@@ -1,204 +1,105 @@
-"""Scores of what changes a video or a model: video-to-video, styles, SSR."""
+"""Scores of editing and enlarging: video-to-video, styles, super-resolution."""
 
-from collections.abc import Callable, Mapping
 import dataclasses
 
-from lumiere_jax.data.sources.procedural import ProceduralSource
 from lumiere_jax.evals.measures import bicubic, border_ratio, psnr, shrunk
-from lumiere_jax.evals.scenes import another, unseen
-from lumiere_jax.evals.verdicts import (
-  OnResult,
-  Result,
-  Results,
-  Table,
-  Verdict,
-  ignore,
-  share,
-  with_all,
-)
+from lumiere_jax.evals.scenes import TaskRun, another
+from lumiere_jax.evals.verdicts import Verdict, with_all
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.inference.windowing import Windows, plan_windows
 from lumiere_jax.toy_scenes.reader import matches
+from lumiere_jax.toy_scenes.styles import strength as style_strength
 from lumiere_jax.typing import Clip
 
-
-def video_to_video(
-  pipeline: Pipeline,
-  count: int,
-  settings: Settings,
-  seed: int,
-  *,
-  strength: float | None = None,
-  on_result: OnResult = ignore,
-) -> Table:
-  """Whether a video takes the colour of a prompt and keeps all else.
-
-  Args:
-    pipeline: to score.
-    count: of the videos: unseen scenes, and their captions with another
-      colour.
-    settings: to sample with.
-    seed: of scenes and noise.
-    strength: in (0, 1], how much is made over; None: the pipeline's default.
-    on_result: called with every video's result.
-
-  Returns:
-    Rows 'unseen' and real renders in the other colour: shares
-    'colour_changed' to the prompt's, 'motion_kept', 'shape_kept' and all.
-
-  Raises:
-    UserError: the strength is outside.
-  """
-  source = unseen(pipeline, count, settings, seed)
-  options = {} if strength is None else {"strength": strength}
-  results = Results(on_result)
-  for k in range(count):
-    clip = source.clip(k)
-    _, other, prompt = another(source, k, "colour")
-    video = pipeline.video_to_video(
-      prompt, clip, seed=seed + k, settings=settings, **options
-    )
-    results.real("unseen", _made_over(other, prompt, source.fps))
-    results.made(
-      Result(
-        row="unseen",
-        prompt=prompt,
-        seed=seed + k,
-        video=video,
-        verdict=_made_over(video, prompt, source.fps),
-        source=clip,
-      )
-    )
-  return results.table()
-
-
-def _made_over(video: Clip, prompt: str, fps: float) -> Verdict:
-  found = matches(video, prompt, fps)
-  return Verdict(
-    right=with_all(
-      {
-        "colour_changed": found["colour"],
-        "motion_kept": found["motion"],
-        "shape_kept": found["shape"],
-      }
-    )
-  )
-
-
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Interpolation weights of a style, in rising order."""
 RISING = "rising"
-"""Row and column of the share of prompts that take on the style steadily."""
-
-
-def stylize(
-  pipelines: Mapping[float, Pipeline],
-  strength: Callable[[Clip], float],
-  count: int,
-  settings: Settings,
-  seed: int,
-  *,
-  on_result: OnResult = ignore,
-) -> Table:
-  """Strength of a style by alpha, and whether the motion outlives it.
-
-  Args:
-    pipelines: alpha -> the pipeline with so much of the style; prompts and
-      noise are the same for all.
-    strength: of the style in a video, uint8 (t, h, w, 3); more is stronger.
-    count: of the prompts.
-    settings: to sample with.
-    seed: of prompts and noise.
-    on_result: called with every video's result.
-
-  Returns:
-    A row 'alpha A' for each, in rising order: the mean 'strength' and the
-    share 'motion_kept' that is read as the prompt says; beside the first,
-    that of real renders. Of several, row 'rising': the share of prompts whose
-    strength never falls from one alpha to the next, and is greater at the
-    last than at the first.
-
-  Raises:
-    ValueError: there is no pipeline.
-  """
-  if not pipelines:
-    raise ValueError("no pipeline to score")
-  alphas = sorted(pipelines)
-  source = unseen(pipelines[alphas[0]], count, settings, seed)
-  motion = lambda video, prompt: {
-    "motion_kept": matches(video, prompt, source.fps)["motion"]
-  }
-  results, rising = Results(on_result), []
-  for k in range(count):
-    prompt, found = source.caption(k), []
-    results.real(_row(alphas[0]), Verdict(right=motion(source.clip(k), prompt)))
-    for alpha in alphas:
-      video = pipelines[alpha].text_to_video(
-        prompt, seed=seed + k, settings=settings
-      )
-      found.append(strength(video))
-      verdict = Verdict(
-        right=motion(video, prompt), numbers={"strength": found[-1]}
-      )
-      results.made(
-        Result(
-          row=_row(alpha),
-          prompt=prompt,
-          seed=seed + k,
-          video=video,
-          verdict=verdict,
-        )
-      )
-    rising.append(found == sorted(found) and found[0] < found[-1])
-  table = results.table()
-  if len(alphas) > 1:
-    table[RISING] = {RISING: share(rising)}
-  return table
-
-
-def _row(alpha: float) -> str:
-  return f"alpha {alpha:g}"
-
-
+"""Row and column of the share of prompts whose style strength rises."""
 OVERLAPS = (2, 0)
 """Frames that windows share: the paper's with MultiDiffusion, and none."""
 
 
-def ssr(
-  pipeline: Pipeline,
-  count: int,
-  settings: Settings,
-  seed: int,
-  *,
-  on_result: OnResult = ignore,
-) -> Table:
-  """PSNR of super-resolved clips over bicubic interpolation.
+def video_to_video(run: TaskRun, *, strength: float | None = None) -> None:
+  """Scores whether a video takes a prompt's colour and keeps the rest.
+
+  Row 'unseen', with real renders in the other colour: the shares
+  'colour_changed' to the prompt's, 'motion_kept', 'shape_kept' and 'all'.
 
   Args:
-    pipeline: to score.
-    count: of the clips: real renders of combinations never trained on, shrunk
-      by averaging, with their captions.
-    settings: to sample with.
-    seed: of scenes and noise.
-    on_result: called with every video's result.
-
-  Returns:
-    Row 'held_out': 'psnr_db', 'bicubic_psnr_db' and their difference
-    'gain_db', means over clips; 'better' is the share that gains. Row
-    'of_the_base', of videos that the base makes of the same prompts: the share
-    'read' right in all, and that of 'bicubic_read'.
-
-  Raises:
-    UserError: there is no super-resolution.
+    run: of the task.
+    strength: of the edit, in (0, 1]; None: the pipeline's default.
   """
-  source = unseen(pipeline, count, settings, seed, split="held_out")
-  results = Results(on_result)
-  for k in range(count):
-    prompt, clip = source.caption(k), source.clip(k)
-    low = shrunk(clip, pipeline.upscale)
-    video = pipeline.super_resolve(
-      low, prompt=prompt, seed=seed + k, settings=settings
+  source = run.scenes()
+  options = {} if strength is None else {"strength": strength}
+  for k in range(run.count):
+    clip = source.clip(k)
+    _, other, prompt = another(source, k, "colour")
+    video = run.pipeline.video_to_video(
+      prompt, clip, **run.sampling(k), **options
     )
-    enlarged = bicubic(low, pipeline.upscale)
+    run.add_real(_recoloured(other, prompt, source.fps))
+    verdict = _recoloured(video, prompt, source.fps)
+    run.add(k, prompt, video, verdict, source=clip)
+
+
+def _recoloured(video: Clip, prompt: str, fps: float) -> Verdict:
+  found = matches(video, prompt, fps)
+  right = {
+    "colour_changed": found["colour"],
+    "motion_kept": found["motion"],
+    "shape_kept": found["shape"],
+  }
+  return Verdict(right=with_all(right))
+
+
+def stylize(run: TaskRun, *, style: str) -> None:
+  """Scores how strongly a style shows, and whether the motion is kept.
+
+  A row 'alpha A' for each of `ALPHAS`, of the same prompts and noise: the mean
+  'strength' (`toy_scenes.styles.strength`) and the share 'motion_kept', read
+  as prompted; real renders beside the first. Row 'rising': the share of
+  prompts whose strength never falls from one alpha to the next and is greater
+  at the last than at the first.
+
+  Args:
+    run: of the task.
+    style: as `Pipeline.styled` takes it.
+  """
+  pipelines = {alpha: run.pipeline.styled(style, alpha) for alpha in ALPHAS}
+  source = run.scenes()
+  motion = lambda video, prompt: {
+    "motion_kept": matches(video, prompt, source.fps)["motion"]
+  }
+  row = "alpha {:g}".format
+  for k in range(run.count):
+    prompt, strengths = source.caption(k), []
+    run.add_real(Verdict(right=motion(source.clip(k), prompt)), row(ALPHAS[0]))
+    for alpha, pipeline in pipelines.items():
+      video = pipeline.text_to_video(prompt, **run.sampling(k))
+      strengths.append(style_strength(video))
+      verdict = Verdict(
+        right=motion(video, prompt), numbers={"strength": strengths[-1]}
+      )
+      run.add(k, prompt, video, verdict, row=row(alpha))
+    rises = strengths == sorted(strengths) and strengths[0] < strengths[-1]
+    run.results.summary(RISING, Verdict(right={RISING: rises}))
+
+
+def ssr(run: TaskRun) -> None:
+  """Scores super-resolution against bicubic interpolation.
+
+  Row 'held_out', of real renders of combinations never trained on, shrunk by
+  averaging: 'psnr_db', 'bicubic_psnr_db' and their difference 'gain_db', means
+  over clips; 'better' is the share that gains. Row 'of_the_base', of videos
+  that the base samples from the same prompts: the share with all attributes
+  'read' right, and that of 'bicubic_read'.
+  """
+  pipeline = run.pipeline
+  source = run.scenes(split="held_out")
+  for k in range(run.count):
+    prompt, clip = source.caption(k), source.clip(k)
+    video, enlarged = _enlarged(run, k, prompt, shrunk(clip, pipeline.upscale))
     ours, theirs = psnr(video, clip), psnr(enlarged, clip)
     verdict = Verdict(
       right={"better": ours > theirs},
@@ -208,114 +109,60 @@ def ssr(
         "gain_db": ours - theirs,
       },
     )
-    results.made(
-      Result(
-        row="held_out",
-        prompt=prompt,
-        seed=seed + k,
-        video=video,
-        verdict=verdict,
-        source=enlarged,
-      )
-    )
-  _of_the_base(pipeline, source, settings, seed, results)
-  return results.table()
-
-
-def _of_the_base(
-  pipeline: Pipeline,
-  source: ProceduralSource,
-  settings: Settings,
-  seed: int,
-  results: Results,
-) -> None:
-  """Whether super-resolution keeps what can be read in the base's videos."""
+    run.add(k, prompt, video, verdict, row="held_out", source=enlarged)
   base = pipeline.base_alone
-  for k in range(len(source)):
+  for k in range(run.count):
     prompt = source.caption(k)
-    low = base.text_to_video(prompt, seed=seed + k, settings=settings)
-    video = pipeline.super_resolve(
-      low, prompt=prompt, seed=seed + k, settings=settings
-    )
-    enlarged = bicubic(low, pipeline.upscale)
+    low = base.text_to_video(prompt, **run.sampling(k))
+    video, enlarged = _enlarged(run, k, prompt, low)
     right = {
       name: all(matches(clip, prompt, source.fps).values())
       for name, clip in (("read", video), ("bicubic_read", enlarged))
     }
-    results.made(
-      Result(
-        row="of_the_base",
-        prompt=prompt,
-        seed=seed + k,
-        video=video,
-        verdict=Verdict(right=right),
-        source=enlarged,
-      )
-    )
+    verdict = Verdict(right=right)
+    run.add(k, prompt, video, verdict, row="of_the_base", source=enlarged)
 
 
-def windows(
-  pipeline: Pipeline,
-  count: int,
-  settings: Settings,
-  seed: int,
-  *,
-  on_result: OnResult = ignore,
-) -> Table:
-  """How much more videos change at window borders than elsewhere (Fig. 14).
+def _enlarged(
+  run: TaskRun, index: int, prompt: str, low: Clip
+) -> tuple[Clip, Clip]:
+  """A clip enlarged by the model, and by bicubic interpolation."""
+  video = run.pipeline.super_resolve(low, prompt=prompt, **run.sampling(index))
+  return video, bicubic(low, run.pipeline.upscale)
 
-  Measured on objects that stand still: all that changes there is the model's
-  own. 1 is without a seam.
 
-  Args:
-    pipeline: to score.
-    count: of the clips: real renders of combinations never trained on, shrunk
-      by averaging, each super-resolved with all of `OVERLAPS`.
-    settings: to sample with, but for the overlap.
-    seed: of scenes and noise.
-    on_result: called with every video's result.
+def windows(run: TaskRun) -> None:
+  """Compares change at window borders with change elsewhere (Fig. 14).
 
-  Returns:
-    Rows 'overlap 2' and 'overlap 0': the mean 'border_ratio' over clips.
+  Measured on still objects, where all change comes from the model; 1 means no
+  seam. Clips are real renders of combinations never trained on, shrunk by
+  averaging. Rows 'overlap 2' and 'overlap 0': the mean 'border_ratio'.
 
   Raises:
-    UserError: there is no super-resolution.
-    ValueError: it sees the whole video at once; see `windows_of`.
+    ValueError: the model sees the whole video at once; see `windows_of`.
   """
-  source = unseen(
-    pipeline, count, settings, seed, split="held_out", motions=("still",)
-  )
-  results = Results(on_result)
+  source = run.scenes(split="held_out", motions=("still",))
   for overlap in OVERLAPS:
-    own = dataclasses.replace(settings, overlap=overlap)
-    layout = windows_of(pipeline, own)
+    settings = dataclasses.replace(run.settings, overlap=overlap)
+    layout = windows_of(run.pipeline, settings)
     if layout is None:
-      raise ValueError("there is one window alone")
-    config = pipeline.stages["ssr"].config
+      raise ValueError("there is only one window")
+    config = run.pipeline.stages["ssr"].config
     starts = plan_windows(config, layout, source.num_frames)
-    for k in range(count):
+    for k in range(run.count):
       prompt = source.caption(k)
-      video = pipeline.super_resolve(
-        shrunk(source.clip(k), pipeline.upscale),
+      video = run.pipeline.super_resolve(
+        shrunk(source.clip(k), run.pipeline.upscale),
         prompt=prompt,
-        seed=seed + k,
-        settings=own,
+        **run.sampling(k) | {"settings": settings},
       )
       ratio = border_ratio(video, starts, layout.size)
-      results.made(
-        Result(
-          row=f"overlap {overlap}",
-          prompt=prompt,
-          seed=seed + k,
-          video=video,
-          verdict=Verdict(numbers={"border_ratio": ratio}),
-        )
-      )
-  return results.table()
+      verdict = Verdict(numbers={"border_ratio": ratio})
+      run.add(k, prompt, video, verdict, row=f"overlap {overlap}")
 
 
 def windows_of(pipeline: Pipeline, settings: Settings) -> Windows | None:
-  """Those in which super-resolution sees videos; None: they are seen whole."""
+  """Windows of super-resolution; None: whole videos, or no such stage."""
   if "ssr" not in pipeline.stages:
     return None
   _, layout = pipeline.plan(settings)

@@ -1,4 +1,4 @@
-"""Measures of pixels and of movement."""
+"""Measures of pixels and of motion."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,22 @@ from lumiere_jax.toy_scenes import tracking
 from lumiere_jax.toy_scenes.tracking import cycle
 from lumiere_jax.typing import Clip
 
+SCALE = 32
+"""Displacements are in pixels of a frame with this shorter side."""
 _ROUNDING = 1 / 12  # Mean square error of rounding to whole grey levels.
-
-
-_NOTHING = 1e-3  # Grey levels; what changes less does not change.
+_NOTHING = 1e-3  # Grey levels: the floor of a measured change.
+# Least standard deviation of a blinking object's visibility (0.5 if even) and
+# of a swinging object's centre in frame widths (0.08 in real scenes). Below
+# these, the frequency is that of noise.
+_BLINKS, _SWINGS = 0.2, 0.01
+_REGULAR = 0.5  # Least share of the variance that one frequency explains.
 
 
 def psnr(video: np.ndarray, real: np.ndarray) -> float:
   """Peak signal-to-noise ratio in dB of two uint8 arrays of one shape.
 
-  At most 58.9: differences below those of rounding count as these, so that
-  the same pixels have a number too.
+  At most 58.9: smaller errors count as those of rounding, so that identical
+  arrays have a finite value.
   """
   error = video.astype(np.float32) - real
   square = max(float(np.mean(error**2, dtype=np.float64)), _ROUNDING)
@@ -27,14 +32,14 @@ def psnr(video: np.ndarray, real: np.ndarray) -> float:
 
 
 def shrunk(video: Clip, factor: int) -> Clip:
-  """Each pixel the mean of factor x factor, as in training, rounded."""
+  """Average pooling by `factor`, as in training, rounded."""
   t, h, w, c = video.shape
   parts = video.reshape(t, h // factor, factor, w // factor, factor, c)
   return np.rint(parts.mean((2, 4))).astype(np.uint8)
 
 
 def bicubic(video: Clip, factor: int) -> Clip:
-  """Every frame enlarged by bicubic interpolation."""
+  """Every frame, enlarged by bicubic interpolation."""
   height, width = (factor * side for side in video.shape[1:3])
   enlarge = lambda frame: Image.fromarray(frame).resize(
     (width, height), Image.Resampling.BICUBIC
@@ -43,11 +48,11 @@ def bicubic(video: Clip, factor: int) -> Clip:
 
 
 def border_ratio(video: Clip, starts: Sequence[int], size: int) -> float:
-  """How much more a video changes where its windows do than within them.
+  """Change between frames at window borders over that within windows.
 
-  A step from one frame to the next is at a border if they lie in different
-  windows, or in other ones besides. Seams that a video has there make the
-  ratio greater than 1 (Lumiere, Fig. 14).
+  A step from one frame to the next is at a border if the two frames do not lie
+  in the same set of windows. Seams make the ratio greater than 1 (Lumiere,
+  Fig. 14).
 
   Args:
     video: uint8 (t, h, w, 3).
@@ -56,10 +61,10 @@ def border_ratio(video: Clip, starts: Sequence[int], size: int) -> float:
 
   Returns:
     The mean absolute change of a pixel over steps at borders, over that of
-    the other steps; 1 where nothing changes at all.
+    the other steps; 1 if nothing changes at all.
 
   Raises:
-    ValueError: no step is at a border, or every one is.
+    ValueError: no step is at a border, or all are.
   """
   frames = np.arange(len(video))[:, None]
   lies_in = (frames >= starts) & (frames < np.asarray(starts) + size)
@@ -72,54 +77,40 @@ def border_ratio(video: Clip, starts: Sequence[int], size: int) -> float:
 
 
 def flicker(video: Clip) -> float:
-  """How much the background changes over time, in grey levels of 255.
+  """Change of the background over time, in grey levels of 255.
 
-  The standard deviation of its colour, the median of a frame's pixels, in the
-  channel where that is largest.
+  The standard deviation over time of the background colour (the median of a
+  frame's pixels), in the channel where it is largest.
 
   Args:
-    video: uint8 (t, h, w, 3); the background covers more than half of it.
+    video: uint8 (t, h, w, 3); background in more than half of the pixels.
   """
   return float(np.median(video, axis=(1, 2)).std(0).max())
 
 
 def most_changed(video: Clip, levels: int) -> float:
-  """The share of pixels that a frame differs in from the first one, at most.
+  """The largest share of pixels in which a frame differs from the first.
 
   Args:
     video: uint8 (t, ..., 3).
-    levels: what differs by more, in any colour, differs.
+    levels: a pixel differs if any channel differs by more.
   """
   away = np.abs(video.astype(np.int16) - video[0]).max(-1)
   return float((away > levels).reshape(len(video), -1).mean(1).max())
 
 
-SCALE = 32
-"""Displacements are in pixels of a frame whose shorter side has so many."""
-
-
-# Below these nothing blinks or swings, whatever frequency its noise has: the
-# deviation of being there (0.5 of even blinking), and that of the middle in
-# frames (0.08 of real swinging).
-_BLINKS, _SWINGS = 0.2, 0.01
-
-
-_REGULAR = 0.5  # Least share of the variance that one frequency explains.
-
-
 def main_track(video: Clip) -> tracking.Track | None:
-  """The object that covers most of a video; None: it shows none."""
+  """The track of the object with the largest area; None: no object."""
   small = tracking.shrink(video)
   tracks = tracking.find_tracks(small, tracking.background_colour(small))
   return max(tracks, key=lambda track: track.area.sum(), default=None)
 
 
 def displacement(video: Clip) -> float:
-  """How far an object is from where it was at first, on average over time.
+  """Mean distance of an object from its first position.
 
-  The mean over the frames that show it of the distance of its middle from
-  its middle in the first of them, in pixels of a frame of 32x32. 0 without an
-  object.
+  Over the frames that show it, between centres, in pixels of a 32x32 frame. 0
+  without an object.
   """
   track = main_track(video)
   if track is None:
@@ -130,9 +121,9 @@ def displacement(video: Clip) -> float:
 
 
 def step_at(video: Clip, frame: int) -> np.ndarray | None:
-  """How far (x, y) the object moves from the frame before to this one.
+  """The step (x, y) of the object from the previous frame to this one.
 
-  In pixels of a frame of 32x32; None where one of the two does not show it.
+  In pixels of a 32x32 frame; None if one of the two does not show the object.
   """
   track = main_track(video)
   if track is None or not track.seen[[frame - 1, frame]].all():
@@ -142,16 +133,16 @@ def step_at(video: Clip, frame: int) -> np.ndarray | None:
 
 
 def frequency(video: Clip, motion: str, fps: float) -> float | None:
-  """The dominant frequency of the object of a video, in cycles a second.
+  """The dominant frequency of a video's object, in Hz.
 
   Args:
     video: uint8 (t, h, w, 3).
-    motion: 'blinking': of its being there; 'swinging': of its place in x.
-    fps: frames a second.
+    motion: 'blinking': of its visibility; 'swinging': of its x position.
+    fps: frames per second.
 
   Returns:
-    That of the sinusoid that fits best; None where there is no object, it
-    hardly changes, or no one frequency explains half of how it does.
+    That of the best fitting sinusoid; None if there is no object, if it hardly
+    changes, or if no single frequency explains half of the variance.
   """
   track = main_track(video)
   if track is None:

@@ -1,4 +1,4 @@
-"""Scores as JSON and as tables for a model card."""
+"""Scores as JSON and as Markdown tables for a model card."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -12,12 +12,7 @@ _UNITS = {"db": "(dB)", "hz": "(Hz)", "psnr": "PSNR"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scored:
-  """One task.
-
-  Attributes:
-    table: its scores.
-    seconds: it took, with loading of programs.
-  """
+  """The scores of one task, and the seconds it took with compilation."""
 
   table: Table
   seconds: float
@@ -26,12 +21,7 @@ class Scored:
 def to_json(
   about: Mapping[str, Any], tasks: Mapping[str, Scored]
 ) -> dict[str, Any]:
-  """All numbers.
-
-  Args:
-    about: the model and how it was scored.
-    tasks: by name.
-  """
+  """All scores; `about` describes the model and how it was scored."""
   return {
     **about,
     "seconds": round(sum(scored.seconds for scored in tasks.values()), 1),
@@ -49,12 +39,7 @@ def to_json(
 
 
 def to_markdown(about: Mapping[str, Any], tasks: Mapping[str, Scored]) -> str:
-  """A table for each task.
-
-  Args:
-    about: see `to_json`.
-    tasks: by name.
-  """
+  """A table for each task; see `to_json`."""
   parts = [
     f"{', '.join(about['model'])}: {_steps(about['stages'])}seed "
     f"{about['seed']}; {_sampling(about['sampling'])}. In brackets: 95% "
@@ -67,8 +52,8 @@ def to_markdown(about: Mapping[str, Any], tasks: Mapping[str, Scored]) -> str:
 
 
 def _steps(stages: Mapping[str, Mapping[str, Any]]) -> str:
-  said = [f"{k} at step {v['step']}" for k, v in stages.items() if "step" in v]
-  return "".join(f"{part}; " for part in said)
+  steps = {k: v["step"] for k, v in stages.items() if "step" in v}
+  return "".join(f"{name} at step {step}; " for name, step in steps.items())
 
 
 def _sampling(stages: Mapping[str, Mapping[str, Any]]) -> str:

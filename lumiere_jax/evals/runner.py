@@ -1,4 +1,4 @@
-"""Scores a model on all tasks, and writes results as they come."""
+"""Scores a model task by task, and writes the results after each."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from lumiere_jax.errors import UserError, check_choice, option
 from lumiere_jax.evals.report import Scored, to_json, to_markdown
+from lumiere_jax.evals.scenes import TaskRun
 from lumiere_jax.evals.tasks import TASKS, EvalTask, choose
-from lumiere_jax.evals.verdicts import ALL, Result
+from lumiere_jax.evals.verdicts import ALL, Result, Results
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.media.images import contact_sheet, write_image
@@ -27,45 +28,30 @@ from lumiere_jax.storage.atomic import write_json, writing
 from lumiere_jax.typing import Clip
 
 VERDICTS = "verdicts.jsonl"
-
-
-_GAP = 2  # Pixels of white between a video and what it was made from.
+_GAP = 2  # White pixels between a source and its video.
 
 
 class SampleWriter:
-  """A folder of judged videos.
+  """A folder of the generated videos and their verdicts.
 
-  TASK/NUMBER.mp4             the video, to the right of what it was made
-                              from
-  TASK/NUMBER-not-WHAT.png    frames of one that has something wrong
-  verdicts.jsonl              of each the prompt and what was found
+  TASK/NUMBER.mp4             the source, if any, and the video beside it
+  TASK/NUMBER-not-WHAT.png    frames of a video with wrong attributes
+  verdicts.jsonl              prompt and verdict of each video
   """
 
   def __init__(self, folder: str | os.PathLike, fps: float):
-    """Takes an empty folder, or one that is not there.
-
-    Args:
-      folder: to fill.
-      fps: frames a second of the videos.
-
-    Raises:
-      UserError: something is in it.
-    """
-    check_keep(folder)
+    """Starts a folder, which must be new or empty."""
+    check_empty(folder)
     self._folder, self._fps = Path(folder), fps
     self._count: dict[str, int] = {}
 
-  def keep(self, task: str, judged: Result) -> None:
-    """Writes what there is of one video.
-
-    Raises:
-      UserError: it cannot be written.
-    """
+  def write(self, task: str, result: Result) -> None:
+    """Writes one video and its verdict."""
     number = self._count[task] = self._count.get(task, 0) + 1
-    shown = _shown(judged)
+    shown = _beside_source(result)
     path = self._folder / task / f"{number:04d}.mp4"
     write_video(path, shown, self._fps)
-    right = judged.verdict.right
+    right = result.verdict.right
     wrong = [name for name in right if not right[name] and name != ALL]
     if wrong:
       name = f"{number:04d}-not-{'-'.join(wrong)}.png"
@@ -73,29 +59,31 @@ class SampleWriter:
     line = {
       "task": task,
       "number": number,
-      "row": judged.row,
-      "prompt": judged.prompt,
-      "seed": judged.seed,
-      **dataclasses.asdict(judged.verdict),
+      "row": result.row,
+      "prompt": result.prompt,
+      "seed": result.seed,
+      **dataclasses.asdict(result.verdict),
     }
     with (self._folder / VERDICTS).open("a") as file:
       file.write(json.dumps(line) + "\n")
 
 
-def check_keep(folder: str | os.PathLike) -> None:
-  """Raises a UserError where a folder has something in it."""
+def check_empty(folder: str | os.PathLike) -> None:
+  """Raises a UserError unless the folder is new or empty."""
   folder = Path(folder)
   if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-    raise UserError(option("keep", folder), "is not empty", "name a new folder")
+    raise UserError(
+      option("keep", folder), "is not empty", "choose a new folder"
+    )
 
 
-def _shown(judged: Result) -> Clip:
-  """The video, and to its left what it was made from."""
-  if judged.source is None:
-    return judged.video
-  source = np.broadcast_to(judged.source, judged.video.shape)
-  gap = np.full((*judged.video.shape[:2], _GAP, 3), 255, np.uint8)
-  return np.concatenate([source, gap, judged.video], axis=2)
+def _beside_source(result: Result) -> Clip:
+  """The video, with its source to the left."""
+  if result.source is None:
+    return result.video
+  source = np.broadcast_to(result.source, result.video.shape)
+  gap = np.full((*result.video.shape[:2], _GAP, 3), 255, np.uint8)
+  return np.concatenate([source, gap, result.video], axis=2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,20 +92,20 @@ class EvalRequest:
 
   Attributes:
     metric: one of `METRICS`.
-    models: bundles or workdirs; each adds the stages the others lack.
-    out: JSON file for all numbers.
+    models: bundles or workdirs; each adds stages that the earlier ones lack.
+    out: JSON file for all scores.
     markdown: file for tables; '' is none.
-    keep: folder for the videos that are judged; '' is none.
-    overwrite: whether files that are there are replaced.
-    tasks: to score; none is all that the model can do.
-    count: of videos for each row.
+    keep: folder for the generated videos; '' is none.
+    overwrite: whether to replace existing files.
+    tasks: to score; empty: all that the model can do.
+    count: of videos per row of the tables.
     seed: of scenes and noise.
-    batch_size: of videos made of prompts alone, sampled at once.
-    two_objects: share of 'text_to_video' prompts with two.
+    batch_size: videos sampled at once, where a prompt is the only input.
+    two_objects: share of 'text_to_video' prompts with two objects.
     strength: of 'video_to_video'; None: the pipeline's default.
-    style: for 'stylize', of the procedural scenes; '' is none.
-    settings: how to sample.
-    mesh: how the devices share the work; None: one does it.
+    style: of the procedural scenes, for 'stylize'; '' is none.
+    settings: to sample with.
+    mesh: of devices; None: a single device.
   """
 
   metric: str
@@ -138,28 +126,20 @@ class EvalRequest:
 
 
 def evaluate(request: EvalRequest) -> None:
-  """Scores a model; what cannot work fails before sampling.
-
-  Raises:
-    UserError: a flag or a bundle cannot be used.
-  """
+  """Scores a model; invalid requests fail before anything is sampled."""
   check_choice(option("metric"), request.metric, METRICS)
   if not request.models:
     raise UserError(
       option("model"),
       "is missing",
-      "give a bundle, or the workdir of a training run",
+      "give a bundle or the workdir of a training run",
     )
   _check_paths(request)
   METRICS[request.metric](request)
 
 
 def alignment(request: EvalRequest) -> None:
-  """Whether a model of the procedural scenes makes what it is asked for.
-
-  Raises:
-    UserError: a flag or a bundle cannot be used.
-  """
+  """Scores whether a model of the procedural scenes follows its inputs."""
   _check_numbers(request)
   opened = [bundles.open_bundle(path) for path in request.models]
   pipeline = Pipeline.from_pretrained(*request.models, mesh=request.mesh)
@@ -167,7 +147,7 @@ def alignment(request: EvalRequest) -> None:
 
 
 METRICS: dict[str, Callable[[EvalRequest], None]] = {"alignment": alignment}
-"""Name -> what scores and writes."""
+"""Name -> function that scores and writes."""
 
 
 def score(
@@ -175,17 +155,14 @@ def score(
   request: EvalRequest,
   stages: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Scored]:
-  """Scores tasks one by one; what is scored is written after each.
+  """Scores task by task and writes the files after each.
 
-  An interruption keeps that, and says how much it is.
+  Ctrl-C keeps the finished tasks and exits with code 130.
 
   Args:
     pipeline: to score.
-    request: how.
-    stages: what is known of each, for the files.
-
-  Raises:
-    UserError: a task cannot be done, or a file not be written.
+    request: tasks, counts and files.
+    stages: metadata of each stage, for the files; see `stages_of`.
   """
   tasks = choose(pipeline, request.settings, request.tasks, request.style)
   about = _about(pipeline, request, stages)
@@ -199,7 +176,7 @@ def score(
         done[name] = _score(pipeline, request, name, task, writer, bar)
         _write(request, about, done)
   except KeyboardInterrupt:
-    kept = f"and kept in {request.out}" if done else "so nothing is kept"
+    kept = f"and written to {request.out}" if done else "nothing is written"
     print(
       f"\nstopped: {len(done)} of {len(tasks)} tasks are scored, {kept}",
       file=sys.stderr,
@@ -210,7 +187,7 @@ def score(
 
 
 def stages_of(opened: list[bundles.Bundle]) -> dict[str, dict[str, Any]]:
-  """Name -> step, data and licence of the stages, the first ones' winning."""
+  """Stage -> step, data and licence; earlier bundles take precedence."""
   return {
     name: {
       key: part.meta[key]
@@ -231,21 +208,21 @@ def _score(
   writer: SampleWriter | None,
   bar: tqdm,
 ) -> Scored:
-  def on_result(judged: Result) -> None:
+  def on_result(result: Result) -> None:
     bar.update()
     if writer:
-      writer.keep(name, judged)
+      writer.write(name, result)
 
-  begun = time.monotonic()
-  table = task.score(
-    pipeline,
-    request.count,
-    request.settings,
-    request.seed,
-    on_result=on_result,
-    **{option: getattr(request, option) for option in task.options},
+  start = time.monotonic()
+  run = TaskRun(
+    pipeline=pipeline,
+    count=request.count,
+    settings=request.settings,
+    seed=request.seed,
+    results=Results(on_result),
   )
-  return Scored(table=table, seconds=time.monotonic() - begun)
+  task.score(run, **{key: getattr(request, key) for key in task.options})
+  return Scored(table=run.results.table(), seconds=time.monotonic() - start)
 
 
 def _about(
@@ -273,7 +250,7 @@ def _about(
 
 
 def _name(path: str) -> str:
-  """Of a bundle, as it may be told to others: not where it lies here."""
+  """The name of a bundle without its local path; workdirs as given."""
   return Path(path).resolve().name if bundles.is_bundle(path) else path
 
 
@@ -289,23 +266,25 @@ def _write(
 def _check_paths(request: EvalRequest) -> None:
   if not request.out:
     raise UserError(
-      option("out"), "is missing", "name a .json file for the scores"
+      option("out"), "is missing", "give a .json file for the scores"
     )
   if Path(request.out).suffix != ".json":
     raise UserError(
-      option("out", request.out), "holds JSON", "let it end in .json"
+      option("out", request.out),
+      "is not a .json file",
+      "end its name in .json",
     )
   for flag, path in (("out", request.out), ("markdown", request.markdown)):
     if path and os.path.isdir(path):
-      raise UserError(option(flag, path), "is a folder", "name a file in it")
+      raise UserError(option(flag, path), "is a folder", "give a file")
     if path and os.path.exists(path) and not request.overwrite:
       raise UserError(
         option(flag, path),
-        "is there already",
-        f"name another file, or give {option('overwrite')}",
+        "exists already",
+        f"choose another file, or give {option('overwrite')}",
       )
   if request.keep:
-    check_keep(request.keep)
+    check_empty(request.keep)
 
 
 def _check_numbers(request: EvalRequest) -> None:
@@ -320,9 +299,11 @@ def _check_numbers(request: EvalRequest) -> None:
       raise UserError(option(flag, value), f"must be at least {least}")
   if not 0 <= request.two_objects <= 1:
     raise UserError(
-      f"{option('two_objects')}={request.two_objects:g}", "must be from 0 to 1"
+      f"{option('two_objects')}={request.two_objects:g}",
+      "must be between 0 and 1",
     )
   if request.strength is not None and not 0 < request.strength <= 1:
     raise UserError(
-      f"{option('strength')}={request.strength:g}", "must be above 0, at most 1"
+      f"{option('strength')}={request.strength:g}",
+      "must be above 0 and at most 1",
     )

@@ -1,11 +1,13 @@
-"""Scenes that a model trained on the procedural source has never seen."""
+"""Unseen procedural scenes, and the run of a task on them."""
 
 import dataclasses
+from typing import Any
 
 from jaxtyping import Bool
 import numpy as np
 
 from lumiere_jax.data.sources.procedural import ProceduralSource
+from lumiere_jax.evals.verdicts import Result, Results, Verdict
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.toy_scenes.captions import Combination, combinations, describe
@@ -13,26 +15,72 @@ from lumiere_jax.toy_scenes.scenes import MOTIONS, Scene, pose, render
 from lumiere_jax.typing import Clip
 
 SPLITS = {"unseen": "train", "held_out": "held_out"}
-"""Row -> split: new scenes of combinations that were trained on, and of those
-that never were."""
-
-
+"""Table row -> split: new scenes of trained combinations of colour, shape and
+motion, and of combinations that were never trained on."""
 DISPLACING = (
   *("left", "right", "up", "down"),
   *("circling", "bouncing", "swinging"),
 )
-"""Motions that take an object elsewhere."""
-
-
+"""Motions that displace an object."""
 STAYING = tuple(m for m in MOTIONS if m not in ("left", "right", "up", "down"))
 """Motions that never leave the frame."""
-
-
-# Seeds of training are small numbers that people think of.
-_FAR = 1_000_003
-
-
+# Training uses small seeds, so these scenes differ from those of training.
+_SEED_OFFSET = 1_000_003
 _MARGIN = 0.05  # Of the frame, around the path of an object.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskRun:
+  """Draws the scenes of one task and collects its results.
+
+  Attributes:
+    pipeline: to score.
+    count: scenes per row of the table.
+    settings: to sample with.
+    seed: of the scenes; scene k is sampled with seed + k.
+    results: collects the verdicts.
+  """
+
+  pipeline: Pipeline
+  count: int
+  settings: Settings
+  seed: int
+  results: Results = dataclasses.field(default_factory=Results)
+
+  def scenes(self, **options: Any) -> ProceduralSource:
+    """Unseen scenes; `options` are those of `unseen`."""
+    count = options.pop("count", self.count)
+    return unseen(self.pipeline, count, self.settings, self.seed, **options)
+
+  def sampling(self, index: int) -> dict[str, Any]:
+    """Arguments to sample the video of one scene with."""
+    return {"seed": self.seed + index, "settings": self.settings}
+
+  def add(
+    self,
+    index: int,
+    prompt: str,
+    video: Clip,
+    verdict: Verdict,
+    *,
+    row: str = "unseen",
+    source: Clip | None = None,
+  ) -> None:
+    """Adds the result of a generated video; see `Result`."""
+    self.results.generated(
+      Result(
+        row=row,
+        prompt=prompt,
+        seed=self.seed + index,
+        video=video,
+        verdict=verdict,
+        source=source,
+      )
+    )
+
+  def add_real(self, verdict: Verdict, row: str = "unseen") -> None:
+    """Adds the verdict on a real render."""
+    self.results.real(row, verdict)
 
 
 def unseen(
@@ -45,26 +93,26 @@ def unseen(
   motions: tuple[str, ...] = tuple(MOTIONS),
   two_objects: float = 0.0,
 ) -> ProceduralSource:
-  """Scenes as long and large as the videos that a pipeline makes.
+  """Scenes with the length and resolution of a pipeline's videos.
 
   Args:
-    pipeline: that will be scored.
-    count: of the scenes.
-    settings: it will sample with.
-    seed: another seed gives other scenes; none gives those of training.
+    pipeline: to be scored.
+    count: number of scenes.
+    settings: to sample with.
+    seed: each seed gives other scenes, and none gives those of training.
     split: of the combinations of colour, shape and motion.
     motions: to draw from.
-    two_objects: share of the scenes with two of them.
+    two_objects: share of the scenes with two objects.
 
   Raises:
-    UserError: its frame rate is too low for the motions.
+    UserError: the pipeline's frame rate is too low for the motions.
   """
   return ProceduralSource(
     num_clips=count,
     num_frames=pipeline.frames(SampleOptions(settings=settings)),
     resolution=pipeline.resolution(settings),
     fps=pipeline.fps,
-    seed=_FAR + seed,
+    seed=_SEED_OFFSET + seed,
     split=split,
     motions=motions,
     two_objects=two_objects,
@@ -74,13 +122,13 @@ def unseen(
 def another(
   source: ProceduralSource, index: int, *changes: str
 ) -> tuple[Scene, Clip, str]:
-  """The scene of one object with some of its words changed.
+  """A single-object scene with another colour or shape.
 
   Args:
     source: of the scene.
     index: of the scene.
-    changes: 'colour', 'shape' or both: each becomes another one, such that
-      the combination is one that was trained on.
+    changes: 'colour', 'shape' or both: each is redrawn such that the
+      combination is one of the training split.
 
   Returns:
     The changed scene, its real render and its caption.
@@ -106,10 +154,10 @@ def another(
 def path_box(
   source: ProceduralSource, index: int
 ) -> tuple[Bool[np.ndarray, "h w"], tuple[slice, slice]]:
-  """A box around the path of the one object of a scene.
+  """The bounding box of the path of a scene's single object.
 
   Returns:
-    The mask of it, True inside, and its rows and columns.
+    Its mask, True inside, and its rows and columns.
   """
   (sprite,) = source.scene(index).sprites
   at = pose(sprite, np.arange(source.num_frames) / source.fps)
@@ -117,8 +165,8 @@ def path_box(
   short = min(mask.shape)
   box = []
   for side, middle in zip(mask.shape, (at.y, at.x), strict=True):
-    # Radii are fractions of the shorter side. Of what grows or shrinks it is
-    # the largest one: another object may be so large sooner.
+    # Radii are fractions of the shorter side. For objects that grow or shrink
+    # this is the largest radius: another object may reach it earlier.
     reach = sprite.radius * short + _MARGIN * side
     low = int(np.floor((middle * side - reach).min()))
     high = int(np.ceil((middle * side + reach).max()))

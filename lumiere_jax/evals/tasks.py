@@ -1,10 +1,11 @@
-"""What of a model can be scored by reading what it makes."""
+"""The tasks that a model can be scored on, and what each of them needs."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
 
 from lumiere_jax.errors import UserError, notice, option
 from lumiere_jax.evals.change_tasks import (
+  ALPHAS,
   OVERLAPS,
   ssr,
   stylize,
@@ -20,30 +21,17 @@ from lumiere_jax.evals.pixel_tasks import (
 )
 from lumiere_jax.evals.scenes import SPLITS
 from lumiere_jax.evals.text_tasks import rhythm, text_to_video
-from lumiere_jax.evals.verdicts import OnResult, Table, ignore
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.inference.settings import Settings
-from lumiere_jax.toy_scenes.styles import strength
 
-_CONDITIONAL = "a base that is told pixels (a 'conditional' stage)"
-
-
+_VIDEO = "a video model"
+_CONDITIONAL = "a pixel-conditioned base (stage 'conditional')"
 _SSR = "a super-resolution stage"
-
-
 _WINDOWS = (
-  f"super-resolution in windows, of a longer video ({option('num_frames')})"
+  "super-resolution in several windows, so a longer video "
+  f"({option('num_frames')})"
 )
-
-
-_VIDEO = "a model of videos"
-
-
 _STYLE = f"a style of the procedural scenes ({option('style')})"
-
-
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""How much of a style is blended in, one after the other."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,90 +39,75 @@ class EvalTask:
   """One of `TASKS`.
 
   Attributes:
-    score: (pipeline, count, settings, seed, on_result=..., options) -> table.
-    about: what its columns are, for people.
-    needs: what a model must have for it.
-    options: further arguments of `score`, which requests have by their names.
-    videos: made for each one counted.
+    score: (run, **options): adds all results to the `TaskRun`.
+    about: explains the columns of its table.
+    needs: what the model must have.
+    options: keyword arguments of `score`, fields of `EvalRequest`.
+    videos: number of videos per counted scene.
   """
 
-  score: Callable[..., Table]
+  score: Callable[..., None]
   about: str
   needs: tuple[str, ...] = (_VIDEO,)
   options: tuple[str, ...] = ()
   videos: int = 1
 
 
-def _stylize(
-  pipeline: Pipeline,
-  count: int,
-  settings: Settings,
-  seed: int,
-  *,
-  style: str,
-  on_result: OnResult = ignore,
-) -> Table:
-  pipelines = {alpha: pipeline.styled(style, alpha) for alpha in ALPHAS}
-  return stylize(
-    pipelines, strength, count, settings, seed, on_result=on_result
-  )
-
-
 TASKS: dict[str, EvalTask] = {
   "text_to_video": EvalTask(
     score=text_to_video,
-    about="Colour, shape and motion of all objects as the prompt says, read "
-    "from the pixels; unseen: new scenes of combinations that were trained "
-    "on; held out: of combinations that never were. Flicker: standard "
-    "deviation over time of the background, in levels of 255.",
+    about="Colour, shape and motion of all objects as prompted, read from the "
+    "pixels. Unseen: new scenes of trained combinations; held out: of "
+    "combinations that were never trained on. Flicker: standard deviation over "
+    "time of the background, in levels of 255.",
     needs=(),
     options=("batch_size", "two_objects"),
     videos=len(SPLITS),
   ),
   "rhythm": EvalTask(
     score=rhythm,
-    about="In range: the dominant frequency is 2.7 to 4.4 Hz, 10% around "
-    "that of the scenes.",
+    about="In range: the dominant frequency is 2.7 to 4.4 Hz, that of the "
+    "scenes within 10%.",
     options=("batch_size",),
   ),
   "image_to_video": EvalTask(
     score=image_to_video,
-    about="First frame as the model made it, against the given one; faithful: "
-    "at least 26 dB. Displaced: of prompts whose motion takes the object "
-    "elsewhere, it is more than 2 of 32 pixels from its first place, on "
-    "average over time. Motion: read as the prompt says.",
+    about="First frame as generated, against the given one; faithful: at "
+    "least 26 dB. Displaced: among prompts with displacing motions, the mean "
+    "distance from the first position is more than 2 of 32 pixels. Motion: "
+    "read as prompted.",
     needs=(_VIDEO, _CONDITIONAL),
   ),
   "extend": EvalTask(
     score=extend,
-    about="Colour and shape of the object of a clip, read in the frames that "
-    "go on with it; no jump: from the last given frame to the first new one it "
-    "moves within 3 of 32 pixels of how the real one does.",
+    about="Colour and shape of a clip's object, read in the frames that "
+    "continue it; no jump: its step from the last given frame to the first new "
+    "one is within 3 of 32 pixels of the real one.",
     needs=(_VIDEO, _CONDITIONAL),
   ),
   "inpaint": EvalTask(
     score=inpaint,
     about="Another colour and shape, read in the box around the path of the "
-    "object that was there.",
+    "original object.",
     needs=(_VIDEO, _CONDITIONAL),
   ),
   "cinemagraph": EvalTask(
     score=cinemagraph,
     about="Outside still: no byte outside the region changes. Outside "
-    "levels: the largest change there, of 255. Inside moves: in some frame a "
-    "hundredth of its pixels differs from the picture.",
+    "levels: the largest change there, of 255. Inside moves: in some frame 1% "
+    "of the region's pixels differ from the picture.",
     needs=(_VIDEO, _CONDITIONAL),
   ),
   "video_to_video": EvalTask(
     score=video_to_video,
-    about="Made over after a prompt that differs in colour alone.",
+    about="Edited with a prompt that differs only in colour.",
     options=("strength",),
   ),
   "stylize": EvalTask(
-    score=_stylize,
+    score=stylize,
     about="Strength: how much of the style shows in the colours, 0 to 1; "
-    "rising: of the prompts whose strength never falls as alpha grows, and "
-    "grows in all. Motion kept: read as the prompt says.",
+    "rising: share of prompts whose strength never falls as alpha grows, and "
+    "is greater at the end. Motion kept: read as prompted.",
     needs=(_VIDEO, _STYLE),
     options=("style",),
     videos=len(ALPHAS),
@@ -142,21 +115,22 @@ TASKS: dict[str, EvalTask] = {
   "ssr": EvalTask(
     score=ssr,
     about="Held out: real renders shrunk, super-resolved and compared, beside "
-    "bicubic interpolation. Of the base: its own videos, colour, shape and "
-    "motion all read right in what is made of them, and of bicubic's.",
+    "bicubic interpolation. Of the base: colour, shape and motion of the "
+    "base's own videos all read right after super-resolution, and after "
+    "bicubic interpolation.",
     needs=(_VIDEO, _SSR),
     videos=2,
   ),
   "windows": EvalTask(
     score=windows,
-    about="Border ratio: change from frame to frame at window borders over "
-    "that elsewhere, of objects that stand still; 1 has no seam. Overlap 2 is "
-    "MultiDiffusion, 0 is without it.",
+    about="Border ratio: change between frames at window borders over that "
+    "elsewhere, of still objects; 1 has no seam. Overlap 2 is MultiDiffusion, "
+    "overlap 0 is without it.",
     needs=(_VIDEO, _SSR, _WINDOWS),
     videos=len(OVERLAPS),
   ),
 }
-"""In the order that they are scored in."""
+"""In the order in which they are scored."""
 
 
 def choose(
@@ -165,17 +139,17 @@ def choose(
   wanted: Sequence[str],
   style: str = "",
 ) -> dict[str, EvalTask]:
-  """The tasks that are wanted.
+  """The tasks to score.
 
   Args:
-    pipeline: that does them.
-    settings: it will sample with.
-    wanted: names of `TASKS`; none is all that it can do, and a notice of the
-      others.
-    style: to blend in; '' is none.
+    pipeline: to be scored.
+    settings: to sample with.
+    wanted: names of `TASKS`; empty: all that the model can do, with a notice
+      about the others.
+    style: to interpolate; '' is none.
 
   Raises:
-    UserError: it cannot do one of those that are named.
+    UserError: the model cannot do a task that is named.
   """
   has = {
     _VIDEO: pipeline.frames(SampleOptions(settings=settings)) > 1,
@@ -186,15 +160,15 @@ def choose(
   }
   chosen = {}
   for name, task in TASKS.items():
-    lacking = [need for need in task.needs if not has[need]]
-    if not lacking:
+    unmet = [need for need in task.needs if not has[need]]
+    if not unmet:
       chosen[name] = task
     elif name in wanted:
       raise UserError(
         option("tasks", name),
-        f"needs {lacking[0]}, and there is none",
-        "leave it out, or name one too",
+        f"needs {unmet[0]}, which is missing",
+        "provide it, or leave the task out",
       )
     elif not wanted:
-      notice(f"{name} is left out: it needs {lacking[0]}")
+      notice(f"{name} is skipped: it needs {unmet[0]}")
   return {name: chosen[name] for name in wanted or chosen}

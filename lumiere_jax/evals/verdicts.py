@@ -1,4 +1,4 @@
-"""Verdicts on single videos, and scores with intervals over many."""
+"""Verdicts on single videos, and scores with confidence intervals over many."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
@@ -10,9 +10,8 @@ from scipy import special
 from lumiere_jax.typing import Clip
 
 CONFIDENCE = 0.95
-
-
 SHARE, MEAN = "share", "mean"
+ALL = "all"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,9 +20,9 @@ class Score:
 
   Attributes:
     kind: 'share', in [0, 1], or 'mean'.
-    value: itself.
-    low, high: the ends of its 95% interval.
-    count: how many it was taken over.
+    value: the estimate.
+    low, high: ends of its 95% confidence interval.
+    count: sample size.
   """
 
   kind: str
@@ -34,11 +33,7 @@ class Score:
 
 
 def share(verdicts: Sequence[bool]) -> Score:
-  """How many of the verdicts are True, with Wilson's interval.
-
-  Raises:
-    ValueError: there is none.
-  """
+  """The share of True verdicts, with Wilson's interval."""
   low, high = wilson(sum(verdicts), len(verdicts))
   return Score(
     kind=SHARE,
@@ -52,11 +47,10 @@ def share(verdicts: Sequence[bool]) -> Score:
 def mean(values: Sequence[float]) -> Score:
   """The mean, with Student's t interval.
 
-  Not a bootstrap, which is too narrow for samples as small as these and would
-  need draws of its own.
+  Not a bootstrap, which is too narrow for samples as small as these.
 
   Raises:
-    ValueError: there are fewer than two, whose spread nothing tells.
+    ValueError: fewer than two values.
   """
   count = len(values)
   if count < 2:
@@ -76,11 +70,11 @@ def mean(values: Sequence[float]) -> Score:
 def wilson(right: int, count: int) -> tuple[float, float]:
   """Wilson's score interval of a proportion (E. B. Wilson, 1927).
 
-  It keeps to [0, 1] and has a width at 0 and 1 too, where a normal one has
-  none.
+  It stays in [0, 1] and has a width at 0 and 1 too, unlike the normal
+  approximation.
 
   Raises:
-    ValueError: nothing was counted.
+    ValueError: the count is 0, or not at least `right`.
   """
   if not 0 <= right <= count or not count:
     raise ValueError(f"{right} of {count} is no proportion")
@@ -89,29 +83,24 @@ def wilson(right: int, count: int) -> tuple[float, float]:
   middle = (p + spread / 2) / (1 + spread)
   reach = z * math.sqrt(p * (1 - p) / count + spread / (4 * count))
   reach /= 1 + spread
-  # At 0 and 1 the ends are exact, but for rounding.
+  # At 0 and 1 the ends are exact up to rounding.
   return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
-ALL = "all"
-
-
 Row = dict[str, Score]
-"""Column, what was scored -> its score."""
-
-
+"""Column -> score."""
 Table = dict[str, Row]
-"""Row, what it was scored on -> its scores."""
+"""Row name -> its scores."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-  """What is found of one video.
+  """What was found in one video.
 
   Attributes:
-    right: what was looked at -> whether it is right. What a video cannot
-      have right or wrong is left out.
-    numbers: what was measured -> how much; names end in their unit.
+    right: checked attribute -> whether it is right. Attributes that do not
+      apply to the video are left out.
+    numbers: measured quantity -> value; names end in their unit.
   """
 
   right: Mapping[str, bool] = dataclasses.field(default_factory=dict)
@@ -120,15 +109,15 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-  """A made video and the verdict on it.
+  """A generated video and the verdict on it.
 
   Attributes:
     row: of the table that it counts for.
-    prompt: it was made of.
+    prompt: of the video.
     seed: of its noise.
     video: uint8 (t, h, w, 3).
-    verdict: on it.
-    source: the video or picture (of one frame) it was made from; None: the
+    verdict: on the video.
+    source: the video or picture (one frame) it was conditioned on; None: the
       prompt alone.
   """
 
@@ -140,47 +129,47 @@ class Result:
   source: Clip | None = None
 
 
-OnResult = Callable[[Result], None]
-"""Is told every video when it is judged."""
-
-
-def ignore(judged: Result) -> None:
-  """Hears nothing."""
-  del judged
+OnResult = Callable[[Result], object]
+"""Called with every generated video and its verdict."""
 
 
 class Results:
-  """Verdicts by the row of the table that they count for."""
+  """Collects verdicts by the row of the table that they count for."""
 
-  def __init__(self, on_result: OnResult = ignore):
+  def __init__(self, on_result: OnResult = lambda result: None):
     self._on_result = on_result
-    self._made: dict[str, list[Verdict]] = {}
+    self._generated: dict[str, list[Verdict]] = {}
     self._real: dict[str, list[Verdict]] = {}
+    self._summary: dict[str, list[Verdict]] = {}
 
-  def made(self, judged: Result) -> None:
-    """Takes the verdict on a made video, and tells who hears of it."""
-    self._made.setdefault(judged.row, []).append(judged.verdict)
-    self._on_result(judged)
+  def generated(self, result: Result) -> None:
+    """Adds a generated video's verdict, and calls `on_result`."""
+    self._generated.setdefault(result.row, []).append(result.verdict)
+    self._on_result(result)
 
   def real(self, row: str, verdict: Verdict) -> None:
-    """Takes the verdict on a real render, of the same scene as in `row`."""
+    """Adds the verdict on a real render of a scene of `row`."""
     self._real.setdefault(row, []).append(verdict)
 
+  def summary(self, row: str, verdict: Verdict) -> None:
+    """Adds a verdict on several videos together, to a row at the end."""
+    self._summary.setdefault(row, []).append(verdict)
+
   def table(self) -> Table:
-    """Every row, and beside it that of real renders, if there are any."""
+    """Scores of all rows, each followed by its real renders, if any."""
     table = {}
-    for row, verdicts in self._made.items():
+    for row, verdicts in self._generated.items():
       table[row] = scores(verdicts)
       if row in self._real:
         table[f"{row}, real renders"] = scores(self._real[row])
-    return table
+    return table | {row: scores(v) for row, v in self._summary.items()}
 
 
 def scores(verdicts: Sequence[Verdict]) -> Row:
   """Shares of what is right and means of what was measured.
 
-  Each is taken over the verdicts that say it; a number that one alone says is
-  left out, for it has no interval.
+  Each is taken over the verdicts that have it. A number that a single verdict
+  has is left out: it has no interval.
   """
   row: Row = {}
   for name in _names(verdict.right for verdict in verdicts):
@@ -193,9 +182,9 @@ def scores(verdicts: Sequence[Verdict]) -> Row:
 
 
 def with_all(right: Mapping[str, bool]) -> dict[str, bool]:
-  """Adds whether all of it is right."""
+  """Adds 'all': whether every attribute is right."""
   return {**right, ALL: all(right.values())}
 
 
-def _names(said: Iterable[Mapping[str, object]]) -> list[str]:
-  return list(dict.fromkeys(name for names in said for name in names))
+def _names(mappings: Iterable[Mapping[str, object]]) -> list[str]:
+  return list(dict.fromkeys(name for mapping in mappings for name in mapping))

@@ -1,4 +1,4 @@
-"""Results of every section, from workers that measure nothing."""
+"""Results of every section, from fake workers."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ COUNTS = {
 
 
 class Worker(contextlib.nullcontext):
-  """Takes the seconds above; MultiDiffusion takes one of each window."""
+  """Takes the seconds above; MultiDiffusion multiplies them by its windows."""
 
   def __init__(self, side, seconds):
     super().__init__(self)
@@ -52,7 +52,7 @@ class Worker(contextlib.nullcontext):
 
 @dataclasses.dataclass(frozen=True)
 class Bench(sections.Bench):
-  """Its workers measure nothing."""
+  """With fake workers."""
 
   seconds: dict = dataclasses.field(default_factory=lambda: SECONDS)
 
@@ -78,7 +78,7 @@ STARTUP = [
 
 
 def everything():
-  """What `make bench` writes."""
+  """The output of `make bench`."""
   names = [name for name in sections.SECTIONS if name != "startup"]
   rows = {name: measure(name) for name in names} | {"startup": STARTUP}
   return {

@@ -1,11 +1,11 @@
-"""What is measured must not be compiled as the tests are, in a hurry."""
+"""Benchmarks must not use the fast, unoptimised compilation of the tests."""
 
 from pathlib import Path
 
 from benchmarks.speed.pairing import ROOT
 
 
-def test_the_speed_benchmark_is_apart_from_the_tests():
+def test_the_speed_benchmark_imports_no_tests():
   files = sorted(Path(ROOT, "benchmarks", "speed").glob("*.py"))
   assert files
   for file in files:

@@ -51,7 +51,7 @@ def test_bench_then_check(flags, capsys):
   assert "no ratio got more than 10% worse" in capsys.readouterr().out
 
 
-def test_bench_keeps_sections_not_asked_for(flags):
+def test_bench_keeps_other_sections(flags):
   speed.bench(flags)
   found = json.loads(flags.out.read_text())
   found["sections"]["limits"]["rows"] = ["kept"]
@@ -63,7 +63,7 @@ def test_bench_keeps_sections_not_asked_for(flags):
   ]
 
 
-def test_check_names_what_got_worse(flags, capsys):
+def test_check_reports_regressions(flags, capsys):
   found = results.everything()
   rows = found["sections"]["growth"]["rows"]
   (row,) = (row for row in rows if row["name"] == "windows 4")
@@ -74,8 +74,8 @@ def test_check_names_what_got_worse(flags, capsys):
   assert line.startswith(f"{PLACE}, seconds: got worse, 3.00 -> 4.00")
 
 
-def test_check_measures_again_what_seems_worse(flags, monkeypatch, capsys):
-  """What is worse only once is noise; other sections are measured once."""
+def test_check_repeats_sections_that_seem_worse(flags, monkeypatch, capsys):
+  """A regression must be found twice; other sections are measured once."""
   speed.bench(flags)
   runs = []
 
@@ -102,14 +102,14 @@ def test_check_measures_again_what_seems_worse(flags, monkeypatch, capsys):
   assert printed.endswith("no ratio got more than 10% worse\n")
 
 
-def test_check_without_what_is_committed(flags, capsys):
-  with pytest.raises(SystemExit, match=r"no bench\.json.*run make bench"):
+def test_check_without_committed_results(flags, capsys):
+  with pytest.raises(SystemExit, match="is missing; run make bench"):
     speed.check(flags, flags.out)
   found = results.everything()
   del found["sections"]["growth"]
   flags.out.write_text(json.dumps(found))
   assert speed.check(flags, flags.out) == 1
-  assert f"{PLACE}: is missing" in capsys.readouterr().out
+  assert f"{PLACE}: is not in the committed" in capsys.readouterr().out
 
 
 OLD = [{"name": "a", "ratios": {"x": summary([0.9, 1.0, 1.1], [1, 1, 1])}}]
@@ -134,6 +134,6 @@ def test_compare(seconds, expected):
 
 def test_compare_reports_what_is_missing():
   new = [{"name": "a", "ratios": {"y": {}}}, {"name": "b", "ratios": {}}]
-  said = compare("s", new, OLD)
-  assert list(said) == [("s", "a", "y"), ("s", "b")]
-  assert all(line.startswith("is missing") for line in said.values())
+  found = compare("s", new, OLD)
+  assert list(found) == [("s", "a", "y"), ("s", "b")]
+  assert all(line.startswith("is not in the") for line in found.values())

@@ -1,4 +1,4 @@
-"""The worker, its jobs replaced by ones that log, and two of them in turn."""
+"""The worker with fake jobs that log, and two alternating workers."""
 
 import functools
 import importlib.metadata
@@ -76,13 +76,13 @@ def test_memory(worker):
   assert worker.ask("memory")["peak_bytes"] <= memory["peak_bytes"]
 
 
-def test_a_failed_command_is_reported_and_the_worker_goes_on(worker):
+def test_a_failed_command_is_reported_and_the_worker_continues(worker):
   with pytest.raises(RuntimeError, match="worker, 'build': KeyError: 'none'"):
     worker.ask("build", name="none", args={})
   assert worker.ask("memory")
 
 
-def test_a_dead_worker_is_reported_with_its_last_words():
+def test_a_dead_worker_is_reported_with_its_stderr():
   with start() as worker:
     with pytest.raises(RuntimeError, match=r"(?s)ended \(3\).*out of luck"):
       worker.ask("build", name="end", args={})

@@ -1,4 +1,4 @@
-"""What the sections make of seconds and counts."""
+"""Rows of the sections from given seconds and counts."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The results as Markdown, and where they go."""
+"""The results as Markdown, and the page that holds them."""
 
 import copy
 
@@ -28,7 +28,7 @@ def text():
     "| make_a_video | 1.10 | <= 1.15: reached | 1.00 | 5.0 (2.0) | 5.0 (2.0) |",
     "| frames 80 | 5.00 | 1.00 | 5.00 | <= 5.2: reached | 5 | 1.00 | 1.00 |",
     "| matmul 2048 | 100 | 50 | 100 | 50 | 2.00 |  |  |  |",
-    "(96 channels, 32x32) 1.00, >= 0.7: reached; of all its 3x3 convolutions",
+    "(96 channels, 32x32): 1.00, >= 0.7: reached; and of all its 3x3 conv",
     "| train, empty cache | 30.0 | 21.0 | <= 20: not reached |",
     "| sample, empty cache | 50.0 |  |  |",
     "| import of main | 2.0 | 1.5 | <= 2: reached |",

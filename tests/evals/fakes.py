@@ -1,4 +1,4 @@
-"""Pipelines that draw what they are asked for, or something wrong."""
+"""Fake pipelines that draw what the prompt says, or something wrong."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from lumiere_jax.toy_scenes.scenes import (
 
 
 def scene_of(prompt, centre=(0.5, 0.5)):
-  """A scene of one object that a caption is right about."""
+  """A scene of one object that a caption describes."""
   (words,), background = parse_caption(prompt)
   motion = MOTIONS[words.motion or "still"]
   return Scene(
@@ -42,7 +42,7 @@ def scene_of(prompt, centre=(0.5, 0.5)):
 
 
 def recoloured(video, old, new, background):
-  """Every pixel on the way from the background to one colour, to another."""
+  """The video with one colour replaced, antialiased edges included."""
   behind = np.array(BACKGROUNDS[background], float)
   ray = np.array(COLOURS[old]) - behind
   cover = (video - behind) @ ray / (ray @ ray)
@@ -51,7 +51,7 @@ def recoloured(video, old, new, background):
 
 
 class Right:
-  """What it makes is right, for prompts of one object."""
+  """Right in every attribute, for prompts of one object."""
 
   fps, upscale, takes_pixels = 16.0, 4, True
 
@@ -84,7 +84,7 @@ class Right:
 
   def image_to_video(self, prompt, image, *, composited, seed, settings):
     assert not composited
-    for first in range(seed + 1):  # whatever scenes are scored
+    for first in range(seed + 1):  # finds the scene
       scenes = unseen(self, seed + 1, settings, first)
       video = scenes.clip(seed - first)
       if np.array_equal(video[0], image):
@@ -92,7 +92,7 @@ class Right:
     raise AssertionError("not the first frame of a scene")
 
   def extend(self, prompt, video, *, context, seed, settings):
-    """To and fro."""
+    """Plays the given frames back and forth."""
     assert len(video) == context
     there_and_back = np.concatenate([video, video[::-1]])
     return np.concatenate([there_and_back] * 9)[: self.length]
@@ -102,7 +102,7 @@ class Right:
     return Right(self.side // self.upscale, self.length)
 
   def inpaint(self, prompt, video, mask, *, seed, settings):
-    """The object of the prompt, standing in the middle of what is masked."""
+    """The object of the prompt, still, in the middle of the mask."""
     rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
     middle = [(where.mean() + 0.5) / self.side for where in (columns, rows)]
     scene = scene_of(prompt, tuple(middle))
@@ -134,7 +134,7 @@ class Right:
 
 
 class WrongColour(Right):
-  """Everything is right but the colour, which is the next one's."""
+  """Right except for the colour, which is the next of the list."""
 
   def draw(self, scene):
     (sprite,) = scene.sprites
@@ -150,7 +150,7 @@ class WrongColour(Right):
 
 
 class Standing(Right):
-  """The first frame again and again."""
+  """Repeats the first frame."""
 
   def draw(self, scene):
     return np.repeat(super().draw(scene)[:1], self.length, 0)
@@ -166,7 +166,7 @@ class Standing(Right):
 
 
 class Noise(Right):
-  """Bytes at random."""
+  """Random bytes."""
 
   def draw(self, scene):
     return self.noise()
@@ -180,7 +180,7 @@ class Noise(Right):
 
 
 class Leaking(Right):
-  """One pixel outside the region of a cinemagraph is off by one, for once."""
+  """One byte of one frame outside the cinemagraph's region is off by one."""
 
   def cinemagraph(self, prompt, image, mask, **how):
     video = super().cinemagraph(prompt, image, mask, **how)

@@ -26,7 +26,7 @@ def test_scenes_are_new_and_of_their_split(row, split):
   assert {is_held_out(triple) for triple in _triples(source)} == {
     row == "held_out"
   }
-  for seed in range(3):  # that training may have had
+  for seed in range(3):  # of training
     trained = ProceduralSource(
       num_clips=60, num_frames=16, resolution=32, seed=seed, split=split
     )
@@ -36,13 +36,13 @@ def test_scenes_are_new_and_of_their_split(row, split):
   assert again.scene(0) == source.scene(0)
 
 
-def test_scenes_are_as_large_and_long_as_what_is_made():
+def test_scenes_have_the_size_and_length_of_the_videos():
   source = unseen(FAKE, 1, Settings(num_frames=8, size=(24, 40)), 0)
   assert source.clip(0).shape == (8, 24, 40, 3)
 
 
 @pytest.mark.parametrize("changes", [("colour",), ("colour", "shape")])
-def test_another_scene_differs_in_what_is_said(changes):
+def test_another_scene_differs_in_the_named_attributes(changes):
   source = unseen(FAKE, 40, Settings(), 0)
   for k in range(40):
     scene, real, caption = another(source, k, *changes)

@@ -1,8 +1,9 @@
-"""Scores of pipelines that are right, or wrong in one way alone."""
+"""Scores of fake pipelines that are right, or wrong in one way alone."""
 
 import numpy as np
 import pytest
 
+from lumiere_jax.evals import change_tasks
 from lumiere_jax.evals.change_tasks import ssr, stylize, video_to_video, windows
 from lumiere_jax.evals.measures import shrunk
 from lumiere_jax.evals.pixel_tasks import (
@@ -11,35 +12,37 @@ from lumiere_jax.evals.pixel_tasks import (
   image_to_video,
   inpaint,
 )
-from lumiere_jax.evals.scenes import unseen
+from lumiere_jax.evals.scenes import TaskRun, unseen
 from lumiere_jax.evals.text_tasks import rhythm, text_to_video
+from lumiere_jax.evals.verdicts import Results
 from lumiere_jax.inference.settings import Settings
 from tests.evals.fakes import Leaking, Noise, Right, Standing, WrongColour
 
 COUNT, SEED = 6, 3
-
-
 SETTINGS = Settings(steps=2)
-
-
 PLAIN = {text_to_video: {"two_objects": 0.0}}
-
-
 READ = (text_to_video, rhythm, extend, inpaint, video_to_video)
 
 
-def scored(task, pipeline, **options):
+def scored(task, pipeline, *, count=COUNT, results=None, **options):
   """row -> column -> value."""
-  options = PLAIN.get(task, {}) | options
-  table = task(pipeline, COUNT, SETTINGS, SEED, **options)
+  results = Results(results.append) if results is not None else Results()
+  run = TaskRun(
+    pipeline=pipeline,
+    count=count,
+    settings=SETTINGS,
+    seed=SEED,
+    results=results,
+  )
+  task(run, **PLAIN.get(task, {}) | options)
   return {
     row: {name: score.value for name, score in scores.items()}
-    for row, scores in table.items()
+    for row, scores in results.table().items()
   }
 
 
 @pytest.mark.parametrize("task", [*READ, image_to_video, cinemagraph])
-def test_what_is_right_scores_as_real_renders_do(task):
+def test_right_videos_score_as_real_renders_do(task):
   table = scored(task, Right())
   real = {row: table.pop(row) for row in list(table) if "real" in row}
   assert real.keys() == {f"{row}, real renders" for row in table}
@@ -81,7 +84,7 @@ def test_a_wrong_colour_is_all_that_is_wrong():
   assert (made["colour"], made["shape"], made["all"]) == (0, 1, 0)
 
 
-def test_what_stands_still_has_no_motion_and_no_rhythm():
+def test_still_videos_have_no_motion_and_no_rhythm():
   for row, scores in scored(text_to_video, Standing()).items():
     if "real" not in row:
       assert scores["motion"] <= 1 / 6  # "standing still" may be among them
@@ -133,7 +136,7 @@ def test_faithful_is_26_db():
     assert made["faithful"] == faithful
 
 
-def test_an_object_that_is_left_as_it_was_is_not_inpainted():
+def test_an_unchanged_object_is_not_inpainted():
   class Lazy(Right):
     def inpaint(self, prompt, video, mask, **how):
       return video
@@ -142,7 +145,7 @@ def test_an_object_that_is_left_as_it_was_is_not_inpainted():
   assert made == {"colour": 0, "shape": 0, "all": 0}
 
 
-def test_an_object_that_jumps_or_changes_is_not_gone_on_with():
+def test_a_jump_or_a_change_is_no_continuation():
   class Jumping(Right):
     def extend(self, prompt, video, **how):
       made = super().extend(prompt, video, **how)
@@ -162,7 +165,7 @@ def test_an_object_that_jumps_or_changes_is_not_gone_on_with():
   assert made["all"] <= made["colour"] < 1
 
 
-def test_super_resolution_of_the_bases_own_videos():
+def test_super_resolution_of_videos_of_the_base():
   class Spoiling(Right):
     def super_resolve(self, video, **how):
       return 255 - super().super_resolve(video, **how)
@@ -174,7 +177,7 @@ def test_super_resolution_of_the_bases_own_videos():
 
 
 class Knowing(Right):
-  """Super-resolution that knows what it was made from, of any seed."""
+  """Super-resolution that returns the original of a shrunk clip."""
 
   def __init__(self, motions=None):
     super().__init__()
@@ -204,7 +207,7 @@ def test_gain_is_over_bicubic():
 
 
 class Seamed(Right):
-  """Every window is brighter by another amount; overlaps are averaged."""
+  """Each window has another brightness; overlaps are averaged."""
 
   def super_resolve(self, video, *, prompt, seed, settings):
     flat = np.full((self.length, self.side, self.side, 3), 100.0)
@@ -233,28 +236,20 @@ def test_seams_show_at_the_borders_of_windows():
   assert [row["border_ratio"] for row in smooth.values()] == [1, 1]
 
 
-def test_batches_and_seeds_are_as_asked():
-  heard = []
-  one, three = Right(), Right()
+def test_batches_and_seeds_are_as_requested():
+  results = []
+  one, four = Right(), Right()
   alone = scored(text_to_video, one)
-  together = scored(text_to_video, three, batch_size=4, on_result=heard.append)
-  assert alone == together
-  prompts = [call[1] for call in one.calls]
-  assert [p for call in three.calls for p in call[1]] == [
-    p for call in prompts for p in call
-  ]
-  assert [call[2] for call in three.calls] == [
-    [3, 4, 5, 6],
-    [7, 8],
-    [3, 4, 5, 6],
-    [7, 8],
-  ]
-  assert {call[3] for call in three.calls} == {SETTINGS}
-  assert [judged.seed for judged in heard] == [3, 4, 5, 6, 7, 8] * 2
-  assert [judged.row for judged in heard] == ["unseen"] * 6 + ["held_out"] * 6
+  assert alone == scored(text_to_video, four, batch_size=4, results=results)
+  prompts = lambda fake: [text for call in fake.calls for text in call[1]]
+  assert prompts(one) == prompts(four)
+  assert [call[2] for call in four.calls] == [[3, 4, 5, 6], [7, 8]] * 2
+  assert {call[3] for call in four.calls} == {SETTINGS}
+  assert [result.seed for result in results] == [3, 4, 5, 6, 7, 8] * 2
+  assert [r.row for r in results] == ["unseen"] * 6 + ["held_out"] * 6
 
 
-def test_two_objects_have_to_be_right_both():
+def test_both_of_two_objects_must_be_right():
   class Recalling(Right):
     def text_to_video(self, prompt, *, seed, settings):
       return np.stack([self.known[text] for text in prompt])
@@ -281,54 +276,63 @@ def test_pictures_are_scored_without_their_motion():
   assert set(table["unseen"]) == {"colour", "shape", "all"}
 
 
-def test_the_strength_is_the_pipelines_unless_one_says():
+def test_strength_defaults_to_that_of_the_pipeline():
   fake = Right()
   scored(video_to_video, fake)
   scored(video_to_video, fake, strength=0.4)
   assert [call[3] for call in fake.calls] == [0.7] * COUNT + [0.4] * COUNT
 
 
-def test_styles_are_measured_by_alpha():
-  class Styled(Right):
-    def __init__(self, alpha):
-      super().__init__()
-      self.alpha = alpha
+class Styled(Right):
+  """Darker with more style."""
 
-    def text_to_video(self, prompt, *, seed, settings):
-      video = super().text_to_video(prompt, seed=seed, settings=settings)
-      return np.rint(video * (1 - self.alpha / 2)).astype(np.uint8)
+  alpha = 0.0
 
-  dark = lambda video: 255 - float(video.mean())
-  fakes = {alpha: Styled(alpha) for alpha in (1.0, 0.0, 0.5)}
-  heard = []
-  table = stylize(fakes, dark, 3, SETTINGS, SEED, on_result=heard.append)
+  def styled(self, style, alpha):
+    assert style == "dark"
+    fake = type(self)()
+    fake.alpha = alpha
+    return fake
+
+  def text_to_video(self, prompt, *, seed, settings):
+    video = super().text_to_video(prompt, seed=seed, settings=settings)
+    return np.rint(video * (1 - self.alpha / 2)).astype(np.uint8)
+
+
+class Unstyled(Right):
+  def styled(self, style, alpha):
+    return self
+
+
+def test_styles_are_measured_by_alpha(monkeypatch):
+  dark, results = lambda video: 255 - float(video.mean()), []
+  score = lambda fake: scored(
+    stylize, fake, count=3, style="dark", results=results
+  )
+  monkeypatch.setattr(change_tasks, "style_strength", dark)
+  table = score(Styled())
   assert list(table) == [
-    "alpha 0",
-    "alpha 0, real renders",
-    "alpha 0.5",
-    "alpha 1",
-    "rising",
+    *("alpha 0", "alpha 0, real renders", "alpha 0.25", "alpha 0.5"),
+    *("alpha 0.75", "alpha 1", "rising"),
   ]
-  means = [table[f"alpha {a}"]["strength"].value for a in ("0", "0.5", "1")]
-  assert means[0] < means[1] < means[2]
-  assert 255 - means[2] == pytest.approx((255 - means[0]) / 2, abs=1)
-  assert table["alpha 0"]["motion_kept"].value == 1
-  assert table["rising"]["rising"].value == 1
-  assert len(heard) == 9
-  falling = stylize(fakes, lambda video: -dark(video), 3, SETTINGS, SEED)
-  assert falling["rising"]["rising"].value == 0
-  alike = {0.0: Right(), 1.0: Right()}
-  table = stylize(alike, dark, 3, SETTINGS, SEED)
-  assert table["rising"]["rising"].value == 0
-  with pytest.raises(ValueError, match="no pipeline"):
-    stylize({}, dark, 3, SETTINGS, SEED)
+  assert len(results) == 15
+  means = [
+    table[f"alpha {a}"]["strength"] for a in ("0", "0.25", "0.5", "0.75", "1")
+  ]
+  assert means == sorted(set(means))
+  assert 255 - means[-1] == pytest.approx((255 - means[0]) / 2, abs=1)
+  assert table["alpha 0"]["motion_kept"] == 1
+  assert table["rising"]["rising"] == 1
+  assert score(Unstyled())["rising"]["rising"] == 0
+  monkeypatch.setattr(change_tasks, "style_strength", lambda v: -dark(v))
+  assert score(Styled())["rising"]["rising"] == 0
 
 
-def test_one_window_has_no_borders():
+def test_a_single_window_has_no_borders():
   fake = Right()
   fake.plan = lambda settings: (fake.length, {})
   with pytest.raises(ValueError, match="one window"):
-    windows(fake, COUNT, SETTINGS, SEED)
+    scored(windows, fake)
   del fake.stages["ssr"]
   with pytest.raises(ValueError, match="one window"):
-    windows(fake, COUNT, SETTINGS, SEED)
+    scored(windows, fake)

@@ -1,4 +1,4 @@
-"""Several processes on one machine: they find each other, and end together."""
+"""Several processes on one machine connect, and end together."""
 
 import os
 import pathlib
@@ -17,11 +17,11 @@ JOINED = """
 import sys
 import jax
 from jax.experimental.multihost_utils import process_allgather
-from lumiere_jax.parallel import hosts
-with hosts.joined():
+from lumiere_jax.parallel import distributed
+with distributed.joined():
   k = jax.process_index()
   numbers = process_allgather(jax.numpy.asarray(10 * k)).tolist()
-  # In one piece: Gloo writes there too.
+  # In one write: Gloo writes to stdout too.
   sys.stdout.write(f"{jax.process_count()} {jax.device_count()} {numbers}\\n")
   if "fail" in sys.argv and k:
     raise RuntimeError("out of luck")
@@ -31,7 +31,7 @@ with hosts.joined():
 
 
 def begin(program, *arguments, processes=2, devices=1, grace_s=10.0):
-  """Runs a python program in `processes`, from a process of its own."""
+  """Runs a python program in several processes, from its own process."""
   command = [sys.executable, "-c", program, *arguments]
   call = f"local.run({command!r}, {processes}, {devices}, grace_s={grace_s})"
   return subprocess.Popen(
@@ -65,22 +65,22 @@ def alive(number: int) -> bool:
   return state.split()[0] != "Z"
 
 
-def said(out):
-  """Without what Gloo tells of itself where processes come late."""
+def without_gloo(out):
+  """Sorted lines without those of Gloo about late processes."""
   return sorted(line for line in out if "peer ranks" not in line)
 
 
 def test_two_processes_of_two_devices_are_one_run():
   code, out, err = ended(begin(JOINED, devices=2))
   assert code == 0, err
-  assert said(out) == ["2 4 [0, 10]", "[1] 2 4 [0, 10]"]
+  assert without_gloo(out) == ["2 4 [0, 10]", "[1] 2 4 [0, 10]"]
 
 
-def test_one_that_fails_does_not_wait_for_one_that_waits_for_it():
-  # JAX by itself would take five minutes, which is longer than is waited here.
+def test_a_failure_ends_a_process_that_waits():
+  # JAX itself would take five minutes.
   code, out, err = ended(begin(JOINED, "fail", grace_s=0.2))
   assert code == 1
-  assert said(out) == ["2 2 [0, 10]", "[1] 2 2 [0, 10]"]
+  assert without_gloo(out) == ["2 2 [0, 10]", "[1] 2 2 [0, 10]"]
   assert "[1] RuntimeError: out of luck" in err
 
 
@@ -95,7 +95,7 @@ def test_the_environment_is_that_of_each(monkeypatch):
   assert local.environment(1, 3, 2, 4567)["JAX_PLATFORMS"] == "cpu"
 
 
-def test_lines_are_marked_and_the_first_failure_is_the_answer():
+def test_lines_are_prefixed_and_the_first_failure_is_returned():
   program = NUMBER + (
     "import sys, time\n"
     "sys.stdout.write(f'a {k}\\nb'); sys.stdout.flush()\n"
@@ -105,7 +105,7 @@ def test_lines_are_marked_and_the_first_failure_is_the_answer():
   )
   code, out, err = ended(begin(program, processes=3))
   assert code == 5
-  # Process 0 writes by itself, so its unended line may have others on it.
+  # Process 0 writes directly, so its unfinished line may contain others.
   text = "\n".join(out)
   assert "a 0" in text
   for k in (1, 2):
@@ -115,7 +115,7 @@ def test_lines_are_marked_and_the_first_failure_is_the_answer():
   assert "20% 0" in "\n".join(err)
 
 
-def test_the_others_are_ended_after_the_grace_with_all_they_started():
+def test_others_are_killed_after_the_grace_period_with_descendants():
   program = NUMBER + (
     "import signal, subprocess, sys, time\n"
     "if k == 1: os.kill(os.getpid(), signal.SIGABRT)\n"
@@ -141,7 +141,7 @@ def test_signals_reach_all_once(number):
     "print('ready', flush=True)\n"
     "while not asked: time.sleep(0.01)\n"
     "time.sleep(0.3)\n"
-    # One write, or the other process's line may come between two.
+    # One write, so that lines are not interleaved.
     "os.write(1, f'{[int(n) for n in asked]}\\n'.encode())"
   )
   process = begin(program)
@@ -154,7 +154,7 @@ def test_signals_reach_all_once(number):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses prctl")
-def test_killed_itself_it_leaves_nobody_behind():
+def test_no_process_outlives_a_killed_launcher():
   program = (
     NUMBER + "import time; os.write(1, b'%d\\n' % os.getpid()); time.sleep(60)"
   )
@@ -170,7 +170,7 @@ def test_killed_itself_it_leaves_nobody_behind():
   assert not any(map(alive, numbers))
 
 
-def test_the_script_passes_arguments_on_and_the_exit_code_back(tmp_path):
+def test_the_script_forwards_arguments_and_the_exit_code(tmp_path):
   result = subprocess.run(
     [
       *(sys.executable, "launch/local.py", "--processes=1", "--"),

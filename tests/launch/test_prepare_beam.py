@@ -1,4 +1,4 @@
-"""Preparing by Beam: what `prepare` makes, in any place, killed anywhere."""
+"""Preparing with Beam equals `prepare`, locally or remote, after any kill."""
 
 import pytest
 
@@ -44,13 +44,13 @@ CAPTIONS["slow.mp4"] = ["slow"]
 
 @functools.cache
 def open_encoder():
-  """One for all tests, which compiles once."""
+  """Shared by all tests, so that it compiles once."""
   return open_text_encoder("", "", 8)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
-  """Beam logs the stack of what a step raises, which some do here."""
+  """Silences Beam, which logs the stack of the errors that are raised here."""
   logging.disable(logging.ERROR)
   yield
   logging.disable(logging.NOTSET)
@@ -81,7 +81,7 @@ def values(videos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(values, tmp_path_factory):
-  """The folder that `prepare` makes."""
+  """The output of `prepare`."""
   out = tmp_path_factory.mktemp("expected")
   prepare(Options(**values, out=str(out)), open_encoder())
   return out
@@ -89,7 +89,7 @@ def expected(values, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def original(values, tmp_path_factory):
-  """What the command makes, given as flags."""
+  """The output of the command with flags."""
   out = tmp_path_factory.mktemp("original")
   given = values | {"output": out, "max_length": 8}
   given = {name: str(value) for name, value in given.items()}
@@ -108,7 +108,7 @@ def run(values, out):
 
 
 def contents(folder):
-  """All records by the name of their shards, and the other files' bytes."""
+  """Records by shard name, and the bytes of the other files."""
   folder = Folder(folder)
   identity = read_manifest(folder).text
   whole = {
@@ -121,7 +121,7 @@ def contents(folder):
 
 
 def files(folder):
-  """When each file was written; shards of clips first."""
+  """Modification time by file name."""
   return {
     path.relative_to(folder).as_posix(): path.stat().st_mtime_ns
     for path in sorted(Path(folder).rglob("*"))
@@ -129,7 +129,7 @@ def files(folder):
   }
 
 
-def test_it_makes_what_prepare_makes(expected, original):
+def test_the_output_equals_that_of_prepare(expected, original):
   ours = contents(original)
   assert ours == contents(expected)
   assert len(ours[CLIPS]) == 3  # copy.mp4 holds what a.mp4 does; long.mp4, two
@@ -167,13 +167,13 @@ def test_a_second_run_writes_nothing(original, values, capsys):
   before = files(original)
   run(values, original)
   assert files(original) == before
-  said = capsys.readouterr().err
-  assert "3 of 8 files" in said
-  assert f"4 clips in {original}, 0 of them new" in said
+  err = capsys.readouterr().err
+  assert "3 of 8 files" in err
+  assert f"4 clips in {original}, 0 of them new" in err
 
 
-def test_only_what_is_new_is_added(original, values, videos, tmp_path, capsys):
-  """A video that was there stays where it was; so does its caption."""
+def test_only_new_videos_are_added(original, values, videos, tmp_path, capsys):
+  """Existing clips and captions stay in their shards."""
   folder, out = tmp_path / "videos", tmp_path / "out"
   shutil.copytree(videos, folder)
   shutil.copytree(original, out)
@@ -187,18 +187,20 @@ def test_only_what_is_new_is_added(original, values, videos, tmp_path, capsys):
   )
   clips = read_manifest(Folder(out)).clips
   assert [clip.file for clip in clips] == ["a.mp4", "new.mp4"]
-  said = capsys.readouterr().err
-  assert "2 clips in" in said
-  assert "1 of them new" in said
-  assert "2 clips of earlier runs" in said
+  err = capsys.readouterr().err
+  assert "2 clips in" in err
+  assert "1 of them new" in err
+  assert "2 clips of earlier runs" in err
 
 
 class Killed(Exception):
   pass
 
 
-def test_a_killed_run_goes_on(expected, values, tmp_path, monkeypatch, capsys):
-  """After its first shard of clips, of one clip each."""
+def test_a_killed_run_is_resumed(
+  expected, values, tmp_path, monkeypatch, capsys
+):
+  """Killed after the first shard, with one clip per shard."""
   small = functools.partial(RecordWriter, shard_bytes=1)
   with monkeypatch.context() as patch:
     patch.setattr(beam_transforms, "RecordWriter", small)
@@ -221,15 +223,15 @@ def test_a_killed_run_goes_on(expected, values, tmp_path, monkeypatch, capsys):
   before = files(tmp_path)
   capsys.readouterr()
   run(values, tmp_path)
-  assert "4 clips in" in (said := capsys.readouterr().err)
-  assert "2 of them new" in said
+  assert "4 clips in" in (err := capsys.readouterr().err)
+  assert "2 of them new" in err
   assert contents(tmp_path) == contents(expected)
   assert before.items() <= files(tmp_path).items()
   assert not [p for p in tmp_path.rglob(".*") if p.is_file()]
 
 
 def test_buckets(values, videos, tmp_path):
-  """Both ends of it are remote, and no copy stays."""
+  """Remote input and output; no local copy stays."""
   system = fsspec.filesystem("memory")
   system.store.clear()
   system.put(str(videos), "/in", recursive=True)
@@ -243,8 +245,9 @@ def test_buckets(values, videos, tmp_path):
   assert before == {name: system.modified(name) for name in system.find("/out")}
 
 
-def test_a_video_that_breaks_later(values, tmp_path, monkeypatch, capsys):
-  """It is reported, with the reason, as `prepare` does."""
+def test_a_video_that_fails_to_encode_is_reported(
+  values, tmp_path, monkeypatch, capsys
+):
   encode = beam_transforms.encode
 
   def broken(part, options):
@@ -260,9 +263,9 @@ def test_a_video_that_breaks_later(values, tmp_path, monkeypatch, capsys):
   assert [(row["file"], row["reason"]) for row in late] == (
     [("long.mp4", "damaged: a bit")] * 2
   )
-  said = capsys.readouterr().err
-  assert "3 of 8 files" in said
-  assert "long.mp4 dropped: damaged: a bit" in said
+  err = capsys.readouterr().err
+  assert "3 of 8 files" in err
+  assert "long.mp4 dropped: damaged: a bit" in err
 
 
 def test_no_usable_video_is_one_line(values, videos, tmp_path):
@@ -277,7 +280,7 @@ def test_no_usable_video_is_one_line(values, videos, tmp_path):
   assert not (out / "prepared.json").exists()
 
 
-def test_places_that_cannot_be_written(values, tmp_path):
+def test_unwritable_outputs(values, tmp_path):
   (tmp_path / "file").touch()
   for out, words in {
     tmp_path / "file/out": "cannot be written",
@@ -287,13 +290,13 @@ def test_places_that_cannot_be_written(values, tmp_path):
       run(values, out)
 
 
-def test_flags_are_parted():
+def test_flags_are_split():
   argv = ["x", "--input=a", "--side", "3", "--runner=SparkRunner", "--y", "z"]
-  ours, beams = prepare_beam.part_flags(argv)
+  ours, beams = prepare_beam.split_flags(argv)
   assert ours == ["x", "--input=a", "--side", "3"]
   assert beams == ["--runner=SparkRunner", "--y", "z"]
-  assert prepare_beam.on_this_machine(beams) == beams
-  local = prepare_beam.on_this_machine(["--direct_num_workers=2"])
+  assert prepare_beam.with_local_runner(beams) == beams
+  local = prepare_beam.with_local_runner(["--direct_num_workers=2"])
   assert local == ["--direct_num_workers=2", "--runner=FnApiRunner"]
-  with pytest.raises(UserError, match=r"sied=3: .*did you mean .side"):
-    prepare_beam.on_this_machine(["--runner=DirectRunner", "--sied=3"])
+  with pytest.raises(UserError, match=r"sied=3 .*did you mean .side"):
+    prepare_beam.with_local_runner(["--runner=DirectRunner", "--sied=3"])

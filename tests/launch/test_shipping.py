@@ -1,4 +1,4 @@
-"""The stages that ship, one process each; these ones only write files."""
+"""Training of the shipped model, with stages that only write files."""
 
 from pathlib import Path
 import signal
@@ -28,7 +28,7 @@ STAGE = (
   + """
 import pathlib, sys, time
 out, name, source, broken, seconds = pathlib.Path(sys.argv[1]), *sys.argv[2:]
-assert not source or (out / source).exists(), "begun too soon"
+assert not source or (out / source).exists(), "started too early"
 if name == broken:
   sys.exit(7)
 time.sleep(float(seconds))
@@ -37,38 +37,32 @@ leave(out / name)
 )
 
 
-class Pretended(Training):
+class Fake(Training):
   broken = ""
   seconds = 0.0
 
   def command(self, stage, source, folder):
-    said = (
-      str(self._out),
-      folder,
-      source or "",
-      self.broken,
-      str(self.seconds),
-    )
-    return [sys.executable, "-c", STAGE, *said]
+    args = (str(self._out), folder, source or "", self.broken)
+    return [sys.executable, "-c", STAGE, *args, str(self.seconds)]
 
   def _bundle_command(self):
     return self.command("bundle", BUNDLED[0], "bundle")
 
 
-def test_every_stage_trains_after_what_it_starts_from(tmp_path, capsys):
-  assert Pretended(tmp_path).run() == 0
+def test_every_stage_trains_after_its_parent(tmp_path, capsys):
+  assert Fake(tmp_path).run() == 0
   made = {path.name for path in tmp_path.iterdir() if not path.suffix}
   assert made == {*PARENTS, "bundle"}
   assert "conditional: done after" in capsys.readouterr().out
   picture = ElementTree.parse(tmp_path / "losses.svg")
-  said = {
+  labels = {
     text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")
   }
-  assert {f"{stage}: loss" for stage in PARENTS} <= said
+  assert {f"{stage}: loss" for stage in PARENTS} <= labels
 
 
-def test_what_fails_ends_it_all(tmp_path, capsys):
-  training = Pretended(tmp_path)
+def test_a_failure_ends_the_training(tmp_path, capsys):
+  training = Fake(tmp_path)
   training.broken = "base"
   assert training.run() == 7
   assert not (tmp_path / "conditional").exists()
@@ -76,11 +70,11 @@ def test_what_fails_ends_it_all(tmp_path, capsys):
   assert "base: failed" in capsys.readouterr().out
 
 
-def test_a_signal_ends_what_runs_and_begins_nothing(tmp_path):
+def test_sigterm_ends_the_running_stage_and_starts_none(tmp_path):
   script = f"""
 import pathlib, sys
-from tests.launch.test_shipping import Pretended
-training = Pretended(pathlib.Path({str(tmp_path)!r}))
+from tests.launch.test_shipping import Fake
+training = Fake(pathlib.Path({str(tmp_path)!r}))
 training.seconds = 30
 sys.exit(training.run())
 """
@@ -90,35 +84,33 @@ sys.exit(training.run())
     assert process.stdout.readline() == "\n"
     assert process.stdout.readline().startswith("$ python")
     while not process.stdout.readline().startswith("time.sleep"):
-      pass  # the rest of the script is told
+      pass  # the rest of the command line
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == STOPPED
   assert not list(tmp_path.glob("*/"))
 
 
-LONG = (
-  RUN
-  + """
-import pathlib, signal, sys, time
-out, name = pathlib.Path(sys.argv[1]), sys.argv[2]
-def save(*_):
-  (out / name / "checkpoints").mkdir(parents=True, exist_ok=True)
-  leave(out / name)
-  if name == "ssr":
-    (out / name / "metrics.jsonl").unlink()  # no step was logged
-  sys.exit()
-signal.signal(signal.SIGTERM, save)
-(out / "begun").open("a").write(name + "\\n")
-time.sleep(0 if name == "bundle" else 30)
+LONG = r"""
+out=$0 name=$1
+save() {
+  kill $!
+  mkdir -p $out/$name/checkpoints
+  echo '{"parameters": {}}' >$out/$name/runs.jsonl
+  # ssr has not logged a step
+  [ $name = ssr ] || echo '{"step": 1, "loss": 0.5}' >$out/$name/metrics.jsonl
+  exit 0
+}
+trap save TERM
+echo $name >>$out/begun
+if [ $name != bundle ]; then sleep 30 & wait; fi
 """
-)
 
 
-class Long(Pretended):
-  """Stages of half a minute, which save where they are told to end."""
+class Long(Fake):
+  """Stages of half a minute, which save on SIGTERM."""
 
   def command(self, stage, source, folder):
-    return [sys.executable, "-c", LONG, str(self._out), folder]
+    return ["bash", "-c", LONG, str(self._out), folder]
 
 
 def test_a_budget_is_shared_by_all_stages(tmp_path, monkeypatch, capsys):
@@ -128,8 +120,8 @@ def test_a_budget_is_shared_by_all_stages(tmp_path, monkeypatch, capsys):
   assert time.monotonic() - began < 15
   begun = (tmp_path / "begun").read_text().split()
   assert begun == [*PARENTS, "bundle"]
-  assert "ssr: done for its share" in capsys.readouterr().out
-  # What others started from stays as it is.
+  assert "ssr: saved at its share" in capsys.readouterr().out
+  # Stages that others started from are not continued.
   assert Long(tmp_path).run(budget=2.0) == 0
   begun = (tmp_path / "begun").read_text().split()[len(begun) :]
   assert begun == ["conditional", "ssr", "bundle"]
@@ -165,7 +157,7 @@ leave(out / name)
 
 
 def test_later_stages_are_compiled_while_the_first_one_trains(tmp_path):
-  class Warmed(Pretended):
+  class Warmed(Fake):
     def command(self, stage, source, folder):
       return [sys.executable, "-c", AHEAD, str(self._out), folder, source or ""]
 

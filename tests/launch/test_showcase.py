@@ -1,4 +1,4 @@
-"""What the gallery shows can be asked for; it needs its drawings alone."""
+"""The examples of the gallery are valid commands; their inputs are drawn."""
 
 from pathlib import Path
 import typing
@@ -30,7 +30,7 @@ def inputs_of(show, drawn) -> Inputs:
 
 
 @pytest.mark.parametrize("show", SHOWS, ids=lambda show: show.name)
-def test_each_can_be_asked_for(show, drawn):
+def test_each_is_valid(show, drawn):
   inputs = inputs_of(show, drawn)
   TASKS[show.task].check(show.task, inputs)
   if show.prompt:
@@ -53,7 +53,7 @@ def test_the_page_shows_each_with_its_command():
     assert f"--task={show.task}" in text
 
 
-def test_what_went_wrong_behind_a_log_is_shown(tmp_path, capsys):
+def test_the_log_of_a_failure_is_printed(tmp_path, capsys):
   log = tmp_path / "sample.log"
   with pytest.raises(SystemExit) as ended:
     run(["lumiere_jax.sample", "--task=nothing"], log=log)

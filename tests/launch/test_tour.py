@@ -1,11 +1,11 @@
-"""The tour of `make demo`, with commands that are said but not run."""
+"""The tour of `make demo`, with commands that are recorded but not run."""
 
 import html
 
 import pytest
 
 from launch import tour
-from launch.showcase import SHOWS, typed
+from launch.showcase import SHOWS, command_line
 from lumiere_jax.training.run_report import RunSummary
 
 
@@ -21,7 +21,7 @@ def test_the_page_shows_every_task_and_every_stage(
   def run(command, log=None, **environment):
     assert environment["JAX_COMPILATION_CACHE_DIR"].startswith(str(tmp_path))
     ran.append(command)
-    return typed(command)
+    return command_line(command)
 
   def read(workdir, **what):
     assert any(f"--workdir={workdir}" in command for command in ran)
@@ -39,7 +39,7 @@ def test_the_page_shows_every_task_and_every_stage(
   assert len(ran) == len(SHOWS) + len(tour.STAGES)
   page = html.unescape((tmp_path / "index.html").read_text())
   for command in ran:
-    assert typed(command) in page
+    assert command_line(command) in page
   assert about in page
   for show in SHOWS:
     assert f'src="{show.name}{show.ending}"' in page

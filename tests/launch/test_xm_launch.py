@@ -1,5 +1,4 @@
-"""XManager's own classes are planned with and launched; only the last step,
-what would reach a cloud, is a stand-in."""
+"""Planning and launching with XManager's own classes and a fake kubectl."""
 
 import pytest
 
@@ -34,7 +33,7 @@ FLAGS = [
 ]
 
 
-# No docker, and no account to ask for its project.
+# Without docker and a cloud account.
 OFFLINE = """
 from absl import app
 from launch import xm_launch
@@ -46,7 +45,7 @@ app.run(xm_launch.main)
 
 
 def run(tmp_path, *command):
-  """Runs python; HOME is `tmp_path`, and kubectl keeps there what it gets."""
+  """Runs python; HOME is `tmp_path`, where the fake kubectl saves its input."""
   program = tmp_path / "bin" / "kubectl"
   program.parent.mkdir()
   program.write_text(f'#!/bin/bash\ncat >"{tmp_path}/applied-$$"\n')
@@ -86,7 +85,7 @@ def test_without_a_sweep_the_workdir_is_the_one_given():
   assert units == {"": ["--config=c.py", "--workdir=/mnt/run/w"]}
 
 
-def test_a_slice_is_asked_for_by_its_topology():
+def test_a_slice_is_requested_by_its_topology():
   executor = xm_launch.make_executor("gke", ["tpu_v5p=4x4x8", "ram=64e9"], "w")
   requirements = executor.requirements
   assert requirements.accelerator == xm.ResourceType.TPU_V5P
@@ -94,7 +93,7 @@ def test_a_slice_is_asked_for_by_its_topology():
   assert requirements.task_requirements[xm.ResourceType.RAM] == 64e9
 
 
-def test_the_package_is_built_of_the_repository():
+def test_the_package_is_built_from_the_repository():
   executor = xm_launch.make_executor("gke", ["tpu_v5p=2x2x1"], "w")
   built = xm_launch.package(executor, IMAGE, build=True)
   assert isinstance(built.executable_spec, xm.Dockerfile)
@@ -112,16 +111,16 @@ def test_the_package_is_built_of_the_repository():
     ("gke", ["tpu_v5p=4y4"], "tpu_v5p"),
     ("gke", ["a100=8"], "tpu_v5p=4x4x8"),
     ("gke", ["tpu_v5p"], "--resources=tpu_v5p is not NAME=VALUE"),
-    ("vertex", ["tpu_v5p=4x4x4"], "take gke"),
+    ("vertex", ["tpu_v5p=4x4x4"], "use gke"),
   ],
   ids=str,
 )
-def test_resources_that_cannot_be(kind, resources, words):
+def test_invalid_resources(kind, resources, words):
   with pytest.raises(app.UsageError, match=words):
     xm_launch.make_executor(kind, resources, "w")
 
 
-def test_a_dry_run_prints_all_and_starts_nothing(tmp_path):
+def test_a_dry_run_prints_all_jobs(tmp_path):
   result = run(
     *(tmp_path, "-m", "launch.xm_launch", *FLAGS, "--dry_run", "--"),
     "--config.init_from=/mnt/run/t2i",
@@ -139,7 +138,7 @@ def test_a_dry_run_prints_all_and_starts_nothing(tmp_path):
 
 
 def test_work_units_become_jobsets(tmp_path):
-  """XManager's own experiment, database and packaging; kubectl stands in."""
+  """XManager's own experiment, database and packaging; a fake kubectl."""
   odd = '--config.x="a" $b'
   result = run(tmp_path, "-c", OFFLINE, *FLAGS, "--nobuild", "--", odd)
   assert result.returncode == 0, result.stderr
@@ -162,7 +161,7 @@ def test_work_units_become_jobsets(tmp_path):
   )
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_missing_flags(tmp_path):
   result = run(tmp_path, "-m", "launch.xm_launch", "--workdir=w")
   assert result.returncode == 1
   assert "--workdir and --image must be given" in result.stderr
@@ -177,7 +176,7 @@ def test_what_is_missing_is_said(tmp_path):
     ("local", "out/x", "must be a folder in / for"),
   ],
 )
-def test_a_workdir_that_would_be_lost(kind, workdir, words):
+def test_workdirs_that_do_not_outlive_the_container(kind, workdir, words):
   with pytest.raises(app.UsageError, match=words):
     xm_launch.check_workdir(kind, workdir, None)
 

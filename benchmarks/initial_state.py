@@ -1,4 +1,4 @@
-"""What a run begins with, without data or weights from elsewhere."""
+"""The initial state of a run, without data or pretrained weights."""
 
 import jax.numpy as jnp
 
@@ -16,7 +16,7 @@ from lumiere_jax.typing import FlatParams
 
 
 def make_task(experiment: Experiment) -> Task:
-  """A task whose "no caption" is zeros."""
+  """A task whose null text is zeros."""
   return Task(
     experiment=experiment,
     null_text=jnp.zeros((1, experiment.model.text_dim)),
@@ -24,8 +24,8 @@ def make_task(experiment: Experiment) -> Task:
   )
 
 
-def begin(experiment: Experiment) -> tuple[TrainState, FlatParams]:
-  """A first state and frozen weights, random; to be jitted or traced."""
+def initial_state(experiment: Experiment) -> tuple[TrainState, FlatParams]:
+  """Random training state and frozen weights; to be jitted or traced."""
   params = fresh_params(experiment, make_task(experiment))
   trainable, frozen = split(params, trainable_pattern(experiment))
   optimizer = make_optimizer(experiment.train, joint=experiment.joint)
