@@ -9,25 +9,12 @@ import threading
 import time
 from typing import IO
 
-<<<<<<< HEAD
-from launch.showcase import typed
+from launch.showcase import command_line
 from lumiere_jax.stages.config import FAMILIES, PARENTS
 from lumiere_jax.training.run_report import RunSummary, write_curves
 
-STOPPED = 143  # As a shell says that SIGTERM ended a command.
-
-
-FIRST = FAMILIES["base"][0]
-
-
-=======
-from launch.showcase import command_line
-from lumiere_jax.stages.config import PARENTS
-from lumiere_jax.training.run_report import RunSummary, write_curves
-
 STOPPED = 143  # Exit code of shells after SIGTERM.
-FIRST = "t2i"
->>>>>>> 3c8c749219a159bc969abbc23829e5583d04c80d
+FIRST = FAMILIES["base"][0]
 SHARES = {
   FIRST: 0.25,
   "base": 0.3,
@@ -35,17 +22,8 @@ SHARES = {
   "ssr_image": 0.12,
   "ssr": 0.08,
 }
-<<<<<<< HEAD
-"""Of a budget."""
-
-
-BUNDLED = tuple(names[-1] for names in FAMILIES.values())
-
-
-=======
 """Of the time budget."""
-BUNDLED = ("conditional", "ssr")
->>>>>>> 3c8c749219a159bc969abbc23829e5583d04c80d
+BUNDLED = tuple(names[-1] for names in FAMILIES.values())
 _WARM = (("base", FIRST), ("conditional", "warm/base"), ("ssr_image", None))
 _SPARE = 60.0  # Seconds for the last save and the bundle.
 

@@ -11,22 +11,12 @@ import time
 
 from tqdm import tqdm
 
-<<<<<<< HEAD
-from launch.showcase import SHOWS, Show, draw_inputs, run
+from launch.showcase import SHOWS, draw_inputs, run
 from lumiere_jax.stages.config import PARENTS
 from lumiere_jax.training.run_report import RunSummary, Sample, write_page
 
 STAGES = tuple(PARENTS)
-
-
-# Enough to see what it is; the gallery has the defaults.
-=======
-from launch.showcase import SHOWS, draw_inputs, run
-from lumiere_jax.training.run_report import Made, RunSummary, write_page
-
-STAGES = ("t2i", "base", "conditional", "ssr_image", "ssr")
 # Few sampling steps, to save time; the gallery uses the defaults.
->>>>>>> 3c8c749219a159bc969abbc23829e5583d04c80d
 FEW = ("--steps=6", "--ssr_steps=2")
 
 
@@ -45,11 +35,7 @@ def take_tour(out: Path, model: str) -> None:
     Sample(
       file=f"{show.name}{show.ending}",
       title=show.name.replace("_", " "),
-<<<<<<< HEAD
-      caption=f"{show.says} {show.prompt}".strip(),
-=======
-      says=f"{show.about} {show.prompt}".strip(),
->>>>>>> 3c8c749219a159bc969abbc23829e5583d04c80d
+      caption=f"{show.about} {show.prompt}".strip(),
       command=run(
         show.command(model, inputs, out, *FEW, "--overwrite"), **cache
       ),
