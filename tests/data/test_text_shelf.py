@@ -1,7 +1,11 @@
 import numpy as np
 import pytest
 
-from lumiere_jax.data.text_features import TextCache, TextShelf, fill_shelf
+from lumiere_jax.data.text_features import (
+  TextCache,
+  TextShards,
+  write_text_shards,
+)
 from lumiere_jax.errors import UserError
 from lumiere_jax.storage.remote import Folder
 
@@ -33,10 +37,10 @@ def encoder():
 def test_the_cache_takes_what_the_shelf_has(encoder, tmp_path):
   expected = encoder.features(CAPTIONS)
   (tmp_path / "made").mkdir()
-  assert fill_shelf(tmp_path / "made", encoder, CAPTIONS * 2) == 4
+  assert write_text_shards(tmp_path / "made", encoder, CAPTIONS * 2) == 4
   assert encoder.encoded == CAPTIONS
-  shelf = TextShelf(Folder(tmp_path / "made"))
-  cache = TextCache(lambda: encoder, tmp_path / "cache", shelves=[shelf])
+  shelf = TextShards(Folder(tmp_path / "made"))
+  cache = TextCache(lambda: encoder, tmp_path / "cache", shards=[shelf])
   assert cache.fill(CAPTIONS) == 0
   for ours, theirs in zip(cache(CAPTIONS), expected, strict=True):
     assert ours.dtype == theirs.dtype
@@ -49,26 +53,26 @@ def test_the_cache_takes_what_the_shelf_has(encoder, tmp_path):
 
 
 def test_only_what_is_missing_is_encoded(encoder, tmp_path):
-  fill_shelf(tmp_path, encoder, CAPTIONS[:2])
-  assert fill_shelf(tmp_path, encoder, CAPTIONS) == 2
+  write_text_shards(tmp_path, encoder, CAPTIONS[:2])
+  assert write_text_shards(tmp_path, encoder, CAPTIONS) == 2
   assert encoder.encoded == CAPTIONS
-  assert fill_shelf(tmp_path, encoder, CAPTIONS) == 0
+  assert write_text_shards(tmp_path, encoder, CAPTIONS) == 0
   assert len(list(tmp_path.rglob("text-*"))) == 2
-  shelf = TextShelf(Folder(tmp_path))
+  shelf = TextShards(Folder(tmp_path))
   for caption in CAPTIONS:
     assert shelf.find(encoder.identity, caption) is not None
 
 
 def test_features_of_another_encoder_are_not_taken(encoder, tmp_path):
-  fill_shelf(tmp_path, encoder, CAPTIONS)
+  write_text_shards(tmp_path, encoder, CAPTIONS)
   other = Encoder("b")
-  assert TextShelf(Folder(tmp_path)).find(other.identity, CAPTIONS[0]) is None
-  assert fill_shelf(tmp_path, other, CAPTIONS[:1]) == 1
+  assert TextShards(Folder(tmp_path)).find(other.identity, CAPTIONS[0]) is None
+  assert write_text_shards(tmp_path, other, CAPTIONS[:1]) == 1
 
 
 def test_a_damaged_shelf_is_named(encoder, tmp_path):
-  fill_shelf(tmp_path, encoder, CAPTIONS)
+  write_text_shards(tmp_path, encoder, CAPTIONS)
   shard = next(tmp_path.rglob("text-00000*"))
   shard.write_bytes(shard.read_bytes()[:1000])
   with pytest.raises(UserError, match=r"text-00000.*damaged"):
-    TextShelf(Folder(tmp_path)).find(encoder.identity, CAPTIONS[0])
+    TextShards(Folder(tmp_path)).find(encoder.identity, CAPTIONS[0])

@@ -17,9 +17,9 @@ from lumiere_jax.toy_scenes.scenes import BACKGROUNDS, COLOURS
 from lumiere_jax.toy_scenes.styles import (
   STYLE,
   STYLES,
-  in_style,
+  add_style,
+  remove_style,
   strength,
-  without_style,
 )
 
 RIGHT = {"colour": True, "shape": True, "motion": True}
@@ -127,9 +127,9 @@ def test_captions_say_the_style_and_are_read_without_it(style):
   source = _source(20)
   for index in range(len(source)):
     caption = source.caption(index)
-    assert in_style(caption, style) == f"{caption} in {style} style"
-    assert without_style(in_style(caption, style)) == caption
-    assert without_style(caption) == caption
+    assert add_style(caption, style) == f"{caption} in {style} style"
+    assert remove_style(add_style(caption, style)) == caption
+    assert remove_style(caption) == caption
 
 
 @by_style
@@ -148,12 +148,12 @@ def test_a_folder_of_pictures_is_a_data_set(tmp_path, style, capsys):
   for index in range(len(source)):
     (caption,) = source.captions(index)
     assert caption.endswith(f" in {style} style")
-    things, _ = parse_caption(without_style(caption))
+    things, _ = parse_caption(remove_style(caption))
     moving += things[0].motion is not None
     picture = source.clip(index)
     strengths.append(strength(picture, style))
     if things[0].motion is None:  # others may be out of the frame just then
-      assert matches(picture, without_style(caption)) == {
+      assert matches(picture, remove_style(caption)) == {
         "colour": True,
         "shape": True,
       }
@@ -188,7 +188,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
   ("call", "words"),
   [
-    (lambda: in_style("a cat", "pastle"), 'did you mean "pastel"'),
+    (lambda: add_style("a cat", "pastle"), 'did you mean "pastel"'),
     (lambda: strength(np.zeros((1, 8, 8, 3), np.uint8), "x"), "not one of"),
     (lambda: strength(np.zeros((8, 8, 3), np.uint8)), "video is"),
     (lambda: strength(np.zeros((1, 8, 8, 3))), "video is float64"),

@@ -52,7 +52,7 @@ def test_learning(tmp_path, monkeypatch):
   do not allow, and so beats its own weights with the temporal layers left out.
   """
   monkeypatch.setitem(
-    registry.KINDS,
+    registry.SOURCES,
     "procedural",
     lambda config, seed, report: (
       Stills(4096, 0, config.num_frames),
