@@ -1,8 +1,7 @@
 """Mask patterns for training the conditional model (Lumiere, section 4.2).
 
 `Mask, 1 = given`: 1 marks pixels that the model is given, 0 pixels that it
-generates. The masks that users draw have the opposite sense (`media.masks`:
-True = to be generated).
+generates.
 
 The paper does not publish how it draws training masks. These patterns are the
 tasks it shows (image-to-video, inpainting, cinemagraphs) and close variants.
