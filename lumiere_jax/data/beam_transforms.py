@@ -47,19 +47,15 @@ from lumiere_jax.storage.remote import (
 
 OpenEncoder = Callable[[], TextEncoder]
 
-
 _Video = tuple[int, str, list[str] | None]
 """Index in the order of names, name, and captions."""
-
 
 VIDEOS = ".videos.jsonl"
 """The list of input files, in the output folder, while a pipeline runs."""
 
-
 # Approximate bytes per pixel of H.264 (default quality) and of a png. They
 # only affect the sizes of shards.
 _VIDEO_BYTES, _PICTURE_BYTES = 0.1, 1.5
-
 
 _CHUNK = 16  # Files probed, and captions encoded, at a time.
 
@@ -204,8 +200,7 @@ class Examine(beam.DoFn):
     options, late, parts = self._options, (), ()
     with local_copy(options.input, options.cache) as folder:
       findings = index_file(
-        *(folder, file, captions, [options.spec], options.filters),
-        self._probes,
+        *(folder, file, captions, [options.spec], options.filters), self._probes
       )
       used = [video for _, video in findings if video is not None]
       try:

@@ -20,11 +20,9 @@ from lumiere_jax.storage.remote import Folder, is_url
 Captions = dict[str, tuple[str, ...]]
 """Name of a file or class -> its captions."""
 
-
 # Between a lower-case and an upper-case letter, and before a capitalised word
 # that follows an abbreviation, as in RidingABike.
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-
 
 # Only used to find videos; captioned files of any other ending are read too.
 MEDIA_ENDINGS = PICTURE_ENDINGS | {
@@ -32,9 +30,7 @@ MEDIA_ENDINGS = PICTURE_ENDINGS | {
   *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
 }
 
-
 _THREADS = 16  # That read caption files, which may be remote.
-
 
 _Rows = Iterator[tuple[int, Any]]
 """(line number, row) of a table."""
@@ -76,8 +72,7 @@ def _read_prompts(path: Path) -> Captions:
     label, _, prompt = (part.strip() for part in line.partition("|"))
     if not label or not prompt:
       raise UserError(
-        f"{path}, line {number}:",
-        f"{line.strip()[:80]!r} is not label|prompt",
+        f"{path}, line {number}:", f"{line.strip()[:80]!r} is not label|prompt"
       )
     prompts[label] = (*prompts.get(label, ()), prompt)
   return prompts
@@ -190,9 +185,7 @@ def _parse_json(where: str, text: str, example: str) -> Any:
     return json.loads(text)
   except json.JSONDecodeError as error:
     raise UserError(
-      where,
-      f"not JSON ({error.msg}, column {error.colno})",
-      f"write {example}",
+      where, f"not JSON ({error.msg}, column {error.colno})", f"write {example}"
     ) from error
 
 

@@ -132,10 +132,7 @@ class DataConfig:
     shapes = [(self.num_frames, *self.resolution), *parse_buckets(self.buckets)]
     return tuple(
       ClipSpec(
-        num_frames=t,
-        fps=self.fps,
-        resolution=(h, w),
-        resample=self.resample,
+        num_frames=t, fps=self.fps, resolution=(h, w), resample=self.resample
       )
       for t, h, w in dict.fromkeys(shapes)
     )

@@ -14,7 +14,6 @@ from lumiere_jax.storage.atomic import replacing
 
 _HINT_ROWS = 3
 
-
 # File names need not be valid Unicode; JSON reads the escapes back.
 _ERRORS = "backslashreplace"
 

@@ -15,12 +15,9 @@ from lumiere_jax.media.video_reader import VideoInfo, probe
 
 Images = UInt8[np.ndarray, "t h w 3"]
 
-
 _SIDE = 16  # Of thumbnails, in pixels.
 
-
 _FLASH = 2  # A flash of up to this many frames is no cut.
-
 
 # A cut changes more than this multiple of the mean change over this many
 # frames on either side.
@@ -88,9 +85,7 @@ def probe_shots(path, filters: Filters) -> list[Shot]:
     Shot(
       start_s=times_s[first],
       info=dataclasses.replace(
-        info,
-        duration_s=times_s[end] - times_s[first],
-        num_frames=end - first,
+        info, duration_s=times_s[end] - times_s[first], num_frames=end - first
       ),
       motion=motion(images[first:end]),
     )

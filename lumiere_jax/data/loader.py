@@ -82,7 +82,6 @@ def _round_steps(group: Group, batch_size: int) -> int:
 
 T = TypeVar("T")
 
-
 _make: Callable[[int], Any]  # In a worker process: the function it runs.
 
 
@@ -148,7 +147,6 @@ def _work(number: int) -> Any:
 Batch = dict[str, Any]
 """video (b, t, h, w, c) uint8; caption: list of b; index (b,) in the source;
 with masks, mask (b, t, h, w, 1) uint8, 1 = given."""
-
 
 _AHEAD = 2  # Batches to prefetch.
 

@@ -13,10 +13,8 @@ from lumiere_jax.storage.remote import Folder
 
 NAME = "prepared.json"
 
-
 CLIPS = "clips"
 """Prefix of the names of clip shards."""
-
 
 VERSION = 1
 

@@ -18,10 +18,8 @@ from lumiere_jax.errors import UserError, check_choice
 Mask = UInt8[np.ndarray, "t h w 1"]
 """1 = given, 0 = to generate."""
 
-
 Shape = tuple[int, int, int]
 """(frames, height, width)."""
-
 
 Rng = np.random.Generator
 

@@ -38,7 +38,6 @@ from lumiere_jax.storage.remote import Folder, is_url
 
 REPORT = "data_report.jsonl"
 
-
 _ENCODING = 1  # Part of the keys; raise it when the encoding changes.
 
 
@@ -312,9 +311,7 @@ def prepare(options: Options, encoder: TextEncoder | None = None) -> None:
     clips = _encode_missing(segments, options, report)
     if not clips:
       raise UserError(
-        f"{options.input}:",
-        "all videos were dropped",
-        f"see {report.path}",
+        f"{options.input}:", "all videos were dropped", f"see {report.path}"
       )
     captions = [caption for clip in clips for caption in clip.captions]
     if encoder is not None:

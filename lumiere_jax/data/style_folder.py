@@ -60,11 +60,7 @@ def write_style_folder(
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise UserError(f"{folder}:", "already exists", "choose a new folder")
   source = ProceduralSource(
-    num_clips=count,
-    num_frames=1,
-    resolution=resolution,
-    seed=seed,
-    moments=0.5,
+    num_clips=count, num_frames=1, resolution=resolution, seed=seed, moments=0.5
   )
   with replacing(folder) as temporary:
     temporary.mkdir()

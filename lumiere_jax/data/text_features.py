@@ -32,7 +32,6 @@ from lumiere_jax.typing import FlatParams
 Entry = tuple[np.ndarray, np.ndarray]
 """Features (l, e) float32 and mask (l,) bool of one caption."""
 
-
 _CHUNK = 16  # Captions encoded between two updates of the progress bar.
 
 

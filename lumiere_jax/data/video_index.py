@@ -126,7 +126,6 @@ class Video:
 # Tolerance for the ratio of two frame rates: 29.97 is a multiple of 15.
 _DIVIDES = 0.01
 
-
 IndexEntry = tuple[Row, Video | None]
 """The report on a shot, and the video to use; None: it is not used."""
 
@@ -229,10 +228,7 @@ def _is_uneven(ratio: float | None) -> bool:
 
 
 def _choose(
-  shot: Shot,
-  specs: Sequence[ClipSpec],
-  filters: Filters,
-  ratio: float | None,
+  shot: Shot, specs: Sequence[ClipSpec], filters: Filters, ratio: float | None
 ) -> ClipSpec | str:
   """The shape of its clips, or "kind: details" of why there is none."""
   info = shot.info

@@ -19,7 +19,6 @@ from lumiere_jax.toy_scenes.scenes import (
 Combination = tuple[str, str, str]
 """(colour, shape, motion)."""
 
-
 CROSSING = {0: ("left", "right"), 1: ("up", "down")}
 """Axis (0: x, 1: y) -> the motions that cross the frame along it."""
 

@@ -14,7 +14,6 @@ import numpy as np
 
 Array = np.ndarray
 
-
 Distance = Callable[[Array, Array], Array]
 
 
@@ -55,7 +54,6 @@ SHAPES: Mapping[str, Distance] = {
 }
 """Shape -> signed distance to its edge, in units of its radius (< 0 inside)."""
 
-
 FOLDS: Mapping[str, int] = {"square": 4, "triangle": 3, "star": 5, "cross": 4}
 """Shape -> k if 1/k of a turn maps it to itself; round shapes are absent."""
 
@@ -95,7 +93,6 @@ def coverage(
 Fields = dict[str, Array]
 """Some of the fields of `Pose`."""
 
-
 COLOURS: Mapping[str, tuple[int, int, int]] = {
   "red": (225, 35, 40),
   "orange": (250, 140, 20),
@@ -106,7 +103,6 @@ COLOURS: Mapping[str, tuple[int, int, int]] = {
   "purple": (165, 50, 190),
 }
 
-
 BACKGROUNDS: Mapping[str, tuple[int, int, int]] = {
   "black": (10, 10, 10),
   "white": (245, 245, 245),
@@ -114,13 +110,10 @@ BACKGROUNDS: Mapping[str, tuple[int, int, int]] = {
   "navy": (20, 25, 75),
 }
 
-
 SIZES: Mapping[str, float] = {"small": 0.115, "large": 0.17}
 """Size word -> radius of the circumscribed circle."""
 
-
 _FINE = 128  # Minimum shorter side at which coverage is sampled.
-
 
 _CHUNK = 2**18  # Samples drawn at a time, few enough for the CPU cache.
 
@@ -248,11 +241,9 @@ def _two_speeds(
 
 _CROSSING = _two_speeds(0.15, 0.45)
 
-
 # Three to four cycles per second: at 16 fps a cycle has at least four frames,
 # so it does not alias, but key frames a quarter of a second apart miss it.
 _FAST = {None: (3.0, 4.0)}
-
 
 MOTIONS: Mapping[str, Motion] = {
   "still": Motion(
@@ -292,10 +283,7 @@ MOTIONS: Mapping[str, Motion] = {
     rates=_two_speeds(0.15, 0.5),
   ),
   "growing": Motion(
-    phrase="growing",
-    path=_grow,
-    rates=_two_speeds(0.2, 0.6),
-    start=(0.2, 0.5),
+    phrase="growing", path=_grow, rates=_two_speeds(0.2, 0.6), start=(0.2, 0.5)
   ),
   "shrinking": Motion(
     phrase="shrinking",

@@ -39,13 +39,11 @@ STYLES: Mapping[str, Style] = {
       "navy": (186, 202, 232),
     },
     opacity=0.7,
-  ),
+  )
 }
-
 
 STYLE = "pastel"
 """The default style."""
-
 
 # Weight of object colours relative to the background: soft edges and codecs
 # wash out the colours of small objects.

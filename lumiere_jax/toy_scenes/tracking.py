@@ -10,12 +10,9 @@ from lumiere_jax.toy_scenes.scenes import COLOURS, FOLDS
 
 Array = np.ndarray
 
-
 _SIDE = 64  # Larger videos are averaged down to about this shorter side.
 
-
 _CONTRAST = 28.0  # Minimum RGB distance of an object from the background.
-
 
 _MIN_SEEN = 0.2  # Minimum fraction of the frames that show an object.
 
@@ -177,16 +174,13 @@ def _track(
 
 UNCLEAR = "unclear"
 
-
 # Minimum speeds per second: of the centre in frame sizes, of the logarithm of
 # the area, of turns. Slow motions have about twice these.
 _MOVES, _GROWS, _TURNS = 0.08, 0.1, 0.06
 
-
 # Minimum standard deviation of an oscillating centre, in frame sizes and in
 # pixels.
 _STRAYS, _STRAYS_PIXELS = 0.012, 0.35
-
 
 _FAST = 2.0  # Minimum cycles per second of blinking and swinging.
 

@@ -13,9 +13,7 @@ from lumiere_jax.media.video_writer import write_video
 
 CLIPS = Path(__file__).parents[2] / "../shared/assets/clips"
 
-
 BUNNY = Path(__file__).parents[2] / "lumiere_jax/data/assets/big_buck_bunny"
-
 
 LEAST = 15.0
 
@@ -105,10 +103,7 @@ def test_shots_begin_on_their_frame(tmp_path):
   scenes = large(np.stack([scene(k, 20).mean(0) for k in range(3)]))
   for k, shot in enumerate(found):
     clip = read_clip(
-      path,
-      start_s=shot.start_s,
-      num_frames=shot.info.frames_at(16),
-      fps=16,
+      path, start_s=shot.start_s, num_frames=shot.info.frames_at(16), fps=16
     )
     distance = np.abs(clip[:, None].astype(int) - scenes).mean((2, 3, 4))
     assert (distance.argmin(1) == k).all()

@@ -8,7 +8,6 @@ from lumiere_jax.errors import UserError
 
 SHAPE = (8, 12, 20)
 
-
 DRAWS = 60
 
 

@@ -18,10 +18,7 @@ ATTRIBUTES = ("colour", "shape", "motion")
 
 def _source(num_clips, resolution=64, num_frames=80, **options):
   return ProceduralSource(
-    num_clips=num_clips,
-    resolution=resolution,
-    num_frames=num_frames,
-    **options,
+    num_clips=num_clips, resolution=resolution, num_frames=num_frames, **options
   )
 
 

@@ -17,16 +17,12 @@ from lumiere_jax.toy_scenes.styles import (
 
 RIGHT = {"colour": True, "shape": True, "motion": True}
 
-
 by_style = pytest.mark.parametrize("style", STYLES)
 
 
 def _source(num_clips, resolution=32, num_frames=4, **options):
   return ProceduralSource(
-    num_clips=num_clips,
-    resolution=resolution,
-    num_frames=num_frames,
-    **options,
+    num_clips=num_clips, resolution=resolution, num_frames=num_frames, **options
   )
 
 

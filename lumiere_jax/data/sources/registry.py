@@ -24,7 +24,6 @@ from lumiere_jax.storage.remote import Folder
 Sources = tuple[Source, Source]
 """The training clips and the held-out clips."""
 
-
 # Filters that decode every frame; folders of videos and `prepare` apply them.
 _FRAME_FILTERS = "scene_cuts", "min_motion"
 

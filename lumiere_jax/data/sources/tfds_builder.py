@@ -28,12 +28,9 @@ from lumiere_jax.storage.remote import default_cache
 
 SPLIT = "train"
 
-
 _CAPTIONS = ("caption", "captions", "text", "description", "prompt")
 
-
 _FPS = ("fps", "frame_rate", "framerate")
-
 
 # Errors of builders and their readers that a user can fix.
 _BUILDER_ERRORS = (
@@ -44,7 +41,6 @@ _BUILDER_ERRORS = (
   ImportError,
   OSError,
 )
-
 
 Keys = tuple[str, ...]
 """Path of a value in a nested example."""
@@ -83,9 +79,7 @@ def open_builder(name: str, data_dir: str) -> Any:
     near = suggest(re.split("[/:]", name)[0], known)
     fix = _needs_tensorflow()
     raise UserError(
-      f"config.data.path={name}:",
-      f"no such builder{'' if fix else near}",
-      fix,
+      f"config.data.path={name}:", f"no such builder{'' if fix else near}", fix
     ) from error
   except _BUILDER_ERRORS as error:
     fix = _needs_tensorflow() if isinstance(error, ImportError) else ""
@@ -266,7 +260,6 @@ def _one_line(error: Exception) -> str:
 
 
 Examples = Sequence[Mapping[str, Any]]
-
 
 # Errors of example readers for files that are damaged or missing.
 _READ_ERRORS = (RuntimeError, OSError, ValueError, LookupError)

@@ -9,13 +9,7 @@ import pytest
 from lumiere_jax.data.sources.procedural import ProceduralSource
 from lumiere_jax.errors import UserError
 from lumiere_jax.toy_scenes.captions import combinations, parse_caption
-from lumiere_jax.toy_scenes.scenes import (
-  COLOURS,
-  MOTIONS,
-  SHAPES,
-  SIZES,
-  pose,
-)
+from lumiere_jax.toy_scenes.scenes import COLOURS, MOTIONS, SHAPES, SIZES, pose
 
 
 def _source(**changes):

@@ -14,7 +14,6 @@ from tests.data.videos import make, picture, read_report, write_jsonl
 
 SMALL = {"num_frames": 4, "fps": 8, "resolution": 16, "threads": 1}
 
-
 VIDEOS = ["0.mp4", "1.mp4", "2.mp4", "wide.mp4"]
 
 

@@ -26,9 +26,7 @@ from tests.data.videos import SPEC, read_report, spec
 
 LABELS = ["ApplyEyeMakeup", "Archery"]
 
-
 COUNT = 12
-
 
 Features = tfds.features.FeaturesDict
 
