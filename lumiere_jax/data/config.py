@@ -138,6 +138,16 @@ class DataConfig:
     )
 
   @property
+  def filters(self) -> Filters:
+    """The criteria for videos."""
+    return Filters(
+      scene_cuts=self.scene_cuts,
+      min_motion=self.min_motion,
+      max_enlarge=self.max_enlarge,
+      min_fps_ratio=self.min_fps_ratio,
+    )
+
+  @property
   def mask_mix(self) -> MaskMix | None:
     """The mask patterns; None if there are none."""
     return MaskMix.parse(self.masks) if self.masks else None

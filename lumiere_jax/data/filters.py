@@ -53,6 +53,12 @@ class Filters:
     return spec.num_frames > 1 or self.whole_videos
 
 
+DEFAULT_FILTERS = Filters()
+
+FRAME_FILTERS = "scene_cuts", "min_motion"
+"""Filters that decode every frame; folders of videos and `prepare` use them."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shot:
   """The part of a video between two cuts.

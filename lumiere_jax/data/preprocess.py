@@ -300,11 +300,11 @@ def prepare(options: Options, encoder: TextEncoder | None = None) -> None:
     source = FilesSource.open(
       options.input,
       [options.spec],
+      filters=options.filters,
       report_path=out / REPORT,
       num_threads=options.max_threads,
       prompts=options.prompts,
       cache=options.cache,
-      **dataclasses.asdict(options.filters),
     )
     report = Report(out / REPORT)
     segments = _segments(source, options, report)

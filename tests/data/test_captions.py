@@ -128,77 +128,53 @@ def test_captions_take_precedence_over_classes(tmp_path):
   assert read_captions(folder) == {"B/y.mp4": ("y",)}
 
 
-@pytest.mark.parametrize(
-  ("name", "text", "field", "message"),
-  [
+ERRORS = {
+  "captions.jsonl": [
+    ('{"file": "a", "caption": ""}\n{"file"', 2, "not JSON"),
+    ('\n{"file": "a", "text": ""}', 2, "no 'caption'; it has 'file', 'text'"),
+    ('{"name": "a", "caption": ""}', 1, "no 'file'; it has 'name', 'caption'"),
+    ('{"file": "a", "caption": 3}', 1, "a caption is 3"),
+    ('{"file": "a", "captions": ["", null]}', 1, "a caption is None"),
+    ('{"file": "a", "captions": [], "caption": ""}', 1, "both 'caption' and"),
+    ('{"file": " ", "caption": ""}', 1, "'file' is ' '"),
+    ('["a", "b"]', 1, "is a list"),
+    (b'{}\n\n{"file": "\xff"}', 3, "not UTF-8.*0xff"),
     (
-      *("captions.jsonl", b'{"file": "a", "caption": ""}\n{"file"'),
-      *(", line 2:", "not JSON"),
+      *('{"file": "a", "caption": ""}\n{"file": "./a", "caption": ""}', 2),
+      "a already has a caption on line 1",
     ),
-    (
-      *("captions.jsonl", b'\n{"file": "a", "text": ""}'),
-      *(", line 2:", "no 'caption'; it has 'file', 'text'"),
-    ),
-    (
-      *("captions.jsonl", b'{"name": "a", "caption": ""}'),
-      *(", line 1:", "no 'file'; it has 'name', 'caption'"),
-    ),
-    ("captions.jsonl", b'{"file": "a", "caption": 3}', ", line 1:", "is 3"),
-    (
-      *("captions.jsonl", b'{"file": "a", "captions": ["", null]}'),
-      *(", line 1:", "is None"),
-    ),
-    (
-      *("captions.jsonl", b'{"file": "a", "captions": [""], "caption": "b"}'),
-      *(", line 1:", "both 'caption' and 'captions'"),
-    ),
-    (
-      *("captions.jsonl", b'{"file": " ", "caption": ""}'),
-      *(", line 1:", "'file' is ' '"),
-    ),
-    ("captions.jsonl", b'["a", "b"]', ", line 1:", "is a list"),
-    (
-      *("captions.jsonl", b'{}\n\n{"file": "\xff"}'),
-      *(", line 3", "not UTF-8.*0xff"),
-    ),
-    ("captions.jsonl", b"\n", "", "no captions"),
-    (
-      *(
-        "captions.jsonl",
-        b'{"file": "a", "caption": "1"}\n{"file": "./a", "caption": "2"}',
-      ),
-      *(", line 2:", "a already has a caption on line 1"),
-    ),
-    (
-      *("captions.csv", b"name,caption\na,b\n"),
-      *(", line 1:", "'file', but has 'name', 'caption'"),
-    ),
-    (
-      *("captions.csv", b"file;caption\na;b\n"),
-      *(", line 1:", "'file', but has 'file;caption'"),
-    ),
-    (
-      *("captions.csv", b"file,caption,caption\na,b,c\n"),
-      *(", line 1:", "'caption', but has"),
-    ),
-    ("captions.csv", b"file,caption\na,b\nc\n", ", line 3:", "2 columns"),
-    ("captions.csv", b"file,caption\na,b, c\n", ", line 2:", "2 columns"),
-    ("captions.csv", b'file,caption\n"a,b\n', ", line 2:", "not CSV"),
-    ("captions.csv", b"file,caption\na,b\na,c\n", ", line 3:", "a already has"),
-    ("captions.csv", b"file,caption\na,\xe9\n", ", line 2", "not UTF-8"),
-    ("captions.csv", b"", "", "no captions"),
-    ("x.txt", b"fine\nnot \xe9", "x.txt, line 2", "not UTF-8"),
-    ("x.json", b'{"title": "x"}', "x.json:", "no 'caption'; it has 'title'"),
-    ("x.json", b"3", "x.json:", "a caption is 3"),
-    ("x.json", b"{", "x.json:", "not JSON"),
+    ("\n", None, "no captions"),
   ],
+  "captions.csv": [
+    ("name,caption\na,b\n", 1, "'file', but has 'name', 'caption'"),
+    ("file;caption\na;b\n", 1, "'file', but has 'file;caption'"),
+    ("file,caption,caption\na,b,c\n", 1, "'caption', but has"),
+    ("file,caption\na,b\nc\n", 3, "2 columns"),
+    ("file,caption\na,b, c\n", 2, "2 columns"),
+    ('file,caption\n"a,b\n', 2, "not CSV"),
+    ("file,caption\na,b\na,c\n", 3, "a already has a caption on line 2"),
+    (b"file,caption\na,\xe9\n", 2, "not UTF-8"),
+    ("", None, "no captions"),
+  ],
+  "x.txt": [(b"fine\nnot \xe9", 2, "not UTF-8")],
+  "x.json": [
+    ('{"title": "x"}', None, "x.json: no 'caption'; it has 'title'"),
+    ("3", None, "x.json: a caption is 3"),
+    ("{", None, "x.json: not JSON"),
+  ],
+}
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "line", "message"),
+  [(name, *case) for name, cases in ERRORS.items() for case in cases],
 )
-def test_caption_errors_name_the_line(tmp_path, name, text, field, message):
-  (tmp_path / "x.mp4").touch()
-  (tmp_path / name).write_bytes(text)
+def test_caption_errors_name_the_line(tmp_path, name, text, line, message):
+  folder = write(tmp_path, {"x.mp4": b"", name: text})
   with pytest.raises(UserError, match=message) as error:
-    read_captions(Folder(tmp_path))
-  assert field in str(error.value)
+    read_captions(folder)
+  where = f"{tmp_path / name}, line {line}:" if line else str(tmp_path)
+  assert str(error.value).startswith(where)
   assert "\n" not in str(error.value)
 
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 from PIL import Image
 
+from lumiere_jax.data.filters import Filters
 from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.data.sources.files import FilesSource
 from lumiere_jax.media.video_writer import write_video
@@ -52,9 +53,15 @@ def read_report(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def open_files(folder, *specs, **options):
+def open_files(folder, *specs, cache="", prompts="", **filters):
   """The source of a folder, and its report by file."""
   path = folder / "data_report.jsonl"
-  options = {"report_path": path} | options
-  source = FilesSource.open(folder, specs or [SPEC], **options)
+  source = FilesSource.open(
+    folder,
+    specs or [SPEC],
+    filters=Filters(**filters),
+    report_path=path,
+    cache=cache,
+    prompts=prompts,
+  )
   return source, {row["file"]: row for row in read_report(path)}

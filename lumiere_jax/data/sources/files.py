@@ -17,7 +17,7 @@ import tqdm
 
 from lumiere_jax.data.captions import is_media, read_captions
 from lumiere_jax.data.dataset_report import Report, Row, publish
-from lumiere_jax.data.filters import Filters
+from lumiere_jax.data.filters import DEFAULT_FILTERS, Filters
 from lumiere_jax.data.probe_cache import ProbeCache
 from lumiere_jax.data.sources.base import ClipSpec, Group, UnreadableClip
 from lumiere_jax.data.video_index import Video, index_file
@@ -55,13 +55,9 @@ class FilesSource:
     folder: str | os.PathLike,
     specs: Sequence[ClipSpec],
     *,
+    filters: Filters = DEFAULT_FILTERS,
     report_path: str | os.PathLike | None = None,
     num_threads: int | None = None,
-    scene_cuts: float = 0.0,
-    min_motion: float = 0.0,
-    max_enlarge: float = 4.0,
-    min_fps_ratio: float = Filters.min_fps_ratio,
-    whole_videos: bool = False,
     prompts: str = "",
     cache: str = "",
   ) -> "FilesSource":
@@ -74,22 +70,14 @@ class FilesSource:
         for the forms of captions.
       specs: the shapes of clips, of one frame rate. `choose_bucket` assigns one
         to each video; pictures need one of one frame.
+      filters: criteria for videos and shots.
       report_path: of the data report to write; None: none.
       num_threads: that probe; None: one per core.
-      scene_cuts, min_motion, max_enlarge, min_fps_ratio, whole_videos: see
-        `Filters`.
       prompts: see `read_captions`.
       cache: see `Folder` and `ProbeCache`.
     """
     folder = Folder(folder, cache)
     captions = list_videos(folder, prompts)
-    filters = Filters(
-      scene_cuts=scene_cuts,
-      min_motion=min_motion,
-      max_enlarge=max_enlarge,
-      min_fps_ratio=min_fps_ratio,
-      whole_videos=whole_videos,
-    )
     probes = ProbeCache(str(folder), filters, cache)
     index = lambda name: index_file(
       folder, name, captions[name], specs, filters, probes

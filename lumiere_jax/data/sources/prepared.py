@@ -5,7 +5,7 @@ read as from a file, from the key frame before its start.
 """
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import os
 import sys
@@ -13,7 +13,12 @@ import sys
 import numpy as np
 
 from lumiere_jax.data.dataset_report import publish
-from lumiere_jax.data.filters import Filters, Shot
+from lumiere_jax.data.filters import (
+  DEFAULT_FILTERS,
+  FRAME_FILTERS,
+  Filters,
+  Shot,
+)
 from lumiere_jax.data.manifest import CLIPS, NAME, Manifest, read_manifest
 from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.data.sources.files import RecordSource
@@ -56,10 +61,8 @@ def open_prepared(
   path: str | os.PathLike,
   specs: Sequence[ClipSpec],
   *,
+  filters: Filters = DEFAULT_FILTERS,
   report_path: str | os.PathLike | None = None,
-  max_enlarge: float = 4.0,
-  min_fps_ratio: float = Filters.min_fps_ratio,
-  wanted: Mapping[str, float] | None = None,
   cache: str = "",
 ) -> RecordSource:
   """Opens a folder that `prepare` has finished.
@@ -69,19 +72,17 @@ def open_prepared(
   Args:
     path: the folder, or its URL, from which the shards are copied first.
     specs: the shapes of clips, of one frame rate.
+    filters: criteria for videos; the frame rate of a video is the one it was
+      prepared at. A notice is printed if `scene_cuts` or `min_motion` is set
+      and the folder was prepared without it.
     report_path: of the data report to write; None: none.
-    max_enlarge, min_fps_ratio: see `Filters`; the frame rate of the videos is
-      the one they were prepared at.
-    wanted: configured 'scene_cuts' and 'min_motion'; a notice is printed if the
-      folder was prepared without them.
     cache: see `Folder`.
   """
   folder = Folder(path, cache)
   manifest = read_manifest(folder)
   records = Records(folder, CLIPS)
   _require_all(folder, manifest, records)
-  _report_unfiltered(folder, manifest, wanted or {})
-  filters = Filters(max_enlarge=max_enlarge, min_fps_ratio=min_fps_ratio)
+  _report_unfiltered(folder, manifest, filters)
   prepared_fps = manifest.options["fps"]
   parts = collections.Counter(clip.file for clip in manifest.clips)
   rows, videos = [], []
@@ -127,9 +128,10 @@ def _require_all(folder: Folder, manifest: Manifest, records: Records) -> None:
 
 
 def _report_unfiltered(
-  folder: Folder, manifest: Manifest, wanted: Mapping[str, float]
+  folder: Folder, manifest: Manifest, filters: Filters
 ) -> None:
-  for name, value in wanted.items():
+  for name in FRAME_FILTERS:
+    value = getattr(filters, name)
     if value and not manifest.options.get(name):
       message = (
         f"data: {folder} was prepared without {option(name)}, so "

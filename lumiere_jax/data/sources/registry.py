@@ -9,8 +9,10 @@ import dataclasses
 import os
 from pathlib import Path
 import sys
+from typing import Any
 
 from lumiere_jax.data.config import DataConfig
+from lumiere_jax.data.filters import FRAME_FILTERS
 from lumiere_jax.data.sources.base import ClipSpec, Source
 from lumiere_jax.data.sources.files import FilesSource
 from lumiere_jax.data.sources.mixture import MixtureSource
@@ -23,9 +25,6 @@ from lumiere_jax.storage.remote import Folder
 
 Sources = tuple[Source, Source]
 """The training clips and the held-out clips."""
-
-# Filters that decode every frame; folders of videos and `prepare` apply them.
-_FRAME_FILTERS = "scene_cuts", "min_motion"
 
 
 def _procedural(config: DataConfig, seed: int, report) -> Sources:
@@ -55,7 +54,7 @@ def _procedural(config: DataConfig, seed: int, report) -> Sources:
 def _files(config: DataConfig, seed: int, report) -> Sources:
   del seed
   _require_path(config, "a folder of captioned videos")
-  source = _open_folder(config, config.path, config.specs, report)
+  source = _open_files(config, config.path, config.specs, report)
   return _hold_out(source, config)
 
 
@@ -68,14 +67,14 @@ def _prepared(config: DataConfig, seed: int, report) -> Sources:
       "is for folders of videos, not for source=prepared",
       "leave it out, and give it to lumiere_jax.prepare",
     )
-  source = _open_prepared(config, config.path, config.specs, report)
+  source = open_prepared(config.path, config.specs, **_common(config, report))
   return _hold_out(source, config)
 
 
 def _tfds(config: DataConfig, seed: int, report) -> Sources:
   del seed
   _require_path(config, "the name of a builder, such as ucf101/ucf101_1,")
-  for name in _FRAME_FILTERS:
+  for name in FRAME_FILTERS:
     if getattr(config, name):
       print(
         f"data: config.data.{name}={getattr(config, name):g} has no effect: "
@@ -87,11 +86,8 @@ def _tfds(config: DataConfig, seed: int, report) -> Sources:
     config.specs,
     data_dir=config.tfds_dir,
     prompts=config.prompts,
-    report_path=report,
     num_threads=config.threads,
-    max_enlarge=config.max_enlarge,
-    min_fps_ratio=config.min_fps_ratio,
-    cache=config.cache,
+    **_common(config, report),
   )
   return _hold_out(source, config)
 
@@ -154,44 +150,34 @@ def _hold_out(source: FilesSource, config: DataConfig) -> Sources:
   return train, held_out
 
 
-def _open_folder(
+def _open_images(config: DataConfig, report) -> FilesSource:
+  """Pictures of each size of the config's clips."""
+  specs = [dataclasses.replace(spec, num_frames=1) for spec in config.specs]
+  specs = list(dict.fromkeys(specs))
+  if report:
+    report = Path(report).with_stem(f"{Path(report).stem}_images")
+  config = dataclasses.replace(config, **dict.fromkeys(FRAME_FILTERS, 0.0))
+  if is_prepared(config.images):
+    return open_prepared(config.images, specs, **_common(config, report))
+  return _open_files(config, config.images, specs, report)
+
+
+def _open_files(
   config: DataConfig, path: str, specs: Sequence[ClipSpec], report
 ) -> FilesSource:
   return FilesSource.open(
     path,
     specs,
-    report_path=report,
     num_threads=config.threads,
-    scene_cuts=config.scene_cuts,
-    min_motion=config.min_motion,
-    max_enlarge=config.max_enlarge,
-    min_fps_ratio=config.min_fps_ratio,
     prompts=config.prompts,
-    cache=config.cache,
+    **_common(config, report),
   )
 
 
-def _open_prepared(
-  config: DataConfig, path: str, specs: Sequence[ClipSpec], report
-) -> FilesSource:
-  return open_prepared(
-    path,
-    specs,
-    report_path=report,
-    max_enlarge=config.max_enlarge,
-    min_fps_ratio=config.min_fps_ratio,
-    wanted={name: getattr(config, name) for name in _FRAME_FILTERS},
-    cache=config.cache,
-  )
-
-
-def _open_images(config: DataConfig, report) -> FilesSource:
-  """Pictures of each size of the config's clips."""
-  specs = [dataclasses.replace(spec, num_frames=1) for spec in config.specs]
-  if report:
-    report = Path(report).with_stem(f"{Path(report).stem}_images")
-  still = dataclasses.replace(config, **dict.fromkeys(_FRAME_FILTERS, 0.0))
-  prepared = is_prepared(config.images)
-  return (_open_prepared if prepared else _open_folder)(
-    still, config.images, list(dict.fromkeys(specs)), report
-  )
+def _common(config: DataConfig, report) -> dict[str, Any]:
+  """Arguments of all functions that open folders or data sets."""
+  return {
+    "filters": config.filters,
+    "report_path": report,
+    "cache": config.cache,
+  }

@@ -11,7 +11,7 @@ import numpy as np
 
 from lumiere_jax.data.captions import label_captions
 from lumiere_jax.data.dataset_report import Row, publish
-from lumiere_jax.data.filters import Filters, Shot
+from lumiere_jax.data.filters import DEFAULT_FILTERS, Filters, Shot
 from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.data.sources.files import RecordSource
 from lumiere_jax.data.sources.tfds_builder import (
@@ -82,10 +82,9 @@ def open_tfds(
   *,
   data_dir: str = "",
   prompts: str = "",
+  filters: Filters = DEFAULT_FILTERS,
   report_path: str | os.PathLike | None = None,
   num_threads: int | None = None,
-  max_enlarge: float = 4.0,
-  min_fps_ratio: float = Filters.min_fps_ratio,
   cache: str = "",
 ) -> RecordSource:
   """Opens the training split of a builder.
@@ -98,9 +97,9 @@ def open_tfds(
     specs: the shapes of clips, of one frame rate.
     data_dir: of the data set; '' is the library's default.
     prompts: see `label_captions`.
+    filters: criteria for videos; the `FRAME_FILTERS` have no effect.
     report_path: of the data report to write; None: none.
     num_threads: that probe; None: one per core.
-    max_enlarge, min_fps_ratio: see `Filters`.
     cache: folder for probed examples; '' is one in the user's cache.
   """
   builder = open_builder(name, data_dir)
@@ -116,7 +115,6 @@ def open_tfds(
       "assumed (config.data.fps)",
       file=sys.stderr,
     )
-  filters = Filters(max_enlarge=max_enlarge, min_fps_ratio=min_fps_ratio)
   found = [
     _index_example(index, info, texts, default_fps, specs, filters)
     for index, (info, texts) in enumerate(zip(infos, captions, strict=True))

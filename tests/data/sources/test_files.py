@@ -8,6 +8,7 @@ from PIL import Image
 import pytest
 
 from lumiere_jax.data.dataset_report import Report
+from lumiere_jax.data.filters import Filters
 from lumiere_jax.data.sources.base import UnreadableClip
 from lumiere_jax.data.sources.files import FilesSource
 from lumiere_jax.data.video_index import Video
@@ -154,7 +155,10 @@ def test_all_real_clips_but_slow_ones_are_used(capsys):
   assert "21 of 23 files" in printed
   assert "dropped 2 slow" in printed
   assert "21 of these have a frame rate that is no multiple of 16" in printed
-  assert len(FilesSource.open(CLIPS, [shape], min_fps_ratio=0)) == 23
+  assert (
+    len(FilesSource.open(CLIPS, [shape], filters=Filters(min_fps_ratio=0)))
+    == 23
+  )
   # The frame rate does not matter for single frames.
   assert len(FilesSource.open(CLIPS, [spec(1, 64, 64, fps=16)])) == 23
   clip = source.clip(0, np.random.default_rng(0))
@@ -339,7 +343,7 @@ def test_static_videos_are_dropped(tmp_path, capsys):
   make(tmp_path, "moves.mp4")
   make(tmp_path, "still.mp4", level=90)
   write_jsonl(tmp_path, ["moves.mp4", "still.mp4"])
-  source = FilesSource.open(tmp_path, [SPEC], min_motion=1.0)
+  source = FilesSource.open(tmp_path, [SPEC], filters=Filters(min_motion=1.0))
   assert names(source) == ["moves.mp4"]
   printed = capsys.readouterr().err
   assert "dropped 1 static" in printed

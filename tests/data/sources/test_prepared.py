@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lumiere_jax.data.config import DataConfig
+from lumiere_jax.data.filters import Filters
 from lumiere_jax.data.manifest import NAME
 from lumiere_jax.data.preprocess import Options, prepare
 from lumiere_jax.data.sources.base import UnreadableClip
@@ -124,7 +125,7 @@ def test_frame_rates_may_differ(original, capsys):
   fast = [spec(4, fps=16)]
   with pytest.raises(UserError, match=r"4 slow .*: 8 frames"):
     open_prepared(original, fast)
-  source = open_prepared(original, fast, min_fps_ratio=0)
+  source = open_prepared(original, fast, filters=Filters(min_fps_ratio=0))
   steps = np.diff(frame_numbers(source.clip(0)))
   assert sorted(steps) in ([0, 0, 1], [0, 1, 1])
   printed = capsys.readouterr().err
@@ -148,12 +149,13 @@ def test_the_split_is_that_of_files(videos, original):
 
 def test_unusable_clips_are_reported(original, tmp_path, capsys):
   report, large = tmp_path / "report.jsonl", [spec(4, 40, 40)]
-  open_prepared(original, large, report_path=report, max_enlarge=1.7)
+  enlarge = lambda by: Filters(max_enlarge=by)
+  open_prepared(original, large, report_path=report, filters=enlarge(1.7))
   assert "dropped 1 too short" in capsys.readouterr().err
   dropped = [row["file"] for row in read_report(report) if not row["used"]]
   assert dropped == ["short.mp4"]
   with pytest.raises(UserError, match=r"none of 4 files .*4 too small"):
-    open_prepared(original, large, max_enlarge=1.6)
+    open_prepared(original, large, filters=enlarge(1.6))
 
 
 def test_clips_of_a_video_stay_together(videos, tmp_path, capsys):

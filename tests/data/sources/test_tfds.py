@@ -17,6 +17,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from lumiere_jax.data.config import DataConfig
+from lumiere_jax.data.filters import Filters
 from lumiere_jax.data.sources import tfds_builder
 from lumiere_jax.data.sources.base import UnreadableClip
 from lumiere_jax.data.sources.registry import open_sources
@@ -204,7 +205,7 @@ def test_clips_start_anywhere(open_small):
 
 def test_several_captions_and_frame_rates(open_small, capsys):
   specs = [spec(12), spec(12, 16, 32), spec(4)]
-  source = open_small("small_texts", *specs, min_fps_ratio=0)
+  source = open_small("small_texts", *specs, filters=Filters(min_fps_ratio=0))
   printed = capsys.readouterr().err
   assert "2 videos in an example: video, other; the first" in printed
   assert "does not give its frame rate" not in printed
