@@ -19,7 +19,7 @@ shipped, shipped_lora: the same for the t2i of shipped.py; minutes on a CPU.
   trained its text encoder.
 tiny, tiny_lora: the same for t2i.py:tiny; seconds on a CPU, for testing.
 
-python -c "from lumiere_jax.toy_scenes.styles import write_style_folder; \
+python -c "from lumiere_jax.data.style_folder import write_style_folder; \
     write_style_folder('out/pastel')"
 python -m lumiere_jax.main --config=configs/style.py:tiny \
     --config.init_from=out/t2i --config.data.path=out/pastel --workdir=out/style

@@ -1,1 +1,1 @@
-"""Captioned clips to batches: sources, decoding, masks, text, pipeline."""
+"""Data: sources of captioned clips, and batches of them."""

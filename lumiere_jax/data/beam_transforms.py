@@ -1,4 +1,4 @@
-"""The steps of the pipeline in `at_scale`; needs apache-beam."""
+"""Apache Beam transforms of the pipeline in `preprocess_beam`."""
 
 import collections
 from collections.abc import Callable, Iterator
@@ -16,19 +16,23 @@ from apache_beam.metrics import Metrics
 from apache_beam.utils.shared import Shared
 
 from lumiere_jax.data.dataset_report import Report, Row, summarise
-from lumiere_jax.data.manifest import CLIPS, NAME, Manifest, Stored
+from lumiere_jax.data.manifest import CLIPS, NAME, Manifest, StoredClip
 from lumiere_jax.data.preprocess import (
   REPORT,
   Options,
-  Part,
-  cut,
-  encode,
-  identify,
+  Segment,
+  encode_segment,
+  hash_file,
   map_ahead,
+  split_video,
 )
 from lumiere_jax.data.probe_cache import ProbeCache
-from lumiere_jax.data.text_features import caption_key, make_entries, shelf_name
-from lumiere_jax.data.video_index import Video, examine
+from lumiere_jax.data.text_features import (
+  caption_key,
+  encode_entries,
+  text_shard_prefix,
+)
+from lumiere_jax.data.video_index import Video, index_file
 from lumiere_jax.errors import UserError, VideoError
 from lumiere_jax.models.text_encoder import TextEncoder
 from lumiere_jax.storage import array_record
@@ -43,27 +47,22 @@ from lumiere_jax.storage.remote import (
 
 OpenEncoder = Callable[[], TextEncoder]
 
-
 _Video = tuple[int, str, list[str] | None]
-"""Its index, in the order of names, its name and its captions."""
-
+"""Index in the order of names, name, and captions."""
 
 VIDEOS = ".videos.jsonl"
-"""What there is to read, in the folder written to, while a pipeline runs."""
+"""The list of input files, in the output folder, while a pipeline runs."""
 
-
-# Of H.264 at the default quality, roughly; of a png. Only sizes of shards
-# depend on them.
+# Approximate bytes per pixel of H.264 (default quality) and of a png. They
+# only affect the sizes of shards.
 _VIDEO_BYTES, _PICTURE_BYTES = 0.1, 1.5
-"""Per pixel."""
 
-
-_CHUNK = 16  # Files looked at, and captions encoded, at a time.
+_CHUNK = 16  # Files probed, and captions encoded, at a time.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScaleOptions(Options):
-  """As `Options`; `out` may be a URL."""
+  """`Options` whose `out` may be a URL."""
 
   remote_out: ClassVar[bool] = True
 
@@ -73,27 +72,27 @@ class ScaleOptions(Options):
 
 
 class Found(NamedTuple):
-  """What was found in a video.
+  """The result of probing a file.
 
   Attributes:
-    index: of the video, in the order of their names.
+    index: of the file, in the order of names.
     rows: of the report.
-    late: rows on files that vanished after they were probed.
-    parts: that are to be stored.
+    late: rows on files that became unreadable after they were probed.
+    parts: the segments to store.
   """
 
   index: int
   rows: tuple[Row, ...]
   late: tuple[Row, ...]
-  parts: tuple[Part, ...]
+  parts: tuple[Segment, ...]
 
 
 class EncoderFacts(NamedTuple):
-  """What the pipeline needs to know of a text encoder.
+  """Properties of a text encoder.
 
   Attributes:
     identity: see `TextEncoder.identity`.
-    entry_bytes: that the features of a caption take.
+    entry_bytes: size of the features of a caption.
   """
 
   identity: str
@@ -101,12 +100,12 @@ class EncoderFacts(NamedTuple):
 
 
 def to_one(element: Any) -> tuple[None, Any]:
-  """Under one key, for one worker."""
+  """Keys all elements alike, so that one worker gets them."""
   return None, element
 
 
 def listed_videos(out: str) -> Iterator[list[_Video]]:
-  """The videos, some at a time: what one worker looks at by its threads."""
+  """The input files, in chunks for the threads of one worker."""
   with local_copy(out) as folder:
     lines = folder.local(VIDEOS).read_text().splitlines()
   for first in range(0, len(lines), _CHUNK):
@@ -114,41 +113,40 @@ def listed_videos(out: str) -> Iterator[list[_Video]]:
 
 
 def shards_there(name: str, out: str) -> list[str]:
-  """The shards of one name that are finished."""
+  """The finished shards of a prefix."""
   return array_record.shards(names_in(out), name)
 
 
 def keys_in(shard: str, out: str) -> Iterator[tuple[str, None]]:
-  """The keys of the records in a shard."""
+  """(key, None) of the records in a shard."""
   with local_copy(out) as folder:
     keys = array_record.read_keys(folder.local(shard))
   for key in keys:
     yield key, None
 
 
-def keyed_parts(found: Found) -> Iterator[tuple[str, tuple[tuple, Part]]]:
-  """Under the key of each part where it comes in the whole, and the part."""
+def keyed_parts(found: Found) -> Iterator[tuple[str, tuple[tuple, Segment]]]:
+  """(key, (rank in the order of all segments, segment))."""
   for k, part in enumerate(found.parts):
     yield part.stored.key, ((found.index, k), part)
 
 
 def keyed_captions(found: Found) -> Iterator[tuple[str, tuple[tuple, str]]]:
-  """As `keyed_parts`; all captions of one key are the same."""
+  """As `keyed_parts`, for captions; those of one key are the same."""
   for caption in {c for part in found.parts for c in part.stored.captions}:
     yield caption_key(caption), ((), caption)
 
 
-def expected_bytes(part: Part) -> float:
-  """How large a part will be, roughly."""
+def expected_bytes(part: Segment) -> float:
+  """Approximate size of a stored segment."""
   clip = part.stored
   each = _VIDEO_BYTES if clip.seconds else _PICTURE_BYTES
   return each * clip.frames * clip.height * clip.width
 
 
-def planned_clip(part: Part, total: float) -> tuple[int, Part]:
-  """Under the number of its shard: one for all parts of a file.
-
-  So that a remote file is copied to one worker.
+def planned_clip(part: Segment, total: float) -> tuple[int, Segment]:
+  """(shard number, segment). The segments of a file share a shard, so that a
+  remote file is copied to one worker.
   """
   file = part.stored.file.encode(errors="surrogatepass")
   return _place(hashlib.sha256(file).hexdigest(), total), part
@@ -157,12 +155,12 @@ def planned_clip(part: Part, total: float) -> tuple[int, Part]:
 def planned_caption(
   caption: str, count: int, facts: EncoderFacts
 ) -> tuple[int, str]:
-  """Under the number of its shard."""
+  """(shard number, caption)."""
   return _place(caption_key(caption), count * facts.entry_bytes), caption
 
 
 def _place(key: str, total_bytes: float) -> int:
-  """The number of a shard, even over keys (in hex)."""
+  """Shard number of a key (hex), uniform over keys."""
   return int(key[:15], 16) % (1 + int(total_bytes / array_record.SHARD_BYTES))
 
 
@@ -171,39 +169,38 @@ def _count(name: str, by: int = 1) -> None:
 
 
 class Examine(beam.DoFn):
-  """Probes, judges and hashes videos."""
+  """Probes, filters and hashes videos."""
 
   def __init__(self, options: ScaleOptions):
     self._options = options
 
   def setup(self):
     options = self._options
-    where, self._forgotten = str(Folder(options.input)), None
-    if is_url(where) and not options.cache:  # a copy is never known again
-      self._forgotten = tempfile.TemporaryDirectory()
-    cache = options.cache or (self._forgotten.name if self._forgotten else "")
-    self._remembered = ProbeCache(where, options.filters, cache)
+    where, self._temporary = str(Folder(options.input)), None
+    if is_url(where) and not options.cache:  # Temporary copies never match.
+      self._temporary = tempfile.TemporaryDirectory()
+    cache = options.cache or (self._temporary.name if self._temporary else "")
+    self._probes = ProbeCache(where, options.filters, cache)
 
   def teardown(self):
-    if self._forgotten:
-      self._forgotten.cleanup()
+    if self._temporary:
+      self._temporary.cleanup()
 
   def process(self, videos: list[_Video]) -> Iterator[Found]:
-    threads = self._options.most_threads
-    with contextlib.closing(map_ahead(self._look, videos, threads)) as looks:
-      for found in looks:
+    threads = self._options.max_threads
+    with contextlib.closing(map_ahead(self._probe, videos, threads)) as results:
+      for found in results:
         used = sum(row.used for row in found.rows) if found.parts else 0
         _count("used", used)
         _count("dropped", len(found.rows) - used)
         yield found
 
-  def _look(self, video: _Video) -> Found:
+  def _probe(self, video: _Video) -> Found:
     index, file, captions = video
     options, late, parts = self._options, (), ()
     with local_copy(options.input, options.cache) as folder:
-      findings = examine(
-        *(folder, file, captions, [options.spec], options.filters),
-        self._remembered,
+      findings = index_file(
+        *(folder, file, captions, [options.spec], options.filters), self._probes
       )
       used = [video for _, video in findings if video is not None]
       try:
@@ -214,21 +211,19 @@ class Examine(beam.DoFn):
     rows = tuple(row for row, _ in findings)
     return Found(index=index, rows=rows, late=late, parts=parts)
 
-  def _parts(self, folder: Folder, videos: list[Video]) -> Iterator[Part]:
-    """Of stretches of one file; all are hashed before the first is given."""
+  def _parts(self, folder: Folder, videos: list[Video]) -> Iterator[Segment]:
+    """The segments of one file, which is hashed first."""
     if not videos:
       return
     file = videos[0].file
     path = folder.local(file)
-    digest = identify(path, file)
+    digest = hash_file(path, file)
     for video in videos:
-      size = video.info.height, video.info.width
-      for stored in cut(video, digest, self._options):
-        yield Part(stored=stored, path=path, size=size)
+      yield from split_video(video, path, digest, self._options)
 
 
 class KeepMissing(beam.DoFn):
-  """Of what is wanted under a key the last, unless it is stored."""
+  """The last element of each key that is not stored yet."""
 
   def __init__(self, what: str):
     self._what = what
@@ -259,7 +254,7 @@ class EncodeClips(beam.DoFn):
     writer = RecordWriter(options.out, CLIPS, by_keys=True)
     work = lambda file: self._encode(file, files[file])
     with contextlib.closing(
-      map_ahead(work, sorted(files), options.most_threads)
+      map_ahead(work, sorted(files), options.max_threads)
     ) as made:
       for key, data in itertools.chain.from_iterable(made):
         if isinstance(data, VideoError):
@@ -267,24 +262,24 @@ class EncodeClips(beam.DoFn):
         else:
           writer[key] = data
         _count("clips_encoded", not isinstance(data, VideoError))
-    writer.flush()  # only here: a shard that failed is made again, whole
+    writer.flush()  # Only here, so that a failed shard is written again whole.
     yield broken
 
-  def _encode(self, file: str, parts: list[Part]) -> list[tuple[str, Any]]:
-    """Parts of one file, which is copied here once if it is remote."""
+  def _encode(self, file: str, parts: list[Segment]) -> list[tuple[str, Any]]:
+    """Encodes the segments of one file, which is copied once if remote."""
     options, made = self._options, []
     with local_copy(options.input, options.cache) as folder:
       for part in parts:
         try:
           part = dataclasses.replace(part, path=folder.local(file))
-          made.append((part.stored.key, encode(part, options)))
+          made.append((part.stored.key, encode_segment(part, options)))
         except VideoError as error:
           made.append((part.stored.key, error))
     return made
 
 
 class AskEncoder(beam.DoFn):
-  """Says who the encoder is."""
+  """Gives the properties of the encoder."""
 
   def __init__(self, open_encoder: OpenEncoder, shared: Shared):
     self._open, self._shared = open_encoder, shared
@@ -308,10 +303,12 @@ class EncodeText(beam.DoFn):
   def process(self, element) -> Iterator[int]:
     _, captions = element
     captions, encoder = sorted(captions), self._encoder
-    name = shelf_name(encoder.identity)
+    name = text_shard_prefix(encoder.identity)
     writer = RecordWriter(self._out, name, by_keys=True)
     for first in range(0, len(captions), _CHUNK):
-      for key, entry in make_entries(encoder, captions[first : first + _CHUNK]):
+      for key, entry in encode_entries(
+        encoder, captions[first : first + _CHUNK]
+      ):
         writer[key] = entry
         _count("captions_encoded")
     writer.flush()
@@ -319,7 +316,7 @@ class EncodeText(beam.DoFn):
 
 
 class Finish(beam.DoFn):
-  """Writes prepared.json and the report, once all shards are there."""
+  """Writes prepared.json and the report, after all shards."""
 
   def __init__(self, options: ScaleOptions):
     self._options = options
@@ -334,22 +331,25 @@ class Finish(beam.DoFn):
     late += _broken_rows(clips, broken)
     clips = [clip for clip in clips if clip.key not in broken]
     manifest = Manifest(
-      options=options.lasting, text=facts.identity, clips=tuple(clips)
+      options=options.recorded, text=facts.identity, clips=tuple(clips)
     )
     report = f"{options.out}/{REPORT}"
     with tempfile.TemporaryDirectory() as folder:
       Report(Path(folder, REPORT)).write(probed + late)
       place_bytes(report, Path(folder, REPORT).read_bytes())
-      summarise(probed, options.input, options.fps, report)  # or raises
+      # Raises an error if no video can be used.
+      summarise(probed, options.input, options.fps, report)
       if not clips:
         raise UserError(
-          f"{options.input}:", "all videos broke", f"see {report}"
+          f"{options.input}:", "all videos were dropped", f"see {report}"
         )
       manifest.write(folder)
       place_bytes(f"{options.out}/{NAME}", Path(folder, NAME).read_bytes())
 
 
-def _broken_rows(clips: list[Stored], broken: dict[str, str]) -> Iterator[Row]:
+def _broken_rows(
+  clips: list[StoredClip], broken: dict[str, str]
+) -> Iterator[Row]:
   files = {clip.key: clip.file for clip in clips}
   for key, file in files.items():
     if key in broken:

@@ -1,4 +1,4 @@
-"""Captions of classes: from the words of their labels, or from a file."""
+"""Captions of a folder: tables, files beside the videos, or class labels."""
 
 from collections.abc import Iterable, Iterator
 from concurrent import futures
@@ -18,26 +18,31 @@ from lumiere_jax.storage.files import read_text
 from lumiere_jax.storage.remote import Folder, is_url
 
 Captions = dict[str, tuple[str, ...]]
+"""Name of a file or class -> its captions."""
 
-
-# Between a small letter and a capital, and before a capitalised word that
-# follows an abbreviation, as in RidingABike.
+# Between a lower-case and an upper-case letter, and before a capitalised word
+# that follows an abbreviation, as in RidingABike.
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+# Only used to find videos; captioned files of any other ending are read too.
+MEDIA_ENDINGS = PICTURE_ENDINGS | {
+  *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+  *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+}
+
+_THREADS = 16  # That read caption files, which may be remote.
+
+_Rows = Iterator[tuple[int, Any]]
+"""(line number, row) of a table."""
 
 
 def label_captions(labels: Iterable[str], prompts_file="") -> Captions:
-  """What the members of each class show.
+  """Captions for classes.
 
   Args:
     labels: names of classes.
-    prompts_file: 'label|prompt' a line; several lines of one label are several
-      ways to say it. '' takes the words of the labels.
-
-  Returns:
-    label -> its captions, for each of `labels`.
-
-  Raises:
-    UserError: the file cannot be read, or says nothing of a label.
+    prompts_file: lines 'label|prompt'; several lines of one label are
+      alternative captions. '' takes the words of the labels.
   """
   labels = list(labels)
   if not prompts_file:
@@ -47,7 +52,7 @@ def label_captions(labels: Iterable[str], prompts_file="") -> Captions:
     if label not in prompts:
       raise UserError(
         f"{prompts_file}:",
-        f"says nothing of the class {label!r}{suggest(label, prompts)}",
+        f"has no prompt for class {label!r}{suggest(label, prompts)}",
         f"add a line {label}|PROMPT",
       )
   return {label: prompts[label] for label in labels}
@@ -55,8 +60,8 @@ def label_captions(labels: Iterable[str], prompts_file="") -> Captions:
 
 def words(label: str) -> str:
   """'ApplyEyeMakeup' -> 'apply eye makeup'; 'tai_chi' -> 'tai chi'."""
-  parted = _WORD_STARTS.sub(" ", label.replace("_", " "))
-  return " ".join(parted.lower().split()) or label
+  spaced = _WORD_STARTS.sub(" ", label.replace("_", " "))
+  return " ".join(spaced.lower().split()) or label
 
 
 def _read_prompts(path: Path) -> Captions:
@@ -67,41 +72,26 @@ def _read_prompts(path: Path) -> Captions:
     label, _, prompt = (part.strip() for part in line.partition("|"))
     if not label or not prompt:
       raise UserError(
-        "", f"{path}, line {number}: {line.strip()[:80]!r} is not label|prompt"
+        f"{path}, line {number}:", f"{line.strip()[:80]!r} is not label|prompt"
       )
     prompts[label] = (*prompts.get(label, ()), prompt)
   return prompts
 
 
-# Only to find videos by; a captioned file of any other ending is read too.
-MEDIA_ENDINGS = PICTURE_ENDINGS | {
-  *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-  *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
-}
-
-
-_THREADS = 16  # That read captions, which may be remote.
-
-
-_Rows = Iterator[tuple[int, Any]]
-
-
 def read_captions(folder: Folder, prompts: str = "") -> Captions:
-  """Reads the captions of a folder, in whichever way they are there.
+  """Reads the captions of a folder.
 
-  A name that is captioned need not exist, and a caption may be empty: whether
-  a video can be used is for the reader of the videos to say.
+  It looks for captions.jsonl or captions.csv, then for a .txt or .json beside
+  each video, then takes sub-folders as classes. A captioned file need not
+  exist and its caption may be empty; the video index reports both.
 
   Args:
     folder: of videos.
-    prompts: file of 'label|prompt' lines that caption classes; '' takes the
-      words of the labels. Captions of the folder's own go before.
+    prompts: file of 'label|prompt' lines for folders of classes; '' takes the
+      words of the labels.
 
   Returns:
-    name in `folder`, or URL -> its captions, in the order of the names.
-
-  Raises:
-    UserError: no captions, two kinds of them, or a line that cannot be used.
+    Name in `folder`, or URL -> its captions, sorted by name.
   """
   tables = {"captions.jsonl": _jsonl_rows, "captions.csv": _csv_rows}
   present = [name for name in tables if name in folder.names]
@@ -110,24 +100,24 @@ def read_captions(folder: Folder, prompts: str = "") -> Captions:
       f"{folder}:", f"has {' and '.join(present)}", "keep one of them"
     )
   if present:
-    name = present[0]
-    rows = tables[name](folder.address(name), _read(folder, name))
-    captions = _collect(folder.address(name), rows)
+    address = folder.address(present[0])
+    captions = _collect(
+      address, tables[present[0]](address, _read(folder, present[0]))
+    )
   else:
-    captions = _beside_files(folder) or _from_classes(folder, prompts)
+    captions = _beside_videos(folder) or _from_classes(folder, prompts)
   if not captions:
     raise UserError(
       f"{folder}:",
       "no captions",
-      "write captions.jsonl or captions.csv (file, caption), one "
-      ".txt or .json beside each video, or put the videos of each "
-      "class in a sub-folder",
+      "write captions.jsonl or captions.csv (file, caption), one .txt or .json "
+      "beside each video, or put the videos of each class in a sub-folder",
     )
   return dict(sorted(captions.items()))
 
 
 def is_media(name: str) -> bool:
-  """Whether a name ends as those of videos and pictures do."""
+  """Whether a name has the ending of a video or picture."""
   return posixpath.splitext(name)[1].lower() in MEDIA_ENDINGS
 
 
@@ -138,12 +128,12 @@ def _read(folder: Folder, name: str) -> str:
 def _collect(path: str, rows: _Rows) -> Captions:
   captions, lines = {}, {}
   for number, row in rows:
-    where = f"{path}, line {number}"
+    where = f"{path}, line {number}:"
     file = _file(where, row)
     if file in captions:
       raise UserError(
-        f"{where}:",
-        f"{file} is captioned on line {lines[file]} already",
+        where,
+        f"{file} already has a caption on line {lines[file]}",
         "keep one of them",
       )
     captions[file], lines[file] = _captions(where, row), number
@@ -154,10 +144,10 @@ def _jsonl_rows(path: str, text: str) -> _Rows:
   for number, line in enumerate(text.split("\n"), 1):
     if not line.strip():
       continue
-    where = f"{path}, line {number}"
+    where = f"{path}, line {number}:"
     row = _parse_json(where, line, '{"file": "x.mp4", "caption": "..."}')
     if not isinstance(row, dict):
-      raise UserError(f"{where}:", f"a {type(row).__name__}", "write an object")
+      raise UserError(where, f"is a {type(row).__name__}", "write an object")
     yield number, row
 
 
@@ -168,25 +158,25 @@ def _csv_rows(path: str, text: str) -> _Rows:
     wrong = [name for name in ("file", "caption") if columns.count(name) != 1]
     if wrong and columns:
       raise UserError(
-        "",
-        f"{path}, line 1: not one column {wrong[0]!r}",
-        f"the columns are {', '.join(map(repr, columns))}; name them "
-        "file,caption",
+        f"{path}, line 1:",
+        f"must have one column {wrong[0]!r}, but has "
+        f"{', '.join(map(repr, columns))}",
+        "name the columns file,caption",
       )
     for row in reader:
       if None in row or None in row.values():
         raise UserError(
-          "",
-          f"{path}, line {reader.line_num}: not {len(columns)} columns",
-          "quote captions that hold commas",
+          f"{path}, line {reader.line_num}:",
+          f"does not have {len(columns)} columns",
+          "quote captions that contain commas",
         )
-      # Of columns only these: one may be called captions.
+      # Other columns are ignored, even one called captions.
       yield reader.line_num, {k: row[k] for k in ("file", "caption")}
   except csv.Error as error:
     raise UserError(
-      "",
-      f"{path}, line {reader.line_num + 1}: not CSV ({error})",
-      "quote captions that hold commas or quotes",
+      f"{path}, line {reader.line_num + 1}:",
+      f"not CSV ({error})",
+      "quote captions that contain commas or quotes",
     ) from error
 
 
@@ -195,31 +185,26 @@ def _parse_json(where: str, text: str, example: str) -> Any:
     return json.loads(text)
   except json.JSONDecodeError as error:
     raise UserError(
-      f"{where}:",
-      f"not JSON ({error.msg}, column {error.colno})",
-      f"write {example}",
+      where, f"not JSON ({error.msg}, column {error.colno})", f"write {example}"
     ) from error
 
 
 def _file(where: str, row: dict[str, Any]) -> str:
   if "file" not in row:
-    raise UserError(f"{where}:", "no 'file'", f"it has {_keys(row)}")
-  if not isinstance(row["file"], str) or not row["file"].strip():
-    raise UserError(
-      f"{where}:", f"'file' is {reprlib.repr(row['file'])}", "name a video"
-    )
-  file = row["file"].strip()
+    raise UserError(where, "no 'file'", f"it has {_keys(row)}")
+  file = row["file"]
+  if not isinstance(file, str) or not file.strip():
+    raise UserError(where, f"'file' is {reprlib.repr(file)}", "name a video")
+  file = file.strip()
   return file if is_url(file) else posixpath.normpath(file)
 
 
 def _captions(where: str, row: dict[str, Any]) -> tuple[str, ...]:
   given = [key for key in ("caption", "captions") if key in row]
   if not given:
-    raise UserError(f"{where}:", "no 'caption'", f"it has {_keys(row)}")
+    raise UserError(where, "no 'caption'", f"it has {_keys(row)}")
   if len(given) > 1:
-    raise UserError(
-      f"{where}:", "both 'caption' and 'captions'", "keep one of them"
-    )
+    raise UserError(where, "both 'caption' and 'captions'", "keep one of them")
   return _texts(where, row[given[0]])
 
 
@@ -228,7 +213,7 @@ def _texts(where: str, value: Any) -> tuple[str, ...]:
   for text in texts:
     if not isinstance(text, str):
       raise UserError(
-        f"{where}:", f"a caption is {reprlib.repr(text)}", "write a string"
+        where, f"a caption is {reprlib.repr(text)}", "write a string"
       )
   return tuple(text.strip() for text in texts if text.strip())
 
@@ -237,7 +222,8 @@ def _keys(row: dict[str, Any]) -> str:
   return ", ".join(map(reprlib.repr, row)) or "nothing"
 
 
-def _beside_files(folder: Folder) -> Captions:
+def _beside_videos(folder: Folder) -> Captions:
+  """Captions in a .txt, or else a .json, with the name of the video."""
   parts = [(name, *posixpath.splitext(name)) for name in folder.names]
   texts = {stem: name for name, stem, end in parts if end == ".json"}
   texts |= {stem: name for name, stem, end in parts if end == ".txt"}
@@ -252,12 +238,11 @@ def _beside_files(folder: Folder) -> Captions:
 
 
 def _from_file(folder: Folder, name: str) -> tuple[str, ...]:
-  text, where = _read(folder, name), folder.address(name)
+  text, where = _read(folder, name), f"{folder.address(name)}:"
   if name.endswith(".txt"):
     return _texts(where, " ".join(text.split()))
   value = _parse_json(where, text, '{"caption": "..."}')
-  read = _captions if isinstance(value, dict) else _texts
-  return read(where, value)
+  return (_captions if isinstance(value, dict) else _texts)(where, value)
 
 
 def _from_classes(folder: Folder, prompts: str) -> Captions:
@@ -272,7 +257,7 @@ def _from_classes(folder: Folder, prompts: str) -> Captions:
   example = next(iter(captions.values()))[0]
   print(
     f"data: {folder} has no captions; its {len(captions)} sub-folders are "
-    f"taken for classes, such as {example!r}",
+    f"used as classes, for example {example!r}",
     file=sys.stderr,
   )
   return {name: captions[label] for name, label in labels.items()}

@@ -1,4 +1,4 @@
-"""What a config says of the data of a stage."""
+"""The data section of a config."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from lumiere_jax.media.video_reader import RESAMPLING
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-  """Where clips come from and what is made of them.
+  """The data source and how clips are taken from it.
 
   Attributes:
     source: 'files' (a folder of captioned videos or pictures), 'prepared' (a
@@ -20,60 +20,57 @@ class DataConfig:
       builder) or 'procedural' (scenes drawn from the seed).
     path: folder or URL of 'files' and 'prepared'; builder of 'tfds', e.g.
       'ucf101' or 'ucf101/ucf101_1:1.0.0'.
-    tfds_dir: where 'tfds' keeps its data sets; '' is its own default.
-    prompts: file of 'label|prompt' lines that caption the classes of 'tfds'
-      and of folders of classes; '' takes the words of the label.
-    cache: folder for copies of remote files, and for what was found in videos;
-      '' is one in the user's cache.
-    fps: frames a second that clips are resampled to.
-    num_frames: length of a clip.
-    resolution: side in pixels, or (height, width); kept as the latter, which
-      a flag can change to either.
-    buckets: further shapes of clips, 'FRAMESxHEIGHTxWIDTH' each, separated by
-      spaces: a video goes to the longest that it fills, of those to the
-      nearest in aspect. '' is off: all clips have the one shape.
-    num_clips: scenes of 'procedural'.
-    two_objects: share of 'procedural' scenes with two objects.
-    moments: share of 'procedural' pictures that are a moment of a moving scene,
-      captioned with its motion; the others stand still, and no word is said of
-      motion.
-    held_out: share of the videos kept from training for the held-out loss.
-    crop: side of the random crops trained on; 0 is the whole frame.
-    scene_cuts: change from one frame to the next, the mean over small
-      thumbnails in grey levels of 255, that counts as a cut if it stands out
-      from the changes around it; clips are taken between cuts. 15 suits: cuts
-      between scenes change 27 or more in our clips, and of those between
-      speakers before one wall five in six are found; what stands out without a
-      cut reaches 15, in a close-up of fast motion at 16 frames a second. 0 is
-      off.
-    min_motion: least standard deviation over time of the thumbnails' pixels,
-      in grey levels; what changes less is dropped. 0.5 suits: compressed
-      stills have 0.04 or less, five seconds of people slowed down ten times 0.7
-      or more. Slideshows with hard cuts go by both filters together; those with
-      dissolves or zooms pass for footage. 0 is off.
-    max_enlarge: videos that had to be enlarged more than this are dropped.
-    min_fps_ratio: videos of a frame rate below this share of `fps` are dropped,
-      for frames would come more than once; see `Filters`. 0 takes them all.
-    resample: how frames are taken from videos of another rate: 'nearest' (the
-      one on screen) or 'blend' (the two around each moment, weighted by their
-      distance in time). From 24 frames a second to 16, the first moves by 1 and
-      2 frames in turn (judder); the second makes every other frame the mean of
-      two, in which whatever moves is seen twice (ghosts). 'nearest' is the
-      default because every frame stays a real picture, and a model draws what
-      it was shown: blending took up to a third of the fine detail (energy of
-      the Laplacian) of what moves in pans at 25 frames a second, by turns, so
-      that sharpness flickers. FFmpeg's `fps` filter and loaders that take
-      frames by index do the same. Footage at a multiple of `fps` has neither
-      fault; the report counts the rest.
-    images: folder or URL of captioned pictures that are mixed in as one-frame
-      clips; '' is none. Only where spatial layers train.
-    image_share: share of the steps that take pictures.
-    masks: mask patterns of the conditional model and how often each comes,
+    tfds_dir: data directory of 'tfds'; '' is the library's default.
+    prompts: file of 'label|prompt' lines with captions for the classes of
+      'tfds' and of folders of classes; '' takes the words of the label.
+    cache: folder for copies of remote files and for probed videos; '' is one
+      in the user's cache.
+    fps: frame rate of clips, in frames per second.
+    num_frames: number of frames of a clip.
+    resolution: side in pixels, or (height, width); stored as the latter.
+    buckets: further shapes of clips, each 'FRAMESxHEIGHTxWIDTH', separated by
+      spaces. A video goes to the longest shape that it can fill; of those, to
+      the nearest in aspect ratio. '': all clips have one shape.
+    num_clips: number of scenes of 'procedural'.
+    two_objects: fraction of 'procedural' scenes with two objects.
+    moments: fraction of 'procedural' pictures that show a moment of a moving
+      scene and name its motion in the caption; the captions of the others
+      leave it out.
+    held_out: fraction of the videos held out from training for the held-out
+      loss.
+    crop: side of random training crops; 0 is the whole frame.
+    scene_cuts: change between frames that counts as a cut, if it stands out
+      from the changes around it; clips are taken between cuts. It is a mean
+      over small thumbnails in grey levels of 255. 15 works well: in our clips
+      cuts between scenes change by 27 or more, five in six cuts between
+      speakers in front of one wall are found, and the largest change without a
+      cut is 15, in a close-up of fast motion at 16 fps. 0 disables it.
+    min_motion: minimum standard deviation over time of the thumbnails' pixels,
+      in grey levels; videos that change less are dropped. 0.5 works well:
+      compressed stills have 0.04 or less, people in tenfold slow motion 0.7 or
+      more over five seconds. Together with `scene_cuts` it removes slideshows
+      with hard cuts, but not those with dissolves or zooms. 0 disables it.
+    max_enlarge: maximum factor by which a video may be enlarged.
+    min_fps_ratio: videos whose frame rate is below this fraction of `fps` are
+      dropped, because frames would repeat; see `Filters`. 0 accepts all.
+    resample: frame rate conversion, 'nearest' (the frame on screen) or 'blend'
+      (the two frames around each time, weighted by their distance). From 24 to
+      16 fps, 'nearest' advances by 1 and 2 frames alternately (judder), and
+      'blend' makes every other frame the mean of two (ghosting). 'nearest' is
+      the default, like FFmpeg's `fps` filter, because a model reproduces what
+      it is trained on: in pans at 25 fps, blending removed up to a third of
+      the fine detail (energy of the Laplacian) from every other frame, so
+      sharpness flickers. Rates that are a multiple of `fps` have neither
+      problem; the data report counts the others.
+    images: folder or URL of captioned pictures, mixed in as one-frame clips;
+      '': none. Only for stages that train spatial layers.
+    image_share: fraction of the steps that train on pictures.
+    masks: mask patterns of the conditional model and their relative weights,
       e.g. 'first_frame:8 border:2'; see `masks.PATTERNS`.
-    threads: that read and decode.
-    workers: processes that make whole batches in place of the threads, where
-      these cannot keep up with the device, as with 'procedural' and a GPU; the
-      batches are the same. 0: none.
+    threads: number of threads that read and decode.
+    workers: number of processes that make batches in place of the threads, for
+      sources limited by Python, such as 'procedural' with a GPU; the batches
+      are the same. 0: none.
   """
 
   source: str = "files"
@@ -121,13 +118,12 @@ class DataConfig:
         f"config.data.resolution={given!r}",
         "is neither a side nor (height, width) in pixels",
       )
-    # Assigned so because the class is frozen.
     object.__setattr__(self, "resolution", (sides[0], sides[-1]))
-    _ = self.specs, self.mask_mix  # so that what cannot be read is said now
+    _ = self.specs, self.mask_mix  # Parses them, to raise errors now.
 
   @property
   def name(self) -> str:
-    """What was trained on, for a bundle to say."""
+    """Name of the training data, for the model card."""
     return self.source if self.source == "procedural" else self.path
 
   @property
@@ -136,15 +132,22 @@ class DataConfig:
     shapes = [(self.num_frames, *self.resolution), *parse_buckets(self.buckets)]
     return tuple(
       ClipSpec(
-        num_frames=t,
-        fps=self.fps,
-        resolution=(h, w),
-        resample=self.resample,
+        num_frames=t, fps=self.fps, resolution=(h, w), resample=self.resample
       )
       for t, h, w in dict.fromkeys(shapes)
     )
 
   @property
+  def filters(self) -> Filters:
+    """The criteria for videos."""
+    return Filters(
+      scene_cuts=self.scene_cuts,
+      min_motion=self.min_motion,
+      max_enlarge=self.max_enlarge,
+      min_fps_ratio=self.min_fps_ratio,
+    )
+
+  @property
   def mask_mix(self) -> MaskMix | None:
-    """The mask patterns; None: no masks."""
+    """The mask patterns; None if there are none."""
     return MaskMix.parse(self.masks) if self.masks else None

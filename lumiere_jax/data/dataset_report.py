@@ -14,26 +14,25 @@ from lumiere_jax.storage.atomic import replacing
 
 _HINT_ROWS = 3
 
-
-# Names of files need not be Unicode; JSON reads what becomes of them.
+# File names need not be valid Unicode; JSON reads the escapes back.
 _ERRORS = "backslashreplace"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-  """What became of one video, or of a part of it between cuts.
+  """Whether a video, or one shot of it, is used.
 
   Attributes:
-    file: its name, relative to the folder, or its URL.
-    used: whether clips are cut from it.
-    reason: "kind: details" where it is not used.
-    start_s, end_s: of the part in its file; None: all of it.
-    clip: frames x height x width of its clips, where it is used.
-    seconds, fps, width, height: of the part, where it could be decoded; a
-      picture has 0 seconds and no fps.
-    frames_at_fps: its frames when resampled to the frame rate of the clips.
-    uneven: it is used, and its frame rate is no multiple of that of the clips:
-      the steps between frames alternate, or frames are blended.
+    file: name relative to the folder, or URL.
+    used: whether clips are taken from it.
+    reason: "kind: details" of why it is not used.
+    start_s, end_s: of the shot in its file; None: the whole file.
+    clip: frames x height x width of its clips, if used.
+    seconds, fps, width, height: of the shot, if it could be decoded; a picture
+      has 0 seconds and no fps.
+    frames_at_fps: number of frames at the frame rate of the clips.
+    uneven: it is used and its frame rate is no multiple of that of the clips,
+      so frames are taken at uneven steps, or blended.
   """
 
   file: str
@@ -55,27 +54,28 @@ class Row:
     return (self.reason or "used").partition(":")[0]
 
   def __str__(self) -> str:
-    """The file, and the times of a part."""
+    """The file, and the times of a shot."""
     if self.start_s is None:
       return self.file
     return f"{self.file} ({self.start_s:.2f} to {self.end_s:.2f} s)"
 
 
 def shape_name(spec: ClipSpec) -> str:
-  """E.g. "80x96x160": frames, height, width."""
+  """Frames, height and width, e.g. "80x96x160"."""
   return "x".join(map(str, (spec.num_frames, *spec.resolution)))
 
 
 def count_reasons(rows: Sequence[Row]) -> str:
-  """E.g. "2 too short, 1 missing", the most frequent first."""
+  """Counts of reasons, most frequent first: "2 too short, 1 missing"."""
   kinds = collections.Counter(row.kind for row in rows if not row.used)
   return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
 
 
 class Report:
-  """Rows as JSON lines in `path`; nothing is written without a path.
+  """Writes rows as JSON lines to `path`, if there is one.
 
-  A video that becomes unreadable later gets a second row, which counts.
+  A video that becomes unreadable later gets a second row, which overrides the
+  first.
   """
 
   def __init__(self, path=None):
@@ -83,13 +83,13 @@ class Report:
     self._lock = threading.Lock()
 
   def write(self, rows: Sequence[Row]) -> None:
-    """Writes all rows, in place of an older report."""
+    """Writes all rows and replaces an older report."""
     if self.path:
       with replacing(self.path) as temporary:
         temporary.write_text("".join(map(_line, rows)), "utf-8", _ERRORS)
 
   def add(self, row: Row) -> None:
-    """Appends one row and says on stderr what it says."""
+    """Appends the row of a dropped video and prints it to stderr."""
     with self._lock:
       print(f"data: {row.file} dropped: {row.reason}", file=sys.stderr)
       if self.path:
@@ -102,16 +102,13 @@ def _line(row: Row) -> str:
 
 
 def publish(rows: Sequence[Row], where: str, fps: float, path) -> Report:
-  """Writes the report and prints its summary, to stderr.
+  """Writes the report and prints its summary to stderr.
 
   Args:
-    rows: one for each video or part of one.
-    where: what they are of.
+    rows: one per video or shot.
+    where: name of the folder or data set.
     fps: of the clips.
-    path: where to write it; None: nowhere.
-
-  Raises:
-    UserError: none can be used.
+    path: of the file to write; None: none.
   """
   report = Report(path)
   report.write(rows)
@@ -120,26 +117,27 @@ def publish(rows: Sequence[Row], where: str, fps: float, path) -> Report:
 
 
 def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:
-  """What became of the videos of a folder, in a few lines.
+  """A summary of the report in a few lines.
 
   Args:
-    rows: one for each video or part of one.
-    where: the folder.
+    rows: one per video or shot.
+    where: name of the folder or data set.
     fps: of the clips.
-    path: of the report; None: some reasons are given here instead.
+    path: of the report; None: the summary lists the first reasons itself.
 
   Raises:
-    UserError: none can be used.
+    UserError: no video can be used.
   """
   used, dropped = (
     [row for row in rows if row.used == wanted] for wanted in (True, False)
   )
-  see = f"; see {path}" if path and dropped else ""
+  see = f"see {path}" if path and dropped else ""
   if not used:
     raise UserError(
       f"{where}:",
       f"none of {_count(rows)} can be used: {count_reasons(rows)} "
-      f"(the first: {dropped[0]}: {dropped[0].reason}){see}",
+      f"(the first: {dropped[0]}: {dropped[0].reason})",
+      see,
     )
   clips = collections.Counter(row.clip for row in used)
   shapes = ", ".join(
@@ -157,7 +155,8 @@ def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:
       "resample=blend"
     )
   if dropped:
-    lines.append(f"data: dropped {count_reasons(rows)}{see}")
+    counts = f"data: dropped {count_reasons(rows)}"
+    lines.append(f"{counts}; {see}" if see else counts)
   if not path:
     shown = dropped[:_HINT_ROWS]
     lines += [f"data:   {row}: {row.reason}" for row in shown]

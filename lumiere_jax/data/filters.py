@@ -1,6 +1,6 @@
-"""Parts videos at their cuts and finds those that stand still.
+"""Shot detection and motion measurement on thumbnails of a video.
 
-Both look at thumbnails, taken while a video is probed: it is decoded once.
+The thumbnails are taken while the video is probed, so it is decoded once.
 """
 
 import dataclasses
@@ -15,34 +15,31 @@ from lumiere_jax.media.video_reader import VideoInfo, probe
 
 Images = UInt8[np.ndarray, "t h w 3"]
 
-
 _SIDE = 16  # Of thumbnails, in pixels.
 
+_FLASH = 2  # A flash of up to this many frames is no cut.
 
-# Up to as many frames may flash without that being a cut.
-_FLASH = 2
-
-
-# A cut changes more than this many times the mean change around it, as many
-# frames to either side.
-_STANDS_OUT, _AROUND = 3.0, 8
+# A cut changes more than this multiple of the mean change over this many
+# frames on either side.
+_CONTRAST, _WINDOW = 3.0, 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Filters:
-  """Which videos, and parts of videos, are worth training on.
+  """Criteria for the videos, and shots of videos, to train on.
 
   Attributes:
-    scene_cuts: change from one frame to the next, in grey levels of 255, that
-      counts as a cut; 0 is off.
-    min_motion: least change over time, in grey levels; 0 is off.
-    max_enlarge: most that a video may be enlarged to cover a clip.
-    min_fps_ratio: least frame rate of a video as a share of that of the clips;
-      0 is off. A slower one would show frames more than once. The default
-      leaves room for 23.976 in place of 24 or 25 frames a second, and for one
-      frame in twenty that was lost; 15 in place of 16 is too slow.
-    whole_videos: clips of one frame stand for whole videos, as where these are
-      prepared; otherwise neither frame rate nor motion matters for them.
+    scene_cuts: change between frames, in grey levels of 255, that counts as a
+      cut; 0 disables shot detection.
+    min_motion: minimum change over time, in grey levels; 0 disables it.
+    max_enlarge: maximum factor by which a video may be enlarged to cover a
+      clip.
+    min_fps_ratio: minimum frame rate of a video relative to that of the clips;
+      0 disables it. A slower video would repeat frames. The default accepts
+      23.976 for 24 or 25 fps, and one lost frame in twenty; it rejects 15 for
+      16 fps.
+    whole_videos: clips of one frame stand for whole videos, as in `prepare`;
+      otherwise neither frame rate nor motion matters for such clips.
   """
 
   scene_cuts: float = 0.0
@@ -51,19 +48,25 @@ class Filters:
   min_fps_ratio: float = 0.95
   whole_videos: bool = False
 
-  def timed(self, spec: ClipSpec) -> bool:
-    """Whether it matters for such clips how a video changes over time."""
+  def is_temporal(self, spec: ClipSpec) -> bool:
+    """Whether frame rate and motion matter for such clips."""
     return spec.num_frames > 1 or self.whole_videos
 
 
+DEFAULT_FILTERS = Filters()
+
+FRAME_FILTERS = "scene_cuts", "min_motion"
+"""Filters that decode every frame; folders of videos and `prepare` use them."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stretch:
-  """A part of a video between cuts.
+class Shot:
+  """The part of a video between two cuts.
 
   Attributes:
     start_s: where it begins in the file.
-    info: of itself.
-    motion: see `motion`; None where it was not asked for.
+    info: properties of the shot.
+    motion: see `motion`; None if it was not measured.
   """
 
   start_s: float
@@ -71,44 +74,38 @@ class Stretch:
   motion: float | None
 
 
-def stretches(path, filters: Filters) -> list[Stretch]:
-  """Probes a video and parts it at its cuts, if that is asked for.
+def probe_shots(path, filters: Filters) -> list[Shot]:
+  """Probes a video and, if `filters` ask for it, splits it at its cuts.
 
   Raises:
     VideoError: it cannot be used, see `probe`.
   """
   if not filters.scene_cuts and not filters.min_motion:
     info = probe(path, num_threads=1)
-    return [Stretch(start_s=0.0, info=info, motion=None)]
+    return [Shot(start_s=0.0, info=info, motion=None)]
   thumbnails = Thumbnails(_SIDE)
   info = probe(path, num_threads=1, on_frame=thumbnails)
   images, times_s = thumbnails.images, [*thumbnails.times_s, info.duration_s]
   cuts = find_cuts(images, filters.scene_cuts) if filters.scene_cuts else []
-  edges = [0, *cuts, len(images)]
   return [
-    Stretch(
+    Shot(
       start_s=times_s[first],
       info=dataclasses.replace(
-        info,
-        duration_s=times_s[end] - times_s[first],
-        num_frames=end - first,
+        info, duration_s=times_s[end] - times_s[first], num_frames=end - first
       ),
       motion=motion(images[first:end]),
     )
-    for first, end in itertools.pairwise(edges)
+    for first, end in itertools.pairwise([0, *cuts, len(images)])
   ]
 
 
 def motion(images: Images) -> float:
-  """How much a video changes: its standard deviation over time, in grey levels.
-
-  Of each pixel and colour of the thumbnails; then their mean.
-  """
+  """Standard deviation over time of the pixels, averaged, in grey levels."""
   return float(images.std(axis=0).mean())
 
 
 def find_cuts(images: Images, least: float) -> list[int]:
-  """The frames that a new shot begins with.
+  """Indices of the frames that begin a new shot.
 
   Args:
     images: thumbnails of all frames.
@@ -118,17 +115,17 @@ def find_cuts(images: Images, least: float) -> list[int]:
   window = np.lib.stride_tricks.sliding_window_view(
     np.pad(change, _FLASH, constant_values=-1), 2 * _FLASH + 1
   )
-  # Of a cut that is blended over two frames, the first.
+  # The first frame of a cut that is blended over two.
   largest = window.argmax(axis=1) == _FLASH
-  stands_out = change > np.maximum(least, _STANDS_OUT * _mean_around(change))
+  stands_out = change > np.maximum(least, _CONTRAST * _mean_around(change))
   return np.flatnonzero(largest & stands_out).tolist()
 
 
 def _changes(images: Images) -> Float[np.ndarray, "t"]:
-  """How much is new in each frame, in mean grey levels.
+  """Change at each frame, in mean grey levels.
 
-  The least distance from any of the frames just before it to any from it on:
-  a flash, after which all is as it was, changes nothing.
+  It is the minimum distance between any frame shortly before it and any frame
+  from it on, so a flash, after which the picture is as before, counts nothing.
   """
   images = images.astype(np.int16)
   reach = _FLASH + 1
@@ -143,10 +140,10 @@ def _changes(images: Images) -> Float[np.ndarray, "t"]:
 
 
 def _mean_around(change: Float[np.ndarray, "t"]) -> Float[np.ndarray, "t"]:
-  kernel = np.ones(2 * _AROUND + 1)
-  kernel[_AROUND] = 0
+  kernel = np.ones(2 * _WINDOW + 1)
+  kernel[_WINDOW] = 0
   total, count = (
-    np.convolve(values, kernel)[_AROUND : _AROUND + len(change)]
+    np.convolve(values, kernel)[_WINDOW : _WINDOW + len(change)]
     for values in (change, np.ones(len(change)))
   )
   return total / np.maximum(count, 1)

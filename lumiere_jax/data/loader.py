@@ -1,6 +1,7 @@
-"""Clips to batches, in threads or processes.
+"""Loads clips into batches, in threads or processes.
 
-Which clips a batch holds is a function of the step alone.
+The clips of a batch are a function of the step alone, and the random choices
+in a clip are a function of its position, so training resumes bit for bit.
 """
 
 from collections import deque
@@ -25,34 +26,38 @@ from lumiere_jax.data.masks import MaskMix
 from lumiere_jax.data.sources.base import Group, Source, UnreadableClip
 from lumiere_jax.errors import UserError
 
-# Keeps the seeds of permutations and of rounds apart from those of clips.
+# Sets the seeds of permutations and rounds apart from those of clips.
 _PERMUTATION, _ROUND = 1, 2
 
 
-class Plan:
-  """The order of clips in training."""
+class ClipOrder:
+  """The order of clips in training.
+
+  Each step takes a batch from one group. A round has a fixed number of steps
+  of each group, in shuffled order; an epoch of a group permutes its clips.
+  """
 
   def __init__(self, groups: Sequence[Group], batch_size: int, seed: int):
-    self._made_of = groups, batch_size, seed
+    self._args = groups, batch_size, seed
     self._groups = [np.asarray(g.indices) for g in groups]
     self._batch_size, self._seed = batch_size, seed
-    self._turns = np.array([_turns(g, batch_size) for g in groups])
+    self._round_steps = np.array([_round_steps(g, batch_size) for g in groups])
     self._permutation = functools.lru_cache(4 * len(groups))(self._permute)
     self._round = functools.lru_cache(2)(self._shuffle)
 
   def __reduce__(self):
-    """To another process goes what it is made of, not what it remembers."""
-    return Plan, self._made_of
+    """Pickles the constructor arguments only, not the cached permutations."""
+    return ClipOrder, self._args
 
   def candidates(self, step: int, place: int) -> Iterator[int]:
-    """The clip at `place` in the batch of `step`, then those to try instead.
+    """The clip at `place` in the batch of `step`, then its replacements.
 
-    All of its group, so that whichever can be read has the shape of the batch.
+    Replacements for an unreadable clip are of its group, hence of its shape.
     """
-    number, offset = divmod(step, int(self._turns.sum()))
+    number, offset = divmod(step, int(self._round_steps.sum()))
     order = self._round(number)
     group = order[offset]
-    before = number * self._turns[group] + (order[:offset] == group).sum()
+    before = number * self._round_steps[group] + (order[:offset] == group).sum()
     position = int(before) * self._batch_size + place
     indices = self._groups[group]
     epoch, within = divmod(position, len(indices))
@@ -65,44 +70,43 @@ class Plan:
     return rng.permutation(len(self._groups[group]))
 
   def _shuffle(self, number: int) -> np.ndarray:
-    turns = np.repeat(np.arange(len(self._groups)), self._turns)
+    steps = np.repeat(np.arange(len(self._groups)), self._round_steps)
     rng = np.random.default_rng((self._seed, number, _ROUND))
-    return rng.permutation(turns)
+    return rng.permutation(steps)
 
 
-def _turns(group: Group, batch_size: int) -> int:
-  """Steps of a group in a round."""
+def _round_steps(group: Group, batch_size: int) -> int:
+  """Number of steps of a group in a round."""
   return max(1, round(group.weight * -(-len(group.indices) // batch_size)))
 
 
 T = TypeVar("T")
 
+_make: Callable[[int], Any]  # In a worker process: the function it runs.
 
-_make: Callable[[int], Any]  # In a worker: what it was started for.
 
-
-def made_in_processes(
+def map_in_processes(
   make: Callable[[int], Any],
   finish: Callable[[Any], T],
   workers: int,
   ahead: int,
 ) -> Iterator[T]:
-  """finish(make(0)), finish(make(1)), ... without end, made ahead.
+  """Yields finish(make(0)), finish(make(1)), ... without end.
 
   Args:
-    make: runs in the workers, to which it is pickled.
-    finish: runs in a thread of this process, one after the other.
-    workers: how many processes.
-    ahead: results that are finished, or waited for, beyond one per worker.
+    make: runs in the workers; it is pickled.
+    finish: runs in one thread of this process.
+    workers: number of processes.
+    ahead: number of results prefetched, beyond one per worker.
 
   Returns:
     A generator; closing it ends the workers.
   """
   pool = ProcessPoolExecutor(
     workers,
-    # A fork of a process that has threads, as JAX has, can lock up.
+    # Forking a process with threads, such as those of JAX, can deadlock.
     mp_context=multiprocessing.get_context("spawn"),
-    initializer=_begin,
+    initializer=_start_worker,
     initargs=(make,),
   )
   finisher = ThreadPoolExecutor(1)
@@ -121,17 +125,17 @@ def made_in_processes(
     finisher.shutdown(wait=False, cancel_futures=True)
 
 
-def _begin(make: Callable[[int], Any]) -> None:
+def _start_worker(make: Callable[[int], Any]) -> None:
   global _make
   _make = make
-  # The trainer is told to stop, and ends its workers when it has saved.
+  # Signals are for the trainer, which saves first and then ends its workers.
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-  """A trainer that is killed leaves no workers behind."""
+  """Ends this worker when the trainer is killed."""
   multiprocessing.parent_process().join()
   os._exit(1)
 
@@ -141,15 +145,14 @@ def _work(number: int) -> Any:
 
 
 Batch = dict[str, Any]
-"""video (b, t, h, w, c) uint8; caption list of b; index (b,) of the source;
-where masks are asked for, mask (b, t, h, w, 1) uint8, 1 where given."""
+"""video (b, t, h, w, c) uint8; caption: list of b; index (b,) in the source;
+with masks, mask (b, t, h, w, 1) uint8, 1 = given."""
 
-
-_AHEAD = 2  # Batches that are made ready while a step is under way.
+_AHEAD = 2  # Batches to prefetch.
 
 
 class LoadTimer:
-  """How long clips take to load, in whatever threads."""
+  """Mean loading time of clips, over all threads."""
 
   def __init__(self):
     self._lock = threading.Lock()
@@ -157,7 +160,7 @@ class LoadTimer:
 
   @contextlib.contextmanager
   def timing(self) -> Iterator[None]:
-    """One clip is loaded in here."""
+    """Context manager that times the loading of one clip."""
     began = time.monotonic()
     yield
     with self._lock:
@@ -165,14 +168,14 @@ class LoadTimer:
       self._seconds += time.monotonic() - began
 
   def take(self) -> float | None:
-    """Mean seconds a clip since the last call; None: there were none."""
+    """Mean seconds per clip since the last call; None if there were none."""
     with self._lock:
       clips, seconds = self._clips, self._seconds
       self._clips, self._seconds = 0, 0.0
     return seconds / clips if clips else None
 
   def __reduce__(self):
-    """In another process it begins anew, for what is counted stays there."""
+    """Starts at zero in another process, whose counts never come back."""
     return LoadTimer, ()
 
 
@@ -181,43 +184,38 @@ class Loader:
   """Loads clips of a source.
 
   Attributes:
-    source: gives clips by index.
+    source: of the clips.
     seed: 0 or more.
-    masks: draws a mask for each clip; None: there are none.
-    pace: is told how long each clip took.
+    masks: draws a mask for each clip; None: no masks.
+    timer: records the loading times.
   """
 
   source: Source
   seed: int
   masks: MaskMix | None = None
-  pace: LoadTimer = dataclasses.field(default_factory=LoadTimer)
+  timer: LoadTimer = dataclasses.field(default_factory=LoadTimer)
 
   def __post_init__(self):
     if self.seed < 0:
-      raise UserError("", f"seed is {self.seed}", "give 0 or more")
+      raise UserError(f"seed={self.seed}", "is negative", "give 0 or more")
     if not len(self.source):
-      raise UserError(
-        "", "the data source is empty", "give it one clip or more"
-      )
+      raise UserError("data source", "is empty", "give it at least one clip")
 
   def load(
-    self, candidates: Iterable[int], position: int | None, turn: int = 0
+    self, candidates: Iterable[int], position: int | None, repeat: int = 0
   ) -> Batch:
-    """The first of the candidates that can be read, as a batch without axis.
+    """Loads the first readable candidate, without a batch axis.
 
     Args:
       candidates: indices of clips.
-      position: number of the clip since the start of training, from which its
-        random choices follow; None: held out, always the same.
-      turn: of held-out clips, which time this one comes; its mask is another.
-
-    Raises:
-      UserError: none can be read any more.
+      position: number of the clip since the start of training, which seeds its
+        random choices; None: a held-out clip, which is always the same.
+      repeat: how often a held-out clip has come before; it seeds the mask.
     """
+    held_out = position is None
     for index in candidates:
-      # Anew for each, so that a clip does not depend on those that failed.
-      held_out = position is None
-      key = (0, index, turn) if held_out else (self.seed, position)
+      # A new generator, so that a clip does not depend on those that failed.
+      key = (0, index, repeat) if held_out else (self.seed, position)
       rng = np.random.default_rng(key)
       try:
         video = self.source.clip(index, None if held_out else rng)
@@ -230,9 +228,9 @@ class Loader:
         sample["mask"] = self.masks.draw(rng, video.shape[:3])
       return sample
     raise UserError(
-      "",
-      "none of these clips can be read any more",
-      "see the data report for what became of the files",
+      "data source",
+      "has no readable clip of this shape left",
+      "see the data report for the reasons",
     )
 
 
@@ -246,33 +244,30 @@ def batches(
   places: Sequence[int] | None = None,
   finish: Callable[[Batch], Any] = lambda batch: batch,
 ) -> Iterator[Any]:
-  """Endless batches, made ready ahead of when they are asked for.
+  """Yields batches without end, and prefetches them.
 
   Args:
     loader: of the clips.
-    batch_size: of all hosts together.
+    batch_size: global, over all hosts.
     start_step: the step of the first batch.
     num_threads: that load clips; None: by the number of cores.
     num_workers: processes that load whole batches in place of the threads,
-      for sources that hold Python's lock; 0: none.
-    places: of the clips in the batch that this host has to load; None: all.
-    finish: what remains to be done to a batch, also ahead, in a thread.
+      for sources that hold the GIL; 0: none.
+    places: indices in the batch of the clips that this host loads; None: all.
+    finish: postprocesses each batch, in a thread.
 
   Returns:
     A generator of this host's part of the batches from `start_step` on.
-    Closing it, or dropping it, ends its threads.
-
-  Raises:
-    UserError: an argument cannot be used, or no clip can be read any more.
+    Closing or deleting it ends its threads.
   """
   if batch_size < 1:
     raise UserError(
-      "", f"batch_size {batch_size} is too small", "give 1 or more"
+      f"batch_size={batch_size}", "is too small", "give 1 or more"
     )
   places = tuple(range(batch_size) if places is None else places)
   clips = _Clips(
     loader=loader,
-    plan=Plan(loader.source.groups, batch_size, loader.seed),
+    order=ClipOrder(loader.source.groups, batch_size, loader.seed),
     first_step=start_step,
     places=places,
     batch_size=batch_size,
@@ -280,7 +275,7 @@ def batches(
   threads = num_threads or min(16, max(2, os.cpu_count() or 2))
   if num_workers:
     make = functools.partial(_batch, clips)
-    return made_in_processes(make, finish, num_workers, _AHEAD)
+    return map_in_processes(make, finish, num_workers, _AHEAD)
   return _generate(clips, threads, finish)
 
 
@@ -311,22 +306,22 @@ def _generate(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Clips:
-  """All clips that one host loads, in order: a source for grain."""
+  """The sequence of all clips that one host loads, as a source for grain."""
 
   loader: Loader
-  plan: Plan
+  order: ClipOrder
   first_step: int
   places: tuple[int, ...]
   batch_size: int
 
   def __len__(self) -> int:
-    return sys.maxsize  # never ends
+    return sys.maxsize  # Endless.
 
   def __getitem__(self, number: int) -> Batch:
     step, k = divmod(number, len(self.places))
     step, place = step + self.first_step, self.places[k]
-    candidates = self.plan.candidates(step, place)
-    with self.loader.pace.timing():
+    candidates = self.order.candidates(step, place)
+    with self.loader.timer.timing():
       return self.loader.load(candidates, step * self.batch_size + place)
 
   def __repr__(self) -> str:
@@ -351,17 +346,13 @@ def held_out_batches(
 
   Args:
     loader: of the held-out clips.
-    size: how many clips; of a smaller source they come again, under other
-      masks.
+    size: number of clips; a smaller source repeats them with other masks.
     batch_size: of each batch.
     places: see `batches`.
 
   Returns:
-    Pairs of a batch and how many of its clips count; the last batch of each
-    shape is filled up with clips that do not.
-
-  Raises:
-    UserError: no clip can be read any more.
+    Pairs of a batch and the number of its clips that count; the last batch of
+    each shape is padded with clips that do not.
   """
   made = []
   number = len(loader.source)
@@ -369,21 +360,21 @@ def held_out_batches(
   for group in loader.source.groups:
     members = list(group.indices)
     inside = set(members)
-    here = [(index, turn) for index, turn in chosen if index in inside]
+    here = [(index, repeat) for index, repeat in chosen if index in inside]
     for first in range(0, len(here), batch_size):
       part = here[first : first + batch_size]
-      filled = part + [part[-1]] * (batch_size - len(part))
-      own = filled if places is None else [filled[k] for k in places]
+      padded = part + [part[-1]] * (batch_size - len(part))
+      own = padded if places is None else [padded[k] for k in places]
       samples = [
-        loader.load(_from(members, index), position=None, turn=turn)
-        for index, turn in own
+        loader.load(_rotated(members, index), position=None, repeat=repeat)
+        for index, repeat in own
       ]
       made.append((_collate(samples), len(part)))
   return made
 
 
-def _from(members: Sequence[int], index: int) -> Iterator[int]:
-  """All members, in a circle that begins at `index`."""
+def _rotated(members: Sequence[int], index: int) -> Iterator[int]:
+  """All members in cyclic order from `index` on."""
   start = members.index(index)
   yield from members[start:]
   yield from members[:start]

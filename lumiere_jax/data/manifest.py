@@ -1,4 +1,4 @@
-"""`prepared.json`: what `prepare` has made, and the names that go with it."""
+"""The manifest of a prepared folder, `prepared.json`."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -13,26 +13,24 @@ from lumiere_jax.storage.remote import Folder
 
 NAME = "prepared.json"
 
-
 CLIPS = "clips"
-"""What the names of shards of clips begin with."""
-
+"""Prefix of the names of clip shards."""
 
 VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Stored:
-  """A clip, as it is stored: an mp4, or a png of a picture.
+class StoredClip:
+  """A clip in a shard: an mp4, or a png of a picture.
 
   Attributes:
-    key: of its record; a hash of the file's content, the part of it and how
-      it was encoded.
-    file: that it was cut from.
-    captions: what it shows.
-    start_s: where it begins in the file.
-    seconds: how long it is there; 0: a picture.
-    frames: at the frame rate it was prepared for.
+    key: of its record: a hash of the source file, the segment of it and the
+      encoding options.
+    file: the source file.
+    captions: its captions.
+    start_s: where it begins in the source file.
+    seconds: its duration; 0 for a picture.
+    frames: number of frames at the frame rate of the folder.
     height, width: in pixels.
   """
 
@@ -48,29 +46,25 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-  """What a prepared folder holds.
+  """The contents of a prepared folder.
 
   Attributes:
-    options: that it was prepared with; `fps` is one of them.
-    text: identity of the encoder whose features are there; '' is none.
-    clips: in the order of their files.
+    options: options it was prepared with, among them `fps`.
+    text: identity of the encoder of the stored text features; '' if none.
+    clips: in the order of their source files.
   """
 
   options: Mapping[str, Any]
   text: str
-  clips: tuple[Stored, ...]
+  clips: tuple[StoredClip, ...]
 
   def write(self, folder) -> None:
-    """Writes it unless it is there, a clip a line.
-
-    Raises:
-      UserError: the place cannot be written.
-    """
+    """Writes the file, one clip per line, unless it is already up to date."""
     head = {"version": VERSION, "options": self.options, "text": self.text}
     lines = [json.dumps(vars(clip), ensure_ascii=False) for clip in self.clips]
     text = json.dumps(head, indent=1, ensure_ascii=False)[:-2]
     text += ',\n "clips": [\n' + ",\n".join(lines) + "\n]}\n"
-    # Names of files need not be Unicode; JSON reads what becomes of them.
+    # File names need not be valid Unicode; JSON reads the escapes back.
     data, path = text.encode(errors="backslashreplace"), Path(folder, NAME)
     if path.exists() and path.read_bytes() == data:
       return
@@ -79,46 +73,42 @@ class Manifest:
 
 
 def read_manifest(folder: Folder) -> Manifest:
-  """What a folder holds that `prepare` has finished.
-
-  Raises:
-    UserError: it has not, it is of a newer version, or the file is broken.
-  """
-  if NAME not in folder.names:
-    raise UserError(f"{folder}:", f"{_why_none(folder)}")
+  """Reads the manifest of a folder that `prepare` has finished."""
   where = folder.address(NAME)
+  if NAME not in folder.names:
+    if any(name.startswith(f"{CLIPS}-") for name in folder.names):
+      raise UserError(
+        f"{folder}:",
+        f"unfinished: clips but no {NAME}",
+        "run lumiere_jax.prepare again with the same flags; it continues where "
+        "it stopped",
+      )
+    raise UserError(
+      f"{folder}:",
+      f"not a prepared folder: no {NAME}",
+      "make one with python -m lumiere_jax.prepare --input=VIDEOS "
+      f"--out={folder}",
+    )
   try:
     values = json.loads(read_text(folder.local(NAME), where))
     if values["version"] > VERSION:
       raise UserError(
         f"{where}:",
-        f"version {values['version']}, made by a newer lumiere_jax",
-        f"this one reads {VERSION}: update it, or prepare the data with it",
+        f"version {values['version']} was written by a newer lumiere_jax; this "
+        f"one reads version {VERSION}",
+        "update lumiere_jax, or prepare the data again",
       )
     return Manifest(
       options=values["options"],
       text=values["text"],
-      clips=tuple(map(_clip, values["clips"])),
+      clips=tuple(
+        StoredClip(**clip | {"captions": tuple(clip["captions"])})
+        for clip in values["clips"]
+      ),
     )
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(
       f"{where}:",
       f"broken ({error!r})",
-      "run lumiere_jax.prepare again, it keeps what is there",
+      "run lumiere_jax.prepare again; it keeps the clips that are stored",
     ) from error
-
-
-def _clip(values: dict[str, Any]) -> Stored:
-  return Stored(**values | {"captions": tuple(values["captions"])})
-
-
-def _why_none(folder: Folder) -> str:
-  if any(name.startswith(f"{CLIPS}-") for name in folder.names):
-    return (
-      f"unfinished: clips but no {NAME}; run again the lumiere_jax.prepare "
-      "that made it, it goes on where it was"
-    )
-  return (
-    f"not a prepared folder: no {NAME}; make one with python -m "
-    f"lumiere_jax.prepare --input=VIDEOS --out={folder}"
-  )

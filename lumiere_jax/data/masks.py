@@ -1,8 +1,10 @@
-"""Mask patterns that the conditional model is trained on (Lumiere, sec. 4.2).
+"""Mask patterns for training the conditional model (Lumiere, section 4.2).
 
-A mask is 1 where pixels are given and 0 where they are to be generated. How
-the paper draws its training masks is not published; these are the tasks it
-shows (image-to-video, inpainting, cinemagraphs) and their near relatives.
+`Mask, 1 = given`: 1 marks pixels that the model is given, 0 pixels that it
+generates.
+
+The paper does not publish how it draws training masks. These patterns are the
+tasks it shows (image-to-video, inpainting, cinemagraphs) and close variants.
 """
 
 from collections.abc import Callable
@@ -14,51 +16,48 @@ import numpy as np
 from lumiere_jax.errors import UserError, check_choice
 
 Mask = UInt8[np.ndarray, "t h w 1"]
-
+"""1 = given, 0 = to generate."""
 
 Shape = tuple[int, int, int]
 """(frames, height, width)."""
-
 
 Rng = np.random.Generator
 
 
 def none(rng: Rng, shape: Shape) -> Mask:
-  """Nothing is given: text to video."""
-  del rng
-  return np.zeros((*shape, 1), np.uint8)
+  """Nothing is given: text-to-video."""
+  return _frames(shape, [])
 
 
 def everything(rng: Rng, shape: Shape) -> Mask:
   """Everything is given: the network learns to copy."""
-  del rng
-  return np.ones((*shape, 1), np.uint8)
+  return _frames(shape, range(shape[0]))
 
 
 def first_frame(rng: Rng, shape: Shape) -> Mask:
-  """Image to video."""
+  """Image-to-video."""
   return _frames(shape, [0])
 
 
 def first_last(rng: Rng, shape: Shape) -> Mask:
-  """From one picture to another."""
+  """Interpolation between the first and the last frame."""
   return _frames(shape, [0, shape[0] - 1])
 
 
 def first_k(rng: Rng, shape: Shape) -> Mask:
-  """Extension: at least one frame and at most half of them are given."""
+  """Extension: from one frame up to half of the frames are given."""
   return _frames(shape, range(rng.integers(1, max(1, shape[0] // 2) + 1)))
 
 
 def random_frames(rng: Rng, shape: Shape) -> Mask:
-  """Scattered frames, of any density, at least one."""
+  """Random frames at a random density, at least one."""
   given = rng.random(shape[0]) < rng.random()
   given[rng.integers(shape[0])] = True
   return _frames(shape, np.flatnonzero(given))
 
 
 def random_boxes(rng: Rng, shape: Shape) -> Mask:
-  """Inpainting: one to four boxes that stand still are to be generated."""
+  """Inpainting: one to four static boxes are generated."""
   mask = everything(rng, shape)
   for _ in range(rng.integers(1, 5)):
     top, left, bottom, right = _box(rng, shape)
@@ -67,7 +66,7 @@ def random_boxes(rng: Rng, shape: Shape) -> Mask:
 
 
 def moving_boxes(rng: Rng, shape: Shape) -> Mask:
-  """Inpainting of what moves: one or two boxes that glide across."""
+  """Inpainting: one or two boxes that move in a straight line are generated."""
   mask = everything(rng, shape)
   frames, height, width = shape
   for _ in range(rng.integers(1, 3)):
@@ -82,10 +81,7 @@ def moving_boxes(rng: Rng, shape: Shape) -> Mask:
 
 
 def border(rng: Rng, shape: Shape) -> Mask:
-  """Outpainting: up to two fifths at each edge are to be generated.
-
-  At least one edge moves in.
-  """
+  """Outpainting: up to 40% at one or more of the edges is generated."""
   sides = np.array(shape[1:])
   moves = rng.random((2, 2)) < 0.5
   moves[rng.integers(2), rng.integers(2)] = True
@@ -97,10 +93,7 @@ def border(rng: Rng, shape: Shape) -> Mask:
 
 
 def region(rng: Rng, shape: Shape) -> Mask:
-  """Cinemagraph: the first frame, and of the others what is outside a region.
-
-  The region is a box or the ellipse in it.
-  """
+  """Cinemagraph: a static box or ellipse is generated after the first frame."""
   top, left, bottom, right = _box(rng, shape)
   y, x = np.ogrid[: shape[1], : shape[2]]
   inside = (top <= y) & (y < bottom) & (left <= x) & (x < right)
@@ -131,14 +124,14 @@ PATTERNS: dict[str, Callable[[Rng, Shape], Mask]] = {
 
 
 def _frames(shape: Shape, given) -> Mask:
-  """Whole frames are given."""
+  """A mask in which the frames `given` are given as a whole."""
   mask = np.zeros((*shape, 1), np.uint8)
   mask[list(given)] = 1
   return mask
 
 
 def _box(rng: Rng, shape: Shape) -> tuple[int, int, int, int]:
-  """(top, left, bottom, right): an eighth to three quarters of each side."""
+  """(top, left, bottom, right): 1/8 to 3/4 of each side."""
   spans = []
   for side in shape[1:]:
     size = max(1, round(side * rng.uniform(1 / 8, 3 / 4)))
@@ -150,40 +143,32 @@ def _box(rng: Rng, shape: Shape) -> tuple[int, int, int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class MaskMix:
-  """Patterns and how often each is drawn, relative to the others."""
+  """Mask patterns and their relative weights."""
 
   weights: tuple[tuple[str, float], ...]
 
   @classmethod
   def parse(cls, text: str) -> "MaskMix":
-    """From 'first_frame:8 border:2'; a name alone has weight 1.
-
-    Raises:
-      UserError: a pattern is unknown or named twice, a weight is no number
-        above 0.
-    """
+    """Parses 'first_frame:8 border:2'; a name alone has weight 1."""
+    field = "config.data.masks"
     weights: dict[str, float] = {}
     for entry in text.split():
       name, colon, number = entry.partition(":")
-      check_choice("config.data.masks", name, PATTERNS)
+      check_choice(field, name, PATTERNS)
       if name in weights:
-        raise UserError(
-          "config.data.masks", f"names {name!r} twice", "keep one"
-        )
+        raise UserError(field, f"names {name!r} twice", "keep one")
       try:
         weights[name] = float(number) if colon else 1.0
       except ValueError:
         weights[name] = 0.0
       if not 0 < weights[name] < float("inf"):
         raise UserError(
-          "config.data.masks:",
-          f"{entry!r} has no weight above 0",
-          f"write {name}:1",
+          f"{field}:", f"{entry!r} has no weight above 0", f"write {name}:1"
         )
     return cls(tuple(weights.items()))
 
   def draw(self, rng: Rng, shape: Shape) -> Mask:
-    """A mask of a pattern drawn by the weights."""
+    """Draws a pattern by weight, then a mask of it (1 = given)."""
     names, weights = zip(*self.weights, strict=True)
     share = np.array(weights) / sum(weights)
     return PATTERNS[names[rng.choice(len(names), p=share)]](rng, shape)

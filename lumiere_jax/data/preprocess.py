@@ -1,4 +1,4 @@
-"""Prepares a folder for training: cuts, resamples and encodes its clips."""
+"""Prepares a folder of videos: splits, resamples and encodes its clips."""
 
 import collections
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from lumiere_jax.data.dataset_report import Report, Row
 from lumiere_jax.data.filters import Filters
-from lumiere_jax.data.manifest import CLIPS, Manifest, Stored
+from lumiere_jax.data.manifest import CLIPS, Manifest, StoredClip
 from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.data.sources.files import FilesSource
-from lumiere_jax.data.text_features import fill_shelf
+from lumiere_jax.data.text_features import write_text_shards
 from lumiere_jax.data.video_index import Video
 from lumiere_jax.errors import UserError, VideoError, check_choice, option
 from lumiere_jax.media.images import read_image
@@ -38,17 +38,12 @@ from lumiere_jax.storage.remote import Folder, is_url
 
 REPORT = "data_report.jsonl"
 
-
-_ENCODING = 1  # Part of the keys: raise it where the same options encode anew.
+_ENCODING = 1  # Part of the keys; raise it when the encoding changes.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """How clips are made; see `lumiere_jax.prepare` for what each is.
-
-  Raises:
-    UserError: one is missing or out of range.
-  """
+  """Options of `prepare`; see the flags of `lumiere_jax.prepare`."""
 
   remote_out: ClassVar[bool] = False
   """Whether `out` may be a URL."""
@@ -75,8 +70,8 @@ class Options:
       raise UserError(
         option("out", self.out),
         "is remote",
-        "prepare into a folder of this machine, and copy it there, or "
-        "use launch/prepare_beam.py",
+        "prepare into a local folder and copy it, or use "
+        "launch/prepare_beam.py",
       )
     least = {"side": 2, "num_frames": 1, "scene_cuts": 0, "min_motion": 0}
     least |= {"min_fps_ratio": 0, "max_seconds": 0, "threads": 0}
@@ -91,13 +86,15 @@ class Options:
       raise UserError(option("fps", self.fps), "must be above 0")
     if not 1 <= self.crf <= 51:
       raise UserError(
-        f"{option('crf')}={self.crf}:", "give 1 (best) to 51 (smallest)"
+        option("crf", self.crf),
+        "is out of range",
+        "give 1 (best) to 51 (smallest)",
       )
     check_choice(option("resample"), self.resample, RESAMPLING)
 
   @property
   def spec(self) -> ClipSpec:
-    """The clips that videos must have room for."""
+    """The minimum length of videos, as the shape of a clip."""
     return ClipSpec(
       num_frames=self.num_frames,
       fps=self.fps,
@@ -107,51 +104,51 @@ class Options:
 
   @property
   def filters(self) -> Filters:
-    """What else is asked of videos."""
+    """The other criteria for videos."""
     return Filters(
       scene_cuts=self.scene_cuts,
       min_motion=self.min_motion,
-      max_enlarge=math.inf,  # for training to judge; nothing is enlarged here
+      max_enlarge=math.inf,  # Nothing is enlarged here; training checks it.
       min_fps_ratio=self.min_fps_ratio,
       whole_videos=True,
     )
 
   @property
-  def most_threads(self) -> int:
-    """How many threads work at a time."""
+  def max_threads(self) -> int:
+    """Number of threads."""
     return self.threads or os.cpu_count() or 1
 
   @property
-  def lasting(self) -> dict[str, object]:
-    """The options that what is made depends on."""
-    passing = ("out", "cache", "threads")
-    return {k: v for k, v in vars(self).items() if k not in passing}
+  def recorded(self) -> dict[str, object]:
+    """The options that affect the result, for the manifest."""
+    other = ("out", "cache", "threads")
+    return {k: v for k, v in vars(self).items() if k not in other}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
-  """A part of a file that becomes a clip.
+class Segment:
+  """A segment of a source file, to be stored as a clip.
 
   Attributes:
-    stored: what will be said of it.
-    path: of the file, on this machine.
-    size: (height, width) of the video.
+    stored: the clip.
+    path: of the source file on this machine.
+    size: (height, width) of the source video.
   """
 
-  stored: Stored
+  stored: StoredClip
   path: Path
   size: tuple[int, int]
 
 
-def identify(path: Path, file: str) -> str:
-  """The hash of what is in a file.
+def hash_file(path: Path, file: str) -> str:
+  """The hash of a file's content.
 
   Args:
-    path: of it, on this machine.
-    file: what it is called.
+    path: of the file on this machine.
+    file: its name in errors.
 
   Raises:
-    VideoError: it is missing, empty or cannot be read.
+    VideoError: it is missing, empty or unreadable.
   """
   try:
     require_file(path)
@@ -161,103 +158,100 @@ def identify(path: Path, file: str) -> str:
     raise VideoError(file, f"damaged: {error.strerror}") from error
 
 
-def cut(video: Video, digest: str, options: Options) -> Iterator[Stored]:
-  """What is to be stored of a video, with the keys it will have.
+def split_video(
+  video: Video, path: Path, digest: str, options: Options
+) -> Iterator[Segment]:
+  """Splits a video into segments of equal length.
 
-  Parts of equal length, longer than wanted only if too short otherwise.
+  They exceed `options.max_seconds` only if they would otherwise be too short.
 
   Args:
-    video: that was found fit for use.
-    digest: see `identify`.
-    options: how clips are made.
+    video: that passed the filters.
+    path: of its file on this machine.
+    digest: of its file; see `hash_file`.
+    options: of `prepare`.
   """
-  seconds, info = video.info.duration_s, video.info
+  info = video.info
   longest = options.max_seconds or math.inf
   most = info.frames_at(options.fps) // options.num_frames
-  count = max(1, min(math.ceil(seconds / longest), most))
-  height, width = _size(video, options)
+  count = max(1, min(math.ceil(info.duration_s / longest), most))
+  height, width = _clip_size(video, options)
+  seconds = info.duration_s / count
+  frames = dataclasses.replace(info, duration_s=seconds).frames_at(options.fps)
   for k in range(count):
-    start_s, length_s = video.start_s + k * seconds / count, seconds / count
-    how = [_ENCODING, digest, start_s, length_s, height, width]
-    how += [] if video.is_picture else [options.fps, options.crf]
-    if options.resample != "nearest" and not video.is_picture:
-      how.append(options.resample)
-    part = dataclasses.replace(info, duration_s=length_s)
-    yield Stored(
-      key=hashlib.sha256(json.dumps(how).encode()).hexdigest(),
+    start_s = video.start_s + k * info.duration_s / count
+    key = [_ENCODING, digest, start_s, seconds, height, width]
+    if not video.is_picture:
+      key += [options.fps, options.crf]
+      key += [] if options.resample == "nearest" else [options.resample]
+    stored = StoredClip(
+      key=hashlib.sha256(json.dumps(key).encode()).hexdigest(),
       file=video.file,
       captions=video.captions,
       start_s=start_s,
-      seconds=length_s,
-      frames=part.frames_at(options.fps),
+      seconds=seconds,
+      frames=frames,
       height=height,
       width=width,
     )
+    yield Segment(stored=stored, path=path, size=(info.height, info.width))
 
 
-def _size(video: Video, options: Options) -> tuple[int, int]:
-  """(height, width), the shorter one as wanted, or as it is if smaller."""
+def _clip_size(video: Video, options: Options) -> tuple[int, int]:
+  """(height, width) of its clips: downscaled to `options.side`."""
   size = video.info.height, video.info.width
   scale = min(1.0, options.side / min(size))
   height, width = (max(2, round(s * scale)) for s in size)
   if video.is_picture:
     return height, width
-  return height - height % 2, width - width % 2  # H.264 needs it even
+  return height - height % 2, width - width % 2  # H.264 needs even sizes.
 
 
-def encode(part: Part, options: Options) -> bytes:
-  """A part as it is stored: an mp4, or a png of a picture.
+def encode_segment(segment: Segment, options: Options) -> bytes:
+  """The bytes to store: an mp4, or a png of a picture.
 
   Raises:
-    VideoError: the file vanished or broke since it was probed.
+    VideoError: the file is missing or damaged since it was probed.
   """
-  if part.stored.seconds:
-    return _encode_video(part, options)
-  return _encode_picture(part)
-
-
-def _encode_video(part: Part, options: Options) -> bytes:
-  clip = part.stored
+  clip = segment.stored
+  if not clip.seconds:
+    pixels = read_image(segment.path, (clip.height, clip.width))
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
   frames = read_frames(
-    part.path,
+    segment.path,
     start_s=clip.start_s,
     num_frames=clip.frames,
     fps=options.fps,
-    framing=_framing(part),
+    framing=_framing(segment),
     resample=options.resample,
     end_s=clip.start_s + clip.seconds,
   )
   return encode_clip(frames, options.fps, crf=options.crf)
 
 
-def _framing(part: Part) -> Framing:
-  """Shrinks, and cuts the pixel that makes a size odd.
+def _framing(segment: Segment) -> Framing:
+  """Downscales, and crops the pixel that makes a size odd.
 
-  On that side which leaves the square in the middle where it was.
+  The crop is on the side that leaves the central square in place.
   """
-  target = part.stored.height, part.stored.width
-  scale = max(t / s for t, s in zip(target, part.size, strict=True))
+  target = segment.stored.height, segment.stored.width
+  scale = max(t / s for t, s in zip(target, segment.size, strict=True))
   middle = lambda whole: round((whole - min(target)) * 0.5)
   crop = [
     float(middle(round(s * scale)) > middle(t))
-    for t, s in zip(target, part.size, strict=True)
+    for t, s in zip(target, segment.size, strict=True)
   ]
   return Framing(resolution=target, crop=(crop[0], crop[1]))
-
-
-def _encode_picture(part: Part) -> bytes:
-  clip, file = part.stored, io.BytesIO()
-  pixels = read_image(part.path, (clip.height, clip.width))
-  Image.fromarray(pixels).save(file, "png")
-  return file.getvalue()
 
 
 def map_ahead(
   function: Callable, items: Iterable, num_threads: int
 ) -> Generator:
-  """As `map`, by threads, with no more results waiting than they need.
+  """`map` in threads that prefetches a bounded number of results.
 
-  Close it where it may not be read to its end.
+  Close it unless it is read to the end.
   """
   items, waiting = iter(items), collections.deque()
   with futures.ThreadPoolExecutor(num_threads) as pool:
@@ -268,117 +262,110 @@ def map_ahead(
         yield waiting.popleft().result()
         following = itertools.islice(items, 1)
         waiting += [pool.submit(function, item) for item in following]
-    finally:  # closed before its end
+    finally:  # When closed early.
       for future in waiting:
         future.cancel()
 
 
-def describe(clips: int, new: int, unused: int, options: Options) -> str:
-  """What to say at the end, in a line or two.
+def closing_message(clips: int, new: int, unused: int, options: Options) -> str:
+  """The last message of a run.
 
   Args:
-    clips: how many there are.
-    new: of them, made by this run.
-    unused: stored by earlier runs, and none of these any more.
-    options: how they were made.
+    clips: number of clips in the manifest.
+    new: number of clips that this run encoded.
+    unused: number of stored clips that are not in the manifest.
+    options: of the run.
   """
   line = f"prepared: {clips} clips in {options.out}, {new} of them new"
   if not unused:
     return line
   return (
-    f"{line}\nprepared: {unused} clips of earlier runs are in its shards "
-    "unused; prepare into a new folder to be rid of them"
+    f"{line}\nprepared: {unused} clips of earlier runs in its shards are "
+    "unused; prepare into a new folder to remove them"
   )
 
 
 def prepare(options: Options, encoder: TextEncoder | None = None) -> None:
-  """Prepares what is missing, then writes `prepared.json`.
+  """Encodes the clips that are missing, then writes `prepared.json`.
 
-  Killed anywhere and called again, it goes on where it was, and ends with what
-  it would have ended with. Prints what becomes of each video.
+  After an interruption, call it again: it continues where it stopped and gives
+  the same result. Prints a summary and every dropped video.
 
   Args:
-    options: what to make of what.
-    encoder: whose features of the captions are stored too; None: no features.
-
-  Raises:
-    UserError: nothing can be used, or the place cannot be written.
+    options: input, output and encoding.
+    encoder: whose text features of the captions to store; None: none.
   """
   out = Path(options.out)
   with locked(out):
-    source = _open(options)
+    source = FilesSource.open(
+      options.input,
+      [options.spec],
+      filters=options.filters,
+      report_path=out / REPORT,
+      num_threads=options.max_threads,
+      prompts=options.prompts,
+      cache=options.cache,
+    )
     report = Report(out / REPORT)
-    parts = _parts(source, options, report)
-    clips = _encode(parts, options, report)
+    segments = _segments(source, options, report)
+    clips = _encode_missing(segments, options, report)
     if not clips:
       raise UserError(
-        f"{options.input}:", "all videos broke", f"see {report.path}"
+        f"{options.input}:", "all videos were dropped", f"see {report.path}"
       )
     captions = [caption for clip in clips for caption in clip.captions]
     if encoder is not None:
-      fill_shelf(out, encoder, captions)
+      write_text_shards(out, encoder, captions)
     Manifest(
-      options=options.lasting,
+      options=options.recorded,
       text=encoder.identity if encoder else "",
       clips=tuple(clips),
     ).write(out)
 
 
-def _open(options: Options) -> FilesSource:
-  return FilesSource.open(
-    options.input,
-    [options.spec],
-    report_path=Path(options.out, REPORT),
-    num_threads=options.most_threads,
-    prompts=options.prompts,
-    cache=options.cache,
-    **dataclasses.asdict(options.filters),
-  )
-
-
-def _parts(source: FilesSource, options: Options, report: Report) -> list[Part]:
-  """What is to be stored of each video, with the key it will have."""
+def _segments(
+  source: FilesSource, options: Options, report: Report
+) -> list[Segment]:
+  """The segments of all videos; reports the files that cannot be read."""
   files = {video.file: i for i, video in enumerate(source.videos)}
-  with futures.ThreadPoolExecutor(options.most_threads) as pool:
+  with futures.ThreadPoolExecutor(options.max_threads) as pool:
     found = tqdm(
-      pool.map(lambda i: _identify(source, i), files.values()),
-      "reading files",
+      pool.map(lambda i: _hash_video(source, i), files.values()),
+      "hashing files",
       len(files),
       disable=None,
     )
-    known = dict(zip(files, found, strict=True))
-  parts = []
+    hashes = dict(zip(files, found, strict=True))
+  segments = []
   for video in source.videos:
-    match known[video.file]:
+    match hashes[video.file]:
       case VideoError(reason=reason):
         report.add(Row(file=video.file, used=False, reason=reason))
       case path, digest:
-        size = video.info.height, video.info.width
-        parts += [
-          Part(stored=stored, path=path, size=size)
-          for stored in cut(video, digest, options)
-        ]
-  return parts
+        segments += split_video(video, path, digest, options)
+  return segments
 
 
-def _identify(source: FilesSource, index: int) -> tuple[Path, str] | VideoError:
-  """A file and the hash of what is in it."""
+def _hash_video(
+  source: FilesSource, index: int
+) -> tuple[Path, str] | VideoError:
+  """The file of a video and the hash of its content."""
   try:
     path = source.local_path(index)
-    return path, identify(path, source.videos[index].file)
+    return path, hash_file(path, source.videos[index].file)
   except VideoError as error:
     return error
 
 
-def _encode(
-  parts: list[Part], options: Options, report: Report
-) -> list[Stored]:
-  """Stores the parts that are not; returns those that are then."""
-  there = Records(Folder(options.out), CLIPS)
-  missing = {p.stored.key: p for p in parts if p.stored.key not in there}
-  work = lambda part: _try_encode(part, options)
+def _encode_missing(
+  segments: list[Segment], options: Options, report: Report
+) -> list[StoredClip]:
+  """Stores the segments that are not stored yet; returns all stored clips."""
+  existing = Records(Folder(options.out), CLIPS)
+  missing = {s.stored.key: s for s in segments if s.stored.key not in existing}
+  work = lambda segment: _try_encode(segment, options)
   bar = tqdm(
-    total=sum(part.stored.frames for part in missing.values()),
+    total=sum(segment.stored.frames for segment in missing.values()),
     desc="preparing",
     unit="frame",
     mininterval=0.5 if sys.stderr.isatty() else 15,
@@ -389,26 +376,27 @@ def _encode(
     bar,
     RecordWriter(options.out, CLIPS) as writer,
     contextlib.closing(
-      map_ahead(work, missing.values(), options.most_threads)
-    ) as made,
+      map_ahead(work, missing.values(), options.max_threads)
+    ) as encoded,
   ):
-    for part, data in zip(missing.values(), made, strict=True):
+    for (key, segment), data in zip(missing.items(), encoded, strict=True):
       if isinstance(data, VideoError):
-        broken.add(part.stored.key)
-        file = part.stored.file
+        broken.add(key)
+        file = segment.stored.file
         report.add(Row(file=file, used=False, reason=data.reason))
       else:
-        writer[part.stored.key] = data
-      bar.update(part.stored.frames)
-  clips = [part.stored for part in parts if part.stored.key not in broken]
-  unused = len(there.keys() - {clip.key for clip in clips})
+        writer[key] = data
+      bar.update(segment.stored.frames)
+  clips = [s.stored for s in segments if s.stored.key not in broken]
+  unused = len(existing.keys() - {clip.key for clip in clips})
   new = len(missing) - len(broken)
-  print(describe(len(clips), new, unused, options), file=sys.stderr)
+  message = closing_message(len(clips), new, unused, options)
+  print(message, file=sys.stderr)
   return clips
 
 
-def _try_encode(part: Part, options: Options) -> bytes | VideoError:
+def _try_encode(segment: Segment, options: Options) -> bytes | VideoError:
   try:
-    return encode(part, options)
+    return encode_segment(segment, options)
   except VideoError as error:
     return error

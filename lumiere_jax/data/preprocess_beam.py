@@ -1,12 +1,12 @@
-"""`prepare` on many machines, as an Apache Beam pipeline.
+"""`prepare` as an Apache Beam pipeline, on many machines.
 
-    videos -> probe, judge, hash -> parts by key -> those not stored -> shards
-                                 -> captions     -> those not stored -> shards
-    all of it -> prepared.json and data_report.jsonl, by one worker, at the end
+    files -> probe, filter, hash -> segments by key -> not yet stored -> shards
+                                 -> captions        -> not yet stored -> shards
+    all results -> prepared.json and data_report.jsonl, by one worker
 
-A shard is one unit of work, and is named by a hash of the keys in it. So what
-a worker that was killed had finished counts, and what is made twice lies there
-once. Needs apache-beam; nothing else in this package does.
+A shard is one unit of work, named by a hash of its keys: shards of a killed
+worker are kept, and a shard that is written twice is stored once. Only this
+module and `beam_transforms` need apache-beam.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,13 +20,13 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsSingleton
 from apache_beam.utils.shared import Shared
 
-from lumiere_jax.data import beam_transforms as steps
+from lumiere_jax.data import beam_transforms as transforms
 from lumiere_jax.data.beam_transforms import OpenEncoder, ScaleOptions
 from lumiere_jax.data.dataset_report import Row, summarise
 from lumiere_jax.data.manifest import CLIPS, read_manifest
-from lumiere_jax.data.preprocess import REPORT, describe
+from lumiere_jax.data.preprocess import REPORT, closing_message
 from lumiere_jax.data.sources.files import list_videos
-from lumiere_jax.data.text_features import shelf_name
+from lumiere_jax.data.text_features import text_shard_prefix
 from lumiere_jax.errors import UserError
 from lumiere_jax.storage.atomic import locked
 from lumiere_jax.storage.remote import (
@@ -37,44 +37,41 @@ from lumiere_jax.storage.remote import (
   require_writable,
 )
 
-# What Beam adds to the message of an error in a step.
+# Beam appends this to the message of an error in a transform.
 _STEP = r" ?\[while running "
 
 
 def prepare_at_scale(
   options: ScaleOptions, open_encoder: OpenEncoder, flags: Iterable[str] = ()
 ) -> None:
-  """Prepares what is missing, then writes `prepared.json`.
+  """Encodes the clips that are missing, then writes `prepared.json`.
 
-  What it makes is what `prepare` makes. Killed anywhere and called again, it
-  keeps the shards that are there. Prints what becomes of each video.
+  The result is that of `prepare`. After an interruption, call it again: it
+  keeps finished shards. Prints a summary and every dropped video.
 
   Args:
-    options: what to make of what.
-    open_encoder: makes the encoder whose features of the captions are stored;
-      called by workers, to which it is pickled.
-    flags: Beam's own, such as --runner=DataflowRunner.
-
-  Raises:
-    UserError: nothing can be used, or the place cannot be written.
+    options: input, output and encoding.
+    open_encoder: makes the encoder whose text features of the captions to
+      store; it is pickled and called by workers.
+    flags: of Beam, such as --runner=DataflowRunner.
   """
-  with _held(options.out):
+  with _locked(options.out):
     require_writable(options.out)
     with local_copy(options.input, options.cache) as folder:
       videos = list_videos(folder, options.prompts)
     lines = [json.dumps([i, *video]) for i, video in enumerate(videos.items())]
-    place_bytes(f"{options.out}/{steps.VIDEOS}", "\n".join(lines).encode())
+    place_bytes(f"{options.out}/{transforms.VIDEOS}", "\n".join(lines).encode())
     print(f"prepare: {len(videos)} files in {options.input}", file=sys.stderr)
     try:
       counts = _run(options, open_encoder, flags)
     finally:
-      remove(f"{options.out}/{steps.VIDEOS}")
-    _tell(options, counts)
+      remove(f"{options.out}/{transforms.VIDEOS}")
+    _print_summary(options, counts)
 
 
 @contextlib.contextmanager
-def _held(out: str) -> Iterator[None]:
-  """Keeps others out of a folder of this machine; buckets have no locks."""
+def _locked(out: str) -> Iterator[None]:
+  """Locks a local folder; buckets have no locks."""
   out = out.removeprefix("file://")
   with contextlib.nullcontext() if is_url(out) else locked(out):
     yield
@@ -83,13 +80,13 @@ def _held(out: str) -> Iterator[None]:
 def _run(
   options: ScaleOptions, open_encoder: OpenEncoder, flags: Iterable[str]
 ) -> dict[str, int]:
-  """Runs the pipeline; returns what its workers have counted."""
+  """Runs the pipeline; returns its counters."""
   pipeline = beam.Pipeline(options=PipelineOptions(list(flags)))
   build(pipeline, options, open_encoder)
   try:
     result = pipeline.run()
     result.wait_until_finish()
-  except Exception as error:  # runners raise what they like
+  except Exception as error:  # Runners raise any type.
     message = str(error)
     if not isinstance(error, UserError):
       found = re.search(r"UserError: ([^\n]*)", message)
@@ -104,99 +101,103 @@ def _run(
 def build(
   pipeline: beam.Pipeline, options: ScaleOptions, open_encoder: OpenEncoder
 ) -> None:
-  """Adds all steps to a pipeline.
+  """Adds all transforms to a pipeline.
 
   Args:
-    pipeline: to add to; `.videos.jsonl` in `out` says what it will read.
-    options: what to make of what.
+    pipeline: to add to; it reads the list of files in `options.out`.
+    options: see `prepare_at_scale`.
     open_encoder: see `prepare_at_scale`.
   """
-  shared = Shared()  # one encoder in each process
+  shared = Shared()  # One encoder in each process.
   facts = (
     pipeline
     | "Encoder" >> beam.Create([None])
-    | "AskEncoder" >> beam.ParDo(steps.AskEncoder(open_encoder, shared))
+    | "AskEncoder" >> beam.ParDo(transforms.AskEncoder(open_encoder, shared))
   )
   found = (
     pipeline
     | "Videos" >> beam.Create([options.out])
-    | "ListVideos" >> beam.FlatMap(steps.listed_videos)
+    | "ListVideos" >> beam.FlatMap(transforms.listed_videos)
     | "SpreadVideos" >> beam.Reshuffle()
-    | "Examine" >> beam.ParDo(steps.Examine(options))
+    | "Examine" >> beam.ParDo(transforms.Examine(options))
   )
   made = _store_clips(pipeline, found, options)
-  encode = steps.EncodeText(options.out, open_encoder, shared)
+  encode = transforms.EncodeText(options.out, open_encoder, shared)
   encoded = _store_text(found, facts, options.out, encode)
-  finish = beam.ParDo(steps.Finish(options), AsSingleton(facts))
+  finish = beam.ParDo(transforms.Finish(options), AsSingleton(facts))
   whole = {
-    "found": found | "AllFound" >> beam.Map(steps.to_one),
-    "made": made | "AllMade" >> beam.Map(steps.to_one),
-    "encoded": encoded | "AllEncoded" >> beam.Map(steps.to_one),
+    "found": found | "AllFound" >> beam.Map(transforms.to_one),
+    "made": made | "AllMade" >> beam.Map(transforms.to_one),
+    "encoded": encoded | "AllEncoded" >> beam.Map(transforms.to_one),
   }
   _ = whole | "Gather" >> beam.CoGroupByKey() | "Finish" >> finish
 
 
 def _store_clips(pipeline, found, options: ScaleOptions):
-  """Stores parts that are not; gives the keys that broke, with reasons."""
-  parts = found | "Parts" >> beam.FlatMap(steps.keyed_parts)
+  """Stores missing segments; gives the keys that failed, with reasons."""
+  parts = found | "Parts" >> beam.FlatMap(transforms.keyed_parts)
   there = _keys_there(
     pipeline | "Clips" >> beam.Create([CLIPS]), "Clip", options.out
   )
   missing = (
     {"new": parts, "there": there}
     | "JoinClips" >> beam.CoGroupByKey()
-    | "MissingClips" >> beam.ParDo(steps.KeepMissing("clips"))
+    | "MissingClips" >> beam.ParDo(transforms.KeepMissing("clips"))
   )
   total = (
     missing
-    | "ClipBytes" >> beam.Map(steps.expected_bytes)
+    | "ClipBytes" >> beam.Map(transforms.expected_bytes)
     | "AllClipBytes" >> beam.CombineGlobally(sum)
   )
   return (
     missing
-    | "PlanClips" >> beam.Map(steps.planned_clip, AsSingleton(total))
+    | "PlanClips" >> beam.Map(transforms.planned_clip, AsSingleton(total))
     | "ClipShards" >> beam.GroupByKey()
-    | "EncodeClips" >> beam.ParDo(steps.EncodeClips(options))
+    | "EncodeClips" >> beam.ParDo(transforms.EncodeClips(options))
   )
 
 
 def _store_text(found, facts, out: str, encode: beam.DoFn):
-  """Stores features that are not; gives how many each shard is of."""
-  captions = found | "Captions" >> beam.FlatMap(steps.keyed_captions)
-  name = facts | "Shelf" >> beam.Map(lambda facts: shelf_name(facts.identity))
+  """Stores missing text features; gives the number in each shard."""
+  captions = found | "Captions" >> beam.FlatMap(transforms.keyed_captions)
+  name = facts | "Shelf" >> beam.Map(
+    lambda facts: text_shard_prefix(facts.identity)
+  )
   missing = (
     {"new": captions, "there": _keys_there(name, "Text", out)}
     | "JoinText" >> beam.CoGroupByKey()
-    | "MissingText" >> beam.ParDo(steps.KeepMissing("captions"))
+    | "MissingText" >> beam.ParDo(transforms.KeepMissing("captions"))
   )
   count = missing | "CountText" >> beam.combiners.Count.Globally()
   return (
     missing
     | "PlanText"
-    >> beam.Map(steps.planned_caption, AsSingleton(count), AsSingleton(facts))
+    >> beam.Map(
+      transforms.planned_caption, AsSingleton(count), AsSingleton(facts)
+    )
     | "TextShards" >> beam.GroupByKey()
     | "EncodeText" >> beam.ParDo(encode)
   )
 
 
 def _keys_there(name, label: str, out: str):
-  """(key, None) for the records that finished shards hold."""
+  """(key, None) of the records in finished shards."""
   return (
     name
-    | f"List{label}Shards" >> beam.FlatMap(steps.shards_there, out)
+    | f"List{label}Shards" >> beam.FlatMap(transforms.shards_there, out)
     | f"Spread{label}Shards" >> beam.Reshuffle()
-    | f"Read{label}Keys" >> beam.FlatMap(steps.keys_in, out)
+    | f"Read{label}Keys" >> beam.FlatMap(transforms.keys_in, out)
   )
 
 
-def _tell(options: ScaleOptions, counts: dict[str, int]) -> None:
-  """Prints what `prepare` prints."""
+def _print_summary(options: ScaleOptions, counts: dict[str, int]) -> None:
+  """Prints the summary that `prepare` prints."""
   with local_copy(options.out) as folder:
     lines = folder.local(REPORT).read_text("utf-8").splitlines()
     clips = len(read_manifest(folder).clips)
   rows = [Row(**json.loads(line)) for line in lines]
   used = {row.file for row in rows if row.used}
-  # Of these files it was known how long they are, before they broke.
+  # Files that failed after they were probed have a first row as used.
   late = [
     r for r in rows if not r.used and r.seconds is None and r.file in used
   ]
@@ -205,5 +206,5 @@ def _tell(options: ScaleOptions, counts: dict[str, int]) -> None:
   summary = [summarise(probed, options.input, options.fps, report)]
   summary += [f"data: {row.file} dropped: {row.reason}" for row in late]
   new, unused = (counts.get(f"clips_{c}", 0) for c in ("encoded", "unused"))
-  summary.append(describe(clips, new, unused, options))
+  summary.append(closing_message(clips, new, unused, options))
   print(*summary, sep="\n", file=sys.stderr)

@@ -1,7 +1,4 @@
-"""What the videos of a folder hold: decoded to the end once, then remembered.
-
-So that a run that is resumed, or the next stage, begins at once.
-"""
+"""A cache of probed videos, so that each is decoded to the end only once."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -12,103 +9,96 @@ from pathlib import Path
 import sys
 import threading
 
-from lumiere_jax.data.filters import Filters, Stretch, stretches
+from lumiere_jax.data.filters import Filters, Shot, probe_shots
 from lumiere_jax.media.video_reader import VideoInfo
 from lumiere_jax.storage.files import user_cache
 from lumiere_jax.storage.remote import is_url
 
-_VERSION = 1  # Raise it where the same file would be found to hold another.
-
+_VERSION = 1  # Raise it when probing the same file gives another result.
 
 _Stamp = list[int]
-"""Size and time of change of a file, by which it is known again."""
+"""Size and modification time of a file."""
 
 
 class ProbeCache:
-  """Stretches of videos by name; a file that has changed is decoded anew.
+  """The shots of videos by file name; a changed file is probed again.
 
-  A line is added as each video is decoded, so that nothing is lost where the
-  process is killed. What cannot be used is not remembered: it may be mended.
+  Each probed video appends a line, so a killed process loses nothing. Errors
+  are not cached, because the file may be repaired.
   """
 
   def __init__(self, folder: str, filters: Filters, cache: str = ""):
-    """Reads what was found before.
+    """Reads the cached probes of a folder.
 
     Args:
-      folder: that the videos are in; its name tells memories apart.
-      filters: what the videos are looked at for.
-      cache: folder of the memory; '' is one in the user's cache.
+      folder: of the videos; each folder has a cache file of its own.
+      filters: what the videos are probed for.
+      cache: folder of the cache files; '' is one in the user's cache.
     """
     self._filters = filters
-    looks = filters.scene_cuts, filters.min_motion > 0
     place = folder if is_url(folder) else os.path.abspath(folder)
-    known = repr((_VERSION, place, looks))
-    name = f"{hashlib.sha256(known.encode()).hexdigest()}.jsonl"
+    settings = filters.scene_cuts, filters.min_motion > 0
+    key = repr((_VERSION, place, settings))
+    name = f"{hashlib.sha256(key.encode()).hexdigest()}.jsonl"
     home = Path(cache, "probes") if cache else user_cache("probes")
     self._path = home / name
-    self._found = dict(_read(self._path))
-    self._lock, self._told = threading.Lock(), False
+    self._shots = dict(_read(self._path))
+    self._lock, self._warned = threading.Lock(), False
 
-  def stretches(self, name: str, path: Path) -> list[Stretch]:
-    """As `filters.stretches`.
+  def probe_shots(self, name: str, path: Path) -> list[Shot]:
+    """As `filters.probe_shots`, from the cache if the file has not changed.
 
     Args:
       name: of the video in the folder.
-      path: of its file, on this machine.
+      path: of its file on this machine.
 
     Raises:
       VideoError: it cannot be used.
     """
     stamp = _stamp(path)
-    before, found = self._found.get(name, (None, []))
-    if stamp is None or stamp != before:
-      found = stretches(path, self._filters)
-      self._note(name, stamp, found)
-    return found
+    cached_stamp, shots = self._shots.get(name, (None, []))
+    if stamp is None or stamp != cached_stamp:
+      shots = probe_shots(path, self._filters)
+      self._append([name, stamp, [dataclasses.asdict(s) for s in shots]])
+    return shots
 
-  def _note(
-    self, name: str, stamp: _Stamp | None, found: list[Stretch]
-  ) -> None:
-    line = json.dumps([name, stamp, [dataclasses.asdict(s) for s in found]])
+  def _append(self, row: list) -> None:
     try:
       with self._lock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a") as file:
-          file.write(f"\n{line}")  # after a line that a killed process tore
+          # Begins with a line break: a killed process may leave half a line.
+          file.write(f"\n{json.dumps(row)}")
     except OSError as error:
-      self._tell(error)
-
-  def _tell(self, error: OSError) -> None:
-    """Training can do without: said once, and no reason to stop."""
-    if not self._told:
-      self._told = True
-      print(
-        f"{self._path}: cannot be written ({error.strerror}), so videos will "
-        "be decoded again the next time; name a folder with config.data.cache",
-        file=sys.stderr,
-      )
+      if not self._warned:
+        self._warned = True
+        print(
+          f"{self._path}: cannot be written ({error.strerror}), so videos will "
+          "be decoded again next time; choose a folder with config.data.cache",
+          file=sys.stderr,
+        )
 
 
-def _read(path: Path) -> Iterator[tuple[str, tuple[_Stamp, list[Stretch]]]]:
-  """What whole lines say; the last one of a name counts."""
+def _read(path: Path) -> Iterator[tuple[str, tuple[_Stamp, list[Shot]]]]:
+  """The valid lines; the last one for a name counts."""
   try:
     text = path.read_text(errors="replace")
-  except OSError:  # none yet, or not ours to read
+  except OSError:  # It does not exist yet, or is not readable.
     return
   for line in text.splitlines():
     try:
-      name, stamp, found = json.loads(line)
-      yield name, (stamp, [_stretch(values) for values in found])
-    except (ValueError, TypeError):  # torn
+      name, stamp, shots = json.loads(line)
+      yield name, (stamp, [_shot(values) for values in shots])
+    except (ValueError, TypeError):  # An incomplete line.
       continue
 
 
-def _stretch(values: dict) -> Stretch:
-  return Stretch(**values | {"info": VideoInfo(**values["info"])})
+def _shot(values: dict) -> Shot:
+  return Shot(**values | {"info": VideoInfo(**values["info"])})
 
 
 def _stamp(path: Path) -> _Stamp | None:
-  """None: there is no such file, which probing it says better."""
+  """None if the file is missing; probing it raises the better error."""
   try:
     status = path.stat()
   except OSError:

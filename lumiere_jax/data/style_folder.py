@@ -1,4 +1,4 @@
-"""A folder of toy scenes in a style: to fine-tune on without files."""
+"""Writes a folder of toy scenes in a style, to fine-tune on."""
 
 import os
 from pathlib import Path
@@ -11,12 +11,12 @@ from lumiere_jax.errors import UserError
 from lumiere_jax.media.images import write_image
 from lumiere_jax.storage.atomic import replacing
 from lumiere_jax.toy_scenes.scenes import Scene, render
-from lumiere_jax.toy_scenes.styles import STYLE, Array, find_look, in_style
+from lumiere_jax.toy_scenes.styles import STYLE, Array, add_style, get_style
 
-_MOMENTS = 3  # Draws of their own, beside those of procedural clips.
+_MOMENTS = 3  # Seed of the moments, apart from those of procedural clips.
 
 
-def draw(
+def render_style(
   scene: Scene,
   num_frames: int,
   resolution: int | tuple[int, int],
@@ -24,18 +24,14 @@ def draw(
   *,
   style: str = STYLE,
 ) -> UInt8[Array, "t h w 3"]:
-  """Draws `scene` in a style; see `scenes.render`.
-
-  Raises:
-    UserError: the style is unknown.
-  """
-  look = find_look(style)
+  """Draws `scene` in a style; see `scenes.render`."""
+  look = get_style(style)
   return render(
     scene,
     num_frames,
     resolution,
     fps,
-    backgrounds=look.papers,
+    backgrounds=look.backgrounds,
     opacity=look.opacity,
   )
 
@@ -49,39 +45,31 @@ def write_style_folder(
 ) -> None:
   """Writes captioned pictures in a style, for config.data.source=files.
 
-  Half of them are moments of moving scenes, and say so: a model that learns
-  the style from them does not forget the words of motion.
+  Half of them show moments of moving scenes and name the motion, so that a
+  model that learns the style does not forget the motion words.
 
   Args:
-    folder: to make, of NAME.png and NAME.txt.
+    folder: to create; it gets files NAME.png and NAME.txt.
     style: a key of `STYLES`.
-    count: of pictures.
+    count: number of pictures.
     resolution: (height, width) in pixels, or the side of a square.
     seed: another seed gives other scenes.
-
-  Raises:
-    UserError: the style is unknown, a number is out of range, or the folder
-      holds something already.
   """
   folder = Path(folder)
-  find_look(style)
+  get_style(style)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise UserError(str(folder), "is there already", "name a new folder")
+    raise UserError(f"{folder}:", "already exists", "choose a new folder")
   source = ProceduralSource(
-    num_clips=count,
-    num_frames=1,
-    resolution=resolution,
-    seed=seed,
-    moments=0.5,
+    num_clips=count, num_frames=1, resolution=resolution, seed=seed, moments=0.5
   )
   with replacing(folder) as temporary:
     temporary.mkdir()
     for index in range(count):
       rng = np.random.default_rng((seed, _MOMENTS, index))
-      (picture,) = draw(
-        source.restarted(index, rng), 1, resolution, style=style
+      (picture,) = render_style(
+        source.drawn_scene(index, rng), 1, resolution, style=style
       )
       name = f"{style}-{index:05d}"
       write_image(temporary / f"{name}.png", picture)
-      caption = in_style(source.caption(index), style)
+      caption = add_style(source.caption(index), style)
       (temporary / f"{name}.txt").write_text(f"{caption}\n")

@@ -1,4 +1,9 @@
-"""Text features on disk: one file a caption in a cache, or in shards."""
+"""Text features on disk: shards beside prepared clips, and a per-caption cache.
+
+Both store an entry per caption under `caption_key`, as safetensors `text` and
+`mask`, apart for each encoder. Shards are read-only once written, and moved
+with the data set; the cache is filled as captions are needed.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -7,7 +12,6 @@ import hashlib
 import os
 import pathlib
 import threading
-from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -28,25 +32,91 @@ from lumiere_jax.typing import FlatParams
 Entry = tuple[np.ndarray, np.ndarray]
 """Features (l, e) float32 and mask (l,) bool of one caption."""
 
-
 _CHUNK = 16  # Captions encoded between two updates of the progress bar.
 
 
-class Shelf(Protocol):
-  """Features that others have made."""
+def caption_key(caption: str) -> str:
+  """The hash (hex) that the features of a caption are stored under."""
+  return hashlib.sha256(caption.encode(errors="surrogatepass")).hexdigest()
+
+
+def text_shard_prefix(identity: str) -> str:
+  """Prefix of the names of the shards of an encoder's features."""
+  return f"text/{identity}/text"
+
+
+def encode_entries(
+  encoder: TextEncoder, captions: Sequence[str]
+) -> Iterator[tuple[str, bytes]]:
+  """Encodes captions; yields the key and the stored bytes of each."""
+  for caption, text, mask in zip(
+    captions, *encoder.encode(captions), strict=True
+  ):
+    flat = {"text": text, "mask": mask}
+    yield caption_key(caption), safetensors.dumps(flat)
+
+
+def write_text_shards(
+  folder, encoder: TextEncoder, captions: Iterable[str]
+) -> int:
+  """Encodes the captions that have no features in `folder`, which exists.
+
+  After an interruption, call it again: it continues where it stopped.
+
+  Returns:
+    The number of captions encoded.
+  """
+  name = text_shard_prefix(encoder.identity)
+  stored = Records(Folder(folder), name)
+  unique = dict.fromkeys(captions)
+  missing = [c for c in unique if caption_key(c) not in stored]
+  with RecordWriter(folder, name) as writer:
+    for part in _in_chunks(missing):
+      for key, entry in encode_entries(encoder, part):
+        writer[key] = entry
+  return len(missing)
+
+
+def _in_chunks(captions: list[str], show: bool = True) -> Iterator[list[str]]:
+  """Chunks of captions to encode, with a progress bar if there are any."""
+  with tqdm(
+    total=len(captions),
+    desc="encoding captions",
+    unit="caption",
+    disable=not captions or not show,
+  ) as bar:
+    for first in range(0, len(captions), _CHUNK):
+      part = captions[first : first + _CHUNK]
+      yield part
+      bar.update(len(part))
+
+
+class TextShards:
+  """Reads features that `write_text_shards` wrote into a folder."""
+
+  def __init__(self, folder: Folder):
+    """Opens nothing yet: the shards of an encoder are opened at first use."""
+    self._folder = folder
+    self._records = functools.cache(
+      lambda identity: Records(folder, text_shard_prefix(identity))
+    )
 
   def find(self, identity: str, caption: str) -> Entry | None:
-    """What the encoder of this identity gave for a caption, if it is here."""
-    ...
+    """The features of a caption by the encoder `identity`; None if absent."""
+    records, key = self._records(identity), caption_key(caption)
+    if key not in records:
+      return None
+    flat = safetensors.loads(records[key], f"{self._folder}: {caption!r}")
+    return flat["text"], flat["mask"]
 
 
 class TextCache:
-  """Features looked up in memory, on shelves, on disk; encoded when in none.
+  """Features from memory, shards or disk; missing ones are encoded.
 
-  One file per caption, `folder/<identity>/<aa>/<sha256 of the caption>`, that
-  is complete or absent: processes may share a folder, and threads a cache. An
-  entry holds the hash of its content; one that does not match is encoded again.
-  At 77 tokens an entry of the XXL encoder takes 1.3 MB.
+  Each caption has a file `folder/<identity>/<aa>/<sha256 of the caption>`. A
+  file is complete or absent, so processes may share a folder and threads a
+  cache. An entry holds the hash of its content; a damaged one is encoded
+  again. At 77 tokens, an entry of the XXL encoder takes 1.3 MB.
   """
 
   def __init__(
@@ -55,17 +125,17 @@ class TextCache:
     folder: str | os.PathLike,
     identity: str | None = None,
     memory_bytes: int = 2**30,
-    shelves: Sequence[Shelf] = (),
+    shards: Sequence[TextShards] = (),
   ):
     """Sets up a cache; nothing is read or encoded yet.
 
     Args:
       encoder: the encoder, or a function that makes it. The function is called
-        when a caption is missing; if `identity` is not given, at first use.
-      folder: where entries are kept, those of each encoder by themselves.
-      identity: the encoder's, as `identity` told it in an earlier run.
-      memory_bytes: how much to keep in memory: what was used last.
-      shelves: where to look before the folder; nothing is put on them.
+        when a caption is missing, or at first use without `identity`.
+      folder: of the entries; each encoder has a sub-folder of its own.
+      identity: value of `identity` in an earlier run.
+      memory_bytes: maximum size of the least-recently-used memory cache.
+      shards: read-only features to look up before the folder.
     """
     self._encoder = encoder if isinstance(encoder, TextEncoder) else None
     self._make_encoder = encoder
@@ -73,23 +143,18 @@ class TextCache:
     self._identity = identity
     self._memory: OrderedDict[str, Entry] = OrderedDict()
     self._memory_left = memory_bytes
-    self._shelves = tuple(shelves)
+    self._shards = tuple(shards)
     self._lock = threading.RLock()
 
   @property
   def identity(self) -> str:
-    """The encoder's identity; keep it to open the cache without weights."""
+    """The encoder's identity; pass it to open the cache without weights."""
     if self._identity is None:
       self._identity = self._get_encoder().identity
     return self._identity
 
   def __call__(self, captions: Sequence[str]) -> tuple[Text, Mask]:
-    """Features (b, l, e) float32 and mask (b, l) bool; b at least 1.
-
-    Raises:
-      UserError: the folder cannot be written, or the encoder is not the one
-        that `identity` names.
-    """
+    """Features (b, l, e) float32 and mask (b, l) bool; b at least 1."""
     check_captions(captions)
     with self._lock:
       found = {c: self._find(c) for c in captions}
@@ -99,22 +164,16 @@ class TextCache:
     return np.stack(text), np.stack(mask)
 
   def fill(self, captions: Iterable[str]) -> int:
-    """Encodes the captions that have no valid entry; returns how many."""
+    """Encodes the captions without a valid entry; returns their number."""
     check_captions(captions)
     with self._lock:
       missing = [c for c in dict.fromkeys(captions) if self._find(c) is None]
-      with tqdm(
-        total=len(missing),
-        desc="encoding captions",
-        unit="caption",
-        disable=not missing or not is_primary(),
-      ) as bar:
-        for i in range(0, len(missing), _CHUNK):
-          bar.update(len(self._encode(missing[i : i + _CHUNK])))
+      for part in _in_chunks(missing, show=is_primary()):
+        self._encode(part)
     return len(missing)
 
   def release(self) -> None:
-    """Frees the weights, if a function made them; a miss makes them again."""
+    """Frees weights that a function made; they are made again when needed."""
     if not isinstance(self._make_encoder, TextEncoder):
       self._encoder = None
 
@@ -129,10 +188,9 @@ class TextCache:
     encoder = self._get_encoder()
     if encoder.identity != self.identity:
       raise UserError(
-        "",
-        f"text cache {self._folder}: made by another encoder than the "
-        "one given",
-        "give the weights and tokenizer it was made with, or drop the "
+        f"text cache {self._folder}:",
+        "belongs to another text encoder",
+        "use the weights and tokenizer that it was made with, or drop the "
         "recorded identity",
       )
     entries = {}
@@ -141,129 +199,48 @@ class TextCache:
       text, mask = entries[caption] = tuple(row.copy() for row in rows)
       flat = {"text": text, "mask": mask}
       path = self._path(caption)
-      safetensors.save(path, flat, _proof(path, flat))
-      self._remember(caption, (text, mask))
+      safetensors.save(path, flat, _metadata(path, flat))
+      self._keep(caption, (text, mask))
     return entries
 
   def _find(self, caption: str) -> Entry | None:
     if caption in self._memory:
       self._memory.move_to_end(caption)
       return self._memory[caption]
-    found = (shelf.find(self.identity, caption) for shelf in self._shelves)
+    found = (shards.find(self.identity, caption) for shards in self._shards)
     entry = next((e for e in found if e is not None), None)
     if entry is None:
       entry = _read_entry(self._path(caption))
     if entry is not None:
-      self._remember(caption, entry)
+      self._keep(caption, entry)
     return entry
 
-  def _remember(self, caption: str, entry: Entry) -> None:
+  def _keep(self, caption: str, entry: Entry) -> None:
+    """Puts an entry into memory and drops those used longest ago."""
+    size = lambda entry: sum(array.nbytes for array in entry)
     self._memory[caption] = entry
-    self._memory_left -= _size(entry)
+    self._memory_left -= size(entry)
     while self._memory_left < 0:
-      self._memory_left += _size(self._memory.popitem(last=False)[1])
+      self._memory_left += size(self._memory.popitem(last=False)[1])
 
   def _path(self, caption: str) -> pathlib.Path:
     key = caption_key(caption)
     return self._folder / self.identity / key[:2] / f"{key}.safetensors"
 
 
-def caption_key(caption: str) -> str:
-  """The hash (hex) that features of a caption are kept under."""
-  return hashlib.sha256(caption.encode(errors="surrogatepass")).hexdigest()
-
-
-def _size(entry: Entry) -> int:
-  return sum(array.nbytes for array in entry)
-
-
-def _proof(path: pathlib.Path, flat: FlatParams) -> dict[str, str]:
-  """What an entry says of itself: whose it is, and what it holds."""
+def _metadata(path: pathlib.Path, flat: FlatParams) -> dict[str, str]:
+  """Metadata that identifies an entry: its caption and its content."""
   return {"caption": path.stem, "content": safetensors.content_hash(flat)}
 
 
 def _read_entry(path: pathlib.Path) -> Entry | None:
-  """The entry at `path`, or None if it is absent or not as it was written."""
+  """The entry at `path`; None if it is absent or damaged."""
   if not path.exists():
     return None
   try:
-    flat, proof = safetensors.load(path), safetensors.load_metadata(path)
+    flat, metadata = safetensors.load(path), safetensors.load_metadata(path)
   except UserError:
     return None
-  if proof != _proof(path, flat):
+  if metadata != _metadata(path, flat):
     return None
   return flat["text"], flat["mask"]
-
-
-class TextShelf:
-  """Features that `fill_shelf` has put into a folder."""
-
-  def __init__(self, folder: Folder):
-    """Looks at nothing yet: shards of an encoder are opened when asked for.
-
-    Args:
-      folder: the one given to `fill_shelf`.
-    """
-    self._folder = folder
-    self._records = functools.cache(lambda i: Records(folder, shelf_name(i)))
-
-  def find(self, identity: str, caption: str) -> Entry | None:
-    """The features of a caption, or None where they are not there.
-
-    Args:
-      identity: the text encoder's.
-      caption: any text.
-
-    Raises:
-      UserError: a shard is damaged.
-    """
-    records, key = self._records(identity), caption_key(caption)
-    if key not in records:
-      return None
-    flat = safetensors.loads(records[key], f"{self._folder}: {caption!r}")
-    return flat["text"], flat["mask"]
-
-
-def fill_shelf(folder, encoder: TextEncoder, captions: Iterable[str]) -> int:
-  """Encodes the captions whose features are not in `folder`, which exists.
-
-  Interrupted anywhere and called again, it goes on where it was.
-
-  Returns:
-    How many were encoded.
-
-  Raises:
-    UserError: the place cannot be written, or a shard is damaged.
-  """
-  name = shelf_name(encoder.identity)
-  there = Records(Folder(folder), name)
-  missing = [c for c in dict.fromkeys(captions) if caption_key(c) not in there]
-  bar = tqdm(
-    total=len(missing),
-    desc="encoding captions",
-    unit="caption",
-    disable=not missing,
-  )
-  with bar, RecordWriter(folder, name) as writer:
-    for first in range(0, len(missing), _CHUNK):
-      part = missing[first : first + _CHUNK]
-      for key, entry in make_entries(encoder, part):
-        writer[key] = entry
-      bar.update(len(part))
-  return len(missing)
-
-
-def make_entries(
-  encoder: TextEncoder, captions: Sequence[str]
-) -> Iterator[tuple[str, bytes]]:
-  """Encodes captions: the key of each, and its features as they are stored."""
-  for caption, text, mask in zip(
-    captions, *encoder.encode(captions), strict=True
-  ):
-    flat = {"text": text, "mask": mask}
-    yield caption_key(caption), safetensors.dumps(flat)
-
-
-def shelf_name(identity: str) -> str:
-  """What the names of the shards of an encoder's features begin with."""
-  return f"text/{identity}/text"

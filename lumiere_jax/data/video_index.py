@@ -1,4 +1,4 @@
-"""Which parts of a video clips are cut from, and into which bucket they go."""
+"""The videos that clips are cut from: filters, and the bucket of each shot."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from lumiere_jax.data.dataset_report import Row, shape_name
-from lumiere_jax.data.filters import Filters, Stretch
+from lumiere_jax.data.filters import Filters, Shot
 from lumiere_jax.data.probe_cache import ProbeCache
 from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.errors import UserError, VideoError
@@ -22,18 +22,14 @@ _SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)")
 
 
 def parse_buckets(text: str) -> list[tuple[int, int, int]]:
-  """'80x96x160 16x128x128' -> [(80, 96, 160), (16, 128, 128)].
-
-  Raises:
-    UserError: an entry is not FRAMESxHEIGHTxWIDTH.
-  """
+  """'80x96x160 16x128x128' -> [(80, 96, 160), (16, 128, 128)]."""
   shapes = []
   for entry in text.split():
     match = _SHAPE.fullmatch(entry)
     if not match:
       raise UserError(
         "config.data.buckets:",
-        f"{entry!r} is not FRAMESxHEIGHTxWIDTH, as 80x96x160",
+        f"{entry!r} is not FRAMESxHEIGHTxWIDTH, such as 80x96x160",
         "separate several by spaces",
       )
     shapes.append(tuple(map(int, match.groups())))
@@ -43,46 +39,41 @@ def parse_buckets(text: str) -> list[tuple[int, int, int]]:
 def choose_bucket(
   specs: Sequence[ClipSpec], frames: int, height: int, width: int
 ) -> int | None:
-  """The shape that suits a video best.
+  """The best shape for a video.
 
-  Of the shapes that the video is long enough for, the longest; of those, the
-  one nearest to it in aspect (by the logarithm, so that wide and tall count
-  alike); of those, the largest.
+  Of the shapes with at most as many frames as the video, it takes the longest;
+  of those, the one nearest in aspect ratio (by its logarithm, so that wide and
+  tall count alike); of those, the largest.
 
   Args:
     specs: the shapes.
-    frames: of the video at the frame rate of the clips.
+    frames: of the video, at the frame rate of the clips.
     height: of the video in pixels.
     width: of the video in pixels.
 
   Returns:
-    Index into `specs`; None: the video is too short for all of them.
+    Index into `specs`; None if the video is too short for all of them.
   """
-  fits = [i for i, spec in enumerate(specs) if spec.num_frames <= frames]
-  if not fits:
-    return None
 
   def preference(i: int) -> tuple[int, float, int]:
     h, w = specs[i].resolution
-    return (
-      specs[i].num_frames,
-      -abs(math.log(w / h) - math.log(width / height)),
-      h * w,
-    )
+    mismatch = abs(math.log(w / h) - math.log(width / height))
+    return specs[i].num_frames, -mismatch, h * w
 
-  return max(fits, key=preference)
+  fits = [i for i, spec in enumerate(specs) if spec.num_frames <= frames]
+  return max(fits, key=preference, default=None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Video:
-  """What clips of one shape are cut from.
+  """A shot of a video, or a picture, and the shape of the clips taken from it.
 
   Attributes:
-    file: its name relative to its folder, or its URL.
-    captions: what it shows, said in one way or several.
-    info: of the stretch alone; a picture lasts 0 seconds.
+    file: name relative to its folder, or URL.
+    captions: its captions, at least one.
+    info: of the shot alone; a picture lasts 0 seconds.
     spec: the shape of its clips.
-    start_s: where the stretch begins in the file.
+    start_s: where the shot begins in the file.
   """
 
   file: str
@@ -93,7 +84,7 @@ class Video:
 
   @property
   def end_s(self) -> float:
-    """Where the stretch ends in the file."""
+    """Where the shot ends in the file."""
     return self.start_s + self.info.duration_s
 
   @property
@@ -101,26 +92,24 @@ class Video:
     """Whether its file is a still picture."""
     return not self.info.duration_s
 
-  def cut(self, path, rng: np.random.Generator | None = None) -> Clip:
+  def read(self, path, rng: np.random.Generator | None = None) -> Clip:
     """Reads a clip.
 
     Args:
-      path: the file, on this machine.
-      rng: draws where the clip begins; None: the middle of the stretch.
+      path: the file on this machine.
+      rng: draws the start of the clip; None: the middle of the shot.
 
     Returns:
       (t, h, w, 3) uint8, RGB.
 
     Raises:
-      VideoError: the file vanished or broke since it was probed.
+      VideoError: the file is missing or damaged since it was probed.
     """
     if self.is_picture:
       return read_image(path, self.spec.resolution)[None]
-    spare_s = max(0.0, self.info.duration_s - self.spec.seconds)
-    at = 0.5 if rng is None else rng.random()
     return read_clip(
       path,
-      start_s=self.start_s + at * spare_s,
+      start_s=self.start_s + self.draw_offset(rng),
       num_frames=self.spec.num_frames,
       fps=self.spec.fps,
       resolution=self.spec.resolution,
@@ -128,99 +117,103 @@ class Video:
       end_s=self.end_s,
     )
 
+  def draw_offset(self, rng: np.random.Generator | None) -> float:
+    """Start of a clip in seconds into the shot."""
+    spare_s = max(0.0, self.info.duration_s - self.spec.seconds)
+    return spare_s * (0.5 if rng is None else rng.random())
 
-# Of the ratio of two frame rates, which divide in earnest at 29.97 to 15.
+
+# Tolerance for the ratio of two frame rates: 29.97 is a multiple of 15.
 _DIVIDES = 0.01
 
+IndexEntry = tuple[Row, Video | None]
+"""The report on a shot, and the video to use; None: it is not used."""
 
-Finding = tuple[Row, Video | None]
-"""What is reported of a stretch of video; None: it is not used."""
 
-
-def examine(
+def index_file(
   folder: Folder,
   file: str,
   captions: Sequence[str] | None,
   specs: Sequence[ClipSpec],
   filters: Filters,
-  remembered: ProbeCache,
-) -> list[Finding]:
-  """Decodes a file to its end, unless that was done, and judges it.
+  cache: ProbeCache,
+) -> list[IndexEntry]:
+  """Probes a file and applies the filters.
 
   Args:
-    folder: that it lies in.
+    folder: of the file.
     file: name in the folder, or URL.
-    captions: of the file; None: it has none, not even an empty one.
+    captions: of the file; None: it has none at all.
     specs: the shapes of clips, all of one frame rate.
-    filters: what else is asked of it.
-    remembered: what was found in it before.
+    filters: criteria for its shots.
+    cache: probes of earlier runs.
 
   Returns:
-    One finding for each stretch between cuts; one, if it is not parted.
+    One entry per shot.
   """
   if not captions:
     reason = "no caption" if captions is None else "empty caption"
     return [(Row(file=file, used=False, reason=reason), None)]
   try:
     path = folder.local(file)
-    found = (
-      [_picture(path)] if is_picture(path) else remembered.stretches(file, path)
+    shots = (
+      [_picture(path)] if is_picture(path) else cache.probe_shots(file, path)
     )
   except VideoError as error:
     return [(Row(file=file, used=False, reason=error.reason), None)]
-  parted = len(found) > 1
+  partial = len(shots) > 1
   return [
-    judge(file, captions, stretch, specs, filters, parted=parted)
-    for stretch in found
+    index_shot(file, captions, shot, specs, filters, partial=partial)
+    for shot in shots
   ]
 
 
-def _picture(path) -> Stretch:
+def _picture(path) -> Shot:
   height, width = picture_size(path)
   info = VideoInfo(duration_s=0.0, num_frames=1, height=height, width=width)
-  return Stretch(start_s=0.0, info=info, motion=None)
+  return Shot(start_s=0.0, info=info, motion=None)
 
 
-def judge(
+def index_shot(
   file: str,
   captions: Sequence[str],
-  stretch: Stretch,
+  shot: Shot,
   specs: Sequence[ClipSpec],
   filters: Filters,
   *,
-  parted: bool = False,
+  partial: bool = False,
   fps: float | None = None,
-) -> Finding:
-  """Finds the shape of clips that suits a stretch of video, if any does.
+) -> IndexEntry:
+  """Applies the filters to a shot and chooses the shape of its clips.
 
   Args:
-    file: that the stretch is of.
+    file: of the shot.
     captions: of the file.
-    stretch: what was found.
+    shot: as probed.
     specs: the shapes of clips, all of one frame rate.
-    filters: what else is asked of it.
-    parted: the stretch is not all of the file.
-    fps: its frame rate, where that is known; None: its mean, as measured.
+    filters: criteria for the shot.
+    partial: the shot is only a part of the file.
+    fps: its frame rate if known; None: the measured mean.
   """
-  info, start_s = stretch.info, stretch.start_s
+  info, start_s = shot.info, shot.start_s
   ratio = None
-  if info.duration_s:  # else a picture
+  if info.duration_s:  # Otherwise a picture.
     ratio = (fps or info.fps) / specs[0].fps
-  chosen = _choose(stretch, specs, filters, ratio)
+  chosen = _choose(shot, specs, filters, ratio)
   spec, reason = (None, chosen) if isinstance(chosen, str) else (chosen, None)
   row = Row(
     file=file,
     used=spec is not None,
     reason=reason,
-    start_s=round(start_s, 3) if parted else None,
-    end_s=round(start_s + info.duration_s, 3) if parted else None,
+    start_s=round(start_s, 3) if partial else None,
+    end_s=round(start_s + info.duration_s, 3) if partial else None,
     clip=spec and shape_name(spec),
     seconds=round(info.duration_s, 3),
     fps=round(info.fps, 3) if info.duration_s else None,
     width=info.width,
     height=info.height,
     frames_at_fps=info.frames_at(specs[0].fps),
-    uneven=spec is not None and filters.timed(spec) and _is_uneven(ratio),
+    uneven=spec is not None and filters.is_temporal(spec) and _is_uneven(ratio),
   )
   if spec is None:
     return row, None
@@ -230,57 +223,54 @@ def judge(
 
 
 def _is_uneven(ratio: float | None) -> bool:
-  """Whether frames at a rate `ratio` times lower are taken at unequal steps."""
+  """Whether lowering the frame rate by `ratio` takes frames at uneven steps."""
   return ratio is not None and abs(ratio - max(1, round(ratio))) > _DIVIDES
 
 
 def _choose(
-  stretch: Stretch,
-  specs: Sequence[ClipSpec],
-  filters: Filters,
-  ratio: float | None,
+  shot: Shot, specs: Sequence[ClipSpec], filters: Filters, ratio: float | None
 ) -> ClipSpec | str:
   """The shape of its clips, or "kind: details" of why there is none."""
-  info = stretch.info
+  info = shot.info
   frames = info.frames_at(specs[0].fps)
   if not info.duration_s and all(spec.num_frames > 1 for spec in specs):
-    return "a picture: clips are of several frames; give videos"
+    return "a picture: clips have several frames; give videos"
   if ratio is not None and ratio < filters.min_fps_ratio:
     fps = specs[0].fps
-    specs = [spec for spec in specs if not filters.timed(spec)]
+    specs = [spec for spec in specs if not filters.is_temporal(spec)]
     if not specs:
       return (
-        f"slow: {ratio * fps:.4g} frames a second, clips have {fps:g}, so that "
-        "frames would come more than once; use a lower fps, or min_fps_ratio=0 "
-        "to take it all the same"
+        f"slow: {ratio * fps:.4g} frames per second, but clips have {fps:g}, "
+        "so frames would repeat; use a lower fps, or min_fps_ratio=0 to use it "
+        "anyway"
       )
   fits = [s for s in specs if _enlargement(info, s) <= filters.max_enlarge]
   if not fits:
     least = min(specs, key=lambda spec: _enlargement(info, spec))
     return (
-      f"too small: {info.width}x{info.height} had to be enlarged "
+      f"too small: {info.width}x{info.height} must be enlarged "
       f"{_enlargement(info, least):.3g} times to cover {least.resolution[1]}x"
-      f"{least.resolution[0]}, the most is {filters.max_enlarge:g}; use larger "
-      "videos or smaller clips"
+      f"{least.resolution[0]}, the maximum is {filters.max_enlarge:g}; use "
+      "larger videos or smaller clips"
     )
   bucket = choose_bucket(fits, frames, info.height, info.width)
   if bucket is None:
     least = min(fits, key=lambda spec: spec.num_frames)
     return (
-      f"too short: {info.duration_s:.2f} s make {frames} frames at "
-      f"{least.fps:g} fps, a clip is {least.num_frames} ({least.seconds:.2f} "
+      f"too short: {info.duration_s:.2f} s give {frames} frames at "
+      f"{least.fps:g} fps, a clip has {least.num_frames} ({least.seconds:.2f} "
       "s); use longer videos, fewer frames or a higher fps"
     )
-  moves = stretch.motion is None or stretch.motion >= filters.min_motion
-  if filters.timed(fits[bucket]) and not moves:
+  moves = shot.motion is None or shot.motion >= filters.min_motion
+  if filters.is_temporal(fits[bucket]) and not moves:
     return (
-      f"static: changes by {stretch.motion:.2f} grey levels, the least is "
+      f"static: changes by {shot.motion:.2f} grey levels, the minimum is "
       f"{filters.min_motion:g}"
     )
   return fits[bucket]
 
 
 def _enlargement(info: VideoInfo, spec: ClipSpec) -> float:
-  """How many times larger a video must be to cover a clip."""
+  """Factor by which a video must be enlarged to cover a clip."""
   height, width = spec.resolution
   return max(height / info.height, width / info.width)

@@ -1,1 +1,1 @@
-"""Toy scenes of moving shapes: drawn, captioned, and read back from pixels."""
+"""Toy scenes of moving shapes: rendered, captioned and recognised."""

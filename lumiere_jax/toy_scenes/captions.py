@@ -1,4 +1,4 @@
-"""Captions of toy scenes, written and parsed, and the held-out combinations."""
+"""Writes and parses captions of toy scenes; defines the held-out split."""
 
 import functools
 import itertools
@@ -19,17 +19,16 @@ from lumiere_jax.toy_scenes.scenes import (
 Combination = tuple[str, str, str]
 """(colour, shape, motion)."""
 
-
-_ACROSS = {0: ("left", "right"), 1: ("up", "down")}
-"""Axis (0: x, 1: y) -> motions that cross the frame along it."""
+CROSSING = {0: ("left", "right"), 1: ("up", "down")}
+"""Axis (0: x, 1: y) -> the motions that cross the frame along it."""
 
 
 def is_held_out(combination: Combination) -> bool:
   """Whether no training scene shows this (colour, shape, motion).
 
-  The three indices sum to a multiple of the number of colours (seven, a
-  prime): a Latin square. One triple in seven is held out, yet every two of
-  its attributes are seen together in training.
+  These are the triples whose indices sum to a multiple of the number of colours
+  (seven, a prime), a Latin square: one triple in seven is held out, yet
+  training shows every pair of its attributes.
   """
   tables = COLOURS, SHAPES, MOTIONS
   pairs = zip(tables, combination, strict=True)
@@ -43,7 +42,7 @@ def combinations(
   shapes: tuple[str, ...] = tuple(SHAPES),
   motions: tuple[str, ...] = tuple(MOTIONS),
 ) -> tuple[Combination, ...]:
-  """All triples of a split; round shapes never spin, for it cannot be seen."""
+  """All triples of a split; round shapes never spin, as it is invisible."""
   return tuple(
     triple
     for triple in itertools.product(colours, shapes, motions)
@@ -52,24 +51,26 @@ def combinations(
   )
 
 
-def _laned(triples: tuple[Combination, ...], axis: int) -> list[Combination]:
-  """Those that stay in their half of a frame that is cut across `axis`."""
-  return [triple for triple in triples if triple[2] not in _ACROSS[axis]]
+def staying_in_half(
+  triples: tuple[Combination, ...], axis: int
+) -> list[Combination]:
+  """The triples that stay in one half of the frame along `axis`."""
+  return [triple for triple in triples if triple[2] not in CROSSING[axis]]
 
 
 def describe(scene: Scene, motion_words: bool = True) -> str:
-  """Says what is in `scene`, e.g. for two sprites "a small red ring circling
-  slowly and a large blue star blinking on a black background".
+  """The caption of a scene, e.g. "a small red ring circling slowly and a large
+  blue star blinking on a black background".
   """
-  said = [_phrase(s.description, motion_words) for s in scene.sprites]
-  return f"{' and '.join(said)} on a {scene.background} background"
+  phrases = [_phrase(s.description, motion_words) for s in scene.sprites]
+  return f"{' and '.join(phrases)} on a {scene.background} background"
 
 
 def _phrase(words: Description, motion_words: bool) -> str:
   moves = [MOTIONS[words.motion].phrase, words.speed]
   thing = [words.size, words.colour, words.shape]
-  said = " ".join(filter(None, thing + (moves if motion_words else [])))
-  return f"{'an' if said[0] in 'aeiou' else 'a'} {said}"
+  phrase = " ".join(filter(None, thing + (moves if motion_words else [])))
+  return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 def _pattern() -> re.Pattern:
@@ -87,18 +88,15 @@ def parse_caption(text: str) -> tuple[tuple[Description, ...], str]:
   """The inverse of `describe`.
 
   Returns:
-    What it says of each sprite, and the name of the background.
-
-  Raises:
-    UserError: it is not a caption of this grammar.
+    The description of each sprite, and the name of the background.
   """
   things, _, behind = text.strip().rstrip(".").partition(" on a ")
   background = behind.removesuffix(" background")
   found = [_pattern().fullmatch(part) for part in things.split(" and ")]
   if background not in BACKGROUNDS or not all(found):
     raise UserError(
-      "",
-      f"caption {text!r} is not one of the procedural source",
+      f"caption {text!r}",
+      "is not one of the procedural source",
       'write e.g. "a small red ring blinking on a black background"',
     )
   names = {m.phrase: name for name, m in MOTIONS.items()}

@@ -1,16 +1,15 @@
-"""Reads what a procedural clip shows from its pixels, with no neural network.
+"""Recognises the content of toy scenes from pixels, without a neural network.
 
-Objects are found by colour and followed from frame to frame (`tracking`). Each
-shape is the one that, drawn at the place and size found, looks most like the
-pixels. The motion follows from the track of position, area, orientation and
-visibility (`motion`). It judges generated videos too, so it reads anything:
-what it cannot make sense of gives no reading, one of low confidence, or an
-"unclear" motion.
+Objects are found by colour and tracked from frame to frame (`tracking`). The
+shape is the one whose rendering, at the same place and size, is most similar to
+the pixels. The motion follows from the track of position, area, orientation
+and visibility. Generated videos may show anything: what cannot be recognised
+gives no reading, one of low confidence, or the motion "unclear".
 
-Limits: one plain background; objects that differ in colour and do not touch;
-shapes from about seven pixels across and motions from about one second; more
-than 8 frames per second, or blinking and swinging alias. Videos of 32x32 that
-went through H.264 have their colours at 16x16: one clip in ten is misread.
+Limits: one plain background; objects of different colours that do not touch;
+shapes of at least about seven pixels and motions of about one second; more than
+8 frames per second, or blinking and swinging alias. H.264 stores the colours
+of 32x32 videos at 16x16, so that one clip in ten is misread.
 """
 
 import dataclasses
@@ -19,7 +18,6 @@ import itertools
 
 import numpy as np
 
-from lumiere_jax.errors import UserError
 from lumiere_jax.toy_scenes import tracking
 from lumiere_jax.toy_scenes.captions import parse_caption
 from lumiere_jax.toy_scenes.scenes import (
@@ -34,11 +32,9 @@ from lumiere_jax.toy_scenes.tracking import Track, name_motion
 
 Array = np.ndarray
 
-
 _ANGLES = 10  # Orientations tried within one symmetric turn.
 
-
-_LOOKS = 6  # Frames in which the shape is looked at.
+_MAX_FRAMES = 6  # In which the shape is compared.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,10 +42,10 @@ class Reading:
   """One object of a video.
 
   Attributes:
-    colour, shape, motion: keys of `COLOURS`, `SHAPES` and `MOTIONS`; or
-      motion "unclear", which no caption says.
+    colour, shape, motion: keys of `COLOURS`, `SHAPES` and `MOTIONS`; or the
+      motion "unclear", which no caption has.
     background: key of `BACKGROUNDS`.
-    confidence: in [0, 1], the likeness of the object to its shape.
+    confidence: in [0, 1], the similarity of the object to its shape.
   """
 
   colour: str
@@ -60,25 +56,17 @@ class Reading:
 
 
 def read(video: Array, fps: float = 16.0) -> tuple[Reading, ...]:
-  """Names every object of a video.
+  """Recognises every object of a video.
 
   Args:
     video: (t, h, w, 3) uint8.
     fps: frames per second.
 
   Returns:
-    One reading per object, in the order of captions: from the left, or from
-    the top where they stand one above the other. Empty: none was found.
-
-  Raises:
-    UserError: not a (t, h, w, 3) uint8 array with at least one pixel.
+    One reading per object, in the order of captions: from the left, or from the
+    top if they are one above the other. Empty if there is no object.
   """
-  if video.ndim != 4 or video.shape[3] != 3 or not video.size:
-    raise UserError(
-      "", f"video is {video.shape}", "give frames x height x width x 3"
-    )
-  if video.dtype != np.uint8:
-    raise UserError("", f"video is {video.dtype}", "give uint8 from 0 to 255")
+  tracking.check_video(video)
   video = tracking.shrink(video)
   background = tracking.background_colour(video)
   tracks = tracking.find_tracks(video, background)
@@ -88,31 +76,31 @@ def read(video: Array, fps: float = 16.0) -> tuple[Reading, ...]:
 def agreement(
   readings: tuple[Reading, ...], things: tuple[Description, ...]
 ) -> dict[str, bool]:
-  """Whether colour, shape and motion are read right, each for all things.
+  """Whether colour, shape and motion are right, each for all things.
 
-  Readings and things are paired as suits them best, whatever their order. All
-  is wrong if their numbers differ. What the things do not say is left out.
+  Readings and things are matched in the best of all orders. Everything is wrong
+  if their numbers differ. Attributes that the things leave out are left out.
   """
-  said = [
+  named = [
     name
     for name in ("colour", "shape", "motion")
     if all(getattr(thing, name) is not None for thing in things)
   ]
   if len(readings) != len(things):
-    return dict.fromkeys(said, False)
+    return dict.fromkeys(named, False)
   alike = lambda name, order: all(
     getattr(reading, name) == getattr(thing, name)
     for reading, thing in zip(order, things, strict=True)
   )
   orders = itertools.permutations(readings)
-  verdicts = [{n: alike(n, order) for n in said} for order in orders]
+  verdicts = [{n: alike(n, order) for n in named} for order in orders]
   return max(verdicts, key=lambda verdict: sum(verdict.values()))
 
 
 def matches(
   video: Array, caption: str | Scene, fps: float = 16.0
 ) -> dict[str, bool]:
-  """Whether `video` shows what `caption` says.
+  """Whether `video` shows what `caption` describes.
 
   Args:
     video: (t, h, w, 3) uint8.
@@ -120,11 +108,8 @@ def matches(
     fps: frames per second.
 
   Returns:
-    colour, shape and motion, as far as the caption says them: True if right
+    colour, shape and motion, as far as the caption has them -> True if right
     for every object.
-
-  Raises:
-    UserError: not a video, or not a caption of the procedural source.
   """
   if isinstance(caption, Scene):
     things = tuple(sprite.description for sprite in caption.sprites)
@@ -142,7 +127,7 @@ def _in_order(tracks: list[Track]) -> list[Track]:
 
 
 def _reading(track: Track, background: Array, fps: float) -> Reading:
-  shape, likeness = _name_shape(track)
+  shape, similarity = _name_shape(track)
   known = np.array(list(BACKGROUNDS.values()))
   nearest = np.linalg.norm(known - background, axis=1).argmin()
   return Reading(
@@ -150,56 +135,56 @@ def _reading(track: Track, background: Array, fps: float) -> Reading:
     shape=shape,
     motion=name_motion(track, shape, fps),
     background=list(BACKGROUNDS)[nearest],
-    confidence=likeness,
+    confidence=similarity,
   )
 
 
 def _name_shape(track: Track) -> tuple[str, float]:
-  """The shape whose drawing is most like the pixels, and how much it is."""
-  looks = _looks(track)
-  half = int(np.ceil(1.05 * np.sqrt(track.area[looks].max()))) + 1
-  left = np.floor(track.x[looks]).astype(int) - half
-  top = np.floor(track.y[looks]).astype(int) - half
-  found = np.zeros((len(looks), 2 * half, 2 * half), np.float32)
-  for picture, frame, u, v in zip(found, looks, left, top, strict=True):
+  """The shape whose rendering is most similar, and the similarity."""
+  frames = _best_frames(track)
+  half = int(np.ceil(1.05 * np.sqrt(track.area[frames].max()))) + 1
+  left = np.floor(track.x[frames]).astype(int) - half
+  top = np.floor(track.y[frames]).astype(int) - half
+  found = np.zeros((len(frames), 2 * half, 2 * half), np.float32)
+  for picture, frame, u, v in zip(found, frames, left, top, strict=True):
     mine = track.frame == frame
     x, y, weight = track.px[mine] - u, track.py[mine] - v, track.weight[mine]
     fits = (np.minimum(x, y) >= 0) & (np.maximum(x, y) < 2 * half)
     picture[y[fits], x[fits]] = weight[fits]
-  likeness = {}
+  similarity = {}
   for shape in SHAPES:
-    drawn = _drawings(shape, track, looks, half)
+    drawn = _drawings(shape, track, frames, half)
     both = (drawn * found).sum((2, 3))
     norms = np.sqrt((drawn**2).sum((2, 3)) * (found**2).sum((1, 2)))
     alike = both / np.maximum(norms, 1e-9)
-    likeness[shape] = min(1.0, float(alike.max(0).mean()))
-  best = max(likeness, key=likeness.get)
-  return best, likeness[best]
+    similarity[shape] = min(1.0, float(alike.max(0).mean()))
+  best = max(similarity, key=similarity.get)
+  return best, similarity[best]
 
 
-def _looks(track: Track) -> Array:
-  """A few frames that show all of the object, and show it large."""
+def _best_frames(track: Track) -> Array:
+  """Indices of a few frames that show the object whole and large."""
   pool = track.whole if track.whole.any() else track.seen
   large = np.flatnonzero(pool & (track.area >= 0.7 * track.area[pool].max()))
-  few = min(_LOOKS, len(large))
+  few = min(_MAX_FRAMES, len(large))
   return large[np.linspace(0, len(large) - 1, few).round().astype(int)]
 
 
-def _drawings(shape: str, track: Track, looks: Array, half: int) -> Array:
-  """(angles, looks, side, side): the shape as it would look there, turned."""
+def _drawings(shape: str, track: Track, frames: Array, half: int) -> Array:
+  """Renderings of the shape at all angles, (angles, frames, side, side)."""
   turns = _ANGLES if shape in FOLDS else 1
   angles = np.arange(turns) * 2 * np.pi / turns / FOLDS.get(shape, 1)
   each = lambda v: np.tile(v, turns)
   drawn = coverage(
     shape,
-    each(track.x[looks] % 1),
-    each(track.y[looks] % 1),
-    each(np.sqrt(track.area[looks] / _unit_area(shape))),
-    angles.repeat(len(looks)),
+    each(track.x[frames] % 1),
+    each(track.y[frames] % 1),
+    each(np.sqrt(track.area[frames] / _unit_area(shape))),
+    angles.repeat(len(frames)),
     side=2 * half,
     parts=2,
   )
-  return drawn.reshape(turns, len(looks), 2 * half, 2 * half)
+  return drawn.reshape(turns, len(frames), 2 * half, 2 * half)
 
 
 @functools.cache

@@ -1,7 +1,8 @@
-"""The shapes, as signed distances to their edges, and their coverage of pixels.
+"""Toy scenes: shapes, colours and motions, and how they are rendered.
 
-A shape lies inside the unit circle; `x` runs right and `y` down. Distances are
-negative inside and exact near the edges, which is all that coverage needs.
+Shapes are signed distances to their edges. A shape lies inside the unit circle;
+`x` runs right and `y` down. Distances are negative inside and exact near the
+edges, which is all that anti-aliasing needs.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,12 +14,11 @@ import numpy as np
 
 Array = np.ndarray
 
-
 Distance = Callable[[Array, Array], Array]
 
 
 def _polygon(corners: int) -> Distance:
-  """Regular polygon inside the unit circle, a corner at the top."""
+  """Regular polygon inside the unit circle, with a corner at the top."""
   turns = 2 * np.pi * (np.arange(corners) + 0.5) / corners
   apothem = float(np.cos(np.pi / corners))
 
@@ -30,7 +30,7 @@ def _polygon(corners: int) -> Distance:
 
 
 def _star(x: Array, y: Array) -> Array:
-  """Five points; folded at its ten mirror lines it has one straight side."""
+  """Five-pointed star; folded at its ten mirror lines, it is one edge."""
   fold, notch = np.pi / 5, 0.45
   side = np.array([notch * np.sin(fold), 1 - notch * np.cos(fold)])
   across, along = (float(v) for v in side / np.hypot(*side))
@@ -54,9 +54,8 @@ SHAPES: Mapping[str, Distance] = {
 }
 """Shape -> signed distance to its edge, in units of its radius (< 0 inside)."""
 
-
 FOLDS: Mapping[str, int] = {"square": 4, "triangle": 3, "star": 5, "cross": 4}
-"""Shape -> k if it looks the same after 1/k of a turn; no round ones here."""
+"""Shape -> k if 1/k of a turn maps it to itself; round shapes are absent."""
 
 
 def coverage(
@@ -69,15 +68,15 @@ def coverage(
   side: int,
   parts: int = 1,
 ) -> Array:
-  """How much of each pixel of a small square a shape covers, frame by frame.
+  """Coverage of the pixels of a small square by a shape, for each frame.
 
   Args:
     shape: a key of `SHAPES`.
-    x, y: (t,) its middle, in pixels from the middle of the square.
+    x, y: (t,) its centre, in pixels from the centre of the square.
     radius: (t,) in pixels.
     angle: (t,) in radians, clockwise.
     side: of the square, in pixels.
-    parts: a pixel's coverage is the mean of that of its parts x parts parts.
+    parts: supersampling: each pixel averages parts x parts samples.
 
   Returns:
     (t, side, side) float32 in [0, 1].
@@ -94,7 +93,6 @@ def coverage(
 Fields = dict[str, Array]
 """Some of the fields of `Pose`."""
 
-
 COLOURS: Mapping[str, tuple[int, int, int]] = {
   "red": (225, 35, 40),
   "orange": (250, 140, 20),
@@ -105,7 +103,6 @@ COLOURS: Mapping[str, tuple[int, int, int]] = {
   "purple": (165, 50, 190),
 }
 
-
 BACKGROUNDS: Mapping[str, tuple[int, int, int]] = {
   "black": (10, 10, 10),
   "white": (245, 245, 245),
@@ -113,20 +110,17 @@ BACKGROUNDS: Mapping[str, tuple[int, int, int]] = {
   "navy": (20, 25, 75),
 }
 
-
 SIZES: Mapping[str, float] = {"small": 0.115, "large": 0.17}
-"""Size word -> radius of the circle around the shape."""
+"""Size word -> radius of the circumscribed circle."""
 
+_FINE = 128  # Minimum shorter side at which coverage is sampled.
 
-_FINE = 128  # Shorter side at which coverage is measured before averaging.
-
-
-_CHUNK = 2**18  # Fine pixels drawn at a time, few enough to stay in the cache.
+_CHUNK = 2**18  # Samples drawn at a time, few enough for the CPU cache.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Description:
-  """What a caption says of one sprite; None: it does not say."""
+  """The words of a caption on one sprite; None: left out."""
 
   colour: str
   shape: str
@@ -140,12 +134,12 @@ class Sprite:
   """One moving shape.
 
   Attributes:
-    description: its words: colour, shape, motion, size and speed.
-    centre: (x, y) the middle of its path.
-    reach: (x, y) how far its path leaves `centre` on either side.
-    radius: of the circle around the shape (the largest one, if that changes).
-    rate: cycles of the motion per second; negative: the other way round.
-    phase: cycles done at time 0.
+    description: colour, shape, motion, size and speed in words.
+    centre: (x, y) centre of its path.
+    reach: (x, y) maximum distance of its path from `centre`.
+    radius: of the circumscribed circle; the maximum if it changes.
+    rate: cycles of the motion per second; negative reverses the motion.
+    phase: of the motion at time 0, in cycles.
   """
 
   description: Description
@@ -158,7 +152,7 @@ class Sprite:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-  """One or two sprites, which never overlap, before a plain background."""
+  """One or two sprites, which never overlap, and a plain background."""
 
   sprites: tuple[Sprite, ...]
   background: str
@@ -166,7 +160,7 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pose:
-  """Where a sprite is at each of `t` times; every field is (t,)."""
+  """The pose of a sprite at `t` times; every field is (t,)."""
 
   x: Array
   y: Array
@@ -177,16 +171,16 @@ class Pose:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Motion:
-  """How a sprite moves, as changes to the pose of one that stands still.
+  """A motion, as changes to the pose of a static sprite.
 
   Attributes:
-    phrase: how a caption says it.
+    phrase: its name in captions.
     path: (sprite, cycles (t,)) -> the fields of `Pose` that it changes.
-    rates: speed word -> (lowest, highest) cycles per second.
-    start: (lowest, highest) phase at which it may start: there the sprite is
-      in full view and of fair size, so that a first frame shows what the
-      caption says.
-    reach: (x, y) how far from its middle the path would like to go.
+    rates: speed word -> (minimum, maximum) cycles per second.
+    start: (minimum, maximum) phase at time 0, where the sprite is in full view
+      and not too small, so that the first frame matches the caption.
+    reach: (x, y) distance from its centre that the path covers if there is
+      room.
   """
 
   phrase: str
@@ -197,10 +191,10 @@ class Motion:
 
 
 def _cross(axis: str, sign: int) -> Callable[[Sprite, Array], Fields]:
-  """Crosses the frame and comes in again on the far side, without end."""
+  """Crosses the frame and enters again on the opposite side."""
 
   def path(sprite: Sprite, cycles: Array) -> Fields:
-    margin = 1.1 * sprite.radius  # Out of sight before it comes in again.
+    margin = 1.1 * sprite.radius  # Out of sight before it enters again.
     along = (1 + 2 * margin) * (cycles % 1) - margin
     return {axis: along if sign > 0 else 1 - along}
 
@@ -216,7 +210,7 @@ def _circle(sprite: Sprite, cycles: Array) -> Fields:
 
 
 def _bounce(sprite: Sprite, cycles: Array) -> Fields:
-  """Thrown up from the floor at every whole cycle, falling back on it."""
+  """Free fall that starts and ends at the floor at every whole cycle."""
   fall = 2 * (2 * (cycles % 1) - 1) ** 2 - 1
   return {"y": sprite.centre[1] + sprite.reach[1] * fall}
 
@@ -227,7 +221,7 @@ def _swing(sprite: Sprite, cycles: Array) -> Fields:
 
 
 def _grow(sprite: Sprite, cycles: Array) -> Fields:
-  """Grows to full size, and again from the start, without end."""
+  """Grows to full size, then starts again."""
   return {"radius": sprite.radius * (0.4 + 0.6 * (cycles % 1))}
 
 
@@ -247,11 +241,9 @@ def _two_speeds(
 
 _CROSSING = _two_speeds(0.15, 0.45)
 
-
-# Three to four cycles a second: at 16 frames per second each takes four frames
-# or more, so nothing aliases, but key frames a quarter second apart lose it.
+# Three to four cycles per second: at 16 fps a cycle has at least four frames,
+# so it does not alias, but key frames a quarter of a second apart miss it.
 _FAST = {None: (3.0, 4.0)}
-
 
 MOTIONS: Mapping[str, Motion] = {
   "still": Motion(
@@ -291,10 +283,7 @@ MOTIONS: Mapping[str, Motion] = {
     rates=_two_speeds(0.15, 0.5),
   ),
   "growing": Motion(
-    phrase="growing",
-    path=_grow,
-    rates=_two_speeds(0.2, 0.6),
-    start=(0.2, 0.5),
+    phrase="growing", path=_grow, rates=_two_speeds(0.2, 0.6), start=(0.2, 0.5)
   ),
   "shrinking": Motion(
     phrase="shrinking",
@@ -315,7 +304,7 @@ MOTIONS: Mapping[str, Motion] = {
 
 
 def pose(sprite: Sprite, seconds: Array) -> Pose:
-  """Where `sprite` is at each of the times `seconds` (t,)."""
+  """The pose of `sprite` at the times `seconds` (t,)."""
   still = {
     "x": sprite.centre[0],
     "y": sprite.centre[1],
@@ -369,11 +358,14 @@ def render(
   backgrounds: Mapping[str, tuple[int, int, int]] = BACKGROUNDS,
   opacity: float = 1.0,
 ) -> UInt8[Array, "t h w 3"]:
-  """Draws frames 0, 1, ... of `scene`, frame k at k / fps seconds.
+  """Renders frames 0, 1, ... of `scene`; frame k is at k / fps seconds.
 
   Args:
+    scene: to render.
+    num_frames: number of frames.
     resolution: (height, width) in pixels, or the side of a square.
-    backgrounds: the colours that they are drawn in, by their names.
+    fps: frames per second.
+    backgrounds: name -> colour of the background.
     opacity: of the shapes, in (0, 1].
   """
   height, width = np.broadcast_to(resolution, 2)

@@ -1,24 +1,20 @@
-"""Finds coloured objects before a plain background, follows them and names
-how they move.
-"""
+"""Segments and tracks coloured objects, and classifies their motion."""
 
 import dataclasses
 
 import numpy as np
 from scipy import ndimage
 
+from lumiere_jax.errors import UserError
 from lumiere_jax.toy_scenes.scenes import COLOURS, FOLDS
 
 Array = np.ndarray
 
-
 _SIDE = 64  # Larger videos are averaged down to about this shorter side.
 
+_CONTRAST = 28.0  # Minimum RGB distance of an object from the background.
 
-_CONTRAST = 28.0  # Least RGB distance of an object's pixel from the background.
-
-
-_ALWAYS = 0.2  # An object shows in this fraction of the frames, or more.
+_MIN_SEEN = 0.2  # Minimum fraction of the frames that show an object.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,13 +22,13 @@ class Track:
   """One object over time.
 
   Attributes:
-    colour: the key of `COLOURS` that it looks most like.
-    frame, px, py: (n,) int, where its pixels are.
-    weight: (n,) how much it covers of each, in [0, 1].
-    x, y: (t,) its middle in pixels, NaN where it is not there.
+    colour: the nearest key of `COLOURS`.
+    frame, px, py: (n,) int, positions of its pixels.
+    weight: (n,) coverage of each pixel, in [0, 1].
+    x, y: (t,) its centre in pixels, NaN where it is absent.
     area: (t,) in pixels.
-    seen: (t,) whether it is there.
-    whole: (t,) whether it is there and clear of the frame's edges.
+    seen: (t,) whether it is present.
+    whole: (t,) whether it is present and clear of the frame's edges.
     size: (height, width) of the frame in pixels.
   """
 
@@ -49,6 +45,16 @@ class Track:
   size: tuple[int, int]
 
 
+def check_video(video: Array) -> None:
+  """Raises a UserError unless `video` is (t, h, w, 3) uint8 and not empty."""
+  if video.ndim != 4 or video.shape[3] != 3 or not video.size:
+    raise UserError(
+      "video", f"is {video.shape}", "give frames x height x width x 3"
+    )
+  if video.dtype != np.uint8:
+    raise UserError("video", f"is {video.dtype}", "give uint8 from 0 to 255")
+
+
 def shrink(video: Array) -> Array:
   """Averages blocks of pixels of a (t, h, w, 3) video; float32."""
   _, height, width, _ = video.shape
@@ -60,25 +66,25 @@ def shrink(video: Array) -> Array:
 
 
 def background_colour(video: Array) -> Array:
-  """The median colour (3,) along the frame's edges."""
+  """The median colour (3,) of the frame's edges."""
   rows, columns = video[:, [0, -1]], video[:, :, [0, -1]]
   edges = [rows.reshape(-1, 3), columns.reshape(-1, 3)]
   return np.median(np.concatenate(edges), 0)
 
 
 def find_tracks(video: Array, background: Array) -> list[Track]:
-  """Names each connected patch by colour and joins those of one name.
+  """Labels each connected patch by colour and joins patches of one colour.
 
   Args:
     video: (t, h, w, 3) float, in [0, 255].
     background: (3,) its background colour.
 
   Returns:
-    One track for each colour that shows long and large enough to be an object.
+    One track per colour that is present often and large enough for an object.
   """
   difference = video - background
   contrast = np.linalg.norm(difference, axis=3)
-  # Most pixels are background, so the median tells how noisy that is.
+  # Most pixels are background, so the median measures its noise.
   foreground = contrast > max(_CONTRAST, 3 * np.median(contrast))
   within_frames = np.zeros((3, 3, 3), bool)
   within_frames[1] = True
@@ -95,20 +101,26 @@ def find_tracks(video: Array, background: Array) -> list[Track]:
     if mine.any():
       where = (v[mine] for v in (frame, px, py, cover[k]))
       tracks.append(_track(colour, *where, video.shape))
-  return _notable(tracks)
+  # Leaves out what is too rare, or too small, to be an object.
+  sizes = [np.percentile(t.area[t.seen], 90) for t in tracks]
+  return [
+    track
+    for track, size in zip(tracks, sizes, strict=True)
+    if track.seen.mean() >= _MIN_SEEN and size >= 0.08 * max(sizes)
+  ]
 
 
 def _fit_colours(pixels: Array, background: Array) -> tuple[Array, Array]:
-  """Explains each pixel as a partial cover of the background by each colour.
+  """Fits each pixel as a blend of the background and each colour.
 
-  A pixel that is partly covered lies on the line from the background to the
-  colour, so that the soft edges of a shape name the same colour as its inside.
+  Partly covered pixels lie on the line from the background to the colour, so
+  the soft edges of a shape get the same colour as its inside.
 
   Args:
-    pixels: (n, 3) less the background.
+    pixels: (n, 3) minus the background.
 
   Returns:
-    Cover in [0, 1] and squared miss, each (colours, n).
+    Coverage in [0, 1] and squared residual, each (colours, n).
   """
   rays = np.array(list(COLOURS.values())) - background
   along, lengths = rays @ pixels.T, (rays**2).sum(1, keepdims=True)
@@ -118,7 +130,7 @@ def _fit_colours(pixels: Array, background: Array) -> tuple[Array, Array]:
 
 
 def _main_patches(area: Array, patch: Array, frame: Array) -> Array:
-  """Patches that are no mere crumbs beside the largest of their frame."""
+  """Mask of the patches that are not small against the largest of a frame."""
   when = np.zeros(len(area), int)
   when[patch] = frame
   largest = np.zeros(frame.max(initial=0) + 1)
@@ -134,9 +146,9 @@ def _track(
   weight: Array,
   shape: tuple[int, ...],
 ) -> Track:
-  """Measures the object of these pixels (n,) in a video of this shape."""
+  """The track of the object with these pixels (n,)."""
   length, height, width, _ = shape
-  # Full cover is what the best pixels show: drawn colours may be paler.
+  # The best pixels count as fully covered, as drawn colours may be paler.
   weight = np.minimum(weight / max(np.percentile(weight, 90), 0.5), 1)
   total = lambda values: np.bincount(frame, values, length)
   area = total(weight)
@@ -160,37 +172,25 @@ def _track(
   )
 
 
-def _notable(tracks: list[Track]) -> list[Track]:
-  """Leaves out what shows too rarely, or too small, to be an object."""
-  sizes = [np.percentile(t.area[t.seen], 90) for t in tracks]
-  return [
-    track
-    for track, size in zip(tracks, sizes, strict=True)
-    if track.seen.mean() >= _ALWAYS and size >= 0.08 * max(sizes)
-  ]
-
-
 UNCLEAR = "unclear"
 
-
-# Least speeds that count, per second: of the middle in frames, of the
-# logarithm of the area, of turns. Slow motions do about twice these.
+# Minimum speeds per second: of the centre in frame sizes, of the logarithm of
+# the area, of turns. Slow motions have about twice these.
 _MOVES, _GROWS, _TURNS = 0.08, 0.1, 0.06
 
-
-# Least deviation of the middle of what goes to and fro, in frames and pixels.
+# Minimum standard deviation of an oscillating centre, in frame sizes and in
+# pixels.
 _STRAYS, _STRAYS_PIXELS = 0.012, 0.35
 
-
-_FAST = 2.0  # Least cycles per second of blinking and swinging.
+_FAST = 2.0  # Minimum cycles per second of blinking and swinging.
 
 
 def name_motion(track: Track, shape: str, fps: float) -> str:
-  """Names the motion of a track by the first of its marks that shows.
+  """Classifies the motion of a track by the first test that succeeds.
 
   Args:
-    track: the object.
-    shape: a key of `SHAPES`: what it is.
+    track: of the object.
+    shape: of the object, a key of `SHAPES`.
     fps: frames per second.
 
   Returns:
@@ -201,17 +201,17 @@ def name_motion(track: Track, shape: str, fps: float) -> str:
   seconds = np.arange(len(path)) / fps
   strays = max(_STRAYS, _STRAYS_PIXELS / min(track.size))
   return (
-    _coming_and_going(track, fps)
+    _blinking(track, fps)
     or _crossing(_slopes(path, track.whole, fps, fps / 8))
-    or _to_and_fro(path[track.whole], seconds[track.whole], strays)
+    or _oscillating(path[track.whole], seconds[track.whole], strays)
     or _changing_size(_slopes(size, track.whole, fps, fps / 4))
     or _spinning(track, shape, fps)
     or "still"
   )
 
 
-def _coming_and_going(track: Track, fps: float) -> str | None:
-  """Blinking: being there or not, in the open, changes all the time."""
+def _blinking(track: Track, fps: float) -> str | None:
+  """Appears and disappears repeatedly, away from the edges."""
   flips = track.seen[1:] != track.seen[:-1]
   in_the_open = track.whole[1:] | track.whole[:-1]
   count = int((flips & in_the_open).sum())
@@ -221,7 +221,7 @@ def _coming_and_going(track: Track, fps: float) -> str | None:
 
 
 def _slopes(signal: Array, whole: Array, fps: float, lag: float) -> Array:
-  """Changes per second over `lag` frames in which all of the object shows."""
+  """Changes per second over `lag` frames throughout which it is whole."""
   lag = max(1, round(lag))
   breaks = np.cumsum(~whole)
   first = np.flatnonzero(whole[:-lag] & (breaks[lag:] == breaks[:-lag]))
@@ -229,7 +229,7 @@ def _slopes(signal: Array, whole: Array, fps: float, lag: float) -> Array:
 
 
 def _crossing(speeds: Array) -> str | None:
-  """Steady movement along one axis; `speeds` (n, 2) is in frames a second."""
+  """Steady motion along one axis; `speeds` (n, 2) in frame sizes per second."""
   if not len(speeds):
     return None
   usual = np.median(speeds, 0)
@@ -241,8 +241,8 @@ def _crossing(speeds: Array) -> str | None:
   return (("left", "right"), ("up", "down"))[axis][int(usual[axis] > 0)]
 
 
-def _to_and_fro(path: Array, seconds: Array, strays: float) -> str | None:
-  """Movement (n, 2) that returns; along both axes it is a circle."""
+def _oscillating(path: Array, seconds: Array, strays: float) -> str | None:
+  """A periodic path (n, 2); along both axes it is a circle."""
   spread = path.std(0) if len(path) else np.zeros(2)
   if spread.max() < strays:
     return None
@@ -256,15 +256,15 @@ def _to_and_fro(path: Array, seconds: Array, strays: float) -> str | None:
 
 
 def cycle(signal: Array, seconds: Array) -> tuple[float, float]:
-  """The sinusoid that fits best.
+  """Fits a sinusoid by least squares.
 
   Args:
-    signal: (n,) not all the same.
-    seconds: (n,) when, ascending; with gaps, if need be.
+    signal: (n,) not constant.
+    seconds: (n,) times, ascending, possibly with gaps.
 
   Returns:
-    Its cycles per second, and the fraction of the variance it explains; both
-    are 0 of fewer than four values.
+    Its cycles per second, and the fraction of variance it explains; both are 0
+    for fewer than four values.
   """
   if len(signal) < 4:
     return 0.0, 0.0
@@ -281,7 +281,7 @@ def cycle(signal: Array, seconds: Array) -> tuple[float, float]:
 
 
 def _changing_size(slopes: Array) -> str | None:
-  """Steady growth of the area's logarithm, per second (n,)."""
+  """Steady growth; `slopes` (n,) of the logarithm of the area per second."""
   slope = np.median(slopes) if len(slopes) else 0.0
   if abs(slope) < _GROWS or np.mean(slopes * slope > 0) < 0.7:
     return None
@@ -289,10 +289,10 @@ def _changing_size(slopes: Array) -> str | None:
 
 
 def _spinning(track: Track, shape: str, fps: float) -> str | None:
-  """Spinning: the moment of the shape's own symmetry turns with it.
+  """Rotation, from the phase of a complex moment.
 
-  A shape that is the same after 1/k of a turn has a complex moment, the sum
-  of (x + iy)^k, whose phase is k times the shape's angle.
+  For a shape of k-fold symmetry, the phase of the sum of (x + iy)^k is k times
+  its angle.
   """
   fold = FOLDS.get(shape)
   if fold is None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lumiere_jax.data.loader import Loader, LoadTimer, batches, held_out_batches
 from lumiere_jax.data.sources.base import Source
-from lumiere_jax.data.sources.registry import open_sources, text_shelves
+from lumiere_jax.data.sources.registry import open_sources, open_text_shards
 from lumiere_jax.data.text_features import TextCache
 from lumiere_jax.models.text_encoder import (
   TextEncoder,
@@ -85,7 +85,7 @@ class Run:
     captions = TextCache(
       text,
       config.cache or workdir / TEXT_CACHE,
-      shelves=text_shelves(experiment.data),
+      shards=open_text_shards(experiment.data),
     )
     if not config.train:
       _encode(captions, _all_captions(experiment, sources))
@@ -182,7 +182,7 @@ class Run:
       source=source,
       seed=experiment.seed,
       masks=experiment.data.mask_mix,
-      pace=self.load_timer,
+      timer=self.load_timer,
     )
 
   def _arrays(self, batch: dict[str, Any]) -> dict[str, Any]:

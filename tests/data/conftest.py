@@ -1,5 +1,6 @@
-"""A folder of videos that most tests of this room begin with."""
+"""Fixtures of the tests of data."""
 
+import fsspec
 import pytest
 
 from tests.data.videos import make, write_jsonl
@@ -13,3 +14,12 @@ def folder(tmp_path):
     make(folder, f"{k}.mp4")
   write_jsonl(folder, {f"{k}.mp4": f"video {k}" for k in range(4)})
   return folder
+
+
+@pytest.fixture
+def remote():
+  """The file system of memory:// URLs, empty."""
+  system = fsspec.filesystem("memory")
+  system.store.clear()
+  yield system
+  system.store.clear()

@@ -1,4 +1,4 @@
-"""Videos that are odd, broken, or break while they are in use."""
+"""Unusual and damaged videos, and videos that become unreadable in use."""
 
 import itertools
 
@@ -8,22 +8,21 @@ from PIL import Image
 import pytest
 
 from lumiere_jax.data.loader import Loader, batches
-from lumiere_jax.data.sources.base import ClipSpec, UnreadableClip
-from lumiere_jax.data.sources.files import FilesSource
+from lumiere_jax.data.sources.base import UnreadableClip
 from lumiere_jax.media.video_writer import write_video
 from lumiere_jax.models.tokenizer import Tokenizer, default_tokenizer_path
 from tests.data.videos import (
-  SPEC,
   frame_numbers,
   make,
+  open_files,
   read_report,
+  spec,
   write_jsonl,
 )
 
 
-def test_a_video_that_breaks_later(folder, tmp_path, capsys):
-  report_path = tmp_path / "data_report.jsonl"
-  source = FilesSource.open(folder, [SPEC], report_path=report_path)
+def test_files_that_become_unreadable(folder, capsys):
+  source, _ = open_files(folder)
   (folder / "1.mp4").unlink()
   (folder / "2.mp4").write_bytes((folder / "2.mp4").read_bytes()[:900])
   capsys.readouterr()
@@ -32,47 +31,42 @@ def test_a_video_that_breaks_later(folder, tmp_path, capsys):
       with pytest.raises(UnreadableClip, match=f"{k}.mp4"):
         source.clip(k, np.random.default_rng(0))
     assert source.clip(0).shape == (4, 16, 16, 3)
-  make(folder, "1.mp4")  # what is dropped stays dropped
+  make(folder, "1.mp4")  # A dropped file stays dropped.
   with pytest.raises(UnreadableClip):
     source.clip(1)
-  said = capsys.readouterr().err.splitlines()
-  assert len(said) == 2  # once for each
-  assert "1.mp4 dropped: missing" in said[0]
-  rows = read_report(report_path)
-  assert [row["file"] for row in rows[4:]] == ["1.mp4", "2.mp4"]
-  assert not any(row["used"] for row in rows[4:])
+  printed = capsys.readouterr().err.splitlines()
+  assert len(printed) == 2  # Once for each.
+  assert "1.mp4 dropped: missing" in printed[0]
+  late = read_report(folder / "data_report.jsonl")[4:]
+  assert [(r["file"], r["used"]) for r in late] == [
+    ("1.mp4", False),
+    ("2.mp4", False),
+  ]
 
 
-def test_training_goes_on_without_what_vanishes(folder, tmp_path, capsys):
-  path = tmp_path / "report.jsonl"
-  source = FilesSource.open(folder, [SPEC], report_path=path)
+def test_training_continues_without_missing_files(folder, capsys):
+  source, _ = open_files(folder)
   made = batches(Loader(source=source, seed=0), batch_size=4, num_threads=1)
   next(made)
   capsys.readouterr()
   for k in (0, 3):
     (folder / f"{k}.mp4").unlink()
-  later = list(itertools.islice(made, 24))[16:]  # a few were made ahead
+  later = list(itertools.islice(made, 24))[16:]  # Some are prefetched.
   assert {int(i) for batch in later for i in batch["index"]} == {1, 2}
-  said = capsys.readouterr().err.splitlines()
-  assert sorted(said) == [
-    "data: 0.mp4 dropped: missing: no such file",
-    "data: 3.mp4 dropped: missing: no such file",
+  assert sorted(capsys.readouterr().err.splitlines()) == [
+    f"data: {k}.mp4 dropped: missing: no such file" for k in (0, 3)
   ]
-  assert [row["file"] for row in read_report(path)[4:]].count("0.mp4") == 1
-
-
-def noise(count):
-  rng = np.random.default_rng(0)
-  return rng.integers(0, 255, (count, 48, 64, 3), np.uint8)
+  late = read_report(folder / "data_report.jsonl")[4:]
+  assert [row["file"] for row in late].count("0.mp4") == 1
 
 
 @pytest.mark.parametrize("fill", [b"\0", b"\xa5"])
-def test_a_decoder_that_dies_in_the_middle(tmp_path, fill):
-  """What was whole when it was probed, and is not any more."""
+def test_damage_in_the_middle_of_a_file(tmp_path, fill, rng):
+  """The file was whole when it was probed."""
   path = tmp_path / "x.mp4"
-  write_video(path, noise(40), fps=8)
-  write_jsonl(tmp_path, {"x.mp4": "x"})
-  source = FilesSource.open(tmp_path, [SPEC])
+  write_video(path, rng.integers(0, 255, (40, 48, 64, 3), np.uint8), fps=8)
+  write_jsonl(tmp_path, ["x.mp4"])
+  source, _ = open_files(tmp_path)
   assert source.clip(0).shape == (4, 16, 16, 3)
   data = bytearray(path.read_bytes())
   middle = slice(len(data) // 3, 2 * len(data) // 3)
@@ -94,8 +88,7 @@ def sound(path):
     out.mux([*stream.encode(frame), *stream.encode(None)])
 
 
-def test_odd_files_are_named_or_used(tmp_path):
-  """One folder of everything; nothing is lost without a word."""
+def test_unusable_files_are_reported(tmp_path):
   folder = tmp_path / "odd"
   make(folder, "good.mp4")
   whole = (folder / "good.mp4").read_bytes()
@@ -124,31 +117,28 @@ def test_odd_files_are_named_or_used(tmp_path):
     "directory.mp4": "not a file",
     "inner/up/gone.mp4": "missing",
   }
-  write_jsonl(folder, dict.fromkeys(["good.mp4", *kinds], "x"))
-  path = tmp_path / "report.jsonl"
-  source = FilesSource.open(folder, [SPEC], report_path=path)
-  assert [video.file for video in source.videos] == ["good.mp4"]
-  found = {
-    row["file"]: row["reason"].partition(":")[0]
-    for row in read_report(path)
-    if not row["used"]
+  write_jsonl(folder, ["good.mp4", *kinds])
+  _, rows = open_files(folder)
+  assert {name: row["reason"] for name, row in rows.items() if row["used"]} == {
+    "good.mp4": None
   }
-  assert found == kinds
+  dropped = [row for row in rows.values() if not row["used"]]
+  assert {r["file"]: r["reason"].partition(":")[0] for r in dropped} == kinds
 
 
-def test_one_frame_makes_a_clip_of_one(tmp_path):
+def test_a_video_of_one_frame(tmp_path):
   make(tmp_path, "one.mp4", seconds=0.125)
-  write_jsonl(tmp_path, {"one.mp4": "x"})
-  spec = ClipSpec(num_frames=1, fps=8, resolution=(16, 16))
-  source = FilesSource.open(tmp_path, [spec])
+  write_jsonl(tmp_path, ["one.mp4"])
+  source, _ = open_files(tmp_path, spec(1))
   assert frame_numbers(source.clip(0, np.random.default_rng(0))) == [0]
 
 
-def test_240_frames_a_second(tmp_path):
+def test_240_fps(tmp_path):
   make(tmp_path, "fast.mp4", seconds=0.1, fps=240)
-  write_jsonl(tmp_path, {"fast.mp4": "x"})
-  spec = ClipSpec(num_frames=4, fps=40, resolution=(16, 16))
-  source = FilesSource.open(tmp_path, [spec], scene_cuts=15.0, min_motion=1.0)
+  write_jsonl(tmp_path, ["fast.mp4"])
+  source, _ = open_files(
+    tmp_path, spec(4, fps=40), scene_cuts=15.0, min_motion=1.0
+  )
   assert source.videos[0].info.fps == pytest.approx(240)
   assert frame_numbers(source.clip(0)) == [0, 6, 12, 18]
 
@@ -163,12 +153,11 @@ def test_8k(tmp_path):
         plane.update(bytes([value]) * plane.buffer_size)
       out.mux(stream.encode(frame))
     out.mux(stream.encode(None))
-  write_jsonl(tmp_path, {"8k.mp4": "x"})
-  spec = ClipSpec(num_frames=2, fps=8, resolution=(16, 24))
-  source = FilesSource.open(tmp_path, [spec], min_motion=1.0)
+  write_jsonl(tmp_path, ["8k.mp4"])
+  source, _ = open_files(tmp_path, spec(2, 16, 24), min_motion=1.0)
   info = source.videos[0].info
   assert (info.height, info.width) == (4320, 7680)
-  # Of BT.709's limited range: 16 is black and 235 white.
+  # The limited range of BT.709: 16 is black and 235 white.
   levels = [255 * (level - 16) / 219 for level in (60, 140)]
   clip = source.clip(0)
   assert clip.shape == (2, 16, 24, 3)
@@ -180,24 +169,23 @@ def test_names_that_are_not_unicode(tmp_path):
   name = b"\xe9.mp4".decode(errors="surrogateescape")
   (tmp_path / "x.mp4").rename(tmp_path / name)
   (tmp_path / name).with_suffix(".txt").write_text("x")
-  path = tmp_path / "report.jsonl"
-  source = FilesSource.open(tmp_path, [SPEC], report_path=path)
-  assert read_report(path)[0]["file"] == name
+  source, rows = open_files(tmp_path)
+  assert list(rows) == [name]
   (tmp_path / name).unlink()
   with pytest.raises(UnreadableClip):
     source.clip(0)
-  assert read_report(path)[1]["file"] == name
+  assert read_report(tmp_path / "data_report.jsonl")[1]["file"] == name
 
 
 def test_very_long_captions_train(tmp_path):
-  long = "a dog runs " * 9091
-  assert len(long) > 100_000
+  long = ("a dog runs " * 9091).strip()
+  assert len(long) > 99_999
   make(tmp_path, "x.mp4")
   write_jsonl(tmp_path, {"x.mp4": long})
-  source = FilesSource.open(tmp_path, [SPEC])
+  source, _ = open_files(tmp_path)
   loader = Loader(source=source, seed=0)
   batch = next(batches(loader, batch_size=1, num_threads=1))
-  assert batch["caption"] == [long.strip()]
+  assert batch["caption"] == [long]
   tokenizer = Tokenizer(default_tokenizer_path(), max_length=8)
   with pytest.warns(UserWarning, match="only 8 tokens of a text are read"):
     tokens, mask = tokenizer.encode(batch["caption"])

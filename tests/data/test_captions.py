@@ -1,13 +1,17 @@
-"""Captions of folders, in every way they may be written."""
+"""Captions of folders in every form, and captions of classes."""
 
 import json
+from pathlib import Path
 
-import fsspec
 import pytest
 
-from lumiere_jax.data.captions import read_captions
+from lumiere_jax.data.captions import label_captions, read_captions, words
 from lumiere_jax.errors import UserError
 from lumiere_jax.storage.remote import Folder
+
+UCF101 = (
+  Path(__file__).parents[2] / "../shared/assets/prompts/ucf101_class_prompt.psv"
+)
 
 
 def write(folder, files):
@@ -49,29 +53,29 @@ ONE = {
 }
 
 
-@pytest.mark.parametrize("way", ONE)
-def test_one_caption_of_each(tmp_path, way):
+@pytest.mark.parametrize("form", ONE)
+def test_one_caption_of_each(tmp_path, form):
   media = dict.fromkeys(("a/x.mp4", "b.anything", ".hidden.mp4"), b"")
-  folder = write(tmp_path, ONE[way] | media | {".hidden.txt": "hidden"})
+  folder = write(tmp_path, ONE[form] | media | {".hidden.txt": "hidden"})
   captions = read_captions(folder)
   assert captions == {"a/x.mp4": ('x, "quoted"',), "b.anything": ("vidéo b",)}
   assert list(captions) == sorted(captions)
 
 
-def test_several_captions_in_a_table(tmp_path):
+def test_several_captions_and_urls_in_a_table(tmp_path):
   rows = [
     {"file": "x.mp4", "captions": ["one ", "", "two"]},
-    {"file": "y.mp4", "caption": ["one", "two"]},
-    {"file": "none.mp4", "captions": []},
-    {"file": "blank.mp4", "caption": " "},
+    {"file": "../y.mp4", "caption": ["one", "two"]},
+    {"file": "/abs/./none.mp4", "captions": []},
+    {"file": "gs://bucket//blank.mp4", "caption": " "},
   ]
-  folder = write(tmp_path, {"captions.jsonl": lines(*rows)})
-  assert read_captions(folder) == {
-    "blank.mp4": (),
-    "none.mp4": (),
-    "x.mp4": ("one", "two"),
-    "y.mp4": ("one", "two"),
-  }
+  captions = read_captions(write(tmp_path, {"captions.jsonl": lines(*rows)}))
+  assert list(captions.items()) == [
+    ("../y.mp4", ("one", "two")),
+    ("/abs/none.mp4", ()),
+    ("gs://bucket//blank.mp4", ()),
+    ("x.mp4", ("one", "two")),
+  ]
 
 
 @pytest.mark.parametrize(
@@ -89,21 +93,10 @@ def test_json_beside_a_video(tmp_path, content, expected):
   assert read_captions(write(tmp_path, files)) == {"x.mp4": expected}
 
 
-def test_text_goes_before_json(tmp_path):
-  """As tools that download data sets write both, JSON with all they know."""
+def test_text_takes_precedence_over_json(tmp_path):
+  """Tools that download data sets write both, JSON with all metadata."""
   files = {"x.txt": "a caption", "x.json": {"url": "u"}, "x.jpg": b""}
   assert read_captions(write(tmp_path, files)) == {"x.jpg": ("a caption",)}
-
-
-def test_urls_are_names(tmp_path):
-  rows = [
-    {"file": "gs://bucket//x.mp4", "caption": "1"},
-    {"file": "../x.mp4", "caption": "2"},
-    {"file": "/abs/./x.mp4", "caption": "3"},
-  ]
-  folder = write(tmp_path, {"captions.jsonl": lines(*rows)})
-  names = ["../x.mp4", "/abs/x.mp4", "gs://bucket//x.mp4"]
-  assert list(read_captions(folder)) == names
 
 
 def test_sub_folders_are_classes(tmp_path, capsys):
@@ -118,98 +111,71 @@ def test_sub_folders_are_classes(tmp_path, capsys):
     names[1]: ("apply eye makeup",),
     names[2]: ("playing guitar",),
   }
-  said = capsys.readouterr().err
-  assert "2 sub-folders are taken for classes" in said
-  assert "'apply eye makeup'" in said
+  printed = capsys.readouterr().err
+  assert "2 sub-folders" in printed
+  assert "'apply eye makeup'" in printed
   prompts = tmp_path / "prompts.psv"
   prompts.write_text("playing_guitar|a guitar\nApplyEyeMakeup|make-up\n")
   captions = read_captions(folder, str(prompts))
   assert captions[names[2]] == ("a guitar",)
   prompts.write_text("playing_guitar|a guitar\n")
-  with pytest.raises(UserError, match="says nothing of the class 'ApplyEye"):
+  with pytest.raises(UserError, match="'ApplyEyeMakeup'"):
     read_captions(folder, str(prompts))
 
 
-def test_captions_of_its_own_go_before_classes(tmp_path):
+def test_captions_take_precedence_over_classes(tmp_path):
   folder = write(tmp_path, {"A/x.mp4": b"", "B/y.mp4": b"", "B/y.txt": "y"})
   assert read_captions(folder) == {"B/y.mp4": ("y",)}
 
 
-@pytest.mark.parametrize(
-  ("name", "text", "message"),
-  [
-    ("captions.jsonl", b'{"file": "a", "caption": ""}\n{"file"', "line 2: not"),
+ERRORS = {
+  "captions.jsonl": [
+    ('{"file": "a", "caption": ""}\n{"file"', 2, "not JSON"),
+    ('\n{"file": "a", "text": ""}', 2, "no 'caption'; it has 'file', 'text'"),
+    ('{"name": "a", "caption": ""}', 1, "no 'file'; it has 'name', 'caption'"),
+    ('{"file": "a", "caption": 3}', 1, "a caption is 3"),
+    ('{"file": "a", "captions": ["", null]}', 1, "a caption is None"),
+    ('{"file": "a", "captions": [], "caption": ""}', 1, "both 'caption' and"),
+    ('{"file": " ", "caption": ""}', 1, "'file' is ' '"),
+    ('["a", "b"]', 1, "is a list"),
+    (b'{}\n\n{"file": "\xff"}', 3, "not UTF-8.*0xff"),
     (
-      "captions.jsonl",
-      b'\n{"file": "a", "text": ""}',
-      "line 2: no 'caption'; it has 'file', 'text'",
+      *('{"file": "a", "caption": ""}\n{"file": "./a", "caption": ""}', 2),
+      "a already has a caption on line 1",
     ),
-    (
-      "captions.jsonl",
-      b'{"name": "a", "caption": ""}',
-      "line 1: no 'file'; it has 'name', 'caption'",
-    ),
-    (
-      "captions.jsonl",
-      b'{"file": "a", "caption": 3}',
-      "a caption is 3; write a string",
-    ),
-    (
-      "captions.jsonl",
-      b'{"file": "a", "captions": ["", null]}',
-      "a caption is None; write a string",
-    ),
-    (
-      "captions.jsonl",
-      b'{"file": "a", "captions": [""], "caption": "b"}',
-      "both 'caption' and 'captions'",
-    ),
-    (
-      "captions.jsonl",
-      b'{"file": " ", "caption": ""}',
-      "'file' is ' '; name a video",
-    ),
-    ("captions.jsonl", b'["a", "b"]', "line 1: a list; write an object"),
-    ("captions.jsonl", b'{}\n\n{"file": "\xff"}', "line 3: not UTF-8.*0xff"),
-    ("captions.jsonl", b"\n", "no captions"),
-    (
-      "captions.jsonl",
-      b'{"file": "a", "caption": "1"}\n{"file": "./a", "caption": "2"}',
-      "line 2: a is captioned on line 1 already",
-    ),
-    (
-      "captions.csv",
-      b"name,caption\na,b\n",
-      "line 1: not one column 'file'; the columns are 'name', 'caption'",
-    ),
-    (
-      "captions.csv",
-      b"file;caption\na;b\n",
-      "line 1: not one column 'file'; the columns are 'file;caption'",
-    ),
-    (
-      "captions.csv",
-      b"file,caption,caption\na,b,c\n",
-      "line 1: not one column 'caption'",
-    ),
-    ("captions.csv", b"file,caption\na,b\nc\n", "line 3: not 2 columns; quote"),
-    ("captions.csv", b"file,caption\na,b, c\n", "line 2: not 2 columns; quote"),
-    ("captions.csv", b'file,caption\n"a,b\n', "line 2: not CSV"),
-    ("captions.csv", b"file,caption\na,b\na,c\n", "line 3: a is captioned on"),
-    ("captions.csv", b"file,caption\na,\xe9\n", "line 2: not UTF-8"),
-    ("captions.csv", b"", "no captions"),
-    ("x.txt", b"fine\nnot \xe9", "x.txt, line 2: not UTF-8"),
-    ("x.json", b'{"title": "x"}', "x.json: no 'caption'; it has 'title'"),
-    ("x.json", b"3", "x.json: a caption is 3; write a string"),
-    ("x.json", b"{", "x.json: not JSON"),
+    ("\n", None, "no captions"),
   ],
+  "captions.csv": [
+    ("name,caption\na,b\n", 1, "'file', but has 'name', 'caption'"),
+    ("file;caption\na;b\n", 1, "'file', but has 'file;caption'"),
+    ("file,caption,caption\na,b,c\n", 1, "'caption', but has"),
+    ("file,caption\na,b\nc\n", 3, "2 columns"),
+    ("file,caption\na,b, c\n", 2, "2 columns"),
+    ('file,caption\n"a,b\n', 2, "not CSV"),
+    ("file,caption\na,b\na,c\n", 3, "a already has a caption on line 2"),
+    (b"file,caption\na,\xe9\n", 2, "not UTF-8"),
+    ("", None, "no captions"),
+  ],
+  "x.txt": [(b"fine\nnot \xe9", 2, "not UTF-8")],
+  "x.json": [
+    ('{"title": "x"}', None, "x.json: no 'caption'; it has 'title'"),
+    ("3", None, "x.json: a caption is 3"),
+    ("{", None, "x.json: not JSON"),
+  ],
+}
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "line", "message"),
+  [(name, *case) for name, cases in ERRORS.items() for case in cases],
 )
-def test_caption_errors_name_the_line(tmp_path, name, text, message):
-  (tmp_path / "x.mp4").touch()
-  (tmp_path / name).write_bytes(text)
-  with pytest.raises(UserError, match=message) as caught:
-    read_captions(Folder(tmp_path))
-  assert "\n" not in str(caught.value)
+def test_caption_errors_name_the_line(tmp_path, name, text, line, message):
+  folder = write(tmp_path, {"x.mp4": b"", name: text})
+  with pytest.raises(UserError, match=message) as error:
+    read_captions(folder)
+  where = f"{tmp_path / name}, line {line}:" if line else str(tmp_path)
+  assert str(error.value).startswith(where)
+  assert "\n" not in str(error.value)
 
 
 def test_no_captions_or_two_kinds(tmp_path):
@@ -232,15 +198,71 @@ def test_very_long_captions(tmp_path):
     "c/x": b"",
   }
   write(tmp_path, files)
-  for way in "abc":
-    assert read_captions(Folder(tmp_path / way)) == {"x": (long,)}
+  for form in "abc":
+    assert read_captions(Folder(tmp_path / form)) == {"x": (long,)}
 
 
-def test_remote_captions_are_named_by_url(tmp_path):
-  system = fsspec.filesystem("memory")
-  system.pipe("/captions/captions.jsonl", b'{"file": "x", "caption": "y"}\n{')
-  with pytest.raises(UserError, match=r"memory://captions/cap.*, line 2: not"):
+def test_remote_captions_are_named_by_url(tmp_path, remote):
+  remote.pipe("/captions/captions.jsonl", b'{"file": "x", "caption": "y"}\n{')
+  with pytest.raises(UserError) as error:
     read_captions(Folder("memory://captions", tmp_path))
-  system.pipe("/captions/captions.jsonl", b'{"file": "x", "caption": "y"}')
+  assert error.value.field == "memory://captions/captions.jsonl, line 2:"
+  remote.pipe("/captions/captions.jsonl", b'{"file": "x", "caption": "y"}')
   folder = Folder("memory://captions", tmp_path)
   assert read_captions(folder) == {"x": ("y",)}
+
+
+def test_words_of_labels():
+  expected = {
+    "ApplyEyeMakeup": "apply eye makeup",
+    "playing_guitar": "playing guitar",
+    "BMXBike": "bmx bike",
+    "RidingABike": "riding a bike",
+    "TaiChi": "tai chi",
+    "shooting goal (soccer)": "shooting goal (soccer)",
+    "push-up": "push-up",
+    "YoYo_2": "yo yo 2",
+    "_": "_",
+  }
+  assert {label: words(label) for label in expected} == expected
+  assert label_captions(iter(["TaiChi"])) == {"TaiChi": ("tai chi",)}
+
+
+def test_prompts_file(tmp_path):
+  path = tmp_path / "prompts.psv"
+  path.write_text(
+    "\ufeffTaiChi|a person does tai chi\r\n\nYoYo|a yo-yo | spins\n"
+    " TaiChi | tai chi in a park\nUnused|x",
+    encoding="utf-8",
+  )
+  assert label_captions(["YoYo", "TaiChi"], path) == {
+    "YoYo": ("a yo-yo | spins",),
+    "TaiChi": ("a person does tai chi", "tai chi in a park"),
+  }
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b"TaiChi tai chi\n", r"line 1: 'TaiChi tai chi' is not label\|prompt"),
+    (b"a|b\nTaiChi|\n", "line 2"),
+    (b"|b", "line 1"),
+    (b"taiChi|b\n", r"class 'TaiChi' \(did you mean \"taiChi\"\?\)"),
+    (b"x|\xe9", "line 1: not UTF-8"),
+    (None, "cannot be read"),
+  ],
+)
+def test_unusable_prompts_files(tmp_path, content, message):
+  path = tmp_path / "prompts.psv"
+  if content is not None:
+    path.write_bytes(content)
+  with pytest.raises(UserError, match=rf"prompts\.psv.*{message}"):
+    label_captions(["TaiChi"], path)
+
+
+@pytest.mark.skipif(not UCF101.exists(), reason="needs the shared prompts")
+def test_prompts_of_ucf101():
+  labels = [line.split("|")[0] for line in UCF101.read_text().splitlines()]
+  captions = label_captions(labels, UCF101)
+  assert len(captions) == 101
+  assert captions["ApplyEyeMakeup"] == ("applying eye makeup",)

@@ -1,4 +1,4 @@
-"""Cuts and standing pictures, on scenes made here and on real clips."""
+"""Shot detection and motion, on synthetic scenes and on real clips."""
 
 import itertools
 from pathlib import Path
@@ -7,21 +7,19 @@ import numpy as np
 import pytest
 
 from configs import common
-from lumiere_jax.data.filters import Filters, find_cuts, motion, stretches
+from lumiere_jax.data.filters import Filters, find_cuts, motion, probe_shots
 from lumiere_jax.media.video_reader import read_clip
 from lumiere_jax.media.video_writer import write_video
 
 CLIPS = Path(__file__).parents[2] / "../shared/assets/clips"
 
-
 BUNNY = Path(__file__).parents[2] / "lumiere_jax/data/assets/big_buck_bunny"
-
 
 LEAST = 15.0
 
 
 def scene(seed, count, speed=0.1):
-  """A smooth random picture that moves by `speed` pixels of 16 a frame."""
+  """A smooth random 16x16 picture that moves by `speed` pixels a frame."""
   rng = np.random.default_rng(seed)
   waves = rng.uniform(-1, 1, (6, 2)) * 1.2
   phase = rng.uniform(0, 7, (6, 3))
@@ -46,13 +44,13 @@ def test_cuts_are_where_scenes_meet(counts):
 
 
 def test_a_cut_blended_over_two_frames_is_one():
-  """As videos have it whose frame rate was changed."""
+  """As in videos of converted frame rate."""
   video = join(20, 20).astype(int)
   video[20] = (video[19] + video[21]) // 2
   assert find_cuts(video.astype(np.uint8), LEAST) == [20]
 
 
-def test_what_is_no_cut():
+def test_motion_flashes_and_dissolves_are_no_cuts():
   still = scene(0, 40)
   fast = scene(0, 40, speed=3.0)
   assert np.abs(np.diff(fast.astype(int), axis=0)).mean((1, 2, 3)).min() > LEAST
@@ -67,7 +65,7 @@ def test_what_is_no_cut():
     assert find_cuts(video.astype(np.uint8), LEAST) == []
 
 
-def test_changes_below_the_least_are_none():
+def test_small_changes_are_no_cuts():
   video = np.minimum(scene(0, 30, speed=0.02), 240)
   video[15:] += 10
   assert find_cuts(video, 5.0) == [15]
@@ -82,7 +80,7 @@ def test_short_videos(count):
 def test_motion_is_the_deviation_over_time():
   video = np.zeros((4, 16, 16, 3), np.uint8)
   assert motion(video) == 0
-  video[::2, :, :8] = 20  # half of the picture: 0 and 20 by turns
+  video[::2, :, :8] = 20  # Half of the picture alternates 0 and 20.
   assert motion(video) == pytest.approx(10 / 2)
   assert motion(video[:1]) == 0
 
@@ -91,11 +89,11 @@ def large(images):
   return images.repeat(4, axis=1).repeat(4, axis=2)
 
 
-def test_stretches_begin_on_their_frame(tmp_path):
-  """Cuts are found in time: no clip of a stretch shows another."""
+def test_shots_begin_on_their_frame(tmp_path):
+  """Cuts are found in time: no clip of a shot shows another."""
   path = tmp_path / "x.mp4"
   write_video(path, large(join(13, 20, 10)), fps=12.5)
-  found = stretches(path, Filters(scene_cuts=LEAST))
+  found = probe_shots(path, Filters(scene_cuts=LEAST))
   assert [s.info.num_frames for s in found] == [13, 20, 10]
   starts = [s.start_s for s in found]
   assert starts == pytest.approx([0, 13 / 12.5, 33 / 12.5])
@@ -103,28 +101,25 @@ def test_stretches_begin_on_their_frame(tmp_path):
   assert all(s.info.fps == pytest.approx(12.5) for s in found)
   assert min(s.motion for s in found) > 1
   scenes = large(np.stack([scene(k, 20).mean(0) for k in range(3)]))
-  for k, stretch in enumerate(found):
+  for k, shot in enumerate(found):
     clip = read_clip(
-      path,
-      start_s=stretch.start_s,
-      num_frames=stretch.info.frames_at(16),
-      fps=16,
+      path, start_s=shot.start_s, num_frames=shot.info.frames_at(16), fps=16
     )
     distance = np.abs(clip[:, None].astype(int) - scenes).mean((2, 3, 4))
     assert (distance.argmin(1) == k).all()
 
 
-def test_nothing_is_looked_at_unless_asked(tmp_path):
+def test_frames_are_only_compared_if_a_filter_is_on(tmp_path):
   write_video(tmp_path / "x.mp4", large(join(10, 10)), fps=10)
-  (whole,) = stretches(tmp_path / "x.mp4", Filters())
+  (whole,) = probe_shots(tmp_path / "x.mp4", Filters())
   assert (whole.start_s, whole.motion) == (0.0, None)
   assert whole.info.num_frames == 20
-  (whole,) = stretches(tmp_path / "x.mp4", Filters(min_motion=1.0))
+  (whole,) = probe_shots(tmp_path / "x.mp4", Filters(min_motion=1.0))
   assert whole.info.num_frames == 20
   assert whole.motion > 1
 
 
-def test_slideshows_go_and_slow_footage_stays(tmp_path):
+def test_slideshows_are_dropped_and_slow_footage_is_kept(tmp_path):
   """With the values of the full-size video stages, on real pictures."""
   filters = Filters(**common.FOOTAGE)
   film = read_clip(
@@ -134,12 +129,12 @@ def test_slideshows_go_and_slow_footage_stays(tmp_path):
     BUNNY / "left.mp4", start_s=1, num_frames=1, fps=16, resolution=(96, 128)
   )
   slides = np.concatenate([film[:1].repeat(48, 0), other.repeat(48, 0)])
-  slow = film[32:40].repeat(10, axis=0)  # half a second in five
+  slow = film[32:40].repeat(10, axis=0)  # Half a second in five.
   cases = {"slides.mp4": slides, "slow.mp4": slow, "film.mp4": film}
   found = {}
   for name, video in cases.items():
     write_video(tmp_path / name, video, fps=16, crf=28)
-    found[name] = stretches(tmp_path / name, filters)
+    found[name] = probe_shots(tmp_path / name, filters)
   lengths = {k: [s.info.num_frames for s in v] for k, v in found.items()}
   assert lengths == {"slides.mp4": [48, 48], "slow.mp4": [80], "film.mp4": [80]}
   assert max(s.motion for s in found["slides.mp4"]) < filters.min_motion / 5
@@ -148,8 +143,6 @@ def test_slideshows_go_and_slow_footage_stays(tmp_path):
 
 
 def test_real_clips_have_no_cuts_and_move():
-  paths = sorted(BUNNY.glob("*.mp4"))
-  paths += sorted(CLIPS.glob("*.mkv"))
-  for path in paths:
-    (whole,) = stretches(path, Filters(**common.FOOTAGE))
+  for path in [*BUNNY.glob("*.mp4"), *CLIPS.glob("*.mkv")]:
+    (whole,) = probe_shots(path, Filters(**common.FOOTAGE))
     assert whole.motion > 2

@@ -1,4 +1,4 @@
-"""Mask patterns, pixel by pixel: 1 is given, 0 is to be generated."""
+"""Mask patterns, pixel by pixel: 1 = given, 0 = to generate."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ from lumiere_jax.data.masks import PATTERNS, MaskMix
 from lumiere_jax.errors import UserError
 
 SHAPE = (8, 12, 20)
-
 
 DRAWS = 60
 
@@ -22,31 +21,30 @@ def draw(name, shape=SHAPE, count=DRAWS):
 
 
 def whole_frames(mask):
-  """Which frames are given; every frame is given whole or not at all."""
+  """The given frames, where each is given as a whole or not at all."""
   flat = mask.reshape(len(mask), -1)
   assert (flat.all(1) | ~flat.any(1)).all()
   return flat.all(1)
 
 
 def boxes_of(plane):
-  """Bounding box of what is set: (top, left, bottom, right)."""
+  """Bounding box of the True pixels: (top, left, bottom, right)."""
   rows, columns = np.flatnonzero(plane.any(1)), np.flatnonzero(plane.any(0))
   return rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
 
 
-def test_none_and_everything():
-  assert not any(mask.any() for mask in draw("none"))
-  assert all(mask.all() for mask in draw("everything"))
-
-
-def test_first_frame():
-  for mask in draw("first_frame"):
-    assert whole_frames(mask).tolist() == [True] + [False] * 7
-
-
-def test_first_and_last():
-  for mask in draw("first_last"):
-    assert whole_frames(mask).tolist() == [True] + [False] * 6 + [True]
+@pytest.mark.parametrize(
+  ("name", "given"),
+  [
+    ("none", []),
+    ("everything", range(8)),
+    ("first_frame", [0]),
+    ("first_last", [0, 7]),
+  ],
+)
+def test_fixed_frames(name, given):
+  for mask in draw(name):
+    assert np.flatnonzero(whole_frames(mask)).tolist() == list(given)
 
 
 def test_first_k_takes_every_length_up_to_half():
@@ -60,10 +58,11 @@ def test_first_k_takes_every_length_up_to_half():
 
 
 def test_random_frames_of_any_density():
-  counts = [whole_frames(mask).sum() for mask in draw("random_frames")]
+  given = [whole_frames(mask) for mask in draw("random_frames")]
+  counts = [frames.sum() for frames in given]
   assert min(counts) == 1
   assert max(counts) >= 7
-  assert len({tuple(whole_frames(m)) for m in draw("random_frames")}) > 30
+  assert len(set(map(tuple, given))) > 30
 
 
 def test_random_boxes_stand_still():
@@ -79,14 +78,14 @@ def test_moving_boxes_glide():
   moved, single = 0, 0
   for mask in draw("moving_boxes"):
     holes = ~mask
-    assert holes.any((1, 2)).all()  # some of it in every frame
+    assert holes.any((1, 2)).all()  # In every frame.
     boxes = np.array([boxes_of(plane) for plane in holes])
     filled = [
       hole[y0:y1, x0:x1].all()
       for hole, (y0, x0, y1, x1) in zip(holes, boxes, strict=True)
     ]
     moved += (boxes[0] != boxes[-1]).any()
-    if all(filled):  # one box: it keeps its size, and its way is straight
+    if all(filled):  # One box of constant size on a straight path.
       single += 1
       sizes = boxes[:, 2:] - boxes[:, :2]
       assert (sizes == sizes[0]).all()
@@ -104,7 +103,7 @@ def test_border_surrounds_a_box():
     assert mask[0, top:bottom, left:right].all()
     margins = np.array([top, left, 12 - bottom, 20 - right])
     assert margins.any()
-    assert (margins <= [5, 8, 5, 8]).all()  # two fifths, rounded up
+    assert (margins <= [5, 8, 5, 8]).all()  # Two fifths, rounded up.
     edges.append(margins > 0)
   assert (np.mean(edges, 0) > 0.2).all()
   assert (np.mean(edges, 0) < 0.8).all()
@@ -121,7 +120,7 @@ def test_region_is_given_in_the_first_frame_alone():
     if inside.all():
       continue
     ellipses += 1
-    assert not inside[0, 0]  # an ellipse leaves the corners of its box
+    assert not inside[0, 0]  # An ellipse excludes the corners of its box.
     y, x = np.mgrid[top:bottom, left:right] + 0.5
     cy, cx = (top + bottom) / 2, (left + right) / 2
     ry, rx = (bottom - top) / 2, (right - left) / 2
@@ -154,6 +153,6 @@ def test_a_mix_draws_by_weight():
     ("border:nan", "'border:nan' has no weight"),
   ],
 )
-def test_mixes_that_cannot_be_read(text, words):
+def test_unusable_mixes(text, words):
   with pytest.raises(UserError, match=words):
     MaskMix.parse(text)

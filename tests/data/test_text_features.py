@@ -1,25 +1,19 @@
-import dataclasses
-import json
+"""Text features in the cache and in shards."""
+
 import threading
 
-from flax import serialization
-import jax
 import numpy as np
 import pytest
 
-from lumiere_jax.data.text_features import TextCache
-from lumiere_jax.errors import UserError
-from lumiere_jax.models.caption_cleaning import CLEANINGS
-from lumiere_jax.models.importers.t5_hf import params_to_hf
-from lumiere_jax.models.params import flatten, unflatten
-from lumiere_jax.models.t5 import T5_SIZES, T5Encoder, init_params
-from lumiere_jax.models.text_encoder import TextEncoder
-from lumiere_jax.models.tokenizer import (
-  Tokenizer,
-  default_tokenizer_path,
-  train_tokenizer,
+from lumiere_jax.data.text_features import (
+  TextCache,
+  TextShards,
+  write_text_shards,
 )
-from lumiere_jax.storage import safetensors
+from lumiere_jax.errors import UserError
+from lumiere_jax.models.text_encoder import TextEncoder
+from lumiere_jax.storage.remote import Folder
+from tests.data.fakes import FakeEncoder
 
 CAPTIONS = [
   "a red circle moves left",
@@ -36,7 +30,7 @@ def encoder():
 
 
 class Counting:
-  """Makes the encoder and counts how often, and what it was asked for."""
+  """Makes an encoder; counts how often, and records what it encodes."""
 
   def __init__(self, encoder, monkeypatch):
     self.made, self.encoded, self._encoder = 0, [], encoder
@@ -58,177 +52,36 @@ def _entries(folder):
   return sorted(folder.glob("*/*/*.safetensors"))
 
 
-def test_encoder_is_tokenizer_then_t5(encoder):
-  text, mask = encoder.encode(CAPTIONS)
-  assert (text.shape, text.dtype) == ((5, 12, 64), np.float32)
-  assert (mask.shape, mask.dtype) == ((5, 12), bool)
-  assert mask.sum(axis=1).tolist() == [6, 6, 1, 10, 5]
-  tokens, _ = encoder.tokenizer.encode(CAPTIONS)
-  net = T5Encoder(T5_SIZES["tiny"])
-  expected = net.apply({"params": init_params(T5_SIZES["tiny"])}, tokens, mask)
-  np.testing.assert_allclose(text, expected, atol=1e-5)
-  assert [x.shape[0] for x in encoder.encode([])] == [0, 0]
+def _assert_same(first, second):
+  for ours, theirs in zip(first, second, strict=True):
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_array_equal(ours, theirs)
 
 
-def test_features_depend_on_the_caption_alone_to_the_bit(encoder):
-  text, _ = encoder.encode(CAPTIONS)
-  for i, caption in enumerate(CAPTIONS):
-    np.testing.assert_array_equal(encoder.encode([caption])[0][0], text[i])
-  turned, _ = encoder.encode(CAPTIONS[::-1] * 2)
-  np.testing.assert_array_equal(turned[:5], text[::-1])
-  np.testing.assert_array_equal(turned[5:], text[::-1])
-
-
-def test_captions_compile_once(encoder, caplog):
-  encoder.encode(CAPTIONS[:1])
-  with jax.log_compiles(), caplog.at_level("WARNING"):
-    encoder.encode(CAPTIONS)
-    encoder.encode(CAPTIONS[2:4])
-  assert "ompil" not in caplog.text
-
-
-def test_same_beginning_does_not_mean_same_features(encoder):
-  text, _ = encoder.encode(CAPTIONS[:2])
-  assert np.abs(text[0] - text[1]).max(axis=-1)[:6].min() > 1e-2
-
-
-def test_tokenizer_of_another_encoder_is_refused(encoder):
-  small = dataclasses.replace(encoder.config, vocab_size=1000)
-  with pytest.raises(UserError, match=r"1024 pieces exceed .* 1000"):
-    TextEncoder(encoder.tokenizer, small, init_params(small))
-  with pytest.raises(UserError, match='did you mean "tiny"'):
-    TextEncoder.random("tiney")
-
-
-def test_identity_changes_with_all_that_features_depend_on(encoder, tmp_path):
-  make = lambda **kw: (
-    TextEncoder(
-      **{
-        "tokenizer": encoder.tokenizer,
-        "config": encoder.config,
-        "params": encoder.params,
-      }
-      | kw
-    ).identity
-  )
-  train_tokenizer(CAPTIONS, tmp_path / "m", 400)
-  leaf = encoder.params["encoder_norm"]["scale"]
-  changed = encoder.params | {"encoder_norm": {"scale": leaf.at[3].add(1e-6)}}
-  identities = [
-    make(),
-    make(tokenizer=Tokenizer(default_tokenizer_path(), 13)),
-    make(tokenizer=Tokenizer(tmp_path / "m", 12)),
-    make(config=dataclasses.replace(encoder.config, max_distance=64)),
-    make(params=changed),
-  ]
-  assert len(set(identities)) == len(identities)
-  on_host = jax.tree.map(np.asarray, encoder.params)
-  assert make(params=on_host) == identities[0] == encoder.identity
-
-
-def _publish(encoder, folder):
-  """The encoder's weights as Hugging Face folders hold them."""
-  folder.mkdir(parents=True)
-  c = encoder.config
-  content = {f.name: getattr(c, f.name) for f in dataclasses.fields(c)}
-  content |= {"feed_forward_proj": "gated-gelu"}
-  (folder / "config.json").write_text(json.dumps(content))
-  safetensors.save(folder / "model.safetensors", params_to_hf(encoder.params))
-  return folder
-
-
-@pytest.mark.parametrize("place", ["", "../tokenizer"])
-def test_pretrained_folder_gives_the_same_encoder(encoder, tmp_path, place):
-  folder = _publish(encoder, tmp_path / "text_encoder")
-  with pytest.raises(UserError, match=r"has no spiece\.model, nor .*token"):
-    TextEncoder.pretrained(folder, 12)
-  (folder / place).mkdir(exist_ok=True)
-  (folder / place / "spiece.model").write_bytes(encoder.tokenizer.to_bytes())
-  for source in (folder, folder / "model.safetensors"):
-    loaded = TextEncoder.pretrained(source, 12)
-    assert loaded.identity == encoder.identity
-  np.testing.assert_array_equal(
-    loaded.encode(CAPTIONS[:1])[0], encoder.encode(CAPTIONS[:1])[0]
-  )
-
-
-def test_pretrained_checkpoint_gives_the_same_encoder(encoder, tmp_path):
-  flat = flatten(encoder.params)
-  inside = lambda k: k if k.startswith("token_") else f"encoder/{k}"
-  tree = {f"target/{inside(k)}": np.asarray(v) for k, v in flat.items()}
-  file = tmp_path / "checkpoint_3"
-  file.write_bytes(serialization.msgpack_serialize(unflatten(tree)))
-  with pytest.raises(UserError, match=r"T5X checkpoints have none.*tokenizer"):
-    TextEncoder.pretrained(file, 12)
-  loaded = TextEncoder.pretrained(file, 12, tokenizer=default_tokenizer_path())
-  assert loaded.identity == encoder.identity
-
-
-def test_pretrained_encoder_may_be_bfloat16(encoder, tmp_path):
-  folder = _publish(encoder, tmp_path / "x")
-  half = TextEncoder.pretrained(
-    folder, 12, "bfloat16", tokenizer=default_tokenizer_path()
-  )
-  assert half.config.dtype == "bfloat16"
-  text, exact = half.encode(CAPTIONS)[0], encoder.encode(CAPTIONS)[0]
-  error = np.sqrt(np.mean((text - exact) ** 2) / np.mean(exact**2))
-  assert 0 < error < 0.05
-  random = TextEncoder.random(max_length=12, dtype="bfloat16")
-  assert random.identity == half.identity != encoder.identity
-
-
-def test_tokenizer_with_far_too_few_pieces_is_refused(encoder, tmp_path):
-  train_tokenizer(CAPTIONS, tmp_path / "m", 400)
-  folder = _publish(encoder, tmp_path / "x")
-  with pytest.raises(UserError, match=r"m: .*\d pieces, far fewer.* 1024"):
-    TextEncoder.pretrained(folder, 12, tokenizer=tmp_path / "m")
-
-
-@pytest.mark.parametrize("cleaning", ["lower", "if"])
-def test_captions_are_cleaned_before_they_are_encoded(encoder, cleaning):
-  clean = TextEncoder.random(max_length=12, cleaning=cleaning)
-  caption = " A RED circle &amp; moves"
-  plain = CLEANINGS[cleaning](caption)
-  assert plain != caption
-  np.testing.assert_array_equal(
-    clean.encode([caption])[0], encoder.encode([plain])[0]
-  )
-  assert clean.identity != encoder.identity
-
-
-def test_unknown_cleaning_is_told(encoder):
-  with pytest.raises(UserError, match=r"cleaning='iff' .*none, lower, if"):
-    TextEncoder.random(cleaning="iff")
-
-
-def test_cache_gives_what_the_encoder_gives(encoder, tmp_path):
+def test_the_cache_gives_the_features_of_the_encoder(encoder, tmp_path):
   cache = TextCache(encoder, tmp_path)
   order = [CAPTIONS[i] for i in (3, 0, 2, 0)]
   for _ in range(2):
-    for ours, theirs in zip(cache(order), encoder.encode(order), strict=True):
-      assert ours.dtype == theirs.dtype
-      np.testing.assert_array_equal(ours, theirs)
+    _assert_same(cache(order), encoder.encode(order))
   assert len(_entries(tmp_path)) == 3
 
 
-def test_second_run_encodes_nothing_and_needs_no_weights(counting, tmp_path):
+def test_a_second_run_needs_no_weights(counting, tmp_path):
   first = TextCache(counting, tmp_path)
   assert first.fill(iter(CAPTIONS + CAPTIONS)) == 5
   assert first.fill(CAPTIONS) == 0
   expected = first(CAPTIONS)
   assert counting.encoded == CAPTIONS
-  assert counting.made == 1
   second = TextCache(counting, tmp_path, identity=first.identity)
   assert second.fill(CAPTIONS) == 0
-  for ours, theirs in zip(second(CAPTIONS), expected, strict=True):
-    np.testing.assert_array_equal(ours, theirs)
+  _assert_same(second(CAPTIONS), expected)
   assert counting.made == 1
   second([*CAPTIONS[:2], "a dog"])
   assert counting.encoded == [*CAPTIONS, "a dog"]
   assert counting.made == 2
 
 
-def test_released_weights_are_made_again_only_for_a_miss(counting, tmp_path):
+def test_released_weights_are_made_again_only_when_needed(counting, tmp_path):
   cache = TextCache(counting, tmp_path)
   cache.fill(CAPTIONS)
   cache.release()
@@ -252,7 +105,7 @@ def _flip(content):
     lambda content: content.replace(b'"mask"', b'"mass"'),
   ],
 )
-def test_damaged_entry_is_made_again(counting, tmp_path, damage):
+def test_damaged_entries_are_encoded_again(counting, tmp_path, damage):
   expected = TextCache(counting, tmp_path)(CAPTIONS)
   entry = _entries(tmp_path)[2]
   whole = entry.read_bytes()
@@ -262,20 +115,15 @@ def test_damaged_entry_is_made_again(counting, tmp_path, damage):
   assert len(counting.encoded) == 1
   assert entry.read_bytes() == whole
   entry.write_bytes(damage(whole))
-  for ours, theirs in zip(
-    TextCache(counting, tmp_path)(CAPTIONS), expected, strict=True
-  ):
-    np.testing.assert_array_equal(ours, theirs)
+  _assert_same(TextCache(counting, tmp_path)(CAPTIONS), expected)
   assert entry.read_bytes() == whole
 
 
-def test_entry_of_another_caption_is_not_taken(counting, tmp_path):
-  cache = TextCache(counting, tmp_path)
-  expected = cache(CAPTIONS)[0]
+def test_the_entry_of_another_caption_is_not_used(counting, tmp_path):
+  expected = TextCache(counting, tmp_path)(CAPTIONS)
   a, b = _entries(tmp_path)[:2]
   a.write_bytes(b.read_bytes())
-  ours = TextCache(counting, tmp_path)(CAPTIONS)[0]
-  np.testing.assert_array_equal(ours, expected)
+  _assert_same(TextCache(counting, tmp_path)(CAPTIONS), expected)
 
 
 def test_encoders_do_not_share_entries(encoder, tmp_path):
@@ -286,31 +134,29 @@ def test_encoders_do_not_share_entries(encoder, tmp_path):
   assert len(_entries(tmp_path)) == 2
 
 
-def test_recorded_identity_of_another_encoder_is_told(encoder, tmp_path):
+def test_the_identity_of_another_encoder_is_an_error(encoder, tmp_path):
   cache = TextCache(encoder, tmp_path, identity="0" * 64)
-  with pytest.raises(UserError, match="made by another encoder"):
+  with pytest.raises(UserError, match="belongs to another text encoder"):
     cache(CAPTIONS[:1])
   assert not _entries(tmp_path)
 
 
-def test_memory_is_bounded_and_keeps_what_was_used_last(counting, tmp_path):
+def test_memory_is_bounded_and_keeps_recent_entries(counting, tmp_path):
   entry_bytes = 12 * 64 * 4 + 12
   cache = TextCache(counting, tmp_path, memory_bytes=2 * entry_bytes)
   cache(CAPTIONS[:2])
   cache(CAPTIONS[:1])
-  cache(CAPTIONS[2:3])  # Pushes out CAPTIONS[1].
+  cache(CAPTIONS[2:3])  # Evicts CAPTIONS[1].
   for entry in _entries(tmp_path):
     entry.unlink()
   counting.encoded.clear()
   cache([CAPTIONS[0], CAPTIONS[2]])
   assert counting.encoded == []
-  cache(CAPTIONS)  # More at once than memory holds.
-  assert sorted(counting.encoded) == sorted(
-    [CAPTIONS[1], CAPTIONS[3], CAPTIONS[4]]
-  )
+  cache(CAPTIONS)  # More than fit into memory.
+  assert sorted(counting.encoded) == sorted(CAPTIONS[i] for i in (1, 3, 4))
 
 
-def test_callers_cannot_change_what_is_kept(encoder, tmp_path):
+def test_callers_cannot_change_entries(encoder, tmp_path):
   cache = TextCache(encoder, tmp_path)
   first = cache(CAPTIONS[:1])[0]
   expected = first.copy()
@@ -340,14 +186,14 @@ def test_threads_and_caches_may_share_a_folder(encoder, tmp_path):
 def test_progress_is_shown_only_if_there_is_work(encoder, tmp_path, capsys):
   cache = TextCache(encoder, tmp_path)
   cache.fill(CAPTIONS)
-  shown = capsys.readouterr()
-  assert "5/5" in shown.err
-  assert shown.out == ""
+  printed = capsys.readouterr()
+  assert "5/5" in printed.err
+  assert printed.out == ""
   cache.fill(CAPTIONS)
   assert capsys.readouterr() == ("", "")
 
 
-def test_cut_captions_are_told(encoder, tmp_path):
+def test_truncated_captions_are_reported(encoder, tmp_path):
   with pytest.warns(UserWarning, match='left out: "sign language"'):
     TextCache(encoder, tmp_path)([CAPTIONS[3] + " and in " + "sign language"])
 
@@ -363,3 +209,48 @@ def test_one_caption_instead_of_a_sequence_is_an_error(encoder, tmp_path):
   for use in (cache, cache.fill, encoder.encode):
     with pytest.raises(TypeError, match="sequence"):
       use("a dog")
+
+
+@pytest.fixture
+def fake():
+  return FakeEncoder()
+
+
+def test_the_cache_reads_shards_first(fake, tmp_path):
+  expected = fake.features(CAPTIONS)
+  (tmp_path / "made").mkdir()
+  assert write_text_shards(tmp_path / "made", fake, CAPTIONS * 2) == 5
+  shards = TextShards(Folder(tmp_path / "made"))
+  cache = TextCache(lambda: fake, tmp_path / "cache", shards=[shards])
+  assert cache.fill(CAPTIONS) == 0
+  _assert_same(cache(CAPTIONS), expected)
+  assert not (tmp_path / "cache").exists()
+  assert fake.encoded == CAPTIONS
+  cache([CAPTIONS[0], "a dog"])  # "a dog" is in neither.
+  assert fake.encoded == [*CAPTIONS, "a dog"]
+  assert len(_entries(tmp_path / "cache")) == 1
+
+
+def test_only_missing_captions_are_encoded(fake, tmp_path):
+  write_text_shards(tmp_path, fake, CAPTIONS[:2])
+  assert write_text_shards(tmp_path, fake, CAPTIONS) == 3
+  assert fake.encoded == CAPTIONS
+  assert write_text_shards(tmp_path, fake, CAPTIONS) == 0
+  assert len(list(tmp_path.rglob("text-*"))) == 2
+  shards = TextShards(Folder(tmp_path))
+  assert all(shards.find(fake.identity, caption) for caption in CAPTIONS)
+
+
+def test_features_of_another_encoder_are_not_used(fake, tmp_path):
+  write_text_shards(tmp_path, fake, CAPTIONS)
+  other = FakeEncoder("b")
+  assert TextShards(Folder(tmp_path)).find(other.identity, CAPTIONS[0]) is None
+  assert write_text_shards(tmp_path, other, CAPTIONS[:1]) == 1
+
+
+def test_a_damaged_shard_is_named(fake, tmp_path):
+  write_text_shards(tmp_path, fake, CAPTIONS)
+  shard = next(tmp_path.rglob("text-00000*"))
+  shard.write_bytes(shard.read_bytes()[:1000])
+  with pytest.raises(UserError, match=r"text-00000.*damaged"):
+    TextShards(Folder(tmp_path)).find(fake.identity, CAPTIONS[0])

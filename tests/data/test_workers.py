@@ -1,4 +1,4 @@
-"""Batches that worker processes make, against those of threads."""
+"""Batches of worker processes, compared with those of threads."""
 
 from collections.abc import Callable, Iterable
 import itertools
@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from lumiere_jax.data.loader import Loader, batches, made_in_processes
+from lumiere_jax.data.loader import Loader, batches, map_in_processes
 from lumiere_jax.data.sources.procedural import ProceduralSource
 from lumiere_jax.errors import UserError
 from tests.data.test_loader import assert_same
@@ -35,15 +35,16 @@ def test_workers_make_the_batches_of_threads():
 
 def squared(number: int) -> int:
   if number == 3:
-    raise UserError("three is not for us")
+    raise UserError("number=3", "is not allowed", "give another")
   return number**2
 
 
-def test_what_goes_wrong_in_a_worker_is_said_here():
-  made = made_in_processes(squared, lambda n: -n, workers=2, ahead=2)
+def test_errors_of_a_worker_are_raised_here():
+  made = map_in_processes(squared, lambda n: -n, workers=2, ahead=2)
   assert list(itertools.islice(made, 3)) == [0, -1, -4]
-  with pytest.raises(UserError, match="three is not for us"):
+  with pytest.raises(UserError) as error:
     next(made)
+  assert error.value.field == "number=3"
 
 
 def worker(number: int) -> int:
@@ -53,14 +54,14 @@ def worker(number: int) -> int:
 
 
 def test_closing_ends_the_workers():
-  made = made_in_processes(worker, lambda pid: pid, workers=2, ahead=2)
+  made = map_in_processes(worker, lambda pid: pid, workers=2, ahead=2)
   seen = set()
-  while len(seen) < 2:  # one that is starting still takes its time to end
+  while len(seen) < 2:  # A worker that is still starting ends slowly.
     seen.add(next(made))
   workers = multiprocessing.active_children()
   assert {process.pid for process in workers} == seen
   made.close()
-  # Not by join: the pool waits for them too, and one of the two is not told.
+  # Without join: the pool also waits for them, and only one waiter returns.
   assert_end(seen, seconds=20)
   until(lambda: [process.exitcode for process in workers] == [0, 0], 20)
 
@@ -68,9 +69,9 @@ def test_closing_ends_the_workers():
 def test_a_killed_trainer_leaves_no_workers_behind():
   script = """
 import time
-from lumiere_jax.data.loader import made_in_processes
+from lumiere_jax.data.loader import map_in_processes
 from tests.data.test_workers import worker
-made = made_in_processes(worker, lambda pid: pid, workers=2, ahead=2)
+made = map_in_processes(worker, lambda pid: pid, workers=2, ahead=2)
 seen = set()
 while len(seen) < 2:
   seen.add(next(made))
@@ -82,7 +83,7 @@ time.sleep(60)
   ) as trainer:
     workers = [int(pid) for pid in trainer.stdout.readline().split()]
     assert len(workers) == 2
-    for pid in workers:  # they leave signals to the trainer
+    for pid in workers:  # They ignore signals.
       os.kill(pid, signal.SIGTERM)
     time.sleep(0.5)
     assert all(map(is_running, workers))

@@ -1,21 +1,39 @@
 """Folders of small videos for tests."""
 
+from collections.abc import Mapping
 import json
 
 import numpy as np
+from PIL import Image
 
+from lumiere_jax.data.filters import Filters
 from lumiere_jax.data.sources.base import ClipSpec
+from lumiere_jax.data.sources.files import FilesSource
 from lumiere_jax.media.video_writer import write_video
 
-SPEC = ClipSpec(num_frames=4, fps=8, resolution=(16, 16))
+
+def spec(num_frames, height=16, width=16, fps=8, **options):
+  return ClipSpec(
+    num_frames=num_frames, fps=fps, resolution=(height, width), **options
+  )
 
 
-def make(folder, name, seconds=2.0, fps=8, size=(24, 32)):
-  """A video whose frame k has the grey level 10 + 10 k, up to 250."""
+SPEC = spec(4)
+
+
+def make(folder, name, seconds=2.0, fps=8, size=(24, 32), level=None):
+  """A video whose frame k has grey level 10 + 10 k, up to 250, or `level`."""
   count = round(seconds * fps)
   levels = np.minimum(10 + 10 * np.arange(count), 250).astype(np.uint8)
+  if level is not None:
+    levels[:] = level
   video = np.broadcast_to(levels[:, None, None, None], (count, *size, 3))
   write_video(folder / name, video, fps)
+
+
+def picture(folder, name, level=100, size=(24, 32)):
+  folder.mkdir(exist_ok=True)
+  Image.new("RGB", size[::-1], (level,) * 3).save(folder / name)
 
 
 def frame_numbers(clip):
@@ -23,7 +41,9 @@ def frame_numbers(clip):
 
 
 def write_jsonl(folder, captions):
-  """Captions by file name."""
+  """Captions by file name; names alone are captioned "x"."""
+  if not isinstance(captions, Mapping):
+    captions = dict.fromkeys(captions, "x")
   rows = [{"file": file, "caption": text} for file, text in captions.items()]
   lines = [json.dumps(row) + "\n" for row in rows]
   (folder / "captions.jsonl").write_text("".join(lines))
@@ -31,3 +51,17 @@ def write_jsonl(folder, captions):
 
 def read_report(path):
   return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def open_files(folder, *specs, cache="", prompts="", **filters):
+  """The source of a folder, and its report by file."""
+  path = folder / "data_report.jsonl"
+  source = FilesSource.open(
+    folder,
+    specs or [SPEC],
+    filters=Filters(**filters),
+    report_path=path,
+    cache=cache,
+    prompts=prompts,
+  )
+  return source, {row["file"]: row for row in read_report(path)}

@@ -24,7 +24,11 @@ from lumiere_jax.data.preprocess import Options, prepare
 from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.data.sources.files import FilesSource
 from lumiere_jax.data.sources.prepared import open_prepared
-from lumiere_jax.data.text_features import TextCache, TextShelf, shelf_name
+from lumiere_jax.data.text_features import (
+  TextCache,
+  TextShards,
+  text_shard_prefix,
+)
 from lumiere_jax.errors import UserError
 from lumiere_jax.models.text_encoder import open_text_encoder
 from lumiere_jax.storage.array_record import Records, RecordWriter
@@ -115,7 +119,7 @@ def contents(folder):
     name: folder.local(name).read_bytes()
     for name in ("prepared.json", "data_report.jsonl")
   }
-  for name in (CLIPS, shelf_name(identity)):
+  for name in (CLIPS, text_shard_prefix(identity)):
     whole[name] = dict(Records(folder, name))
   return whole
 
@@ -154,8 +158,8 @@ def test_training_reads_it_and_encodes_no_caption(original, videos, tmp_path):
   ours = stored.clip(0).astype(int)
   assert np.abs(ours - theirs.clip(0)).mean() < 4
   encoder = open_encoder()
-  shelf, refuse = TextShelf(Folder(original)), lambda: pytest.fail("encoded")
-  cache = TextCache(refuse, tmp_path, encoder.identity, shelves=[shelf])
+  shards, refuse = TextShards(Folder(original)), lambda: pytest.fail("encoded")
+  cache = TextCache(refuse, tmp_path, encoder.identity, shards=[shards])
   captions = sorted({c for some in GOOD.values() for c in some})
   for ours, theirs in zip(
     cache(captions), encoder.encode(captions), strict=True
@@ -248,14 +252,14 @@ def test_buckets(values, videos, tmp_path):
 def test_a_video_that_fails_to_encode_is_reported(
   values, tmp_path, monkeypatch, capsys
 ):
-  encode = beam_transforms.encode
+  encode = beam_transforms.encode_segment
 
   def broken(part, options):
     if part.stored.file == "long.mp4":
       raise beam_transforms.VideoError(part.path, "damaged: a bit")
     return encode(part, options)
 
-  monkeypatch.setattr(beam_transforms, "encode", broken)
+  monkeypatch.setattr(beam_transforms, "encode_segment", broken)
   run(values, tmp_path)
   clips = read_manifest(Folder(tmp_path)).clips
   assert [clip.file for clip in clips] == ["a.mp4", "copy.mp4"]

@@ -52,7 +52,7 @@ def test_learning(tmp_path, monkeypatch):
   its own weights without the temporal layers.
   """
   monkeypatch.setitem(
-    registry.KINDS,
+    registry.SOURCES,
     "procedural",
     lambda config, seed, report: (
       Stills(4096, 0, config.num_frames),

@@ -1,1 +1,1 @@
-"""Where captioned clips come from."""
+"""Data sources: captioned clips by index."""

@@ -1,4 +1,4 @@
-"""What every data source gives: captioned clips, by index."""
+"""The interface of data sources: captioned clips by index."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -13,12 +13,11 @@ from lumiere_jax.typing import Clip
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-  """Clips of one shape: a batch is taken from one group.
+  """Clips of one shape. A batch holds clips of one group.
 
   Attributes:
     indices: of the clips in their source.
-    weight: how often they come; 1 is once while every other group of weight 1
-      comes once.
+    weight: sampling frequency of its clips, relative to other groups.
   """
 
   indices: Sequence[int]
@@ -29,31 +28,31 @@ class Source(Protocol):
   """Captioned clips."""
 
   def __len__(self) -> int:
-    """How many there are."""
+    """The number of clips."""
     ...
 
   @property
   def groups(self) -> Sequence[Group]:
-    """The clips by their shape, each in one group."""
+    """A partition of the clips by shape."""
     ...
 
   def captions(self, index: int) -> tuple[str, ...]:
-    """What clip `index` shows, said in one way or several."""
+    """The captions of clip `index`, at least one."""
     ...
 
   def clip(self, index: int, rng: np.random.Generator | None = None) -> Clip:
-    """Clip `index`; any random choice in it is drawn from `rng`.
+    """Reads clip `index`; `rng` makes all random choices.
 
-    Without `rng` it is always the same clip.
+    Without `rng` the result is always the same.
 
     Raises:
-      UnreadableClip: it has become unreadable; another may take its place.
+      UnreadableClip: the clip can no longer be read; the loader takes another.
     """
     ...
 
 
 class UnreadableClip(UserError):
-  """A clip that could be read once and cannot any more."""
+  """A clip that was readable when its source was opened and no longer is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,11 +63,8 @@ class ClipSpec:
     num_frames: t.
     fps: frames per second.
     resolution: (height, width) in pixels.
-    resample: how frames are taken from videos of another rate, 'nearest' or
-      'blend'; see `read_clip`.
-
-  Raises:
-    UserError: a value that no clip can have.
+    resample: how the frame rate is converted, 'nearest' or 'blend'; see
+      `read_clip`.
   """
 
   num_frames: int
@@ -79,13 +75,13 @@ class ClipSpec:
   def __post_init__(self):
     if self.num_frames < 1 or not self.fps > 0 or min(self.resolution) < 1:
       raise UserError(
-        "",
-        f"clips of {self.num_frames} frames at {self.fps} fps, "
-        f"{self.resolution}: all must be above 0",
+        "clip",
+        f"has {self.num_frames} frames at {self.fps} fps of {self.resolution}",
+        "choose values above 0",
       )
     check_choice("resample", self.resample, RESAMPLING)
 
   @property
   def seconds(self) -> float:
-    """How long a clip shows."""
+    """Duration of a clip."""
     return self.num_frames / self.fps

@@ -1,6 +1,5 @@
-"""Videos and pictures in one run, some steps for each."""
+"""Joint training on two sources, such as videos and pictures."""
 
-from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
@@ -8,26 +7,26 @@ import numpy as np
 from lumiere_jax.data.sources.base import Group, Source
 from lumiere_jax.typing import Clip
 
-# Rounds of steps are made this many times longer, so that shares rounded to
-# whole steps stay near what is asked for.
+# Factor by which rounds of steps are longer, so that shares rounded to whole
+# steps stay close to the requested share.
 _FINER = 16
 
 
-class Mix:
-  """The clips of two sources; those of the second follow in index.
+class MixtureSource:
+  """The clips of two sources; indices of the second follow the first.
 
-  Batches hold clips of one group, so a step takes from one source only.
+  Batches hold clips of one group, so each step takes from one source only.
   """
 
   def __init__(self, first: Source, second: Source, share: float):
     """Joins two sources.
 
     Args:
-      first: any.
-      second: any.
-      share: of the steps that take from the second. Near it, where each group
-        fills several batches: one that fills less than a batch comes more
-        often, as its last, unfilled batch counts as one.
+      first: any source.
+      second: any source.
+      share: fraction of the steps that take from `second`. It is approximate:
+        a group smaller than a batch comes more often, because its last, partly
+        filled batch counts as one.
     """
     self.first, self.second, self.share = first, second, share
 
@@ -36,18 +35,22 @@ class Mix:
 
   @property
   def groups(self) -> tuple[Group, ...]:
-    """Those of the first, then of the second, weighted by the share."""
+    """The groups of both sources, weighted by the share."""
     first, second = self.first.groups, self.second.groups
+    amount = lambda groups: sum(g.weight * len(g.indices) for g in groups)
     odds = self.share / (1 - self.share)
-    scale = _FINER * odds * _amount(first) / _amount(second)
-    moved = [_move(group, len(self.first)) for group in second]
+    scale = _FINER * odds * amount(first) / amount(second)
+    start = len(self.first)
     return (
-      *(_weigh(group, _FINER) for group in first),
-      *(_weigh(group, scale) for group in moved),
+      *(dataclasses.replace(g, weight=g.weight * _FINER) for g in first),
+      *(
+        Group(indices=[start + i for i in g.indices], weight=g.weight * scale)
+        for g in second
+      ),
     )
 
   def captions(self, index: int) -> tuple[str, ...]:
-    """What clip `index` shows."""
+    """The captions of clip `index`."""
     source, index = self._find(index)
     return source.captions(index)
 
@@ -59,15 +62,3 @@ class Mix:
   def _find(self, index: int) -> tuple[Source, int]:
     after = index - len(self.first)
     return (self.first, index) if after < 0 else (self.second, after)
-
-
-def _amount(groups: Sequence[Group]) -> float:
-  return sum(group.weight * len(group.indices) for group in groups)
-
-
-def _weigh(group: Group, factor: float) -> Group:
-  return dataclasses.replace(group, weight=group.weight * factor)
-
-
-def _move(group: Group, by: int) -> Group:
-  return dataclasses.replace(group, indices=[by + i for i in group.indices])

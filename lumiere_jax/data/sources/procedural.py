@@ -1,7 +1,8 @@
-"""Captioned videos drawn from a seed: a data set that needs no files.
+"""The `procedural` source: captioned toy scenes drawn from a seed.
 
-Scenes of one or two coloured shapes that move before a plain background (see
-`scenes`). A clip is a pure function of seed, split, index and size.
+Each scene has one or two coloured shapes that move in front of a plain
+background (see `toy_scenes`). A clip is a pure function of seed, split, index
+and size.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,11 +16,11 @@ import numpy as np
 from lumiere_jax.data.sources.base import Group
 from lumiere_jax.errors import UserError, suggest
 from lumiere_jax.toy_scenes.captions import (
-  _ACROSS,
+  CROSSING,
   Combination,
-  _laned,
   combinations,
   describe,
+  staying_in_half,
 )
 from lumiere_jax.toy_scenes.scenes import (
   BACKGROUNDS,
@@ -35,18 +36,13 @@ from lumiere_jax.toy_scenes.scenes import (
 
 T = TypeVar("T")
 
-
-_MARGIN = 0.03  # Of the frame, kept clear around what does not cross it.
-
+_MARGIN = 0.03  # Of the frame, around shapes that do not cross it.
 
 _SPLITS = ("train", "held_out")
 
+_MOMENTS = 2  # Seed of the choice of moments, apart from those of the splits.
 
-_MOMENTS = 2  # Draws of their own, beside those of the splits.
-
-
-_LONG = 5.0  # Seconds within which moments lie.
-
+_MAX_SECONDS = 5.0  # Moments are drawn up to this time.
 
 _NAMES = {
   "colours": COLOURS,
@@ -58,23 +54,21 @@ _NAMES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProceduralSource:
-  """Captioned clips, `num_clips` of them.
+  """Captioned clips of toy scenes.
 
   Attributes:
+    num_clips: number of clips.
     num_frames: frames of a clip; 1 makes images.
     resolution: (height, width) in pixels, or the side of a square.
     fps: frames per second.
-    seed: another seed is another data set of the same kind.
-    split: "train", or "held_out": only triples of (colour, shape, motion)
-      that "train" never shows (see `is_held_out`).
-    two_objects: the fraction of scenes that have two sprites.
-    moments: of images, the fraction that show a scene at any moment of its
-      motion and say it in the caption. The others show it as it begins, and
-      their captions leave its motion out.
+    seed: another seed gives another data set of the same kind.
+    split: "train", or "held_out": triples of (colour, shape, motion) that
+      "train" never shows (see `is_held_out`).
+    two_objects: fraction of scenes with two sprites.
+    moments: fraction of images that show a random moment of the motion and
+      name it in the caption. The others show the start of the motion and leave
+      it out of the caption.
     colours, shapes, motions, backgrounds: names to draw from.
-
-  Raises:
-    UserError: a value that cannot be used.
   """
 
   num_clips: int
@@ -103,9 +97,10 @@ class ProceduralSource:
     rates = (MOTIONS[m].rates.values() for m in self.motions)
     fastest = max(high for _, high in itertools.chain(*rates))
     least = 2 * fastest if self.num_frames > 1 else 0
-    mend = f"above {least:g}, or leave out its fastest motions, which alias"
-    _require(self.fps > least, "fps", mend, self)
-    _require(self._combinations, "split", "another, or give more names", self)
+    fix = f"above {least:g}, or leave out the fastest motions, which alias"
+    _require(self.fps > least, "fps", fix, self)
+    fix = "the other one, or give more names"
+    _require(self._combinations, "split", fix, self)
     enough = not self.two_objects or self._axes
     _require(enough, "two_objects", "0, or give more names", self)
 
@@ -115,15 +110,17 @@ class ProceduralSource:
 
   @property
   def _axes(self) -> list[int]:
-    """Axes along which two sprites can stand: they differ in colour."""
-    colours = lambda axis: {t[0] for t in _laned(self._combinations, axis)}
-    return [axis for axis in _ACROSS if len(colours(axis)) > 1]
+    """Axes along which two sprites of different colours can be placed."""
+    colours = lambda axis: {
+      t[0] for t in staying_in_half(self._combinations, axis)
+    }
+    return [axis for axis in CROSSING if len(colours(axis)) > 1]
 
   def __len__(self) -> int:
     return self.num_clips
 
   def scene(self, index: int) -> Scene:
-    """The scene of clip `index`, the same at every size and length."""
+    """The scene of clip `index`, which is the same at every size and length."""
     if not 0 <= index < self.num_clips:
       raise IndexError(f"clip {index} of {self.num_clips}")
     rng = np.random.default_rng((self.seed, _SPLITS.index(self.split), index))
@@ -136,9 +133,9 @@ class ProceduralSource:
     return Scene(sprites=sprites, background=background)
 
   def _two_sprites(self, rng: np.random.Generator) -> tuple[Sprite, Sprite]:
-    """Each in its half of the frame, so that neither ever hides the other."""
+    """Two sprites, each in its half of the frame, so they never overlap."""
     axis = _choose(rng, self._axes)
-    triples = _laned(self._combinations, axis)
+    triples = staying_in_half(self._combinations, axis)
     first = _choose(rng, triples)
     second = _choose(rng, [t for t in triples if t[0] != first[0]])
     near, far = np.array([[[0.0, 0.0], [1.0, 1.0]]] * 2)
@@ -147,19 +144,19 @@ class ProceduralSource:
 
   @property
   def groups(self) -> tuple[Group, ...]:
-    """All clips are of one shape."""
+    """One group: all clips have the same shape."""
     return (Group(indices=range(len(self))),)
 
   def captions(self, index: int) -> tuple[str, ...]:
-    """What clip `index` shows, in the one way there is."""
+    """The only caption of clip `index`."""
     return (self.caption(index),)
 
   def caption(self, index: int) -> str:
-    """What clip `index` shows; `parse_caption` reads it back."""
-    return describe(self.scene(index), self._says_motion(index))
+    """The caption of clip `index`; `parse_caption` is its inverse."""
+    return describe(self.scene(index), self._names_motion(index))
 
-  def _says_motion(self, index: int) -> bool:
-    """Of clips always, of images that are a moment of one."""
+  def _names_motion(self, index: int) -> bool:
+    """Whether the caption has the motion; always for more than one frame."""
     if self.num_frames > 1:
       return True
     rng = np.random.default_rng((self.seed, _MOMENTS, index))
@@ -171,20 +168,23 @@ class ProceduralSource:
     """Draws clip `index`.
 
     Args:
-      rng: starts every sprite elsewhere on its path, which no caption
-        contradicts; None: where `scene(index)` has it.
+      rng: draws where on its path each sprite starts, which captions leave
+        open; None: as in `scene(index)`.
     """
-    scene = self.restarted(index, rng)
+    scene = self.drawn_scene(index, rng)
     return render(scene, self.num_frames, self.resolution, self.fps)
 
-  def restarted(self, index: int, rng: np.random.Generator | None) -> Scene:
-    """The scene that `clip` draws of the same arguments."""
+  def drawn_scene(self, index: int, rng: np.random.Generator | None) -> Scene:
+    """The scene that `clip` draws for the same arguments."""
     scene = self.scene(index)
     if rng is not None:
-      sprites = [_restart(rng, s) for s in scene.sprites]
-      if self.num_frames == 1 and self._says_motion(index):
-        seconds = rng.uniform(0, _LONG)
-        sprites = [_later(s, seconds) for s in sprites]
+      sprites = [_draw_phase(rng, s) for s in scene.sprites]
+      if self.num_frames == 1 and self._names_motion(index):
+        seconds = rng.uniform(0, _MAX_SECONDS)
+        sprites = [
+          dataclasses.replace(s, phase=s.phase + s.rate * seconds)
+          for s in sprites
+        ]
       scene = dataclasses.replace(scene, sprites=tuple(sprites))
     return scene
 
@@ -199,7 +199,7 @@ def _place(
   """A sprite whose whole path lies in `cell` = ((x0, y0), (x1, y1))."""
   colour, shape, name = triple
   motion = MOTIONS[name]
-  # The size of one that grows or shrinks is its motion: no word for it.
+  # Sprites that grow or shrink have no size word.
   changes = name in ("growing", "shrinking")
   size = None if changes else _choose(rng, tuple(SIZES))
   speed = _choose(rng, tuple(motion.rates))
@@ -219,19 +219,13 @@ def _place(
     rate=turn * rng.uniform(*motion.rates[speed]),
     phase=0.0,
   )
-  return _restart(rng, sprite)
+  return _draw_phase(rng, sprite)
 
 
-def _restart(rng: np.random.Generator, sprite: Sprite) -> Sprite:
-  """The same sprite, elsewhere on its path at time 0."""
+def _draw_phase(rng: np.random.Generator, sprite: Sprite) -> Sprite:
+  """The sprite with another phase at time 0."""
   start = MOTIONS[sprite.description.motion].start
   return dataclasses.replace(sprite, phase=rng.uniform(*start))
-
-
-def _later(sprite: Sprite, seconds: float) -> Sprite:
-  """The same sprite, so much further on its path at time 0."""
-  phase = sprite.phase + sprite.rate * seconds
-  return dataclasses.replace(sprite, phase=phase)
 
 
 def _check_names(
@@ -239,20 +233,20 @@ def _check_names(
 ) -> None:
   listed = f"choose from {', '.join(known)}"
   if not names:
-    raise UserError("", f"procedural source: {field} is empty", listed)
+    raise UserError(f"procedural source: {field}", "is empty", listed)
   for name in names:
     if name not in known:
       near = suggest(name, known)
       raise UserError(
-        "", f"procedural source: {field} has no {name!r}{near}", listed
+        f"procedural source: {field}", f"has no {name!r}{near}", listed
       )
 
 
 def _require(
-  holds: object, field: str, mend: str, source: ProceduralSource
+  holds: object, field: str, fix: str, source: ProceduralSource
 ) -> None:
   if not holds:
     value = getattr(source, field)
     raise UserError(
-      "", f"procedural source: {field} is {value!r}", f"make it {mend}"
+      f"procedural source: {field}", f"is {value!r}", f"make it {fix}"
     )

@@ -1,55 +1,39 @@
-"""Opens the source that a config names, parted into training and held out."""
+"""The table of data sources, and how a config opens one.
+
+To add a data source, write a function that opens it for training and for
+held-out evaluation, and add it to `SOURCES`.
+"""
 
 from collections.abc import Callable, Sequence
 import dataclasses
 import os
 from pathlib import Path
 import sys
+from typing import Any
 
 from lumiere_jax.data.config import DataConfig
+from lumiere_jax.data.filters import FRAME_FILTERS
 from lumiere_jax.data.sources.base import ClipSpec, Source
 from lumiere_jax.data.sources.files import FilesSource
-from lumiere_jax.data.sources.mixture import Mix
+from lumiere_jax.data.sources.mixture import MixtureSource
 from lumiere_jax.data.sources.prepared import is_prepared, open_prepared
 from lumiere_jax.data.sources.procedural import ProceduralSource
 from lumiere_jax.data.sources.tfds import open_tfds
-from lumiere_jax.data.text_features import TextShelf
+from lumiere_jax.data.text_features import TextShards
 from lumiere_jax.errors import UserError, check_choice
 from lumiere_jax.storage.remote import Folder
 
 Sources = tuple[Source, Source]
-
-
-# What asks for every frame of a video: of folders of videos, and of `prepare`.
-_FOOTAGE = "scene_cuts", "min_motion"
-
-
-def open_sources(
-  config: DataConfig, *, seed: int, report: str | os.PathLike | None
-) -> Sources:
-  """The (training, held-out) clips; no clip is in both.
-
-  Args:
-    config: what to open.
-    seed: of 'procedural'.
-    report: where to write what became of each video; of pictures mixed in,
-      beside it, with _images in its name.
-
-  Raises:
-    UserError: the source is unknown, or nothing in it can be used.
-  """
-  check_choice("config.data.source", config.source, KINDS)
-  sources = KINDS[config.source](config, seed, report)
-  return _with_images(sources, config, report) if config.images else sources
+"""The training clips and the held-out clips."""
 
 
 def _procedural(config: DataConfig, seed: int, report) -> Sources:
-  del report  # nothing is ever dropped
+  del report  # No clip is ever dropped.
   if config.buckets:
     raise UserError(
       f"config.data.buckets={config.buckets!r}:",
-      "scenes of 'procedural' are of one shape",
-      "leave buckets out, or take another config.data.source",
+      "scenes of 'procedural' have one shape",
+      "leave buckets out, or choose another config.data.source",
     )
   train, held_out = (
     ProceduralSource(
@@ -70,7 +54,7 @@ def _procedural(config: DataConfig, seed: int, report) -> Sources:
 def _files(config: DataConfig, seed: int, report) -> Sources:
   del seed
   _require_path(config, "a folder of captioned videos")
-  source = _open_folder(config, config.path, config.specs, report)
+  source = _open_files(config, config.path, config.specs, report)
   return _hold_out(source, config)
 
 
@@ -80,21 +64,21 @@ def _prepared(config: DataConfig, seed: int, report) -> Sources:
   if config.prompts:
     raise UserError(
       "config.data.prompts",
-      "is for folders of videos, not for source=prepared: leave it "
-      "out, and give it to lumiere_jax.prepare",
+      "is for folders of videos, not for source=prepared",
+      "leave it out, and give it to lumiere_jax.prepare",
     )
-  source = _open_prepared(config, config.path, config.specs, report)
+  source = open_prepared(config.path, config.specs, **_common(config, report))
   return _hold_out(source, config)
 
 
 def _tfds(config: DataConfig, seed: int, report) -> Sources:
   del seed
   _require_path(config, "the name of a builder, such as ucf101/ucf101_1,")
-  for name in _FOOTAGE:
+  for name in FRAME_FILTERS:
     if getattr(config, name):
       print(
-        f"data: config.data.{name}={getattr(config, name):g} is not applied: "
-        "videos of source=tfds are taken whole",
+        f"data: config.data.{name}={getattr(config, name):g} has no effect: "
+        "source=tfds uses whole videos",
         file=sys.stderr,
       )
   source = open_tfds(
@@ -102,13 +86,46 @@ def _tfds(config: DataConfig, seed: int, report) -> Sources:
     config.specs,
     data_dir=config.tfds_dir,
     prompts=config.prompts,
-    report_path=report,
     num_threads=config.threads,
-    max_enlarge=config.max_enlarge,
-    min_fps_ratio=config.min_fps_ratio,
-    cache=config.cache,
+    **_common(config, report),
   )
   return _hold_out(source, config)
+
+
+SOURCES: dict[str, Callable[[DataConfig, int, object], Sources]] = {
+  "files": _files,
+  "prepared": _prepared,
+  "procedural": _procedural,
+  "tfds": _tfds,
+}
+"""Value of config.data.source -> function (config, seed, report path)."""
+
+
+def open_sources(
+  config: DataConfig, *, seed: int, report: str | os.PathLike | None
+) -> Sources:
+  """Opens the training and the held-out clips, which are disjoint.
+
+  Args:
+    config: the data source.
+    seed: of 'procedural'.
+    report: path of the data report; that of pictures mixed in is beside it,
+      with _images in its name. None: no reports.
+  """
+  check_choice("config.data.source", config.source, SOURCES)
+  train, held_out = SOURCES[config.source](config, seed, report)
+  if config.images:
+    images = _open_images(config, report)
+    train = MixtureSource(train, images, config.image_share)
+  return train, held_out
+
+
+def open_text_shards(config: DataConfig) -> tuple[TextShards, ...]:
+  """Text features that were prepared together with the clips."""
+  folders = [config.path] if config.source == "prepared" else []
+  if config.images and is_prepared(config.images):
+    folders.append(config.images)
+  return tuple(TextShards(Folder(path, config.cache)) for path in folders)
 
 
 def _require_path(config: DataConfig, what: str) -> None:
@@ -116,7 +133,7 @@ def _require_path(config: DataConfig, what: str) -> None:
     raise UserError(
       "config.data.path",
       "is missing",
-      f"give {what} with config.data.path=DIR, or take "
+      f"give {what} with config.data.path=DIR, or choose "
       "config.data.source=procedural",
     )
 
@@ -125,70 +142,42 @@ def _hold_out(source: FilesSource, config: DataConfig) -> Sources:
   train, held_out = source.split(config.held_out)
   if not len(held_out):
     print(
-      f"{config.path}: no video can be held out; the held-out loss is taken on "
-      "videos that are trained on",
+      f"{config.path}: no video can be held out; the held-out loss uses "
+      "training videos",
       file=sys.stderr,
     )
     held_out = train
   return train, held_out
 
 
-def _open_folder(
+def _open_images(config: DataConfig, report) -> FilesSource:
+  """Pictures of each size of the config's clips."""
+  specs = [dataclasses.replace(spec, num_frames=1) for spec in config.specs]
+  specs = list(dict.fromkeys(specs))
+  if report:
+    report = Path(report).with_stem(f"{Path(report).stem}_images")
+  config = dataclasses.replace(config, **dict.fromkeys(FRAME_FILTERS, 0.0))
+  if is_prepared(config.images):
+    return open_prepared(config.images, specs, **_common(config, report))
+  return _open_files(config, config.images, specs, report)
+
+
+def _open_files(
   config: DataConfig, path: str, specs: Sequence[ClipSpec], report
 ) -> FilesSource:
   return FilesSource.open(
     path,
     specs,
-    report_path=report,
     num_threads=config.threads,
-    scene_cuts=config.scene_cuts,
-    min_motion=config.min_motion,
-    max_enlarge=config.max_enlarge,
-    min_fps_ratio=config.min_fps_ratio,
     prompts=config.prompts,
-    cache=config.cache,
+    **_common(config, report),
   )
 
 
-def _open_prepared(
-  config: DataConfig, path: str, specs: Sequence[ClipSpec], report
-) -> FilesSource:
-  return open_prepared(
-    path,
-    specs,
-    report_path=report,
-    max_enlarge=config.max_enlarge,
-    min_fps_ratio=config.min_fps_ratio,
-    wanted={name: getattr(config, name) for name in _FOOTAGE},
-    cache=config.cache,
-  )
-
-
-def _with_images(sources: Sources, config: DataConfig, report) -> Sources:
-  """Mixes pictures into the training part, of each size there is."""
-  train, held_out = sources
-  specs = [dataclasses.replace(spec, num_frames=1) for spec in config.specs]
-  if report:
-    report = Path(report).with_stem(f"{Path(report).stem}_images")
-  still = dataclasses.replace(config, **dict.fromkeys(_FOOTAGE, 0.0))
-  prepared = is_prepared(config.images)
-  images = (_open_prepared if prepared else _open_folder)(
-    still, config.images, list(dict.fromkeys(specs)), report
-  )
-  return Mix(train, images, config.image_share), held_out
-
-
-def text_shelves(config: DataConfig) -> tuple[TextShelf, ...]:
-  """Where text features may be found that were made with the clips."""
-  folders = [config.path] if config.source == "prepared" else []
-  if config.images and is_prepared(config.images):
-    folders.append(config.images)
-  return tuple(TextShelf(Folder(path, config.cache)) for path in folders)
-
-
-KINDS: dict[str, Callable[[DataConfig, int, object], Sources]] = {
-  "files": _files,
-  "prepared": _prepared,
-  "procedural": _procedural,
-  "tfds": _tfds,
-}
+def _common(config: DataConfig, report) -> dict[str, Any]:
+  """Arguments of all functions that open folders or data sets."""
+  return {
+    "filters": config.filters,
+    "report_path": report,
+    "cache": config.cache,
+  }

@@ -1,4 +1,4 @@
-"""The `tfds` source: videos of a TensorFlow Datasets builder, by index."""
+"""The `tfds` source: videos of a TensorFlow Datasets builder."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -11,20 +11,23 @@ import numpy as np
 
 from lumiere_jax.data.captions import label_captions
 from lumiere_jax.data.dataset_report import Row, publish
-from lumiere_jax.data.filters import Filters, Stretch
-from lumiere_jax.data.sources import tfds_builder
+from lumiere_jax.data.filters import DEFAULT_FILTERS, Filters, Shot
 from lumiere_jax.data.sources.base import ClipSpec
-from lumiere_jax.data.sources.files import StoredSource
+from lumiere_jax.data.sources.files import RecordSource
 from lumiere_jax.data.sources.tfds_builder import (
+  ExampleInfo,
   Examples,
+  Keys,
   Layout,
-  Seen,
   example_at,
   example_name,
-  scan,
+  find_layout,
+  open_builder,
+  open_examples,
+  probe_examples,
   value_at,
 )
-from lumiere_jax.data.video_index import Finding, Video, judge
+from lumiere_jax.data.video_index import IndexEntry, Video, index_shot
 from lumiere_jax.errors import UserError
 from lumiere_jax.media.container import TOLERANCE_S
 from lumiere_jax.media.images import fit, read_image
@@ -33,7 +36,7 @@ from lumiere_jax.media.resize import blend
 from lumiere_jax.media.video_reader import VideoInfo
 from lumiere_jax.typing import Clip
 
-_ROUNDING = 1e-6  # of a frame
+_ROUNDING = 1e-6  # Of a frame.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,20 +46,18 @@ class ExampleVideo(Video):
   Attributes:
     examples: of the data set.
     index: of the example.
-    keys: that lead to the frames in it.
+    keys: path of its frames in the example.
   """
 
   examples: Examples
   index: int
-  keys: tfds_builder.Keys
+  keys: Keys
 
-  def cut(self, path, rng: np.random.Generator | None = None) -> Clip:
-    """As for files; `path` is what errors call it."""
+  def read(self, path, rng: np.random.Generator | None = None) -> Clip:
+    """As for files; `path` is the name used in errors."""
     frames = value_at(example_at(self.examples, self.index), self.keys)
-    spare_s = max(0.0, self.info.duration_s - self.spec.seconds)
-    at = 0.5 if rng is None else rng.random()
     last = len(frames) - 1
-    start = (at * spare_s + TOLERANCE_S) * self.info.fps
+    start = (self.draw_offset(rng) + TOLERANCE_S) * self.info.fps
     steps = np.arange(self.spec.num_frames) * self.info.fps / self.spec.fps
     blends = self.spec.resample == "blend"
     places = int(start) + steps if blends else start + steps
@@ -81,48 +82,42 @@ def open_tfds(
   *,
   data_dir: str = "",
   prompts: str = "",
+  filters: Filters = DEFAULT_FILTERS,
   report_path: str | os.PathLike | None = None,
   num_threads: int | None = None,
-  max_enlarge: float = 4.0,
-  min_fps_ratio: float = Filters.min_fps_ratio,
   cache: str = "",
-) -> StoredSource:
+) -> RecordSource:
   """Opens the training split of a builder.
 
-  Looks at every example the first time, with a progress bar, and remembers
-  what it saw. Prints a summary to stderr.
+  Probes every example the first time, with a progress bar, and caches the
+  result. Prints a summary to stderr.
 
   Args:
     name: of the builder, such as 'ucf101/ucf101_1:2.0.0'.
     specs: the shapes of clips, of one frame rate.
-    data_dir: of the data set; '' is the library's own default.
+    data_dir: of the data set; '' is the library's default.
     prompts: see `label_captions`.
-    report_path: where to write data_report.jsonl; None: nowhere.
-    num_threads: that look; None: as many as there are cores.
-    max_enlarge, min_fps_ratio: see `Filters`.
-    cache: where what was seen is remembered; '' is in the user's cache.
-
-  Raises:
-    UserError: there is no such builder, it has no videos or captions, it is
-      not prepared, or none of its videos can be used.
+    filters: criteria for videos; the `FRAME_FILTERS` have no effect.
+    report_path: of the data report to write; None: none.
+    num_threads: that probe; None: one per core.
+    cache: folder for probed examples; '' is one in the user's cache.
   """
-  builder = tfds_builder.open_builder(name, data_dir)
-  layout = tfds_builder.find_layout(name, builder)
-  examples = tfds_builder.open_examples(name, builder, layout)
+  builder = open_builder(name, data_dir)
+  layout = find_layout(name, builder)
+  examples = open_examples(name, builder, layout)
   threads = num_threads or os.cpu_count() or 1
-  seen = scan(examples, builder, layout, threads, cache)
-  captions = _caption(name, layout, seen, prompts)
-  usual_fps = layout.all_fps or specs[0].fps
+  infos = probe_examples(examples, builder, layout, threads, cache)
+  captions = _caption(name, layout, infos, prompts)
+  default_fps = layout.all_fps or specs[0].fps
   if layout.all_fps is None and layout.fps is None:
     print(
-      f"data: {name} does not say its frame rate; taken for {usual_fps:g} fps "
-      "(config.data.fps)",
+      f"data: {name} does not give its frame rate; {default_fps:g} fps is "
+      "assumed (config.data.fps)",
       file=sys.stderr,
     )
-  filters = Filters(max_enlarge=max_enlarge, min_fps_ratio=min_fps_ratio)
   found = [
-    _judge(index, looks, texts, usual_fps, specs, filters)
-    for index, (looks, texts) in enumerate(zip(seen, captions, strict=True))
+    _index_example(index, info, texts, default_fps, specs, filters)
+    for index, (info, texts) in enumerate(zip(infos, captions, strict=True))
   ]
   rows = [row for row, _ in found]
   report = publish(rows, name, specs[0].fps, report_path)
@@ -133,62 +128,63 @@ def open_tfds(
     for index, (_, video) in enumerate(found)
     if video is not None
   ]
-  return StoredSource(specs, videos, report)
+  return RecordSource(specs, videos, report)
 
 
 def _image(name: str, frame: Any, resolution: tuple[int, int]) -> np.ndarray:
-  """One frame, encoded or an array (h, w, 1 or 3)."""
+  """Resizes a frame, which is encoded or an array (h, w, 1 or 3)."""
   if isinstance(frame, bytes):
     return read_image(InMemoryFile(name, frame), resolution)
   return fit(np.broadcast_to(frame, (*frame.shape[:2], 3)), resolution)
 
 
 def _caption(
-  name: str, layout: Layout, seen: Sequence[Seen], prompts: str
+  name: str, layout: Layout, infos: Sequence[ExampleInfo], prompts: str
 ) -> list[tuple[str, ...]]:
   """The captions of each example."""
   if layout.labels is None:
     if prompts:
       raise UserError(
         f"config.data.prompts={prompts}:",
-        f"the videos of {name} have captions of their own",
+        f"the videos of {name} already have captions",
         "leave it out",
       )
-    captions = [tuple(one.texts) for one in seen]
+    captions = [tuple(info.texts) for info in infos]
   else:
     by_label = label_captions(layout.labels, prompts)
     captions = [
-      tuple(c for label in one.texts for c in by_label[label]) for one in seen
+      tuple(c for label in info.texts for c in by_label[label])
+      for info in infos
     ]
   example = next((c[0] for c in captions if c), "")
   print(
-    f"data: {name}: captions from {'/'.join(layout.caption)!r}, such as "
+    f"data: {name}: captions from {'/'.join(layout.caption)!r}, for example "
     f"{example!r}",
     file=sys.stderr,
   )
   return captions
 
 
-def _judge(
+def _index_example(
   index: int,
-  looks: Seen,
+  example: ExampleInfo,
   captions: tuple[str, ...],
-  usual_fps: float,
+  default_fps: float,
   specs: Sequence[ClipSpec],
   filters: Filters,
-) -> Finding:
-  name, reason = example_name(index), looks.reason
-  if not reason and not looks.frames:
+) -> IndexEntry:
+  name, reason = example_name(index), example.reason
+  if not reason and not example.frames:
     reason = "no frames: the video is empty"
   if not reason and not captions:
     reason = "empty caption"
   if reason:
     return Row(file=name, used=False, reason=reason), None
   info = VideoInfo(
-    duration_s=looks.frames / (looks.fps or usual_fps),
-    num_frames=looks.frames,
-    height=looks.height,
-    width=looks.width,
+    duration_s=example.frames / (example.fps or default_fps),
+    num_frames=example.frames,
+    height=example.height,
+    width=example.width,
   )
-  stretch = Stretch(start_s=0.0, info=info, motion=None)
-  return judge(name, captions, stretch, specs, filters)
+  shot = Shot(start_s=0.0, info=info, motion=None)
+  return index_shot(name, captions, shot, specs, filters)

@@ -1,8 +1,8 @@
-"""TensorFlow Datasets builders: opened, and what in their examples is what.
+"""TensorFlow Datasets builders: opening them and finding videos and captions.
 
-The package is imported when a builder is asked for, as it is large. Its videos
-need TensorFlow to be described, not to be read: frames come encoded, one by
-one, and are decoded here.
+The package is large, so it is imported on demand. Its video feature needs
+TensorFlow to be constructed, but not to be read: frames are stored encoded, and
+are decoded here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,14 +28,11 @@ from lumiere_jax.storage.remote import default_cache
 
 SPLIT = "train"
 
-
 _CAPTIONS = ("caption", "captions", "text", "description", "prompt")
-
 
 _FPS = ("fps", "frame_rate", "framerate")
 
-
-# What builders and their readers raise for what a user can mend.
+# Errors of builders and their readers that a user can fix.
 _BUILDER_ERRORS = (
   ValueError,
   AssertionError,
@@ -45,21 +42,20 @@ _BUILDER_ERRORS = (
   OSError,
 )
 
-
 Keys = tuple[str, ...]
-"""That lead to a value in an example, which may be nested."""
+"""Path of a value in a nested example."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-  """Where in the examples of a builder things are.
+  """Where the examples of a builder have their values.
 
   Attributes:
-    video: the frames.
-    caption: a text, several texts, or the number of a class.
+    video: path of the frames.
+    caption: path of a text, several texts, or the number of a class.
     labels: the names of the classes; None: captions are texts.
-    fps: a number; None: examples do not say it.
-    all_fps: frames per second of all; None: the builder does not say it.
+    fps: path of the frame rate; None: examples do not have it.
+    all_fps: frame rate of all examples; None: the builder does not give it.
   """
 
   video: Keys
@@ -70,28 +66,25 @@ class Layout:
 
 
 def open_builder(name: str, data_dir: str) -> Any:
-  """The builder of a name, such as 'ucf101/ucf101_1:2.0.0'.
-
-  Raises:
-    UserError: there is none, or a package is not installed.
-  """
+  """The builder of a name, such as 'ucf101/ucf101_1:2.0.0'."""
   tfds = _import()
   given = {"data_dir": data_dir} if data_dir else {}
   try:
-    with contextlib.redirect_stdout(io.StringIO()):  # its advice on packages
+    with contextlib.redirect_stdout(io.StringIO()):  # Advice on packages.
       builder = tfds.builder(name, **given)
       _ = builder.info
   except tfds.core.DatasetNotFoundError as error:
-    known = tfds.list_builders(with_community_datasets=False)  # these: remote
+    # Community data sets would be looked up over the network.
+    known = tfds.list_builders(with_community_datasets=False)
     near = suggest(re.split("[/:]", name)[0], known)
+    fix = _needs_tensorflow()
     raise UserError(
-      f"config.data.path={name}:",
-      f"no such builder{_needs_tensorflow() or near}",
+      f"config.data.path={name}:", f"no such builder{'' if fix else near}", fix
     ) from error
   except _BUILDER_ERRORS as error:
-    hint = _needs_tensorflow() if isinstance(error, ImportError) else ""
+    fix = _needs_tensorflow() if isinstance(error, ImportError) else ""
     raise UserError(
-      f"config.data.path={name}:", f"{_one_line(error)}{hint}"
+      f"config.data.path={name}:", _one_line(error), fix
     ) from error
   return builder
 
@@ -99,10 +92,7 @@ def open_builder(name: str, data_dir: str) -> Any:
 def find_layout(name: str, builder: Any) -> Layout:
   """Finds videos and captions among the features of a builder.
 
-  Prints which are taken where there is a choice.
-
-  Raises:
-    UserError: it has no videos, or no captions; its features are listed.
+  Prints its choice if there are several videos.
   """
   features = _import().features
   leaves = dict(_leaves(features, builder.info.features, ()))
@@ -111,8 +101,8 @@ def find_layout(name: str, builder: Any) -> Layout:
   if not videos:
     raise UserError(
       f"config.data.path={name}:",
-      f"no video among its features ({_listed(leaves)})",
-      "take a builder with a Video feature",
+      f"no video among its features ({_list_features(leaves)})",
+      "choose a builder with a Video feature",
     )
   texts = [path for path, f in leaves.items() if _is_text(features, f)]
   numbers = [path for path, f in leaves.items() if _is_number(features, f)]
@@ -120,13 +110,13 @@ def find_layout(name: str, builder: Any) -> Layout:
   if caption is None:
     raise UserError(
       f"config.data.path={name}:",
-      f"no captions among its features ({_listed(leaves)})",
-      "take a builder with a Text named caption or text, or with a ClassLabel",
+      f"no captions among its features ({_list_features(leaves)})",
+      "choose a builder with a Text named caption or text, or a ClassLabel",
     )
   if len(videos) > 1:
     print(
       f"data: {name} has {len(videos)} videos in an example: "
-      f"{', '.join(map('/'.join, videos))}; the first is taken",
+      f"{', '.join(map('/'.join, videos))}; the first is used",
       file=sys.stderr,
     )
   metadata = builder.info.metadata or {}
@@ -143,12 +133,7 @@ def find_layout(name: str, builder: Any) -> Layout:
 def open_examples(
   name: str, builder: Any, layout: Layout
 ) -> Sequence[Mapping[str, Any]]:
-  """The examples to train on, by index, their frames not decoded.
-
-  Raises:
-    UserError: they are not on disk, or not in a form that can be read by
-      index; or there is no such split.
-  """
+  """The training examples by index, with encoded frames."""
   decoders: Any = _keep_encoded()
   for key in reversed(layout.video):
     decoders = {key: decoders}
@@ -156,12 +141,12 @@ def open_examples(
     return builder.as_data_source(split=SPLIT, decoders=decoders)
   except _BUILDER_ERRORS as error:
     raise UserError(
-      f"config.data.path={name}:", f"{_complaint(builder, error)}"
+      f"config.data.path={name}:", *_explain(builder, error)
     ) from error
 
 
 def value_at(example: Mapping[str, Any], path: Keys) -> Any:
-  """The value in an example that a path leads to."""
+  """The value at a path in an example."""
   value: Any = example
   for key in path:
     value = value[key]
@@ -184,7 +169,7 @@ def _needs_tensorflow() -> str:
   if importlib.util.find_spec("tensorflow"):
     return ""
   return (
-    "; TensorFlow, which most builders of videos need (ucf101 too), is not "
+    "TensorFlow, which most video builders need (ucf101 too), is not "
     "installed: pip install tensorflow"
   )
 
@@ -192,7 +177,7 @@ def _needs_tensorflow() -> str:
 def _leaves(
   features: Any, feature: Any, path: Keys
 ) -> Iterator[tuple[Keys, Any]]:
-  """(path, feature) of all that are not nested any further."""
+  """(path, feature) of the leaves of a nested feature."""
   if isinstance(feature, features.FeaturesDict):
     for key, below in feature.items():
       yield from _leaves(features, below, (*path, key))
@@ -201,7 +186,7 @@ def _leaves(
 
 
 def _is_text(features: Any, feature: Any) -> bool:
-  """Whether it is a text, or several."""
+  """Whether a feature is a text or a sequence of texts."""
   if type(feature) is features.Sequence:
     feature = feature.feature
   return isinstance(feature, features.Text)
@@ -216,16 +201,16 @@ def _is_number(features: Any, feature: Any) -> bool:
 
 
 def _caption(texts: list[Keys], classes: list[Keys]) -> Keys | None:
-  """The best text by its name; then the class; then the only text.
+  """The first text with a known name; else the class; else the only text.
 
-  A text by any other name may be an identity or a place.
+  Several texts of other names may be anything, such as identifiers.
   """
   named = [t for name in _CAPTIONS for t in texts if t[-1] == name]
   only = texts if len(texts) == 1 else []
   return next(iter([*named, *classes, *only]), None)
 
 
-def _listed(leaves: Mapping[Keys, Any]) -> str:
+def _list_features(leaves: Mapping[Keys, Any]) -> str:
   return ", ".join(
     f"{'/'.join(path)}: {type(feature).__name__}"
     for path, feature in leaves.items()
@@ -233,9 +218,9 @@ def _listed(leaves: Mapping[Keys, Any]) -> str:
 
 
 def _keep_encoded() -> Any:
-  """A decoder that leaves frames as they are stored.
+  """A decoder that leaves frames encoded.
 
-  The library's own cannot do so for sequences without TensorFlow.
+  That of the library needs TensorFlow for sequences.
   """
 
   class KeepEncoded(_import().decode.SkipDecoding):
@@ -245,22 +230,24 @@ def _keep_encoded() -> Any:
   return KeepEncoded()
 
 
-def _complaint(builder: Any, error: Exception) -> str:
+def _explain(builder: Any, error: Exception) -> tuple[str, str]:
+  """The problem that an error means, and how to fix it."""
   splits = builder.info.splits
   if not splits:
-    return f"not prepared in {builder.data_dir}; {_preparation(builder)}"
+    return f"not prepared in {builder.data_dir}", _how_to_prepare(builder)
   if SPLIT not in splits:
-    return f"no split {SPLIT!r}; it has {', '.join(splits)}"
+    return f"no split {SPLIT!r}", f"it has {', '.join(splits)}"
   if isinstance(error, NotImplementedError):
     return (
       f"prepared as {builder.info.file_format.value}, which cannot be read by "
-      f"index; move {builder.data_dir} away, then {_preparation(builder)}"
+      "index",
+      f"move {builder.data_dir} away, then {_how_to_prepare(builder)}",
     )
-  return _one_line(error)
+  return _one_line(error), ""
 
 
-def _preparation(builder: Any) -> str:
-  name = builder.info.full_name.rpartition("/")[0]  # without the version
+def _how_to_prepare(builder: Any) -> str:
+  name = builder.info.full_name.rpartition("/")[0]  # Without the version.
   return (
     'prepare it: python -c "import tensorflow_datasets as tfds; '
     f"tfds.builder('{name}', data_dir='{builder.data_dir_root}')"
@@ -274,20 +261,19 @@ def _one_line(error: Exception) -> str:
 
 Examples = Sequence[Mapping[str, Any]]
 
-
-# What readers of examples raise for files that are damaged or gone.
+# Errors of example readers for files that are damaged or missing.
 _READ_ERRORS = (RuntimeError, OSError, ValueError, LookupError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Seen:
-  """What an example holds.
+class ExampleInfo:
+  """Properties of an example.
 
   Attributes:
     texts: its captions, or the label of its class.
     frames, height, width: of its video.
-    fps: that it says itself; None: it does not.
-    reason: "kind: details" of why it could not be read, if it could not.
+    fps: its own frame rate; None: it has none.
+    reason: "kind: details" of why it cannot be read; None if it can.
   """
 
   texts: list[str] = dataclasses.field(default_factory=list)
@@ -299,7 +285,7 @@ class Seen:
 
 
 def example_name(index: int) -> str:
-  """What reports and errors call an example."""
+  """Name of an example in reports and errors."""
   return f"{SPLIT}/{index}"
 
 
@@ -312,61 +298,60 @@ def example_at(examples: Examples, index: int) -> Mapping[str, Any]:
   try:
     return examples[index]
   except _READ_ERRORS as error:
-    words = " ".join(str(error).split())
     raise VideoError(
-      example_name(index), f"damaged: {words}; prepare the data set again"
+      example_name(index),
+      f"damaged: {_one_line(error)}; prepare the data set again",
     ) from error
 
 
-def scan(
+def probe_examples(
   examples: Examples, builder: Any, layout: Layout, threads: int, cache: str
-) -> list[Seen]:
-  """What each example holds.
+) -> list[ExampleInfo]:
+  """Reads the properties of all examples, or takes them from the cache.
 
   Args:
     examples: of the builder.
-    builder: that says which data set it is, for it to be remembered by.
+    builder: identifies the data set in the cache.
     layout: of the examples.
-    threads: that look at them.
-    cache: folder in which is remembered; '' is `default_cache()`.
-
-  Raises:
-    UserError: the cache cannot be written.
+    threads: number of threads.
+    cache: folder; '' is `default_cache()`.
   """
-  info = builder.info.splits.get(SPLIT)
-  if info is None:  # one that makes its examples up
-    return _look_at_all(examples, layout, threads)
-  state = info.shard_lengths, int(info.num_bytes)
-  known = str(builder.data_dir), state, dataclasses.astuple(layout)
-  digest = hashlib.sha256(repr(known).encode()).hexdigest()
+  split = builder.info.splits.get(SPLIT)
+  if split is None:  # A builder of mock examples.
+    return _probe_all(examples, layout, threads)
+  state = split.shard_lengths, int(split.num_bytes)
+  key = str(builder.data_dir), state, dataclasses.astuple(layout)
+  digest = hashlib.sha256(repr(key).encode()).hexdigest()
   path = (Path(cache) if cache else default_cache()) / "tfds" / f"{digest}.json"
   try:
-    return [Seen(**values) for values in json.loads(path.read_bytes())]
-  except (OSError, ValueError, TypeError):  # none yet, or not ours
-    seen = _look_at_all(examples, layout, threads)
-  if not any(one.reason for one in seen):  # what is damaged may be mended
+    return [ExampleInfo(**values) for values in json.loads(path.read_bytes())]
+  except (OSError, ValueError, TypeError):  # Missing or invalid.
+    infos = _probe_all(examples, layout, threads)
+  if not any(info.reason for info in infos):  # Damaged files may be repaired.
     with writing(path) as file:
-      file.write(json.dumps([vars(one) for one in seen]).encode())
-  return seen
+      file.write(json.dumps([vars(info) for info in infos]).encode())
+  return infos
 
 
-def _look_at_all(
+def _probe_all(
   examples: Examples, layout: Layout, threads: int
-) -> list[Seen]:
-  look = lambda index: _look(examples, index, layout)
+) -> list[ExampleInfo]:
+  probe = lambda index: _probe_example(examples, index, layout)
   with futures.ThreadPoolExecutor(threads) as pool:
-    looks = pool.map(look, range(len(examples)))
-    return list(tqdm(looks, "looking at videos", len(examples), disable=None))
+    infos = pool.map(probe, range(len(examples)))
+    return list(tqdm(infos, "probing videos", len(examples), disable=None))
 
 
-def _look(examples: Examples, index: int, layout: Layout) -> Seen:
+def _probe_example(
+  examples: Examples, index: int, layout: Layout
+) -> ExampleInfo:
   try:
     example = example_at(examples, index)
     frames = value_at(example, layout.video)
     size = _size(index, frames[0]) if len(frames) else (0, 0)
   except VideoError as error:
-    return Seen(reason=error.reason)
-  return Seen(
+    return ExampleInfo(reason=error.reason)
+  return ExampleInfo(
     texts=_texts(value_at(example, layout.caption), layout.labels),
     frames=len(frames),
     height=size[0],
@@ -385,7 +370,7 @@ def _size(index: int, frame: Any) -> tuple[int, int]:
 
 def _texts(value: Any, labels: Sequence[str] | None) -> list[str]:
   if labels is not None:
-    return [labels[int(value)]] if value >= 0 else []  # -1: not known
+    return [labels[int(value)]] if value >= 0 else []  # -1: unknown.
   values = [value] if isinstance(value, bytes | str) else list(value)
   texts = [
     v.decode(errors="replace") if isinstance(v, bytes) else v for v in values

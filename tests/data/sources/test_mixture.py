@@ -1,15 +1,17 @@
-"""Videos and pictures in one run."""
+"""Joint training on two sources."""
+
+import itertools
 
 import numpy as np
 import pytest
 
-from lumiere_jax.data.loader import Loader, Plan, batches
+from lumiere_jax.data.loader import ClipOrder, Loader, batches
 from lumiere_jax.data.sources.base import Group
-from lumiere_jax.data.sources.mixture import Mix
+from lumiere_jax.data.sources.mixture import MixtureSource
 
 
 class Shapes:
-  """Clip i of group g has frames[g] frames, filled with i."""
+  """Clip i has frames[i] frames, filled with i; `counts`: t8=3 is 3 of 8."""
 
   def __init__(self, name, **counts):
     self.name = name
@@ -33,19 +35,28 @@ class Shapes:
     return np.full((self.frames[index], 2, 2, 3), index, np.uint8)
 
 
-def test_the_second_follows_the_first():
-  mix = Mix(Shapes("video", t8=3, t4=2), Shapes("picture", t1=4), 0.2)
-  assert len(mix) == 9
-  assert [list(g.indices) for g in mix.groups] == [
-    [0, 1, 2],
-    [3, 4],
-    [5, 6, 7, 8],
-  ]
-  assert mix.captions(4) == ("video 4",)
-  assert mix.captions(5) == ("picture 0",)
-  assert mix.clip(4).shape == (4, 2, 2, 3)
-  assert mix.clip(8).shape == (1, 2, 2, 3)
-  assert mix.clip(8).max() == 3
+def mix(videos, pictures, share):
+  return MixtureSource(
+    Shapes("video", **videos), Shapes("picture", **pictures), share
+  )
+
+
+def test_indices_of_the_second_follow_the_first():
+  source = mix({"t8": 3, "t4": 2}, {"t1": 4}, 0.2)
+  assert len(source) == 9
+  indices = [list(group.indices) for group in source.groups]
+  assert indices == [[0, 1, 2], [3, 4], [5, 6, 7, 8]]
+  assert source.captions(4) == ("video 4",)
+  assert source.captions(5) == ("picture 0",)
+  assert source.clip(4).shape == (4, 2, 2, 3)
+  assert source.clip(8).shape == (1, 2, 2, 3)
+  assert source.clip(8).max() == 3
+
+
+def first_clips(source, batch_size):
+  """The first clip of each of many steps."""
+  order = ClipOrder(source.groups, batch_size=batch_size, seed=0)
+  return np.array([next(order.candidates(k, 0)) for k in range(4000)])
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
@@ -58,26 +69,21 @@ def test_the_second_follows_the_first():
   ],
 )
 def test_about_the_share_of_steps_takes_pictures(share, videos, pictures):
-  first = Shapes("video", **videos)
-  mix = Mix(first, Shapes("picture", **pictures), share)
-  plan = Plan(mix.groups, batch_size=16, seed=0)
-  steps = 4000
-  taken = [next(plan.candidates(k, 0)) >= len(first) for k in range(steps)]
-  assert np.mean(taken) == pytest.approx(share, abs=0.05)
+  taken = first_clips(mix(videos, pictures, share), batch_size=16)
+  assert np.mean(taken >= sum(videos.values())) == pytest.approx(
+    share, abs=0.05
+  )
 
 
 def test_groups_of_one_source_keep_their_proportion():
-  mix = Mix(Shapes("video", t8=300, t4=100), Shapes("picture", t1=100), 0.5)
-  plan = Plan(mix.groups, batch_size=4, seed=0)
-  taken = np.array([next(plan.candidates(k, 0)) for k in range(4000)])
+  source = mix({"t8": 300, "t4": 100}, {"t1": 100}, 0.5)
+  taken = first_clips(source, batch_size=4)
   long, short = (taken < 300).mean(), ((taken >= 300) & (taken < 400)).mean()
   assert long / short == pytest.approx(3, rel=0.1)
 
 
-def test_batches_of_a_mix_have_one_shape():
-  mix = Mix(Shapes("video", t8=6, t4=4), Shapes("picture", t1=5), 0.4)
-  made = batches(Loader(source=mix, seed=0), batch_size=2, num_threads=1)
-  seen = {
-    batch["video"].shape[1] for batch, _ in zip(made, range(40), strict=False)
-  }
-  assert seen == {8, 4, 1}
+def test_batches_have_one_shape():
+  source = mix({"t8": 6, "t4": 4}, {"t1": 5}, 0.4)
+  made = batches(Loader(source=source, seed=0), batch_size=2, num_threads=1)
+  frames = {b["video"].shape[1] for b in itertools.islice(made, 40)}
+  assert frames == {8, 4, 1}

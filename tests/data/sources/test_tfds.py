@@ -1,15 +1,13 @@
-"""Videos of TensorFlow Datasets builders, made here, without TensorFlow.
+"""Videos of TensorFlow Datasets builders, without TensorFlow.
 
-A Video feature of the library cannot be made without TensorFlow, so `Frames`
-stands for it: a Video as far as reading goes, on files of the real format.
+The library's Video feature needs TensorFlow, so `Frames` replaces it: it reads
+like a Video, from files of the real format.
 """
 
 import contextlib
 import dataclasses
 import importlib.util
 import io
-import json
-import re
 import shutil
 import sys
 
@@ -19,26 +17,23 @@ import pytest
 import tensorflow_datasets as tfds
 
 from lumiere_jax.data.config import DataConfig
+from lumiere_jax.data.filters import Filters
 from lumiere_jax.data.sources import tfds_builder
-from lumiere_jax.data.sources.base import ClipSpec, UnreadableClip
+from lumiere_jax.data.sources.base import UnreadableClip
 from lumiere_jax.data.sources.registry import open_sources
 from lumiere_jax.data.sources.tfds import open_tfds
 from lumiere_jax.errors import UserError
-
-SPEC = ClipSpec(num_frames=4, fps=8, resolution=(16, 16))
-
+from tests.data.videos import SPEC, read_report, spec
 
 LABELS = ["ApplyEyeMakeup", "Archery"]
 
-
 COUNT = 12
-
 
 Features = tfds.features.FeaturesDict
 
 
 class Frames(tfds.features.Video):
-  """A Video whose frames are given encoded."""
+  """A Video that takes encoded frames."""
 
   def __init__(self):
     tfds.features.Sequence.__init__(self, tfds.features.Image())
@@ -72,7 +67,7 @@ class Small(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Example k: 10 + k frames, the class k % 2, the caption 'video k'."""
 
   VERSION = tfds.core.Version("1.2.0")
-  code_path = None  # or preparing needs importlib_resources
+  code_path = None  # Otherwise preparing needs importlib_resources.
   FEATURES = lambda: {
     "clip": {"video": Frames(), "id": tfds.features.Text()},
     "label": tfds.features.ClassLabel(names=LABELS),
@@ -100,11 +95,11 @@ class Small(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class SmallClasses(Small):
-  """Captions from classes; no frame rate."""
+  """Captions from classes, and no frame rate."""
 
 
 class SmallTexts(Small):
-  """Several captions, each example with a frame rate of its own."""
+  """Several captions and a frame rate for each example."""
 
   FEATURES = lambda: {
     "video": Frames(),
@@ -126,7 +121,7 @@ class SmallTexts(Small):
 
 
 class SmallSilent(Small):
-  """A video and two texts, none of which need be a caption."""
+  """A video and two texts of unknown meaning."""
 
   FEATURES = lambda: {
     "video": Frames(),
@@ -152,7 +147,7 @@ class SmallRated(Small):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-  """Where the builders have been prepared."""
+  """The data directory, with prepared builders."""
   folder = tmp_path_factory.mktemp("tfds")
   with contextlib.redirect_stdout(io.StringIO()):
     for kind in (SmallClasses, SmallTexts, SmallTest, SmallRated):
@@ -162,46 +157,41 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def open_small(data_dir, tmp_path):
-  def open_small(name, *specs, **options):
+  def open_small(name="small_classes", *specs, **options):
     given = {"data_dir": data_dir, "cache": str(tmp_path / "cache")}
     return open_tfds(name, specs or [SPEC], **given | options)
 
   return open_small
 
 
-def number(source, index):
-  return read_back(source.clip(index))[0]
-
-
 def test_tensorflow_is_not_needed(open_small):
-  open_small("small_classes").clip(0)
+  open_small().clip(0)
   assert "tensorflow" not in sys.modules
 
 
-def test_each_video_is_read_whole(open_small, tmp_path, capsys):
+def test_each_video_is_read(open_small, tmp_path, capsys):
   report = tmp_path / "report.jsonl"
-  source = open_small("small_classes", report_path=report)
+  source = open_small(report_path=report)
   assert len(source) == COUNT
-  # Examples are shuffled when they are prepared.
-  for index in range(COUNT):
-    k, frames = read_back(source.clip(index))
-    count = source.videos[index].info.num_frames
-    assert count % 10 == k
-    assert np.diff(frames).tolist() == [1, 1, 1]
-    assert frames[0] == (count - 4) // 2
-    labels = ["apply eye makeup", "archery"]
+  labels = ["apply eye makeup", "archery"]
+  for index, video in enumerate(source.videos):  # The examples are shuffled.
+    count = video.info.num_frames
+    middle = (count - 4) // 2
+    assert read_back(source.clip(index)) == (
+      *(count % 10, list(range(middle, middle + 4))),
+    )
     assert source.captions(index) == (labels[count % 2],)
-  rows = [json.loads(line) for line in report.read_text().splitlines()]
+  rows = read_report(report)
   assert [row["file"] for row in rows] == [f"train/{k}" for k in range(COUNT)]
   assert (rows[0]["width"], rows[0]["height"]) == (32, 24)
-  said = capsys.readouterr().err
-  assert "does not say its frame rate; taken for 8 fps" in said
-  assert "captions from 'label', such as " in said
-  assert "12 of 12 files in small_classes" in said
+  printed = capsys.readouterr().err
+  assert "does not give its frame rate; 8 fps is assumed" in printed
+  assert "captions from 'label', for example " in printed
+  assert "12 of 12 files in small_classes" in printed
 
 
 def test_clips_start_anywhere(open_small):
-  source = open_small("small_classes")
+  source = open_small()
   index = [v.info.num_frames for v in source.videos].index(14)
   first = set()
   for seed in range(80):
@@ -210,19 +200,15 @@ def test_clips_start_anywhere(open_small):
     _, frames = read_back(clip)
     assert np.diff(frames).tolist() == [1, 1, 1]
     first.add(frames[0])
-  assert first >= set(range(10))
-  assert max(first) <= 10
+  assert set(range(10)) <= first <= set(range(11))
 
 
-def test_several_captions_and_frame_rates_of_their_own(open_small, capsys):
-  specs = [
-    ClipSpec(num_frames=t, fps=8, resolution=size)
-    for t, size in [(12, (16, 16)), (12, (16, 32)), (4, (16, 16))]
-  ]
-  source = open_small("small_texts", *specs, min_fps_ratio=0)
-  said = capsys.readouterr().err
-  assert "2 videos in an example: video, other; the first" in said
-  assert "does not say its frame rate" not in said
+def test_several_captions_and_frame_rates(open_small, capsys):
+  specs = [spec(12), spec(12, 16, 32), spec(4)]
+  source = open_small("small_texts", *specs, filters=Filters(min_fps_ratio=0))
+  printed = capsys.readouterr().err
+  assert "2 videos in an example: video, other; the first" in printed
+  assert "does not give its frame rate" not in printed
   shapes = {}
   for index, video in enumerate(source.videos):
     assert video.info.fps == (8 if video.info.num_frames < 16 else 4)
@@ -232,9 +218,9 @@ def test_several_captions_and_frame_rates_of_their_own(open_small, capsys):
     assert clip.shape == (video.spec.num_frames, *video.spec.resolution, 3)
     assert read_back(clip)[0] == k % 10
     shapes[k] = clip.shape[:3]
-  assert len(source) == COUNT - 1  # one has no caption
   wide, square = (12, 16, 32), (12, 16, 16)
   # 10 and 11 frames at 8 fps are too short for 12; those at 4 fps count twice.
+  # Example 0 has no caption.
   assert shapes == {1: (4, 16, 16)} | {
     k: wide if k % 2 else square for k in range(2, COUNT)
   }
@@ -244,31 +230,26 @@ def test_slow_examples_are_dropped(open_small, tmp_path, capsys):
   report = tmp_path / "report.jsonl"
   source = open_small("small_texts", report_path=report)
   assert {video.info.fps for video in source.videos} == {8}
-  rows = [json.loads(line) for line in report.read_text().splitlines()]
-  slow = [row for row in rows if (row["reason"] or "").startswith("slow: 4 ")]
-  assert len(slow) + len(source) == COUNT - 1  # one has no caption
-  assert f"{len(slow)} slow" in capsys.readouterr().err
+  reasons = [row["reason"] or "" for row in read_report(report)]
+  slow = sum(reason.startswith("slow: 4 ") for reason in reasons)
+  assert slow + len(source) == COUNT - 1  # One has no caption.
+  assert f"{slow} slow" in capsys.readouterr().err
 
 
 def test_frames_are_blended(open_small):
-  """16 frames a second at 6.4: every 2.5th frame, of which half lie between."""
-  spec = ClipSpec(num_frames=4, fps=6.4, resolution=(16, 16))
-  nearest = open_small("small_rated", spec)
-  blended = open_small(
-    "small_rated", ClipSpec(**vars(spec) | {"resample": "blend"})
-  )
+  """16 fps at 6.4: every 2.5th frame, so every other one is in between."""
+  nearest = open_small("small_rated", spec(4, fps=6.4))
+  blended = open_small("small_rated", spec(4, fps=6.4, resample="blend"))
   video = blended.videos[0]
-  full = {"num_frames": video.info.num_frames, "fps": 16}
-  whole = open_small("small_rated", ClipSpec(**vars(spec) | full))
+  whole = open_small("small_rated", spec(video.info.num_frames, fps=16))
   index = [v.file for v in whole.videos].index(video.file)
   frames = whole.clip(index).astype(int)
   for seed in range(5):
     clip = nearest.clip(0, np.random.default_rng(seed))
-    first = read_back(clip)[1][0]
-    part = frames[first:]
-    between = lambda k, part=part: (part[k] + part[k + 1]) / 2
-    expected = [part[0], between(2), part[5], between(7)]
+    part = frames[read_back(clip)[1][0] :]
+    mean = lambda k, part=part: (part[k] + part[k + 1]) / 2
     clip = blended.clip(0, np.random.default_rng(seed))
+    expected = [part[0], mean(2), part[5], mean(7)]
     np.testing.assert_allclose(clip, expected, atol=0.5)
 
 
@@ -276,11 +257,11 @@ def test_frame_rate_of_the_builder(open_small, capsys):
   source = open_small("small_rated")
   assert "frame rate" not in capsys.readouterr().err
   _, frames = read_back(source.clip(0))
-  assert np.diff(frames).tolist() == [2, 2, 2]  # 16 fps shown at 8
+  assert np.diff(frames).tolist() == [2, 2, 2]  # 16 fps resampled to 8.
 
 
-def test_parted_by_the_number_of_the_example(open_small):
-  parts = [open_small("small_classes").split(0.3) for _ in range(2)]
+def test_the_split_is_stable(open_small):
+  parts = [open_small().split(0.3) for _ in range(2)]
   names = [[{v.file for v in part.videos} for part in split] for split in parts]
   assert names[0] == names[1]
   train, held_out = names[0]
@@ -290,53 +271,56 @@ def test_parted_by_the_number_of_the_example(open_small):
   assert parts[0][1].clip(0).shape == (4, 16, 16, 3)
 
 
-def test_what_was_seen_is_remembered(open_small, monkeypatch):
-  first = open_small("small_classes")
-
-  def refuse(*args):
-    raise AssertionError("looks again")
-
-  monkeypatch.setattr(tfds_builder, "_look", refuse)
-  again = open_small("small_classes")
-  assert [v.info for v in again.videos] == [v.info for v in first.videos]
-  assert [again.captions(k) for k in range(COUNT)] == [
-    first.captions(k) for k in range(COUNT)
+def test_probes_are_cached(open_small, monkeypatch):
+  first = open_small()
+  fail = lambda *args: pytest.fail("probes again")
+  monkeypatch.setattr(tfds_builder, "_probe_example", fail)
+  again = open_small()
+  assert [(v.info, v.captions) for v in again.videos] == [
+    (v.info, v.captions) for v in first.videos
   ]
-  with pytest.raises(AssertionError, match="looks again"):
+  with pytest.raises(pytest.fail.Exception, match="probes again"):
     open_small("small_rated")
 
 
-def test_prompts_say_what_classes_show(open_small, tmp_path):
+def test_prompts_caption_classes(open_small, tmp_path):
   prompts = tmp_path / "prompts.txt"
   prompts.write_text("Archery|a bow\nArchery|an arrow\nApplyEyeMakeup|eyes\n")
-  source = open_small("small_classes", prompts=str(prompts))
+  source = open_small(prompts=str(prompts))
   captions = {source.captions(k) for k in range(COUNT)}
   assert captions == {("a bow", "an arrow"), ("eyes",)}
+  with pytest.raises(UserError) as error:
+    open_small("small_texts", prompts="x")
+  assert error.value.field == "config.data.prompts=x:"
 
 
-def test_short_ones_are_dropped_with_reasons(open_small, tmp_path, capsys):
+def test_short_examples_are_dropped(open_small, tmp_path, capsys):
   report = tmp_path / "report.jsonl"
-  spec = ClipSpec(num_frames=15, fps=8, resolution=(16, 16))
-  source = open_small("small_classes", spec, report_path=report)
-  assert len(source) == 7
+  source = open_small("small_classes", spec(15), report_path=report)
   assert "dropped 5 too short" in capsys.readouterr().err
-  rows = [json.loads(line) for line in report.read_text().splitlines()]
-  reasons = [row["reason"] for row in rows if not row["used"]]
+  reasons = [row["reason"] for row in read_report(report) if not row["used"]]
   assert len(reasons) == 5
   assert all(reason.startswith("too short: 1.") for reason in reasons)
   lengths = [v.info.num_frames for v in source.videos]
   assert sorted(lengths) == list(range(15, 22))
-  for index, count in enumerate(lengths):  # not those of the dropped
+  for index, count in enumerate(lengths):
     assert read_back(source.clip(index))[0] == count % 10
 
 
-def test_damaged_files_are_told(data_dir, open_small, tmp_path, capsys):
-  folder = tmp_path / "damaged"
-  shutil.copytree(data_dir, folder)
-  source = open_small("small_classes", data_dir=str(folder))
+@pytest.fixture
+def damaged(data_dir, tmp_path):
+  """A copy of the data directory, and functions to damage and repair it."""
+  folder = shutil.copytree(data_dir, tmp_path / "damaged")
   shard = next(folder.glob("small_classes/*/*.array_record*"))
   data = shard.read_bytes()
-  shard.write_bytes(data[:1000] + bytes(1000) + data[2000:])
+  damage = lambda: shard.write_bytes(data[:1000] + bytes(1000) + data[2000:])
+  return str(folder), damage, lambda: shard.write_bytes(data)
+
+
+def test_damaged_examples_are_reported(open_small, damaged, capsys):
+  folder, damage, _ = damaged
+  source = open_small(data_dir=folder)
+  damage()
   capsys.readouterr()
   broken = 0
   for index in range(COUNT):
@@ -348,15 +332,12 @@ def test_damaged_files_are_told(data_dir, open_small, tmp_path, capsys):
   assert capsys.readouterr().err.count("dropped: damaged: Corrupted") == broken
 
 
-def test_what_is_damaged_may_be_mended(data_dir, open_small, tmp_path):
-  folder = tmp_path / "damaged"
-  shutil.copytree(data_dir, folder)
-  shard = next(folder.glob("small_classes/*/*.array_record*"))
-  data = shard.read_bytes()
-  shard.write_bytes(data[:1000] + bytes(1000) + data[2000:])
-  assert len(open_small("small_classes", data_dir=str(folder))) < COUNT
-  shard.write_bytes(data)
-  assert len(open_small("small_classes", data_dir=str(folder))) == COUNT
+def test_damage_is_not_cached(open_small, damaged):
+  folder, damage, repair = damaged
+  damage()
+  assert len(open_small(data_dir=folder)) < COUNT
+  repair()
+  assert len(open_small(data_dir=folder)) == COUNT
 
 
 def test_the_config_opens_it(data_dir, tmp_path, capsys):
@@ -376,9 +357,9 @@ def test_the_config_opens_it(data_dir, tmp_path, capsys):
   filtered = dataclasses.replace(config, min_motion=1.0, scene_cuts=9.0)
   capsys.readouterr()
   open_sources(filtered, seed=0, report=None)
-  said = capsys.readouterr().err
-  assert "config.data.min_motion=1 is not applied" in said
-  assert "config.data.scene_cuts=9 is not applied" in said
+  printed = capsys.readouterr().err
+  assert "config.data.min_motion=1 has no effect" in printed
+  assert "config.data.scene_cuts=9 has no effect" in printed
 
 
 @pytest.mark.parametrize(
@@ -394,22 +375,22 @@ def test_the_config_opens_it(data_dir, tmp_path, capsys):
     ("small_test", "no split 'train'; it has test, validation"),
   ],
 )
-def test_builders_that_cannot_be_used(open_small, monkeypatch, name, message):
+def test_unusable_builders(open_small, monkeypatch, name, message):
   monkeypatch.setattr(tfds_builder, "_needs_tensorflow", lambda: "")
-  with pytest.raises(UserError, match=rf"config\.data\.path={name}") as error:
+  with pytest.raises(UserError, match=message) as error:
     open_small(name)
-  assert re.search(message, str(error.value))
+  assert error.value.field == f"config.data.path={name}:"
   assert "\n" not in str(error.value)
 
 
-def test_not_prepared_says_how_to(open_small, tmp_path):
+def test_the_error_gives_the_command_to_prepare(open_small, tmp_path):
   message = (
     f"not prepared in {tmp_path}/small_classes/1.2.0; prepare it: python -c .*"
     rf"builder\('small_classes', data_dir='{tmp_path}'\)\.download_and_prepare"
     r"\(file_format='array_record'\)"
   )
   with pytest.raises(UserError, match=message):
-    open_small("small_classes", data_dir=str(tmp_path))
+    open_small(data_dir=str(tmp_path))
 
 
 def test_missing_packages_are_named(open_small, monkeypatch):
@@ -418,44 +399,35 @@ def test_missing_packages_are_named(open_small, monkeypatch):
 
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   monkeypatch.setattr(SmallClasses, "FEATURES", needs_tensorflow)
-  for name in ("small_classes", "of_those_not_loaded"):
+  for name in ("small_classes", "an_unknown_builder"):
     with pytest.raises(UserError, match=r"TensorFlow.* tensorflow$"):
       open_small(name)
   monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
   with pytest.raises(UserError, match="pip install tensorflow-datasets"):
-    open_small("small_classes")
+    open_small()
 
 
-def test_prompts_are_for_classes(open_small):
-  with pytest.raises(UserError, match="have captions of their own"):
-    open_small("small_texts", prompts="x")
-
-
-def test_examples_that_come_decoded(monkeypatch, open_small):
-  """As those that `tfds.testing.mock_data` makes up."""
-  video = np.arange(10, dtype=np.uint8)[:, None, None, None] * 10 + 10
+def test_decoded_examples(monkeypatch, open_small):
+  """Like those of `tfds.testing.mock_data`."""
+  levels = np.arange(10, dtype=np.uint8)[:, None, None, None] * 10 + 10
   examples = [
-    {"clip": {"video": np.broadcast_to(video, (10, 24, 32, n))}, "label": 1}
+    {"clip": {"video": np.broadcast_to(levels, (10, 24, 32, n))}, "label": 1}
     for n in (1, 3)
   ]
   monkeypatch.setattr(
     SmallClasses, "as_data_source", lambda self, **kwargs: examples
   )
-  source = open_small("small_classes", data_dir="/nowhere")
+  source = open_small(data_dir="/nowhere")
   for index in range(2):
     assert read_back(source.clip(index)) == (0, [3, 4, 5, 6])
 
 
-def test_ucf101_made_up_by_the_library(tmp_path, capsys):
-  """The real builder, its examples made up by `mock_data`."""
+def test_mock_ucf101(tmp_path, capsys):
+  """The real builder with mock examples."""
   pytest.importorskip("tensorflow", reason="the Video feature needs it")
+  folder = str(tmp_path)
   with tfds.testing.mock_data(num_examples=6):
-    source = open_tfds(
-      "ucf101/ucf101_1",
-      [SPEC],
-      data_dir=str(tmp_path),
-      cache=str(tmp_path),
-    )
+    source = open_tfds("ucf101/ucf101_1", [SPEC], data_dir=folder, cache=folder)
     clips = [source.clip(k) for k in range(len(source))]
     captions = [source.captions(k) for k in range(len(source))]
   assert "6 of 6" in capsys.readouterr().err
