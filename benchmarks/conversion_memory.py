@@ -29,8 +29,6 @@ SIZES = {
   "IF-II-L": (common.IF_II_L, ssr.IF),
   "IF-I-XL": (common.IF_I_XL, base.FULL),
 }
-
-
 SIZE = flags.DEFINE_enum("size", "IF-II-L", list(SIZES), "Published size.")
 
 

@@ -22,8 +22,6 @@ from lumiere_jax.models.importers.unet_diffusers_config import (
 from tests.references import make_if, ours, unets
 
 _LEVELS = (1, 2, 3, 4)
-
-
 _SHARED = {
   "addition_embed_type_num_heads": 64,
   "attention_head_dim": 64,
@@ -70,7 +68,6 @@ CONFIGS = {
     ],
   },
 }
-
 
 SIZE = flags.DEFINE_enum("size", "IF-I-M", list(CONFIGS), "Published size.")
 

@@ -20,28 +20,14 @@ from lumiere_jax.data.preprocess import Options, prepare
 from lumiere_jax.data.sources.registry import open_sources
 
 PATH = flags.DEFINE_string("path", "", "Folder of captioned videos.")
-
-
 PREPARED = flags.DEFINE_string("prepared", "", "The same videos, prepared.")
-
-
 TFDS = flags.DEFINE_string("tfds", "", "A TFDS builder to measure too.")
-
-
 SIDES = flags.DEFINE_multi_integer(
   "side", [128, 16], "Side of the clips in pixels."
 )
-
-
 FRAMES = flags.DEFINE_integer("num_frames", 16, "Frames of a clip.")
-
-
 SECONDS = flags.DEFINE_float("seconds", 20.0, "Time to measure each.")
-
-
 THREADS = flags.DEFINE_integer("threads", os.cpu_count(), "Loading threads.")
-
-
 _BATCH = 4
 
 

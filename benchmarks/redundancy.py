@@ -34,10 +34,7 @@ from lumiere_jax.training.noise_report import chart, draw_noise
 from lumiere_jax.typing import Cond
 
 STD = 0.5
-
-
 SAMPLES = 4096
-
 
 CONFIGS = {
   "t2i:full": t2i.FULL,
@@ -54,7 +51,6 @@ CONFIGS = {
   "shipped:ssr_image": shipped.SSR_IMAGE_STAGE,
   "shipped:ssr": shipped.SSR,
 }
-
 
 PICTURES = flags.DEFINE_string(
   "pictures", "", "Folder for the figures of docs/noise.md."

@@ -19,8 +19,6 @@ from lumiere_jax.typing import Cond
 from tests.diffusion.conftest import Gaussian
 
 MEAN, STD, SHAPE = 0.3, 0.5, (1, 1, 64, 64, 1)
-
-
 STEPS = (5, 10, 20, 50)
 
 

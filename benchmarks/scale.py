@@ -22,8 +22,6 @@ from lumiere_jax.training.config import Experiment
 
 PLANS = flags.DEFINE_string("plans", "docs/plans", "Folder of plans.")
 COUNTS = flags.DEFINE_bool("counts", True, "Also tables that need tracing.")
-
-
 GIB = 2**30
 
 

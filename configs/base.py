@@ -45,7 +45,6 @@ FULL = Experiment(
   preview=common.PREVIEW,
 )
 
-
 TINY = Experiment(
   stage="base",
   model=common.inflated(common.TINY, common.TINY_TEMPORAL),
@@ -55,7 +54,6 @@ TINY = Experiment(
   train=common.tiny_train(trainable="temporal_"),
   mesh=common.TINY_MESH,
 )
-
 
 IF_TINY = dataclasses.replace(
   TINY,

@@ -62,7 +62,6 @@ IF_I_XL = UNetConfig(
   mask_text=False,
 )
 
-
 # IF-II-L (1.2 B), trained for 64 -> 256 pixels.
 IF_II_L = UNetConfig(
   channels=(160, 320, 640, 960, 1280),
@@ -79,7 +78,6 @@ IF_II_L = UNetConfig(
   skip_scale=0.7071,
   mask_text=False,
 )
-
 
 IF_DIFFUSION = DiffusionConfig(
   schedule="squaredcos_cap_v2", prediction="eps", null_text="empty"
@@ -102,13 +100,9 @@ SSR_1024 = dataclasses.replace(
   mask_text=True,
 )
 
-
 # In bfloat16 the XXL encoder needs 9 GB.
 T5_XXL = TextConfig(dtype="bfloat16")
-
-
 IF_TEXT = dataclasses.replace(T5_XXL, cleaning="if")
-
 
 # Fine-tunes IF to another resolution, with a tenth of its peak learning rate to
 # preserve its features. Batch and steps are ours.
@@ -121,14 +115,10 @@ FINE_TUNE = TrainConfig(
   warmup_steps=1_000,
 )
 
-
 # Filters scene cuts and slideshows in real footage for video stages; see
 # `DataConfig` for measurements.
 FOOTAGE = {"scene_cuts": 15.0, "min_motion": 0.5}
-
-
 PREVIEW = PreviewConfig(every=5_000, steps=50)
-
 
 TINY = UNetConfig(
   channels=(32, 64),
@@ -142,7 +132,6 @@ TINY = UNetConfig(
   activation="silu",
 )
 
-
 TINY_SSR = dataclasses.replace(
   TINY,
   attention=("none", "cross"),
@@ -152,16 +141,10 @@ TINY_SSR = dataclasses.replace(
   skip_scale=0.7071,
 )
 
-
 TINY_TEMPORAL = TemporalConfig(resample=(True,), num_attentions=1, head_dim=16)
-
-
 TINY_TEXT = TextConfig(max_length=48)
-
-
 # A batch of two clips cannot be split over many devices; they share pixel rows.
 TINY_MESH = MeshConfig(data=1, space=-1)
-
 
 # DeepFloyd IF's architecture, small, for the stand-ins of its weights in
 # tests/stand_ins.py.
@@ -174,7 +157,6 @@ IF_TINY = dataclasses.replace(
   mask_text=False,
 )
 
-
 IF_TINY_SSR = dataclasses.replace(
   IF_TINY,
   in_channels=6,
@@ -183,7 +165,6 @@ IF_TINY_SSR = dataclasses.replace(
   activate_embedding_once=True,
   skip_scale=0.7071,
 )
-
 
 IF_TINY_TEXT = dataclasses.replace(IF_TEXT, dtype="float32")
 

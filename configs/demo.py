@@ -16,7 +16,6 @@ from lumiere_jax.training.config import Experiment
 
 CLIPS = str(resources.files("lumiere_jax.data") / "assets/big_buck_bunny")
 
-
 BRIEF = {
   "steps": 4,
   "batch_size": 2,

@@ -24,7 +24,6 @@ SIDE = 32
 UPSCALE = 4
 CROP = 64
 
-
 # Patches of 2x2 pixels, and narrow at the finest level, which is slow on CPUs.
 # Small enough to ship in a package.
 IMAGE = UNetConfig(
@@ -40,7 +39,6 @@ IMAGE = UNetConfig(
   activation="silu",
 )
 
-
 SSR_IMAGE = dataclasses.replace(
   IMAGE,
   patch=4,
@@ -52,22 +50,16 @@ SSR_IMAGE = dataclasses.replace(
   skip_scale=0.7071,
 )
 
-
 # max_distance as in the shipped weights: 0 would be 19.
 TEMPORAL = TemporalConfig(
   resample=(True, True), num_attentions=1, head_dim=32, max_distance=20
 )
-
-
 TEXT = TextConfig(max_length=48)
-
-
 # A third of the clips have only a caption: the model must keep following it.
 MASKS = (
   "none:10 first_frame:5 random_boxes:2 moving_boxes:2 border:2 region:3 "
   "first_k:2 first_last:1 random_frames:1"
 )
-
 
 DATA = DataConfig(
   source="procedural",
@@ -77,7 +69,6 @@ DATA = DataConfig(
   resolution=SIDE,
   threads=2,
 )
-
 
 TRAIN = TrainConfig(
   steps=12_000,
@@ -96,11 +87,8 @@ TRAIN = TrainConfig(
   keep=1,
 )
 
-
 # Few steps, for CPUs.
 FAST = SamplingConfig(sampler="dpmpp_2m", steps=20, guidance_scale=3.0)
-
-
 # The low-resolution input has colours and positions; only edges are missing.
 FASTER = dataclasses.replace(
   FAST, steps=4, guidance_scale=1.0, log_snr_min=-3.0, log_snr_max=3.0
@@ -128,32 +116,23 @@ T2I = experiment(
   data={"num_frames": 1},
   train={"trainable": ".*"},
 )
-
-
 LONG = {"batch_size": 16, "learning_rate": 1.5e-3}
-
-
 BASE = experiment(
   "base",
   model=common.inflated(IMAGE, TEMPORAL),
   data={"num_frames": 80},
   train={"steps": 9_000, **LONG},
 )
-
-
 CONDITIONAL = experiment(
   "conditional",
   model=dataclasses.replace(BASE.model, cond_channels=4),
   data={"num_frames": 80, "masks": MASKS},
   train={"steps": 9_000, "trainable": TRAINABLE, **LONG},
 )
-
-
 # A patch has 48 values and the network 48 channels: too few to pass on the
 # noise that eps or v contain. Clean patches are simple. Training is limited to
 # the low noise levels of sampling.
 CLEAN = DiffusionConfig(prediction="x0", max_noise_level=0.2)
-
 
 SSR_IMAGE_STAGE = experiment(
   "ssr_image",
@@ -164,7 +143,6 @@ SSR_IMAGE_STAGE = experiment(
   data={"num_frames": 1, "resolution": SIDE * UPSCALE, "crop": CROP},
   train={"steps": 4_000, "batch_size": 64, "trainable": ".*"},
 )
-
 
 SSR = experiment(
   "ssr",

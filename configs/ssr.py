@@ -27,7 +27,6 @@ from lumiere_jax.training.config import Experiment, TrainConfig
 
 TEMPORAL = TemporalConfig(resample=(False, False, True, True))
 
-
 FULL = Experiment(
   stage="ssr",
   upscale=8,
@@ -46,14 +45,12 @@ FULL = Experiment(
   preview=common.PREVIEW,
 )
 
-
 IF = dataclasses.replace(
   FULL,
   model=common.inflated(common.on_chips(common.IF_II_L), TEMPORAL),
   text=common.IF_TEXT,
   diffusion=common.for_videos(common.IF_DIFFUSION),
 )
-
 
 TINY = Experiment(
   stage="ssr",
@@ -65,7 +62,6 @@ TINY = Experiment(
   train=common.tiny_train(trainable="temporal_"),
   mesh=common.TINY_MESH,
 )
-
 
 IF_TINY = dataclasses.replace(
   TINY,

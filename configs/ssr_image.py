@@ -34,7 +34,6 @@ FULL = Experiment(
   preview=common.PREVIEW,
 )
 
-
 IF = dataclasses.replace(
   FULL,
   model=common.on_chips(common.IF_II_L),
@@ -42,7 +41,6 @@ IF = dataclasses.replace(
   diffusion=common.IF_DIFFUSION,
   train=common.FINE_TUNE,
 )
-
 
 TINY = Experiment(
   stage="ssr_image",
@@ -54,7 +52,6 @@ TINY = Experiment(
   train=common.tiny_train(trainable=".*"),
   mesh=common.TINY_MESH,
 )
-
 
 IF_TINY = dataclasses.replace(
   TINY,

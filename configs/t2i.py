@@ -33,9 +33,7 @@ FULL = Experiment(
   preview=common.PREVIEW,
 )
 
-
 IF128 = dataclasses.replace(FULL, train=common.FINE_TUNE)
-
 
 TINY = Experiment(
   stage="t2i",
@@ -46,7 +44,6 @@ TINY = Experiment(
   train=common.tiny_train(trainable=".*"),
   mesh=common.TINY_MESH,
 )
-
 
 # At 32 pixels instead of 16.
 IF_TINY = dataclasses.replace(

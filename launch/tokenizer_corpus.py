@@ -93,7 +93,6 @@ SLOTS = {
       chess cards games bowling yoga boxing""",
 }
 
-
 TEMPLATES = (
   "a {colour} {shape} {motion} {direction}",
   "a {colour} {shape} {motion} {manner} on a {colour2} background",

@@ -1,5 +1,5 @@
 """Small random stand-ins for the weights of DeepFloyd IF and T5, laid out as
-these are published, to try every command of the README on.
+these are published, to try the commands of docs/weights.md on.
 
 python -m tests.stand_ins --out=out/stand_ins
 

@@ -31,3 +31,12 @@ def test_paths_in_the_recipes_exist():
   paths = [path for path in paths if "NAME" not in path]
   assert len(paths) > 15
   assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+def test_the_readme_imports_weights_as_the_walkthrough_does():
+  lines = (ROOT / "README.md").read_text().splitlines()
+  imports = [x for x in lines if x.startswith("python -m lumiere_jax.convert")]
+  assert len(imports) == 2
+  walkthrough = (ROOT / "docs/weights.md").read_text().splitlines()
+  assert set(imports) <= set(walkthrough)
+  assert len(lines) <= 150

@@ -25,8 +25,8 @@ import time
 from typing import Any
 
 from benchmarks.speed import tables
-from benchmarks.speed.check import Place, compare
 from benchmarks.speed.pairing import ROOT
+from benchmarks.speed.ratios import Place, compare
 from benchmarks.speed.sections import SECTIONS, Bench, Row
 
 COMMITTED = ROOT / "docs" / "performance.json"

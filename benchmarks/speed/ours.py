@@ -33,10 +33,7 @@ from lumiere_jax.storage.atomic import write_json
 from lumiere_jax.typing import Cond, FlatParams
 
 TOKENS = 77
-
-
 OVERLAP = 2  # Frames that windows share, as in the paper.
-
 
 # DeepFloyd IF's first stage with fewer channels.
 MEDIUM = UNetConfig(
@@ -51,7 +48,6 @@ MEDIUM = UNetConfig(
   mask_text=False,
 )
 
-
 SMALL = dataclasses.replace(
   MEDIUM,
   channels=(64, 96, 128),
@@ -59,8 +55,6 @@ SMALL = dataclasses.replace(
   text_channels=128,
   head_dim=32,
 )
-
-
 IMAGE = {"small": SMALL, "medium": MEDIUM}
 
 

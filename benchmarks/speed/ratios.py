@@ -1,4 +1,4 @@
-"""Ratios of paired measurements, their goals, and whether one got worse."""
+"""Ratios of paired measurements, their goals, and regressions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 
 Ratio = dict[str, Any]
+Row = dict[str, Any]
+Place = tuple[str, ...]
+"""(section, row, name) of a ratio, or (section, row)."""
 WORSE = 1.1
-"""A ratio may get worse by this factor."""
+"""Tolerated factor of a regression."""
 
 
 def summary(
@@ -21,10 +24,10 @@ def summary(
   """Median and quartiles of times * a / b, pair by pair.
 
   Args:
-    a: measured by turns with `b`.
+    a: measurements that alternate with `b`.
     b: as many.
     times: a constant factor.
-    goal: to be reached; None: there is none.
+    goal: to reach; None: no goal.
     better: 'lower' or 'higher'.
   """
   quotients = times * np.asarray(a) / np.asarray(b)
@@ -43,12 +46,41 @@ def reached(value: float, goal: float, better: str = "lower") -> bool:
 
 
 def worse(new: Ratio, old: Ratio) -> bool:
-  """Whether a ratio got worse by more than 10%, noise aside.
+  """Whether a ratio got worse by more than 10%, beyond noise.
 
-  The better quartile of the new pairs has to be that much worse than the old
+  The better quartile of the new pairs must be that much worse than the old
   median: medians alone differ by 5 to 10% from run to run.
   """
   low, high = new["quartiles"]
   if new["better"] == "lower":
     return low > WORSE * old["median"]
   return high < old["median"] / WORSE
+
+
+def compare(section: str, rows: list[Row], old: list[Row]) -> dict[Place, str]:
+  """Describes each ratio that got worse or was not committed.
+
+  Args:
+    section: name of the section.
+    rows: measured now.
+    old: committed rows.
+  """
+  before = {row["name"]: row["ratios"] for row in old if "ratios" in row}
+  missing = "is not in the committed results; run make bench"
+  found = {}
+  for row in rows:
+    if row["name"] not in before:
+      found[section, row["name"]] = missing
+      continue
+    for name, new in row["ratios"].items():
+      place = (section, row["name"], name)
+      was = before[row["name"]].get(name)
+      if was is None:
+        found[place] = missing
+      elif worse(new, was):
+        low, high = new["quartiles"]
+        found[place] = (
+          f"got worse, {was['median']:.2f} -> {new['median']:.2f} ({low:.2f} "
+          f"to {high:.2f}); {new['better']} is better"
+        )
+  return found

@@ -9,8 +9,7 @@ import pytest
 
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import tables
-from benchmarks.speed.check import compare
-from benchmarks.speed.ratios import summary
+from benchmarks.speed.ratios import compare, summary
 from tests.benchmarks import results
 
 PLACE = "growth, windows 4"

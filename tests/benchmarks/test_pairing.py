@@ -112,3 +112,10 @@ def test_alternate_changes_who_is_first(tmp_path):
 def test_versions(worker):
   known = worker.ask("versions", names=["numpy"])
   assert known == {"numpy": importlib.metadata.version("numpy")}
+
+
+def test_the_benchmark_imports_no_tests():
+  """Their package makes XLA compile fast, unoptimised programs."""
+  files = sorted((pairing.ROOT / "benchmarks/speed").glob("*.py"))
+  assert files
+  assert not [file for file in files if "from tests" in file.read_text()]

@@ -40,8 +40,6 @@ GOOD = {
   "copy.mp4": ["video a"],
   "long.mp4": ["long"],
 }
-
-
 CAPTIONS = GOOD | {"broken.mp4": ["x"], "gone.mp4": ["x"], "short.mp4": ["s"]}
 CAPTIONS["slow.mp4"] = ["slow"]
 

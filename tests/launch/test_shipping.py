@@ -22,7 +22,6 @@ def leave(folder):
   (folder / "metrics.jsonl").write_text(lines)
 """
 
-
 STAGE = (
   RUN
   + """

@@ -18,20 +18,13 @@ import yaml
 from launch import xm_launch
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
 SWEEP = ["config.train.learning_rate=1e-4,3e-4", "config.seed=0,1"]
-
-
 IMAGE = "gcr.io/project/lumiere:1"
-
-
 FLAGS = [
   *(f"--image={IMAGE}", "--workdir=/mnt/run/base"),
   "--bucket=b-1",
   *("--resources=tpu_v5p=2x2x2", *(f"--sweep={values}" for values in SWEEP)),
 ]
-
 
 # Without docker and a cloud account.
 OFFLINE = """
