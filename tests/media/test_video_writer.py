@@ -119,16 +119,6 @@ def test_keeps_the_frame_rate(tmp_path, ending, fps):
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".webm"])
-def test_colours(tmp_path, ending):
-  """Large flat fields, so that halved chroma cannot blur them."""
-  colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]])
-  video = colours.repeat(32, 0)[None, None].repeat(64, 1).astype(np.uint8)
-  write_video(tmp_path / f"x{ending}", video, 10, crf=1)
-  read = read_video(tmp_path / f"x{ending}")[0].astype(int)
-  np.testing.assert_allclose(read[0, 32, 16::32], colours, atol=4)
-
-
-@pytest.mark.parametrize("ending", [".mp4", ".webm"])
 @pytest.mark.parametrize("size", [(480, 640), (720, 1280)], ids=["sd", "hd"])
 def test_colours_are_tagged_as_they_are_encoded(tmp_path, ending, size):
   """The stored samples, by BT.709's equations, and back by the tag."""
@@ -167,12 +157,11 @@ def test_repeats_an_edge_to_an_even_size(tmp_path, ending):
 @pytest.mark.parametrize("ending", [".mp4", ".webm"])
 def test_crf_trades_size_for_quality(tmp_path, ending):
   noise = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), np.uint8)
-  sizes = []
+  sizes, path = [], tmp_path / f"x{ending}"
   for crf in (5, 17, 40):
-    path = tmp_path / f"{crf}{ending}"
     write_video(path, noise, 10, crf=crf)
-    sizes.append(path.stat().st_size)
-  assert sizes[0] > sizes[1] > sizes[2]
+    sizes.append((path.stat().st_size, len(encode_clip(noise, 10, crf=crf))))
+  assert np.all(np.diff(sizes, axis=0) < 0)
 
 
 @pytest.mark.parametrize("fps", [7, 12.5, 16, 30, 50])
@@ -242,14 +231,6 @@ def test_refuses(tmp_path, name, change, message):
   assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize(("ending", "error"), [(".mp4", 2), (".webm", 2.5)])
-def test_written_clips_read_in_part(tmp_path, ending, error):
-  path = tmp_path / f"x{ending}"
-  write_video(path, moving(), 10)
-  clip = read_clip(path, start_s=1.5, num_frames=5, fps=10)
-  assert np.abs(clip.astype(int) - moving()[15:]).mean() < error
-
-
 LEVELS = 60
 
 
@@ -294,17 +275,6 @@ def test_clips_are_deterministic():
   with futures.ThreadPoolExecutor(4) as pool:
     made = list(pool.map(lambda _: encode_clip(moving(), 16), range(12)))
   assert len(set(made)) == 1
-
-
-def test_crf_of_clips():
-  sizes = [len(encode_clip(moving(), 16, crf=crf)) for crf in (10, 23, 40)]
-  assert sizes == sorted(sizes, reverse=True)
-
-
-def test_clip_of_one_frame():
-  file = InMemoryFile("x", encode_clip(numbered(1), 16))
-  clip = read_clip(file, start_s=0, num_frames=1, fps=16)
-  assert number(clip) == [0]
 
 
 @pytest.mark.parametrize(
