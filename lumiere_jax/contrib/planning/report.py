@@ -8,7 +8,7 @@ from typing import Any
 from lumiere_jax.contrib.planning.analysis import Memory, Plan, ProgramCosts
 from lumiere_jax.contrib.planning.hlo_cost import Tensor
 from lumiere_jax.contrib.planning.roofline import Roofline
-from lumiere_jax.errors import option, word
+from lumiere_jax.errors import format_message, option
 from lumiere_jax.storage.atomic import write_json
 
 _MAX_FSDP = 64
@@ -154,7 +154,7 @@ def text(plan: Plan) -> str:
     steps = enumerate(advice(plan), 1)
     parts.append(
       "To reduce memory, try\n"
-      + "\n".join(f"  {n}. {word(step)}" for n, step in steps)
+      + "\n".join(f"  {n}. {format_message(step)}" for n, step in steps)
     )
   return "\n\n".join(parts)
 

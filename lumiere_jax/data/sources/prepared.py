@@ -23,7 +23,7 @@ from lumiere_jax.data.manifest import CLIPS, NAME, Manifest, read_manifest
 from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.data.sources.files import RecordSource
 from lumiere_jax.data.video_index import Video, index_shot
-from lumiere_jax.errors import UserError, VideoError, option, word
+from lumiere_jax.errors import UserError, VideoError, format_message, option
 from lumiere_jax.media.input_file import InMemoryFile
 from lumiere_jax.media.video_reader import VideoInfo
 from lumiere_jax.storage.array_record import Records
@@ -138,4 +138,4 @@ def _report_unfiltered(
         f"config.data.{name}={value:g} has no effect; run lumiere_jax.prepare "
         f"again with {option(name, f'{value:g}')}"
       )
-      print(word(message), file=sys.stderr)
+      print(format_message(message), file=sys.stderr)

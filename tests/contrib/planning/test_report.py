@@ -17,7 +17,7 @@ from lumiere_jax.contrib.planning.hlo import Shape
 from lumiere_jax.contrib.planning.hlo_cost import Tensor
 from lumiere_jax.contrib.planning.report import advice, save, text
 from lumiere_jax.contrib.planning.roofline import Roofline
-from lumiere_jax.errors import word
+from lumiere_jax.errors import format_message
 
 GIB = 2**30
 
@@ -124,7 +124,7 @@ def changed(plan=FAILED, job="train", arguments=None, **settings) -> Plan:
 
 def names(plan: Plan) -> list[str]:
   """The advised overrides, without explanations."""
-  return [word(step.partition(" (")[0]) for step in advice(plan)]
+  return [format_message(step.partition(" (")[0]) for step in advice(plan)]
 
 
 def test_a_plan_that_fits():
@@ -178,7 +178,7 @@ def test_as_json(tmp_path):
   save(FAILED, tmp_path / "plan.json")
   read = json.loads((tmp_path / "plan.json").read_text())
   assert read["measured"] is None
-  assert read["advice"] == [word(step) for step in advice(FAILED)]
+  assert read["advice"] == [format_message(step) for step in advice(FAILED)]
 
 
 REMAT = "config.model.remat=\"('full', 'full', 'full', 'full')\""
