@@ -134,7 +134,7 @@ def save(plan: Plan, path: str | os.PathLike) -> None:
     content["measured"]["roofline"] |= {
       name: getattr(bound, name) for name in ("bound", "bound_by", "mfu")
     }
-  content["advice"] = [] if plan.fits else [*map(word, advice(plan))]
+  content["advice"] = [] if plan.fits else [*map(format_message, advice(plan))]
   write_json(path, content)
 
 
