@@ -16,9 +16,8 @@ import numpy as np
 
 from lumiere_jax.contrib.web.forms import AS_TRAINED, SEEDS
 from lumiere_jax.contrib.web.labels import LABELS
-from lumiere_jax.contrib.web.mask_editor import painted
 from lumiere_jax.contrib.web.options import Options
-from lumiere_jax.contrib.web.uploads import VIDEOS
+from lumiere_jax.contrib.web.uploads import VIDEOS, painted_mask
 from lumiere_jax.diffusion.samplers import SAMPLERS
 from lumiere_jax.errors import UserError
 from lumiere_jax.inference.pipeline import Pipeline
@@ -108,7 +107,7 @@ class Strokes(_Uploaded, gr.ImageEditor, metaclass=_Quiet):
       stored = self.blob_storage.pop(payload.id, None)
       layers = [io.BytesIO(x) for x in (stored.layers if stored else []) if x]
     try:
-      return painted(layers)
+      return painted_mask(layers)
     except UserError as error:
       raise gr.Error(str(error), print_exception=False) from error
 
