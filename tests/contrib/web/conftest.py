@@ -19,9 +19,7 @@ def pytest_addoption(parser):
   group = parser.getgroup("the page")
   group.addoption("--shots", default="", help="Folder for screenshots.")
   group.addoption("--model", default="", help="Bundle for test_tour.py.")
-  group.addoption(
-    "--style", default="", help="NAME=PATH of a style for --model."
-  )
+  group.addoption("--style", default="", help="NAME=PATH, for --model.")
   group.addoption("--steps", default="", help="Sampling steps per stage.")
 
 

@@ -303,7 +303,7 @@ def test_errors_use_the_labels(run, begin, video, task, values, message):
 
 def test_out_of_memory(run, begin, capsys):
   full = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
-  with pytest.raises(UserError, match="too little memory.*fewer frames"):
+  with pytest.raises(UserError, match=r"too little memory.*fewer frames"):
     run(begin("text_to_video"), mock.Mock(side_effect=full))
   assert "RESOURCE_EXHAUSTED" in capsys.readouterr().err  # in the log
 

@@ -121,7 +121,7 @@ def test_styles_are_tried_when_the_pipeline_is_loaded(tmp_path, serve):
 def test_missing_packages(monkeypatch):
   monkeypatch.delitem(sys.modules, "lumiere_jax.contrib.web.page", False)
   monkeypatch.setitem(sys.modules, "fastapi", None)
-  with pytest.raises(UserError, match="fastapi.*pip install -r requirements-a"):
+  with pytest.raises(UserError, match=r"fastapi.*pip install -r requirem"):
     server.start(Source(models=("x",)), Options(), Address())
 
 
