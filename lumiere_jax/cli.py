@@ -98,10 +98,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _words(error: BaseException) -> str:
-  """The innermost message; KeyError would put it in quotes."""
+  """The innermost message, without the quotes that KeyError adds."""
   while error.args and isinstance(error.args[0], BaseException):
     error = error.args[0]
-  return str(error.args[0]) if error.args else str(error)
+  is_plain = isinstance(error, UserError) or not error.args
+  return str(error) if is_plain else str(error.args[0])
 
 
 def _unless_told_already(unraisable) -> None:

@@ -20,7 +20,6 @@ from lumiere_jax.contrib.web.options import Options
 from lumiere_jax.errors import UserError, listening, option
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.sampling_inputs import Progress
-from lumiere_jax.inference.tasks import TASKS
 from lumiere_jax.media.images import write_image
 from lumiere_jax.media.video_writer import write_video
 from lumiere_jax.storage.files import slug
@@ -282,19 +281,19 @@ class Maker:
     if asked.style:
       pipeline = self._in_style(asked.style, asked.alpha)
     how = asked.how | {"on_progress": job.on_progress}
-    return TASKS[asked.task].make(pipeline, asked.inputs, asked.prompt, how)
+    return asked.task.run(pipeline, asked.prompt, how)
 
   def _write(self, pixels: np.ndarray, asked: Asked, desk: JobQueue) -> Made:
     seed = asked.how["seed"]
-    name = slug(asked.prompt) or asked.task
+    name = slug(asked.prompt) or asked.task.name
     place = desk.new_folder() / f"{name}-seed{seed}"
-    if TASKS[asked.task].picture:
+    if asked.task.picture:
       path = place.with_suffix(".png")
       write_image(path, pixels)
     else:
       path = place.with_suffix(".mp4")
       write_video(path, pixels, self._pipeline.fps)
-    task = asked.task.replace("_", " ")
+    task = asked.task.name.replace("_", " ")
     said = f": {asked.prompt}" if asked.prompt else ""
     return Made(path=os.fspath(path), caption=f"{task}, seed {seed}{said}")
 

@@ -6,40 +6,14 @@ import os
 
 from lumiere_jax.contrib.web.options import Options
 from lumiere_jax.errors import UserError, option
+from lumiere_jax.inference.batch import ModelSource
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.styles import read_style
-from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.storage.bundle import find
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-  """What is loaded, once.
-
-  Attributes:
-    models: bundles or workdirs; each adds the stages the others lack.
-    adapters: low-rank adapters to merge into the stages they belong to.
-    adapter_scale: how much of them.
-    mesh: how the devices of this machine share the work; None: one does it.
-  """
-
-  models: tuple[str, ...]
-  adapters: tuple[str, ...] = ()
-  adapter_scale: float = 1.0
-  mesh: MeshConfig | None = None
-
-  def load(self) -> Pipeline:
-    """The pipeline; see `Pipeline.from_pretrained`."""
-    return Pipeline.from_pretrained(
-      *self.models,
-      adapters=self.adapters,
-      adapter_scale=self.adapter_scale,
-      mesh=self.mesh,
-    )
-
-
 def start(
-  source: Source,
+  source: ModelSource,
   options: Options,
   *,
   host: str,
@@ -59,12 +33,7 @@ def start(
     UserError: Gradio is not there, a flag, a bundle or a style cannot be used,
       or the address cannot be listened to.
   """
-  if not source.models:
-    raise UserError(
-      option("model"),
-      "is missing",
-      "give a bundle, or the workdir of a training run",
-    )
+  source.check()
   for path in options.styles.values():
     read_style(path)
   if root_path and (root_path[0] != "/" or root_path[-1] == "/"):
@@ -87,7 +56,7 @@ def start(
   )
 
 
-def _load(source: Source, options: Options) -> Pipeline:
+def _load(source: ModelSource, options: Options) -> Pipeline:
   pipeline = source.load()
   for path in options.styles.values():
     pipeline.styled(path, 0.0)  # takes no time, and says if it does not fit

@@ -9,16 +9,14 @@ from lumiere_jax.contrib.web.jobs import Cancelled, JobQueue, Made
 from lumiere_jax.errors import UserError
 from lumiere_jax.inference.pipeline import SampleOptions
 from lumiere_jax.inference.sampling_inputs import Progress
-from lumiere_jax.inference.tasks import Inputs
+from lumiere_jax.inference.tasks import TextToVideo
 
 STEP = Progress(stage="base", done=1, total=2, canvas=None)
 
 
 def asked(folder):
   (folder / "video.mp4").write_text("a file of the job")
-  return Asked(
-    task="text_to_video", prompt="a", inputs=Inputs(), how=SampleOptions()
-  )
+  return Asked(task=TextToVideo(), prompt="a", how=SampleOptions())
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ BAD = [
   ("stylize", {}, "There is no style to choose from"),
   ("video_to_video", {"video": "video", "strength": 2}, "Strength is 2; give"),
   ("super_resolve", {"video": "picture"}, "Video is not a mp4, mov, webm"),
-  ("panorama", {"width": 9000}, "What is to be made is too large: 9000x"),
+  ("panorama", {"width": 9000}, "The result is too large: 9000x"),
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 from lumiere_jax.contrib.web import start as starting
 from lumiere_jax.contrib.web.examples import PROMPTS, draw
 from lumiere_jax.contrib.web.options import Limits, Options, parse_styles
-from lumiere_jax.contrib.web.start import Source, start
+from lumiere_jax.contrib.web.start import start
 from lumiere_jax.errors import UserError, listening, notice
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.video_reader import probe
@@ -55,10 +55,10 @@ def test_limits_are_above_zero():
 
 
 def test_what_cannot_work_is_said_before_anything_is_loaded(tmp_path):
-  there = Source(models=(str(tmp_path),))
+  there = ModelSource(models=(str(tmp_path),))
   where = {"host": "127.0.0.1", "port": 0}
   with pytest.raises(UserError, match="model is missing; give a bundle"):
-    start(Source(models=()), Options(), **where)
+    start(ModelSource(models=()), Options(), **where)
   options = Options(styles={"ink": "/no/such/place"})
   with pytest.raises(UserError, match="style=/no/such/place does not exist"):
     start(there, options, **where)
@@ -75,7 +75,7 @@ def test_bundles_are_secret_wherever_their_names_lead(tmp_path, monkeypatch):
   monkeypatch.setattr(bundle.resources, "files", lambda name: tmp_path / name)
   served = mock.Mock()
   monkeypatch.setattr(starting, "_server", lambda: served)
-  source = Source(models=("demo", str(workdir)), adapters=("base=/a",))
+  source = ModelSource(models=("demo", str(workdir)), adapters=("base=/a",))
   styles = {"ink": f"base={GOLDEN}"}
   start(source, Options(styles=styles), host="", port=0)
   _, options = served.call_args.args
@@ -87,7 +87,7 @@ def test_a_style_that_does_not_fit_is_told_at_the_start(tmp_path, monkeypatch):
   monkeypatch.setattr(
     starting, "_server", lambda: lambda load, *_, **__: load()
   )
-  source = Source(models=(str(GOLDEN),))
+  source = ModelSource(models=(str(GOLDEN),))
   start(source, Options(styles={"own": f"base={GOLDEN}"}), host="", port=0)
   with pytest.raises(UserError, match="holds base, ssr; say whose style"):
     start(source, Options(styles={"own": str(GOLDEN)}), host="", port=0)
@@ -102,7 +102,7 @@ def test_without_its_packages_the_page_names_the_file_of_them(monkeypatch):
       monkeypatch.delitem(sys.modules, name)
   monkeypatch.setitem(sys.modules, "fastapi", None)
   with pytest.raises(UserError, match="pip install -r requirements-app"):
-    start(Source(models=("x",)), Options(), host="127.0.0.1", port=0)
+    start(ModelSource(models=("x",)), Options(), host="127.0.0.1", port=0)
 
 
 def test_mistakes_in_flags_end_in_one_line():
