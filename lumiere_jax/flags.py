@@ -43,6 +43,7 @@ def define(
   *classes: type,
   only: Collection[str] | None = None,
   names: Mapping[str, str] | None = None,
+  into: flags.FlagValues = flags.FLAGS,
 ) -> Flags:
   """Defines a flag for each option of dataclasses; `read` makes one of them.
 
@@ -53,6 +54,7 @@ def define(
     only: fields to define flags for; None: all options. Fields that are not
       made by `setting` have the help of the class's docstring.
     names: field -> flag, where they differ from the option's name.
+    into: where the flags are registered.
   """
   holders: Flags = {}
   for cls in classes:
@@ -66,7 +68,7 @@ def define(
         )
         name = (names or {}).get(field, info.name)
         kind = bare_type(hints[field])
-        holders[field] = _define(name, kind, defaults[field], info)
+        holders[field] = _define(name, kind, defaults[field], info, into)
   return holders
 
 
@@ -82,24 +84,28 @@ def values(holders: Flags) -> dict[str, Any]:
 
 
 def _define(
-  name: str, kind: Any, default: Any, info: FieldInfo
+  name: str,
+  kind: Any,
+  default: Any,
+  info: FieldInfo,
+  into: flags.FlagValues,
 ) -> flags.FlagHolder:
   text = word(info.help, "--{}".format)
   if default is dataclasses.MISSING:
     default = {str: ""}.get(kind)
   if info.parse or kind in _PARSERS:
     parser = TextParser(info.parse or _PARSERS[kind])
-    return flags.DEFINE(parser, name, _written(default), text)
+    return flags.DEFINE(parser, name, _written(default), text, into)
   if typing.get_origin(kind) is tuple:
     define_list = flags.DEFINE_list if info.comma else flags.DEFINE_multi_string
-    return define_list(name, list(default or ()), text)
+    return define_list(name, list(default or ()), text, into)
   simple = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
     str: flags.DEFINE_string,
   }
-  return simple[kind](name, default, text)
+  return simple[kind](name, default, text, flag_values=into)
 
 
 def _written(default: Any) -> str | None:

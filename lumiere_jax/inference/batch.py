@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from lumiere_jax.errors import UserError, option
+from lumiere_jax.inference.cascade import Progress
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.inference.prompt_files import PromptLine, check_options
-from lumiere_jax.inference.sampling_inputs import Progress
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.inference.styles import parse_alphas
 from lumiere_jax.inference.tasks import TASKS, Task, make_task

@@ -57,19 +57,7 @@ T = TypeVar("T")
 
 @struct.dataclass
 class GuidanceParams:
-  """What may change from one video to the next without compiling anew.
-
-  Attributes:
-    guidance_scale: w of classifier-free guidance; 1 is the conditional model.
-    guidance_rescale: how far guided frames keep the contrast of unguided ones,
-      in [0, 1].
-    guidance_interval: schedule times (low, high) between which is guided; 0
-      and 1 are always.
-    oscillate_after: steps before guidance alternates; -1 is never.
-    oscillate_low: the scale it then alternates with.
-    percentile: of dynamic thresholding, in [0, 1].
-    max_value: largest threshold; 1 is static clipping.
-  """
+  """Traced parameters: they change without compiling again; see `Settings`."""
 
   guidance_scale: Scalar = 7.0
   guidance_rescale: Scalar = 0.0

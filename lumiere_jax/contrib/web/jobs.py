@@ -18,8 +18,8 @@ from lumiere_jax.contrib.web.forms import Asked
 from lumiere_jax.contrib.web.labels import words
 from lumiere_jax.contrib.web.options import Options
 from lumiere_jax.errors import UserError, listening, option
+from lumiere_jax.inference.cascade import Progress
 from lumiere_jax.inference.pipeline import Pipeline
-from lumiere_jax.inference.sampling_inputs import Progress
 from lumiere_jax.media.images import write_image
 from lumiere_jax.media.video_writer import write_video
 from lumiere_jax.storage.files import slug

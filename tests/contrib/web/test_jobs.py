@@ -7,8 +7,8 @@ import pytest
 from lumiere_jax.contrib.web.forms import Asked
 from lumiere_jax.contrib.web.jobs import Cancelled, JobQueue, Made
 from lumiere_jax.errors import UserError
+from lumiere_jax.inference.cascade import Progress
 from lumiere_jax.inference.pipeline import SampleOptions
-from lumiere_jax.inference.sampling_inputs import Progress
 from lumiere_jax.inference.tasks import TextToVideo
 
 STEP = Progress(stage="base", done=1, total=2, canvas=None)

@@ -150,7 +150,7 @@ BAD = [
   ("cinemagraph", {"image": "picture"}, "The mask is empty; paint over"),
   ("cinemagraph", {"image": "picture", "box": "a"}, "Box=a is not four whole"),
   ("stylize", {}, "There is no style to choose from"),
-  ("video_to_video", {"video": "video", "strength": 2}, "Strength is 2; give"),
+  ("video_to_video", {"video": "video", "strength": 2}, "Strength=2.0 must be"),
   ("super_resolve", {"video": "picture"}, "Video is not a mp4, mov, webm"),
   ("panorama", {"width": 9000}, "The result is too large: 9000x"),
 ]
