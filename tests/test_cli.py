@@ -186,7 +186,7 @@ def test_ctrl_c_ends_at_once_in_one_line():
     check=False,
   )
   assert told.returncode == 130, told.stderr
-  assert told.stderr == "\nended at once, by Ctrl-C\n"
+  assert told.stderr == "\ninterrupted by Ctrl-C\n"
 
 
 INTERRUPTED = """

@@ -285,7 +285,7 @@ def test_a_style_of_another_network_is_refused(tmp_path):
   with pytest.raises(UserError, match=r"style=.*wide.* is 48, the config wa"):
     styled(WEIGHTS, MODELS, style, 0.5)
   mixed = WEIGHTS | {"t2i": drawn(wide, 1)}
-  with pytest.warns(UserWarning, match="base is left in its own style: sty"):
+  with pytest.warns(UserWarning, match="base keeps its own style: sty"):
     got = styled({k: mixed[k] for k in ("t2i", "base")}, MODELS, style, 1.0)
   assert_same(got["t2i"], drawn(wide, 0))
   assert got["base"] is WEIGHTS["base"]
