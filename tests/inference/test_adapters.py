@@ -70,7 +70,7 @@ def test_several_add_up(workdir):
 @pytest.mark.parametrize(
   ("weights", "words"),
   [
-    ({"ssr": BASE}, r"is for stage 'base', --model holds ssr"),
+    ({"ssr": BASE}, r"is for stage 'base', model holds ssr"),
     ({"base": {"b/kernel": np.ones(3)}}, r"this one has no a/kernel"),
     (
       {"base": BASE | {"a/kernel": np.ones((3, 3))}},
@@ -85,7 +85,7 @@ def test_several_add_up(workdir):
 def test_another_base_is_refused_by_name(workdir, weights, words):
   with pytest.raises(UserError, match=words) as error:
     apply_adapters([read_adapter(workdir)], weights, {}, 1.0)
-  assert f"--adapter={workdir}" in str(error.value)
+  assert f"adapter={workdir}" in str(error.value)
   assert "\n" not in str(error.value)
 
 
@@ -213,7 +213,7 @@ def test_where_it_fits_several_stages_one_must_be_named(tmp_path):
   safetensors.save(file, published())
   models = MODELS | {"t2i": dataclasses.replace(MODELS["base"], temporal=None)}
   weights = STAGES | {"t2i": STAGES["base"]}
-  words = rf"fits the stages base, t2i; say which, as --adapter=base={file}"
+  words = rf"fits the stages base, t2i; say which, as adapter=base={file}"
   with pytest.raises(UserError, match=words):
     apply_adapters([read_adapter(file)], weights, models, 1.0)
   worn = apply_adapters([read_adapter(f"t2i={file}")], weights, models, 1.0)
@@ -239,7 +239,7 @@ def test_what_fits_nowhere_is_named_for_each_stage(tmp_path):
   with pytest.raises(UserError) as error:
     apply_adapters([read_adapter(file)], STAGES, MODELS, 1.0)
   message = str(error.value)
-  assert message.startswith(f"--adapter={file} fits no stage of --model: ")
+  assert message.startswith(f"adapter={file} fits no stage of model: ")
   assert f"unet.{LAYER}.lora_A.weight (2, 64) instead of (2, 32)" in message
   assert f"unet.{LAYER}.lora_B.weight (64, 2) instead of (48, 2)" in message
   for half in "AB":

@@ -203,7 +203,7 @@ def test_thresholds_are_of_whole_clips(pipeline, monkeypatch):
     ({"window": 18}, "window of 18 frames is longer than the video of 16"),
     ({"window": 8, "overlap": 8}, "overlap of 8 frames does not fit"),
     ({"window": 7}, "window of 7 frames is not a multiple"),
-    ({"sampler": "euler"}, "--sampler='euler' is not one of ddpm, ddim"),
+    ({"sampler": "euler"}, "sampler='euler' is not one of ddpm, ddim"),
     ({"steps": 0}, "steps=0"),
     ({"guidance_rescale": 1.5}, "guidance_rescale=1.5 is not in"),
     ({"guidance_interval": (0.8, 0.2)}, "guidance_interval=0.8,0.2 is no"),

@@ -227,9 +227,9 @@ def test_another_architecture_is_refused_by_leaf():
   other["mid_7/kernel"] = np.zeros(3)
   other["head/kernel"] = np.zeros((1, 1))
   with pytest.raises(UserError) as error:
-    interpolate_style(WEIGHTS["base"], other, 0.5, "--style=x")
+    interpolate_style(WEIGHTS["base"], other, 0.5, "style=x")
   message = str(error.value)
-  assert message.startswith("--style=x was made with another config.model")
+  assert message.startswith("style=x was made with another config.model")
   assert f"lacks {PATH}" in message
   assert "has mid_7/kernel" in message
   assert "head/kernel is 1x1" in message
@@ -274,7 +274,7 @@ def test_super_resolution_has_a_style_of_its_own(tmp_path):
   style = read_style(f"t2i={folder}")
   assert_same(styled(WEIGHTS, MODELS, style, 1.0)["t2i"], STYLED)
   only = {"ssr": WEIGHTS["ssr"]}
-  words = "is for t2i or base or conditional, --model holds ssr; give"
+  words = "is for t2i or base or conditional, model holds ssr; give"
   with pytest.raises(UserError, match=words):
     styled(only, MODELS, style, 1.0)
 
@@ -300,7 +300,7 @@ def test_an_adapter_scaled_is_the_interpolation(tmp_path, alpha):
   style = read_style(write_our_adapter(tmp_path, adapter))
   assert style.slot == "base"
   with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "--alpha=1.3 is above 1")
+    warnings.filterwarnings("ignore", "alpha=1.3 is above 1")
     got = styled(WEIGHTS, MODELS, style, alpha)
   assert got["ssr"] is WEIGHTS["ssr"]
   for stage in ("t2i", "base", "conditional"):
@@ -333,7 +333,7 @@ def test_a_style_and_its_adapter_look_the_same():
 def test_an_adapter_on_other_weights_is_worn_with_a_warning(tmp_path):
   adapter = make_adapter()
   style = read_style(write_our_adapter(tmp_path, adapter, base=STYLED))
-  words = "trained on the t2i of 'out/t2i', and the base of --model holds other"
+  words = "trained on the t2i of 'out/t2i', and the base of model holds other"
   with pytest.warns(UserWarning, match=words):
     got = styled({"base": WEIGHTS["base"]}, MODELS, style, 1.0)["base"]
   assert_same(got, lora.merge({**WEIGHTS["base"], **adapter}))
@@ -387,7 +387,7 @@ def test_where_a_published_adapter_fits_two_slots_one_must_be_named(tmp_path):
   safetensors.save(file, published())
   both = {"base": WEIGHTS["base"], "ssr": WEIGHTS["base"]}
   models = {"base": MODELS["base"], "ssr": MODELS["base"]}
-  words = rf"fits the stages base, ssr; say which, as --style=base={file}"
+  words = rf"fits the stages base, ssr; say which, as style=base={file}"
   with pytest.raises(UserError, match=words):
     styled(both, models, read_style(file), 1.0)
   got = styled(both, models, read_style(f"ssr={file}"), 1.0)
@@ -397,15 +397,15 @@ def test_where_a_published_adapter_fits_two_slots_one_must_be_named(tmp_path):
   with pytest.raises(UserError) as error:
     styled(WEIGHTS, MODELS, read_style(file), 1.0)
   for stage in ("t2i", "ssr"):
-    words = f"--style={file} on stage '{stage}': 2 tensors are of the wrong sh"
+    words = f"style={file} on stage '{stage}': 2 tensors are of the wrong sh"
     assert words in str(error.value)
   assert "\n" not in str(error.value)
 
 
 def test_what_is_no_style_is_named(tmp_path):
   for name, words in (
-    ("gone", r"--style=.*gone does not exist; give a bundle"),
-    (".", r"--style=.* has no bundle.json; give a bundle"),
+    ("gone", r"style=.*gone does not exist; give a bundle"),
+    (".", r"style=.* has no bundle.json; give a bundle"),
   ):
     with pytest.raises(UserError, match=words):
       read_style(tmp_path / name)
@@ -443,8 +443,8 @@ def test_alphas_out_of_range_are_refused(tmp_path, alpha):
 def test_more_than_all_of_a_style_is_warned_of():
   for alpha in (0, 0.5, 1):
     check_alpha(alpha)
-  with pytest.warns(UserWarning, match=r"--a=1.5 is above 1"):
-    check_alpha(1.5, "--a")
+  with pytest.warns(UserWarning, match=r"a=1.5 is above 1"):
+    check_alpha(1.5, "a")
 
 
 def test_alphas_are_numbers_with_commas():

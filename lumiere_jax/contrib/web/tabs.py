@@ -69,12 +69,17 @@ def _rows(cls: type, *, ungrouped: bool) -> list[Row]:
   return [part for row in rows for part in _ON_PAGE.get(row, (row,))]
 
 
+_TITLES = {"super_resolve": "Super-resolve", "text_to_image": "Text to picture"}
+
+
 def _tab(name: str) -> Tab:
   rows = [("prompt",), *_rows(TASKS[name], ungrouped=True)]
   if name == "stylize":
     rows.append(("style", "alpha"))
   about = TASKS[name].__doc__.partition("\n")[0]
-  return Tab(title=label_of(name), about=about, fields=tuple(rows))
+  return Tab(
+    title=_TITLES.get(name, label_of(name)), about=about, fields=tuple(rows)
+  )
 
 
 TABS: dict[str, Tab] = {name: _tab(name) for name in TASKS}
