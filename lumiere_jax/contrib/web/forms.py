@@ -185,7 +185,9 @@ def _inputs(
   _require(task, given)
   if "mask" in options:
     given |= _mask(values, limits, folder)
-  for name in options.keys() - given.keys() - {"mask", "box"}:
+  for name in options:
+    if name in given or name in ("mask", "box"):
+      continue
     if name == "expand":
       given[name] = _expand(values, limits)
     elif name == "uncomposited":

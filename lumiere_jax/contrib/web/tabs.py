@@ -76,10 +76,9 @@ def _tab(name: str) -> Tab:
   rows = [("prompt",), *_rows(TASKS[name], ungrouped=True)]
   if name == "stylize":
     rows.append(("style", "alpha"))
+  title = _TITLES.get(name, label_of(name))
   about = TASKS[name].__doc__.partition("\n")[0]
-  return Tab(
-    title=_TITLES.get(name, label_of(name)), about=about, fields=tuple(rows)
-  )
+  return Tab(title=title, about=about, fields=tuple(rows))
 
 
 TABS: dict[str, Tab] = {name: _tab(name) for name in TASKS}
