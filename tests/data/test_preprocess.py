@@ -376,7 +376,7 @@ def test_a_place_that_cannot_be_written(options, tmp_path):
     ({"out": ""}, "--out is missing"),
     ({"out": "gs://bucket/x"}, "--out=gs://bucket/x is remote"),
     ({"fps": 0.0}, "--fps=0.0 must be above 0"),
-    ({"side": 1}, "--side=1 is too small; give 2 or more"),
+    ({"side": 1}, "--side=1 must be at least 2"),
     ({"num_frames": 0}, "--num_frames=0"),
     ({"max_seconds": -1.0}, "--max_seconds=-1.0"),
     ({"crf": 52}, "--crf=52"),

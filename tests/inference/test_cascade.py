@@ -152,8 +152,8 @@ def test_negative_prompt_equal_to_the_prompt_cancels_guidance(base_only):
   assert np.abs(run(1.0) - run(9.0)).max() <= 1
 
 
-def test_knobs_of_guidance_reach_the_video(base_only):
-  """Of 3 steps, at t = 1, 2/3 and 1/3, each knob touches some."""
+def test_guidance_options_change_the_video(base_only):
+  """Each applies to some of the 3 steps, at t = 1, 2/3 and 1/3."""
   strong = dataclasses.replace(SHORT, guidance_scale=50.0)
   sample = lambda **changes: base_only.sample(
     [PROMPT], seeds=[1], settings=dataclasses.replace(strong, **changes)
@@ -203,11 +203,11 @@ def test_thresholds_are_of_whole_clips(pipeline, monkeypatch):
     ({"window": 18}, "window of 18 frames is longer than the video of 16"),
     ({"window": 8, "overlap": 8}, "overlap of 8 frames does not fit"),
     ({"window": 7}, "window of 7 frames is not a multiple"),
-    ({"sampler": "euler"}, "--sampler='euler' is not one of ddpm, ddim"),
+    ({"sampler": "euler"}, "sampler='euler' is not one of ddpm, ddim"),
     ({"steps": 0}, "steps=0"),
-    ({"guidance_rescale": 1.5}, "guidance_rescale=1.5 is not in"),
-    ({"guidance_interval": (0.8, 0.2)}, "guidance_interval=0.8,0.2 is no"),
-    ({"guidance_interval": (0.0, 1.1)}, "guidance_interval=0,1.1 is no"),
+    ({"guidance_rescale": 1.5}, "guidance_rescale=1.5 must be"),
+    ({"guidance_interval": (0.8, 0.2)}, "guidance_interval=0.8,0.2 is not"),
+    ({"guidance_interval": (0.0, 1.1)}, "guidance_interval=0,1.1 is not"),
     ({"oscillate_after": -2}, "oscillate_after=-2 must be at least -1"),
     ({"oscillate_low": -1.0}, "oscillate_low=-1.0 must be at least 0"),
     ({"percentile": 1.5}, "percentile=1.5"),
@@ -287,5 +287,5 @@ def test_stages_that_do_not_fit_each_other(pipeline):
   )
   with pytest.raises(UserError, match="use stages trained for each other"):
     pair({"base": pipeline.stages["base"], "ssr": other})
-  with pytest.raises(UserError, match=r"a base .* stage is needed"):
+  with pytest.raises(UserError, match="sampling needs a base"):
     pair({"ssr": stage})

@@ -193,9 +193,9 @@ def test_long_videos_go_on_from_their_last_frames(pipeline, asked, video):
 @pytest.mark.parametrize(
   "changes, words",
   [
-    ({"context": 16}, "--context=16 frames must be 1 to 15"),
-    ({"context": 0}, "--context=0"),
-    ({"times": 0}, "--times=0"),
+    ({"context": 16}, "context=16 frames must be 1 to 15"),
+    ({"context": 0}, "context=0"),
+    ({"times": 0}, "times=0"),
   ],
 )
 def test_what_cannot_be_gone_on_with(pipeline, video, changes, words):
@@ -234,7 +234,7 @@ def test_panoramas_are_seen_in_windows(pipeline, asked):
 
 def test_a_conditional_base_is_needed(pipeline, video):
   alone = Pipeline(pipeline.text, pipeline.stages)
-  with pytest.raises(UserError, match="needs a base that is told pixels"):
+  with pytest.raises(UserError, match="has no pixel-conditioned base"):
     alone.image_to_video(PROMPT, video[0], settings=SHORT)
 
 
@@ -289,6 +289,20 @@ def test_one_text_and_one_seed_are_one_video(pipeline, asked):
   assert asked
 
 
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("setings", 'image_to_video.*setings.*did you mean "settings"'),
+    ("watch", "it is now 'on_progress'"),
+    ("feather", "known: prompt, image, last_image, composited, seed"),
+  ],
+)
+def test_unknown_options_are_errors(pipeline, asked, video, name, words):
+  with pytest.raises(UserError, match=words):
+    pipeline.image_to_video(PROMPT, video[0], **{name: SHORT})
+  assert not asked
+
+
 def test_progress_is_told(text):
   heard = []
   experiment = dataclasses.replace(
@@ -339,7 +353,7 @@ def test_given_pixels_of_a_smaller_stage_are_means(rng):
 
 
 def test_a_style_is_blended_into_all_spatial_layers(text, monkeypatch, rng):
-  """Of the base and of the one that is told pixels; temporal ones stay."""
+  """Of both bases; temporal layers keep their weights."""
   draw = lambda experiment: {
     path: rng.normal(size=leaf.shape).astype(np.float32)
     for path, leaf in abstract_params(experiment.network).items()

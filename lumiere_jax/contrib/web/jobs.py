@@ -23,9 +23,8 @@ from lumiere_jax.contrib.web.forms import Asked
 from lumiere_jax.contrib.web.labels import words
 from lumiere_jax.contrib.web.options import Options
 from lumiere_jax.errors import UserError, listening, option
+from lumiere_jax.inference.cascade import OnProgress, Progress
 from lumiere_jax.inference.pipeline import Pipeline
-from lumiere_jax.inference.sampling_inputs import OnProgress, Progress
-from lumiere_jax.inference.tasks import TASKS
 from lumiere_jax.media.images import write_image
 from lumiere_jax.media.video_writer import write_video
 from lumiere_jax.storage.files import slug
@@ -272,8 +271,7 @@ class JobRunner:
     if request.style:
       pipeline = self._styled(request.style, request.alpha)
     how = request.how | {"on_progress": check_and_report}
-    make = TASKS[request.task].make
-    return make(pipeline, request.inputs, request.prompt, how)
+    return request.task.run(pipeline, request.prompt, how)
 
   def _apply_style(self, style: str, alpha: float) -> Pipeline:
     path = self._options.styles[style]
@@ -287,16 +285,16 @@ class JobRunner:
   def _write(
     self, pixels: np.ndarray, request: Asked, queue: JobQueue
   ) -> Result:
-    seed = request.how["seed"]
-    name = f"{slug(request.prompt) or request.task}-seed{seed}"
+    task, seed = request.task, request.how["seed"]
+    name = f"{slug(request.prompt) or task.name}-seed{seed}"
     path = queue.new_folder() / name
-    if TASKS[request.task].picture:
+    if task.picture:
       path = path.with_suffix(".png")
       write_image(path, pixels)
     else:
       path = path.with_suffix(".mp4")
       write_video(path, pixels, self._pipeline.fps)
-    caption = f"{request.task.replace('_', ' ')}, seed {seed}"
+    caption = f"{task.name.replace('_', ' ')}, seed {seed}"
     if request.prompt:
       caption += f": {request.prompt}"
     return Result(path=os.fspath(path), caption=caption)

@@ -1,61 +1,56 @@
-"""Options of the web server: what to load, where to listen, limits, styles."""
+"""Options of the web server: limits, styles, where to listen."""
 
 from collections.abc import Mapping
 import dataclasses
 
 from lumiere_jax.errors import UserError, option
-from lumiere_jax.inference.pipeline import Pipeline
-from lumiere_jax.parallel.mesh import MeshConfig
+from lumiere_jax.options import check_values, setting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-  """Limits on a single job.
+  """The most that one user may request of the machine at once."""
 
-  Attributes:
-    max_side: pixels per side of uploads and results.
-    max_seconds: length of uploads and results.
-    max_mb: megabytes (10^6 bytes) of an uploaded file.
-    max_mpixels: megapixels over all frames of a video that is read or
-      generated; each pixel takes 3 bytes of memory, and 12 while it is sampled.
-    max_steps: sampling steps per stage.
-  """
-
-  max_side: int = 4096
-  max_seconds: float = 60.0
-  max_mb: float = 100.0
-  max_mpixels: float = 400.0
-  max_steps: int = 1000
+  max_side: int = setting(
+    4096, "Pixels of a side, of uploads and of results.", above=0
+  )
+  max_seconds: float = setting(
+    60.0, "Duration in seconds, of uploads and of results.", above=0
+  )
+  max_mb: float = setting(
+    100.0, "Size of an uploaded file in megabytes (10^6 bytes).", above=0
+  )
+  max_mpixels: float = setting(
+    400.0,
+    "Millions of pixels in all frames of a video, read or made. Each takes 3 "
+    "bytes of memory, and 12 while it is sampled.",
+    above=0,
+  )
+  max_steps: int = setting(1000, "Sampling steps of a stage.", above=0)
 
   def __post_init__(self):
-    for name, value in vars(self).items():
-      if not value > 0:
-        raise UserError(option(name, f"{value:g}"), "must be above 0")
+    check_values(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """Options of the page.
+  """How the page behaves.
 
   Attributes:
     limits: see `Limits`.
     styles: name -> path of a style, for `Pipeline.styled`.
-    queue: jobs that may wait.
-    jobs: jobs that are sampled at the same time.
     secret: files and folders that are never served, even inside of the folder
       of uploads and results.
   """
 
   limits: Limits = dataclasses.field(default_factory=Limits)
   styles: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  queue: int = 8
-  jobs: int = 1
+  queue: int = setting(8, "Jobs that may wait.", least=1)
+  jobs: int = setting(1, "Jobs that are sampled at the same time.", least=1)
   secret: tuple[str, ...] = ()
 
   def __post_init__(self):
-    for name in ("queue", "jobs"):
-      if getattr(self, name) < 1:
-        raise UserError(option(name, getattr(self, name)), "must be at least 1")
+    check_values(self)
 
   @property
   def capacity(self) -> int:
@@ -64,48 +59,27 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Source:
-  """The pipeline to load.
-
-  Attributes:
-    models: bundles or workdirs; each adds the stages that the others lack.
-    adapters: low-rank adapters to merge into the stages they belong to.
-    adapter_scale: weight of the adapters; 1 is as trained.
-    mesh: shards the work over the devices of this machine; None: one device.
-  """
-
-  models: tuple[str, ...]
-  adapters: tuple[str, ...] = ()
-  adapter_scale: float = 1.0
-  mesh: MeshConfig | None = None
-
-  def load(self) -> Pipeline:
-    """Loads it with `Pipeline.from_pretrained`."""
-    return Pipeline.from_pretrained(
-      *self.models,
-      adapters=self.adapters,
-      adapter_scale=self.adapter_scale,
-      mesh=self.mesh,
-    )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Address:
-  """Where the server listens, and how clients reach it.
+  """Where the server listens, and how clients reach it."""
 
-  Attributes:
-    host: address to listen on.
-    port: port to listen on; 0: any free port.
-    names: further host names in requests, such as a reverse proxy's.
-    root_path: path prefix that a reverse proxy strips, such as '/lumiere'.
-  """
-
-  host: str = "127.0.0.1"
-  port: int = 7860
-  names: tuple[str, ...] = ()
-  root_path: str = ""
+  host: str = setting(
+    "127.0.0.1", "Address to listen on; 0.0.0.0: all of this machine's."
+  )
+  port: int = setting(
+    7860, "Port to listen on; 0: any free port.", least=0, most=65535
+  )
+  names: tuple[str, ...] = setting(
+    (),
+    "Host name that a reverse proxy serves the page under; give it again for "
+    "more.",
+    name="name",
+  )
+  root_path: str = setting(
+    "", "Path prefix that a reverse proxy adds, such as /lumiere."
+  )
 
   def __post_init__(self):
+    check_values(self)
     path = self.root_path
     if path and (path[0] != "/" or path[-1] == "/"):
       raise UserError(

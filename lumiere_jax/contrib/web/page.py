@@ -24,8 +24,8 @@ from lumiere_jax.contrib.web.options import Options
 from lumiere_jax.contrib.web.tabs import ADVANCED, TABS, Tab
 from lumiere_jax.contrib.web.uploads import editor_background
 from lumiere_jax.errors import UserError
+from lumiere_jax.inference.cascade import Progress
 from lumiere_jax.inference.pipeline import Pipeline
-from lumiere_jax.inference.sampling_inputs import Progress
 
 TITLE = "Lumiere"
 

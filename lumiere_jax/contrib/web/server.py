@@ -16,8 +16,9 @@ import types
 
 from lumiere_jax.contrib.web.jobs import JobQueue
 from lumiere_jax.contrib.web.middleware import allowed_hosts
-from lumiere_jax.contrib.web.options import Address, Options, Source
+from lumiere_jax.contrib.web.options import Address, Options
 from lumiere_jax.errors import UserError, option
+from lumiere_jax.inference.batch import ModelSource
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.styles import read_style
 from lumiere_jax.storage.bundle import find
@@ -25,7 +26,7 @@ from lumiere_jax.storage.bundle import find
 _SHUTDOWN_TIMEOUT_S = 3
 
 
-def start(source: Source, options: Options, address: Address) -> None:
+def start(source: ModelSource, options: Options, address: Address) -> None:
   """Checks the options, then serves the page until Ctrl-C or SIGTERM.
 
   Args:
@@ -34,12 +35,7 @@ def start(source: Source, options: Options, address: Address) -> None:
       to `options.secret`.
     address: where to listen.
   """
-  if not source.models:
-    raise UserError(
-      option("model"),
-      "is missing",
-      "give a bundle, or the workdir of a training run",
-    )
+  source.check()
   for path in options.styles.values():
     read_style(path)
   _import_page()  # before a bundle is downloaded
@@ -51,7 +47,7 @@ def start(source: Source, options: Options, address: Address) -> None:
   serve(lambda: _load(source, options), options, address)
 
 
-def _load(source: Source, options: Options) -> Pipeline:
+def _load(source: ModelSource, options: Options) -> Pipeline:
   pipeline = source.load()
   for path in options.styles.values():
     pipeline.styled(path, 0.0)  # raises if the style does not fit

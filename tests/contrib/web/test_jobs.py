@@ -13,7 +13,7 @@ from lumiere_jax.contrib.web.jobs import Cancelled, JobQueue, JobRunner, Result
 from lumiere_jax.contrib.web.options import Options
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.pipeline import SampleOptions
-from lumiere_jax.inference.tasks import Inputs
+from lumiere_jax.inference.tasks import TextToVideo
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.video_reader import probe, read_video
 from lumiere_jax.storage.files import slug
@@ -24,9 +24,7 @@ OPTIONS = Options(styles={"ink": "/styles/ink"})
 
 def read_form(folder):
   (folder / "video.mp4").write_text("a file of the job")
-  return Asked(
-    task="text_to_video", prompt="a", inputs=Inputs(), how=SampleOptions()
-  )
+  return Asked(task=TextToVideo(), prompt="a", how=SampleOptions())
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from lumiere_jax.contrib.web.options import (
   Address,
   Limits,
   Options,
-  Source,
   parse_styles,
 )
 from lumiere_jax.errors import UserError, option
+from lumiere_jax.inference.batch import ModelSource
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.video_reader import probe
 from lumiere_jax.storage import bundle
@@ -83,10 +83,10 @@ def serve(monkeypatch):
 
 def test_checks_before_loading(tmp_path, serve):
   with pytest.raises(UserError, match="model is missing; give a bundle"):
-    server.start(Source(models=()), Options(), Address())
+    server.start(ModelSource(models=()), Options(), Address())
   options = Options(styles={"ink": "/no/such/place"})
   with pytest.raises(UserError, match="style=/no/such/place does not exist"):
-    server.start(Source(models=(str(tmp_path),)), options, Address())
+    server.start(ModelSource(models=(str(tmp_path),)), options, Address())
   serve.assert_not_called()
 
 
@@ -98,7 +98,7 @@ def test_bundles_are_secret_wherever_their_names_lead(
   for folder in (shipped, workdir / "bundle"):
     shutil.copytree(GOLDEN, folder)
   monkeypatch.setattr(bundle.resources, "files", lambda name: tmp_path / name)
-  source = Source(models=("demo", str(workdir)), adapters=("base=/a",))
+  source = ModelSource(models=("demo", str(workdir)), adapters=("base=/a",))
   server.start(source, Options(styles={"ink": f"base={GOLDEN}"}), Address())
   _, options, _ = serve.call_args.args
   secret = {str(shipped), str(workdir), "/a", str(GOLDEN)}
@@ -108,7 +108,9 @@ def test_bundles_are_secret_wherever_their_names_lead(
 def test_styles_are_tried_when_the_pipeline_is_loaded(tmp_path, serve):
   serve.side_effect = lambda load, *_: load()
   start = lambda style: server.start(
-    Source(models=(str(GOLDEN),)), Options(styles={"own": style}), Address()
+    ModelSource(models=(str(GOLDEN),)),
+    Options(styles={"own": style}),
+    Address(),
   )
   start(f"base={GOLDEN}")
   with pytest.raises(UserError, match="holds base, ssr"):
@@ -122,7 +124,7 @@ def test_missing_packages(monkeypatch):
   monkeypatch.delitem(sys.modules, "lumiere_jax.contrib.web.page", False)
   monkeypatch.setitem(sys.modules, "fastapi", None)
   with pytest.raises(UserError, match=r"fastapi.*pip install -r requirem"):
-    server.start(Source(models=("x",)), Options(), Address())
+    server.start(ModelSource(models=("x",)), Options(), Address())
 
 
 @pytest.mark.parametrize(
