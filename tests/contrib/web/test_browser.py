@@ -1,4 +1,7 @@
-"""The page in a browser: every tab, errors, results, cancelling, turns."""
+"""The page in a browser: forms, errors, results, cancelling, turns.
+
+test_tour.py has the examples of every tab.
+"""
 
 import pytest
 
@@ -161,27 +164,6 @@ def test_cinemagraph(person, tmp_path):
   made = read_video(person.download(tmp_path))[0].astype(int)
   still = np.abs(made - made[:1]).max((0, 3)) < 20
   assert still[LARGE * 5 // 8 :].all()
-
-
-def test_stylize_and_panorama(person, drawing, tmp_path):
-  drawing.styles.clear()
-  open_example(person, "Stylize", 1)
-  person.make()
-  assert drawing.styles == [("/styles/ink", 1.0)]
-  assert shape(person.download(tmp_path)) == (FRAMES, LARGE, LARGE)
-  open_example(person, "Panorama")
-  person.make()
-  assert shape(person.download(tmp_path)) == (FRAMES, LARGE, 2 * LARGE)
-
-
-def test_text_to_picture(person, tmp_path):
-  open_example(person, "Text to picture", 2)
-  person.make()
-  person.page.locator("#picture img").wait_for()
-  assert person.page.locator("#video").is_hidden()
-  file = person.download(tmp_path)
-  assert file.suffix == ".png"
-  assert read_image(file).shape == (LARGE, LARGE, 3)
 
 
 def test_wrong_inputs_can_be_corrected(person, tmp_path, picture):
