@@ -245,11 +245,11 @@ def test_inputs_of_other_sizes_are_made_to_fit_and_told(
   made = pipeline.video_to_video(PROMPT, long, settings=SHORT)
   assert made.shape == video.shape
   heard = capsys.readouterr().err
-  assert "has 32 frames; the first 16 are taken" in heard
+  assert "has 32 frames; the first 16 are used" in heard
   assert "is 20x32, resized and cropped at its centre to 32x32" in heard
   short = pipeline.video_to_video(PROMPT, video[:11], settings=SHORT)
   assert len(short) == 10
-  assert "has 11 frames; the first 10 are taken" in capsys.readouterr().err
+  assert "has 11 frames; the first 10 are used" in capsys.readouterr().err
   with pytest.raises(UserError, match="has 1 frames; give at least 2"):
     pipeline.video_to_video(PROMPT, video[:1], settings=SHORT)
   with pytest.raises(UserError, match="video is float32"):
