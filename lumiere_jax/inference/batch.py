@@ -157,7 +157,7 @@ class SampleRequest(ModelSource):
       raise UserError(
         option("style"),
         f"is missing: {option('task', 'stylize')} needs one",
-        "train one by --config=configs/style.py",
+        f"train one by {option('config', 'configs/style.py')}",
       )
 
 

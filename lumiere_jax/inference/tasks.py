@@ -73,7 +73,7 @@ _image = functools.partial(
 _mask_file = functools.partial(
   setting,
   "",
-  "Picture or video: white where pixels are made anew.",
+  "Picture or video: white where pixels are generated.",
   group="mask",
 )
 
