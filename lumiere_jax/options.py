@@ -11,11 +11,17 @@ import re
 import textwrap
 import types
 import typing
-from typing import Any
+from typing import Any, TypeVar
 
 from lumiere_jax.errors import UserError, check_choice, option, word
 
 _KEY = "option"
+
+
+_ATTRIBUTES = "\n  Attributes:\n"
+
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +106,22 @@ def options_of(*classes: type) -> dict[str, FieldInfo]:
   return found
 
 
+def documented(cls: type[T]) -> type[T]:
+  """Decorator of a dataclass: lists its options in its docstring."""
+  options = options_of(cls)
+  if not options:
+    return cls
+  doc = (cls.__doc__ or "").rstrip()
+  if _ATTRIBUTES not in doc + "\n":
+    doc += f"\n{_ATTRIBUTES.rstrip()}"
+  for name, info in options.items():
+    entry = f"{name}: {word(info.help)}"
+    lines = textwrap.wrap(entry, 74, break_on_hyphens=False)
+    doc += "\n    " + "\n      ".join(lines)
+  cls.__doc__ = f"{doc}\n  "
+  return cls
+
+
 def check_values(config: Any) -> None:
   """Raises a UserError where a value of a dataclass is out of range."""
   for name, info in options_of(type(config)).items():
@@ -127,7 +149,7 @@ def help_of(cls: type) -> dict[str, str]:
   Fields without metadata are looked up in the docstring's Attributes.
   """
   found: dict[str, str] = {}
-  _, _, attributes = (cls.__doc__ or "").partition("\n  Attributes:\n")
+  _, _, attributes = (cls.__doc__ or "").partition(_ATTRIBUTES)
   lines = textwrap.dedent(attributes.split("\n\n")[0]).strip()
   for entry in re.split(r"\n(?! )", lines):
     names, _, text = entry.partition(": ")

@@ -122,6 +122,13 @@ def test_help_is_of_metadata_or_of_the_docstring():
   assert helps["plain"] == "Is no option, and is described in two lines."
 
 
+def test_docstrings_list_the_options():
+  text = Settings.__doc__
+  assert "\n    ssr_steps: Sampling steps of super-resolution. Def" in text
+  assert "\n    chunk: steps between" in text
+  assert max(map(len, text.splitlines())) <= 80
+
+
 @pytest.mark.parametrize(
   "cls", [Settings, Output, SampleRequest, EvalRequest, *TASKS.values()]
 )

@@ -13,7 +13,7 @@ from lumiere_jax.inference.adapters import apply_adapters, read_adapter
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.models.text_encoder import open_text_encoder
-from lumiere_jax.options import setting
+from lumiere_jax.options import documented, setting
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.training.config import Experiment, TextConfig
 
@@ -23,6 +23,7 @@ SOURCES = ("diffusers", "t5", "bundle", "workdir")
 TARGETS = ("bundle", "diffusers", "stablehlo")
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conversion:
   """One conversion.

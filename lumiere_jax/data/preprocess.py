@@ -32,7 +32,7 @@ from lumiere_jax.media.resize import Framing
 from lumiere_jax.media.video_reader import RESAMPLING, read_frames
 from lumiere_jax.media.video_writer import encode_clip
 from lumiere_jax.models.text_encoder import TextEncoder
-from lumiere_jax.options import check_values, setting
+from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.storage.array_record import Records, RecordWriter
 from lumiere_jax.storage.atomic import locked
 from lumiere_jax.storage.remote import Folder, is_url
@@ -43,6 +43,7 @@ REPORT = "data_report.jsonl"
 _ENCODING = 1  # Part of the keys: raise it where the same options encode anew.
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   """How videos are cut into clips and encoded."""

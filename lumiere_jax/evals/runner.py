@@ -21,7 +21,7 @@ from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.media.images import contact_sheet, write_image
 from lumiere_jax.media.video_writer import write_video
-from lumiere_jax.options import check_values, setting
+from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage.atomic import write_json, writing
@@ -99,6 +99,7 @@ def _shown(judged: Result) -> Clip:
   return np.concatenate([source, gap, judged.video], axis=2)
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalRequest:
   """A model to score."""

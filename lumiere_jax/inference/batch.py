@@ -27,13 +27,14 @@ from lumiere_jax.media.images import (
   write_image,
 )
 from lumiere_jax.media.video_writer import check_output, write_video
-from lumiere_jax.options import bare_type, check_values, setting
+from lumiere_jax.options import bare_type, check_values, documented, setting
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.parallel.multihost import is_primary
 from lumiere_jax.stages.conditioning import to_uint8
 from lumiere_jax.storage.files import check_unused, slug, unused
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Output:
   """Where and how results are written."""
@@ -59,6 +60,7 @@ class Output:
   )
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSource:
   """Which weights to load, and the devices to load them on."""
@@ -103,6 +105,7 @@ class ModelSource:
     )
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleRequest(ModelSource):
   """Videos or pictures to make.
@@ -154,7 +157,7 @@ class SampleRequest(ModelSource):
       raise UserError(
         option("style"),
         f"is missing: {option('task', 'stylize')} needs one",
-        "train one by --config=configs/style.py",
+        f"train one by {option('config', 'configs/style.py')}",
       )
 
 

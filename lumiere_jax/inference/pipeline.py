@@ -480,7 +480,7 @@ class Pipeline(Cascade):
         option("model"),
         "has no pixel-conditioned base, which this task needs",
         "name the bundle of a 'conditional' stage, trained by "
-        "--config=configs/conditional.py",
+        f"{option('config', 'configs/conditional.py')}",
       )
     stages = self.stages | {"base": self._conditional()}
     return Pipeline(self.text, stages, self.mesh)

@@ -7,10 +7,11 @@ from typing import Any
 from lumiere_jax.diffusion.noise_levels import check_grid, parse_levels
 from lumiere_jax.diffusion.samplers import SAMPLERS
 from lumiere_jax.errors import UserError, option
-from lumiere_jax.options import check_values, setting
+from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.stages.config import FARTHEST, SamplingConfig
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
   """How videos are sampled.
@@ -18,6 +19,9 @@ class Settings:
   None stands for the default that each stage's bundle records
   (`StageConfig.defaults`). Fields without `ssr_` that have a counterpart with
   it are those of the base.
+
+  Attributes:
+    chunk: steps between two updates of progress; front ends set it.
   """
 
   steps: int | None = setting(
@@ -172,7 +176,7 @@ class Settings:
     label="Largest value",
     group="levels",
   )
-  chunk: int = 5  # Steps between two updates of progress; front ends set it.
+  chunk: int = 5
 
   def __post_init__(self):
     check_values(self)

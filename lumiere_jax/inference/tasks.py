@@ -14,7 +14,7 @@ from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.masks import box_mask, parse_box, parse_expand, read_mask
 from lumiere_jax.media.video_reader import probe, read_clip, read_video
-from lumiere_jax.options import check_values, options_of, setting
+from lumiere_jax.options import check_values, documented, options_of, setting
 from lumiere_jax.typing import Clip
 
 
@@ -73,7 +73,7 @@ _image = functools.partial(
 _mask_file = functools.partial(
   setting,
   "",
-  "Picture or video: white where pixels are made anew.",
+  "Picture or video: white where pixels are generated.",
   group="mask",
 )
 
@@ -320,7 +320,7 @@ class Panorama(Task):
 
 
 TASKS: dict[str, type[Task]] = {
-  task.name: task
+  task.name: documented(task)
   for task in (
     TextToVideo,
     TextToImage,

@@ -62,11 +62,11 @@ def made(monkeypatch, tmp_path):
 
 
 def ask(task="text_to_video", lines=(PROMPT,), **changes):
-  said = [
+  parsed = [
     PromptLine(prompt=line) if isinstance(line, str) else line for line in lines
   ]
   run_batch(
-    SampleRequest(models=("m",), task=task, lines=tuple(said), **changes)
+    SampleRequest(models=("m",), task=task, lines=tuple(parsed), **changes)
   )
 
 

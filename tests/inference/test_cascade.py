@@ -222,9 +222,9 @@ def test_settings_that_do_not_fit(pipeline, changes, words):
     make(pipeline, [1], **changes)
 
 
-def test_conditional_stages_that_are_given_nothing_do_as_the_others(pipeline):
+def test_conditional_stages_without_given_pixels_do_as_the_others(pipeline):
   """The same weights and some on the given pixels: the same video."""
-  told = {}
+  given = {}
   for slot, experiment in (
     ("conditional", conditional.TINY),
     ("ssr", conditional.SSR_TINY),
@@ -233,11 +233,11 @@ def test_conditional_stages_that_are_given_nothing_do_as_the_others(pipeline):
     of_pixels = stage.params["cond_in/kernel"]
     base_slot = "base" if slot == "conditional" else slot
     params = pipeline.stages[base_slot].params
-    told[slot] = Stage(
+    given[slot] = Stage(
       config=stage.config,
       params={**params, "cond_in/kernel": of_pixels},
     )
-  other = Pipeline(pipeline.text, pair(told))
+  other = Pipeline(pipeline.text, pair(given))
   videos = [make(p, [1], steps=1).astype(int) for p in (pipeline, other)]
   assert np.abs(videos[0] - videos[1]).max() <= 1
 
@@ -252,7 +252,7 @@ def test_an_image_stage_makes_a_picture(pipeline, sampler):
   assert video.std() > 1
 
 
-def test_too_many_steps_of_a_later_stage_are_said_before_sampling(pipeline):
+def test_too_many_steps_of_a_later_stage_are_an_error_before_sampling(pipeline):
   discrete = replace(ssr.TINY, diffusion={"schedule": "squaredcos_cap_v2"})
   stages = pipeline.stages | {"ssr": random_stage(discrete)}
   started = []

@@ -8,12 +8,13 @@ from lumiere_jax.contrib.planning.analysis import analyse
 from lumiere_jax.contrib.planning.jobs import JOBS, make_job
 from lumiere_jax.contrib.planning.topology import describe
 from lumiere_jax.errors import UserError, option
-from lumiere_jax.options import check_values, setting
+from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.parallel.mesh import make_mesh
 from lumiere_jax.training.compatibility import settle_shift
 from lumiere_jax.training.config import Experiment
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanRequest:
   """What to plan.

@@ -147,7 +147,7 @@ def make(name: str, pipeline: Pipeline, options: Options) -> Component:
     "video": lambda: Clip(label=label, sources=["upload"], height=260),
     "strokes": lambda: _strokes(label),
     "mask": lambda: File(
-      label=f"{label} file: white is made anew",
+      label=f"{label} file: white is generated",
       file_types=["image", *sorted(VIDEOS)],
       height=140,
     ),

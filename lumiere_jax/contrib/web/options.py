@@ -4,9 +4,10 @@ from collections.abc import Mapping
 import dataclasses
 
 from lumiere_jax.errors import UserError, option
-from lumiere_jax.options import check_values, setting
+from lumiere_jax.options import check_values, documented, setting
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
   """The most that one user may request of the machine at once."""
@@ -32,6 +33,7 @@ class Limits:
     check_values(self)
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   """How the page behaves.
