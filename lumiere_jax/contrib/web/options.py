@@ -60,6 +60,7 @@ class Options:
     return self.queue + self.jobs
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Address:
   """Where the server listens, and how clients reach it."""
