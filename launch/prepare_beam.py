@@ -21,6 +21,7 @@ from absl import flags
 
 from lumiere_jax import cli
 from lumiere_jax.errors import UserError, suggest
+from lumiere_jax.flags import read, values
 from lumiere_jax.models.text_encoder import open_text_encoder
 from lumiere_jax.prepare import OPTIONS, TEXT
 from lumiere_jax.training.config import TextConfig
@@ -78,9 +79,9 @@ def main(argv: list[str], beams: list[str]) -> None:
       "pip install 'lumiere_jax[beam]', or use lumiere_jax.prepare, which does "
       "the same on one machine",
     ) from error
-  options = ScaleOptions(**{name: flag.value for name, flag in OPTIONS.items()})
-  text = {name: flag.value for name, flag in TEXT.items()}
-  TextConfig(**text)  # validates
+  options = read(ScaleOptions, OPTIONS)
+  text = values(TEXT)
+  TextConfig(**text)  # says what is out of range
   open_encoder = functools.partial(open_text_encoder, **text)
   prepare_at_scale(options, open_encoder, with_local_runner(beams))
 

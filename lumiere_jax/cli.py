@@ -1,4 +1,4 @@
-"""What the entry modules share: running with one-line errors."""
+"""Runs entry modules, with one-line errors and exit codes."""
 
 from collections.abc import Callable
 import os
@@ -15,12 +15,12 @@ from lumiere_jax.storage.files import user_cache
 USAGE_EXIT = 2
 
 
-INTERRUPTED_EXIT = 130  # As a shell says that Ctrl-C ended a command.
+INTERRUPTED_EXIT = 130  # 128 + SIGINT, as shells report Ctrl-C.
 
 
-# What absl and ml_collections raise for flags: an unknown config key is a
-# KeyError or AttributeError, a value of the wrong type a TypeError or
-# ValueError, a config file that is not there an OSError.
+# Errors of absl and ml_collections: an unknown config key is a KeyError or
+# AttributeError, a value of the wrong type a TypeError or ValueError, a missing
+# config file an OSError.
 FLAG_ERRORS = (
   flags.Error,
   KeyError,
@@ -32,34 +32,30 @@ FLAG_ERRORS = (
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-  """Runs `main`; errors the user can fix end in one line and exit code 2."""
+  """Runs `main`; a `UserError` ends in one line and exit code 2."""
   set_option_format("--{}".format)
   warnings.showwarning = _show_warning
-  sys.unraisablehook = _unless_told_already
+  sys.unraisablehook = _skip_closed_loop
   _keep_compiled_programs()
-  # Orbax tells of every file it writes, and logs with its stack what it then
-  # raises as well.
+  # Orbax logs every file it writes, and logs with a stack trace what it then
+  # raises too.
   logging.set_verbosity(logging.FATAL)
   app.run(_guarded(main), flags_parser=_parse_flags)
 
 
 def _keep_compiled_programs() -> None:
-  """JAX's persistent compilation cache, unless the user has set one up.
+  """Sets JAX's persistent compilation cache, unless the user has.
 
-  A command that is run again, to resume or to sample, starts sooner.
+  It shortens the start of commands that run again, to resume or to sample.
   """
   if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(user_cache("compiled")))
 
 
 def config_value(flag: flags.FlagHolder) -> dict[str, Any]:
-  """The config that a flag names, with its overrides.
-
-  Raises:
-    UserError: the file is missing or broken.
-  """
+  """The config that a flag names, with its overrides."""
   try:
-    return flag.value.to_dict()  # a missing file shows at first access
+    return flag.value.to_dict()  # a missing file is noticed here
   except FLAG_ERRORS as error:
     raise UserError(f"{option(flag.name)}:", _words(error)) from error
 
@@ -73,16 +69,16 @@ def fail(message: object) -> None:
 def _guarded(main: Callable[[list[str]], None]) -> Callable:
   def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
-      fail(f"{argv[1]!r} is no flag; flags begin with --, see --help")
+      fail(f"{argv[1]!r} is not a flag; flags begin with --, see --help")
     try:
       main(argv)
     except UserError as error:
       fail(error)
     except KeyboardInterrupt:
-      print("\nended at once, by Ctrl-C", file=sys.stderr)
+      print("\ninterrupted by Ctrl-C", file=sys.stderr)
       for stream in (sys.stdout, sys.stderr):
         stream.flush()
-      # Not by sys.exit, which waits for threads that compile.
+      # sys.exit would wait for threads that compile.
       os._exit(INTERRUPTED_EXIT)
 
   return guarded
@@ -98,14 +94,15 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _words(error: BaseException) -> str:
-  """The innermost message; KeyError would put it in quotes."""
+  """The innermost message, without the quotes that KeyError adds."""
   while error.args and isinstance(error.args[0], BaseException):
     error = error.args[0]
-  return str(error.args[0]) if error.args else str(error)
+  is_plain = isinstance(error, UserError) or not error.args
+  return str(error) if is_plain else str(error.args[0])
 
 
-def _unless_told_already(unraisable) -> None:
-  """Leaves out what TensorStore's threads say once a failed save is over."""
+def _skip_closed_loop(unraisable) -> None:
+  """Hides an error of TensorStore's threads after a failed save."""
   if str(unraisable.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(unraisable)
 

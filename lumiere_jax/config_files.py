@@ -1,19 +1,23 @@
-"""Flags that name a config file: how the file and its imports are found.
+"""Config files: flags for them, where they are found, and --help_config.
 
-configs/ is a folder of the repository, and no package of that name is
-installed. A wheel carries a copy of it as lumiere_jax/assets/configs, which in
-a checkout is a link to the folder itself.
+configs/ is a folder of the repository and is not installed as a package. A
+wheel contains a copy as lumiere_jax/assets/configs; in a checkout that is a
+link to the folder.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 import runpy
 import sys
+import textwrap
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from lumiere_jax.errors import UserError
+from lumiere_jax.options import describe
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -46,15 +50,27 @@ def read_config(path: str) -> ConfigDict:
     config = read_config("configs/base.py:tiny")
     config.train.steps = 4
     experiment = Experiment.from_config(config.to_dict())
-
-  Raises:
-    UserError: there is no such file, or no such size.
   """
   file, colon, size = locate(path).partition(":")
   if not Path(file).is_file():
-    raise UserError(f"{file} does not exist; give configs/base.py or a path")
+    raise UserError(file, "does not exist", "give configs/base.py or a path")
   get_config = runpy.run_path(file)["get_config"]
   return (get_config(size) if colon else get_config()).lock()
+
+
+def print_help(cls: type, config: Mapping[str, Any]) -> None:
+  """Prints each key of a config with its value, default and help.
+
+  Args:
+    cls: the dataclass that is built from it.
+    config: its values.
+  """
+  for key, text in describe(cls, config, "config"):
+    print(key)
+    if text:
+      print(
+        textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="  ")
+      )
 
 
 def locate(path: str) -> str:

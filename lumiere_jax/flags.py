@@ -1,276 +1,169 @@
-"""Command-line flags that several entry modules share."""
+"""Command-line flags, made from the options of dataclasses."""
 
+from collections.abc import Callable, Collection, Mapping
 import contextlib
-from typing import TypeVar
+import dataclasses
+import typing
+from typing import Any, TypeVar
 
 from absl import flags
 
-from lumiere_jax.inference.settings import Settings
+from lumiere_jax.errors import format_message
+from lumiere_jax.options import (
+  FieldInfo,
+  bare_type,
+  help_of,
+  options_of,
+  setting,
+)
 from lumiere_jax.parallel import distributed
 from lumiere_jax.parallel.mesh import MeshConfig
 
+flags.disclaim_key_flags()  # --help lists the flags under the entry module.
+
 Flags = dict[str, flags.FlagHolder]
-
-
-def host_flags() -> Flags:
-  """Defines them; read them by `joined`."""
-  return {
-    "coordinator": flags.DEFINE_string(
-      "coordinator",
-      None,
-      "HOST:PORT of process 0, where several processes are started by hand; "
-      "default: LUMIERE_COORDINATOR, else what SLURM or the TPU says, else "
-      "alone.",
-    ),
-    "num_processes": flags.DEFINE_integer(
-      "num_processes",
-      None,
-      "Processes of the run, with --coordinator; default: "
-      "LUMIERE_NUM_PROCESSES.",
-    ),
-    "process_id": flags.DEFINE_integer(
-      "process_id",
-      None,
-      "Number of this process, from 0; default: LUMIERE_PROCESS_ID, else "
-      "JOB_COMPLETION_INDEX.",
-    ),
-  }
-
-
-def joined(holders: Flags) -> contextlib.AbstractContextManager[None]:
-  """`hosts.joined` as the flags say."""
-  return distributed.joined(
-    **{name: flag.value for name, flag in holders.items()}
-  )
-
-
-DEFAULT = Settings()
+"""Field -> its flag."""
 
 
 T = TypeVar("T")
 
 
-class Interval(flags.ArgumentParser):
-  """LOW,HIGH as two numbers."""
+class TextParser(flags.ArgumentParser):
+  """Reads a flag by a function of its text."""
 
-  def parse(self, argument: str) -> tuple[float, float]:
-    """Absl reports the ValueError with the flag's name and value."""
-    try:
-      low, high = map(float, argument.split(","))
-    except ValueError as error:
-      raise ValueError("two numbers are needed, such as 0.2,0.8") from error
-    return low, high
+  def __init__(self, parse: Callable[[str], Any]):
+    self._parse = parse
 
-
-class MeshParser(flags.ArgumentParser):
-  """DATA,FSDP,SPACE as a `MeshConfig`."""
-
-  def parse(self, argument: str | MeshConfig | None) -> MeshConfig | None:
-    """Absl reports the ValueError with the flag's name and value."""
-    if not isinstance(argument, str):
-      return argument
-    try:
-      data, fsdp, space = map(int, argument.split(","))
-    except ValueError as error:
-      raise ValueError("three numbers are needed, such as 4,1,2") from error
-    return MeshConfig(data=data, fsdp=fsdp, space=space)
+  def parse(self, argument: Any) -> Any:
+    """Absl reports a ValueError with the flag's name and value."""
+    return self._parse(argument) if isinstance(argument, str) else argument
 
 
-class SizeParser(flags.ArgumentParser):
-  """HEIGHT,WIDTH as two whole numbers."""
+def define(
+  *classes: type,
+  only: Collection[str] | None = None,
+  names: Mapping[str, str] | None = None,
+  into: flags.FlagValues = flags.FLAGS,
+) -> Flags:
+  """Defines a flag for each option of dataclasses; `read` makes one of them.
 
-  def parse(self, argument: str | tuple | None) -> tuple[int, int] | None:
-    """Absl reports the ValueError with the flag's name and value."""
-    if not isinstance(argument, str):
-      return argument
-    try:
-      height, width = map(int, argument.split(","))
-    except ValueError as error:
-      raise ValueError("two numbers are needed, such as 128,384") from error
-    return height, width
+  An option of several classes is one flag.
 
-
-def fields_of(cls: type[T], holders: Flags) -> T:
-  """The dataclass that flags of its fields' names say."""
-  return cls(**{name: flag.value for name, flag in holders.items()})
-
-
-def read_settings(holders: Flags) -> Settings:
-  """What the flags say.
-
-  Raises:
-    UserError: a value is out of range.
+  Args:
+    classes: dataclasses with fields made by `options.setting`.
+    only: fields to define flags for; None: all options. Fields that are not
+      made by `setting` have the help of the class's docstring.
+    names: field -> flag, where they differ from the option's name.
+    into: where the flags are registered.
   """
-  return fields_of(Settings, holders)
+  holders: Flags = {}
+  for cls in classes:
+    hints = typing.get_type_hints(cls)
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    options = options_of(cls)
+    for field in options if only is None else only:
+      if field not in holders:
+        info = options.get(field) or FieldInfo(
+          name=field, help=help_of(cls)[field]
+        )
+        name = (names or {}).get(field, info.name)
+        kind = bare_type(hints[field])
+        holders[field] = _define(name, kind, defaults[field], info, into)
+  return holders
 
 
-def settings_flags() -> Flags:
-  """Defines a flag for each of `Settings`; read them by `read_settings`."""
-  return {
-    "steps": flags.DEFINE_integer(
-      "steps", DEFAULT.steps, "Sampling steps; default: the model's."
-    ),
-    "ssr_steps": flags.DEFINE_integer(
-      "ssr_steps",
-      DEFAULT.ssr_steps,
-      "Of super-resolution; default: as --steps.",
-    ),
-    "grid": flags.DEFINE_string(
-      "grid",
-      DEFAULT.grid,
-      "Noise levels of the steps: log_snr, karras, trailing, schedule, or a "
-      "list of log-SNRs such as -inf,-8,-4,0,4; default: the model's.",
-    ),
-    "ssr_grid": flags.DEFINE_string(
-      "ssr_grid",
-      DEFAULT.ssr_grid,
-      "Of super-resolution; default: as --grid, if that is a name.",
-    ),
-    "log_snr_min": flags.DEFINE_float(
-      "log_snr_min",
-      DEFAULT.log_snr_min,
-      "First level of the base after pure noise (log_snr, karras).",
-    ),
-    "log_snr_max": flags.DEFINE_float(
-      "log_snr_max",
-      DEFAULT.log_snr_max,
-      "Last and cleanest level of the base (log_snr, karras).",
-    ),
-    "shift": flags.DEFINE_float(
-      "shift",
-      DEFAULT.shift,
-      "Added to the base's noise levels; below 0 is more noise.",
-    ),
-    "sampler": flags.DEFINE_string(
-      "sampler",
-      DEFAULT.sampler,
-      "ddpm, ddim, dpmpp_2m or heun; default: the model's.",
-    ),
-    "guidance_scale": flags.DEFINE_float(
-      "guidance_scale",
-      DEFAULT.guidance_scale,
-      "1 follows the prompt as trained.",
-    ),
-    "ssr_guidance_scale": flags.DEFINE_float(
-      "ssr_guidance_scale", DEFAULT.ssr_guidance_scale, "Of super-resolution."
-    ),
-    "guidance_rescale": flags.DEFINE_float(
-      "guidance_rescale",
-      DEFAULT.guidance_rescale,
-      "How far guided frames keep their contrast, 0 to 1.",
-    ),
-    "guidance_interval": flags.DEFINE(
-      Interval(),
-      "guidance_interval",
-      "{:g},{:g}".format(*DEFAULT.guidance_interval),
-      "LOW,HIGH: guides between these schedule times alone; 1 is pure noise.",
-    ),
-    "oscillate_after": flags.DEFINE_integer(
-      "oscillate_after",
-      DEFAULT.oscillate_after,
-      "Steps before guidance alternates with --oscillate_low; -1: never.",
-    ),
-    "oscillate_low": flags.DEFINE_float(
-      "oscillate_low", DEFAULT.oscillate_low, "The lower guidance scale."
-    ),
-    "num_frames": flags.DEFINE_integer(
-      "num_frames", DEFAULT.num_frames, "Length; 0: as trained."
-    ),
-    "size": flags.DEFINE(
-      SizeParser(),
-      "size",
-      None,
-      "HEIGHT,WIDTH of the finished video in pixels; default: as trained. "
-      "Larger frames are seen in windows.",
-    ),
-    "tile_overlap": flags.DEFINE_float(
-      "tile_overlap",
-      DEFAULT.tile_overlap,
-      "Share of such a window that neighbours have in common.",
-    ),
-    "window": flags.DEFINE_integer(
-      "window",
-      DEFAULT.window,
-      "Frames the last stage sees at once; 0: trained.",
-    ),
-    "overlap": flags.DEFINE_integer(
-      "overlap", DEFAULT.overlap, "Least frames shared by neighbouring windows."
-    ),
-    "window_batch": flags.DEFINE_integer(
-      "window_batch", DEFAULT.window_batch, "Windows denoised together."
-    ),
-    "frame_chunk": flags.DEFINE_integer(
-      "frame_chunk",
-      DEFAULT.frame_chunk,
-      "Frames that spatial layers work on at once; 0: all.",
-    ),
-    "noise_level": flags.DEFINE_float(
-      "noise_level", DEFAULT.noise_level, "Noise on what super-resolution sees."
-    ),
-    "percentile": flags.DEFINE_float(
-      "percentile", DEFAULT.percentile, "Of dynamic thresholding, 0 to 1."
-    ),
-    "max_value": flags.DEFINE_float(
-      "max_value", DEFAULT.max_value, "Largest threshold; 1: static clipping."
-    ),
+def read(cls: type[T], holders: Flags, **rest: Any) -> T:
+  """The dataclass `cls` with the values of its flags, and `rest`."""
+  return cls(**values(holders), **rest)
+
+
+def values(holders: Flags) -> dict[str, Any]:
+  """Field -> value; lists as tuples."""
+  found = {field: holder.value for field, holder in holders.items()}
+  return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+
+
+def _define(
+  name: str,
+  kind: Any,
+  default: Any,
+  info: FieldInfo,
+  into: flags.FlagValues,
+) -> flags.FlagHolder:
+  text = format_message(info.help, "--{}".format)
+  if default is dataclasses.MISSING:
+    default = {str: ""}.get(kind)
+  if info.parse or kind in _PARSERS:
+    parser = TextParser(info.parse or _PARSERS[kind])
+    return flags.DEFINE(parser, name, _written(default), text, into)
+  if typing.get_origin(kind) is tuple:
+    define_list = flags.DEFINE_list if info.comma else flags.DEFINE_multi_string
+    return define_list(name, list(default or ()), text, into)
+  simple = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
   }
+  return simple[kind](name, default, text, flag_values=into)
 
 
-def inputs_flags() -> Flags:
-  """Defines a flag for each of `tasks.Inputs`; read them by `fields_of`."""
-  # Here, so that an entry module that takes settings alone imports no tasks.
-  from lumiere_jax.inference.tasks import Inputs
+def _written(default: Any) -> str | None:
+  """A default as one would write it, so that --help shows it so."""
+  if isinstance(default, tuple):
+    return ",".join(f"{number:g}" for number in default)
+  return default
 
-  default = Inputs()
-  text = lambda name, words: flags.DEFINE_string(name, "", words)
-  number = lambda name, words: flags.DEFINE_integer(
-    name, getattr(default, name), words
+
+def _numbers(
+  kind: type, count: int, example: str
+) -> Callable[[str], tuple[Any, ...]]:
+  def parse(text: str) -> tuple[Any, ...]:
+    try:
+      numbers = tuple(map(kind, text.split(",")))
+    except ValueError:
+      numbers = ()
+    if len(numbers) != count:
+      words = {2: "two", 3: "three"}[count]
+      raise ValueError(f"{words} numbers are needed, such as {example}")
+    return numbers
+
+  return parse
+
+
+def _mesh(text: str) -> MeshConfig:
+  data, fsdp, space = _numbers(int, 3, "4,1,2")(text)
+  return MeshConfig(data=data, fsdp=fsdp, space=space)
+
+
+_PARSERS: dict[Any, Callable[[str], Any]] = {
+  tuple[float, float]: _numbers(float, 2, "0.2,0.8"),
+  tuple[int, int]: _numbers(int, 2, "128,384"),
+  MeshConfig: _mesh,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hosts:
+  """How the processes of a run find each other."""
+
+  coordinator: str | None = setting(
+    None,
+    "HOST:PORT of process 0, for processes started by hand. Default: "
+    "LUMIERE_COORDINATOR, else what SLURM or the TPU provides, else a single "
+    "process.",
   )
-  return {
-    "image": text("image", "Picture to begin with, of any size."),
-    "last_image": text("last_image", "Picture to end with."),
-    "video": text("video", "Video to work on, of any size and frame rate."),
-    "mask": text("mask", "Picture or video: white where pixels are made anew."),
-    "box": text(
-      "box", "x0,y0,x1,y1 in pixels of the picture or video, for a mask."
-    ),
-    "expand": text("expand", "left,top,right,bottom pixels to add around."),
-    "feather": number("feather", "Pixels over which the edge fades."),
-    "strength": flags.DEFINE_float(
-      "strength",
-      default.strength,
-      "How much noise the video gets, above 0 to 1; 1 keeps nothing of it.",
-    ),
-    "times": number("times", "How often the video is gone on with."),
-    "context": number("context", "Last frames that are gone on from."),
-    "width": number("width", "Of a panorama, in pixels."),
-    "uncomposited": flags.DEFINE_bool(
-      "uncomposited",
-      default.uncomposited,
-      "Leaves given pixels as the model made them.",
-    ),
-  }
+  num_processes: int | None = setting(
+    None,
+    "Number of processes, with --coordinator. Default: LUMIERE_NUM_PROCESSES.",
+  )
+  process_id: int | None = setting(
+    None,
+    "Index of this process, from 0. Default: LUMIERE_PROCESS_ID, else "
+    "JOB_COMPLETION_INDEX.",
+  )
 
 
-def output_flags() -> Flags:
-  """Defines a flag for each of `requests.Output`."""
-  return {
-    "out": flags.DEFINE_string(
-      "out",
-      "",
-      "File: .mp4, .webm, .gif or .npy, or FOLDER/ of png files; of a picture "
-      ".png or .jpg; of several a folder. Without it a name is made.",
-    ),
-    "format": flags.DEFINE_string(
-      "format", "", "Ending of several files in a folder; default mp4 or png."
-    ),
-    "overwrite": flags.DEFINE_bool(
-      "overwrite", False, "Replaces what is there already."
-    ),
-    "contact_sheet": flags.DEFINE_string(
-      "contact_sheet", "", "Picture of frames side by side: .png or .jpg."
-    ),
-    "preview_every": flags.DEFINE_integer(
-      "preview_every", 0, "Steps between pictures of what is being made."
-    ),
-  }
+def joined(holders: Flags) -> contextlib.AbstractContextManager[None]:
+  """`distributed.joined` with the flags of `Hosts`."""
+  return distributed.joined(**values(holders))

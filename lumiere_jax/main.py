@@ -2,14 +2,15 @@
 
 python -m lumiere_jax.main --config=configs/base.py --workdir=DIR
 
-On several hosts: the same command on each; see docs/launch.md.
+With --help_config it lists the keys of the config. On several hosts: the same
+command on each; see docs/launch.md.
 """
 
 from absl import flags
 
 from lumiere_jax import cli
-from lumiere_jax.config_files import define_config
-from lumiere_jax.flags import host_flags, joined
+from lumiere_jax.config_files import define_config, print_help
+from lumiere_jax.flags import Hosts, define, joined
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.initialization import resolve_shift
 from lumiere_jax.training.loop import train
@@ -23,27 +24,38 @@ CONFIG = define_config(
 )
 
 
+HELP_CONFIG = flags.DEFINE_bool(
+  "help_config",
+  False,
+  "List every key of --config with its value, its default and what it means, "
+  "and do not train.",
+)
+
+
 WORKDIR = flags.DEFINE_string(
   "workdir",
   "",
-  "Folder of the run, gone on from if it holds one; default out/STAGE.",
+  "Folder of the run; a run that it holds is resumed. Default: out/STAGE.",
 )
 
 
 SHOW_NOISE = flags.DEFINE_bool(
   "show_noise",
   False,
-  "Print as JSON which noise levels --config draws in training (deciles, from "
-  "clean to noisy) and samples at, in log-SNR, and do not train.",
+  "Print as JSON the log-SNRs that --config draws in training (deciles, from "
+  "clean to noisy) and samples at, and do not train.",
 )
 
 
-HOSTS = host_flags()
+HOSTS = define(Hosts)
 
 
 def main(argv: list[str]) -> None:
   """Reads the flags and trains."""
   del argv
+  if HELP_CONFIG.value:
+    print_help(Experiment, cli.config_value(CONFIG))
+    return
   experiment = Experiment.from_config(cli.config_value(CONFIG))
   if SHOW_NOISE.value:
     show_noise(resolve_shift(experiment))

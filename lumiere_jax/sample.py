@@ -11,16 +11,7 @@ docs/sampling.md shows a command for each.
 from absl import flags
 
 from lumiere_jax import cli
-from lumiere_jax.flags import (
-  MeshParser,
-  fields_of,
-  host_flags,
-  inputs_flags,
-  joined,
-  output_flags,
-  read_settings,
-  settings_flags,
-)
+from lumiere_jax.flags import Hosts, define, joined, read, values
 from lumiere_jax.inference.batch import (
   Output,
   SampleRequest,
@@ -28,49 +19,8 @@ from lumiere_jax.inference.batch import (
   show_grid,
 )
 from lumiere_jax.inference.prompt_files import PromptLine, read_prompt_file
-from lumiere_jax.inference.styles import parse_alphas
-from lumiere_jax.inference.tasks import TASKS, Inputs
-
-MODEL = flags.DEFINE_multi_string(
-  "model",
-  [],
-  "Bundle, workdir of a run, or name on the Hugging Face hub; give it again to "
-  "add what is lacking: base, super-resolution, text encoder.",
-)
-
-
-ADAPTER = flags.DEFINE_multi_string(
-  "adapter",
-  [],
-  "Low-rank adapter: ours, a workdir's, diffusers' or PEFT's; STAGE=PATH "
-  "says which stage it is for.",
-)
-
-
-ADAPTER_SCALE = flags.DEFINE_float(
-  "adapter_scale", 1.0, "How much of the adapters; 1 is as trained."
-)
-
-
-STYLE = flags.DEFINE_multi_string(
-  "style",
-  [],
-  "Style to blend into the spatial layers, with any task: bundle or workdir of "
-  "a fine-tuned image model (configs/style.py), or an adapter. Again for "
-  "super-resolution.",
-)
-
-
-ALPHA = flags.DEFINE_string(
-  "alpha",
-  "1",
-  "How much of the style, 0 to 1 (1.5 exaggerates); several, such as "
-  "0,0.5,1, are shown side by side.",
-)
-
-
-TASK = flags.DEFINE_string("task", "text_to_video", " or ".join(TASKS) + ".")
-
+from lumiere_jax.inference.settings import Settings
+from lumiere_jax.inference.tasks import TASKS
 
 PROMPT = flags.DEFINE_string("prompt", "", "What the video shows.")
 
@@ -79,38 +29,8 @@ PROMPT_FILE = flags.DEFINE_string(
   "prompt_file",
   "",
   "Prompts in place of --prompt: .txt (a line each), .csv or .jsonl with "
-  "'prompt' and, if they differ, 'seed' and any flag of a task or of sampling.",
-)
-
-
-NEGATIVE = flags.DEFINE_string(
-  "negative_prompt", "", "What it should steer away from."
-)
-
-
-SEED = flags.DEFINE_integer("seed", 0, "One seed, one video.")
-
-
-NUM_SAMPLES = flags.DEFINE_integer(
-  "num_samples",
-  1,
-  "Videos of each prompt, from --seed on.",
-  lower_bound=1,
-)
-
-
-BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 1, "Of these, how many are sampled at once.", lower_bound=1
-)
-
-
-MESH = flags.DEFINE(
-  MeshParser(),
-  "mesh",
-  None,
-  "DATA,FSDP,SPACE: devices that share the work, one of them -1 for the rest; "
-  "windows go to DATA, weights are cut up over FSDP, rows of pixels over "
-  "SPACE. Default: one device.",
+  "'prompt' and, where they differ, 'seed' and any flag of a task or of "
+  "sampling.",
 )
 
 
@@ -121,16 +41,19 @@ SHOW_GRID = flags.DEFINE_bool(
 )
 
 
-INPUTS = inputs_flags()
+REQUEST = define(SampleRequest)
 
 
-OUTPUT = output_flags()
+INPUTS = define(*TASKS.values())
 
 
-SETTINGS = settings_flags()
+OUTPUT = define(Output)
 
 
-HOSTS = host_flags()
+SETTINGS = define(Settings)
+
+
+HOSTS = define(Hosts)
 
 
 def main(argv: list[str]) -> None:
@@ -141,22 +64,13 @@ def main(argv: list[str]) -> None:
     if PROMPT_FILE.value
     else [PromptLine(prompt=PROMPT.value)]
   )
-  request = SampleRequest(
-    models=tuple(MODEL.value),
-    task=TASK.value,
+  request = read(
+    SampleRequest,
+    REQUEST,
     lines=tuple(lines),
-    negative_prompt=NEGATIVE.value,
-    seed=SEED.value,
-    num_samples=NUM_SAMPLES.value,
-    batch_size=BATCH_SIZE.value,
-    inputs=fields_of(Inputs, INPUTS),
-    output=fields_of(Output, OUTPUT),
-    settings=read_settings(SETTINGS),
-    adapters=tuple(ADAPTER.value),
-    adapter_scale=ADAPTER_SCALE.value,
-    styles=tuple(STYLE.value),
-    alphas=parse_alphas(ALPHA.value, "--alpha"),
-    mesh=MESH.value,
+    inputs=values(INPUTS),
+    output=read(Output, OUTPUT),
+    settings=read(Settings, SETTINGS),
   )
   with joined(HOSTS):
     (show_grid if SHOW_GRID.value else run_batch)(request)

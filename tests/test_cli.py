@@ -1,5 +1,6 @@
-"""The commands as a user types them: one line and exit code 2, or a video."""
+"""The commands in processes: one-line errors with exit code 2, and results."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -14,7 +15,7 @@ CLIPS = ROOT / "lumiere_jax/data/assets/big_buck_bunny"
 
 
 def refused(result: subprocess.CompletedProcess) -> str:
-  """The one line, after checking that it is one."""
+  """The one-line error of a command that failed with exit code 2."""
   assert result.returncode == 2, result.stderr
   assert "Traceback" not in result.stderr
   errors = [x for x in result.stderr.splitlines() if x.startswith("error: ")]
@@ -170,14 +171,40 @@ def test_sampling_mistakes(flags, words, workdir, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_no_model_is_said_in_one_line():
-  line = refused(run("sample", "--prompt=a circle"))
-  assert "--model is missing" in line
+@pytest.mark.parametrize(
+  ("command", "flags", "words"),
+  [
+    ("sample", ["--prompt=a circle"], "--model is missing"),
+    ("sample", ["--model=x", "--alpha=2"], "--alpha=2 is not in [0, 1.5]"),
+    ("prepare", ["--out=x", "--side=64"], "--input is missing"),
+    ("plan", ["--job=trian", "--topology=v5p:1x1x1"], 'did you mean "train"'),
+  ],
+)
+def test_mistakes_before_anything_is_loaded(command, flags, words):
+  assert words in refused(run(command, *flags))
+
+
+def test_help_lists_all_options_of_a_command():
+  result = run("sample", "--help")
+  for flag in ("oscillate_low", "[no]uncomposited", "model", "process_id"):
+    assert f"--{flag}: " in result.stdout
+  assert "alternate with --oscillate_low" in result.stdout
+
+
+def test_prepares_a_folder(tmp_path):
+  flags = (f"--input={CLIPS}", f"--out={tmp_path}", "--side=32", "--fps=8")
+  result = run("prepare", *flags, "--max_length=16", "--crf=30")
+  assert result.returncode == 0, result.stderr
+  assert "6 clips in" in result.stderr
+  made = json.loads((tmp_path / "prepared.json").read_text())
+  assert len(made["clips"]) == 6
+  assert made["options"]["crf"] == 30
+  assert (tmp_path / "text" / made["text"]).is_dir()
 
 
 def test_ctrl_c_ends_at_once_in_one_line():
-  """Whatever threads are still at work."""
-  told = subprocess.run(
+  """Even while threads are working."""
+  result = subprocess.run(
     [sys.executable, "-c", INTERRUPTED],
     capture_output=True,
     text=True,
@@ -185,8 +212,8 @@ def test_ctrl_c_ends_at_once_in_one_line():
     timeout=50,
     check=False,
   )
-  assert told.returncode == 130, told.stderr
-  assert told.stderr == "\nended at once, by Ctrl-C\n"
+  assert result.returncode == 130, result.stderr
+  assert result.stderr == "\ninterrupted by Ctrl-C\n"
 
 
 INTERRUPTED = """

@@ -8,6 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = [
   {"errors"},
+  {"options"},
   {"typing"},
   {"parallel"},
   {"storage", "toy_scenes"},

@@ -12,6 +12,7 @@ from lumiere_jax.inference.adapters import apply_adapters, read_adapter
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.models.text_encoder import open_text_encoder
+from lumiere_jax.options import documented, setting
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.training.config import Experiment, TextConfig
 
@@ -21,43 +22,48 @@ SOURCES = ("diffusers", "t5", "bundle", "workdir")
 TARGETS = ("bundle", "diffusers", "stablehlo")
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conversion:
   """One conversion.
 
   Attributes:
-    source: one of `SOURCES`.
-    target: one of `TARGETS`.
-    src: folders or files; several bundles are joined.
-    out: folder to write; parts are added to a bundle that is there.
-    variant: of diffusers weights, such as 'fp16'.
-    scheduler: diffusers' scheduler_config.json, if not beside the weights.
-    stage: the stage to convert; '' is all of them.
-    temporal: the experiment that the stage is inflated for, or None.
-    adapters: low-rank adapters to merge.
-    adapter_scale: their scale.
-    licence: of imported weights.
-    half: whether to write weights in float16, for sampling.
-    text: options of the text encoder; its `weights` are `src`.
-    settings: of the exported sampler.
-    batch: batch size of the exported sampler.
+    temporal: None, or the experiment that the stage is inflated for.
+    text: how the text encoder is read; its `weights` are `src`.
+    settings: of the sampler in an exported program.
   """
 
-  source: str
-  target: str
-  src: tuple[str, ...]
-  out: str
-  variant: str = ""
-  scheduler: str = ""
-  stage: str = ""
+  source: str = setting(help=f"One of {', '.join(SOURCES)}.", name="from")
+  target: str = setting("bundle", f"One of {', '.join(TARGETS)}.", name="to")
+  src: tuple[str, ...] = setting(
+    help="Folder or file to read. Give it again to merge several bundles."
+  )
+  out: str = setting(
+    help="Folder to write; stages are added to a bundle that exists."
+  )
+  variant: str = setting("", "Variant of diffusers weights, such as fp16.")
+  scheduler: str = setting(
+    "", "scheduler_config.json of diffusers, if it is not beside the weights."
+  )
+  stage: str = setting(
+    "", "Stage to take, where the source has several. Default: all of them."
+  )
   temporal: Experiment | None = None
-  adapters: tuple[str, ...] = ()
-  adapter_scale: float = 1.0
-  licence: str = ""
-  half: bool = False
+  adapters: tuple[str, ...] = setting(
+    (),
+    "LoRA adapter to merge, as for the sample command.",
+    name="adapter",
+  )
+  adapter_scale: float = setting(1.0, "Scale of the adapters; 1 is as trained.")
+  licence: str = setting(
+    "", "Licence of the weights, where the source states none."
+  )
+  half: bool = setting(
+    False, "Write weights in float16: half the size, for sampling only."
+  )
   text: TextConfig = dataclasses.field(default_factory=TextConfig)
   settings: Settings = dataclasses.field(default_factory=Settings)
-  batch: int = 1
+  batch: int = setting(1, "Batch size of an exported program.")
 
 
 def convert(job: Conversion) -> None:

@@ -25,13 +25,14 @@ from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.data.sources.files import FilesSource
 from lumiere_jax.data.text_features import write_text_shards
 from lumiere_jax.data.video_index import Video
-from lumiere_jax.errors import UserError, VideoError, check_choice, option
+from lumiere_jax.errors import UserError, VideoError, option
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.input_file import require_file
 from lumiere_jax.media.resize import Framing
 from lumiere_jax.media.video_reader import RESAMPLING, read_frames
 from lumiere_jax.media.video_writer import encode_clip
 from lumiere_jax.models.text_encoder import TextEncoder
+from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.storage.array_record import Records, RecordWriter
 from lumiere_jax.storage.atomic import locked
 from lumiere_jax.storage.remote import Folder, is_url
@@ -41,31 +42,71 @@ REPORT = "data_report.jsonl"
 _ENCODING = 1  # Part of the keys; raise it when the encoding changes.
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """Options of `prepare`; see the flags of `lumiere_jax.prepare`."""
+  """How videos are cut into clips and encoded."""
 
   remote_out: ClassVar[bool] = False
   """Whether `out` may be a URL."""
-  input: str
-  out: str
-  fps: float = 16.0
-  side: int = 128
-  num_frames: int = 1
-  max_seconds: float = 60.0
-  scene_cuts: float = 0.0
-  min_motion: float = 0.0
-  min_fps_ratio: float = Filters.min_fps_ratio
-  resample: str = "nearest"
-  crf: int = 17
-  prompts: str = ""
-  cache: str = ""
-  threads: int = 0
+  input: str = setting(
+    help="Folder of captioned videos or pictures, or its URL."
+  )
+  out: str = setting(help="Folder to prepare.")
+  fps: float = setting(16.0, "Frames per second.", above=0)
+  side: int = setting(
+    128, "Shorter side in pixels; smaller videos keep their size.", least=2
+  )
+  num_frames: int = setting(
+    1,
+    f"Drop videos with fewer frames at {option('fps')}; above 1, drop pictures "
+    "too.",
+    least=1,
+  )
+  max_seconds: float = setting(
+    60.0,
+    "Split longer videos into clips of equal length; 0: split none.",
+    least=0,
+  )
+  scene_cuts: float = setting(
+    0.0,
+    "Change between frames, in grey levels, that counts as a cut; 0: off.",
+    least=0,
+  )
+  min_motion: float = setting(
+    0.0, "Drop videos that change less, in grey levels; 0: off.", least=0
+  )
+  min_fps_ratio: float = setting(
+    Filters.min_fps_ratio,
+    "Drop videos with a frame rate below this fraction of "
+    f"{option('fps')}; 0: drop none, repeat frames.",
+    least=0,
+  )
+  resample: str = setting(
+    "nearest",
+    f"Resampling of frame rates: {', '.join(RESAMPLING)}. nearest takes the "
+    "frame on screen, the other blends the two around it.",
+    choices=RESAMPLING,
+  )
+  crf: int = setting(
+    17,
+    "Quality of H.264, 1 (best) to 51 (smallest); 17 is visually lossless.",
+    least=1,
+    most=51,
+  )
+  prompts: str = setting(
+    "", "File of 'label|prompt' lines for folders of classes."
+  )
+  cache: str = setting(
+    "", "Folder for copies of remote files and for cached probes of videos."
+  )
+  threads: int = setting(0, "Number of threads; 0: as many as cores.", least=0)
 
   def __post_init__(self):
     for name in ("input", "out"):
       if not getattr(self, name):
         raise UserError(option(name), "is missing", "give a folder")
+    check_values(self)
     if is_url(self.out) and not self.remote_out:
       raise UserError(
         option("out", self.out),
@@ -73,24 +114,6 @@ class Options:
         "prepare into a local folder and copy it, or use "
         "launch/prepare_beam.py",
       )
-    least = {"side": 2, "num_frames": 1, "scene_cuts": 0, "min_motion": 0}
-    least |= {"min_fps_ratio": 0, "max_seconds": 0, "threads": 0}
-    for name, low in least.items():
-      if getattr(self, name) < low:
-        raise UserError(
-          option(name, getattr(self, name)),
-          "is too small",
-          f"give {low} or more",
-        )
-    if not self.fps > 0:
-      raise UserError(option("fps", self.fps), "must be above 0")
-    if not 1 <= self.crf <= 51:
-      raise UserError(
-        option("crf", self.crf),
-        "is out of range",
-        "give 1 (best) to 51 (smallest)",
-      )
-    check_choice(option("resample"), self.resample, RESAMPLING)
 
   @property
   def spec(self) -> ClipSpec:

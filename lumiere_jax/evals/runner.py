@@ -22,6 +22,7 @@ from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.media.images import contact_sheet, write_image
 from lumiere_jax.media.video_writer import write_video
+from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage.atomic import write_json, writing
@@ -86,43 +87,54 @@ def _beside_source(result: Result) -> Clip:
   return np.concatenate([source, gap, result.video], axis=2)
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalRequest:
-  """A model to score.
+  """A model to score."""
 
-  Attributes:
-    metric: one of `METRICS`.
-    models: bundles or workdirs; each adds stages that the earlier ones lack.
-    out: JSON file for all scores.
-    markdown: file for tables; '' is none.
-    keep: folder for the generated videos; '' is none.
-    overwrite: whether to replace existing files.
-    tasks: to score; empty: all that the model can do.
-    count: of videos per row of the tables.
-    seed: of scenes and noise.
-    batch_size: videos sampled at once, where a prompt is the only input.
-    two_objects: share of 'text_to_video' prompts with two objects.
-    strength: of 'video_to_video'; None: the pipeline's default.
-    style: of the procedural scenes, for 'stylize'; '' is none.
-    settings: to sample with.
-    mesh: of devices; None: a single device.
-  """
-
-  metric: str
-  models: tuple[str, ...]
-  out: str
-  markdown: str = ""
-  keep: str = ""
-  overwrite: bool = False
-  tasks: tuple[str, ...] = ()
-  count: int = 128
-  seed: int = 0
-  batch_size: int = 1
-  two_objects: float = 0.1
-  strength: float | None = None
-  style: str = ""
+  metric: str = setting("alignment", "Metric: alignment.")
+  models: tuple[str, ...] = setting(
+    (),
+    "Bundle, workdir of a run, or name of a Hugging Face repository. Give it "
+    "again to add stages that are missing: base, super-resolution, text "
+    "encoder.",
+    name="model",
+  )
+  out: str = setting("", "JSON file for all numbers.")
+  markdown: str = setting("", "Markdown file for tables, for a model card.")
+  keep: str = setting(
+    "", "Folder for the videos, and for pictures of those that fail."
+  )
+  overwrite: bool = setting(False, "Replace files that exist already.")
+  tasks: tuple[str, ...] = setting(
+    (),
+    f"Of {', '.join(TASKS)}. Default: all that the model supports.",
+    comma=True,
+  )
+  count: int = setting(128, "Videos for each row of the tables.", least=2)
+  seed: int = setting(0, "Random seed of scenes and noise.", least=0)
+  batch_size: int = setting(
+    1, "How many text-conditioned videos are sampled together.", least=1
+  )
+  two_objects: float = setting(
+    0.1, "Fraction of text_to_video prompts with two objects.", least=0, most=1
+  )
+  strength: float | None = setting(
+    None,
+    "Strength of video_to_video, above 0 to 1. Default: that of the sample "
+    "command.",
+    above=0,
+    most=1,
+  )
+  style: str = setting(
+    "",
+    "Style for stylize, with the look of the procedural scenes: bundle or "
+    "workdir of a fine-tuned image model, or an adapter.",
+  )
   settings: Settings = dataclasses.field(default_factory=Settings)
-  mesh: MeshConfig | None = None
+  mesh: MeshConfig | None = setting(
+    None, "DATA,FSDP,SPACE: devices to sample on, as for the sample command."
+  )
 
 
 def evaluate(request: EvalRequest) -> None:
@@ -290,20 +302,4 @@ def _check_paths(request: EvalRequest) -> None:
 def _check_numbers(request: EvalRequest) -> None:
   for name in request.tasks:
     check_choice(option("tasks"), name, TASKS)
-  for flag, value, least in (
-    ("count", request.count, 2),
-    ("seed", request.seed, 0),
-    ("batch_size", request.batch_size, 1),
-  ):
-    if value < least:
-      raise UserError(option(flag, value), f"must be at least {least}")
-  if not 0 <= request.two_objects <= 1:
-    raise UserError(
-      f"{option('two_objects')}={request.two_objects:g}",
-      "must be between 0 and 1",
-    )
-  if request.strength is not None and not 0 < request.strength <= 1:
-    raise UserError(
-      f"{option('strength')}={request.strength:g}",
-      "must be above 0 and at most 1",
-    )
+  check_values(request)

@@ -1,7 +1,8 @@
-"""Low-rank adapters as small files, and stages that wear them.
+"""LoRA adapter files, and merging them into the weights of stages.
 
-Ours know the stage and the weights they were trained on. Those that others
-publish for DeepFloyd IF know neither, and belong to the stage they fit.
+Adapters trained here record their stage and a fingerprint of the weights they
+were trained on. Those published for DeepFloyd IF record neither: they belong to
+the stage that they fit.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ FORMAT = "lumiere_jax adapter 1"
 
 
 FINGERPRINT = 16
-"""Digits of the hash of weights that tell them apart."""
+"""Hex digits of a fingerprint."""
 
 
 _PEFT = "adapter_model.safetensors"
@@ -32,14 +33,14 @@ _FILES = ("adapter.safetensors", "pytorch_lora_weights.safetensors", _PEFT)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adapter:
-  """An adapter of ours that has been read.
+  """An adapter trained by this package.
 
   Attributes:
-    path: where it lies.
+    path: as the user gave it.
     flat: its leaves.
     stage: that it belongs to.
     base: fingerprint of the weights it was trained on.
-    base_name: what these were called.
+    base_name: name of these weights.
   """
 
   path: str
@@ -51,12 +52,12 @@ class Adapter:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PublishedAdapter:
-  """An adapter of others, opened.
+  """An adapter in the format of diffusers or PEFT.
 
   Attributes:
-    path: where it lies.
-    layers: what it corrects, by their names.
-    stage: that the user wants it on; '' is the one it fits.
+    path: as the user gave it.
+    layers: its layers by name.
+    stage: that the user named; '' is the one it fits.
   """
 
   path: str
@@ -65,7 +66,7 @@ class PublishedAdapter:
 
 
 def fingerprint(flat: FlatParams) -> str:
-  """Tells weights apart by their content."""
+  """Hash of the weights' content."""
   return safetensors.content_hash(flat)[:FINGERPRINT]
 
 
@@ -78,18 +79,15 @@ def write_adapter(
   base_name: str,
   step: int,
 ) -> None:
-  """Writes adapter leaves; they correct by A B as they stand.
+  """Writes adapter leaves, with the scale included: they add A B.
 
   Args:
     path: a .safetensors file.
     flat: leaves under `lora.PREFIX`.
     stage: that it belongs to.
     base: fingerprint of the weights it was trained on.
-    base_name: what to call these.
+    base_name: name of these weights.
     step: of training.
-
-  Raises:
-    UserError: the place cannot be written.
   """
   about = {
     "format": FORMAT,
@@ -115,10 +113,7 @@ def read_adapter(
   Args:
     path: the file, a workdir, or a folder as diffusers or PEFT write it;
       STAGE=PATH puts it on that stage.
-    flag: it came from, for the error.
-
-  Raises:
-    UserError: it is missing, damaged, pickled or no low-rank adapter.
+    flag: the option it came from, for errors.
   """
   place, stage = Path(path), ""
   if not place.exists() and "=" in str(path):
@@ -133,8 +128,7 @@ def read_adapter(
   if about["format"] != FORMAT:
     raise UserError(
       name,
-      "is no adapter that this program knows (its format is "
-      f"{about['format']!r})",
+      f"has the unknown format {about['format']!r}",
       "give adapter.safetensors of a run with config.lora.rank",
     )
   if stage not in ("", about["stage"]):
@@ -156,20 +150,15 @@ def apply_adapters(
   models: Mapping[str, UNetConfig],
   scale: float,
 ) -> dict[str, FlatParams]:
-  """Weights of all stages with adapters merged into those they belong to.
+  """Weights of all stages, with adapters merged into theirs.
 
   Args:
     adapters: to merge.
-    weights: of each stage there is, as they were trained; numpy, jax or lazy,
-      and what was lazy stays so.
+    weights: of each stage; numpy, jax or lazy. Lazy leaves stay lazy.
     models: configs of their networks.
-    scale: how much of each; 1 is as trained.
-
-  Raises:
-    UserError: a stage is missing, is not the one that an adapter was trained
-      on, or none or several of them fit one that does not say.
+    scale: of each adapter; 1 is as trained.
   """
-  worn = dict(weights)
+  merged = dict(weights)
   for adapter in adapters:
     if isinstance(adapter, Adapter):
       check_base(adapter, weights)
@@ -179,8 +168,8 @@ def apply_adapters(
       change = lora_diffusers.from_diffusers(
         adapter.layers, models[stage], f"{option('adapter')}={adapter.path}"
       )
-    worn[stage] = lora.merge({**worn[stage], **lora.scaled(change, scale)})
-  return worn
+    merged[stage] = lora.merge({**merged[stage], **lora.scaled(change, scale)})
+  return merged
 
 
 def check_base(adapter: Adapter, weights: Mapping[str, FlatParams]) -> None:
@@ -208,12 +197,7 @@ def check_base(adapter: Adapter, weights: Mapping[str, FlatParams]) -> None:
 def find_stage(
   adapter: PublishedAdapter, models: Mapping[str, UNetConfig]
 ) -> str:
-  """The one stage whose kernels an adapter fits.
-
-  Raises:
-    UserError: there is none, and what does not fit is named; or there are
-      several, and none was asked for.
-  """
+  """The stage whose kernels an adapter fits; an error where it is not one."""
   name = f"{option('adapter')}={adapter.path}"
   if adapter.stage and adapter.stage not in models:
     raise UserError(
@@ -227,12 +211,12 @@ def find_stage(
     stage: lora_diffusers.misfits(adapter.layers, models[stage])
     for stage in stages
   }
-  fitting = [stage for stage, told in misfits.items() if not told]
+  fitting = [stage for stage, reason in misfits.items() if not reason]
   if not fitting:
-    told = "; ".join(f"for {stage}: {told}" for stage, told in misfits.items())
+    reasons = "; ".join(f"for {k}: {reason}" for k, reason in misfits.items())
     raise UserError(
       name,
-      f"fits no stage of {option('model')}: {told}",
+      f"fits no stage of {option('model')}: {reasons}",
       "give the model it was made for",
     )
   if len(fitting) > 1:

@@ -1,8 +1,9 @@
-"""What `sample` is asked for, checked, done and written."""
+"""Batch sampling: requests, prompt lines, file names and writing."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
+import itertools
 import json
 import os
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from lumiere_jax.errors import UserError, check_choice, option
+from lumiere_jax.errors import UserError, option
+from lumiere_jax.inference.cascade import Progress
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.inference.prompt_files import PromptLine, check_options
-from lumiere_jax.inference.sampling_inputs import Progress
 from lumiere_jax.inference.settings import Settings
-from lumiere_jax.inference.tasks import TASKS, Inputs, Task
+from lumiere_jax.inference.styles import parse_alphas
+from lumiere_jax.inference.tasks import TASKS, Task, make_task
 from lumiere_jax.media.images import (
   check_image_output,
   contact_sheet,
@@ -25,131 +27,182 @@ from lumiere_jax.media.images import (
   write_image,
 )
 from lumiere_jax.media.video_writer import check_output, write_video
+from lumiere_jax.options import bare_type, check_values, documented, setting
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.parallel.multihost import is_primary
 from lumiere_jax.stages.conditioning import to_uint8
 from lumiere_jax.storage.files import check_unused, slug, unused
 
-_OPTIONS = ("negative_prompt",)
-"""What a line of a prompt file can say besides inputs and settings."""
 
-
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Output:
-  """Where and how what is made is written.
+  """Where and how results are written."""
 
-  Attributes:
-    out: file, or FOLDER/ of png files; of several videos a folder for them,
-      or a file whose name they are told apart by numbers behind. '' is a name
-      of the task, prompt and seed that is not taken.
-    format: ending of the files in a folder of several.
-    overwrite: whether what is there is replaced; else that is an error.
-    contact_sheet: picture of frames to write; '' is none.
-    preview_every: steps between pictures of the canvas beside `out`; 0: none.
-  """
+  out: str = setting(
+    "",
+    "File: .mp4, .webm, .gif or .npy, or FOLDER/ of png files; for a picture "
+    ".png or .jpg. For several videos a folder, or a file whose name they "
+    "share, with numbers behind. Default: a new name made from task, prompt "
+    "and seed.",
+  )
+  format: str = setting(
+    "", "File ending of several videos in a folder. Default: mp4 or png."
+  )
+  overwrite: bool = setting(False, "Replace files that exist already.")
+  contact_sheet: str = setting(
+    "", "Also write a picture of frames side by side: .png or .jpg."
+  )
+  preview_every: int = setting(
+    0,
+    f"Steps between preview pictures beside {option('out')}; 0: none.",
+    least=0,
+  )
 
-  out: str = ""
-  format: str = ""
-  overwrite: bool = False
-  contact_sheet: str = ""
-  preview_every: int = 0
 
-
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleRequest:
+class ModelSource:
+  """Which weights to load, and the devices to load them on."""
+
+  models: tuple[str, ...] = setting(
+    (),
+    "Bundle, workdir of a run, or name of a Hugging Face repository. Give it "
+    "again to add stages that are missing: base, conditional, "
+    "super-resolution, text encoder.",
+    name="model",
+  )
+  adapters: tuple[str, ...] = setting(
+    (),
+    "LoRA adapter: one trained here (file or workdir), or one of diffusers or "
+    "PEFT. STAGE=PATH names its stage.",
+    name="adapter",
+  )
+  adapter_scale: float = setting(1.0, "Scale of the adapters; 1 is as trained.")
+  mesh: MeshConfig | None = setting(
+    None,
+    "DATA,FSDP,SPACE: devices to sample on, one of them -1 for the rest. "
+    "Windows are distributed over DATA, weights sharded over FSDP, rows of "
+    "pixels over SPACE. Default: one device.",
+  )
+
+  def check(self) -> None:
+    """Raises a UserError if no model is named."""
+    if not self.models:
+      raise UserError(
+        option("model"),
+        "is missing",
+        "give a bundle, or the workdir of a training run",
+      )
+
+  def load(self) -> Pipeline:
+    """Loads them; see `Pipeline.from_pretrained`."""
+    return Pipeline.from_pretrained(
+      *self.models,
+      adapters=self.adapters,
+      adapter_scale=self.adapter_scale,
+      mesh=self.mesh,
+    )
+
+
+@documented
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleRequest(ModelSource):
   """Videos or pictures to make.
 
   Attributes:
-    models: bundles or workdirs; each adds the stages the others lack.
-    task: one of `TASKS`.
-    lines: prompts, with what is their own.
-    negative_prompt: what to steer away from.
-    seed: one seed gives one video; the next samples take the next ones.
-    num_samples: videos of each prompt.
-    batch_size: of these, sampled at once.
-    inputs: files and numbers that the task takes.
-    output: where what is made goes.
-    settings: how to sample.
-    adapters: low-rank adapters to merge into the stages they belong to.
-    adapter_scale: how much of them.
-    styles: fine-tuned image models or adapters to blend in.
-    alphas: how much of these; of several, videos are shown side by side.
-    mesh: how the devices share the work; None: one does it.
+    lines: prompts, with options of their own.
+    inputs: files and numbers for the task, by name.
+    output: where results go.
+    settings: sampling settings.
   """
 
-  models: tuple[str, ...]
-  task: str
+  task: str = setting(
+    "text_to_video", f"One of {', '.join(TASKS)}.", choices=TASKS
+  )
   lines: tuple[PromptLine, ...]
-  negative_prompt: str = ""
-  seed: int = 0
-  num_samples: int = 1
-  batch_size: int = 1
-  inputs: Inputs = dataclasses.field(default_factory=Inputs)
+  negative_prompt: str = setting(
+    "", "What to steer away from.", hint="what to steer away from"
+  )
+  seed: int = setting(0, "Random seed; the same seed gives the same video.")
+  num_samples: int = setting(
+    1, f"Videos of each prompt, with seeds from {option('seed')} on.", least=1
+  )
+  batch_size: int = setting(
+    1, "How many of these are sampled together.", least=1
+  )
+  styles: tuple[str, ...] = setting(
+    (),
+    "Style to blend into the spatial layers, with any task: bundle or workdir "
+    "of a fine-tuned image model (configs/style.py), or an adapter. Give it "
+    "again for super-resolution.",
+    name="style",
+  )
+  alphas: tuple[float, ...] = setting(
+    (1.0,),
+    "How much of the style, 0 to 1 (1.5 exaggerates). Several, such as "
+    "0,0.5,1, are shown side by side.",
+    name="alpha",
+    parse=functools.partial(parse_alphas, name=option("alpha")),
+  )
+  inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   output: Output = dataclasses.field(default_factory=Output)
   settings: Settings = dataclasses.field(default_factory=Settings)
-  adapters: tuple[str, ...] = ()
-  adapter_scale: float = 1.0
-  styles: tuple[str, ...] = ()
-  alphas: tuple[float, ...] = (1.0,)
-  mesh: MeshConfig | None = None
+
+  def check(self) -> None:
+    """Raises a UserError for a value that cannot be used."""
+    super().check()
+    check_values(self)
+    if self.task == "stylize" and not self.styles:
+      raise UserError(
+        option("style"),
+        f"is missing: {option('task', 'stylize')} needs one",
+        f"train one by {option('config', 'configs/style.py')}",
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoJob:
-  """One prompt of a request, with all its own options put in.
+  """One prompt of a request, with its own options applied.
 
   Attributes:
     prompt: what to show.
     seeds: one for each video.
-    paths: where each goes.
-    negative_prompt, inputs, settings: see `Request`.
+    paths: output files, one for each video.
+    task: with its inputs.
+    negative_prompt, settings: see `SampleRequest`.
   """
 
   prompt: str
   seeds: tuple[int, ...]
   paths: tuple[str, ...]
+  task: Task
   negative_prompt: str
-  inputs: Inputs
   settings: Settings
 
 
 def run_batch(request: SampleRequest) -> None:
-  """Makes and writes all; what cannot work fails before sampling.
+  """Samples and writes all videos; input errors are raised before sampling.
 
-  An interruption keeps what is written, and says how much that is.
-
-  Raises:
-    UserError: a flag or a bundle cannot be used.
+  An interruption keeps what is written and exits with code 130.
   """
-  _check_models(request)
-  check_choice(option("task"), request.task, TASKS)
-  task = TASKS[request.task]
-  if request.task == "stylize" and not request.styles:
-    raise UserError(
-      option("style"),
-      f"is missing: {option('task')}=stylize needs one, made by "
-      "--config=configs/style.py",
-    )
-  jobs = list(_jobs(request, task))
+  request.check()
+  jobs = list(_jobs(request))
   for job in jobs:
-    task.check(request.task, job.inputs)
-    if task.prompted and not job.prompt.strip():
+    job.task.check()
+    if job.task.prompted and not job.prompt.strip():
       raise UserError(
         option("prompt"), "is empty", "say what the video should show"
       )
-  _check_paths(request, task, jobs)
-  pipeline = Pipeline.from_pretrained(
-    *request.models,
-    adapters=request.adapters,
-    adapter_scale=request.adapter_scale,
-    mesh=request.mesh,
-  )
-  pipelines = _in_styles(pipeline, request)
+  _check_paths(request.output, jobs)
+  pipelines = _in_styles(request.load(), request)
   done, total = 0, sum(len(job.seeds) for job in jobs)
   try:
     for job in jobs:
-      for seeds, paths in _batches(job, request.batch_size):
-        _make(pipelines, request, task, job, seeds, paths)
+      for i in range(0, len(job.seeds), request.batch_size):
+        part = slice(i, i + request.batch_size)
+        seeds, paths = job.seeds[part], job.paths[part]
+        _sample(pipelines, request.output, job, seeds, paths)
         done += len(seeds)
   except KeyboardInterrupt:
     print(f"\nstopped: {done} of {total} are made, and kept", file=sys.stderr)
@@ -160,22 +213,18 @@ def show_grid(request: SampleRequest) -> None:
   """Prints as JSON the log-SNRs that each stage's steps start from.
 
   -Infinity is pure noise. Nothing is sampled.
-
-  Raises:
-    UserError: a flag or a bundle cannot be used.
   """
-  _check_models(request)
-  check_choice(option("task"), request.task, TASKS)
+  request.check()
+  task = make_task(request.task, request.inputs)
   pipeline = Pipeline.from_pretrained(*request.models)
   settings = request.settings
-  if request.task == "text_to_image":
+  if task.picture:
     settings = dataclasses.replace(settings, num_frames=1)
-  is_edit = request.task == "video_to_video"
-  strength = {"base": request.inputs.strength if is_edit else 1.0}
+  strengths = {"base": getattr(task, "strength", 1.0)}
   _, windows = pipeline.plan(settings)
   grids = {
     name: pipeline.log_snrs(
-      name, settings, windows.get(name), strength.get(name, 1.0)
+      name, settings, windows.get(name), strengths.get(name, 1.0)
     )[:-1]
     for name in pipeline.stages
     if name != "base" or request.task != "super_resolve"
@@ -185,74 +234,61 @@ def show_grid(request: SampleRequest) -> None:
   )
 
 
-def _check_models(request: SampleRequest) -> None:
-  if not request.models:
-    raise UserError(
-      option("model"),
-      "is missing",
-      "give a bundle, or the workdir of a training run",
-    )
-
-
-def _jobs(request: SampleRequest, task: Task) -> Iterator[VideoJob]:
-  known = {
-    name: kind
-    for cls in (Inputs, Settings)
+def _jobs(request: SampleRequest) -> Iterator[VideoJob]:
+  kinds = {
+    name: bare_type(kind)
+    for cls in (*TASKS.values(), Settings)
     for name, kind in typing.get_type_hints(cls).items()
-  } | dict.fromkeys(_OPTIONS, str)
-  check_options(request.lines, known)
-  paths = _paths(request, task)
+    if typing.get_origin(kind) is not typing.ClassVar
+  } | {"negative_prompt": str}
+  check_options(request.lines, kinds)
+  path_of = _paths(request)
   for line in request.lines:
     own = {
-      name: _parse(line.where, name, text, known[name])
+      name: _parse(line.where, name, text, kinds[name])
       for name, text in line.options.items()
     }
+    negative_prompt = own.pop("negative_prompt", request.negative_prompt)
+    settings = {k: own.pop(k) for k in own.keys() & vars(request.settings)}
     first = request.seed if line.seed is None else line.seed
-    of = lambda config, own=own: dataclasses.replace(
-      config, **{k: v for k, v in own.items() if hasattr(config, k)}
-    )
-    seeds = tuple(first + k for k in range(request.num_samples))
+    seeds = tuple(range(first, first + request.num_samples))
     yield VideoJob(
       prompt=line.prompt,
       seeds=seeds,
-      paths=tuple(paths(line.prompt, seed) for seed in seeds),
-      negative_prompt=own.get("negative_prompt", request.negative_prompt),
-      inputs=of(request.inputs),
-      settings=of(request.settings),
+      paths=tuple(path_of(line.prompt, seed) for seed in seeds),
+      task=make_task(request.task, {**request.inputs, **own}),
+      negative_prompt=negative_prompt,
+      settings=dataclasses.replace(request.settings, **settings),
     )
 
 
 def _parse(where: str, name: str, text: str, kind: Any) -> Any:
   """An option of a prompt file as its type."""
-  kinds = [k for k in (bool, int, float, str) if k in (kind, *_parts(kind))]
-  if not kinds:
+  if kind not in (bool, int, float, str):
     raise UserError(
       f"{where}:", f"{name} cannot differ by line", f"give {option(name)}"
     )
-  if kinds[0] is bool:
-    words = {"true": True, "1": True, "false": False, "0": False}
-    if text.lower() in words:
-      return words[text.lower()]
-  else:
-    try:
-      return kinds[0](text)
-    except ValueError:
-      pass
-  raise UserError(
-    f"{where}:", f"{name}={text!r} is no {kinds[0].__name__}", "mend the line"
-  )
+  read = _BOOLS.__getitem__ if kind is bool else kind
+  try:
+    return read(text.lower() if kind is bool else text)
+  except (ValueError, KeyError) as error:
+    raise UserError(
+      f"{where}:",
+      f"{name}={text!r} is not of type {kind.__name__}",
+      "correct the line",
+    ) from error
 
 
-def _parts(kind: Any) -> tuple[Any, ...]:
-  return typing.get_args(kind)
+_BOOLS = {"true": True, "1": True, "false": False, "0": False}
 
 
-def _paths(request: SampleRequest, task: Task) -> Callable[[str, int], str]:
-  """(prompt, seed) -> where that video goes; no name comes twice."""
+def _paths(request: SampleRequest) -> Callable[[str, int], str]:
+  """(prompt, seed) -> path of that video; none is returned twice."""
   output = request.output
-  ending = "." + (output.format or ("png" if task.picture else "mp4"))
+  picture = TASKS[request.task].picture
+  ending = "." + (output.format or ("png" if picture else "mp4"))
   several = len(request.lines) * request.num_samples > 1
-  count = iter(range(1, 10**9))
+  count = itertools.count(1)
 
   def path(prompt: str, seed: int) -> str:
     number = next(count)
@@ -269,30 +305,18 @@ def _paths(request: SampleRequest, task: Task) -> Callable[[str, int], str]:
   return path
 
 
-def _check_paths(
-  request: SampleRequest, task: Task, jobs: Sequence[VideoJob]
-) -> None:
-  output = request.output
-  check = check_image_output if task.picture else check_output
+def _check_paths(output: Output, jobs: Sequence[VideoJob]) -> None:
   for job in jobs:
     for path in job.paths:
-      check(path)
+      (check_image_output if job.task.picture else check_output)(path)
       check_unused(path, output.overwrite)
   if output.contact_sheet:
     check_image_output(output.contact_sheet)
     check_unused(output.contact_sheet, output.overwrite)
 
 
-def _batches(
-  job: VideoJob, size: int
-) -> Iterator[tuple[tuple[int, ...], tuple[str, ...]]]:
-  for first in range(0, len(job.seeds), size):
-    part = slice(first, first + size)
-    yield job.seeds[part], job.paths[part]
-
-
 def _in_styles(pipeline: Pipeline, request: SampleRequest) -> list[Pipeline]:
-  """One for each alpha; the one there is where no style is asked for."""
+  """A pipeline for each alpha; the given one if there are no styles."""
   if not request.styles:
     return [pipeline]
   return [
@@ -305,15 +329,14 @@ def _in_styles(pipeline: Pipeline, request: SampleRequest) -> list[Pipeline]:
   ]
 
 
-def _make(
+def _sample(
   pipelines: Sequence[Pipeline],
-  request: SampleRequest,
-  task: Task,
+  output: Output,
   job: VideoJob,
   seeds: tuple[int, ...],
   paths: tuple[str, ...],
 ) -> None:
-  settings, output = job.settings, request.output
+  settings = job.settings
   how = SampleOptions(
     seed=seeds, negative_prompt=job.negative_prompt, settings=settings
   )
@@ -321,31 +344,31 @@ def _make(
   if output.preview_every:
     how["settings"] = dataclasses.replace(settings, chunk=output.preview_every)
     how["on_progress"] = lambda progress: _preview(preview, progress)
-  made = side_by_side(
-    [task.make(each, job.inputs, job.prompt, how) for each in pipelines]
+  videos = side_by_side(
+    [job.task.run(pipeline, job.prompt, how) for pipeline in pipelines]
   )
   if not is_primary():
     return
   preview.unlink(missing_ok=True)
-  for path, one in zip(paths, made, strict=True):
-    _write(path, one, task, pipelines[0].fps)
+  for path, video in zip(paths, videos, strict=True):
+    _write(path, video, job.task.picture, pipelines[0].fps)
   if output.contact_sheet:
-    write_image(output.contact_sheet, contact_sheet(made[0]))
+    write_image(output.contact_sheet, contact_sheet(videos[0]))
     print(output.contact_sheet)
 
 
 def _preview(path: Path, progress: Progress) -> None:
-  """A picture of the first sample's canvas, noise and all."""
+  """Writes the first sample's frames as they are, with their noise."""
   canvas = np.asarray(to_uint8(progress.canvas[:1]))[0]
   if is_primary():
     write_image(path, contact_sheet(canvas))
 
 
-def _write(path: str, made: np.ndarray, task: Task, fps: float) -> None:
-  size = f"{made.shape[-2]}x{made.shape[-3]}"
-  if task.picture:
-    write_image(path, made)
+def _write(path: str, pixels: np.ndarray, picture: bool, fps: float) -> None:
+  size = f"{pixels.shape[-2]}x{pixels.shape[-3]}"
+  if picture:
+    write_image(path, pixels)
     print(f"{path}: {size}")
     return
-  write_video(path, made, fps)
-  print(f"{path}: {len(made)} frames of {size} at {fps:g} frames a second")
+  write_video(path, pixels, fps)
+  print(f"{path}: {len(pixels)} frames of {size} at {fps:g} frames a second")

@@ -13,12 +13,6 @@ from lumiere_jax.diffusion.noise import Keys, sample_keys
 from lumiere_jax.diffusion.samplers import make_sampler
 from lumiere_jax.diffusion.sampling_loop import part_way
 from lumiere_jax.errors import UserError, option
-from lumiere_jax.inference.sampling_inputs import (
-  NO_INPUTS,
-  OnProgress,
-  Progress,
-  SamplingInputs,
-)
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.inference.stage_sampler import (
   GuidanceParams,
@@ -41,7 +35,51 @@ from lumiere_jax.stages.conditioning import (
   add_masked_video,
 )
 from lumiere_jax.stages.config import SLOTS, SamplingConfig, StageConfig
-from lumiere_jax.typing import Cond, FlatParams, Video
+from lumiere_jax.typing import Clip, Cond, FlatParams, Video
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingInputs:
+  """Conditioning besides the text.
+
+  Attributes:
+    given: pixels for a pixel-conditioned base.
+    start: (t, h, w, 3) video that the base starts from in place of noise, at
+      the size of the finished video (SDEdit).
+    strength: in (0, 1], the schedule time of the noise that is added to it.
+    low: (b, t, h, w, 3) in about [-1, 1], in place of the base's output.
+    segment: index of a part of a long video; each part has its own noise.
+  """
+
+  given: MaskedVideo | None = None
+  start: Clip | None = None
+  strength: float = 1.0
+  low: Video | None = None
+  segment: int = 0
+
+
+NO_INPUTS = SamplingInputs()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+  """Progress of sampling.
+
+  Attributes:
+    stage: 'base' or 'ssr'.
+    done: steps done.
+    total: steps of the stage.
+    canvas: (b, t, h, w, 3), the noisy video so far.
+  """
+
+  stage: str
+  done: int
+  total: int
+  canvas: Video
+
+
+OnProgress = Callable[[Progress], None]
+"""Called after every few steps; an exception that it raises stops sampling."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,59 +104,50 @@ class Cascade:
     stages: Mapping[str, Stage],
     mesh: Mesh | None = None,
   ):
-    """Puts text encoder and stages together.
+    """Combines a text encoder and stages.
 
     Args:
-      text: what reads the prompts.
+      text: encoder of the prompts.
       stages: 'base' and, if there is one, 'ssr'.
       mesh: devices to sample on; see `sample_stage`.
-
-    Raises:
-      UserError: a stage wants text features of another width.
     """
     self.text, self.mesh = text, mesh
     self.stages = dict(stages)
     for name, stage in self.stages.items():
-      wanted, given = stage.config.model.text_dim, text.config.d_model
-      if wanted != given:
+      needs, width = stage.config.model.text_dim, text.config.d_model
+      if needs != width:
         raise UserError(
-          f"{option('model')}:",
-          f"the {name} stage takes text features {wanted} wide, the text "
-          f"encoder's are {given}",
-          "give the T5 v1.1 it was trained with",
+          option("model"),
+          f"holds a {name} stage for text features of width {needs}, but the "
+          f"text encoder's have {width}",
+          "give the T5 v1.1 encoder that it was trained with",
         )
 
   @property
   def fps(self) -> float:
-    """Frames a second of the videos."""
+    """Frame rate of the videos."""
     return self.stages["base"].config.video.fps
 
   @property
   def upscale(self) -> int:
-    """How many times larger the finished video is than the base's."""
+    """Factor by which super-resolution enlarges."""
     return (
       self.stages["ssr"].config.video.upscale if "ssr" in self.stages else 1
     )
 
   def sizes(self, settings: Settings) -> dict[str, tuple[int, int]]:
-    """(height, width) of what each stage makes.
-
-    Raises:
-      UserError: the size wanted does not divide.
-    """
+    """(height, width) of each stage's output."""
     if settings.size is None:
       return {k: v.config.video.resolution for k, v in self.stages.items()}
-    sizes = {"ssr": settings.size, "base": settings.size}
-    if any(side % self.upscale for side in settings.size):
-      raise UserError(
-        (
-          f"{option('size')}={settings.size[0]},{settings.size[1]} is no "
-          f"multiple of {self.upscale}, which super-resolution enlarges "
-          "by; take "
-        )
-        + ",".join(str(n - n % self.upscale) for n in settings.size)
-      )
     height, width = settings.size
+    if height % self.upscale or width % self.upscale:
+      fitting = ",".join(str(n - n % self.upscale) for n in settings.size)
+      raise UserError(
+        option("size", f"{height},{width}"),
+        f"is no multiple of {self.upscale}, the factor of super-resolution",
+        f"use {option('size', fitting)}",
+      )
+    sizes = {"ssr": settings.size}
     sizes["base"] = height // self.upscale, width // self.upscale
     return {name: sizes[name] for name in self.stages}
 
@@ -140,15 +169,12 @@ class Cascade:
       prompts: what to show; '' is "no caption".
       seeds: one for each prompt.
       negative_prompt: what to steer away from, instead of "no caption".
-      settings: how to sample.
+      settings: sampling settings.
       inputs: conditioning besides the text.
       on_progress: called every few steps, besides the progress bar.
 
     Returns:
       (b, t, h, w, 3) in about [-1, 1].
-
-    Raises:
-      UserError: lengths, sizes or windows do not fit.
     """
     settings = settings or Settings()
     if len(prompts) != len(seeds):
@@ -182,7 +208,7 @@ class Cascade:
     settings: Settings,
     inputs: SamplingInputs,
   ) -> None:
-    """Super-resolution compiles while the base is compiled and samples."""
+    """Compiles super-resolution in parallel with the base, as it samples."""
     if self.mesh or "ssr" not in self.stages or inputs.low is not None:
       return
 
@@ -213,10 +239,9 @@ class Cascade:
   def plan(
     self, settings: Settings, inputs: SamplingInputs = NO_INPUTS
   ) -> tuple[int, dict[str, Windows]]:
-    """Frames of the videos, and windows of the stages that see them so.
+    """Number of frames, and the windows of the stages that need them.
 
-    Raises:
-      UserError: steps, lengths, sizes or windows do not fit.
+    Raises a UserError where steps, lengths, sizes or windows do not fit.
     """
     frames = settings.num_frames or self.stages["base"].config.video.num_frames
     windows = self._windows(settings, frames)
@@ -233,7 +258,7 @@ class Cascade:
     return frames, windows
 
   def config(self, name: str, settings: Settings) -> StageConfig:
-    """Of a stage, at the size that is wanted of it."""
+    """The config of a stage at the size that settings ask for."""
     config = self.stages[name].config
     video = dataclasses.replace(
       config.video, resolution=self.sizes(settings)[name]
@@ -252,8 +277,8 @@ class Cascade:
 
     Args:
       name: of the stage.
-      settings: how to sample.
-      windows: of its frames, which it sees one at a time; None: all at once.
+      settings: sampling settings.
+      windows: over its frames; None: all at once.
       strength: in (0, 1], of SDEdit; 1 starts from noise.
     """
     config = self.config(name, settings)
@@ -275,18 +300,18 @@ class Cascade:
     run: Callable[[str, Cond, Cond, Keys], Video],
     inputs: SamplingInputs = NO_INPUTS,
   ) -> Video:
-    """One stage after the other, each told what the one before it made.
+    """Runs the stages in order, each on the output of the one before.
 
     Args:
       conds: for each stage, text of the prompts and of "no caption".
       keys: for each stage, (b,) random keys.
-      frames: of the videos.
-      settings: how to sample.
+      frames: number of frames.
+      settings: sampling settings.
       run: samples a stage, `run(name, cond, null_cond, keys)`.
       inputs: conditioning besides the text.
 
     Returns:
-      (b, frames, h, w, 3), the last stage's.
+      (b, frames, h, w, 3), the last stage's output.
     """
     low = inputs.low
     for name, stage_keys in zip(self.stages, keys, strict=True):
@@ -303,7 +328,7 @@ class Cascade:
     return low
 
   def _windows(self, settings: Settings, frames: int) -> dict[str, Windows]:
-    """Windows of the last stage, checked before anything runs."""
+    """Windows of the last stage; checks that they fit."""
     name = list(self.stages)[-1]
     config = self.stages[name].config
     trained = config.video.num_frames if name == "ssr" else frames
@@ -317,7 +342,7 @@ class Cascade:
     return {} if size == frames else {name: windows}
 
   def _tiles(self, name: str, settings: Settings) -> Tiles:
-    """Windows of frames larger than the stage makes by itself."""
+    """Spatial windows of frames larger than the stage was trained on."""
     trained = self.stages[name].config.video.resolution
     both = [
       Windows(
@@ -340,13 +365,13 @@ class Cascade:
     conds = {}
     for name, stage in self.stages.items():
       nothing = null_text(self.text, stage.config.diffusion.null_text)
-      said = [
+      encoded = [
         [part[0] for part in self.text.encode([prompt])]
         if prompt.strip()
         else nothing
         for prompt in (negative_prompt, *prompts)
       ]
-      (null, null_mask), *prompted = said
+      (null, null_mask), *prompted = encoded
       text, mask = (
         jnp.asarray(np.stack(part)) for part in zip(*prompted, strict=True)
       )
@@ -381,7 +406,7 @@ class Cascade:
       desc=name,
       unit="step",
       dynamic_ncols=True,
-      leave=None,  # it stays, unless it is below a bar of many videos
+      leave=None,  # keeps the bar, unless it is nested in another
       disable=not is_primary(),
     ) as bar:
 
@@ -412,7 +437,7 @@ class Cascade:
   def _start(
     self, inputs: SamplingInputs, settings: Settings, count: int
   ) -> Video:
-    """The video to start from as the base would have made it."""
+    """The video to start from, at the size of the base."""
     everything = np.ones(inputs.start.shape[:3], bool)
     given = MaskedVideo(video=inputs.start, mask=everything)
     small, _ = given.at(self.sizes(settings)["base"])
@@ -420,18 +445,12 @@ class Cascade:
 
 
 def guidance_params(settings: Settings, own: SamplingConfig) -> GuidanceParams:
-  """What may change without compiling anew, of one stage.
+  """The settings of one stage that may change without compiling again.
 
   Args:
     settings: of all stages.
     own: `settings.of` the stage.
   """
-  return GuidanceParams(
-    guidance_scale=own.guidance_scale,
-    guidance_rescale=settings.guidance_rescale,
-    guidance_interval=settings.guidance_interval,
-    oscillate_after=settings.oscillate_after,
-    oscillate_low=settings.oscillate_low,
-    percentile=own.percentile,
-    max_value=own.max_value,
-  )
+  values = vars(settings) | vars(own)
+  names = (field.name for field in dataclasses.fields(GuidanceParams))
+  return GuidanceParams(**{name: values[name] for name in names})

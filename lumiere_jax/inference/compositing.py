@@ -1,4 +1,4 @@
-"""Pictures, videos and masks of users, made as large as a model's."""
+"""Fits users' pictures, videos and masks to a model, and puts pixels back."""
 
 from jaxtyping import Bool, Float, UInt8
 import numpy as np
@@ -14,16 +14,13 @@ from lumiere_jax.typing import Clip
 def composite(
   made: UInt8[np.ndarray, "b t h w 3"], given: MaskedVideo, feather: int = 0
 ) -> UInt8[np.ndarray, "b t h w 3"]:
-  """Made videos with the given pixels put back, to the last bit.
+  """Sampled videos with the given pixels put back, to the last bit.
 
   Args:
-    made: what was sampled.
-    given: what was given.
-    feather: pixels over which made ones fade into given ones; they lie on the
-      made side, where `given.video` has to show what it goes on into.
-
-  Raises:
-    UserError: a negative edge.
+    made: sampled videos.
+    given: given pixels.
+    feather: width in pixels over which sampled pixels fade into given ones; the
+      edge lies on the sampled side, where it shows `given.video`.
   """
   if feather < 0:
     raise UserError(option("feather", feather), "must be at least 0")
@@ -57,15 +54,12 @@ Size = tuple[int, int]
 def picture_of_size(
   image: UInt8[np.ndarray, "h w 3"], size: Size, name: str
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """A picture that covers `size`, its aspect kept, cut at its centre.
+  """A picture resized to cover `size`, and cropped at its centre.
 
   Args:
     image: of any size.
-    size: wanted.
-    name: of the input, for the notice and the error.
-
-  Raises:
-    UserError: it is no RGB picture of bytes.
+    size: of the result.
+    name: of the input, for notices and errors.
   """
   if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
     raise UserError(
@@ -80,17 +74,14 @@ def picture_of_size(
 def video_of_size(
   video: Clip, size: Size, frames: int, multiple_of: int, name: str
 ) -> Clip:
-  """A video of at most `frames` frames that covers `size`.
+  """The first frames of a video, resized as in `picture_of_size`.
 
   Args:
     video: of any length and size.
-    size: wanted, see `picture_of_size`.
-    frames: what is beyond them is left out.
-    multiple_of: fewer frames are cut to a multiple of this.
+    size: of the result.
+    frames: how many to keep, at most.
+    multiple_of: fewer frames are truncated to a multiple of this.
     name: of the input, for notices and errors.
-
-  Raises:
-    UserError: it is no RGB video of bytes, or too short.
   """
   check_video(video, name)
   kept = min(len(video), frames)
@@ -101,7 +92,7 @@ def video_of_size(
     )
   if kept < len(video):
     notice(
-      f"{name} has {len(video)} frames; the first {kept} are taken"
+      f"{name} has {len(video)} frames; the first {kept} are used"
       + (f", the model makes {frames}" if kept == frames else "")
     )
   if video.shape[1:3] == size:
@@ -111,7 +102,7 @@ def video_of_size(
 
 
 def check_video(video: Clip, name: str) -> None:
-  """Raises a UserError unless it is an RGB video of bytes."""
+  """Raises a UserError unless it is an RGB video of uint8."""
   if video.ndim != 4 or video.shape[3] != 3 or video.dtype != np.uint8:
     raise UserError(
       name,

@@ -1,4 +1,4 @@
-"""Cascades from the bundles that users name."""
+"""Loads cascades from bundles."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -24,11 +24,11 @@ from lumiere_jax.typing import FlatParams
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loaded:
-  """What bundles hold; weights go to the devices when they are asked for.
+  """Contents of bundles; weights move to devices when a stage is requested.
 
   Attributes:
     text: the text encoder.
-    configs: of the stages, by their names.
+    configs: of the stages, by name.
     weights: of the stages, lazy.
     mesh: devices; None: one.
   """
@@ -49,16 +49,12 @@ class Loaded:
     return Stage(config=config, params=params)
 
   def pair(self) -> dict[str, Stage]:
-    """The stages that make videos of text.
-
-    Raises:
-      UserError: there is no base, or the two do not fit.
-    """
+    """The stages for text-to-video, by slot."""
     return {k: self.stage(name) for k, name in choose(self.configs).items()}
 
   @property
   def conditional(self) -> Callable[[], Stage] | None:
-    """Gives the base that is told pixels, where there is one."""
+    """Loads the pixel-conditioned base, if there is one."""
     if CONDITIONAL not in self.configs:
       return None
     return functools.cache(lambda: self.stage(CONDITIONAL))
@@ -70,12 +66,7 @@ def load(
   adapter_scale: float = 1.0,
   mesh: MeshConfig | None = None,
 ) -> Loaded:
-  """Opens bundles; see `Pipeline.from_pretrained`.
-
-  Raises:
-    UserError: a bundle or an adapter is missing or damaged, or they do not
-      fit together.
-  """
+  """Opens bundles; see `Pipeline.from_pretrained`."""
   opened = [bundles.open_bundle(path) for path in paths]
   bundles.check_same_text(opened)
   configs: dict[str, StageConfig] = {}
@@ -89,7 +80,7 @@ def load(
       weights[name] = lora.merge(bundle.leaves(name))
   models = {name: config.model for name, config in configs.items()}
   read = [*map(read_adapter, adapters)]
-  choose(configs)  # which says what is missing before anything is read
+  choose(configs)  # fails early where a stage is missing
   return Loaded(
     text=find_text_encoder(opened),
     configs=configs,
@@ -99,28 +90,20 @@ def load(
 
 
 def find_text_encoder(opened: Sequence[bundles.Bundle]) -> TextEncoder:
-  """The text encoder of the first bundle that has one.
-
-  Raises:
-    UserError: none has.
-  """
+  """The text encoder of the first bundle that has one."""
   for bundle in opened:
     if bundles.TEXT in bundle.parts:
       return text_encoder_of(bundle)
   raise UserError(
     option("model", ", ".join(str(b.folder) for b in opened)),
     "holds no text encoder",
-    "name a bundle that does too, such as one made by python -m "
+    "add a bundle with one, such as one made by python -m "
     "lumiere_jax.convert --from=t5 --src=T5_DIR --out=DIR",
   )
 
 
 def choose(configs: Mapping[str, StageConfig]) -> dict[str, str]:
-  """Slot -> name of the stage: a base and, if there is one, its enlarger.
-
-  Raises:
-    UserError: there is no base, or the two do not fit.
-  """
+  """Slot -> name of the stage: base and, if there is one, ssr."""
   chosen = {}
   for slot, names in SLOTS.items():
     present = [name for name in names if name in configs]
@@ -130,16 +113,16 @@ def choose(configs: Mapping[str, StageConfig]) -> dict[str, str]:
     raise UserError(
       option("model"),
       f"holds {', '.join(configs) or 'no stage'}",
-      "a base (or t2i) stage is needed to make videos: name its bundle too",
+      "sampling needs a base (or t2i) stage: name its bundle too",
     )
   if "ssr" in chosen:
     base, ssr = (configs[chosen[slot]].video for slot in SLOTS)
     expected = tuple(side * ssr.upscale for side in base.resolution)
     if expected != ssr.resolution:
       raise UserError(
-        "",
-        f"the base makes {base.resolution} pixels and super-resolution "
-        f"takes {ssr.resolution} / {ssr.upscale}",
+        option("model"),
+        f"holds stages that do not fit: the base makes {base.resolution} "
+        f"pixels, super-resolution takes {ssr.resolution} / {ssr.upscale}",
         "use stages trained for each other",
       )
   return chosen

@@ -1,10 +1,10 @@
-"""Files of prompts: many videos from one run.
+"""Prompt files: many videos from one run.
 
-.txt    a prompt a line; blank lines and lines that begin with # are left out
+.txt    a prompt a line; blank lines and lines that begin with # are skipped
 .csv    a header, then a row a prompt: columns prompt, seed and any option
 .jsonl  {"prompt": ..., "seed": 1, ...} a line, with the same keys
 
-What is empty, or null, is not given.
+Empty cells and null count as not given.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from typing import Any
 from lumiere_jax.errors import UserError, suggest
 from lumiere_jax.storage.files import read_text
 
-_Rows = Iterator[tuple[str, dict[str, Any]]]  # where it is, and what it says
+_Rows = Iterator[tuple[str, dict[str, Any]]]  # (file and line, its values)
 
 
 _SEEDS = 2**32
@@ -37,8 +37,8 @@ class PromptLine:
   Attributes:
     prompt: what it shows.
     seed: in [0, 2^32); None: not given.
-    options: name -> value, as one would write it behind a flag.
-    where: the file and line it is from, for errors.
+    options: name -> value, as it would be written for a flag.
+    where: its file and line, for errors.
   """
 
   prompt: str
@@ -48,24 +48,20 @@ class PromptLine:
 
 
 def read_prompt_file(path: str | os.PathLike) -> list[PromptLine]:
-  """Reads a file of prompts, in UTF-8; see the head of this module.
+  """Reads a prompt file in UTF-8; the module docstring describes the formats.
 
   Args:
     path: ends in .txt, .csv or .jsonl.
 
   Returns:
-    One or more, in the order of the file; options are not checked, which
-    `check_options` does.
-
-  Raises:
-    UserError: it cannot be read, has no prompts, or a line cannot be used.
+    One or more, in the order of the file. `check_options` checks their options.
   """
   readers = {".txt": _txt_rows, ".csv": _csv_rows, ".jsonl": _jsonl_rows}
   ending = Path(path).suffix.lower()
   if ending not in readers:
     raise UserError(
       f"{path}:",
-      f"prompts cannot be read from files that end in {ending!r}",
+      f"prompts cannot be read from files ending in {ending!r}",
       f"known: {', '.join(readers)}",
     )
   rows = readers[ending](os.fspath(path), read_text(path))
@@ -76,12 +72,7 @@ def read_prompt_file(path: str | os.PathLike) -> list[PromptLine]:
 
 
 def check_options(lines: list[PromptLine], known) -> None:
-  """Raises a UserError where a line has an option that is not `known`.
-
-  Args:
-    lines: from `read_prompt_file`.
-    known: the names of options there are.
-  """
+  """Raises a UserError where a line has an option that is not `known`."""
   for line in lines:
     for name in line.options:
       if name not in known:
@@ -113,7 +104,7 @@ def _line(where: str, row: Mapping[str, Any]) -> PromptLine:
 
 
 def _text(where: str, name: str, value: Any) -> str:
-  """A value as one would write it behind a flag; '' is none."""
+  """A value as it would be written for a flag; '' is none."""
   if value is None:
     return ""
   if isinstance(value, str):
@@ -128,7 +119,7 @@ def _text(where: str, name: str, value: Any) -> str:
 
 
 def _seed(where: str, text: str) -> int:
-  # No more digits than are needed: int() refuses thousands of them.
+  # At most 10 digits: int() rejects thousands of them with another error.
   if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) >= _SEEDS:
     raise UserError(
       f"{where}:",
@@ -158,7 +149,7 @@ def _jsonl_rows(path: str, text: str) -> _Rows:
     if not isinstance(row, dict):
       raise UserError(
         f"{where}:",
-        f"a {type(row).__name__} and no object",
+        f"a {type(row).__name__}, not an object",
         f"write {_EXAMPLE}",
       )
     yield where, row
@@ -181,7 +172,7 @@ def _csv_rows(path: str, text: str) -> _Rows:
 
 
 def _csv_cells(path: str, text: str) -> Iterator[tuple[str, list[str]]]:
-  """Rows with anything in them; spreadsheets write some of commas alone."""
+  """Rows that are not empty; spreadsheets write rows of commas only."""
   reader = csv.reader(io.StringIO(text, newline=""), strict=True)
   while True:
     where = f"{path}, line {reader.line_num + 1}"

@@ -1,4 +1,4 @@
-"""Sampling one stage: from noise to a clip, in jitted chunks of steps."""
+"""Samples one stage, from noise to clips, in jitted chunks of steps."""
 
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
@@ -49,7 +49,7 @@ from lumiere_jax.stages.config import StageConfig
 from lumiere_jax.stages.denoiser import network_denoiser
 from lumiere_jax.typing import Cond, FlatParams, Video
 
-_WINDOWS = "data"  # The axis of a mesh that windows are dealt out over.
+_WINDOWS = "data"  # The mesh axis that windows are distributed over.
 
 
 T = TypeVar("T")
@@ -57,19 +57,7 @@ T = TypeVar("T")
 
 @struct.dataclass
 class GuidanceParams:
-  """What may change from one video to the next without compiling anew.
-
-  Attributes:
-    guidance_scale: w of classifier-free guidance; 1 is the conditional model.
-    guidance_rescale: how far guided frames keep the contrast of unguided ones,
-      in [0, 1].
-    guidance_interval: schedule times (low, high) between which is guided; 0
-      and 1 are always.
-    oscillate_after: steps before guidance alternates; -1 is never.
-    oscillate_low: the scale it then alternates with.
-    percentile: of dynamic thresholding, in [0, 1].
-    max_value: largest threshold; 1 is static clipping.
-  """
+  """Traced parameters: they change without compiling again; see `Settings`."""
 
   guidance_scale: Scalar = 7.0
   guidance_rescale: Scalar = 0.0
@@ -85,15 +73,15 @@ _draw = jax.jit(frame_noise, static_argnums=(2, 3))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-  """What a sampling program is compiled for; see `sample_stage`.
+  """The static part of a sampling program; see `sample_stage`.
 
   Attributes:
     config: of the stage.
     rule: step rule.
-    windows: None: all frames at once.
+    windows: over frames; None: all frames at once.
     num_frames: of the video.
-    tiles: of its frames.
-    devices: of the mesh's data axis, among which windows are dealt out.
+    tiles: windows over pixels.
+    devices: that windows are distributed over, the mesh's data axis.
   """
 
   config: StageConfig
@@ -110,7 +98,7 @@ class Program:
 
   @property
   def division(self) -> Division | None:
-    """Which device has what; None: each has the whole canvas."""
+    """Which frames each device holds; None: each holds the whole canvas."""
     if not self.windows or self.devices == 1:
       return None
     return divide(
@@ -136,8 +124,8 @@ def run_chunk(
 ) -> State:
   """`samplers.sample_chunk` of a stage, on one device or on a mesh.
 
-  Where windows are dealt out to devices, `state` and `cond` hold frames in the
-  order of `Division.frames`.
+  Where windows are distributed, `state` and `cond` hold frames in the order of
+  `Division.frames`.
   """
   division = program.division
   rest = (params, log_snrs, first_step, keys, null_cond, guidance_params)
@@ -254,7 +242,7 @@ def sample_at_once(
 
 @functools.cache
 def jitted_chunk() -> Callable[..., State]:
-  """`run_chunk` jitted; a function, for it asks which backend there is."""
+  """`run_chunk` jitted; a function, because it queries the backend."""
   return jax.jit(
     run_chunk,
     static_argnames="program",
@@ -263,7 +251,7 @@ def jitted_chunk() -> Callable[..., State]:
 
 
 _ahead: dict[Hashable, Future] = {}
-"""What is compiled ahead, by program and shapes of the arguments."""
+"""Programs compiled ahead, by program and shapes of the arguments."""
 
 
 def compile_ahead(
@@ -281,8 +269,8 @@ def compile_ahead(
   So the next stage compiles while the one before it samples.
 
   Args:
-    program: that it will run; the others are its arguments, of which the
-      shapes alone matter.
+    program: to compile. The other arguments are those of `sample_stage`; only
+      their shapes matter.
   """
   size = program.config.video.resolution
   clip = (keys.shape[0], program.num_frames, *size, 3)
@@ -306,10 +294,10 @@ def compile_ahead(
     try:
       lowered = jitted_chunk().lower(*arguments, program=program)
       compiled.set_result(lowered.compile())
-    except BaseException as error:  # for whoever waits for it
+    except BaseException as error:  # raised where it is awaited
       compiled.set_exception(error)
 
-  # No daemon: a process that ended within the compiler would crash.
+  # No daemon thread: exiting within the compiler would crash the process.
   threading.Thread(target=work).start()
 
 
@@ -319,7 +307,7 @@ def _shapes(program: Program, arguments: tuple) -> Hashable:
 
 
 def _as_arrays(guidance_params: GuidanceParams) -> GuidanceParams:
-  """Values that are traced, so that changing them compiles nothing anew."""
+  """As traced arrays, so that changes do not recompile."""
   return jax.tree.map(
     functools.partial(jnp.asarray, dtype=jnp.float32), guidance_params
   )
@@ -347,7 +335,7 @@ def sample_stage(
 
   Args:
     config: of the stage.
-    params: its weights; with a mesh, as `stage.lay_out` puts them there.
+    params: its weights; with a mesh, as laid out by `lay_out_weights`.
     cond: conditioning of every clip.
     null_cond: text of "no caption", or of a negative prompt.
     keys: (b,) one key per clip; see `noise.sample_keys`.
@@ -355,20 +343,17 @@ def sample_stage(
     rule: step rule.
     log_snrs: (steps + 1,) noise levels, see `StageConfig.levels`.
     guidance_params: guidance and thresholding.
-    windows: None: all frames at once.
-    tiles: of frames larger than the network should see.
-    start: (b, num_frames, h, w, 3) in [-1, 1], a video to start from, with the
-      noise of the first level (SDEdit, Meng et al. 2021); None: noise alone.
-    chunk: most steps run on the device without the host in between.
+    windows: over frames; None: all frames at once.
+    tiles: windows over pixels.
+    start: (b, num_frames, h, w, 3) in [-1, 1], a video to start from, noised to
+      the first level (SDEdit, Meng et al. 2021); None: pure noise.
+    chunk: steps between two returns to the host, at most.
     callback: see `samplers.sample`.
-    mesh: devices to share the work: windows are dealt out over its data axis,
-      weights lie cut up over fsdp, rows of pixels over space. None: one device.
+    mesh: devices: windows are distributed over its data axis, weights sharded
+      over fsdp, rows of pixels over space. None: one device.
 
   Returns:
     (b, num_frames, h, w, 3) in about [-1, 1].
-
-  Raises:
-    UserError: the size does not fit the model or the windows.
   """
   check_canvas(config, num_frames, windows, tiles)
   program = Program(
@@ -401,12 +386,13 @@ def sample_stage(
 
 
 def layout(tree: T, mesh: Mesh, *, divided: bool) -> T:
-  """Where arrays of a sampling program lie: videos cut up, the rest whole.
+  """Shardings of a sampling program: videos sharded, the rest replicated.
 
   Args:
     tree: of arrays or shapes.
-    mesh: that they lie on.
-    divided: whether windows are dealt out; then frames are, else samples.
+    mesh: devices.
+    divided: whether windows are distributed; then frames are sharded, else
+      samples.
   """
   video = P(None, _WINDOWS, "space") if divided else VIDEO
   spec = lambda x: fit_spec(video, x.shape, mesh) if x.ndim == 5 else P()
@@ -414,7 +400,7 @@ def layout(tree: T, mesh: Mesh, *, divided: bool) -> T:
 
 
 def _laid_out(mesh: Mesh, division: Division | None, tree: T) -> T:
-  """Videos in `tree` cut up as the program wants them, the rest whole."""
+  """`tree` on the mesh, as `layout` says."""
 
   def whole(x: Array) -> np.ndarray:
     x = multihost.to_host(x)

@@ -1,9 +1,9 @@
 """Stylised generation (Lumiere, section 4.1).
 
-The spatial layers of a video model are the image model's. A style is a
-fine-tuned image model, or a low-rank adapter of one, and is blended in:
-W = alpha W_style + (1 - alpha) W_orig, of spatial leaves only. Temporal leaves
-stay as they are.
+A video model shares its spatial layers with the image model it was inflated
+from. A style is a fine-tuned image model, or a LoRA adapter of one. It is
+interpolated with the spatial weights, W = alpha W_style + (1 - alpha) W_orig;
+temporal weights do not change.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ from lumiere_jax.storage.safetensors import LazyArray
 from lumiere_jax.typing import FlatParams
 
 MOST = 1.5
-"""The largest alpha: beyond 1 a style is exaggerated."""
+"""The largest alpha; above 1 a style is exaggerated."""
 
 
 _OPTION = option("style")
@@ -48,14 +48,13 @@ _SHIPPED = Path(str(resources.files("lumiere_jax"))) / "assets" / "styles"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Style:
-  """A style that has been read.
+  """A style.
 
   Attributes:
-    path: where it lies, as the user said it.
+    path: as the user gave it.
     slot: 'base' or 'ssr'; '' is the one that a published adapter fits.
-    leaves: styled spatial leaves, read when they are asked for; {} where it is
-      an adapter.
-    adapter: what corrects the spatial leaves instead.
+    leaves: spatial leaves of the style, lazy; {} for an adapter.
+    adapter: the spatial part of an adapter, in place of leaves.
   """
 
   path: str
@@ -65,22 +64,19 @@ class Style:
 
   @property
   def name(self) -> str:
-    """What errors call it."""
+    """Its name in errors."""
     return f"{_OPTION}={self.path}"
 
 
 def read_style(path: str | os.PathLike) -> Style:
-  """Reads a style: a fine-tuned model, or a low-rank adapter.
+  """Reads a style: a fine-tuned model or a LoRA adapter.
 
   Args:
     path: a bundle or workdir of a fine-tuned 't2i' or 'ssr_image', or of a
       stage inflated from one, whose spatial leaves are taken; or an adapter as
-      `read_adapter` takes it. STAGE=PATH says which stage of a bundle to take,
-      or which an adapter is for. 'pastel' is the one that comes with the
-      package, for the bundle 'demo'.
-
-  Raises:
-    UserError: it is missing or damaged, holds no style, or several of them.
+      in `read_adapter`. STAGE=PATH names the stage of a bundle to take, or the
+      one an adapter is for. 'pastel' is included in the package, for the bundle
+      'demo'.
   """
   place, stage = Path(path), ""
   if not place.exists() and "=" in str(path):
@@ -103,35 +99,28 @@ def read_style(path: str | os.PathLike) -> Style:
 
 
 def check_alpha(alpha: float, name: str = option("alpha")) -> None:
-  """Checks how much of a style is asked for, and warns of more than all.
+  """Checks that alpha is in [0, `MOST`]; warns above 1.
 
   Args:
-    alpha: 0 is the model as it was, 1 all of the style.
-    name: where it came from, for the error.
-
-  Raises:
-    UserError: it is below 0, above `MOST`, or no number.
+    alpha: 0 is the original model, 1 the style.
+    name: the option it came from, for errors.
   """
   if not 0 <= alpha <= MOST:  # a NaN too
     raise UserError(
       f"{name}={alpha:g}",
       f"is not in [0, {MOST:g}]",
-      "give 0 for the model as it is, 1 for all of the style",
+      "0 is the original model, 1 the style",
     )
   if alpha > 1:
     warnings.warn(
       f"{name}={alpha:g} is above 1: it goes beyond the style, and pictures "
-      "may break",
+      "may break down",
       stacklevel=2,
     )
 
 
 def parse_alphas(text: str, name: str = option("alphas")) -> tuple[float, ...]:
-  """'0,0.5,1' as numbers, each checked by `check_alpha`.
-
-  Raises:
-    UserError: one is no number, or out of range.
-  """
+  """'0,0.5,1' as numbers, each checked by `check_alpha`."""
   try:
     alphas = tuple(map(float, text.split(",")))
   except ValueError as error:
@@ -155,18 +144,14 @@ def interpolate_style(
 ) -> FlatParams:
   """alpha style + (1 - alpha) original, of spatial leaves (section 4.1).
 
-  Sums are float32 and rounded once, to the dtype of the original. Exact at
-  both ends: at 0 leaves are the original's, at 1 the style's. Those that
-  inflation added are the original's always.
+  Sums are in float32 and rounded once, to the original's dtype. At 0 and 1 the
+  result is exact. Leaves that inflation added stay the original's.
 
   Args:
-    original: of any stage; numpy, jax or lazy, and what was lazy stays so.
+    original: of any stage; numpy, jax or lazy. Lazy leaves stay lazy.
     style: of a stage with the same spatial leaves; numpy, jax or lazy.
-    alpha: how much of the style; above 1 goes beyond it.
-    name: what the style is, for the error.
-
-  Raises:
-    UserError: their spatial leaves differ; these are named.
+    alpha: weight of the style; above 1 extrapolates.
+    name: the style's name in errors.
   """
   style = spatial(style)
   check_same_leaves(style, spatial(original), name)
@@ -184,28 +169,23 @@ def styled(
   style: Style,
   alpha: float,
 ) -> dict[str, FlatParams]:
-  """Weights of all stages, those in a style that it fits.
+  """Weights of all stages, with a style in those that it fits.
 
-  An adapter corrects by alpha A B, which is the same interpolation:
-  W_style = W + A B. One of ours that was trained on other weights of the same
-  shapes is applied with a warning.
+  An adapter adds alpha A B, which is the same interpolation: W_style = W + A B.
+  If it was trained on other weights of the same shapes, this warns.
 
   Args:
-    weights: of each stage there is, without adapters; numpy, jax or lazy.
+    weights: of each stage, without adapters; numpy, jax or lazy.
     models: configs of their networks.
     style: of `read_style`.
     alpha: see `check_alpha`.
-
-  Raises:
-    UserError: alpha is out of range, or the style fits no stage; leaves are
-      named.
   """
   check_alpha(alpha)
   family = FAMILIES.get(style.slot, tuple(SLOT_OF))
   stages = [name for name in family if name in weights]
   if not stages:
     raise UserError(
-      f"{style.name}",
+      style.name,
       f"is for {' or '.join(family)}, {option('model')} holds "
       f"{', '.join(weights)}",
       "give the model that it is a style of",
@@ -224,13 +204,13 @@ def styled(
     raise UserError("; ".join(dict.fromkeys(map(str, misfits.values()))))
   if len(slots) > 1:
     raise UserError(
-      f"{style.name}",
+      style.name,
       f"fits the stages {', '.join(changed)}",
       f"say which, as {_OPTION}={next(iter(changed))}={style.path}",
     )
   for stage, error in misfits.items():
     if SLOT_OF[stage] in slots:
-      warnings.warn(f"{stage} is left in its own style: {error}", stacklevel=2)
+      warnings.warn(f"{stage} keeps its own style: {error}", stacklevel=2)
   return {**weights, **changed}
 
 
@@ -252,7 +232,7 @@ def _of_adapter(
     raise UserError(
       f"{_OPTION}={path}",
       "adapts no spatial layers",
-      "train one with config.lora.target=spatial, or wear it with "
+      "train one with config.lora.target=spatial, or give it as "
       f"{option('adapter')}",
     )
   return Style(
@@ -261,7 +241,7 @@ def _of_adapter(
 
 
 def _of_bundle(path: str, bundle: bundles.Bundle, stage: str) -> Style:
-  """The spatial leaves of the stage asked for, or of the one slot there is."""
+  """The spatial leaves of the named stage, or of the only slot."""
   held = [name for name in SLOT_OF if name in bundle.parts]
   found = [name for name in held if stage in ("", name)]
   if not found:
@@ -274,7 +254,7 @@ def _of_bundle(path: str, bundle: bundles.Bundle, stage: str) -> Style:
     raise UserError(
       f"{_OPTION}={path}",
       f"holds {', '.join(found)}",
-      f"say whose style to take, as {_OPTION}={found[0]}={path}",
+      f"name the stage to take, as {_OPTION}={found[0]}={path}",
     )
   leaves = spatial(lora.merge(bundle.leaves(found[0])))
   return Style(path=path, slot=SLOT_OF[found[0]], leaves=leaves)
@@ -283,7 +263,7 @@ def _of_bundle(path: str, bundle: bundles.Bundle, stage: str) -> Style:
 def _in_style(
   flat: FlatParams, model: UNetConfig, stage: str, style: Style, alpha: float
 ) -> FlatParams:
-  """One stage; a UserError where the style does not fit it."""
+  """One stage in a style; a UserError if the style does not fit."""
   adapter = style.adapter
   if adapter is None:
     return interpolate_style(flat, style.leaves, alpha, style.name)
@@ -303,7 +283,8 @@ def _in_style(
 def _warn_of_other_weights(
   name: str, adapter: Adapter, stage: str, flat: FlatParams
 ) -> None:
-  """A base keeps the very leaves of the image model it was inflated from."""
+  """Warns where an adapter was trained on other weights."""
+  # A base keeps the spatial leaves of the image model it was inflated from.
   known = spatial(flat) if adapter.stage in IMAGE_STAGES else flat
   if fingerprint(known) == adapter.base:
     return
@@ -323,7 +304,7 @@ def _blend(original: Any, style: Any, alpha: float) -> Any:
   if isinstance(original, LazyArray):
     make = lambda: _blend(original.make(), style, alpha)
     return LazyArray(original.shape, original.dtype, make)
-  # What lies on devices stays there, all else is numpy.
+  # Leaves on devices stay there; all others are numpy.
   array = jnp if isinstance(original, jax.Array) else np
   kept = isinstance(style, jax.Array) and array is jnp
   style = style if kept else np.asarray(style)

@@ -1,21 +1,23 @@
-"""Videos longer or larger than a stage should see at once, and its windows."""
+"""Windows over frames, rows and columns that exceed a stage's own size."""
 
 import dataclasses
+import math
+
+import numpy as np
 
 from lumiere_jax.diffusion.guidance import check_countable
 from lumiere_jax.diffusion.multidiffusion import AXES, window_starts
 from lumiere_jax.stages.config import StageConfig
+from lumiere_jax.typing import Clip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Windows:
-  """How a stage sees a video that is longer than it can take at once.
-
-  Of rows and columns of pixels it is the same.
+  """Windows over the frames of a video; also over rows or columns of pixels.
 
   Attributes:
     size: frames of a window.
-    overlap: least number of frames that neighbours share (2 in the paper).
+    overlap: minimum number of frames that neighbours share (2 in the paper).
     chunk: windows denoised at once; memory grows with it.
     weights: 'uniform' (the paper) or 'ramp'.
     spread: windows spread evenly, instead of the last one shifted.
@@ -30,11 +32,11 @@ class Windows:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tiles:
-  """How it sees frames that are larger than it should take at once.
+  """Windows over the pixels of a frame.
 
   Attributes:
-    rows: windows of rows of pixels; None: all of them.
-    columns: the same of columns.
+    rows: windows over rows; None: all rows at once.
+    columns: windows over columns; None: all columns at once.
   """
 
   rows: Windows | None = None
@@ -42,23 +44,19 @@ class Tiles:
 
   @property
   def by_axis(self) -> dict[int, Windows]:
-    """Those there are, by their axis of the video."""
+    """The windows by their axis of the video."""
     both = {2: self.rows, 3: self.columns}
     return {axis: windows for axis, windows in both.items() if windows}
 
 
 WHOLE = Tiles()
-"""Frames that are seen as they are."""
+"""Frames without spatial windows."""
 
 
 def plan_windows(
   config: StageConfig, windows: Windows, num_frames: int
 ) -> tuple[int, ...]:
-  """First frames of the windows of a video.
-
-  Raises:
-    UserError: the windows do not fit the video or the model.
-  """
+  """First frames of the windows of a video."""
   return window_starts(
     num_frames,
     windows.size,
@@ -73,11 +71,8 @@ def plan_tiles(
 ) -> tuple[int, ...]:
   """First rows or columns of the windows of the stage's frames.
 
-  They are multiples of its upscale: a window's low-resolution pixels are whole
-  pixels of the low-resolution frame, as those of crops are in training.
-
-  Raises:
-    UserError: the windows do not fit the frames or the model.
+  They are multiples of its upscale, so that a window starts at a whole pixel of
+  the low-resolution frame, as crops do in training.
   """
   return window_starts(
     config.video.resolution[axis - 2],
@@ -88,6 +83,27 @@ def plan_tiles(
     AXES[axis],
     config.video.upscale,
   )
+
+
+def pad_to_windows(config: StageConfig, video: Clip) -> Clip:
+  """Repeats edges of a low-resolution video until super-resolution takes it.
+
+  A side that fits into one window has to be a multiple of the model's factor; a
+  larger one is covered by windows.
+  """
+  upscale, model = config.video.upscale, config.model
+  shares = (1, upscale, upscale)
+  windows = (config.video.num_frames, *config.video.resolution)
+  factors = (model.temporal_factor, *[model.spatial_factor] * 2)
+  padding = [(0, 0)] * 4
+  for axis, (share, window, factor) in enumerate(
+    zip(shares, windows, factors, strict=True)
+  ):
+    side = video.shape[axis] * share
+    if side <= window:
+      side = math.ceil(side / factor) * factor
+    padding[axis] = (0, math.ceil(side / share) - video.shape[axis])
+  return np.pad(video, padding, "edge")
 
 
 def check_canvas(

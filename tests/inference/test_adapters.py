@@ -1,4 +1,4 @@
-"""Adapter files: whose they are, and on what they may be worn."""
+"""Adapter files, and merging them into the weights they belong to."""
 
 import dataclasses
 import json
@@ -27,21 +27,27 @@ LOW = {
 }
 
 
+def write(folder, flat, stage="base", base=BASE):
+  """An adapter in a workdir."""
+  folder.mkdir(exist_ok=True)
+  write_adapter(
+    folder / "adapter.safetensors",
+    flat,
+    stage=stage,
+    base=fingerprint(base),
+    base_name=f"out/{stage}",
+    step=9,
+  )
+  return folder
+
+
 @pytest.fixture
 def workdir(tmp_path):
-  """A workdir that holds an adapter trained on `BASE`."""
-  write_adapter(
-    tmp_path / "adapter.safetensors",
-    LOW,
-    stage="base",
-    base=fingerprint(BASE),
-    base_name="out/base",
-    step=7,
-  )
-  return tmp_path
+  """A workdir with an adapter trained on `BASE`."""
+  return write(tmp_path, LOW)
 
 
-def test_it_is_read_from_a_file_or_a_workdir(workdir):
+def test_reads_a_file_or_a_workdir(workdir):
   for path in (workdir, workdir / "adapter.safetensors"):
     adapter = read_adapter(path)
     assert (adapter.stage, adapter.base_name) == ("base", "out/base")
@@ -49,28 +55,24 @@ def test_it_is_read_from_a_file_or_a_workdir(workdir):
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, -0.5])
-def test_worn_it_corrects_by_its_scale(workdir, scale):
+def test_it_is_merged_with_its_scale(workdir, scale):
   other = {"x": np.ones(2)}
   weights = {"base": BASE, "ssr": other}
-  worn = apply_adapters([read_adapter(workdir)], weights, {}, scale)
-  change = np.outer([1.0, 2.0], [1.0, 0.0, -1.0])
-  np.testing.assert_allclose(worn["base"]["a/kernel"], 1 + scale * change)
-  assert worn["base"].keys() == BASE.keys()
-  assert worn["ssr"] is other
-  np.testing.assert_array_equal(BASE["a/kernel"], 1)  # nobody else's
-
-
-def test_several_add_up(workdir):
   adapter = read_adapter(workdir)
-  worn = apply_adapters([adapter, adapter], {"base": BASE}, {}, 1.0)
   change = np.outer([1.0, 2.0], [1.0, 0.0, -1.0])
-  np.testing.assert_allclose(worn["base"]["a/kernel"], 1 + 2 * change)
+  for count in (2, 1):
+    merged = apply_adapters([adapter] * count, weights, {}, scale)
+    kernel = merged["base"]["a/kernel"]
+    np.testing.assert_allclose(kernel, 1 + count * scale * change)
+  assert merged["base"].keys() == BASE.keys()
+  assert merged["ssr"] is other
+  np.testing.assert_array_equal(BASE["a/kernel"], 1)  # the input is unchanged
 
 
 @pytest.mark.parametrize(
   ("weights", "words"),
   [
-    ({"ssr": BASE}, r"is for stage 'base', --model holds ssr"),
+    ({"ssr": BASE}, r"is for stage 'base', model holds ssr"),
     ({"base": {"b/kernel": np.ones(3)}}, r"this one has no a/kernel"),
     (
       {"base": BASE | {"a/kernel": np.ones((3, 3))}},
@@ -85,7 +87,7 @@ def test_several_add_up(workdir):
 def test_another_base_is_refused_by_name(workdir, weights, words):
   with pytest.raises(UserError, match=words) as error:
     apply_adapters([read_adapter(workdir)], weights, {}, 1.0)
-  assert f"--adapter={workdir}" in str(error.value)
+  assert f"adapter={workdir}" in str(error.value)
   assert "\n" not in str(error.value)
 
 
@@ -97,11 +99,11 @@ def test_what_is_no_adapter_is_refused(tmp_path):
     read_adapter(tmp_path / "gone.safetensors")
   about = {"format": "lumiere_jax adapter 2"}
   safetensors.save(tmp_path / "newer.safetensors", LOW, about)
-  with pytest.raises(UserError, match="its format is 'lumiere_jax adapter 2'"):
+  with pytest.raises(UserError, match="format 'lumiere_jax adapter 2'"):
     read_adapter(tmp_path / "newer.safetensors")
 
 
-# Adapters that others published. The two stages differ in width.
+# Published adapters. The two stages differ in width.
 MODELS = {
   "base": small_config(cond_channels=4),
   "ssr": small_config(
@@ -137,13 +139,13 @@ def write_config(folder, **changes):
   (folder / "adapter_config.json").write_text(json.dumps(settings))
 
 
-def check_worn(path, stage, change, scale=1.0):
-  worn = apply_adapters([read_adapter(path)], STAGES, MODELS, scale)
-  for name, flat in worn.items():
+def check_merged(path, stage, change, scale=1.0):
+  merged = apply_adapters([read_adapter(path)], STAGES, MODELS, scale)
+  for name, flat in merged.items():
     if name != stage:
       assert flat is STAGES[name]
-  assert worn[stage].keys() == STAGES[stage].keys()
-  for leaf_path, leaf in worn[stage].items():
+  assert merged[stage].keys() == STAGES[stage].keys()
+  for leaf_path, leaf in merged[stage].items():
     assert leaf.dtype == np.float16
     expected = 2 + scale * change * (leaf_path == PATH)
     np.testing.assert_array_equal(leaf, np.float16(expected))
@@ -157,17 +159,17 @@ def test_a_published_adapter_goes_where_it_fits(
   file = tmp_path / "pytorch_lora_weights.safetensors"
   safetensors.save(file, published(width), {"format": "pt"})
   for scale in (1.0, 0.7):
-    check_worn(tmp_path if by_folder else file, stage, 2, scale)
+    check_merged(tmp_path if by_folder else file, stage, 2, scale)
 
 
 def test_it_may_have_any_name(tmp_path):
   file = tmp_path / "style.safetensors"
   safetensors.save(file, published(spell=("lora.down", "lora.up")))
-  check_worn(file, "base", 2)
+  check_merged(file, "base", 2)
   content = {"unet.r": 2, "unet.lora_alpha": 1}
   about = {"lora_adapter_metadata": json.dumps(content)}
   safetensors.save(file, published(), about)
-  check_worn(file, "base", 1)
+  check_merged(file, "base", 1)
 
 
 def test_a_peft_folder_is_read_with_its_config(tmp_path):
@@ -177,35 +179,28 @@ def test_a_peft_folder_is_read_with_its_config(tmp_path):
   with pytest.raises(UserError, match=r"adapter_config.json: no such file"):
     read_adapter(tmp_path)
   write_config(tmp_path)
-  check_worn(tmp_path, "base", 1)
+  check_merged(tmp_path, "base", 1)
   safetensors.save(tmp_path / "renamed.safetensors", tensors)
-  check_worn(tmp_path / "renamed.safetensors", "base", 1)
+  check_merged(tmp_path / "renamed.safetensors", "base", 1)
   write_config(tmp_path, use_dora=True)
   with pytest.raises(UserError, match=rf"{tmp_path}: .*use_dora=True"):
     read_adapter(tmp_path)
 
 
-def test_it_is_worn_by_lazy_weights_and_with_one_of_ours(tmp_path):
+def test_it_is_merged_by_lazy_weights_and_with_one_of_ours(tmp_path):
   file = tmp_path / "style.safetensors"
   safetensors.save(file, published())
   own = {f"lora/{PATH}/a": np.ones((4, 8, 1), np.float32)}
   own[f"lora/{PATH}/b"] = np.full((1, 32), 3, np.float32)
-  write_adapter(
-    tmp_path / "adapter.safetensors",
-    own,
-    stage="base",
-    base=fingerprint(STAGES["base"]),
-    base_name="out/base",
-    step=1,
-  )
+  write(tmp_path, own, base=STAGES["base"])
   lazy = {
     path: LazyArray(leaf.shape, leaf.dtype, lambda leaf=leaf: leaf)
     for path, leaf in STAGES["base"].items()
   }
   both = [read_adapter(file), read_adapter(tmp_path / "adapter.safetensors")]
-  worn = apply_adapters(both, {"base": lazy}, MODELS, 1.0)["base"]
-  assert all(isinstance(leaf, LazyArray) for leaf in worn.values())
-  np.testing.assert_array_equal(worn[PATH], np.full((4, 8, 32), 2 + 2 + 3))
+  merged = apply_adapters(both, {"base": lazy}, MODELS, 1.0)["base"]
+  assert all(isinstance(leaf, LazyArray) for leaf in merged.values())
+  np.testing.assert_array_equal(merged[PATH], np.full((4, 8, 32), 2 + 2 + 3))
 
 
 def test_where_it_fits_several_stages_one_must_be_named(tmp_path):
@@ -213,12 +208,12 @@ def test_where_it_fits_several_stages_one_must_be_named(tmp_path):
   safetensors.save(file, published())
   models = MODELS | {"t2i": dataclasses.replace(MODELS["base"], temporal=None)}
   weights = STAGES | {"t2i": STAGES["base"]}
-  words = rf"fits the stages base, t2i; say which, as --adapter=base={file}"
+  words = rf"fits the stages base, t2i; say which, as adapter=base={file}"
   with pytest.raises(UserError, match=words):
     apply_adapters([read_adapter(file)], weights, models, 1.0)
-  worn = apply_adapters([read_adapter(f"t2i={file}")], weights, models, 1.0)
-  assert worn["base"] is STAGES["base"]
-  assert (worn["t2i"][PATH] == 4).all()
+  merged = apply_adapters([read_adapter(f"t2i={file}")], weights, models, 1.0)
+  assert merged["base"] is STAGES["base"]
+  assert (merged["t2i"][PATH] == 4).all()
   with pytest.raises(UserError, match=r"has no stage 'stem', it holds base, s"):
     apply_adapters([read_adapter(f"stem={file}")], STAGES, MODELS, 1.0)
   with pytest.raises(UserError, match=r"fits no stage.*for ssr: 2 tensors are"):
@@ -239,7 +234,7 @@ def test_what_fits_nowhere_is_named_for_each_stage(tmp_path):
   with pytest.raises(UserError) as error:
     apply_adapters([read_adapter(file)], STAGES, MODELS, 1.0)
   message = str(error.value)
-  assert message.startswith(f"--adapter={file} fits no stage of --model: ")
+  assert message.startswith(f"adapter={file} fits no stage of model: ")
   assert f"unet.{LAYER}.lora_A.weight (2, 64) instead of (2, 32)" in message
   assert f"unet.{LAYER}.lora_B.weight (64, 2) instead of (48, 2)" in message
   for half in "AB":

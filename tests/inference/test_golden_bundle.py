@@ -49,7 +49,7 @@ def frame_by_frame(monkeypatch):
 
 
 def corners_kept(stage):
-  """The stage, told enlarged videos as it was when the video was made."""
+  """The stage with the upsampling of the time when the video was made."""
   model = dataclasses.replace(stage.config.model, low_resolution="corners")
   config = dataclasses.replace(stage.config, model=model)
   return dataclasses.replace(stage, config=config)
@@ -59,7 +59,7 @@ def corners_kept(stage):
   ("prompt", "name", "atol"),
   [
     # As it was first committed. Padding then counted in the norms of the text,
-    # by mistake: mending it moved the video by 0.0009 at most.
+    # by mistake: fixing it moved the video by 0.0009 at most.
     (SHORT, "format_1", 1e-3),
     (SHORT, "format_1_padding", 1e-4),  # made when that was fixed
     # Made before: without padding nothing has changed.

@@ -1,4 +1,4 @@
-"""Styles: spatial leaves are blended, exactly, and nothing else is."""
+"""Styles: spatial leaves are interpolated exactly, all others are kept."""
 
 import dataclasses
 import warnings
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from lumiere_jax.errors import UserError
-from lumiere_jax.inference.adapters import fingerprint, write_adapter
 from lumiere_jax.inference.styles import (
   check_alpha,
   interpolate_style,
@@ -26,6 +25,7 @@ from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.safetensors import LazyArray
 from tests.conftest import make_cond, random_leaves, run, small_config
+from tests.inference.test_adapters import PATH, published, write
 
 TEMPORAL = TemporalConfig(
   resample=(True,), num_attentions=1, head_dim=8, max_distance=32
@@ -54,12 +54,6 @@ MODELS = {
 }
 
 
-PATH = "mid_attention/out/kernel"
-
-
-LAYER = "mid_block.attentions.0.to_out.0"
-
-
 def is_added(path):
   return path.startswith(("temporal_", "cond_in"))
 
@@ -73,10 +67,6 @@ def drawn(model, seed):
   }
 
 
-def inflated(image, model, seed):
-  return drawn(model, seed) | image
-
-
 ORIGINAL = drawn(IMAGE, 0)
 
 
@@ -88,9 +78,9 @@ UPSCALING = drawn(UPSCALER, 2)
 
 WEIGHTS = {
   "t2i": ORIGINAL,
-  "base": inflated(ORIGINAL, MODELS["base"], 3),
-  "conditional": inflated(ORIGINAL, MODELS["conditional"], 4),
-  "ssr": inflated(UPSCALING, MODELS["ssr"], 5),
+  "base": drawn(MODELS["base"], 3) | ORIGINAL,
+  "conditional": drawn(MODELS["conditional"], 4) | ORIGINAL,
+  "ssr": drawn(MODELS["ssr"], 5) | UPSCALING,
 }
 
 
@@ -115,17 +105,8 @@ def make_adapter(target="spatial", flat=ORIGINAL, seed=3):
   return {k: draw(v) for k, v in fresh.items()}
 
 
-def write_our_adapter(folder, flat, stage="t2i", base=ORIGINAL):
-  folder.mkdir(exist_ok=True)
-  write_adapter(
-    folder / "adapter.safetensors",
-    flat,
-    stage=stage,
-    base=fingerprint(base),
-    base_name="out/t2i",
-    step=9,
-  )
-  return folder
+def write_adapter(folder, flat, stage="t2i", base=ORIGINAL):
+  return write(folder, flat, stage, base)
 
 
 def assert_same(got, expected):
@@ -181,7 +162,7 @@ def test_it_is_linear_in_the_spatial_leaves_alone(alpha):
     expected = original[path] + alpha * (leaf.astype(float) - original[path])
     np.testing.assert_allclose(got[path], expected, atol=1e-6)
     assert got[path].dtype == np.float32
-  assert_same(WEIGHTS["base"], original)  # nobody else's changed
+  assert_same(WEIGHTS["base"], original)  # the input is unchanged
 
 
 def test_sums_are_float32_and_in_the_precision_of_the_original():
@@ -227,9 +208,9 @@ def test_another_architecture_is_refused_by_leaf():
   other["mid_7/kernel"] = np.zeros(3)
   other["head/kernel"] = np.zeros((1, 1))
   with pytest.raises(UserError) as error:
-    interpolate_style(WEIGHTS["base"], other, 0.5, "--style=x")
+    interpolate_style(WEIGHTS["base"], other, 0.5, "style=x")
   message = str(error.value)
-  assert message.startswith("--style=x was made with another config.model")
+  assert message.startswith("style=x was made with another config.model")
   assert f"lacks {PATH}" in message
   assert "has mid_7/kernel" in message
   assert "head/kernel is 1x1" in message
@@ -252,7 +233,7 @@ def test_a_fine_tuned_model_styles_every_stage_it_fits(tmp_path):
 
 @pytest.mark.parametrize("stage", ["base", "conditional"])
 def test_of_a_video_model_the_spatial_leaves_are_the_style(tmp_path, stage):
-  fine_tuned = inflated(STYLED, MODELS[stage], 8)
+  fine_tuned = drawn(MODELS[stage], 8) | STYLED
   style = read_style(write_bundle(tmp_path, **{stage: fine_tuned}))
   assert not any(map(is_added, style.leaves))
   got = styled(WEIGHTS, MODELS, style, 1.0)["base"]
@@ -274,7 +255,7 @@ def test_super_resolution_has_a_style_of_its_own(tmp_path):
   style = read_style(f"t2i={folder}")
   assert_same(styled(WEIGHTS, MODELS, style, 1.0)["t2i"], STYLED)
   only = {"ssr": WEIGHTS["ssr"]}
-  words = "is for t2i or base or conditional, --model holds ssr; give"
+  words = "is for t2i or base or conditional, model holds ssr; give"
   with pytest.raises(UserError, match=words):
     styled(only, MODELS, style, 1.0)
 
@@ -285,7 +266,7 @@ def test_a_style_of_another_network_is_refused(tmp_path):
   with pytest.raises(UserError, match=r"style=.*wide.* is 48, the config wa"):
     styled(WEIGHTS, MODELS, style, 0.5)
   mixed = WEIGHTS | {"t2i": drawn(wide, 1)}
-  with pytest.warns(UserWarning, match="base is left in its own style: sty"):
+  with pytest.warns(UserWarning, match="base keeps its own style: sty"):
     got = styled({k: mixed[k] for k in ("t2i", "base")}, MODELS, style, 1.0)
   assert_same(got["t2i"], drawn(wide, 0))
   assert got["base"] is WEIGHTS["base"]
@@ -297,10 +278,10 @@ def test_an_adapter_scaled_is_the_interpolation(tmp_path, alpha):
   holds the very leaves it was trained on."""
   adapter = make_adapter()
   merged = lora.merge({**ORIGINAL, **adapter})
-  style = read_style(write_our_adapter(tmp_path, adapter))
+  style = read_style(write_adapter(tmp_path, adapter))
   assert style.slot == "base"
   with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "--alpha=1.3 is above 1")
+    warnings.filterwarnings("ignore", "alpha=1.3 is above 1")
     got = styled(WEIGHTS, MODELS, style, alpha)
   assert got["ssr"] is WEIGHTS["ssr"]
   for stage in ("t2i", "base", "conditional"):
@@ -330,10 +311,10 @@ def test_a_style_and_its_adapter_look_the_same():
   assert np.abs(one - run(IMAGE, flat, z, cond)).max() > 1e-2
 
 
-def test_an_adapter_on_other_weights_is_worn_with_a_warning(tmp_path):
+def test_an_adapter_on_other_weights_is_merged_with_a_warning(tmp_path):
   adapter = make_adapter()
-  style = read_style(write_our_adapter(tmp_path, adapter, base=STYLED))
-  words = "trained on the t2i of 'out/t2i', and the base of --model holds other"
+  style = read_style(write_adapter(tmp_path, adapter, base=STYLED))
+  words = "trained on the t2i of 'out/t2i', and the base of model holds other"
   with pytest.warns(UserWarning, match=words):
     got = styled({"base": WEIGHTS["base"]}, MODELS, style, 1.0)["base"]
   assert_same(got, lora.merge({**WEIGHTS["base"], **adapter}))
@@ -343,13 +324,13 @@ def test_an_adapter_of_the_base_knows_the_base(tmp_path):
   """Its fingerprint is of all leaves; only its spatial part is a style."""
   base = WEIGHTS["base"]
   adapter = make_adapter(".*", base)
-  style = read_style(write_our_adapter(tmp_path, adapter, "base", base))
+  style = read_style(write_adapter(tmp_path, adapter, "base", base))
   got = styled({"base": base}, MODELS, style, 1.0)["base"]
   assert_added_kept(got, base)
   expected = lora.merge({**base, **spatial(adapter)})
   assert_same(got, expected)
   time = make_adapter("temporal", base)
-  write_our_adapter(tmp_path, time, "base", base)
+  write_adapter(tmp_path, time, "base", base)
   with pytest.raises(UserError, match="adapts no spatial layers"):
     read_style(tmp_path)
 
@@ -357,16 +338,9 @@ def test_an_adapter_of_the_base_knows_the_base(tmp_path):
 def test_an_adapter_of_another_network_is_refused(tmp_path):
   wide = drawn(dataclasses.replace(IMAGE, channels=(16, 48)), 0)
   adapter = make_adapter(flat=wide)
-  style = read_style(write_our_adapter(tmp_path, adapter, base=wide))
+  style = read_style(write_adapter(tmp_path, adapter, base=wide))
   with pytest.raises(UserError, match=r"style=.*/kernel of another shape"):
     styled(WEIGHTS, MODELS, style, 1.0)
-
-
-def published(width=32):
-  """An adapter of rank 2 that adds 1 for each rank."""
-  down, up = (f"unet.{LAYER}.lora_{half}.weight" for half in "AB")
-  ones = lambda *shape: np.ones(shape, np.float16)
-  return {down: ones(2, width), up: ones(width, 2)}
 
 
 def test_a_published_adapter_is_a_style_where_it_fits(tmp_path):
@@ -387,7 +361,7 @@ def test_where_a_published_adapter_fits_two_slots_one_must_be_named(tmp_path):
   safetensors.save(file, published())
   both = {"base": WEIGHTS["base"], "ssr": WEIGHTS["base"]}
   models = {"base": MODELS["base"], "ssr": MODELS["base"]}
-  words = rf"fits the stages base, ssr; say which, as --style=base={file}"
+  words = rf"fits the stages base, ssr; say which, as style=base={file}"
   with pytest.raises(UserError, match=words):
     styled(both, models, read_style(file), 1.0)
   got = styled(both, models, read_style(f"ssr={file}"), 1.0)
@@ -397,15 +371,15 @@ def test_where_a_published_adapter_fits_two_slots_one_must_be_named(tmp_path):
   with pytest.raises(UserError) as error:
     styled(WEIGHTS, MODELS, read_style(file), 1.0)
   for stage in ("t2i", "ssr"):
-    words = f"--style={file} on stage '{stage}': 2 tensors are of the wrong sh"
+    words = f"style={file} on stage '{stage}': 2 tensors are of the wrong sh"
     assert words in str(error.value)
   assert "\n" not in str(error.value)
 
 
 def test_what_is_no_style_is_named(tmp_path):
   for name, words in (
-    ("gone", r"--style=.*gone does not exist; give a bundle"),
-    (".", r"--style=.* has no bundle.json; give a bundle"),
+    ("gone", r"style=.*gone does not exist; give a bundle"),
+    (".", r"style=.* has no bundle.json; give a bundle"),
   ):
     with pytest.raises(UserError, match=words):
       read_style(tmp_path / name)
@@ -420,7 +394,7 @@ def test_what_is_no_style_is_named(tmp_path):
   safetensors.save(tmp_path / "odd.safetensors", {"x": np.ones(2)})
   with pytest.raises(UserError, match=r"style=.*part of a plain LoRA"):
     read_style(tmp_path / "odd.safetensors")
-  adapter = write_our_adapter(tmp_path / "adapter", make_adapter())
+  adapter = write_adapter(tmp_path / "adapter", make_adapter())
   with pytest.raises(UserError, match="was trained for stage 't2i'; give it a"):
     read_style(f"ssr={adapter}")
   (tmp_path / "pickled").mkdir()
@@ -443,8 +417,8 @@ def test_alphas_out_of_range_are_refused(tmp_path, alpha):
 def test_more_than_all_of_a_style_is_warned_of():
   for alpha in (0, 0.5, 1):
     check_alpha(alpha)
-  with pytest.warns(UserWarning, match=r"--a=1.5 is above 1"):
-    check_alpha(1.5, "--a")
+  with pytest.warns(UserWarning, match=r"a=1.5 is above 1"):
+    check_alpha(1.5, "a")
 
 
 def test_alphas_are_numbers_with_commas():

@@ -193,9 +193,9 @@ def test_long_videos_go_on_from_their_last_frames(pipeline, asked, video):
 @pytest.mark.parametrize(
   "changes, words",
   [
-    ({"context": 16}, "--context=16 frames must be 1 to 15"),
-    ({"context": 0}, "--context=0"),
-    ({"times": 0}, "--times=0"),
+    ({"context": 16}, "context=16 frames must be 1 to 15"),
+    ({"context": 0}, "context=0"),
+    ({"times": 0}, "times=0"),
   ],
 )
 def test_what_cannot_be_gone_on_with(pipeline, video, changes, words):
@@ -234,22 +234,22 @@ def test_panoramas_are_seen_in_windows(pipeline, asked):
 
 def test_a_conditional_base_is_needed(pipeline, video):
   alone = Pipeline(pipeline.text, pipeline.stages)
-  with pytest.raises(UserError, match="needs a base that is told pixels"):
+  with pytest.raises(UserError, match="has no pixel-conditioned base"):
     alone.image_to_video(PROMPT, video[0], settings=SHORT)
 
 
-def test_inputs_of_other_sizes_are_made_to_fit_and_told(
+def test_inputs_of_other_sizes_are_resized_with_a_notice(
   pipeline, asked, video, capsys
 ):
   long = np.repeat(video, 2, axis=0)[:, :, :20]
   made = pipeline.video_to_video(PROMPT, long, settings=SHORT)
   assert made.shape == video.shape
-  heard = capsys.readouterr().err
-  assert "has 32 frames; the first 16 are taken" in heard
-  assert "is 20x32, resized and cropped at its centre to 32x32" in heard
+  reported = capsys.readouterr().err
+  assert "has 32 frames; the first 16 are used" in reported
+  assert "is 20x32, resized and cropped at its centre to 32x32" in reported
   short = pipeline.video_to_video(PROMPT, video[:11], settings=SHORT)
   assert len(short) == 10
-  assert "has 11 frames; the first 10 are taken" in capsys.readouterr().err
+  assert "has 11 frames; the first 10 are used" in capsys.readouterr().err
   with pytest.raises(UserError, match="has 1 frames; give at least 2"):
     pipeline.video_to_video(PROMPT, video[:1], settings=SHORT)
   with pytest.raises(UserError, match="video is float32"):
@@ -289,8 +289,22 @@ def test_one_text_and_one_seed_are_one_video(pipeline, asked):
   assert asked
 
 
-def test_progress_is_told(text):
-  heard = []
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("setings", 'image_to_video.*setings.*did you mean "settings"'),
+    ("watch", "it is now 'on_progress'"),
+    ("feather", "known: prompt, image, last_image, composited, seed"),
+  ],
+)
+def test_unknown_options_are_errors(pipeline, asked, video, name, words):
+  with pytest.raises(UserError, match=words):
+    pipeline.image_to_video(PROMPT, video[0], **{name: SHORT})
+  assert not asked
+
+
+def test_progress_is_reported(text):
+  reported = []
   experiment = dataclasses.replace(
     base.TINY,
     model=dataclasses.replace(base.TINY.model, temporal=None),
@@ -302,13 +316,13 @@ def test_progress_is_told(text):
   Pipeline(text, {"base": stage}).text_to_video(
     PROMPT,
     settings=Settings(steps=4, num_frames=1, chunk=2),
-    on_progress=heard.append,
+    on_progress=reported.append,
   )
-  assert [(p.stage, p.done, p.total) for p in heard] == [
+  assert [(p.stage, p.done, p.total) for p in reported] == [
     ("base", 2, 4),
     ("base", 4, 4),
   ]
-  assert heard[0].canvas.shape == (1, 1, 16, 16, 3)
+  assert reported[0].canvas.shape == (1, 1, 16, 16, 3)
 
 
 def test_compositing_puts_back_what_was_given_to_the_bit(rng):
@@ -339,7 +353,7 @@ def test_given_pixels_of_a_smaller_stage_are_means(rng):
 
 
 def test_a_style_is_blended_into_all_spatial_layers(text, monkeypatch, rng):
-  """Of the base and of the one that is told pixels; temporal ones stay."""
+  """Of both bases; temporal layers keep their weights."""
   draw = lambda experiment: {
     path: rng.normal(size=leaf.shape).astype(np.float32)
     for path, leaf in abstract_params(experiment.network).items()

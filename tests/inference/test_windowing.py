@@ -44,7 +44,7 @@ def test_tiles_of_a_base_start_anywhere():
   assert plan_tiles(config, windows, 3) == (0, 5, 7)
 
 
-def test_too_large_an_overlap_is_said_before_anything_runs():
+def test_too_large_an_overlap_is_an_error_before_sampling():
   config = at(shipped.SSR.sampling, 128, 192)
   tiles = Tiles(columns=Windows(size=128, overlap=126))
   with pytest.raises(UserError, match=r"overlap of 126 columns.*from 0 to 124"):

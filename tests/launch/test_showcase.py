@@ -1,12 +1,11 @@
 """The examples of the gallery are valid commands; their inputs are drawn."""
 
 from pathlib import Path
-import typing
 
 import pytest
 
 from launch.showcase import FRAMES, SHOWS, SIDE, draw_inputs, gallery_page, run
-from lumiere_jax.inference.tasks import TASKS, Inputs
+from lumiere_jax.inference.tasks import DEFAULTS, TASKS, Task, make_task
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.video_reader import probe
 from lumiere_jax.toy_scenes.captions import parse_caption
@@ -19,25 +18,26 @@ def drawn(tmp_path_factory):
   return folder
 
 
-def inputs_of(show, drawn) -> Inputs:
-  kinds = typing.get_type_hints(Inputs)
-  flags = {}
+def task_of(show, drawn) -> Task:
+  inputs = {}
   for argument in show.command("demo", drawn, drawn):
     name, _, value = argument.removeprefix("--").partition("=")
-    if name in kinds:
-      flags[name] = kinds[name](value)
-  return Inputs(**flags)
+    if name in DEFAULTS:
+      inputs[name] = type(DEFAULTS[name])(value)
+  return make_task(show.task, inputs)
 
 
 @pytest.mark.parametrize("show", SHOWS, ids=lambda show: show.name)
-def test_each_is_valid(show, drawn):
-  inputs = inputs_of(show, drawn)
-  TASKS[show.task].check(show.task, inputs)
+def test_each_can_be_asked_for(show, drawn):
+  task = task_of(show, drawn)
+  task.check()
   if show.prompt:
     parse_caption(show.prompt)
-  for path in (inputs.image, inputs.mask):
+  for name in ("image", "mask"):
+    path = getattr(task, name, "")
     assert not path or read_image(path).shape == (SIDE, SIDE, 3)
-  assert not inputs.video or probe(inputs.video).num_frames == FRAMES
+  video = getattr(task, "video", "")
+  assert not video or probe(video).num_frames == FRAMES
 
 
 def test_every_task_is_shown():

@@ -5,37 +5,42 @@ import sys
 
 from lumiere_jax.contrib.planning import report
 from lumiere_jax.contrib.planning.analysis import analyse
-from lumiere_jax.contrib.planning.jobs import make_job
+from lumiere_jax.contrib.planning.jobs import JOBS, make_job
 from lumiere_jax.contrib.planning.topology import describe
 from lumiere_jax.errors import UserError, option
+from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.parallel.mesh import make_mesh
 from lumiere_jax.training.compatibility import set_auto_shift
 from lumiere_jax.training.config import Experiment
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-  """A job to plan.
+  """What to plan.
 
   Attributes:
-    config: file and size of the config, as given.
-    overrides: of the config, as given.
-    topology: of a slice.
-    num_slices: number of slices.
-    job: 'train' or 'sample'.
-    num_frames: of sampled videos; 0: 80.
-    fast: compile faster, to a slower program.
-    out: JSON file; '' is none.
+    config: file and size of the config, as the user named it.
+    overrides: flags that changed it.
   """
 
   config: str
-  topology: str
+  topology: str = setting(help="TPU slice: v5p:4x4x4, v5e:16x16, v6e:8x8, ...")
   overrides: tuple[str, ...] = ()
-  num_slices: int = 1
-  job: str = "train"
-  num_frames: int = 0
-  fast: bool = False
-  out: str = ""
+  num_slices: int = setting(
+    1, "Number of slices, joined by the data-centre network."
+  )
+  job: str = setting("train", f"A step of: {', '.join(JOBS)}.", choices=JOBS)
+  num_frames: int = setting(
+    0, "Frames of sampled videos; 0: 80, as in the paper."
+  )
+  fast: bool = setting(
+    False, "Compile faster; the program may then be slower than planned."
+  )
+  out: str = setting("", "JSON file for all figures.")
+
+  def __post_init__(self):
+    check_values(self)
 
 
 def plan(experiment: Experiment, request: PlanRequest) -> bool:

@@ -1,4 +1,4 @@
-"""The web page: what people ask for in a browser, checked, queued and made.
+"""The web page: forms for every task, a job queue, and the server.
 
-`page`, `fields`, `widgets` and `server` need Gradio, the other modules do not.
+`page` and `components` need Gradio, the other modules do not.
 """

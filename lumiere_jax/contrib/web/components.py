@@ -1,4 +1,4 @@
-"""Gradio's inputs, held to what this page was sent, and made by name."""
+"""Gradio components: one for each field, restricted to uploaded files."""
 
 import abc
 from collections.abc import Callable
@@ -16,16 +16,17 @@ import numpy as np
 
 from lumiere_jax.contrib.web.forms import AS_TRAINED, SEEDS
 from lumiere_jax.contrib.web.labels import LABELS
-from lumiere_jax.contrib.web.mask_editor import painted
 from lumiere_jax.contrib.web.options import Options
-from lumiere_jax.contrib.web.uploads import VIDEOS
-from lumiere_jax.diffusion.samplers import SAMPLERS
+from lumiere_jax.contrib.web.tabs import EDGES
+from lumiere_jax.contrib.web.uploads import VIDEOS, painted_mask
 from lumiere_jax.errors import UserError
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.inference.styles import MOST
+from lumiere_jax.inference.tasks import DEFAULTS, TASKS
+from lumiere_jax.options import options_of
 
-_MOST_STORED = 64  # Masks that were sent and not asked for yet.
+_MOST_STORED = 64  # Painted masks that were sent and not yet read.
 
 
 _MOST_LAYERS = 8
@@ -35,45 +36,41 @@ _MOST_BYTES = 8_000_000  # Of a layer.
 
 
 class _Quiet(ComponentMeta):
-  """Makes classes, and no .pyi file beside this module, as Gradio's does."""
+  """Makes classes without the .pyi file that Gradio's metaclass writes."""
 
   def __new__(cls, name: str, bases: tuple[type, ...], attrs: dict):
     return abc.ABCMeta.__new__(cls, name, bases, attrs)
 
 
 class _Uploaded:
-  """Takes files of the upload folder alone."""
+  """Accepts only files in the upload folder."""
 
   def get_block_name(self) -> str:
-    """Of the part of the page that shows it: that of Gradio's own class."""
+    """The name of the frontend component: that of Gradio's own class."""
     return type(self).__bases__[-1].__name__.lower()
 
   get_block_class = get_block_name
 
   async def async_move_resource_to_block_cache(self, url_or_file_path):
-    """Gradio calls it for each file that a request names."""
+    """Called by Gradio for each file that a request names."""
     return self.move_resource_to_block_cache(url_or_file_path)
 
   def move_resource_to_block_cache(self, url_or_file_path):
-    """The file itself, if it is in the upload folder.
-
-    Raises:
-      Error: it is not.
-    """
+    """The file itself, if it is in the upload folder; else a `gr.Error`."""
     if url_or_file_path is None:
       return None
     path = Path(str(url_or_file_path)).resolve()
     if not is_in_or_equal(path, self.GRADIO_CACHE) or not path.is_file():
-      raise gr.Error("This is no uploaded file", print_exception=False)
+      raise gr.Error("This is not an uploaded file", print_exception=False)
     self.temp_files.add(str(path))
     return str(path)
 
 
 class _AsUploaded(_Uploaded):
-  """Hands on the path of the upload, unopened."""
+  """Passes on the path of the upload without opening it."""
 
   def preprocess(self, payload) -> str | None:
-    """The path; what is in the request itself is not looked at."""
+    """The path; other data in the request is ignored."""
     if payload is None:
       return None
     return self.move_resource_to_block_cache(payload.path)
@@ -92,12 +89,12 @@ class File(_AsUploaded, gr.File, metaclass=_Quiet):
 
 
 class Strokes(_Uploaded, gr.ImageEditor, metaclass=_Quiet):
-  """Paint on a picture, as a mask (h, w) of the size of the canvas."""
+  """Paint on a picture, as a mask (h, w) of the canvas's size."""
 
   def preprocess(
     self, payload: EditorData | None
   ) -> Bool[np.ndarray, "h w"] | None:
-    """Looks at the paint alone; the picture is known from elsewhere."""
+    """Reads the painted layers only; the picture is an input of its own."""
     if payload is None:
       return None
     if payload.id is None:
@@ -108,13 +105,13 @@ class Strokes(_Uploaded, gr.ImageEditor, metaclass=_Quiet):
       stored = self.blob_storage.pop(payload.id, None)
       layers = [io.BytesIO(x) for x in (stored.layers if stored else []) if x]
     try:
-      return painted(layers)
+      return painted_mask(layers)
     except UserError as error:
       raise gr.Error(str(error), print_exception=False) from error
 
   @server
   def accept_blobs(self, data: AcceptBlobs):
-    """Stores a layer that was sent, for `preprocess` to fetch."""
+    """Stores a layer that was sent, for `preprocess` to read."""
     number = str(data.data["index"] or 0)
     many = number.isdigit() and int(number) >= _MOST_LAYERS
     if many or any(len(content) > _MOST_BYTES for _, content in data.files):
@@ -125,30 +122,23 @@ class Strokes(_Uploaded, gr.ImageEditor, metaclass=_Quiet):
 
 
 _HINTS = {
-  "last_image": "may be empty",
-  "composited": "leaves pixels that were given as they were",
-  "times": "how often it is gone on with",
-  "context": "frames that are gone on from",
-  "box": "x0,y0,x1,y1 in pixels, in place of paint",
-  "feather": "pixels over which the edge fades",
-  "strength": "how much is made over",
-  "alpha": "how much of the style; 0 is none, above 1 is beyond it",
+  "composited": "leaves given pixels as they were",
+  "alpha": "how much of the style; 0 is none, above 1 exaggerates it",
   "negative_prompt": "what to steer away from",
-  "oscillate_after": "steps; -1 is never",
-  "num_frames": "0: as trained",
-  "window": "frames seen at once; 0: as trained",
 }
+"""Hints of fields that are no options of tasks or settings."""
 
 
 def make(name: str, pipeline: Pipeline, options: Options) -> Component:
-  """The part of the page that a field is filled in by.
+  """The Gradio component of a field.
 
   Args:
     name: of the field.
-    pipeline: that it is for.
+    pipeline: that the page is for.
     options: of the page.
   """
-  label, hint = LABELS[name], _HINTS.get(name)
+  info = options_of(*TASKS.values(), Settings).get(name)
+  label, hint = LABELS[name], (info and info.hint) or _HINTS.get(name)
   makers: dict[str, Callable[[], Component]] = {
     "prompt": lambda: gr.Textbox(label=label, lines=2),
     "negative_prompt": lambda: gr.Textbox(label=label, info=hint),
@@ -157,21 +147,23 @@ def make(name: str, pipeline: Pipeline, options: Options) -> Component:
     "video": lambda: Clip(label=label, sources=["upload"], height=260),
     "strokes": lambda: _strokes(label),
     "mask": lambda: File(
-      label=f"{label} file: white is made anew",
+      label=f"{label} file: white is generated",
       file_types=["image", *sorted(VIDEOS)],
       height=140,
     ),
     "box": lambda: gr.Textbox(label=label, info=hint),
     "composited": lambda: gr.Checkbox(True, label=label, info=hint),
-    "sampler": lambda: gr.Dropdown(
-      [AS_TRAINED, *SAMPLERS], value=AS_TRAINED, label=label
-    ),
     "style": lambda: gr.Dropdown(
       [*options.styles], value=next(iter(options.styles), None), label=label
     ),
     "alpha": lambda: gr.Slider(0, MOST, 1.0, step=0.05, label=label, info=hint),
     "strength": lambda: gr.Slider(
-      0.05, 1, 0.7, step=0.05, label=label, info=hint
+      0.05,
+      info.most,
+      DEFAULTS["strength"],
+      step=0.05,
+      label=label,
+      info=hint,
     ),
     "seed": lambda: gr.Number(
       0, label=label, precision=0, minimum=0, maximum=SEEDS - 1
@@ -179,8 +171,12 @@ def make(name: str, pipeline: Pipeline, options: Options) -> Component:
   }
   if name in makers:
     return makers[name]()
-  number = _first(name, pipeline)
-  if number is None:  # which Gradio's own part would show and send as 0
+  if info and info.choices:
+    return gr.Dropdown(
+      [AS_TRAINED, *info.choices], value=AS_TRAINED, label=label
+    )
+  number = _initial(name, pipeline)
+  if number is None:  # gr.Number would show and send it as 0
     return gr.Textbox(
       label=label, info=hint, placeholder=AS_TRAINED, min_width=90
     )
@@ -198,7 +194,7 @@ def _picture(label: str) -> Picture:
 
 
 def _strokes(label: str) -> Strokes:
-  pink = ("rgb(255, 60, 172)", 0.6)  # to be seen on any picture
+  pink = ("rgb(255, 60, 172)", 0.6)  # visible on any picture
   return Strokes(
     label=label,
     sources=(),
@@ -206,20 +202,19 @@ def _strokes(label: str) -> Strokes:
     layers=False,
     brush=gr.Brush(colors=[pink], default_color=pink, color_mode="fixed"),
     buttons=[],
-    placeholder="Paint here, once there is a picture.",
+    placeholder="Paint here, on the first frame, once there is one.",
   )
 
 
-def _first(name: str, pipeline: Pipeline) -> float | None:
-  """What a number is at first; None: empty, as trained."""
-  frames = pipeline.frames({})
-  first = {
-    "times": 1,
-    "context": max(1, min(16, frames // 2)),
+def _initial(name: str, pipeline: Pipeline) -> float | None:
+  """The value that a number starts with; None: empty, as trained."""
+  special = {
+    "context": max(1, min(DEFAULTS["context"], pipeline.frames({}) // 2)),
     "width": 2 * pipeline.resolution()[1],
-    "feather": 0,
-    "guidance_from": 0.0,
-    "guidance_to": 1.0,
-    **dict.fromkeys(("left", "top", "right", "bottom"), 0),
+    "guidance_from": Settings.guidance_interval[0],
+    "guidance_to": Settings.guidance_interval[1],
+    **dict.fromkeys(EDGES, 0),
   }
-  return first.get(name, getattr(Settings, name, None))
+  if name in special:
+    return special[name]
+  return DEFAULTS.get(name, getattr(Settings, name, None))

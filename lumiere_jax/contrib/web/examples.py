@@ -1,7 +1,7 @@
-"""Prompts, pictures and videos to begin with: scenes of the procedural data.
+"""Example inputs of the page: prompts, and scenes of the procedural data.
 
-They are drawn when the page starts. A model trained on this data knows what
-they show, word for word.
+The scenes are drawn when the page starts. A model trained on this data knows
+both, word for word.
 """
 
 import dataclasses
@@ -31,21 +31,21 @@ FPS = 16.0
 _SIDE = 256
 
 
-_STAYING = ("circling", "bouncing", "swinging", "spinning")
-"""Motions that leave a part of the frame alone: a mask keeps it."""
+# Motions that leave a part of the frame empty, which a mask keeps.
+_LOCAL_MOTIONS = ("circling", "bouncing", "swinging", "spinning")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-  """A drawn scene.
+  """Files of a scene.
 
   Attributes:
-    prompt: what it shows.
-    image: png of its first frame.
-    last_image: png of its last frame.
-    video: mp4 of it.
-    small_video: the same, of the size that super-resolution begins with.
-    box: x0,y0,x1,y1 around all that ever moves.
+    prompt: its caption.
+    image: png of the first frame.
+    last_image: png of the last frame.
+    video: mp4.
+    small_video: mp4 of the size that super-resolution takes.
+    box: x0,y0,x1,y1 around all motion.
   """
 
   prompt: str
@@ -56,16 +56,16 @@ class Example:
   box: str
 
 
-def draw(
+def draw_examples(
   folder: Path, num_frames: int, small: tuple[int, int], count: int = 3
 ) -> list[Example]:
-  """Draws some scenes.
+  """Draws scenes and writes their files.
 
   Args:
     folder: to write to.
-    num_frames: of their videos, at `FPS`.
+    num_frames: frames per video, at `FPS`.
     small: (height, width) of the small videos.
-    count: how many.
+    count: number of scenes.
   """
   source = ProceduralSource(
     num_clips=count,
@@ -73,39 +73,37 @@ def draw(
     resolution=_SIDE,
     fps=FPS,
     two_objects=0.0,
-    motions=_STAYING,
+    motions=_LOCAL_MOTIONS,
   )
+  small_source = dataclasses.replace(source, resolution=small)
   folder.mkdir(parents=True, exist_ok=True)
-  return [_example(source, index, folder, small) for index in range(count)]
+
+  def draw(index: int) -> Example:
+    path = lambda end: os.fspath(folder / f"scene-{index + 1}{end}")
+    clip = source.clip(index)
+    write_image(path(".png"), clip[0])
+    write_image(path("-end.png"), clip[-1])
+    write_video(path(".mp4"), clip, FPS)
+    write_video(path("-small.mp4"), small_source.clip(index), FPS)
+    background = np.array(BACKGROUNDS[source.scene(index).background])
+    return Example(
+      prompt=source.caption(index),
+      image=path(".png"),
+      last_image=path("-end.png"),
+      video=path(".mp4"),
+      small_video=path("-small.mp4"),
+      box=",".join(map(str, _bounding_box(clip, background))),
+    )
+
+  return [draw(index) for index in range(count)]
 
 
-def _example(
-  source: ProceduralSource, index: int, folder: Path, small: tuple[int, int]
-) -> Example:
-  clip = source.clip(index)
-  drawn_small = dataclasses.replace(source, resolution=small).clip(index)
-  path = lambda name: folder / f"scene-{index + 1}{name}"
-  write_image(path(".png"), clip[0])
-  write_image(path("-end.png"), clip[-1])
-  write_video(path(".mp4"), clip, FPS)
-  write_video(path("-small.mp4"), drawn_small, FPS)
-  plain = np.array(BACKGROUNDS[source.scene(index).background])
-  return Example(
-    prompt=source.caption(index),
-    image=os.fspath(path(".png")),
-    last_image=os.fspath(path("-end.png")),
-    video=os.fspath(path(".mp4")),
-    small_video=os.fspath(path("-small.mp4")),
-    box=",".join(map(str, _around(clip, plain))),
-  )
-
-
-def _around(
-  clip: UInt8[np.ndarray, "t h w 3"], plain: np.ndarray, margin: int = 8
+def _bounding_box(
+  clip: UInt8[np.ndarray, "t h w 3"], background: np.ndarray, margin: int = 8
 ) -> tuple[int, int, int, int]:
-  """The box of all pixels that are ever of another colour than the ground."""
-  drawn = (clip != plain).any((0, 3))
+  """(x0, y0, x1, y1) of all pixels that ever differ from the background."""
+  drawn = (clip != background).any((0, 3))
   rows, columns = (np.flatnonzero(drawn.any(axis)) for axis in (1, 0))
-  low = lambda places: max(int(places[0]) - margin, 0)
-  high = lambda places: min(int(places[-1]) + 1 + margin, _SIDE)
+  low = lambda indices: max(int(indices[0]) - margin, 0)
+  high = lambda indices: min(int(indices[-1]) + 1 + margin, _SIDE)
   return low(columns), low(rows), high(columns), high(rows)

@@ -1,6 +1,6 @@
-"""What a person has filled in, checked, as a task and what it takes.
+"""Forms: validates what users filled in and builds the task from it.
 
-Everything that can be wrong is said here, before a job waits for its turn.
+All input errors are raised here, before a job enters the queue.
 """
 
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ import dataclasses
 import math
 import os
 from pathlib import Path
+import typing
 from typing import Any
 
 from jaxtyping import Bool
@@ -16,17 +17,19 @@ import numpy as np
 from lumiere_jax.contrib.web.labels import LABELS
 from lumiere_jax.contrib.web.options import Limits, Options
 from lumiere_jax.contrib.web.sizes import check_size
+from lumiere_jax.contrib.web.tabs import EDGES
 from lumiere_jax.contrib.web.uploads import take_mask, take_picture, take_video
 from lumiere_jax.errors import UserError, check_choice, option
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.inference.styles import check_alpha
-from lumiere_jax.inference.tasks import TASKS, Inputs
+from lumiere_jax.inference.tasks import TASKS, Task, make_task
 from lumiere_jax.media.images import write_image
 from lumiere_jax.media.masks import parse_box
+from lumiere_jax.options import bare_type, options_of
 
 Values = Mapping[str, Any]
-"""Field -> what was filled in; see `fields`. What is not there is as empty."""
+"""Field -> what the user filled in; a missing field is empty."""
 
 
 AS_TRAINED = "as trained"
@@ -35,29 +38,7 @@ AS_TRAINED = "as trained"
 SEEDS = 2**32
 
 
-_MOST_LETTERS = 2000
-
-
-_SETTINGS = {
-  field.name
-  for field in dataclasses.fields(Settings)
-  if field.name not in ("guidance_interval", "size", "chunk", "sampler")
-}
-
-
-_WHOLE = {
-  "steps",
-  "ssr_steps",
-  "num_frames",
-  "window",
-  "overlap",
-  "oscillate_after",
-  "window_batch",
-  "frame_chunk",
-}
-
-
-_EDGES = ("left", "top", "right", "bottom")
+_MAX_CHARACTERS = 2000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,17 +46,15 @@ class Asked:
   """A video or picture to make.
 
   Attributes:
-    task: one of `TASKS`.
+    task: with its inputs; its files are copies in the job's folder.
     prompt: what to show.
-    inputs: files, set aside, and numbers.
     how: seed, negative prompt and settings.
     style: name of a style; '' is none.
     alpha: how much of it.
   """
 
-  task: str
+  task: Task
   prompt: str
-  inputs: Inputs
   how: SampleOptions
   style: str = ""
   alpha: float = 1.0
@@ -84,62 +63,50 @@ class Asked:
 def read(
   task: str, values: Values, pipeline: Pipeline, options: Options, folder: Path
 ) -> Asked:
-  """Checks what was filled in.
+  """Checks a form.
 
   Args:
     task: one of `TASKS`.
-    values: what was filled in.
-    pipeline: that it is for.
+    values: the form.
+    pipeline: that will run it.
     options: of the page.
-    folder: to set uploaded files aside in.
-
-  Raises:
-    UserError: something is missing, out of range or not what it should be.
+    folder: for copies of uploaded files.
   """
   prompt = _prompt(task, values)
   settings = read_settings(values, options.limits)
-  inputs = _inputs(task, values, options.limits, folder)
-  TASKS[task].check(task, inputs)
+  job = make_task(task, _inputs(task, values, options.limits, folder))
+  job.check()
   how = SampleOptions(
     seed=_seed(values),
     negative_prompt=_text(values, "negative_prompt"),
     settings=settings,
   )
-  check_size(task, inputs, how, pipeline, options.limits)
+  check_size(job, how, pipeline, options.limits)
   style = _style(values, options) if task == "stylize" else ""
   alpha = _number(values, "alpha", 1.0)
   check_alpha(alpha, option("alpha"))
-  return Asked(
-    task=task, prompt=prompt, inputs=inputs, how=how, style=style, alpha=alpha
-  )
+  return Asked(task=job, prompt=prompt, how=how, style=style, alpha=alpha)
 
 
 def read_settings(values: Values, limits: Limits) -> Settings:
-  """How to sample; what is left empty is as trained.
-
-  Raises:
-    UserError: a value is out of range.
-  """
-  said = {}
-  for name in _SETTINGS:
-    value = _number(values, name)
-    if value is not None:
-      said[name] = _whole(name, value) if name in _WHOLE else value
-  sampler = values.get("sampler")
-  if sampler and sampler != AS_TRAINED:
-    said["sampler"] = sampler
-  said["guidance_interval"] = (
-    _number(values, "guidance_from", 0.0),
-    _number(values, "guidance_to", 1.0),
-  )
+  """Sampling settings; empty fields are as trained."""
+  options = {k: v for k, v in options_of(Settings).items() if v.group}
+  options.pop("guidance_interval")  # two fields on the page
+  given = {name: _value(values, Settings, name) for name in options}
+  given = {name: value for name, value in given.items() if value is not None}
   for name in ("steps", "ssr_steps"):
-    if said.get(name, 0) > limits.max_steps:
+    if given.get(name, 0) > limits.max_steps:
       raise UserError(
-        f"{LABELS[name]}",
-        f"is {said[name]}",
-        f"at most {limits.max_steps} are taken here",
+        LABELS[name], f"is {given[name]}", f"give at most {limits.max_steps}"
       )
-  return Settings(**said, chunk=1)  # a job can be cancelled at every step
+  return Settings(
+    **given,
+    guidance_interval=(
+      _number(values, "guidance_from", 0.0),
+      _number(values, "guidance_to", 1.0),
+    ),
+    chunk=1,  # so that a job can be cancelled at every step
+  )
 
 
 def _prompt(task: str, values: Values) -> str:
@@ -153,11 +120,11 @@ def _prompt(task: str, values: Values) -> str:
 
 def _text(values: Values, name: str) -> str:
   text = str(values.get(name) or "").strip()
-  if len(text) > _MOST_LETTERS:
+  if len(text) > _MAX_CHARACTERS:
     raise UserError(
-      f"{LABELS[name]}",
-      f"is too long: {len(text)} letters",
-      f"at most {_MOST_LETTERS} are taken here",
+      LABELS[name],
+      f"is too long: {len(text)} characters",
+      f"give at most {_MAX_CHARACTERS}",
     )
   return text
 
@@ -166,7 +133,9 @@ def _seed(values: Values) -> int:
   seed = _number(values, "seed", 0)
   if seed != int(seed) or not 0 <= seed < SEEDS:
     raise UserError(
-      "", f"Seed is {seed:.15g}", f"give a whole number from 0 to {SEEDS - 1}"
+      LABELS["seed"],
+      f"is {seed:.15g}",
+      f"give a whole number from 0 to {SEEDS - 1}",
     )
   return int(seed)
 
@@ -178,63 +147,71 @@ def _number(values: Values, name: str, default: float | None = None):
   try:
     number = float(value)
   except (TypeError, ValueError) as error:
-    raise UserError(
-      f"{LABELS[name]}", f"is {value!r}", "give a number"
-    ) from error
+    raise UserError(LABELS[name], f"is {value!r}", "give a number") from error
   if not math.isfinite(number):
-    raise UserError(f"{LABELS[name]}", f"is {value}", "give a number")
+    raise UserError(LABELS[name], f"is {value}", "give a number")
   return number
 
 
 def _whole(name: str, value: float) -> int:
   if value != int(value):
-    raise UserError(f"{LABELS[name]}", f"is {value:g}", "give a whole number")
+    raise UserError(LABELS[name], f"is {value:g}", "give a whole number")
   return int(value)
 
 
-def _inputs(task: str, values: Values, limits: Limits, folder: Path) -> Inputs:
-  needs, takes = TASKS[task].needs, TASKS[task].takes
-  known = {name for need in needs for name in need.split(" or ")} | {*takes}
-  said: dict[str, Any] = {}
-  for name in ("image", "last_image"):
-    if name in known:
-      said[name] = take_picture(values.get(name), name, limits, folder)
-  if "video" in known:
-    said["video"] = take_video(values.get("video"), "video", limits, folder)
-  _require(task, said)
-  if "mask" in known:
-    said |= _mask(values, limits, folder)
-  if "expand" in known:
-    said["expand"] = _expand(values, limits)
-  for name in {"feather", "times", "context", "width"} & known:
-    said[name] = _whole(name, _number(values, name, getattr(Inputs, name)))
-  if "strength" in known:
-    said["strength"] = _number(values, "strength", Inputs.strength)
-    if not 0 < said["strength"] <= 1:
-      raise UserError(
-        "",
-        f"Strength is {said['strength']:g}",
-        "give a number above 0, at most 1",
-      )
-  if "uncomposited" in known:
-    said["uncomposited"] = not values.get("composited", True)
-  return Inputs(**said)
+def _value(values: Values, cls: type, name: str) -> str | float | None:
+  """A field of the page as the type of an option; empty is its default."""
+  kind = bare_type(typing.get_type_hints(cls)[name])
+  if kind is str:
+    text = str(values.get(name) or "")
+    return None if text in ("", AS_TRAINED) else text
+  number = _number(values, name, getattr(cls, name))
+  is_whole = kind is int and number is not None
+  return _whole(name, number) if is_whole else number
 
 
-def _require(task: str, said: Mapping[str, str]) -> None:
-  """Files that a task cannot do without, in words of the page."""
-  if task == "image_to_video" and not any(said.values()):
+def _inputs(
+  task: str, values: Values, limits: Limits, folder: Path
+) -> dict[str, Any]:
+  """The inputs of a task, by name."""
+  options = options_of(TASKS[task])
+  uploads = {"image": take_picture, "last_image": take_picture}
+  uploads["video"] = take_video
+  given: dict[str, Any] = {
+    name: take(values.get(name), name, limits, folder)
+    for name, take in uploads.items()
+    if name in options
+  }
+  _require(task, given)
+  if "mask" in options:
+    given |= _mask(values, limits, folder)
+  for name in options:
+    if name in given or name in ("mask", "box"):
+      continue
+    if name == "expand":
+      given[name] = _expand(values, limits)
+    elif name == "uncomposited":
+      given[name] = not values.get("composited", True)
+    else:
+      given[name] = _value(values, TASKS[task], name)
+  return given
+
+
+def _require(task: str, files: Mapping[str, str]) -> None:
+  """Raises a UserError where a picture or video is missing."""
+  if task == "image_to_video" and not any(files.values()):
     raise UserError(
-      "", "There is no picture", "give one to begin with, or to end"
+      "", "There is no picture", "give one to begin with, or to end with"
     )
-  for name in ("image", "video"):
-    if name in TASKS[task].needs and not said[name]:
-      what = {"image": "picture", "video": "video"}[name]
+  options = options_of(TASKS[task])
+  for name, path in files.items():
+    if options[name].required and not path:
+      what = LABELS[name].lower()
       raise UserError("", f"There is no {what}", "give one to work on")
 
 
 def _mask(values: Values, limits: Limits, folder: Path) -> dict[str, str]:
-  """One of the three ways to say where pixels are made anew."""
+  """The mask from paint, a box or a file: exactly one of them."""
   painted = values.get("strokes")
   ways = {
     "mask": take_mask(values.get("mask"), limits, folder),
@@ -250,7 +227,7 @@ def _mask(values: Values, limits: Limits, folder: Path) -> dict[str, str]:
     )
   if len(given) > 1:
     raise UserError(
-      "", f"{' and '.join(given)} are both there", "leave one of them empty"
+      " and ".join(given), "are both given", "leave one of them empty"
     )
   if ways["strokes"]:
     return {"mask": _painted(painted, folder)}
@@ -267,11 +244,11 @@ def _painted(strokes: Bool[np.ndarray, "h w"], folder: Path) -> str:
 
 
 def _expand(values: Values, limits: Limits) -> str:
-  edges = [_whole(name, _number(values, name, 0)) for name in _EDGES]
-  for name, edge in zip(_EDGES, edges, strict=True):
+  edges = [_whole(name, _number(values, name, 0)) for name in EDGES]
+  for name, edge in zip(EDGES, edges, strict=True):
     if not 0 <= edge <= limits.max_side:
       raise UserError(
-        f"{LABELS[name]}",
+        LABELS[name],
         f"is {edge}",
         f"give pixels to add, 0 to {limits.max_side}",
       )
@@ -289,6 +266,6 @@ def _style(values: Values, options: Options) -> str:
     )
   style = str(values.get("style") or "")
   if not style:
-    raise UserError("", "Style is empty", "choose one")
+    raise UserError(LABELS["style"], "is empty", "choose one")
   check_choice(option("style"), style, options.styles)
   return style

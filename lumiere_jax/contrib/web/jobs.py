@@ -1,4 +1,9 @@
-"""Per-session job queue, the worker that runs it, and results."""
+"""Per-session job queue, results, and the runner that executes jobs.
+
+Gradio's own queue does not replace it: Gradio cannot interrupt a running
+function that is no generator, and its session state is kept for an hour after
+the page was closed.
+"""
 
 from collections.abc import Callable
 import dataclasses
@@ -18,152 +23,137 @@ from lumiere_jax.contrib.web.forms import Asked
 from lumiere_jax.contrib.web.labels import words
 from lumiere_jax.contrib.web.options import Options
 from lumiere_jax.errors import UserError, capture_notices, option
+from lumiere_jax.inference.cascade import OnProgress, Progress
 from lumiere_jax.inference.pipeline import Pipeline
-from lumiere_jax.inference.sampling_inputs import Progress
-from lumiere_jax.inference.tasks import TASKS
 from lumiere_jax.media.images import write_image
 from lumiere_jax.media.video_writer import write_video
 from lumiere_jax.storage.files import slug
 
 
 class Cancelled(Exception):
-  """Somebody has cancelled the job; raised inside of sampling."""
+  """The job was cancelled; raised from within sampling."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Made:
+class Result:
   """A finished video or picture.
 
   Attributes:
-    path: mp4 or png, in a folder whose name cannot be guessed.
-    caption: what it was made of.
+    path: mp4 or png, in a folder with an unguessable name.
+    caption: task, seed and prompt.
   """
 
   path: str
   caption: str
 
+  def remove(self) -> None:
+    """Removes the file and its folder."""
+    shutil.rmtree(Path(self.path).parent, ignore_errors=True)
+
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class PageJob:
-  """Something that was asked for in one tab of one session.
+  """A job of one tab in one session.
 
   Attributes:
-    session: whose it is.
-    tab: where it was asked for.
-    folder: for its files; gone with the job.
-    asked: what is to be made.
-    running: whether it no longer waits.
-    tell: is told of each step.
+    session: session that submitted it.
+    tab: tab that it was submitted in.
+    folder: holds its files; removed with the job.
+    request: what to generate; None until the form has been read.
+    running: whether it has left the queue.
   """
 
   session: str
   tab: str
   folder: Path
-  asked: Asked | None = None
+  request: Asked | None = None
   running: bool = False
-  tell: Callable[[Progress], object] = lambda progress: None
   _cancelled: threading.Event = dataclasses.field(
     default_factory=threading.Event
   )
 
   def cancel(self) -> None:
-    """Stops it: before it begins, or at its next step."""
+    """Stops the job before it starts, or at its next sampling step."""
     self._cancelled.set()
 
   @property
   def cancelled(self) -> bool:
-    """Whether somebody has cancelled it."""
+    """Whether `cancel` was called."""
     return self._cancelled.is_set()
 
   def check(self) -> None:
-    """Raises Cancelled if it is."""
+    """Raises `Cancelled` once the job is cancelled."""
     if self.cancelled:
       raise Cancelled
 
-  def on_progress(self, progress: Progress) -> None:
-    """Reports progress; raises `Cancelled` once the job is cancelled."""
-    self.check()
-    self.tell(progress)
-
 
 class JobQueue:
-  """Jobs and results by session; safe to use from any thread."""
+  """Jobs and results by session; thread-safe."""
 
-  def __init__(self, folder: Path, most: int):
-    """Opens it.
+  def __init__(self, folder: Path, capacity: int):
+    """Initializes an empty queue.
 
     Args:
       folder: for files of jobs and results.
-      most: jobs there may be at once, waiting or running.
+      capacity: jobs that may wait or run.
     """
-    self.folder, self._most = folder, most
+    self.folder, self._capacity = folder, capacity
     self._lock = threading.Lock()
     self._jobs: dict[tuple[str, str], PageJob] = {}
-    self._made: dict[str, list[Made]] = {}
+    self._results: dict[str, list[Result]] = {}
 
-  def enter(
+  def submit(
     self, session: str, tab: str, read: Callable[[Path], Asked]
   ) -> PageJob:
-    """A place for a job, if there is one.
+    """Reserves a place, then reads the form; frees the place if that raises.
 
     Args:
-      session: whose it is.
-      tab: where it is asked for.
-      read: what it is, given a folder for its files.
-
-    Raises:
-      UserError: this tab's job is not done, too many wait, or what `read`
-        raises.
+      session: session that submits the job.
+      tab: tab that it is submitted in.
+      read: reads the form; its argument is a folder for the job's files.
     """
-    job = self._place(session, tab)
-    try:
-      job.asked = read(job.folder)
-    except BaseException:
-      self.leave(job)
-      raise
-    return job
-
-  def _place(self, session: str, tab: str) -> PageJob:
     with self._lock:
       if (session, tab) in self._jobs:
         raise UserError(
-          "",
-          "This tab has a job already",
+          "This tab",
+          "already has a job",
           "wait until it is done, or cancel it",
         )
-      if len(self._jobs) >= self._most:
+      if len(self._jobs) >= self._capacity:
         raise UserError(
-          "",
-          f"The queue is full: {len(self._jobs)} jobs are before yours",
-          "try again in a while",
+          "The queue",
+          f"is full: {len(self._jobs)} jobs are before yours",
+          "try again later",
         )
       job = PageJob(session=session, tab=tab, folder=self.new_folder())
       self._jobs[session, tab] = job
-      return job
+    try:
+      job.request = read(job.folder)
+    except BaseException:
+      self.release(job)
+      raise
+    return job
 
   def begin(self, session: str, tab: str) -> PageJob | None:
-    """The job that waits in a tab, which now runs; None: there is none."""
+    """Marks the waiting job of a tab as running; None if there is none."""
     with self._lock:
       job = self._jobs.get((session, tab))
-      if job is None or job.asked is None or job.running:
+      if job is None or job.request is None or job.running:
         return None
       job.running = True
       return job
 
-  def leave(self, job: PageJob) -> None:
-    """Frees the place of a job that is done, and removes its files."""
+  def release(self, job: PageJob) -> None:
+    """Frees the place of a job and removes its files."""
     with self._lock:
       if self._jobs.get((job.session, job.tab)) is job:
         del self._jobs[job.session, job.tab]
     shutil.rmtree(job.folder, ignore_errors=True)
 
   def cancel(self, session: str, tab: str) -> bool:
-    """Cancels the job of a tab.
+    """Cancels the job of a tab; False if there is none.
 
-    A running one keeps its place until it has stopped.
-
-    Returns:
-      Whether there was one.
+    A running job keeps its place until it has stopped.
     """
     with self._lock:
       job = self._jobs.get((session, tab))
@@ -171,37 +161,37 @@ class JobQueue:
       return False
     job.cancel()
     if not job.running:
-      self.leave(job)
+      self.release(job)
     return True
 
-  def finish(self, job: PageJob, made: Made) -> None:
-    """Adds the result of a job to its session's.
+  def finish(self, job: PageJob, result: Result) -> None:
+    """Adds the result of a job to its session.
 
     Raises:
-      Cancelled: it was cancelled meanwhile; the result is removed.
+      Cancelled: the job was cancelled meanwhile; the result is removed.
     """
     with self._lock:
       if not job.cancelled:
-        self._made.setdefault(job.session, []).insert(0, made)
+        self._results.setdefault(job.session, []).insert(0, result)
         return
-    shutil.rmtree(Path(made.path).parent, ignore_errors=True)
+    result.remove()
     raise Cancelled
 
-  def made(self, session: str) -> list[Made]:
-    """What a session has made, the newest first."""
+  def results(self, session: str) -> list[Result]:
+    """Results of a session, newest first."""
     with self._lock:
-      return list(self._made.get(session, ()))
+      return list(self._results.get(session, ()))
 
   def forget(self, session: str) -> None:
-    """Cancels what a session has asked for, and removes what it has made."""
+    """Cancels the jobs of a session and removes its results."""
     with self._lock:
-      tabs = [tab for who, tab in self._jobs if who == session]
+      tabs = [tab for owner, tab in self._jobs if owner == session]
     for tab in tabs:
       self.cancel(session, tab)
-    with self._lock:  # after its jobs are: a cancelled one adds nothing
-      gone = self._made.pop(session, [])
-    for made in gone:
-      shutil.rmtree(Path(made.path).parent, ignore_errors=True)
+    with self._lock:  # after its jobs: a cancelled job adds no result
+      results = self._results.pop(session, [])
+    for result in results:
+      result.remove()
 
   def close(self) -> None:
     """Cancels every job."""
@@ -211,107 +201,108 @@ class JobQueue:
       job.cancel()
 
   def new_folder(self) -> Path:
-    """A new folder, whose name is as good as a password."""
+    """Creates a folder with an unguessable name."""
     folder = self.folder / secrets.token_urlsafe(24)
     folder.mkdir(parents=True)
     return folder
 
 
-_FULL = "RESOURCE_EXHAUSTED"  # how XLA begins to say that memory is full
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # XLA's status code
 
 
-class Maker:
-  """A loaded cascade, and what was last made of it by a style."""
+class JobRunner:
+  """Runs jobs on a loaded pipeline."""
 
   def __init__(self, pipeline: Pipeline, options: Options):
-    """Takes the pipeline, which is loaded once for all.
+    """Stores the pipeline, which all sessions share.
 
     Args:
-      pipeline: or whatever has its methods.
+      pipeline: or an object with its methods.
       options: of the page.
     """
-    self._pipeline = pipeline
-    # A styled cascade has weights of its own: one is kept, not all.
-    self._in_style = functools.lru_cache(maxsize=1)(
-      lambda style, alpha: _styled(pipeline, style, options, alpha)
-    )
+    self._pipeline, self._options = pipeline, options
+    # A styled pipeline has weights of its own, so only one is cached.
+    self._styled = functools.lru_cache(maxsize=1)(self._apply_style)
 
-  def make(
-    self, job: PageJob, desk: JobQueue, tell: Callable[[Progress], object]
-  ) -> str:
-    """Makes it, writes it and keeps it for its session.
+  def run(self, job: PageJob, queue: JobQueue, on_progress: OnProgress) -> str:
+    """Samples a job and adds the result to its session.
 
     Args:
-      job: that has begun.
-      desk: where it is kept.
-      tell: is told of each step.
+      job: a job that `JobQueue.begin` returned.
+      queue: its queue.
+      on_progress: called at each step.
 
     Returns:
-      A line about it.
+      A one-line report.
 
     Raises:
-      UserError: it cannot be made; in words of the page.
-      Cancelled: it was to stop.
+      UserError: the job failed; worded with the page's labels.
+      Cancelled: it was cancelled.
     """
-    job.tell = tell
+    notices: list[str] = []
     try:
       job.check()
-      begun, notices = time.monotonic(), []
+      start = time.monotonic()
       with capture_notices(notices.append):
-        pixels = self._pixels(job.asked, job)
+        pixels = self._sample(job, on_progress)
       job.check()
-      desk.finish(job, self._write(pixels, job.asked, desk))
+      queue.finish(job, self._write(pixels, job.request, queue))
     except UserError as error:
       raise UserError(words(error)) from error
     except Exception as error:
-      if _FULL not in str(error):
+      if _OUT_OF_MEMORY not in str(error):
         raise
       traceback.print_exc()
       raise UserError(
-        "",
-        "The memory of the device is too small for this",
+        "The device",
+        "has too little memory for this job",
         "ask for fewer frames, a smaller window or fewer pixels",
       ) from error
-    seconds = time.monotonic() - begun
-    return _report(pixels, seconds, notices)
+    return _report(pixels, time.monotonic() - start, notices)
 
-  def _pixels(
-    self, asked: Asked, job: PageJob
+  def _sample(
+    self, job: PageJob, on_progress: OnProgress
   ) -> UInt8[np.ndarray, "... h w 3"]:
-    pipeline = self._pipeline
-    if asked.style:
-      pipeline = self._in_style(asked.style, asked.alpha)
-    how = asked.how | {"on_progress": job.on_progress}
-    return TASKS[asked.task].make(pipeline, asked.inputs, asked.prompt, how)
+    def check_and_report(progress: Progress) -> None:
+      job.check()
+      on_progress(progress)
 
-  def _write(self, pixels: np.ndarray, asked: Asked, desk: JobQueue) -> Made:
-    seed = asked.how["seed"]
-    name = slug(asked.prompt) or asked.task
-    place = desk.new_folder() / f"{name}-seed{seed}"
-    if TASKS[asked.task].picture:
-      path = place.with_suffix(".png")
+    request, pipeline = job.request, self._pipeline
+    if request.style:
+      pipeline = self._styled(request.style, request.alpha)
+    how = request.how | {"on_progress": check_and_report}
+    return request.task.run(pipeline, request.prompt, how)
+
+  def _apply_style(self, style: str, alpha: float) -> Pipeline:
+    path = self._options.styles[style]
+    try:
+      return self._pipeline.styled(path, alpha)
+    except UserError as error:  # users know the style's name, not its path
+      parts = (error.field, error.problem, error.fix)
+      parts = (part.replace(path, style) for part in parts)
+      raise UserError(*parts) from error
+
+  def _write(
+    self, pixels: np.ndarray, request: Asked, queue: JobQueue
+  ) -> Result:
+    task, seed = request.task, request.how["seed"]
+    name = f"{slug(request.prompt) or task.name}-seed{seed}"
+    path = queue.new_folder() / name
+    if task.picture:
+      path = path.with_suffix(".png")
       write_image(path, pixels)
     else:
-      path = place.with_suffix(".mp4")
+      path = path.with_suffix(".mp4")
       write_video(path, pixels, self._pipeline.fps)
-    task = asked.task.replace("_", " ")
-    said = f": {asked.prompt}" if asked.prompt else ""
-    return Made(path=os.fspath(path), caption=f"{task}, seed {seed}{said}")
-
-
-def _styled(
-  pipeline: Pipeline, style: str, options: Options, alpha: float
-) -> Pipeline:
-  path = options.styles[style]
-  try:
-    return pipeline.styled(path, alpha)
-  except UserError as error:  # known to people by its name alone
-    parts = (error.field, error.problem, error.fix)
-    raise UserError(*(part.replace(path, style) for part in parts)) from error
+    caption = f"{task.name.replace('_', ' ')}, seed {seed}"
+    if request.prompt:
+      caption += f": {request.prompt}"
+    return Result(path=os.fspath(path), caption=caption)
 
 
 def _report(pixels: np.ndarray, seconds: float, notices: list[str]) -> str:
   size = f"{pixels.shape[-2]}x{pixels.shape[-3]}"
-  what = f"{len(pixels)} frames of {size}" if pixels.ndim == 4 else size
-  said = [words(line) for line in notices if option("mask") not in line]
-  return ". ".join([f"Done in {seconds:.1f} s: {what}", *said]) + "."
+  frames = f"{len(pixels)} frames of " if pixels.ndim == 4 else ""
+  # Notices on masks name a file of the server.
+  shown = [words(line) for line in notices if option("mask") not in line]
+  return ". ".join([f"Done in {seconds:.1f} s: {frames}{size}", *shown]) + "."

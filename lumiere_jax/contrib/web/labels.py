@@ -1,66 +1,38 @@
-"""Names of what can be asked for, and messages in these names."""
+"""Names of options on the page, and messages in these names."""
 
 from pathlib import Path
 import re
 
 from lumiere_jax.errors import UserError, VideoError, format_message
+from lumiere_jax.inference.settings import Settings
+from lumiere_jax.inference.tasks import TASKS
+from lumiere_jax.options import label_of, options_of
+
+_ON_PAGE = (
+  *("prompt", "negative_prompt", "seed", "style", "alpha"),
+  *("left", "top", "right", "bottom", "guidance_from", "guidance_to"),
+)
+"""Fields that are no inputs of tasks and no settings."""
+
 
 LABELS = {
-  "prompt": "Prompt",
-  "image": "Picture",
-  "last_image": "Last picture",
-  "video": "Video",
+  **{
+    name: label_of(name, info)
+    for name, info in options_of(*TASKS.values(), Settings).items()
+  },
+  **{name: label_of(name) for name in _ON_PAGE},
   "strokes": "Painted mask",
-  "mask": "Mask",
-  "box": "Box",
-  "expand": "Edges",
-  "left": "Left",
-  "top": "Top",
-  "right": "Right",
-  "bottom": "Bottom",
-  "feather": "Feather",
-  "strength": "Strength",
-  "times": "Times",
-  "context": "Context",
-  "width": "Width",
   "composited": "Put given pixels back",
-  "style": "Style",
-  "alpha": "Alpha",
-  "negative_prompt": "Negative prompt",
-  "seed": "Seed",
-  "steps": "Steps",
-  "ssr_steps": "Steps of super-resolution",
-  "sampler": "Sampler",
-  "guidance_scale": "Guidance",
-  "ssr_guidance_scale": "Guidance of super-resolution",
-  "guidance_rescale": "Guidance rescale",
-  "guidance_from": "Guidance from",
-  "guidance_to": "Guidance to",
-  "guidance_interval": "Guidance from, to",
-  "oscillate_after": "Oscillate after",
-  "oscillate_low": "Oscillate low",
-  "num_frames": "Frames",
-  "window": "Window",
-  "overlap": "Overlap",
-  "tile_overlap": "Tile overlap",
-  "noise_level": "Noise level",
-  "percentile": "Percentile",
-  "max_value": "Largest value",
-  "size": "Size",
   "model": "the model",
 }
-"""Option -> how the page calls it."""
+"""Option or field -> its name on the page."""
 
 
 STAGES = {"base": "Base", "ssr": "Super-resolution"}
 
 
 def words(error: UserError | str) -> str:
-  """What was wrong, as the page calls things; no path of the server in it.
-
-  Args:
-    error: of this package, or a notice.
-  """
+  """An error or a notice in the page's names, without paths of the server."""
   if isinstance(error, VideoError):
     return f"{LABELS.get(Path(error.path).stem, 'File')}: {error.reason}"
   label = lambda name: LABELS.get(name, name)

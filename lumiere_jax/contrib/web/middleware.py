@@ -1,7 +1,9 @@
-"""What stands before Gradio: it serves more than this page needs.
+"""ASGI middleware that blocks requests the page does not make.
 
-Gradio's own routes would fetch addresses of the web for whoever asks, show how
-much the page is used, keep records at others' places and show saved pages.
+Gradio cannot do this itself: its `auth` guards a login, not routes, and some
+routes fetch URLs for the client, show usage statistics or serve saved pages;
+its CORS check lets every origin through unless the host is this machine; and
+Starlette's TrustedHostMiddleware checks neither origins nor bodies.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
@@ -11,14 +13,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 Scope = dict[str, Any]
-
-
 Receive = Callable[[], Awaitable[dict]]
-
-
 Send = Callable[[dict], Awaitable[None]]
-
-
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -39,44 +35,40 @@ _ROUTES = {
     r"/gradio_api/component_server/?",
   ),
 }
+_UPLOAD_ROUTES = ("/gradio_api/upload", "/gradio_api/component_server")
 
 
-_UPLOADS = ("/gradio_api/upload", "/gradio_api/component_server")
+_MAX_BODY_BYTES = 4_000_000  # of requests other than uploads
+_MULTIPART_BYTES = 1_000_000  # allowed in an upload besides its file
 
 
-_MOST_BYTES = 4_000_000  # Of what is no upload.
-
-
-_SLACK = 1_000_000  # What an upload has around its file.
-
-
-# All that the page is made of comes from here; Gradio compiles scripts of its
-# own, and shows pictures and videos that are not yet uploaded.
+# Everything comes from this server. Gradio compiles scripts in the browser, and
+# shows pictures and videos before they are uploaded.
 _HEADERS = {
-  "content-security-policy": (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:;"
-    " style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src "
-    "'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:;"
-    " worker-src 'self' blob:; object-src 'none'; base-uri 'self'; "
-    "frame-ancestors 'self'; form-action 'self'"
+  b"content-security-policy": (
+    b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' "
+    b"blob:; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    b"media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' "
+    b"data: blob:; worker-src 'self' blob:; object-src 'none'; base-uri "
+    b"'self'; frame-ancestors 'self'; form-action 'self'"
   ),
-  "referrer-policy": "same-origin",
-  "x-content-type-options": "nosniff",
+  b"referrer-policy": b"same-origin",
+  b"x-content-type-options": b"nosniff",
 }
 
 
 class _TooLarge(Exception):
-  """A request has a longer body than is taken."""
+  """The body of a request exceeds the limit."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClosedRoutes:
-  """Lets the requests through that the page makes, and no other.
+  """Passes on the requests that the page makes, and blocks all others.
 
   Attributes:
-    app: what stands behind it.
-    names: of this host that may be asked for; empty: any.
-    max_bytes: of an upload.
+    app: the application to protect.
+    names: host names to answer to; empty: any.
+    max_bytes: of an uploaded file.
   """
 
   app: App
@@ -84,113 +76,110 @@ class ClosedRoutes:
   max_bytes: int
 
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-    """ASGI."""
+    """Implements ASGI."""
     if scope["type"] != "http":
       if scope["type"] == "lifespan":
         await self.app(scope, receive, send)
       return
-    headers = {k.decode("latin-1").lower(): v for k, v in scope["headers"]}
-    headers = {k: v.decode("latin-1") for k, v in headers.items()}
-    refusal = self._refusal(scope, headers)
+    refusal = self._refusal(scope)
     if refusal:
-      await _answer(send, *refusal)
+      await _respond(send, *refusal)
       return
-    begun = False
+    started = False
 
-    async def sending(message: dict) -> None:
-      nonlocal begun
+    async def send_with_headers(message: dict) -> None:
+      nonlocal started
       if message["type"] == "http.response.start":
-        begun = True
-        message = message | {"headers": _with_ours(message.get("headers", ()))}
+        started = True
+        theirs = message.get("headers", ())
+        kept = [(k, v) for k, v in theirs if k.lower() not in _HEADERS]
+        message = message | {"headers": [*kept, *_HEADERS.items()]}
       await send(message)
 
     try:
-      await self.app(scope, self._limited(scope, receive), sending)
+      receive = _limit_body(receive, self._max_body(scope["path"]))
+      await self.app(scope, receive, send_with_headers)
     except _TooLarge:
-      if not begun:
-        await _answer(send, 413, "too large")
+      if not started:
+        await _respond(send, 413, "too large")
 
-  def _refusal(
-    self, scope: Scope, headers: dict[str, str]
-  ) -> tuple[int, str] | None:
-    """Status and reason, if this request is not the page's."""
-    host = _host(headers.get("host", ""))
+  def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+    """Status and reason if the request is to be blocked."""
+    decode = lambda value: value.decode("latin-1")
+    headers = {decode(k).lower(): decode(v) for k, v in scope["headers"]}
+    host = _hostname("//" + headers.get("host", ""))
     if self.names and host not in self.names:
       return 421, "unknown host"
     origin = headers.get("origin")
     if origin is not None:
-      theirs = (urlsplit(origin).hostname or "").lower()
-      if theirs != host and theirs not in self.names:
-        return 403, "asked for by another page"
+      origin_host = _hostname(origin)
+      if origin_host != host and origin_host not in self.names:
+        return 403, "cross-origin request"
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
     path = scope["path"]
     if not any(re.fullmatch(r, path) for r in _ROUTES.get(method, ())):
       return 404, "not found"
     file = path.partition("/gradio_api/file=")[2]
-    if file and not _plain(file):
-      return 403, "no file of this page"
+    if file and not _is_plain_path(file):
+      return 403, "not a file of this page"
     length = headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > self._most(path):
+    if not length.isdigit() or int(length) > self._max_body(path):
       return 413, "too large"
     return None
 
-  def _most(self, path: str) -> int:
-    uploads = path.startswith(_UPLOADS)
-    return self.max_bytes + _SLACK if uploads else _MOST_BYTES
-
-  def _limited(self, scope: Scope, receive: Receive) -> Receive:
-    """Counts what arrives: a body need not state its length."""
-    most, got = self._most(scope["path"]), 0
-
-    async def receiving() -> dict:
-      nonlocal got
-      message = await receive()
-      got += len(message.get("body", b""))
-      if got > most:
-        raise _TooLarge
-      return message
-
-    return receiving
+  def _max_body(self, path: str) -> int:
+    if path.startswith(_UPLOAD_ROUTES):
+      return self.max_bytes + _MULTIPART_BYTES
+    return _MAX_BODY_BYTES
 
 
-def names_for(host: str, others: Iterable[str]) -> frozenset[str]:
-  """Names that a server may be asked for.
+def allowed_hosts(host: str, names: Iterable[str]) -> frozenset[str]:
+  """Host names that a server answers to; empty: any.
 
-  A page of the web may have its own name point to this machine, and would then
-  be let in: so a server of this machine alone answers to its own names alone.
+  A server on the loopback address accepts no other names: a web page could
+  point its own name at this machine (DNS rebinding) and send requests.
 
   Args:
-    host: it listens to.
-    others: names that a proxy before it is asked for.
+    host: address that it listens on.
+    names: further names, such as a reverse proxy's.
   """
-  named = {name.lower() for name in others}
+  lowered = frozenset(name.lower() for name in names)
   if host.lower() in LOOPBACK:
-    return LOOPBACK | named
-  return frozenset(named | {host.lower()} if named else ())
+    return LOOPBACK | lowered
+  return lowered | {host.lower()} if lowered else lowered
 
 
-def _plain(file: str) -> bool:
-  """Whether it is an absolute path that does not go up again."""
+def _limit_body(receive: Receive, max_bytes: int) -> Receive:
+  """Counts the bytes received, since a body need not state its length."""
+  received = 0
+
+  async def limited() -> dict:
+    nonlocal received
+    message = await receive()
+    received += len(message.get("body", b""))
+    if received > max_bytes:
+      raise _TooLarge
+    return message
+
+  return limited
+
+
+def _is_plain_path(file: str) -> bool:
+  """Whether it is an absolute path without '..', however it is quoted."""
   while file != unquote(file):
     file = unquote(file)
   parts = re.split(r"[/\\]", file)
   return file.startswith("/") and ".." not in parts and "\0" not in file
 
 
-def _host(header: str) -> str:
+def _hostname(url: str) -> str:
   try:
-    return (urlsplit(f"//{header}").hostname or "").lower()
+    return (urlsplit(url).hostname or "").lower()
   except ValueError:
     return ""
 
 
-def _with_ours(headers: Iterable) -> list:
-  ours = {name.encode(): value.encode() for name, value in _HEADERS.items()}
-  theirs = [(k, v) for k, v in headers if k.lower() not in ours]
-  return [*theirs, *ours.items()]
-
-
-async def _answer(send: Send, status: int, reason: str) -> None:
+async def _respond(send: Send, status: int, reason: str) -> None:
   body = reason.encode()
   headers = [
     (b"content-type", b"text/plain; charset=utf-8"),

@@ -1,36 +1,39 @@
-"""What the page lets in, and what it offers."""
+"""Options of the web server: limits, styles, where to listen."""
 
 from collections.abc import Mapping
 import dataclasses
 
 from lumiere_jax.errors import UserError, option
+from lumiere_jax.options import check_values, documented, setting
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Limits:
-  """The most that one person may ask of the machine at once.
+  """The most that one user may request of the machine at once."""
 
-  Attributes:
-    max_side: pixels of a side, of what is uploaded and of what is made.
-    max_seconds: length, of what is uploaded and of what is made.
-    max_mb: megabytes (10^6 bytes) of an uploaded file.
-    max_mpixels: millions of pixels in all frames together that a video may
-      have in memory, read or made; each takes 3 bytes, and 12 while it is made.
-    max_steps: sampling steps of a stage.
-  """
-
-  max_side: int = 4096
-  max_seconds: float = 60.0
-  max_mb: float = 100.0
-  max_mpixels: float = 400.0
-  max_steps: int = 1000
+  max_side: int = setting(
+    4096, "Pixels of a side, of uploads and of results.", above=0
+  )
+  max_seconds: float = setting(
+    60.0, "Duration in seconds, of uploads and of results.", above=0
+  )
+  max_mb: float = setting(
+    100.0, "Size of an uploaded file in megabytes (10^6 bytes).", above=0
+  )
+  max_mpixels: float = setting(
+    400.0,
+    "Millions of pixels in all frames of a video, read or made. Each takes 3 "
+    "bytes of memory, and 12 while it is sampled.",
+    above=0,
+  )
+  max_steps: int = setting(1000, "Sampling steps of a stage.", above=0)
 
   def __post_init__(self):
-    for name, value in vars(self).items():
-      if not value > 0:
-        raise UserError(option(name, f"{value:g}"), "must be above 0")
+    check_values(self)
 
 
+@documented
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   """How the page behaves.
@@ -38,42 +41,72 @@ class Options:
   Attributes:
     limits: see `Limits`.
     styles: name -> path of a style, for `Pipeline.styled`.
-    queue: jobs that may wait.
-    jobs: jobs that are sampled at a time.
-    secret: files and folders that are never served, whatever else holds.
+    secret: files and folders that are never served, even inside of the folder
+      of uploads and results.
   """
 
   limits: Limits = dataclasses.field(default_factory=Limits)
   styles: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  queue: int = 8
-  jobs: int = 1
+  queue: int = setting(8, "Jobs that may wait.", least=1)
+  jobs: int = setting(1, "Jobs that are sampled at the same time.", least=1)
   secret: tuple[str, ...] = ()
 
   def __post_init__(self):
-    for name in ("queue", "jobs"):
-      if getattr(self, name) < 1:
-        raise UserError(option(name, getattr(self, name)), "must be at least 1")
+    check_values(self)
+
+  @property
+  def capacity(self) -> int:
+    """Jobs that may wait or run."""
+    return self.queue + self.jobs
 
 
-def parse_styles(said: list[str]) -> dict[str, str]:
-  """Name -> path, of flags --style=NAME=PATH.
+@documented
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Address:
+  """Where the server listens, and how clients reach it."""
 
-  Raises:
-    UserError: one lacks its name or path, or a name comes twice.
-  """
+  host: str = setting(
+    "127.0.0.1", "Address to listen on; 0.0.0.0: all of this machine's."
+  )
+  port: int = setting(
+    7860, "Port to listen on; 0: any free port.", least=0, most=65535
+  )
+  names: tuple[str, ...] = setting(
+    (),
+    "Host name that a reverse proxy serves the page under; give it again for "
+    "more.",
+    name="name",
+  )
+  root_path: str = setting(
+    "", "Path prefix that a reverse proxy adds, such as /lumiere."
+  )
+
+  def __post_init__(self):
+    check_values(self)
+    path = self.root_path
+    if path and (path[0] != "/" or path[-1] == "/"):
+      raise UserError(
+        option("root_path", path), "must begin with / and not end with it"
+      )
+
+
+def parse_styles(flags: list[str]) -> dict[str, str]:
+  """Parses `NAME=PATH` values of the option `style` into name -> path."""
   styles: dict[str, str] = {}
-  for text in said:
+  for text in flags:
     name, _, path = text.partition("=")
     if not name.strip() or not path:
       raise UserError(
         option("style", text),
         "is not NAME=PATH",
-        "give the name that is shown and the folder of the style, such "
-        f"as {option('style')}=watercolour=out/watercolour",
+        "give the name to show and the folder of the style, such as "
+        f"{option('style', 'watercolour=out/watercolour')}",
       )
     if name in styles:
       raise UserError(
-        f"{option('style')}={text}:", f"{name} is there twice", "name it anew"
+        option("style", text),
+        f"uses the name {name} a second time",
+        "choose another name",
       )
     styles[name] = path
   return styles

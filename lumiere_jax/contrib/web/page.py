@@ -1,6 +1,6 @@
-"""The page itself: tabs to fill in, a queue, and what has been made."""
+"""The Gradio page: one form per task, results, and the ASGI application."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import os
 from pathlib import Path
@@ -10,43 +10,40 @@ import tempfile
 import time
 import traceback
 
+import fastapi
 import gradio as gr
 from gradio.components import Component
 
 from lumiere_jax.contrib.web import components
-from lumiere_jax.contrib.web.examples import PROMPTS, Example, draw
+from lumiere_jax.contrib.web.examples import PROMPTS, Example, draw_examples
 from lumiere_jax.contrib.web.forms import SEEDS, read
-from lumiere_jax.contrib.web.jobs import Cancelled, JobQueue, Maker
+from lumiere_jax.contrib.web.jobs import Cancelled, JobQueue, JobRunner, Result
 from lumiere_jax.contrib.web.labels import STAGES, words
-from lumiere_jax.contrib.web.mask_editor import canvas
+from lumiere_jax.contrib.web.middleware import ClosedRoutes
 from lumiere_jax.contrib.web.options import Options
-from lumiere_jax.contrib.web.results import Results
 from lumiere_jax.contrib.web.tabs import ADVANCED, TABS, Tab
+from lumiere_jax.contrib.web.uploads import editor_background
 from lumiere_jax.errors import UserError
+from lumiere_jax.inference.cascade import Progress
 from lumiere_jax.inference.pipeline import Pipeline
-from lumiere_jax.inference.sampling_inputs import Progress
 
 TITLE = "Lumiere"
 
 
-CSS = """
+_CSS = """
 footer { display: none !important; }
-#anew { align-self: center; }
+#new-seed { align-self: center; }
 """
 
 
 _DAY_S = 24 * 3600
-
-
 _ERROR_S = 20.0
+_PROGRESS_INTERVAL_S = 0.2  # a fast model would keep the browser busy drawing
 
 
-_TELL_S = 0.2  # A fast model would keep the browser busy drawing bars.
-
-
-# Of what does not wait for its turn. Gradio could answer it without any queue,
-# but then the page would not show its errors.
-_AT_ONCE = {
+# Of events that do not wait for other jobs. With `queue=False`, the page would
+# not show their errors.
+_IMMEDIATE = {
   "concurrency_limit": 4,
   "show_progress": "hidden",
   "api_visibility": "private",
@@ -56,62 +53,108 @@ _AT_ONCE = {
 _PROGRESS = gr.Progress()
 
 
-_AROUND = dict.fromkeys(("left", "top", "right", "bottom"), 64)
+_EXAMPLE_EDGES = dict.fromkeys(("left", "top", "right", "bottom"), 64)
 
 
-_STYLES = (
+_NO_STYLES = (
   "There is no style to choose: start the server with --style=NAME=PATH, a "
   "style's name and folder, once for each."
 )
 
 
-_OURS = "This went wrong on the server; its log says how"
+_INTERNAL_ERROR = "This went wrong on the server; its log says how"
+
+
+_RESULT_HEIGHT = 340
 
 
 def build(
-  pipeline: Pipeline, options: Options, desk: JobQueue | None = None
+  pipeline: Pipeline, options: Options, queue: JobQueue | None = None
 ) -> gr.Blocks:
-  """The page.
+  """Builds the page.
 
   Args:
-    pipeline: a loaded one, or whatever has its methods.
-    options: what it lets in, and offers.
-    desk: keeps jobs and results; None: one with a new folder, which is left
-      behind.
+    pipeline: a loaded pipeline, or an object with its methods.
+    options: of the page.
+    queue: holds jobs and results; None: a queue in a new temporary folder,
+      which is not removed.
   """
-  if desk is None:
+  if queue is None:
     folder = Path(tempfile.mkdtemp(prefix="lumiere_app_"))
-    desk = JobQueue(folder, options.queue + options.jobs)
+    queue = JobQueue(folder, options.capacity)
   os.environ |= {
-    # Read where parts of the page are made, and at every request: uploads and
-    # results are kept there.
-    "GRADIO_TEMP_DIR": os.fspath(desk.folder),
-    "GRADIO_EXAMPLES_CACHE": os.fspath(desk.folder / "examples"),
-    # Gradio would make a table of all jobs after each, which nobody sees here.
+    # Gradio reads these when components are made and at every request.
+    "GRADIO_TEMP_DIR": os.fspath(queue.folder),
+    "GRADIO_EXAMPLES_CACHE": os.fspath(queue.folder / "examples"),
+    # Otherwise Gradio tabulates all jobs after each, for a hidden dashboard.
     "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(sys.maxsize),
   }
   small = tuple(side // pipeline.upscale for side in pipeline.resolution())
-  drawn = draw(desk.folder / "drawn", pipeline.frames({}), small)
+  examples = draw_examples(queue.folder / "scenes", pipeline.frames({}), small)
   page = gr.Blocks(
     title=TITLE,
     analytics_enabled=False,
     delete_cache=(_DAY_S // 24, _DAY_S),
   )
+
+  def forget(request: gr.Request) -> None:
+    queue.forget(request.session_hash)
+
   with page:
-    _Page(pipeline, options, desk, drawn)
-    page.unload(_forget(desk))
+    _Page(pipeline, options, queue, examples)
+    page.unload(forget)
   page.queue(
-    max_size=2 * (options.queue + options.jobs),  # the desk says so before
+    max_size=2 * options.capacity,  # so that JobQueue refuses jobs first
     default_concurrency_limit=options.jobs,
     api_open=False,
   )
   return page
 
 
+def application(
+  page: gr.Blocks,
+  options: Options,
+  *,
+  names: frozenset[str] = frozenset(),
+  root_path: str = "",
+) -> ClosedRoutes:
+  """Wraps the page into an ASGI application with all other routes closed.
+
+  Args:
+    page: see `build`.
+    options: the options it was built with.
+    names: see `ClosedRoutes`.
+    root_path: see `Address`.
+  """
+  app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+  max_bytes = int(options.limits.max_mb * 1e6)
+  gr.mount_gradio_app(
+    app,
+    page,
+    path="/",
+    allowed_paths=[],
+    blocked_paths=[os.path.realpath(path) for path in options.secret],
+    show_error=False,
+    max_file_size=max_bytes,
+    footer_links=[],
+    run_history=False,
+    enable_monitoring=False,
+    ssr_mode=False,
+    pwa=False,
+    mcp_server=False,
+    root_path=root_path or None,
+    theme=gr.themes.Default(font=["sans-serif"], font_mono=["monospace"]),
+    css=_CSS,
+  )
+  # Gradio restricts the files that requests name to its own folder only if it
+  # believes that it was launched, which a mounted app does not.
+  page.has_launched = page.is_running = True
+  return ClosedRoutes(app=app, names=names, max_bytes=max_bytes)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Parts:
-  """Of one tab: what is filled in, what is pressed and where it says how it
-  goes."""
+class _Form:
+  """Inputs, buttons and status line of one tab."""
 
   inputs: dict[str, Component]
   make: gr.Button
@@ -120,195 +163,257 @@ class _Parts:
 
 
 class _Page:
-  """Lays out the parts, and says what each does."""
+  """Lays out the components and connects their events."""
 
   def __init__(
     self,
     pipeline: Pipeline,
     options: Options,
-    desk: JobQueue,
-    drawn: list[Example],
+    queue: JobQueue,
+    examples: list[Example],
   ):
     self._pipeline, self._options = pipeline, options
-    self._desk, self._drawn = desk, drawn
-    self._maker = Maker(pipeline, options)
-    gr.Markdown(_about(pipeline))
+    self._queue, self._examples = queue, examples
+    self._runner = JobRunner(pipeline, options)
+    gr.Markdown(_summary(pipeline))
     with gr.Row():
       with gr.Column(scale=3):
         with gr.Tabs(overflow_behavior="wrap"):
-          tabs = {k: self._tab(k, tab) for k, tab in TABS.items()}
+          forms = {k: self._form(k, tab) for k, tab in TABS.items()}
         shared = self._shared()
       with gr.Column(scale=2, min_width=360):
-        self._results = Results(desk)
-    for task, parts in tabs.items():
-      self._act(task, parts, shared)
+        self._results = _Results(queue)
+    for task, form in forms.items():
+      self._connect(task, form, shared)
 
-  def _field(self, name: str) -> Component:
+  def _input(self, name: str) -> Component:
     return components.make(name, self._pipeline, self._options)
 
   def _rows(
     self, rows: Sequence[str | tuple[str, ...]]
   ) -> dict[str, Component]:
-    parts = {}
+    inputs = {}
     for row in rows:
       with gr.Row():
         for name in (row,) if isinstance(row, str) else row:
-          parts[name] = self._field(name)
-    return parts
+          inputs[name] = self._input(name)
+    return inputs
 
-  def _tab(self, task: str, tab: Tab) -> _Parts:
+  def _form(self, task: str, tab: Tab) -> _Form:
     with gr.Tab(tab.title), gr.Column(elem_id=task):
       gr.Markdown(tab.about)
-      possible = task != "stylize" or bool(self._options.styles)
-      if not possible:
-        gr.Markdown(_STYLES)
+      available = task != "stylize" or bool(self._options.styles)
+      if not available:
+        gr.Markdown(_NO_STYLES)
       inputs = self._rows(tab.fields)
       with gr.Row():
-        make = gr.Button("Make", variant="primary", interactive=possible)
+        make = gr.Button("Make", variant="primary", interactive=available)
         cancel = gr.Button("Cancel")
       status = gr.Textbox(
         label="Status", interactive=False, lines=2, elem_classes="status"
       )
       gr.Examples(
-        self._examples(task, tab.examples),
+        self._example_rows(task, tab.examples),
         [inputs[name] for name in tab.examples],
         cache_examples=False,
         api_visibility="private",
       )
-    return _Parts(inputs=inputs, make=make, cancel=cancel, status=status)
+    return _Form(inputs=inputs, make=make, cancel=cancel, status=status)
 
-  def _examples(self, task: str, names: Sequence[str]) -> list[list]:
+  def _example_rows(self, task: str, names: Sequence[str]) -> list[list]:
     if names == ("prompt",):
       return [[prompt] for prompt in PROMPTS]
-    rows = [vars(drawn) | _AROUND for drawn in self._drawn]
+    rows = [vars(example) | _EXAMPLE_EDGES for example in self._examples]
     if task == "super_resolve":
       rows = [row | {"video": row["small_video"]} for row in rows]
     return [[row[name] for name in names] for row in rows]
 
   def _shared(self) -> dict[str, Component]:
-    """Seed, negative prompt and settings, the same for all tabs."""
+    """Seed, negative prompt and settings, shared by all tabs."""
     with gr.Row():
-      seed = self._field("seed")
-      anew = gr.Button(
-        "New seed", size="sm", scale=0, min_width=100, elem_id="anew"
+      seed = self._input("seed")
+      new_seed = gr.Button(
+        "New seed", size="sm", scale=0, min_width=100, elem_id="new-seed"
       )
-      negative = self._field("negative_prompt")
-    anew.click(lambda: secrets.randbelow(SEEDS), None, seed, **_AT_ONCE)
+      negative = self._input("negative_prompt")
+    new_seed.click(lambda: secrets.randbelow(SEEDS), None, seed, **_IMMEDIATE)
     with gr.Accordion("Advanced", open=False):
       advanced = self._rows(ADVANCED)
     return {"seed": seed, "negative_prompt": negative} | advanced
 
-  def _act(
-    self, task: str, parts: _Parts, shared: dict[str, Component]
+  def _connect(
+    self, task: str, form: _Form, shared: dict[str, Component]
   ) -> None:
-    """What the buttons of a tab do."""
-    filled = parts.inputs | shared
-    check, run, cancel = self._functions(task, list(filled))
-    checked = parts.make.click(
-      check,
-      [*filled.values()],
-      parts.status,
-      api_name=f"check_{task}",
-      **_AT_ONCE,
-    )
-    ran = checked.success(
-      run,
-      None,
-      [parts.status, *self._results.parts],
-      show_progress_on=parts.status,
-      concurrency_id="sampling",
-      concurrency_limit=self._options.jobs,
-      api_name=f"make_{task}",
-      api_visibility="private",
-    )
-    parts.cancel.click(
-      cancel,
-      None,
-      parts.status,
-      cancels=ran,
-      api_name=f"cancel_{task}",
-      **_AT_ONCE,
-    )
-    if "strokes" in parts.inputs:
-      field = "image" if "image" in parts.inputs else "video"
-      parts.inputs[field].change(
-        self._canvas(field),
-        parts.inputs[field],
-        parts.inputs["strokes"],
-        api_name=f"canvas_{task}",
-        **_AT_ONCE,
-      )
-
-  def _functions(self, task: str, names: list[str]) -> tuple[Callable, ...]:
-    """What is called when a job is asked for, when its turn has come, and when
-    it is cancelled."""
+    """Connects the buttons and the mask editor of a tab."""
+    inputs = form.inputs | shared
 
     def check(request: gr.Request, *values) -> str:
-      filled = dict(zip(names, values, strict=True))
-      return self._check(task, filled, request.session_hash)
+      named = dict(zip(inputs, values, strict=True))
+      return self._check(task, named, request.session_hash)
 
     def run(request: gr.Request, progress: gr.Progress = _PROGRESS) -> list:
       return self._run(task, request.session_hash, progress)
 
     def cancel(request: gr.Request) -> str:
-      found = self._desk.cancel(request.session_hash, task)
+      found = self._queue.cancel(request.session_hash, task)
       return "Cancelled." if found else "There is nothing to cancel."
 
-    return check, run, cancel
-
-  def _check(self, task: str, filled: dict, session: str) -> str:
-    asked = lambda folder: read(
-      task, filled, self._pipeline, self._options, folder
+    checked = form.make.click(
+      check,
+      [*inputs.values()],
+      form.status,
+      api_name=f"check_{task}",
+      **_IMMEDIATE,
     )
+    running = checked.success(
+      run,
+      None,
+      [form.status, *self._results.components],
+      show_progress_on=form.status,
+      concurrency_id="sampling",
+      concurrency_limit=self._options.jobs,
+      api_name=f"make_{task}",
+      api_visibility="private",
+    )
+    form.cancel.click(
+      cancel,
+      None,
+      form.status,
+      cancels=running,
+      api_name=f"cancel_{task}",
+      **_IMMEDIATE,
+    )
+    if "strokes" in form.inputs:
+      field = "image" if "image" in form.inputs else "video"
+      form.inputs[field].change(
+        lambda path: self._editor(path, field),
+        form.inputs[field],
+        form.inputs["strokes"],
+        api_name=f"canvas_{task}",
+        **_IMMEDIATE,
+      )
+
+  def _check(self, task: str, values: dict, session: str) -> str:
+    """Checks a form and queues its job."""
+    pipeline, options = self._pipeline, self._options
     try:
-      self._desk.enter(session, task, asked)
+      self._queue.submit(
+        session, task, lambda path: read(task, values, pipeline, options, path)
+      )
     except UserError as error:
-      raise _shown(error) from error
+      raise _as_gradio_error(error) from error
     return "In the queue."
 
   def _run(self, task: str, session: str, progress: gr.Progress) -> list:
-    job = self._desk.begin(session, task)
+    """Runs the waiting job of a tab."""
+    job = self._queue.begin(session, task)
     if job is None:
       return [gr.skip(), *self._results.unchanged]
+    shown_s = 0.0
 
-    told_s = 0.0
-
-    def tell(at: Progress) -> None:
-      nonlocal told_s
-      if time.monotonic() - told_s > _TELL_S or at.done == at.total:
-        told_s = time.monotonic()
+    def on_progress(at: Progress) -> None:
+      nonlocal shown_s
+      now = time.monotonic()
+      if now - shown_s > _PROGRESS_INTERVAL_S or at.done == at.total:
+        shown_s = now
         progress((at.done, at.total), desc=STAGES[at.stage], unit="steps")
 
-    progress(0.0, desc="Beginning; a new size or length takes longer")
+    progress(0.0, desc="Starting; a new size or length takes longer")
     try:
-      report = self._maker.make(job, self._desk, tell)
+      report = self._runner.run(job, self._queue, on_progress)
     except Cancelled:
       return ["Cancelled.", *self._results.unchanged]
     except UserError as error:
-      raise _shown(error) from error
+      raise _as_gradio_error(error) from error
     except Exception as error:
       traceback.print_exc()
-      raise gr.Error(_OURS, print_exception=False) from error
+      raise gr.Error(_INTERNAL_ERROR, print_exception=False) from error
     finally:
-      self._desk.leave(job)
+      self._queue.release(job)
     return [report, *self._results.newest(session)]
 
-  def _canvas(self, field: str) -> Callable[[str | None], dict | None]:
-    """What the paint lies on, of the file that was uploaded."""
-
-    def background(path: str | None) -> dict | None:
-      if path is None:
-        return None
-      try:
-        pixels = canvas(path, field, self._options.limits)
-      except UserError as error:
-        raise _shown(error) from error
-      return {"background": pixels, "layers": [], "composite": None}
-
-    return background
+  def _editor(self, path: str | None, field: str) -> dict | None:
+    """The mask editor's value for an upload."""
+    if path is None:
+      return None
+    try:
+      pixels = editor_background(path, field, self._options.limits)
+    except UserError as error:
+      raise _as_gradio_error(error) from error
+    return {"background": pixels, "layers": [], "composite": None}
 
 
-def _about(pipeline: Pipeline) -> str:
+class _Results:
+  """The selected result with a download button, and a gallery of all."""
+
+  def __init__(self, queue: JobQueue):
+    self._queue = queue
+    shared = {"label": "Result", "interactive": False, "buttons": []}
+    self._selected = [
+      gr.Video(
+        autoplay=True,
+        loop=True,
+        height=_RESULT_HEIGHT,
+        elem_id="video",
+        **shared,
+      ),
+      gr.Image(
+        visible=False, height=_RESULT_HEIGHT, elem_id="picture", **shared
+      ),
+      gr.DownloadButton("Download", interactive=False, elem_id="download"),
+    ]
+    self._gallery = gr.Gallery(
+      label="Made in this session, the newest first",
+      columns=3,
+      fit_columns=False,
+      object_fit="contain",
+      height=260,
+      allow_preview=False,
+      interactive=False,
+      buttons=[],
+      elem_id="results",
+    )
+
+    def select(event: gr.SelectData, request: gr.Request) -> list:
+      results = queue.results(request.session_hash)
+      if event.index < len(results):
+        return _show(results[event.index])
+      return [gr.skip()] * len(self._selected)
+
+    self._gallery.select(
+      select, None, self._selected, show_progress="hidden", queue=False
+    )
+
+  @property
+  def components(self) -> list[Component]:
+    """The components that `newest` and `unchanged` return values for."""
+    return [*self._selected, self._gallery]
+
+  @property
+  def unchanged(self) -> list:
+    """Values that leave the components as they are."""
+    return [gr.skip()] * len(self.components)
+
+  def newest(self, session: str) -> list:
+    """Values that show the newest result of a session."""
+    results = self._queue.results(session)
+    if not results:
+      return self.unchanged
+    items = [(result.path, result.caption) for result in results]
+    return [*_show(results[0]), items]
+
+
+def _show(result: Result) -> list:
+  is_picture = result.path.endswith(".png")
+  video, picture = (None, result.path) if is_picture else (result.path, None)
+  return [
+    gr.Video(video, visible=not is_picture, label=result.caption),
+    gr.Image(picture, visible=is_picture, label=result.caption),
+    gr.DownloadButton(value=result.path, interactive=True),
+  ]
+
+
+def _summary(pipeline: Pipeline) -> str:
   frames, (height, width) = pipeline.frames({}), pipeline.resolution()
   return (
     f"**{TITLE}**: {frames} frames of {width}x{height}, {pipeline.fps:g} a "
@@ -316,12 +421,5 @@ def _about(pipeline: Pipeline) -> str:
   )
 
 
-def _shown(error: UserError) -> gr.Error:
+def _as_gradio_error(error: UserError) -> gr.Error:
   return gr.Error(words(error), duration=_ERROR_S, print_exception=False)
-
-
-def _forget(desk: JobQueue) -> Callable:
-  def gone(request: gr.Request) -> None:
-    desk.forget(request.session_hash)
-
-  return gone

@@ -1,4 +1,4 @@
-"""Whether what is read and made fits: into the memory, and into the frame."""
+"""Checks sizes and lengths against the limits of the page."""
 
 import math
 
@@ -7,7 +7,13 @@ from lumiere_jax.contrib.web.options import Limits
 from lumiere_jax.contrib.web.uploads import check_pixels, check_sides
 from lumiere_jax.errors import UserError, VideoError
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
-from lumiere_jax.inference.tasks import Inputs
+from lumiere_jax.inference.tasks import (
+  Extend,
+  Outpaint,
+  Panorama,
+  SuperResolve,
+  Task,
+)
 from lumiere_jax.media.container import open_video
 from lumiere_jax.media.masks import parse_expand
 from lumiere_jax.media.resize import upright_size
@@ -17,70 +23,69 @@ Size = tuple[int, int]
 
 
 _PLANNED = ("text_to_video", "image_to_video", "cinemagraph", "stylize")
-"""Tasks whose lengths and windows are what their settings say."""
+"""Tasks whose length and windows follow from the settings alone."""
 
 
-_MADE = "What is to be made"
+_RESULT = "The result"
 
 
 def check_size(
-  task: str,
-  inputs: Inputs,
+  task: Task,
   how: SampleOptions,
   pipeline: Pipeline,
   limits: Limits,
 ) -> None:
-  """Of what a task reads and makes.
+  """Checks sizes and lengths of what a task reads and makes.
 
   Args:
-    task: one of `TASKS`.
-    inputs: its files and numbers.
-    how: its settings.
-    pipeline: that it is for.
-    limits: what may be.
+    task: with its inputs.
+    how: with its settings.
+    pipeline: that will run it.
+    limits: of the page.
 
   Raises:
-    UserError: it is too large or too long, or edges would be cut off again.
+    UserError: it is too large or too long, or added edges would be cropped.
   """
   settings = how["settings"]
   frames, (height, width) = pipeline.frames(how), pipeline.resolution(settings)
-  if task in _PLANNED:
+  if task.name in _PLANNED:
     pipeline.plan(settings)
-  if task == "text_to_image":
+  if task.picture:
     frames = 1
-  if task == "panorama":
-    width = inputs.width
-  if inputs.video:
-    shown, size = _measure(inputs.video, pipeline.fps, limits)
-    if task == "super_resolve":
+  if isinstance(task, Panorama):
+    width = task.width
+  if video := getattr(task, "video", ""):
+    shown, size = _measure(video, pipeline.fps, limits)
+    if isinstance(task, SuperResolve):
       frames = shown
       width, height = (side * pipeline.upscale for side in size)
-    elif task == "extend":
-      frames = shown + inputs.times * frames
+    elif isinstance(task, Extend):
+      frames = shown + task.times * frames
     else:
       shown = min(shown, frames + 1)
     check_pixels("Video", shown, size, limits)
-    if task == "outpaint":
-      check_edges(parse_expand(inputs.expand), size, (width, height))
-  check_sides(_MADE, (width, height), limits)
-  check_pixels(_MADE, frames, (width, height), limits)
+    if isinstance(task, Outpaint):
+      check_edges(parse_expand(task.expand), size, (width, height))
+  check_sides(_RESULT, (width, height), limits)
+  check_pixels(_RESULT, frames, (width, height), limits)
   if frames > limits.max_seconds * pipeline.fps:
     raise UserError(
-      _MADE,
+      _RESULT,
       f"is too long: {frames / pipeline.fps:.1f} s",
-      f"at most {limits.max_seconds:g} s are made here",
+      f"make at most {limits.max_seconds:g} s",
     )
 
 
 def check_edges(
   edges: tuple[int, int, int, int], size: Size, made: Size
 ) -> None:
-  """Raises a UserError if an edge that is added to a video is cut off again.
+  """Raises a UserError if an edge added to a video would be cropped again.
 
   Args:
     edges: pixels (left, top, right, bottom) to add.
     size: of the video.
-    made: of what the model makes: the whole covers it, cut at its centre.
+    made: of the result. The enlarged video is resized to cover it and cropped
+      at its centre.
   """
   left, top, right, bottom = edges
   whole = size[0] + left + right, size[1] + top + bottom
@@ -94,20 +99,20 @@ def check_edges(
   ):
     if 0 < edge <= cut:
       along = name in ("left", "right")
-      # As much as makes the whole of the shape that is made.
+      # What gives the enlarged video the aspect ratio of the result.
       wanted = whole[not along] * made[along] / made[not along]
       more = math.ceil((wanted - whole[along]) / 2)
       where = "above and below" if along else "left and right"
       raise UserError(
-        f"{LABELS[name]}",
-        f"would be cut off again: the whole is {whole[0]}x{whole[1]}, "
-        f"what is made {made[0]}x{made[1]}",
+        LABELS[name],
+        f"would be cropped again: with all edges the video is "
+        f"{whole[0]}x{whole[1]}, the result {made[0]}x{made[1]}",
         f"add {more} pixels more {where}",
       )
 
 
 def _measure(path: str, fps: float, limits: Limits) -> tuple[int, Size]:
-  """Frames of a video at a frame rate, at most, and the size of the first."""
+  """Most frames that a video has at a frame rate, and its size."""
   with open_video(path) as track:
     stated_s = (track.container.duration or 0) / 1e6
     _, first = next(track.frames(), (0.0, None))

@@ -1,6 +1,20 @@
-"""What there is to fill in, by tab."""
+"""The tabs of the page and their rows of fields, made from the tasks."""
 
 import dataclasses
+import itertools
+
+from lumiere_jax.inference.settings import Settings
+from lumiere_jax.inference.tasks import TASKS
+from lumiere_jax.options import label_of, options_of
+
+Row = tuple[str, ...]
+
+
+EDGES = ("left", "top", "right", "bottom")
+
+
+EXAMPLES = ("prompt", "image", "last_image", "video", "box", *EDGES)
+"""Fields that an example of a tab fills in."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -10,97 +24,65 @@ class Tab:
   Attributes:
     title: of the tab.
     about: what it does, in a sentence.
-    fields: what there is to fill in, in this order; one tuple is a row.
-    examples: fields that an example fills in.
+    fields: rows of the fields to fill in.
   """
 
   title: str
   about: str
-  fields: tuple[str | tuple[str, ...], ...]
-  examples: tuple[str, ...] = ("prompt",)
+  fields: tuple[Row, ...]
 
   @property
   def names(self) -> list[str]:
-    """Of all its fields."""
-    rows = [[row] if isinstance(row, str) else row for row in self.fields]
-    return [name for row in rows for name in row]
+    """All its fields."""
+    return [name for row in self.fields for name in row]
+
+  @property
+  def examples(self) -> tuple[str, ...]:
+    """The fields that an example fills in."""
+    return tuple(name for name in self.names if name in EXAMPLES)
 
 
-_EDGE = ("feather", "composited")
-
-
-TABS: dict[str, Tab] = {
-  "text_to_video": Tab(
-    title="Text to video",
-    about="A video of what the prompt says.",
-    fields=("prompt",),
-  ),
-  "image_to_video": Tab(
-    title="Image to video",
-    about="A video that begins with a picture, ends with one, or both.",
-    fields=("prompt", ("image", "last_image"), "composited"),
-    examples=("prompt", "image", "last_image"),
-  ),
-  "extend": Tab(
-    title="Extend",
-    about="Goes on with a video from its last frames.",
-    fields=("prompt", "video", ("times", "context"), "composited"),
-    examples=("prompt", "video"),
-  ),
-  "inpaint": Tab(
-    title="Inpaint",
-    about="Makes a part of a video anew: paint over it, in the first frame.",
-    fields=("prompt", "video", "strokes", ("box", "mask"), _EDGE),
-    examples=("prompt", "video", "box"),
-  ),
-  "outpaint": Tab(
-    title="Outpaint",
-    about="Shows more around a video: pixels of it to add on each side.",
-    fields=("prompt", "video", ("left", "top", "right", "bottom"), _EDGE),
-    examples=("prompt", "video", "left", "top", "right", "bottom"),
-  ),
-  "cinemagraph": Tab(
-    title="Cinemagraph",
-    about="A picture that moves where it is painted over, and nowhere else.",
-    fields=("prompt", "image", "strokes", ("box", "mask"), _EDGE),
-    examples=("prompt", "image", "box"),
-  ),
-  "stylize": Tab(
-    title="Stylize",
-    about="A video of what the prompt says, in a style.",
-    fields=("prompt", ("style", "alpha")),
-  ),
-  "video_to_video": Tab(
-    title="Video to video",
-    about="Makes a video over after a prompt.",
-    fields=("prompt", "video", "strength"),
-    examples=("prompt", "video"),
-  ),
-  "super_resolve": Tab(
-    title="Super-resolve",
-    about="Makes a video larger. The prompt, what it shows, may be empty.",
-    fields=("prompt", "video"),
-    examples=("prompt", "video"),
-  ),
-  "panorama": Tab(
-    title="Panorama",
-    about="A video that is wider than the model makes by itself.",
-    fields=("prompt", "width"),
-  ),
-  "text_to_image": Tab(
-    title="Text to picture",
-    about="A picture of what the prompt says.",
-    fields=("prompt",),
-  ),
+# Where the page has other fields than a task, or than `Settings`.
+_ON_PAGE: dict[Row, tuple[Row, ...]] = {
+  ("mask", "box"): (("strokes",), ("box", "mask")),
+  ("expand",): (EDGES,),
+  ("uncomposited",): (("composited",),),
+  ("feather", "uncomposited"): (("feather", "composited"),),
+  ("guidance_interval",): (("guidance_from", "guidance_to"),),
 }
 
 
-ADVANCED = (
-  ("steps", "ssr_steps", "sampler"),
-  ("guidance_scale", "ssr_guidance_scale", "guidance_rescale"),
-  ("guidance_from", "guidance_to"),
-  ("oscillate_after", "oscillate_low"),
-  ("num_frames", "window", "overlap", "tile_overlap"),
-  ("noise_level", "percentile", "max_value"),
-)
+def _rows(cls: type, *, ungrouped: bool) -> list[Row]:
+  """Options of a dataclass in their order, those of one group in a row.
+
+  Args:
+    cls: the dataclass.
+    ungrouped: whether options without a group have rows of their own, or none.
+  """
+  rows: list[Row] = []
+  options = options_of(cls)
+  for group, names in itertools.groupby(options, lambda k: options[k].group):
+    if group:
+      rows.append(tuple(names))
+    elif ungrouped:
+      rows += [(name,) for name in names]
+  return [part for row in rows for part in _ON_PAGE.get(row, (row,))]
+
+
+_TITLES = {"super_resolve": "Super-resolve", "text_to_image": "Text to picture"}
+
+
+def _tab(name: str) -> Tab:
+  rows = [("prompt",), *_rows(TASKS[name], ungrouped=True)]
+  if name == "stylize":
+    rows.append(("style", "alpha"))
+  title = _TITLES.get(name, label_of(name))
+  about = TASKS[name].__doc__.partition("\n")[0]
+  return Tab(title=title, about=about, fields=tuple(rows))
+
+
+TABS: dict[str, Tab] = {name: _tab(name) for name in TASKS}
+
+
+ADVANCED = tuple(_rows(Settings, ungrouped=False))
 """Rows of settings; empty is as trained."""

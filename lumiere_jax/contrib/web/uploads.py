@@ -1,140 +1,141 @@
-"""Uploaded files: measured before anything decodes them, then set aside.
+"""Uploaded files and painted masks, checked before they are decoded.
 
-What a file is, is told by its first bytes alone. Asked to find out by
-themselves, FFmpeg would follow a playlist to other files and hosts, and Pillow
-would hand PostScript to an interpreter.
+The type of a file is detected by its first bytes. Left to detect it themselves,
+FFmpeg would follow a playlist to other files and hosts, and Pillow would pass
+PostScript to an interpreter.
 """
 
 import os
 from pathlib import Path
 import shutil
+import tempfile
+from typing import BinaryIO
 
-from lumiere_jax.contrib.web.labels import LABELS
+from jaxtyping import Bool, UInt8
+import numpy as np
+from PIL import Image
+
+from lumiere_jax.contrib.web.labels import words
 from lumiere_jax.contrib.web.options import Limits
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.media.container import Track, open_video
+from lumiere_jax.media.images import read_image
 from lumiere_jax.media.input_file import open_picture
+from lumiere_jax.media.video_reader import read_clip
 
 PICTURES = {".png", ".jpg", ".webp", ".bmp"}
-
-
 VIDEOS = {".mp4", ".mkv", ".avi", ".gif"}
 
 
+_SIGNATURES = {
+  b"\x89PNG\r\n\x1a\n": ".png",
+  b"\xff\xd8\xff": ".jpg",
+  b"BM": ".bmp",
+  b"GIF8": ".gif",
+  b"\x1a\x45\xdf\xa3": ".mkv",
+}
+_RIFF = {b"WEBP": ".webp", b"AVI ": ".avi"}
 _QUICKTIME = {b"ftyp", b"moov", b"mdat", b"wide", b"free"}
 
 
-_MOST_FPS = 240  # A file of a million tiny frames would take hours to decode.
+_MAX_FPS = 240  # a file of a million tiny frames would take hours to decode
 
 
-def kind(path: str | os.PathLike) -> str:
-  """The ending that a file should have, by its first bytes; '' is unknown."""
+EDITOR_SIDE = 640
+"""Longer side of the mask editor's background; small clips are enlarged."""
+
+
+_MIN_ALPHA = 64  # fainter strokes are not part of the mask
+
+
+def file_type(path: str | os.PathLike) -> str:
+  """The suffix of a file's type, by its first bytes; '' if unknown."""
   with open(path, "rb") as file:
     head = file.read(12)
-  beginnings = {
-    b"\x89PNG\r\n\x1a\n": ".png",
-    b"\xff\xd8\xff": ".jpg",
-    b"BM": ".bmp",
-    b"GIF8": ".gif",
-    b"\x1a\x45\xdf\xa3": ".mkv",
-  }
-  for beginning, ending in beginnings.items():
-    if head.startswith(beginning):
-      return ending
+  for signature, suffix in _SIGNATURES.items():
+    if head.startswith(signature):
+      return suffix
   if head[4:8] in _QUICKTIME:
     return ".mp4"
-  riff = {b"WEBP": ".webp", b"AVI ": ".avi"}
-  return riff.get(head[8:12], "") if head[:4] == b"RIFF" else ""
+  return _RIFF.get(head[8:12], "") if head[:4] == b"RIFF" else ""
 
 
 def take_picture(
   path: str | None, field: str, limits: Limits, folder: Path
 ) -> str:
-  """Measures an uploaded picture and sets it aside.
+  """Checks an uploaded picture and stores it in the folder of a job.
 
   Args:
-    path: of the upload; None: there is none.
-    field: what it is for, such as 'image'.
-    limits: what may be uploaded.
-    folder: to set it aside in.
+    path: of the upload; None: no upload.
+    field: of the form, such as 'image'.
+    limits: limits on uploads.
+    folder: to store it in.
 
   Returns:
-    Its new path; '' if there is none.
-
-  Raises:
-    UserError: it is no picture, or too large.
+    Its new path; '' if there is no upload.
   """
   if not path:
     return ""
-  ending = _kind(path, field, PICTURES, "png, jpg, webp or bmp picture")
-  _check_bytes(path, field, limits)
-  taken = _set_aside(path, folder / f"{field}{ending}")
+  kinds = "png, jpg, webp or bmp picture"
+  taken = _store(path, field, PICTURES, kinds, limits, folder)
   with open_picture(taken) as image:
-    check_sides(LABELS[field], image.size, limits)
-    image.load()  # which says if it is damaged
+    check_sides(option(field), image.size, limits)
+    image.load()  # raises if it is damaged
   return os.fspath(taken)
 
 
 def take_video(
   path: str | None, field: str, limits: Limits, folder: Path
 ) -> str:
-  """Measures an uploaded video, as `take_picture` does.
+  """Checks and stores an uploaded video, like `take_picture`.
 
-  Its packets are counted, and none is decoded.
-
-  Raises:
-    UserError: it is no video, too large or too long.
+  Packets are counted, no frame is decoded.
   """
   if not path:
     return ""
-  ending = _kind(path, field, VIDEOS, "mp4, mov, webm, mkv, avi or gif video")
-  _check_bytes(path, field, limits)
-  taken = _set_aside(path, folder / f"{field}{ending}")
+  kinds = "mp4, mov, webm, mkv, avi or gif video"
+  taken = _store(path, field, VIDEOS, kinds, limits, folder)
   with open_video(taken) as track:
     codec = track.stream.codec_context
-    check_sides(LABELS[field], (codec.width, codec.height), limits)
+    check_sides(option(field), (codec.width, codec.height), limits)
     _check_length(track, field, limits)
   return os.fspath(taken)
 
 
 def take_mask(path: str | None, limits: Limits, folder: Path) -> str:
-  """Measures an uploaded mask, a picture or a video.
-
-  Raises:
-    UserError: it is neither, too large or too long.
-  """
-  if path and kind(path) in PICTURES:
+  """Checks and stores an uploaded mask, a picture or a video."""
+  if path and file_type(path) in PICTURES:
     return take_picture(path, "mask", limits, folder)
   return take_video(path, "mask", limits, folder)
 
 
 def check_sides(what: str, size: tuple[int, int], limits: Limits) -> None:
-  """Raises a UserError if a picture or video is larger than is let in.
+  """Raises a UserError if a side of a picture or video exceeds the limit.
 
   Args:
-    what: is so large, such as 'Video'.
-    size: (width, height) of it in pixels.
-    limits: what may be.
+    what: its name in the message, such as 'Video'.
+    size: (width, height) in pixels.
+    limits: the limits to check.
   """
   width, height = size
   if max(size) > limits.max_side:
     raise UserError(
       what,
       f"is too large: {width}x{height} pixels",
-      f"at most {limits.max_side} a side are taken here",
+      f"at most {limits.max_side} a side are accepted",
     )
 
 
 def check_pixels(
   what: str, frames: int, size: tuple[int, int], limits: Limits
 ) -> None:
-  """Raises a UserError if a video would fill the memory.
+  """Raises a UserError if a video has more pixels than the limit.
 
   Args:
-    what: is so large, such as 'Video'.
-    frames: of it.
-    size: (width, height) of them in pixels.
-    limits: what may be.
+    what: its name in the message, such as 'Video'.
+    frames: number of frames.
+    size: (width, height) in pixels.
+    limits: the limits to check.
   """
   width, height = size
   millions = frames * width * height / 1e6
@@ -143,49 +144,51 @@ def check_pixels(
       what,
       f"is too large: {frames} frames of {width}x{height} are "
       f"{millions:.0f} million pixels",
-      f"at most {limits.max_mpixels:g} are taken here, so make it "
-      "shorter or smaller",
+      f"at most {limits.max_mpixels:g} are accepted, so make it shorter or "
+      "smaller",
     )
 
 
-def _kind(path: str, field: str, known: set[str], wanted: str) -> str:
+def _store(
+  path: str,
+  field: str,
+  suffixes: set[str],
+  kinds: str,
+  limits: Limits,
+  folder: Path,
+) -> Path:
+  """Checks type and size, then links or copies the file.
+
+  The new name is ours, so no user's file name reaches a decoder; and the file
+  outlives the upload while its job waits.
+  """
   try:
-    ending = kind(path)
+    suffix = file_type(path)
+    megabytes = os.path.getsize(path) / 1e6
   except OSError as error:
     raise UserError(
-      f"{LABELS[field]}", "is no longer there", "upload it again"
+      option(field), "no longer exists on the server", "upload it again"
     ) from error
-  if ending not in known:
-    raise UserError(
-      f"{LABELS[field]}", f"is not a {wanted}", "give such a file"
-    )
-  return ending
-
-
-def _check_bytes(path: str, field: str, limits: Limits) -> None:
-  megabytes = os.path.getsize(path) / 1e6
+  if suffix not in suffixes:
+    raise UserError(option(field), f"is not a {kinds}", "upload such a file")
   if megabytes > limits.max_mb:
     raise UserError(
-      f"{LABELS[field]}",
+      option(field),
       f"is too large: {megabytes:.1f} MB",
-      f"at most {limits.max_mb:g} MB are taken here",
+      f"at most {limits.max_mb:g} MB are accepted",
     )
-
-
-def _set_aside(path: str, place: Path) -> Path:
-  """Under a name of ours: no name of a user's reaches a decoder, and what
-  waits in the queue outlasts the upload."""
-  place.parent.mkdir(parents=True, exist_ok=True)
-  place.unlink(missing_ok=True)
+  target = folder / f"{field}{suffix}"
+  folder.mkdir(parents=True, exist_ok=True)
+  target.unlink(missing_ok=True)
   try:
-    os.link(path, place)
+    os.link(path, target)
   except OSError:  # another file system
-    shutil.copyfile(path, place)
-  return place
+    shutil.copyfile(path, target)
+  return target
 
 
 def _check_length(track: Track, field: str, limits: Limits) -> None:
-  """By the packets: what a file states of itself need not be so."""
+  """Measures the length by the packets: what a file states may be wrong."""
   base, start = track.stream.time_base, track.stream.start_time or 0
   packets, end_s = 0, (track.container.duration or 0) / 1e6
   for packet in track.container.demux(track.stream):
@@ -193,7 +196,7 @@ def _check_length(track: Track, field: str, limits: Limits) -> None:
     if packet.pts is not None:
       end = packet.pts + (packet.duration or 0) - start
       end_s = max(end_s, float(end * base))
-    if packets > limits.max_seconds * _MOST_FPS:
+    if packets > limits.max_seconds * _MAX_FPS:
       end_s = float("inf")
     if end_s > limits.max_seconds + 0.1:
       break
@@ -201,7 +204,69 @@ def _check_length(track: Track, field: str, limits: Limits) -> None:
     return
   length = "" if end_s == float("inf") else f": {end_s:.1f} s"
   raise UserError(
-    f"{LABELS[field]}",
+    option(field),
     f"is too long{length}",
-    f"at most {limits.max_seconds:g} s are taken here",
+    f"at most {limits.max_seconds:g} s are accepted",
   )
+
+
+def editor_background(
+  path: str, field: str, limits: Limits
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Reads the background of the mask editor from an upload.
+
+  Args:
+    path: of the upload.
+    field: 'image', or 'video' for its first frame.
+    limits: limits on uploads.
+
+  Returns:
+    Pixels with a longer side of `EDITOR_SIDE`.
+
+  Raises:
+    UserError: the upload cannot be used; worded with the page's labels.
+  """
+  try:
+    with tempfile.TemporaryDirectory() as name:
+      if field == "image":
+        pixels = read_image(take_picture(path, field, limits, Path(name)))
+      else:
+        taken = take_video(path, field, limits, Path(name))
+        pixels = read_clip(taken, start_s=0.0, num_frames=1, fps=1.0)[0]
+  except UserError as error:
+    raise UserError(words(error)) from error
+  image = Image.fromarray(pixels)
+  scale = EDITOR_SIDE / max(image.size)
+  size = [max(1, round(side * scale)) for side in image.size]
+  return np.asarray(image.resize(size))
+
+
+def painted_mask(
+  layers: list[str | BinaryIO],
+) -> Bool[np.ndarray, "h w"] | None:
+  """The union of the strokes on the layers of the mask editor.
+
+  Args:
+    layers: pictures whose alpha channel holds the strokes.
+
+  Returns:
+    None if there is no layer.
+  """
+  masks = [_read_strokes(layer) for layer in layers]
+  if len({mask.shape for mask in masks}) > 1:
+    raise UserError(
+      "The painted mask", "has layers of different sizes", "paint it again"
+    )
+  return np.any(masks, axis=0) if masks else None
+
+
+def _read_strokes(layer: str | BinaryIO) -> Bool[np.ndarray, "h w"]:
+  try:
+    with Image.open(layer, formats=("PNG", "WEBP")) as image:
+      if max(image.size) > EDITOR_SIDE:
+        raise UserError("The painted mask", "is too large", "paint it again")
+      return np.asarray(image.convert("RGBA"))[..., 3] > _MIN_ALPHA
+  except (OSError, Image.DecompressionBombError) as error:
+    raise UserError(
+      "The painted mask", "is not a picture", "paint it again"
+    ) from error

@@ -1,4 +1,4 @@
-"""A pipeline that draws, a browser, and files to upload."""
+"""A fake pipeline, a browser, and files to upload."""
 
 import os
 import pathlib
@@ -17,27 +17,25 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 def pytest_addoption(parser):
   group = parser.getgroup("the page")
-  group.addoption("--shots", default="", help="Folder for pictures of it.")
-  group.addoption(
-    "--model", default="", help="Bundle that test_tour.py goes through."
-  )
-  group.addoption("--style", default="", help="Of --model: NAME=PATH.")
-  group.addoption("--steps", default="", help="Of --model, in each stage.")
+  group.addoption("--shots", default="", help="Folder for screenshots.")
+  group.addoption("--model", default="", help="Bundle for test_tour.py.")
+  group.addoption("--style", default="", help="NAME=PATH, for --model.")
+  group.addoption("--steps", default="", help="Sampling steps per stage.")
 
 
-@pytest.fixture(scope="module")  # no longer: it stands in for all sampling
+@pytest.fixture(scope="module")  # not longer: it replaces all sampling
 def drawing():
   with Drawing().drawing() as pipeline:
     yield pipeline
 
 
-@pytest.fixture(scope="module")  # its loop would be in the way of others
+@pytest.fixture(scope="module")  # not longer: its event loop blocks others
 def browser():
   if not CHROMIUM:
     pytest.skip("needs a browser: Debian's package chromium")
   from playwright.sync_api import sync_playwright
 
-  # A browser of root has no sandbox to go into.
+  # Chromium's sandbox does not work for root.
   args = ["--no-sandbox"] if os.geteuid() == 0 else []
   with sync_playwright() as playwright:
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=args)
@@ -47,23 +45,23 @@ def browser():
 
 @pytest.fixture
 def visit(browser, site, request):
-  """Opens the page in a window of its own; nothing strange may happen."""
+  """Opens the page in a new window; fails on any unexpected event."""
   from tests.contrib.web.person import Person
 
-  said = lambda name: request.config.getoption(name, "")
-  patience_s = 3600.0 if said("--model") else 120.0
+  option = lambda name: request.config.getoption(name, "")
+  timeout_s = 3600.0 if option("--model") else 120.0
   people = []
 
-  def visited() -> Person:
+  def open_page() -> Person:
     page = browser.new_page(viewport={"width": 1280, "height": 1120})
-    people.append(Person(page, site.url, said("--shots"), patience_s))
+    people.append(Person(page, site.url, option("--shots"), timeout_s))
     return people[-1]
 
-  yield visited
-  strange = [line for person in people for line in person.strange]
+  yield open_page
+  unexpected = [line for person in people for line in person.unexpected]
   for person in people:
     person.page.close()
-  assert not strange
+  assert not unexpected
 
 
 @pytest.fixture
@@ -74,8 +72,7 @@ def person(visit):
 @pytest.fixture
 def picture(tmp_path, rng):
   """The path of a small picture."""
-  path = tmp_path / "given" / "a picture.png"
-  path.parent.mkdir(exist_ok=True)
+  path = tmp_path / "a picture.png"
   write_image(path, rng.integers(0, 256, (60, 80, 3), np.uint8))
   return str(path)
 
@@ -83,14 +80,13 @@ def picture(tmp_path, rng):
 @pytest.fixture
 def video(tmp_path, rng):
   """The path of a video of 16 frames, one second."""
-  path = tmp_path / "given" / "video.mp4"
-  path.parent.mkdir(exist_ok=True)
+  path = tmp_path / "given.mp4"
   write_video(path, rng.integers(0, 256, (16, 64, 64, 3), np.uint8), 16.0)
   return str(path)
 
 
 def long_video(path: pathlib.Path, frames: int, fps: int = 16) -> str:
-  """A video of one colour, which takes few bytes a frame."""
+  """Writes a video of one colour, which takes few bytes per frame."""
   with av.open(str(path), "w") as out:
     stream = out.add_stream("h264", fps, {"preset": "ultrafast"})
     stream.width = stream.height = 32

@@ -1,8 +1,9 @@
-"""The page on a port of its own, for as long as a test needs it."""
+"""Serves the page on a free port during a test."""
 
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import functools
 import http.client
 import json
 import os
@@ -18,18 +19,17 @@ import uvicorn
 from lumiere_jax.contrib.web.jobs import JobQueue
 from lumiere_jax.contrib.web.middleware import LOOPBACK
 from lumiere_jax.contrib.web.options import Options
-from lumiere_jax.contrib.web.page import build
-from lumiere_jax.contrib.web.server import application, private_desk
+from lumiere_jax.contrib.web.page import application, build
+from lumiere_jax.contrib.web.server import temporary_queue
 from lumiere_jax.inference.pipeline import Pipeline
+
+FILE = "/gradio_api/file="
+SESSION = "abc123"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Site:
-  """A page that is served.
-
-  Attributes:
-    port: of this machine.
-  """
+  """A served page, and the HTTP requests that a browser would send."""
 
   port: int
 
@@ -38,7 +38,7 @@ class Site:
     return f"http://127.0.0.1:{self.port}/"
 
   def ask(self, path: str, body: Any = None, headers=None) -> tuple[int, bytes]:
-    """(status, answer); the path goes over the wire as it is."""
+    """Sends a request, the path as it is, and returns (status, body)."""
     connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
     headers = dict(headers or {})
     if body is not None and not isinstance(body, bytes):
@@ -47,36 +47,28 @@ class Site:
     method = "GET" if body is None else "POST"
     with contextlib.closing(connection):
       with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        connection.request(method, path, body, headers)  # it may not hear all
+        connection.request(method, path, body, headers)  # it may answer early
       answer = connection.getresponse()
       return answer.status, answer.read()
 
   def call(self, name: str, data: list, session: str) -> dict:
-    """Calls what is behind a button, as the page does.
-
-    Returns:
-      The message that says how it ended.
-    """
+    """Calls a Gradio function and returns its last message."""
     event = self.join(name, data, session)
-    told = [x for x in self.hear(session) if x.get("event_id") == event]
-    (done,) = (x for x in told if x["msg"] == "process_completed")
+    events = [x for x in self.events(session) if x.get("event_id") == event]
+    (done,) = (x for x in events if x["msg"] == "process_completed")
     return done
 
   def join(self, name: str, data: list, session: str) -> str:
-    """Queues a call, without waiting for it.
-
-    Returns:
-      What it is known by in what is heard of it.
-    """
-    body = {"fn_index": self.behind(name)["id"], "data": data}
+    """Queues a call and returns its event id."""
+    body = {"fn_index": self._dependency(name)["id"], "data": data}
     status, answer = self.ask(
       "/gradio_api/queue/join", body | {"session_hash": session}
     )
     assert status == 200, answer
     return json.loads(answer)["event_id"]
 
-  def hear(self, session: str) -> Iterator[dict]:
-    """What a session is told, until all its calls have ended."""
+  def events(self, session: str) -> Iterator[dict]:
+    """Messages to a session, until all its calls have ended."""
     connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
     with contextlib.closing(connection):
       path = f"/gradio_api/queue/data?session_hash={session}"
@@ -85,43 +77,40 @@ class Site:
         if line.startswith(b"data: "):
           yield json.loads(line[6:])
 
-  def behind(self, name: str) -> dict:
-    """What the page knows of a function."""
-    config = json.loads(self.ask("/config")[1])
-    (found,) = (x for x in config["dependencies"] if x["api_name"] == name)
-    return found
+  @functools.cached_property
+  def config(self) -> dict:
+    """Gradio's description of the page."""
+    return json.loads(self.ask("/config")[1])
 
-  def filled(self, name: str, **values: Any) -> list:
-    """What a function takes, as the page first has it, but for some labels."""
-    config = json.loads(self.ask("/config")[1])
-    parts = {part["id"]: part["props"] for part in config["components"]}
-    taken = [parts[number] for number in self.behind(name)["inputs"]]
-    return [values.get(part["label"], part.get("value")) for part in taken]
+  def _dependency(self, name: str) -> dict:
+    dependencies = self.config["dependencies"]
+    return next(x for x in dependencies if x["api_name"] == name)
+
+  def arguments(self, name: str, **values: Any) -> list:
+    """Arguments of a function: initial values, replaced by label."""
+    props = {x["id"]: x["props"] for x in self.config["components"]}
+    inputs = [props[number] for number in self._dependency(name)["inputs"]]
+    return [values.get(x["label"], x.get("value")) for x in inputs]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Served(Site):
-  """A page of this process.
+  """A page that this process serves."""
 
-  Attributes:
-    desk: of the page.
-    page: what was built.
-  """
-
-  desk: JobQueue
+  queue: JobQueue
   page: gr.Blocks
 
 
 @contextlib.contextmanager
 def served(pipeline: Pipeline, options: Options) -> Iterator[Served]:
-  """Serves a pipeline in this process; pages may be nested."""
+  """Serves a pipeline in this process; calls may be nested."""
   with (
-    mock.patch.dict(os.environ),  # where Gradio finds its folder
-    private_desk(options) as desk,
+    mock.patch.dict(os.environ),  # `build` sets Gradio's folder there
+    temporary_queue(options) as queue,
     socket.socket() as listener,
   ):
     listener.bind(("127.0.0.1", 0))
-    page = build(pipeline, options, desk)
+    page = build(pipeline, options, queue)
     config = uvicorn.Config(
       application(page, options, names=LOOPBACK),
       log_level="warning",
@@ -135,8 +124,8 @@ def served(pipeline: Pipeline, options: Options) -> Iterator[Served]:
       while not server.started:
         time.sleep(0.05)
         assert thread.is_alive()
-      yield Served(port=listener.getsockname()[1], desk=desk, page=page)
+      yield Served(port=listener.getsockname()[1], queue=queue, page=page)
     finally:
-      desk.close()
+      queue.close()
       server.should_exit = True
       thread.join(30)

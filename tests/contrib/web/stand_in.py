@@ -1,7 +1,7 @@
-"""A cascade that draws in place of sampling: what the page's tests run on.
+"""A fake pipeline for tests of the page: draws scenes instead of sampling.
 
-Everything around the networks is real: sizes, masks, what is put back. As
-many steps are counted as were asked for, and each takes `pause` seconds.
+Everything around the networks is real: sizes, masks, compositing. It counts
+the requested number of steps, each of which takes `pause` seconds.
 
 python -m tests.contrib.web.stand_in --port=7861
 """
@@ -26,43 +26,42 @@ from lumiere_jax.stages.conditioning import to_float
 from lumiere_jax.stages.config import SamplingConfig, StageConfig
 from lumiere_jax.toy_scenes.captions import parse_caption
 
-FRAMES, SIDE, UPSCALE = 16, 64, 2
-
-
-STEPS = 4
+FRAMES, SIDE, UPSCALE, STEPS = 16, 64, 2, 4
+LARGE = SIDE * UPSCALE
+PROMPT = "a large red circle moving left on a black background"
 
 
 class Drawing(Pipeline):
-  """Draws the scene that the prompt describes; or grey, growing brighter.
+  """Draws the scene that the prompt describes, else grey getting brighter.
 
   Attributes:
-    pause: seconds a step takes.
-    taken: steps that were ever taken.
-    running: stages that are being sampled.
-    most: of these at a time, ever.
-    styles: (style, alpha) that was asked for, each time.
+    pause: seconds per step.
+    steps: steps taken so far.
+    running: stages that are being sampled now.
+    max_running: the largest `running` so far.
+    styles: arguments of each call of `styled`.
   """
 
-  def __init__(self, pause: float = 0.0, told: bool = True):
+  def __init__(self, pause: float = 0.0):
     stage = lambda experiment: Stage(
       config=_config(experiment.sampling), params={}
     )
     super().__init__(
       TextEncoder.random(max_length=48),
       {"base": stage(base.TINY), "ssr": stage(ssr.TINY)},
-      conditional=(lambda: stage(conditional.TINY)) if told else None,
+      conditional=lambda: stage(conditional.TINY),
     )
-    self.pause, self.taken, self.running, self.most = pause, 0, 0, 0
+    self.pause, self.steps, self.running, self.max_running = pause, 0, 0, 0
     self.styles, self.prompt = [], ""
 
   def styled(self, style: str, alpha: float) -> "Drawing":
-    """Itself; what was asked for is kept."""
+    """Records the call and returns itself."""
     self.styles.append((style, alpha))
     return self
 
   @contextlib.contextmanager
   def drawing(self):
-    """Within it, no network runs in this process."""
+    """Replaces all sampling of this process."""
     original = Cascade.sample
 
     def sample(cascade_, prompts, **how):
@@ -80,11 +79,11 @@ class Drawing(Pipeline):
     del params, null, keys
     canvas = jnp.zeros((1, 1, 1, 1, 3))
     self.running += 1
-    self.most = max(self.most, self.running)
+    self.max_running = max(self.max_running, self.running)
     try:
       for step in range(len(rest["log_snrs"]) - 1):
         time.sleep(self.pause)
-        self.taken += 1
+        self.steps += 1
         rest["callback"](step + 1, canvas)
     finally:
       self.running -= 1
@@ -127,16 +126,16 @@ def _draw(prompt: str, frames: int, config: StageConfig) -> np.ndarray:
 
 
 def main(argv: list[str]) -> None:
-  """Serves the page on it, to look at."""
+  """Serves the page on it, for manual checks."""
   del argv
-  from lumiere_jax.contrib.web.options import Options
+  from lumiere_jax.contrib.web.options import Address, Options
   from lumiere_jax.contrib.web.server import serve
 
   with Drawing(pause=PAUSE.value).drawing() as pipeline:
-    serve(lambda: pipeline, Options(), port=PORT.value)
+    serve(lambda: pipeline, Options(), Address(port=PORT.value))
 
 
 if __name__ == "__main__":
-  PORT = flags.DEFINE_integer("port", 7861, "To serve on.")
-  PAUSE = flags.DEFINE_float("pause", 0.1, "Seconds that a step takes.")
+  PORT = flags.DEFINE_integer("port", 7861, "Port to listen on.")
+  PAUSE = flags.DEFINE_float("pause", 0.1, "Seconds per step.")
   app.run(main)

