@@ -50,7 +50,7 @@ OpenEncoder = Callable[[], TextEncoder]
 _Video = tuple[int, str, list[str] | None]
 """Index in the order of names, name, and captions."""
 
-VIDEOS = ".videos.jsonl"
+FILE_LIST = ".videos.jsonl"
 """The list of input files, in the output folder, while a pipeline runs."""
 
 # Approximate bytes per pixel of H.264 (default quality) and of a png. They
@@ -71,20 +71,20 @@ class ScaleOptions(Options):
     object.__setattr__(self, "out", self.out.rstrip("/"))
 
 
-class Found(NamedTuple):
+class ProbeResult(NamedTuple):
   """The result of probing a file.
 
   Attributes:
     index: of the file, in the order of names.
     rows: of the report.
     late: rows on files that became unreadable after they were probed.
-    parts: the segments to store.
+    segments: the segments to store.
   """
 
   index: int
   rows: tuple[Row, ...]
   late: tuple[Row, ...]
-  parts: tuple[Segment, ...]
+  segments: tuple[Segment, ...]
 
 
 class EncoderFacts(NamedTuple):
@@ -99,25 +99,25 @@ class EncoderFacts(NamedTuple):
   entry_bytes: int
 
 
-def to_one(element: Any) -> tuple[None, Any]:
+def with_one_key(element: Any) -> tuple[None, Any]:
   """Keys all elements alike, so that one worker gets them."""
   return None, element
 
 
-def listed_videos(out: str) -> Iterator[list[_Video]]:
+def read_file_list(out: str) -> Iterator[list[_Video]]:
   """The input files, in chunks for the threads of one worker."""
   with local_copy(out) as folder:
-    lines = folder.local(VIDEOS).read_text().splitlines()
+    lines = folder.local(FILE_LIST).read_text().splitlines()
   for first in range(0, len(lines), _CHUNK):
     yield [json.loads(line) for line in lines[first : first + _CHUNK]]
 
 
-def shards_there(name: str, out: str) -> list[str]:
+def existing_shards(name: str, out: str) -> list[str]:
   """The finished shards of a prefix."""
   return array_record.shards(names_in(out), name)
 
 
-def keys_in(shard: str, out: str) -> Iterator[tuple[str, None]]:
+def record_keys(shard: str, out: str) -> Iterator[tuple[str, None]]:
   """(key, None) of the records in a shard."""
   with local_copy(out) as folder:
     keys = array_record.read_keys(folder.local(shard))
@@ -125,41 +125,47 @@ def keys_in(shard: str, out: str) -> Iterator[tuple[str, None]]:
     yield key, None
 
 
-def keyed_parts(found: Found) -> Iterator[tuple[str, tuple[tuple, Segment]]]:
+def keyed_segments(
+  found: ProbeResult,
+) -> Iterator[tuple[str, tuple[tuple, Segment]]]:
   """(key, (rank in the order of all segments, segment))."""
-  for k, part in enumerate(found.parts):
-    yield part.stored.key, ((found.index, k), part)
+  for k, segment in enumerate(found.segments):
+    yield segment.stored.key, ((found.index, k), segment)
 
 
-def keyed_captions(found: Found) -> Iterator[tuple[str, tuple[tuple, str]]]:
-  """As `keyed_parts`, for captions; those of one key are the same."""
-  for caption in {c for part in found.parts for c in part.stored.captions}:
+def keyed_captions(
+  found: ProbeResult,
+) -> Iterator[tuple[str, tuple[tuple, str]]]:
+  """As `keyed_segments`, for captions; those of one key are the same."""
+  for caption in {
+    c for segment in found.segments for c in segment.stored.captions
+  }:
     yield caption_key(caption), ((), caption)
 
 
-def expected_bytes(part: Segment) -> float:
+def expected_bytes(segment: Segment) -> float:
   """Approximate size of a stored segment."""
-  clip = part.stored
+  clip = segment.stored
   each = _VIDEO_BYTES if clip.seconds else _PICTURE_BYTES
   return each * clip.frames * clip.height * clip.width
 
 
-def planned_clip(part: Segment, total: float) -> tuple[int, Segment]:
+def clip_shard(segment: Segment, total: float) -> tuple[int, Segment]:
   """(shard number, segment). The segments of a file share a shard, so that a
   remote file is copied to one worker.
   """
-  file = part.stored.file.encode(errors="surrogatepass")
-  return _place(hashlib.sha256(file).hexdigest(), total), part
+  file = segment.stored.file.encode(errors="surrogatepass")
+  return _shard_number(hashlib.sha256(file).hexdigest(), total), segment
 
 
-def planned_caption(
+def caption_shard(
   caption: str, count: int, facts: EncoderFacts
 ) -> tuple[int, str]:
   """(shard number, caption)."""
-  return _place(caption_key(caption), count * facts.entry_bytes), caption
+  return _shard_number(caption_key(caption), count * facts.entry_bytes), caption
 
 
-def _place(key: str, total_bytes: float) -> int:
+def _shard_number(key: str, total_bytes: float) -> int:
   """Shard number of a key (hex), uniform over keys."""
   return int(key[:15], 16) % (1 + int(total_bytes / array_record.SHARD_BYTES))
 
@@ -186,32 +192,32 @@ class Examine(beam.DoFn):
     if self._temporary:
       self._temporary.cleanup()
 
-  def process(self, videos: list[_Video]) -> Iterator[Found]:
+  def process(self, videos: list[_Video]) -> Iterator[ProbeResult]:
     threads = self._options.max_threads
     with contextlib.closing(map_ahead(self._probe, videos, threads)) as results:
       for found in results:
-        used = sum(row.used for row in found.rows) if found.parts else 0
+        used = sum(row.used for row in found.rows) if found.segments else 0
         _count("used", used)
         _count("dropped", len(found.rows) - used)
         yield found
 
-  def _probe(self, video: _Video) -> Found:
+  def _probe(self, video: _Video) -> ProbeResult:
     index, file, captions = video
-    options, late, parts = self._options, (), ()
+    options, late, segments = self._options, (), ()
     with local_copy(options.input, options.cache) as folder:
       findings = index_file(
         *(folder, file, captions, [options.spec], options.filters), self._probes
       )
       used = [video for _, video in findings if video is not None]
       try:
-        parts = tuple(self._parts(folder, used))
+        segments = tuple(self._segments(folder, used))
       except VideoError as error:
         row = Row(file=file, used=False, reason=error.reason)
         late = (row,) * len(used)
     rows = tuple(row for row, _ in findings)
-    return Found(index=index, rows=rows, late=late, parts=parts)
+    return ProbeResult(index=index, rows=rows, late=late, segments=segments)
 
-  def _parts(self, folder: Folder, videos: list[Video]) -> Iterator[Segment]:
+  def _segments(self, folder: Folder, videos: list[Video]) -> Iterator[Segment]:
     """The segments of one file, which is hashed first."""
     if not videos:
       return
@@ -246,11 +252,11 @@ class EncodeClips(beam.DoFn):
     self._options = options
 
   def process(self, element) -> Iterator[dict[str, str]]:
-    _, parts = element
+    _, segments = element
     options, broken = self._options, {}
     files = collections.defaultdict(list)
-    for part in sorted(parts, key=lambda part: part.stored.key):
-      files[part.stored.file].append(part)
+    for segment in sorted(segments, key=lambda segment: segment.stored.key):
+      files[segment.stored.file].append(segment)
     writer = RecordWriter(options.out, CLIPS, by_keys=True)
     work = lambda file: self._encode(file, files[file])
     with contextlib.closing(
@@ -265,20 +271,22 @@ class EncodeClips(beam.DoFn):
     writer.flush()  # Only here, so that a failed shard is written again whole.
     yield broken
 
-  def _encode(self, file: str, parts: list[Segment]) -> list[tuple[str, Any]]:
+  def _encode(
+    self, file: str, segments: list[Segment]
+  ) -> list[tuple[str, Any]]:
     """Encodes the segments of one file, which is copied once if remote."""
     options, made = self._options, []
     with local_copy(options.input, options.cache) as folder:
-      for part in parts:
+      for segment in segments:
         try:
-          part = dataclasses.replace(part, path=folder.local(file))
-          made.append((part.stored.key, encode_segment(part, options)))
+          segment = dataclasses.replace(segment, path=folder.local(file))
+          made.append((segment.stored.key, encode_segment(segment, options)))
         except VideoError as error:
-          made.append((part.stored.key, error))
+          made.append((segment.stored.key, error))
     return made
 
 
-class AskEncoder(beam.DoFn):
+class DescribeEncoder(beam.DoFn):
   """Gives the properties of the encoder."""
 
   def __init__(self, open_encoder: OpenEncoder, shared: Shared):
@@ -325,7 +333,7 @@ class Finish(beam.DoFn):
     options, (_, groups) = self._options, element
     found = sorted(groups["found"], key=lambda found: found.index)
     broken = dict(itertools.chain(*map(dict.items, groups["made"])))
-    clips = [part.stored for one in found for part in one.parts]
+    clips = [segment.stored for one in found for segment in one.segments]
     probed = [row for one in found for row in one.rows]
     late = [row for one in found for row in one.late]
     late += _broken_rows(clips, broken)

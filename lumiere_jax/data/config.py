@@ -139,7 +139,6 @@ class DataConfig:
 
   @property
   def filters(self) -> Filters:
-    """The criteria for videos."""
     return Filters(
       scene_cuts=self.scene_cuts,
       min_motion=self.min_motion,

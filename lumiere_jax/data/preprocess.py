@@ -138,7 +138,6 @@ class Options:
 
   @property
   def max_threads(self) -> int:
-    """Number of threads."""
     return self.threads or os.cpu_count() or 1
 
   @property

@@ -37,8 +37,8 @@ from lumiere_jax.storage.remote import (
   require_writable,
 )
 
-# Beam appends this to the message of an error in a transform.
-_STEP = r" ?\[while running "
+# Beam appends this to the first argument of an error in a transform.
+_STEP = re.compile(r" ?\[while running [^\]]*\]")
 
 
 def prepare_at_scale(
@@ -60,12 +60,14 @@ def prepare_at_scale(
     with local_copy(options.input, options.cache) as folder:
       videos = list_videos(folder, options.prompts)
     lines = [json.dumps([i, *video]) for i, video in enumerate(videos.items())]
-    place_bytes(f"{options.out}/{transforms.VIDEOS}", "\n".join(lines).encode())
+    place_bytes(
+      f"{options.out}/{transforms.FILE_LIST}", "\n".join(lines).encode()
+    )
     print(f"prepare: {len(videos)} files in {options.input}", file=sys.stderr)
     try:
       counts = _run(options, open_encoder, flags)
     finally:
-      remove(f"{options.out}/{transforms.VIDEOS}")
+      remove(f"{options.out}/{transforms.FILE_LIST}")
     _print_summary(options, counts)
 
 
@@ -87,13 +89,13 @@ def _run(
     result = pipeline.run()
     result.wait_until_finish()
   except Exception as error:  # Runners raise any type.
-    message = str(error)
-    if not isinstance(error, UserError):
-      found = re.search(r"UserError: ([^\n]*)", message)
-      if not found:
-        raise
-      message = found[1]
-    raise UserError(re.split(_STEP, message)[0]) from error
+    if isinstance(error, UserError):
+      parts = error.field, error.problem, error.fix
+    elif found := re.search(r"UserError: ([^\n]*)", str(error)):
+      parts = (found[1],)
+    else:
+      raise
+    raise UserError(*(_STEP.sub("", part) for part in parts)) from error
   counters = result.metrics().query()["counters"]
   return {c.key.metric.name: c.result or 0 for c in counters}
 
@@ -112,12 +114,13 @@ def build(
   facts = (
     pipeline
     | "Encoder" >> beam.Create([None])
-    | "AskEncoder" >> beam.ParDo(transforms.AskEncoder(open_encoder, shared))
+    | "DescribeEncoder"
+    >> beam.ParDo(transforms.DescribeEncoder(open_encoder, shared))
   )
   found = (
     pipeline
     | "Videos" >> beam.Create([options.out])
-    | "ListVideos" >> beam.FlatMap(transforms.listed_videos)
+    | "ListVideos" >> beam.FlatMap(transforms.read_file_list)
     | "SpreadVideos" >> beam.Reshuffle()
     | "Examine" >> beam.ParDo(transforms.Examine(options))
   )
@@ -126,21 +129,21 @@ def build(
   encoded = _store_text(found, facts, options.out, encode)
   finish = beam.ParDo(transforms.Finish(options), AsSingleton(facts))
   whole = {
-    "found": found | "AllFound" >> beam.Map(transforms.to_one),
-    "made": made | "AllMade" >> beam.Map(transforms.to_one),
-    "encoded": encoded | "AllEncoded" >> beam.Map(transforms.to_one),
+    "found": found | "AllFound" >> beam.Map(transforms.with_one_key),
+    "made": made | "AllMade" >> beam.Map(transforms.with_one_key),
+    "encoded": encoded | "AllEncoded" >> beam.Map(transforms.with_one_key),
   }
   _ = whole | "Gather" >> beam.CoGroupByKey() | "Finish" >> finish
 
 
 def _store_clips(pipeline, found, options: ScaleOptions):
   """Stores missing segments; gives the keys that failed, with reasons."""
-  parts = found | "Parts" >> beam.FlatMap(transforms.keyed_parts)
-  there = _keys_there(
+  segments = found | "Parts" >> beam.FlatMap(transforms.keyed_segments)
+  there = _existing_keys(
     pipeline | "Clips" >> beam.Create([CLIPS]), "Clip", options.out
   )
   missing = (
-    {"new": parts, "there": there}
+    {"new": segments, "there": there}
     | "JoinClips" >> beam.CoGroupByKey()
     | "MissingClips" >> beam.ParDo(transforms.KeepMissing("clips"))
   )
@@ -151,7 +154,7 @@ def _store_clips(pipeline, found, options: ScaleOptions):
   )
   return (
     missing
-    | "PlanClips" >> beam.Map(transforms.planned_clip, AsSingleton(total))
+    | "PlanClips" >> beam.Map(transforms.clip_shard, AsSingleton(total))
     | "ClipShards" >> beam.GroupByKey()
     | "EncodeClips" >> beam.ParDo(transforms.EncodeClips(options))
   )
@@ -164,7 +167,7 @@ def _store_text(found, facts, out: str, encode: beam.DoFn):
     lambda facts: text_shard_prefix(facts.identity)
   )
   missing = (
-    {"new": captions, "there": _keys_there(name, "Text", out)}
+    {"new": captions, "there": _existing_keys(name, "Text", out)}
     | "JoinText" >> beam.CoGroupByKey()
     | "MissingText" >> beam.ParDo(transforms.KeepMissing("captions"))
   )
@@ -173,20 +176,20 @@ def _store_text(found, facts, out: str, encode: beam.DoFn):
     missing
     | "PlanText"
     >> beam.Map(
-      transforms.planned_caption, AsSingleton(count), AsSingleton(facts)
+      transforms.caption_shard, AsSingleton(count), AsSingleton(facts)
     )
     | "TextShards" >> beam.GroupByKey()
     | "EncodeText" >> beam.ParDo(encode)
   )
 
 
-def _keys_there(name, label: str, out: str):
+def _existing_keys(name, label: str, out: str):
   """(key, None) of the records in finished shards."""
   return (
     name
-    | f"List{label}Shards" >> beam.FlatMap(transforms.shards_there, out)
+    | f"List{label}Shards" >> beam.FlatMap(transforms.existing_shards, out)
     | f"Spread{label}Shards" >> beam.Reshuffle()
-    | f"Read{label}Keys" >> beam.FlatMap(transforms.keys_in, out)
+    | f"Read{label}Keys" >> beam.FlatMap(transforms.record_keys, out)
   )
 
 

@@ -25,14 +25,14 @@ def render_style(
   style: str = STYLE,
 ) -> UInt8[Array, "t h w 3"]:
   """Draws `scene` in a style; see `scenes.render`."""
-  look = get_style(style)
+  target = get_style(style)
   return render(
     scene,
     num_frames,
     resolution,
     fps,
-    backgrounds=look.backgrounds,
-    opacity=look.opacity,
+    backgrounds=target.backgrounds,
+    opacity=target.opacity,
   )
 
 

@@ -84,12 +84,10 @@ class Video:
 
   @property
   def end_s(self) -> float:
-    """Where the shot ends in the file."""
     return self.start_s + self.info.duration_s
 
   @property
   def is_picture(self) -> bool:
-    """Whether its file is a still picture."""
     return not self.info.duration_s
 
   def read(self, path, rng: np.random.Generator | None = None) -> Clip:

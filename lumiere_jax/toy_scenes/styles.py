@@ -78,16 +78,16 @@ def strength(video: Array, style: str = STYLE) -> float:
   Returns:
     The mean over objects; without objects, that of the background.
   """
-  look = get_style(style)
+  target = get_style(style)
   tracking.check_video(video)
   video = tracking.shrink(video)
   background = tracking.background_colour(video)
   share, nearest = _project(
-    background, _colours(BACKGROUNDS), _colours(look.backgrounds)
+    background, _colours(BACKGROUNDS), _colours(target.backgrounds)
   )
   name = list(BACKGROUNDS)[nearest]
   plain = _pairs(BACKGROUNDS[name], 1.0)
-  styled = _pairs(look.backgrounds[name], look.opacity)
+  styled = _pairs(target.backgrounds[name], target.opacity)
   shares = [
     _project(np.hstack([background, _OBJECTS * colour]), plain, styled)[0]
     for colour in _colours_of_objects(video, background)

@@ -63,16 +63,16 @@ def test_noise_affects_neither_reading_nor_strength(style):
 @by_style
 def test_shapes_are_translucent(style):
   """Re-derives each pixel from its coverage."""
-  source, look = _source(30, two_objects=0.0), STYLES[style]
+  source, target = _source(30, two_objects=0.0), STYLES[style]
   for index in range(len(source)):
     scene = source.scene(index)
     plain, styled = _pair(source, index, style)
     behind = np.array(BACKGROUNDS[scene.background], float)
     colour = COLOURS[scene.sprites[0].description.colour] - behind
     cover = ((plain - behind) @ colour / (colour @ colour))[..., None]
-    background = np.array(look.backgrounds[scene.background], float)
+    background = np.array(target.backgrounds[scene.background], float)
     contrast = COLOURS[scene.sprites[0].description.colour] - background
-    expected = background + look.opacity * cover * contrast
+    expected = background + target.opacity * cover * contrast
     np.testing.assert_allclose(styled, expected, atol=2.5)
 
 

@@ -105,7 +105,6 @@ class FilesSource:
     return tuple(Group(indices=some) for some in members if some)
 
   def captions(self, index: int) -> tuple[str, ...]:
-    """The captions of video `index`."""
     return self.videos[index].captions
 
   def local_path(self, index: int) -> Path:
@@ -181,11 +180,9 @@ class RecordSource(FilesSource):
   def __init__(
     self, specs: Sequence[ClipSpec], videos: Sequence[Video], report: Report
   ):
-    """Takes indexed videos."""
     super().__init__(Folder(""), specs, videos, report)
 
   def local_path(self, index: int) -> str:
-    """The name of video `index`."""
     return self.videos[index].file
 
 

@@ -50,12 +50,10 @@ class MixtureSource:
     )
 
   def captions(self, index: int) -> tuple[str, ...]:
-    """The captions of clip `index`."""
     source, index = self._find(index)
     return source.captions(index)
 
   def clip(self, index: int, rng: np.random.Generator | None = None) -> Clip:
-    """Clip `index` of either source."""
     source, index = self._find(index)
     return source.clip(index, rng)
 

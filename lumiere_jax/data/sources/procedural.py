@@ -144,11 +144,9 @@ class ProceduralSource:
 
   @property
   def groups(self) -> tuple[Group, ...]:
-    """One group: all clips have the same shape."""
     return (Group(indices=range(len(self))),)
 
   def captions(self, index: int) -> tuple[str, ...]:
-    """The only caption of clip `index`."""
     return (self.caption(index),)
 
   def caption(self, index: int) -> str:
