@@ -86,10 +86,12 @@ def resolve_max_distance(
     return experiment
   asked = experiment.model.temporal.max_distance
   for_clips = experiment.network.temporal.max_distance
-  if run is not None:
-    known, owner = _max_distance(run["config"]) if run else 0, "the resumed run"
-  else:
-    known = _source_max_distance(experiment)
+  known, owner = 0, "the resumed run"
+  if run:
+    known = _max_distance(run["config"])
+  elif run is None and not from_scratch(experiment):
+    bundle, stage = _open_source(experiment)
+    known = _max_distance(bundle.parts[stage].meta)
     owner = f"config.init_from={experiment.init_from}"
   fixed = run is not None or experiment.lora.rank > 0
   if known and asked and (asked != known if fixed else asked < known):
@@ -104,15 +106,8 @@ def resolve_max_distance(
   return dataclasses.replace(experiment, model=model)
 
 
-def _source_max_distance(experiment: Experiment) -> int:
-  """That of the source's network; 0 if it has no temporal layers."""
-  if from_scratch(experiment):
-    return 0
-  bundle, stage = _open_source(experiment)
-  return _max_distance(bundle.parts[stage].meta)
-
-
 def _max_distance(config: Mapping[str, Any]) -> int:
+  """That of a stage's config; 0 if it has no temporal layers."""
   temporal = config["model"].get("temporal")
   return temporal["max_distance"] if temporal else 0
 

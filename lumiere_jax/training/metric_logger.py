@@ -97,7 +97,10 @@ class MetricLogger:
     if self._primary:
       for log in (self._metrics, self._held_out):
         log.rewind(start)
-      self._writers = _open_writers(experiment, workdir, start)
+      self._writers.append(TensorBoard(workdir / "tensorboard", start))
+      if project := experiment.train.wandb:
+        config = dataclasses.asdict(experiment)
+        self._writers.append(WeightsAndBiases(project, workdir, config))
     barrier("journal")  # all processes read the rewound files
     self._interval = _Interval()
     self._warned = False
@@ -263,13 +266,3 @@ class _Interval:
   @property
   def seconds(self) -> float:
     return time.monotonic() - self._began - self._left_out
-
-
-def _open_writers(
-  experiment: Experiment, workdir: Path, start: int
-) -> list[MetricWriter]:
-  writers: list[MetricWriter] = [TensorBoard(workdir / "tensorboard", start)]
-  if experiment.train.wandb:
-    config = dataclasses.asdict(experiment)
-    writers.append(WeightsAndBiases(experiment.train.wandb, workdir, config))
-  return writers
