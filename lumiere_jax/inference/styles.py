@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumiere_jax.errors import UserError, option
+from lumiere_jax.errors import UserError, option, word
 from lumiere_jax.inference.adapters import (
   Adapter,
   PublishedAdapter,
@@ -112,10 +112,9 @@ def check_alpha(alpha: float, name: str = option("alpha")) -> None:
       "0 is the original model, 1 the style",
     )
   if alpha > 1:
-    warnings.warn(
+    _warn(
       f"{name}={alpha:g} is above 1: it goes beyond the style, and pictures "
-      "may break down",
-      stacklevel=2,
+      "may break down"
     )
 
 
@@ -125,9 +124,9 @@ def parse_alphas(text: str, name: str = option("alphas")) -> tuple[float, ...]:
     alphas = tuple(map(float, text.split(",")))
   except ValueError as error:
     raise UserError(
-      f"{name}={text!r}:",
-      error,
-      "give numbers with commas between them, such as 0,0.5,1",
+      f"{name}={text!r}",
+      "is not a list of numbers",
+      "separate them by commas, such as 0,0.5,1",
     ) from error
   for alpha in alphas:
     check_alpha(alpha, name)
@@ -210,7 +209,7 @@ def styled(
     )
   for stage, error in misfits.items():
     if SLOT_OF[stage] in slots:
-      warnings.warn(f"{stage} keeps its own style: {error}", stacklevel=2)
+      _warn(f"{stage} keeps its own style: {error}")
   return {**weights, **changed}
 
 
@@ -288,15 +287,16 @@ def _warn_of_other_weights(
   known = spatial(flat) if adapter.stage in IMAGE_STAGES else flat
   if fingerprint(known) == adapter.base:
     return
-  warnings.warn(
-    (
-      f"{name} was trained on the {adapter.stage} of "
-      f"{adapter.base_name!r}, and the {stage} of {option('model')} "
-      "holds other weights of the same shapes: the style may look "
-      "different"
-    ),
-    stacklevel=2,
+  _warn(
+    f"{name} was trained on the {adapter.stage} of {adapter.base_name!r}, and "
+    f"the {stage} of {option('model')} holds other weights of the same shapes: "
+    "the style may look different"
   )
+
+
+def _warn(text: str) -> None:
+  """Warns, with options named as the front end does."""
+  warnings.warn(word(text), stacklevel=3)
 
 
 def _blend(original: Any, style: Any, alpha: float) -> Any:
