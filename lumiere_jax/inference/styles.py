@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumiere_jax.errors import UserError, option, word
+from lumiere_jax.errors import UserError, format_message, option
 from lumiere_jax.inference.adapters import (
   Adapter,
   PublishedAdapter,
@@ -296,7 +296,7 @@ def _warn_of_other_weights(
 
 def _warn(text: str) -> None:
   """Warns, with options named as the front end does."""
-  warnings.warn(word(text), stacklevel=3)
+  warnings.warn(format_message(text), stacklevel=3)
 
 
 def _blend(original: Any, style: Any, alpha: float) -> Any:
