@@ -27,7 +27,7 @@ def refused(result: subprocess.CompletedProcess) -> str:
 @pytest.mark.parametrize(
   ("flags", "words"),
   [
-    (["--config=configs/base.py"], ["--config.init_from=DIR", "scratch"]),
+    (["--config=configs/base.py"], ["config.init_from", "scratch"]),
     (["--config=configs/base.py:tinny"], ["tinny", 'did you mean "tiny"']),
     (
       ["--config=configs/base.py:tiny", "--config.train.stesp=3"],
@@ -44,7 +44,7 @@ def refused(result: subprocess.CompletedProcess) -> str:
     ),
     (
       ["--config=configs/t2i.py:tiny", "--config.data.source=files"],
-      ["--config.data.path=DIR"],
+      ["config.data.path"],
     ),
     (
       ["--config=configs/base.py:tiny", "--config.init_from=/no/such/place"],
