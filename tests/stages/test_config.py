@@ -293,14 +293,14 @@ def test_settings_of_the_base_and_of_super_resolution():
   [
     (
       {"grid": "trailing", "log_snr_min": -9.0},
-      "--log_snr_min changes nothing",
+      "log_snr_min changes nothing",
     ),
     (
       {"grid": "-4,0,4", "shift": -1.0},
-      "--shift changes nothing with --grid=-4",
+      "shift changes nothing with grid=-4",
     ),
-    ({"ssr_grid": "foo"}, "--ssr_grid='foo' is not one of"),
-    ({"shift": float("inf")}, "--shift=inf must be from -40 to 40"),
+    ({"ssr_grid": "foo"}, "ssr_grid='foo' is not one of"),
+    ({"shift": float("inf")}, "shift=inf must be from -40 to 40"),
   ],
 )
 def test_bad_settings(changes, words):
