@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.models import lora, t5
 from lumiere_jax.models.params import (
   inflate,
@@ -52,8 +52,8 @@ def check_init_from(experiment: Experiment, *, resuming: bool) -> None:
       "config.init_from",
       f"is missing: stage {experiment.stage!r} starts from a trained "
       f"{experiment.parent!r} model",
-      "set config.init_from=DIR to its bundle or workdir (train one with "
-      f"configs/{experiment.parent}.py), or config.init_from={SCRATCH} to "
+      f"set {option('config.init_from')}=DIR to its bundle or workdir (train one with "
+      f"configs/{experiment.parent}.py), or {option('config.init_from')}={SCRATCH} to "
       "train every layer from scratch",
     )
   if experiment.lora.rank and from_scratch(experiment):

@@ -213,7 +213,7 @@ def test_thresholds_are_of_whole_clips(pipeline, monkeypatch):
     ({"percentile": 1.5}, "percentile=1.5"),
     ({"noise_level": -0.1}, "noise_level=-0.1"),
     ({"max_value": 0.5}, "max_value=0.5"),
-    ({"num_frames": 2**21}, "clip of .* values .* is more than the 2147483647"),
+    ({"num_frames": 2**21}, "clip of .* values .* exceeds the 2147483647"),
     ({"num_frames": -4}, "num_frames=-4 must be at least 0"),
   ],
 )

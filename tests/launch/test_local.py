@@ -182,6 +182,6 @@ def test_the_script_forwards_arguments_and_the_exit_code(tmp_path):
   assert result.returncode == 2, result.stderr
   assert result.stderr.splitlines() == [
     "error: --process_id=1 is too large for --num_processes=1; processes "
-    "count from 0 to 0"
+    "use 0 to 0"
   ]
   assert not (tmp_path / "w").exists()

@@ -11,7 +11,7 @@ from lumiere_jax.training.run_report import RunSummary
 
 @pytest.mark.parametrize(
   "held_out, about",
-  [([], "those of the first and the last batch"), ([(4, 0.25)], "fixed noise")],
+  [([], "those of the first and last batch"), ([(4, 0.25)], "fixed noise")],
 )
 def test_the_page_shows_every_task_and_every_stage(
   tmp_path, monkeypatch, held_out, about

@@ -238,7 +238,10 @@ def test_bfloat16_computes_close_and_keeps_float32_weights(rng):
     ({"activation": "relu"}, "activation='relu' is not one of gelu, silu"),
     ({"remat": ("full",)}, "remat has 1 entries, channels has 3"),
     ({"remat": ("full", "fll", "none")}, "remat='fll' is not one of"),
-    ({"temporal": TemporalConfig(resample=(True,), head_dim=8)}, "resampling"),
+    (
+      {"temporal": TemporalConfig(resample=(True,), head_dim=8)},
+      "resample has 1",
+    ),
     (
       {"temporal": TemporalConfig(resample=(True, True), max_distance=-1)},
       "max_distance=-1 must be at least 0",

@@ -173,7 +173,7 @@ def test_a_full_disk_is_an_error_and_loses_no_checkpoint(small_disk):
   filler = small_disk / "filler"
   free = shutil.disk_usage(small_disk).free
   filler.write_bytes(bytes(free - 2**16))
-  with pytest.raises(UserError, match=r"1 MiB are needed there and 0 MiB"):
+  with pytest.raises(UserError, match=r"1 MiB are needed and 0 MiB"):
     save(small_disk, [5])
   assert int(restore(small_disk)[0].step) == 3
   filler.unlink()

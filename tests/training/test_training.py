@@ -480,7 +480,7 @@ def test_full_size_needs_t5_weights(tmp_path):
 )
 def test_a_conditional_model_needs_a_base(changes, image_run, tmp_path):
   experiment = replace(CONDITIONAL, init_from=str(image_run), **changes)
-  words = "holds t2i, but stage 'conditional' starts from conditional or base"
+  words = "but stage 'conditional' starts from conditional or base"
   with pytest.raises(UserError, match=words):
     train(experiment, tmp_path / "w")
   assert not (tmp_path / "w").exists()

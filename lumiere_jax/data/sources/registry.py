@@ -20,7 +20,7 @@ from lumiere_jax.data.sources.prepared import is_prepared, open_prepared
 from lumiere_jax.data.sources.procedural import ProceduralSource
 from lumiere_jax.data.sources.tfds import open_tfds
 from lumiere_jax.data.text_features import TextShards
-from lumiere_jax.errors import UserError, check_choice
+from lumiere_jax.errors import UserError, check_choice, option
 from lumiere_jax.storage.remote import Folder
 
 Sources = tuple[Source, Source]
@@ -133,8 +133,8 @@ def _require_path(config: DataConfig, what: str) -> None:
     raise UserError(
       "config.data.path",
       "is missing",
-      f"give {what} with config.data.path=DIR, or choose "
-      "config.data.source=procedural",
+      f"give {what} with {option('config.data.path')}=DIR, or choose "
+      f"{option('config.data.source')}=procedural",
     )
 
 
