@@ -47,14 +47,15 @@ def check_init_from(experiment: Experiment, *, resuming: bool) -> None:
     resuming: the workdir has a checkpoint: the source is no longer needed and
       may be gone.
   """
+  name = option("config.init_from")
   if experiment.parent and not experiment.init_from:
     raise UserError(
-      "config.init_from",
+      name,
       f"is missing: stage {experiment.stage!r} starts from a trained "
       f"{experiment.parent!r} model",
-      f"set {option('config.init_from')}=DIR to its bundle or workdir (train one with "
-      f"configs/{experiment.parent}.py), or {option('config.init_from')}={SCRATCH} to "
-      "train every layer from scratch",
+      f"set {name}=DIR to its bundle or workdir (train one with "
+      f"configs/{experiment.parent}.py), or {name}={SCRATCH} to train every "
+      "layer from scratch",
     )
   if experiment.lora.rank and from_scratch(experiment):
     raise UserError(

@@ -181,7 +181,6 @@ def test_the_script_forwards_arguments_and_the_exit_code(tmp_path):
   )
   assert result.returncode == 2, result.stderr
   assert result.stderr.splitlines() == [
-    "error: --process_id=1 is too large for --num_processes=1; processes "
-    "use 0 to 0"
+    "error: --process_id=1 is too large for --num_processes=1; use 0 to 0"
   ]
   assert not (tmp_path / "w").exists()
