@@ -51,7 +51,7 @@ SSR_IMAGE = dataclasses.replace(
   skip_scale=0.7071,
 )
 
-# Left and right look alike to the picture model: temporal attention is told.
+# Left and right look alike to the image model: temporal attention sees the text.
 TEMPORAL = TemporalConfig(
   resample=(True,), num_attentions=2, head_dim=32, text=True
 )
