@@ -51,7 +51,8 @@ SSR_IMAGE = dataclasses.replace(
   skip_scale=0.7071,
 )
 
-# Left and right look alike to the image model: temporal attention sees the text.
+# Moving left looks like moving right to the image model, so temporal attention
+# sees the text.
 TEMPORAL = TemporalConfig(
   resample=(True,), num_attentions=2, head_dim=32, text=True
 )
