@@ -45,9 +45,10 @@ app-test: $(APP)/ready  ## the web page, in a browser too (Debian: chromium)
 app-shots: $(APP)/ready  ## pictures of the page on the model that ships
 	$(APP)/bin/python -m pytest -q $(GRADIO_LEAVES) tests/contrib/web/test_tour.py $(TOUR)
 
-lint: $(VENV)/ready
+lint: $(VENV)/ready  ## format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix .

@@ -37,9 +37,7 @@ def measure(config: DataConfig) -> tuple[float, float]:
   source, _ = open_sources(config, seed=0, report=None)
   opened = time.monotonic()
   made = batches(
-    Loader(source=source, seed=0),
-    batch_size=_BATCH,
-    num_threads=config.threads,
+    Loader(source=source, seed=0), batch_size=_BATCH, num_threads=config.threads
   )
   with contextlib.closing(made):
     next(made)  # starts the threads

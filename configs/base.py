@@ -28,8 +28,7 @@ from lumiere_jax.training.config import Experiment, TrainConfig
 FULL = Experiment(
   stage="base",
   model=common.inflated(
-    common.on_chips(common.IF_I_XL),
-    TemporalConfig(resample=(True, True, True)),
+    common.on_chips(common.IF_I_XL), TemporalConfig(resample=(True, True, True))
   ),
   text=common.IF_TEXT,
   diffusion=common.for_videos(common.IF_DIFFUSION),

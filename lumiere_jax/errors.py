@@ -195,10 +195,7 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def build_by_name(
-  what: str,
-  classes: Mapping[str, type],
-  name: str,
-  options: Mapping[str, Any],
+  what: str, classes: Mapping[str, type], name: str, options: Mapping[str, Any]
 ) -> Any:
   """Makes the dataclass called `name`; see `check_choice` and `build`."""
   check_choice(what, name, classes)

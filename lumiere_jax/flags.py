@@ -84,11 +84,7 @@ def values(holders: Flags) -> dict[str, Any]:
 
 
 def _define(
-  name: str,
-  kind: Any,
-  default: Any,
-  info: FieldInfo,
-  into: flags.FlagValues,
+  name: str, kind: Any, default: Any, info: FieldInfo, into: flags.FlagValues
 ) -> flags.FlagHolder:
   text = format_message(info.help, "--{}".format)
   if default is dataclasses.MISSING:

@@ -113,8 +113,7 @@ def _diffusers_3d(side: int, frames: int) -> tuple[nn.Module, _Call]:
   """The U-Net of ModelScope's text-to-video."""
   del frames
   model = _import("diffusers").UNet3DConditionModel(
-    **_diffusers("{}Block3D", side),
-    attention_head_dim=32,
+    **_diffusers("{}Block3D", side), attention_head_dim=32
   )
   return (
     model,

@@ -50,9 +50,7 @@ class Conversion:
   )
   temporal: Experiment | None = None
   adapters: tuple[str, ...] = setting(
-    (),
-    "LoRA adapter to merge, as for the sample command.",
-    name="adapter",
+    (), "LoRA adapter to merge, as for the sample command.", name="adapter"
   )
   adapter_scale: float = setting(1.0, "Scale of the adapters; 1 is as trained.")
   licence: str = setting(

@@ -113,9 +113,7 @@ def inflate(stage: LazyStage, experiment: Experiment) -> LazyStage:
   temporal = experiment.network.temporal
   model = dataclasses.replace(config.model, temporal=temporal)
   video = dataclasses.replace(
-    config.video,
-    num_frames=experiment.data.num_frames,
-    fps=experiment.data.fps,
+    config.video, num_frames=experiment.data.num_frames, fps=experiment.data.fps
   )
   model.check_video(video.num_frames, *video.resolution)
   return LazyStage(

@@ -193,12 +193,7 @@ class Heun(Sampler):
     return State(euler + weight * alpha_s * (x0 - first.x0))
 
 
-SAMPLERS = {
-  "ddpm": DDPM,
-  "ddim": DDIM,
-  "dpmpp_2m": DPMSolverPP2M,
-  "heun": Heun,
-}
+SAMPLERS = {"ddpm": DDPM, "ddim": DDIM, "dpmpp_2m": DPMSolverPP2M, "heun": Heun}
 
 
 def make_sampler(name: str, **options: float) -> Sampler:

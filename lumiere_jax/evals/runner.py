@@ -282,9 +282,7 @@ def _check_paths(request: EvalRequest) -> None:
     )
   if Path(request.out).suffix != ".json":
     raise UserError(
-      option("out", request.out),
-      "is not a .json file",
-      "end its name in .json",
+      option("out", request.out), "is not a .json file", "end its name in .json"
     )
   for flag, path in (("out", request.out), ("markdown", request.markdown)):
     if path and os.path.isdir(path):

@@ -134,10 +134,7 @@ TASKS: dict[str, EvalTask] = {
 
 
 def choose(
-  pipeline: Pipeline,
-  settings: Settings,
-  wanted: Sequence[str],
-  style: str = "",
+  pipeline: Pipeline, settings: Settings, wanted: Sequence[str], style: str = ""
 ) -> dict[str, EvalTask]:
   """The tasks to score.
 

@@ -224,11 +224,7 @@ class Pipeline(Cascade):
     video = self._video(video, how)
     given = mask_of_size(mask, video.shape[1:3], len(video))
     return self._make_given(
-      prompt,
-      MaskedVideo(video=video, mask=given),
-      how,
-      composited,
-      feather,
+      prompt, MaskedVideo(video=video, mask=given), how, composited, feather
     )
 
   @check_options
@@ -293,11 +289,7 @@ class Pipeline(Cascade):
     given[0] = True
     video = np.broadcast_to(still, (frames, *still.shape))
     return self._make_given(
-      prompt,
-      MaskedVideo(video=video, mask=given),
-      how,
-      composited,
-      feather,
+      prompt, MaskedVideo(video=video, mask=given), how, composited, feather
     )
 
   @check_options

@@ -107,10 +107,7 @@ def pad_to_windows(config: StageConfig, video: Clip) -> Clip:
 
 
 def check_canvas(
-  config: StageConfig,
-  num_frames: int,
-  windows: Windows | None,
-  tiles: Tiles,
+  config: StageConfig, num_frames: int, windows: Windows | None, tiles: Tiles
 ) -> None:
   """Raises a UserError where the video, or its windows, do not fit."""
   if windows:

@@ -334,7 +334,6 @@ def _read_array(path: Path) -> Clip:
   video = read_npy(path)
   if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
     raise VideoError(
-      path,
-      f"not a video: {video.dtype} {video.shape}; save uint8 (t, h, w, 3)",
+      path, f"not a video: {video.dtype} {video.shape}; save uint8 (t, h, w, 3)"
     )
   return video

@@ -38,11 +38,7 @@ GROUP = 8
 
 # x264's output depends on the number of threads, which is therefore fixed.
 # Without cpu-independent it varies between runs even so (seen in 1 of 10).
-_H264 = {
-  "preset": "medium",
-  "threads": "4",
-  "x264-params": "cpu-independent=1",
-}
+_H264 = {"preset": "medium", "threads": "4", "x264-params": "cpu-independent=1"}
 
 
 # Closed groups without reordering: decoding a frame needs only the frames since

@@ -240,9 +240,7 @@ class TextPooling(nn.Module):
 
   @nn.compact
   def __call__(
-    self,
-    text: Float[Array, "b l e"],
-    mask: Bool[Array, "b l"] | None,
+    self, text: Float[Array, "b l e"], mask: Bool[Array, "b l"] | None
   ) -> Float[Array, "b width"]:
     dense = lambda features, name: Dense(features, dtype=self.dtype, name=name)
     norm = lambda name: nn.LayerNorm(
@@ -371,10 +369,7 @@ class TextAttention(nn.Module):
 
   @nn.compact
   def __call__(
-    self,
-    x: Video,
-    text: Float[Array, "b l e"],
-    mask: Bool[Array, "b l"] | None,
+    self, x: Video, text: Float[Array, "b l e"], mask: Bool[Array, "b l"] | None
   ) -> Video:
     x = materialised(x)
     b, t, h, w, channels = x.shape

@@ -309,9 +309,7 @@ def text_encoder_of(bundle: bundles.Bundle) -> TextEncoder:
   """The text encoder in a bundle."""
   if bundles.TEXT not in bundle.parts:
     raise UserError(
-      f"{bundle.folder}:",
-      "holds no text encoder",
-      "name a bundle that does",
+      f"{bundle.folder}:", "holds no text encoder", "name a bundle that does"
     )
   meta = bundle.parts[bundles.TEXT].meta
   return TextEncoder(

@@ -16,7 +16,7 @@ _CPU = {
 
 _RUNS_ONCE = {
   # Half the compilation time; the program runs several times as long.
-  "xla_backend_optimization_level": "0",
+  "xla_backend_optimization_level": "0"
 }
 
 _FEW_PARAMS = 2**25

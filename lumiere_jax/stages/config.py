@@ -322,10 +322,7 @@ def upgrade_format_1(meta: Mapping[str, Any]) -> dict[str, Any]:
   return upgraded
 
 
-FAMILIES = {
-  "base": ("t2i", "base", "conditional"),
-  "ssr": ("ssr_image", "ssr"),
-}
+FAMILIES = {"base": ("t2i", "base", "conditional"), "ssr": ("ssr_image", "ssr")}
 """Slot of the cascade -> its stages, each trained from the one before it.
 
 The first is an image model; the others are inflated from it and share its

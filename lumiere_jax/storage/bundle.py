@@ -178,9 +178,7 @@ def open_bundle(path: str | os.PathLike, what: str = option("model")) -> Bundle:
 
 
 def write(
-  folder: str | os.PathLike,
-  parts: Mapping[str, Part],
-  about: Mapping[str, Any],
+  folder: str | os.PathLike, parts: Mapping[str, Part], about: Mapping[str, Any]
 ) -> None:
   """Replaces bundle.json, then removes tensors that it no longer names.
 

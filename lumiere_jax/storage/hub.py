@@ -31,9 +31,7 @@ def fetch(name: str, patterns: tuple[str, ...]) -> Path:
   try:
     return Path(
       huggingface_hub.snapshot_download(
-        owner_and_name,
-        revision=revision or None,
-        allow_patterns=list(patterns),
+        owner_and_name, revision=revision or None, allow_patterns=list(patterns)
       )
     )
   except (OSError, ValueError) as error:

@@ -16,10 +16,7 @@ class HeldOut:
   """The held-out loss; comparable from step to step."""
 
   def __init__(
-    self,
-    task: Task,
-    mesh: jax.sharding.Mesh,
-    batches: list[tuple[Batch, int]],
+    self, task: Task, mesh: jax.sharding.Mesh, batches: list[tuple[Batch, int]]
   ):
     """`batches`: each on the devices, and how many of its clips count."""
     self._batches = batches

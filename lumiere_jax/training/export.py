@@ -64,10 +64,7 @@ class Exporter:
       },
       tensors=tuple(tensors),
     )
-    parts = {
-      "text": write_text_part(folder, text),
-      experiment.stage: stage,
-    }
+    parts = {"text": write_text_part(folder, text), experiment.stage: stage}
     bundles.write(folder, parts, {"made_by": "lumiere_jax"})
     if experiment.lora.rank:
       self._save_adapter(weights, step)

@@ -72,9 +72,7 @@ def apply_gradients(
   decay = ema_decay(state.step, config.ema_decay, config.ema_warmup)
   average = functools.partial(optax.incremental_update, step_size=1.0 - decay)
   updated = state.replace(
-    trainable=trainable,
-    ema=average(trainable, state.ema),
-    opt_state=opt_state,
+    trainable=trainable, ema=average(trainable, state.ema), opt_state=opt_state
   )
   finite = jnp.isfinite(optax.tree.norm(grads))
   skip = 1 - finite.astype(jnp.int32)

@@ -141,11 +141,7 @@ class Task:
     input_keys, drop_keys, loss_keys = _split(draws.keys, 3)
     x0, cond = self.inputs(self.encode(params, batch), input_keys)
     cond = drop_captions(
-      drop_keys,
-      cond,
-      self.null_text,
-      self.null_mask,
-      diffusion.caption_dropout,
+      drop_keys, cond, self.null_text, self.null_mask, diffusion.caption_dropout
     )
     return diffusion_loss(
       self.denoiser(params, bypass_temporal=self.is_image_batch(batch)),
@@ -201,8 +197,7 @@ class Task:
   def evaluation_bins(self) -> np.ndarray:
     """Edges of the held-out loss's noise-level bins, as quantiles."""
     return evaluation_bins(
-      self.experiment.diffusion.make_noise(),
-      self.experiment.train.eval_levels,
+      self.experiment.diffusion.make_noise(), self.experiment.train.eval_levels
     )
 
   def held_out_inputs(self, batch: Batch) -> tuple[Video, Cond]:

@@ -256,12 +256,9 @@ def test_static_threshold_is_a_clip(z, cond):
 @pytest.mark.parametrize("kind", ["normal", "ties", "zeros", "huge"])
 def test_the_quantile_of_clips_is_numpys(percentile, kind):
   x = np.abs(np.random.default_rng(0).standard_normal((2, 3, 5, 4, 3)))
-  x = {
-    "normal": x,
-    "ties": np.round(2 * x),
-    "zeros": 0 * x,
-    "huge": x * 1e30,
-  }[kind].astype(np.float32)
+  x = {"normal": x, "ties": np.round(2 * x), "zeros": 0 * x, "huge": x * 1e30}[
+    kind
+  ].astype(np.float32)
   found = jax.jit(clip_quantile)(jnp.asarray(x), percentile)
   expected = np.quantile(
     x.astype(np.float64), percentile, axis=(1, 2, 3, 4), keepdims=True

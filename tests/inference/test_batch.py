@@ -224,11 +224,7 @@ def test_tasks_read_their_files(made, files):
       "mask or box is given twice",
     ),
     ("extend", {}, "video is missing: task=extend needs one"),
-    (
-      "text_to_video",
-      {"mask": "m"},
-      "mask is not .* takes the prompt alone",
-    ),
+    ("text_to_video", {"mask": "m"}, "mask is not .* takes the prompt alone"),
     ("outpaint", {"video": "v", "expand": "1,2"}, "not four whole numbers"),
     ("image_to_video", {"image": "gone.png"}, "gone.png: missing"),
     ("video_to_video", {"video": "gone.mp4"}, "gone.mp4: missing"),

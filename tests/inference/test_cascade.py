@@ -41,10 +41,7 @@ def random_stage(experiment, seed=0):
   draw = lambda x: np.float32(
     rng.standard_normal(x.shape) * 0.5 / np.sqrt(np.prod(x.shape[:-1]))
   )
-  return Stage(
-    config=experiment.sampling,
-    params=jax.tree.map(draw, shapes),
-  )
+  return Stage(config=experiment.sampling, params=jax.tree.map(draw, shapes))
 
 
 @pytest.fixture(scope="module")
@@ -234,8 +231,7 @@ def test_conditional_stages_without_given_pixels_do_as_the_others(pipeline):
     base_slot = "base" if slot == "conditional" else slot
     params = pipeline.stages[base_slot].params
     given[slot] = Stage(
-      config=stage.config,
-      params={**params, "cond_in/kernel": of_pixels},
+      config=stage.config, params={**params, "cond_in/kernel": of_pixels}
     )
   other = Pipeline(pipeline.text, pair(given))
   videos = [make(p, [1], steps=1).astype(int) for p in (pipeline, other)]

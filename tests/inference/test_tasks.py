@@ -306,8 +306,7 @@ def test_unknown_options_are_errors(pipeline, asked, video, name, words):
 def test_progress_is_reported(text):
   reported = []
   experiment = dataclasses.replace(
-    base.TINY,
-    model=dataclasses.replace(base.TINY.model, temporal=None),
+    base.TINY, model=dataclasses.replace(base.TINY.model, temporal=None)
   )
   params = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), abstract_params(experiment.network)
@@ -380,8 +379,6 @@ def test_a_style_is_blended_into_all_spatial_layers(text, monkeypatch, rng):
     assert changed == leaves.keys()
     for path in changed:
       np.testing.assert_allclose(
-        after.params[path],
-        (before.params[path] + leaves[path]) / 2,
-        atol=1e-6,
+        after.params[path], (before.params[path] + leaves[path]) / 2, atol=1e-6
       )
   assert half.stages["ssr"].params is stages["ssr"].params

@@ -43,7 +43,7 @@ def test_a_dry_run_prints_every_command_and_runs_none(tools):
   assert (code, err, tools.calls) == (0, "", [])
   calls = [shlex.split(line) for line in out.splitlines()]
   assert verbs(calls) == [
-    *("create", "describe", "scp all", "ssh all", "ssh all", "ssh 0"),
+    *("create", "describe", "scp all", "ssh all", "ssh all", "ssh 0")
   ]
   assert calls[0] == [
     *("gcloud", "compute", "tpus", "queued-resources", "create", "n"),

@@ -260,10 +260,7 @@ def test_reasons_why_a_file_is_no_video(tmp_path):
     ".": "not a file: ",
   }
   for name, reason in reasons.items():
-    for read in (
-      probe,
-      lambda p: read_clip(p, start_s=0, num_frames=1, fps=1),
-    ):
+    for read in (probe, lambda p: read_clip(p, start_s=0, num_frames=1, fps=1)):
       with pytest.raises(VideoError) as caught:
         read(tmp_path / name)
       assert caught.value.reason.startswith(reason)

@@ -98,10 +98,7 @@ def test_targets_choose_layers():
 
 @pytest.mark.parametrize(
   ("target", "words"),
-  [
-    ("nothing_here", "matches no parameter.*kernel"),
-    ("(", "not a regular"),
-  ],
+  [("nothing_here", "matches no parameter.*kernel"), ("(", "not a regular")],
 )
 def test_targets_that_cannot_be_used(target, words):
   with pytest.raises(UserError, match=words):

@@ -55,12 +55,7 @@ def test_parameter_counts_equal_the_published_if_models():
 
 @pytest.mark.parametrize(
   ("module", "millions"),
-  [
-    (t2i, 4304.7),
-    (base, 5507.9),
-    (ssr_image, 1136.2),
-    (ssr, 1482.8),
-  ],
+  [(t2i, 4304.7), (base, 5507.9), (ssr_image, 1136.2), (ssr, 1482.8)],
 )
 def test_paper_scale_counts_of_the_readme(module, millions):
   assert round(count(module.FULL.network) / 1e6, 1) == millions

@@ -76,10 +76,7 @@ def _settings(unet, ends=(), **settings):
   import peft
 
   return peft.LoraConfig(
-    r=4,
-    init_lora_weights=False,
-    target_modules=_layers(unet, ends),
-    **settings,
+    r=4, init_lora_weights=False, target_modules=_layers(unet, ends), **settings
   )
 
 

@@ -149,9 +149,7 @@ def test_buckets_agree_with_transformers(make, num_buckets, max_distance):
   attention = model.encoder.block[0].layer[0].SelfAttention
   distance = np.arange(-400, 401)
   theirs = attention._relative_position_bucket(
-    torch.tensor(distance),
-    num_buckets=num_buckets,
-    max_distance=max_distance,
+    torch.tensor(distance), num_buckets=num_buckets, max_distance=max_distance
   )
   ours = relative_position_bucket(distance, num_buckets, max_distance)
   np.testing.assert_array_equal(ours, theirs.numpy())

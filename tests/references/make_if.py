@@ -130,10 +130,7 @@ def write_stage(stage: str, folder: Path) -> dict[str, list[int]]:
   seed = list(trajectories.STAGES).index(stage)
   _, shapes = unet(config, seed)
   unets.write_folder(
-    folder,
-    config,
-    unets.weights(shapes, seed),
-    trajectories.SCHEDULERS[stage],
+    folder, config, unets.weights(shapes, seed), trajectories.SCHEDULERS[stage]
   )
   return shapes
 

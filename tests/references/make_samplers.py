@@ -15,10 +15,7 @@ from tests.references import samplers
 CLASSES = {
   "ddpm": ("DDPMScheduler", {"variance_type": "learned_range"}),
   "ddim": ("DDIMScheduler", {}),
-  "dpmpp_2m": (
-    "DPMSolverMultistepScheduler",
-    {"final_sigmas_type": "zero"},
-  ),
+  "dpmpp_2m": ("DPMSolverMultistepScheduler", {"final_sigmas_type": "zero"}),
   "heun": ("HeunDiscreteScheduler", {"timestep_spacing": "leading"}),
 }
 IF = {

@@ -291,14 +291,8 @@ def test_settings_of_the_base_and_of_super_resolution():
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
-    (
-      {"grid": "trailing", "log_snr_min": -9.0},
-      "log_snr_min changes nothing",
-    ),
-    (
-      {"grid": "-4,0,4", "shift": -1.0},
-      "shift changes nothing with grid=-4",
-    ),
+    ({"grid": "trailing", "log_snr_min": -9.0}, "log_snr_min changes nothing"),
+    ({"grid": "-4,0,4", "shift": -1.0}, "shift changes nothing with grid=-4"),
     ({"ssr_grid": "foo"}, "ssr_grid='foo' is not one of"),
     ({"shift": float("inf")}, "shift=inf must be from -40 to 40"),
   ],

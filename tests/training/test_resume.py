@@ -37,8 +37,7 @@ def test_a_run_killed_twice_and_stopped_once_equals_a_whole_run(tmp_path):
   seen = lambda: {p.name for p in (torn / "checkpoints").glob("*")}
   old = seen()
   wait_until(
-    process,
-    lambda: seen() - old and lines(torn / "metrics.jsonl") != before,
+    process, lambda: seen() - old and lines(torn / "metrics.jsonl") != before
   )
   process.kill()
   process.communicate()

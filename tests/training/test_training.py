@@ -471,13 +471,7 @@ def test_full_size_needs_t5_weights(tmp_path):
     train(experiment, tmp_path)
 
 
-@pytest.mark.parametrize(
-  "changes",
-  [
-    {},
-    {"lora": {"rank": 2}},
-  ],
-)
+@pytest.mark.parametrize("changes", [{}, {"lora": {"rank": 2}}])
 def test_a_conditional_model_needs_a_base(changes, image_run, tmp_path):
   experiment = replace(CONDITIONAL, init_from=str(image_run), **changes)
   words = "but stage 'conditional' starts from conditional or base"

@@ -136,10 +136,7 @@ def _read(
 
 
 def _between_slices(
-  module: Module,
-  computation: Computation,
-  instruction: Instruction,
-  runs: int,
+  module: Module, computation: Computation, instruction: Instruction, runs: int
 ) -> Collective:
   kind = instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"') or ""
   kind = kind.lower().replace("_", "-")

@@ -158,12 +158,7 @@ def make(name: str, pipeline: Pipeline, options: Options) -> Component:
     ),
     "alpha": lambda: gr.Slider(0, MOST, 1.0, step=0.05, label=label, info=hint),
     "strength": lambda: gr.Slider(
-      0.05,
-      info.most,
-      DEFAULTS["strength"],
-      step=0.05,
-      label=label,
-      info=hint,
+      0.05, info.most, DEFAULTS["strength"], step=0.05, label=label, info=hint
     ),
     "seed": lambda: gr.Number(
       0, label=label, precision=0, minimum=0, maximum=SEEDS - 1

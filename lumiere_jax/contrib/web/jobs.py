@@ -115,9 +115,7 @@ class JobQueue:
     with self._lock:
       if (session, tab) in self._jobs:
         raise UserError(
-          "This tab",
-          "already has a job",
-          "wait until it is done, or cancel it",
+          "This tab", "already has a job", "wait until it is done, or cancel it"
         )
       if len(self._jobs) >= self._capacity:
         raise UserError(

@@ -92,9 +92,7 @@ def build(
   small = tuple(side // pipeline.upscale for side in pipeline.resolution())
   examples = draw_examples(queue.folder / "scenes", pipeline.frames({}), small)
   page = gr.Blocks(
-    title=TITLE,
-    analytics_enabled=False,
-    delete_cache=(_DAY_S // 24, _DAY_S),
+    title=TITLE, analytics_enabled=False, delete_cache=(_DAY_S // 24, _DAY_S)
   )
 
   def forget(request: gr.Request) -> None:

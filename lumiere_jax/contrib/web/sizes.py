@@ -30,10 +30,7 @@ _RESULT = "The result"
 
 
 def check_size(
-  task: Task,
-  how: SampleOptions,
-  pipeline: Pipeline,
-  limits: Limits,
+  task: Task, how: SampleOptions, pipeline: Pipeline, limits: Limits
 ) -> None:
   """Checks sizes and lengths of what a task reads and makes.
 

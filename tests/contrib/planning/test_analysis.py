@@ -110,10 +110,7 @@ def test_a_product():
 def test_fast_compilation_and_settings_are_restored():
   kept = jax.config.jax_enable_compilation_cache
   before = settings()
-  for fast, expected in (
-    (False, before),
-    (True, FAST),
-  ):
+  for fast, expected in ((False, before), (True, FAST)):
     lowered = Recording(product()[0])
     assert analyse(lowered, fast=fast).fast == fast
     assert lowered.settings == expected

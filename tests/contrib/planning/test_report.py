@@ -33,11 +33,7 @@ MEASURED = ProgramCosts(
       largest="jit(step)/" + 70 * "x" + "/down_0/conv",
     ),
     Traffic(
-      kind="all-reduce",
-      between_slices=True,
-      count=1,
-      sent=2**20,
-      largest="sum",
+      kind="all-reduce", between_slices=True, count=1, sent=2**20, largest="sum"
     ),
   ),
   tensors=(

@@ -70,12 +70,7 @@ def terms(**changes):
 
 def test_terms_and_their_bound():
   found = terms()
-  assert found.terms == {
-    "compute": 3,
-    "memory": 2,
-    "links": 12,
-    "network": 16,
-  }
+  assert found.terms == {"compute": 3, "memory": 2, "links": 12, "network": 16}
   assert (found.bound, found.bound_by) == (16, "network")
   assert found.mfu == 2 / 16
 

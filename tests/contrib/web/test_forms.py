@@ -24,8 +24,7 @@ PROMPT = "a large red circle moving left on a black background"
 
 
 OPTIONS = Options(
-  limits=Limits(max_side=1000, max_seconds=4.0),
-  styles={"ink": "/styles/ink"},
+  limits=Limits(max_side=1000, max_seconds=4.0), styles={"ink": "/styles/ink"}
 )
 
 
