@@ -17,7 +17,7 @@ TOUR := --model=demo --style=pastel=pastel --shots=docs/app
 COMMANDS := main|sample|evaluate|convert|prepare|plan|app
 ELSEWHERE := data\.preprocess_beam|data\.beam_transforms|contrib\.web
 
-.PHONY: demo gallery test scale beam xmanager app-test app-shots lint format \
+.PHONY: demo gallery test smoke scale beam xmanager app-test app-shots lint format \
   parity torture bench bench-check api-docs lock clean
 
 demo: $(VENV)/ready  ## every task and a few steps of every stage, on a page
@@ -35,6 +35,11 @@ scale: $(VENV)/ready  ## eight devices and several processes against one
 
 beam: $(BEAM)/ready  ## data preparation at scale, against the small one
 	$(BEAM)/bin/python -m pytest -q tests/launch/test_prepare_beam.py
+
+smoke: $(VENV)/ready $(BEAM)/ready $(APP)/ready  ## one run each of scale, beam, page
+	$(BIN)/python -m pytest -q tests/scale/test_windows.py
+	$(BEAM)/bin/python -m pytest -q tests/launch/test_prepare_beam.py -k output_equals
+	$(APP)/bin/python -m pytest -q $(GRADIO_LEAVES) tests/contrib/web/test_page.py
 
 xmanager: $(XMANAGER)/ready  ## the XManager launcher, against a stand-in
 	$(XMANAGER)/bin/python -m pytest -q tests/launch/test_xm_launch.py
