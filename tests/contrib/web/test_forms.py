@@ -172,12 +172,7 @@ def files(picture, video, tmp_path):
     ("stylize", {"style": "ink", "options": Options()}, "Style has no choices"),
   ],
 )  # fmt: skip
-def test_what_some_tasks_take(
-  ask, picture, video, tmp_path, task, values, message
-):
-  large = tmp_path / "large.png"
-  write_image(large, np.zeros((1, 1001, 3), np.uint8))
-  files = {"picture": picture, "video": video, "large": str(large)}
+def test_what_some_tasks_take(ask, files, task, values, message):
   given = {
     k: files.get(v, v) if isinstance(v, str) else v for k, v in values.items()
   }
