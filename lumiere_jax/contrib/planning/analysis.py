@@ -311,15 +311,10 @@ def roofline(
   collectives: Iterable[Collective],
   model_flops: float,
 ) -> Roofline:
-  """The roofline of a program.
+  """The roofline of a program on a number of devices.
 
-  Args:
-    chip: peak figures of one device.
-    devices: number of devices.
-    flops: of one device per step.
-    moved: bytes between one device and its memory per step.
-    collectives: of the program.
-    model_flops: per step, of all devices together.
+  Per step: `flops` and `moved`, in bytes, are those of one device,
+  `model_flops` those of all devices together.
   """
   sent = {False: 0.0, True: 0.0}
   for collective in collectives:

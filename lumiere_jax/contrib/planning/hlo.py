@@ -234,13 +234,13 @@ class Module:
   @functools.cached_property
   def _callers_first(self) -> list[str]:
     """Reachable computations, callers before callees."""
-    calls: dict[str, set[str]] = {}
+    calls: dict[str, list[str]] = {}
     queue = [self.entry]
     while queue:
       name = queue.pop()
       if name not in calls:
         instructions = self.computations[name].instructions.values()
-        calls[name] = {c for i in instructions for c in self.called(i)}
+        calls[name] = [c for i in instructions for c in self.called(i)]
         queue += calls[name]
     return [*graphlib.TopologicalSorter(calls).static_order()][::-1]
 
