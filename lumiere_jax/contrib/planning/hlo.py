@@ -270,16 +270,13 @@ class Module:
     return callers
 
   def _source(self, instruction: Instruction) -> str:
-    file = instruction.attribute(r'source_file="([^"]*)"') or "?"
-    line = instruction.attribute(r"source_line=(\d+)")
-    if not line:
-      frame = instruction.attribute(r"stack_frame_id=(\d+)")
-      place = self._row("StackFrames", frame).get("file_location_id")
-      location = self._row("FileLocations", place)
-      name = int(location.get("file_name_id", 0))
-      file = self.tables["FileNames"].get(name, "").strip('"')
-      line = location.get("line")
-    return f"{'/'.join(file.split('/')[-2:])}:{line}" if file else ""
+    frame = instruction.attribute(r"stack_frame_id=(\d+)")
+    place = self._row("StackFrames", frame).get("file_location_id")
+    location = self._row("FileLocations", place)
+    name = int(location.get("file_name_id", 0))
+    file = self.tables["FileNames"].get(name, "").strip('"')
+    short = "/".join(file.split("/")[-2:])
+    return f"{short}:{location['line']}" if file else ""
 
   def _row(self, table: str, number: str | None) -> dict[str, str]:
     text = self.tables[table].get(int(number or 0), "")
