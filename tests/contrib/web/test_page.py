@@ -5,6 +5,7 @@ import pytest
 pytest.importorskip("gradio", reason="needs the app extra")
 
 
+import os
 import re
 import types
 from unittest import mock
