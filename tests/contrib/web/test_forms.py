@@ -134,14 +134,6 @@ def test_what_all_tasks_take(ask, values, message):
 BOX = {"box": "1,2,30,40"}
 
 
-@pytest.fixture
-def files(picture, video, tmp_path):
-  """Uploads by name."""
-  large = tmp_path / "large.png"
-  write_image(large, np.zeros((1, 1001, 3), np.uint8))
-  return {"picture": picture, "video": video, "large": str(large)}
-
-
 @pytest.mark.parametrize(
   ("task", "values", "message"),
   [
@@ -172,12 +164,9 @@ def files(picture, video, tmp_path):
     ("stylize", {"style": "ink", "options": Options()}, "Style has no choices"),
   ],
 )  # fmt: skip
-def test_what_some_tasks_take(ask, files, task, values, message):
-  given = {
-    k: files.get(v, v) if isinstance(v, str) else v for k, v in values.items()
-  }
+def test_what_some_tasks_take(ask, with_files, task, values, message):
   with pytest.raises(UserError, match=message):
-    ask(task, **given)
+    ask(task, **with_files(values))
 
 
 def test_pictures(ask, picture):

@@ -185,12 +185,8 @@ TASKS = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_results(task, run, queue, begin, picture, video):
-  files = {"picture": picture, "video": video}
-  values = {
-    k: files.get(v, v) if isinstance(v, str) else v
-    for k, v in TASKS[task].items()
-  }
+def test_results(task, run, queue, begin, with_files):
+  values = with_files(TASKS[task])
   report = run(begin(task, seed=5, **values))
   (result,) = queue.results("me")
   frames = {"extend": 24, "text_to_video": 32}.get(task, FRAMES)
