@@ -16,6 +16,7 @@ from absl import app, flags
 import jax
 import numpy as np
 
+from benchmarks.markdown import table
 from configs import base, common, ssr
 from lumiere_jax.conversion.convert import Conversion, convert
 from lumiere_jax.conversion.diffusers import write_stage
@@ -60,12 +61,8 @@ def write_random(model: UNetConfig, folder: Path) -> None:
 
 def peak_of(job: Conversion) -> float:
   """Peak resident memory in MiB of a process that runs a conversion."""
-  context = multiprocessing.get_context("spawn")
-  with context.Pool(1) as pool:
-    peak = pool.apply(_run, (job,))
-    pool.close()
-    pool.join()
-  return peak
+  with multiprocessing.get_context("spawn").Pool(1) as pool:
+    return pool.apply(_run, (job,))
 
 
 def _run(job: Conversion) -> float:
@@ -103,9 +100,8 @@ def main(argv: list[str]) -> None:
   print(
     f"{SIZE.value}: {total:,.0f} MiB, its largest tensor {largest:,.0f} MiB"
   )
-  print("| conversion | peak | over a small model's |\n|---|---|---|")
-  for name, peak in rows.items():
-    print(f"| {name} | {peak:,.0f} | {peak - least:,.0f} |")
+  cells = ((k, f"{v:,.0f}", f"{v - least:,.0f}") for k, v in rows.items())
+  print(table(("conversion", "peak", "over a small model's"), cells))
 
 
 if __name__ == "__main__":

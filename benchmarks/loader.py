@@ -14,6 +14,7 @@ import time
 
 from absl import app, flags
 
+from benchmarks.markdown import table
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.data.loader import Loader, batches
 from lumiere_jax.data.preprocess import Options, prepare
@@ -81,11 +82,8 @@ def main(argv: list[str]) -> None:
       for config in configs(side, prepared):
         opening, rate = measure(config)
         shape = f"{FRAMES.value}x{side}x{side}"
-        rows.append(
-          f"| {config.source} | {shape} | {opening:.2f} | {rate:.1f} |"
-        )
-  print("| source | clips | seconds to open | clips per second |")
-  print("|---|---|---|---|", *rows, sep="\n")
+        rows.append((config.source, shape, f"{opening:.2f}", f"{rate:.1f}"))
+  print(table(("source", "clips", "seconds to open", "clips per second"), rows))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from flax import struct
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.markdown import table
 from configs import base, conditional, shipped, ssr, ssr_image, t2i
 from lumiere_jax.diffusion.noise import sample_keys
 from lumiere_jax.diffusion.noise_levels import decisive_log_snr
@@ -93,8 +94,7 @@ def spread(
   Args:
     levels: (steps + 1,) log-SNRs; the last one is +inf.
     rule: of the sampler.
-    count: pixels that share the number.
-    precision: see `Shared`.
+    count, precision: see `Shared`.
   """
   std = STD * math.sqrt(count)
   rng = np.random.default_rng(0)
@@ -187,31 +187,27 @@ def main(argv: list[str]) -> None:
   """Prints both tables in Markdown, and draws."""
   del argv
   print("Standard deviation of the colour (exact: 0.500), DDIM:\n")
-  print("| grid | 1x64x64 | 80x128x128 |\n|---|---|---|")
   sizes = (64 * 64, 80 * 128 * 128)
   cosine = Cosine(log_snr_min=-15.0).trailing(1000)
-  rows = grids(50) | {"cosine, 1000": np.append(np.asarray(cosine), np.inf)}
-  for name, levels in rows.items():
-    cells = [f"{STD * spread(levels, DDIM(), n):.3f}" for n in sizes]
-    print(f"| {name} | {' | '.join(cells)} |")
+  levels = grids(50) | {"cosine, 1000": np.append(np.asarray(cosine), np.inf)}
+  cells = lambda grid: (f"{STD * spread(grid, DDIM(), n):.3f}" for n in sizes)
+  rows = [(name, *cells(grid)) for name, grid in levels.items()]
+  print(table(("grid", "1x64x64", "80x128x128"), rows))
   print(
     "\nCurrent defaults, over the exact value (SSR with its low-res input):\n"
   )
-  print("| stage | clip | sampler, steps | colour | slope | no low-res input |")
-  print("|---" * 6 + "|")
-  worst = {"colour": 0.0, "slope": 0.0}
+  rows, worst = [], {"colour": 0.0, "slope": 0.0}
   for name, config in stages().items():
     own, video = config.defaults, config.video
     found = of_stage(config)
     for kind, value in worst.items():
-      off = abs((getattr(found, kind) or 1) - 1)
-      worst[kind] = max(value, off)
+      worst[kind] = max(value, abs((getattr(found, kind) or 1) - 1))
     clip = "x".join(map(str, (video.num_frames, *video.resolution)))
     slope = "" if found.slope is None else f"{found.slope:.3f}"
-    print(
-      f"| {name} | {clip} | {own.sampler}, {own.steps} | {found.colour:.3f} | "
-      f"{slope} | {found.alone:.3f} |"
-    )
+    spreads = (f"{found.colour:.3f}", slope, f"{found.alone:.3f}")
+    rows.append((name, clip, f"{own.sampler}, {own.steps}", *spreads))
+  head = ("stage", "clip", "sampler, steps", "colour", "slope")
+  print(table((*head, "no low-res input"), rows))
   errors = ", ".join(f"{kind} {value:.1%}" for kind, value in worst.items())
   print(f"\nLargest error, with low-res input: {errors}")
   if PICTURES.value:

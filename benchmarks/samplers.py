@@ -11,6 +11,7 @@ from absl import app
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.markdown import table
 from lumiere_jax.diffusion.noise import sample_keys
 from lumiere_jax.diffusion.samplers import SAMPLERS
 from lumiere_jax.diffusion.sampling_loop import sample_chunk, time_grid
@@ -25,11 +26,15 @@ STEPS = (5, 10, 20, 50)
 def main(argv: list[str]) -> None:
   """Prints the table in Markdown."""
   del argv
-  print(f"| error, spread | {' | '.join(f'{n} steps' for n in STEPS)} |")
-  print("|---" * (len(STEPS) + 1) + "|")
-  for name in ("ddim", "dpmpp_2m", "heun"):
-    cells = ["{:.3f}, {:.3f}".format(*measure(name, n)) for n in STEPS]
-    print(f"| {name} | {' | '.join(cells)} |")
+  cells = lambda name: (
+    "{:.3f}, {:.3f}".format(*measure(name, steps)) for steps in STEPS
+  )
+  print(
+    table(
+      ("error, spread", *(f"{steps} steps" for steps in STEPS)),
+      ((name, *cells(name)) for name in ("ddim", "dpmpp_2m", "heun")),
+    )
+  )
 
 
 def measure(name: str, steps: int) -> tuple[float, float]:

@@ -15,26 +15,29 @@ import jax
 import numpy as np
 
 from benchmarks.initial_state import initial_state
+from benchmarks.markdown import table
 from configs import base, conditional, ssr, ssr_image, t2i
 from lumiere_jax.training.config import Experiment, LoraConfig
 
 RANK = flags.DEFINE_integer("adapter_rank", 16, "Adapter rank of the last row.")
 GIBI = 2**30
-HEAD = ("frozen", "trainable", "average", "optimizer", "gradients", "total")
+HEAD = (
+  *("GiB", "frozen", "trainable", "average", "optimizer", "gradients", "total"),
+)
 
 
 def main(argv: list[str]) -> None:
   """Prints the table in Markdown."""
   del argv
   given = functools.partial(dataclasses.replace, init_from="given")
-  adam = lambda experiment, **changes: dataclasses.replace(
+  train = lambda experiment, **changes: dataclasses.replace(
     experiment, train=dataclasses.replace(experiment.train, **changes)
   )
   rows = {
     "t2i": t2i.FULL,
-    "t2i, Adafactor": adam(t2i.FULL, optimizer="adafactor"),
+    "t2i, Adafactor": train(t2i.FULL, optimizer="adafactor"),
     "base": given(base.FULL),
-    "base, every layer trained": adam(given(base.FULL), trainable=".*"),
+    "base, every layer trained": train(given(base.FULL), trainable=".*"),
     "conditional": given(conditional.FULL),
     "ssr_image": ssr_image.FULL,
     "ssr": given(ssr.FULL),
@@ -42,12 +45,9 @@ def main(argv: list[str]) -> None:
       given(base.FULL), lora=LoraConfig(rank=RANK.value)
     ),
   }
-  print(f"| GiB | {' | '.join(HEAD)} |")
-  print("|---" * (len(HEAD) + 1) + "|")
-  for name, experiment in rows.items():
-    sizes = memory(experiment)
-    cells = [f"{size / GIBI:.2f}" for size in (*sizes, sum(sizes))]
-    print(f"| {name} | {' | '.join(cells)} |")
+  sizes = {name: memory(experiment) for name, experiment in rows.items()}
+  cells = lambda row: (f"{size / GIBI:.2f}" for size in (*row, sum(row)))
+  print(table(HEAD, ((name, *cells(row)) for name, row in sizes.items())))
 
 
 def memory(experiment: Experiment) -> list[int]:

@@ -9,11 +9,10 @@ loads, and the finished run is bit-equal to the undisturbed one. The table of
 results replaces the one between markers in the report.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
-import dataclasses
 import os
-import pathlib
+from pathlib import Path
 import random
 import shutil
 import signal
@@ -47,16 +46,8 @@ STEPS, SAVE_EVERY = 60, 2
 MEBI = 2**20
 TINY_BASE = replace(base.TINY, data={"num_frames": FRAMES})
 MARKS = ("<!-- torture: begins -->", "<!-- torture: ends -->")
-Path = pathlib.Path
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-  """A row of the table: what was done to a run, and the result."""
-
-  action: str
-  on_disk: str
-  result: str
+Rows = Iterator[tuple[str, str, str]]
+"""What was done to a run, what was on disk, the result."""
 
 
 def main(argv: list[str]) -> None:
@@ -68,16 +59,24 @@ def main(argv: list[str]) -> None:
     whole = Path(folder, "whole")
     finish(begin(whole))
     rows = [
-      *kill(Path(folder, "killed"), whole),
-      *terminate(Path(folder, "terminated"), whole),
-      *power_cut(Path(folder, "cut"), whole),
-      *full_disk(Path(folder, "small"), whole),
-      *read_only(Path(folder, "readonly"), whole),
+      f"| {' | '.join(row)} |"
+      for test in (kill, terminate, power_cut, full_disk, read_only)
+      for row in test(Path(folder, test.__name__), whole)
     ]
-  table = format_table(rows, time.monotonic() - began)
+  minutes = (time.monotonic() - began) / 60
+  kills = sum(row.startswith("| SIGKILL") for row in rows)
+  head = (
+    f"{kills} SIGKILLs of one run of {STEPS} steps, saving every {SAVE_EVERY}; "
+    f"{minutes:.0f} minutes in all."
+  )
+  columns = ["| action | on disk | result |", "|---|---|---|"]
+  table = "\n".join([head, "", *columns, *rows])
   print(table)
   if REPORT.value:
-    write_report(Path(REPORT.value), table)
+    path = Path(REPORT.value)
+    text = path.read_text()
+    first, last = (text.index(mark) for mark in MARKS)
+    path.write_text(f"{text[:first]}{MARKS[0]}\n\n{table}\n\n{text[last:]}")
 
 
 def begin(workdir: Path) -> subprocess.Popen:
@@ -85,18 +84,18 @@ def begin(workdir: Path) -> subprocess.Popen:
   return start(workdir, TINY, STEPS, SAVE_EVERY)
 
 
-def kill(workdir: Path, whole: Path) -> list[Row]:
+def steps(workdir: Path) -> int:
+  """Logged steps of the run."""
+  return lines(workdir / "metrics.jsonl")
+
+
+def kill(workdir: Path, whole: Path) -> Rows:
   """Kills one run many times, then lets it finish."""
   draw = random.Random(SEED.value)
 
-  def start_up(process: subprocess.Popen) -> None:
-    del process
-    time.sleep(draw.uniform(0, 10))
-
   def some_steps(process: subprocess.Popen) -> None:
-    done = lines(workdir / "metrics.jsonl") + draw.randrange(2, 6)
-    logged = lambda: lines(workdir / "metrics.jsonl") >= done
-    wait_until_or_end(process, logged, rest=0.01)
+    done = steps(workdir) + draw.randrange(2, 6)
+    wait_until_or_end(process, lambda: steps(workdir) >= done, rest=0.01)
 
   def in_training(process: subprocess.Popen) -> None:
     some_steps(process)
@@ -104,11 +103,15 @@ def kill(workdir: Path, whole: Path) -> list[Row]:
 
   def saving(process: subprocess.Popen) -> None:
     some_steps(process)
-    while_saving(process, workdir)
+    wait_for_new(process, workdir, "checkpoints/*orbax-checkpoint-tmp*")
+
+  def start_up(process: subprocess.Popen) -> None:
+    del process
+    time.sleep(draw.uniform(0, 10))
 
   def exporting(process: subprocess.Popen) -> None:
     some_steps(process)
-    while_exporting(process, workdir)
+    wait_for_new(process, workdir, "bundle/.*.part")
 
   ways: list[tuple[str, Callable]] = [
     ("at a random moment in training", in_training),
@@ -116,7 +119,6 @@ def kill(workdir: Path, whole: Path) -> list[Row]:
     ("at a random moment of start-up", start_up),
     ("while a bundle is written", exporting),
   ]
-  rows = []
   for number in range(KILLS.value):
     name, wait = ways[number % len(ways)]
     starts = lines(workdir / "runs.jsonl")
@@ -125,31 +127,20 @@ def kill(workdir: Path, whole: Path) -> list[Row]:
     ended = process.poll() is not None
     process.kill()
     process.communicate()
-    rows.append(
-      Row(
-        f"SIGKILL {number + 1}, {name}",
-        ("it had finished; " if ended else "") + state_of(workdir),
-        resumed(workdir, starts),
-      )
-    )
-  finish(begin(workdir))
-  rows.append(finished(workdir, whole))
-  return rows
+    result = "killed before loading"
+    if lines(workdir / "runs.jsonl") > starts:
+      result = f"had started from step {start_steps(workdir)[-1]}"
+    state = ("it had finished; " if ended else "") + state_of(workdir)
+    yield f"SIGKILL {number + 1}, {name}", state, result
+  yield finished("left to finish", workdir, whole)
 
 
-def while_saving(process: subprocess.Popen, workdir: Path) -> None:
-  """Waits until a checkpoint is started or the run ends."""
-  began = lambda: list(workdir.glob("checkpoints/*orbax-checkpoint-tmp*"))
-  old = {path.name for path in began()}
-  new = lambda: {path.name for path in began()} - old
-  wait_until_or_end(process, new)
-
-
-def while_exporting(process: subprocess.Popen, workdir: Path) -> None:
-  """Waits until a file of the bundle is being written or the run ends."""
-  part = lambda: list(workdir.glob("bundle/.*.part"))
-  old = {path.name for path in part()}
-  wait_until_or_end(process, lambda: {p.name for p in part()} - old)
+def wait_for_new(
+  process: subprocess.Popen, workdir: Path, pattern: str
+) -> None:
+  """Waits until a new file or folder appears or the run ends."""
+  old = {*workdir.glob(pattern)}
+  wait_until_or_end(process, lambda: {*workdir.glob(pattern)} - old)
 
 
 def wait_until_or_end(
@@ -157,29 +148,29 @@ def wait_until_or_end(
 ) -> None:
   """Polls, by default without sleep, for states that last milliseconds."""
   deadline = time.monotonic() + 300
-  while process.poll() is None:
+  while process.poll() is None and not ready():
     assert time.monotonic() < deadline
-    if ready():
-      return
     if rest:
       time.sleep(rest)
 
 
 def state_of(workdir: Path) -> str:
   """The newest complete checkpoint and the number of unfinished files."""
-  steps = whole_checkpoints(workdir)
+  saved = whole_checkpoints(workdir)
   torn = [*workdir.glob("checkpoints/*-tmp*"), *workdir.rglob(".*.part")]
-  newest = f"checkpoint {steps[-1]}" if steps else "no checkpoint"
+  newest = f"checkpoint {saved[-1]}" if saved else "no checkpoint"
   return newest + (f", {len(torn)} unfinished" if torn else "")
 
 
-def resumed(workdir: Path, starts: int) -> str:
-  """From which step the killed run had started; `starts` were before it."""
-  if lines(workdir / "runs.jsonl") == starts:
-    return "killed before loading"
-  return (
-    f"had started from step {read(workdir / 'runs.jsonl')[-1]['start_step']}"
-  )
+def start_steps(workdir: Path) -> list[int]:
+  """The steps that the starts of the run began with."""
+  return [run["start_step"] for run in read(workdir / "runs.jsonl")]
+
+
+def finished(action: str, workdir: Path, whole: Path) -> tuple[str, str, str]:
+  """Finishes a run and compares it with the undisturbed one."""
+  finish(begin(workdir))
+  return action, state_of(workdir), ends(workdir, whole)
 
 
 def ends(workdir: Path, whole: Path) -> str:
@@ -188,79 +179,65 @@ def ends(workdir: Path, whole: Path) -> str:
   torn = [*workdir.rglob("*-tmp*"), *workdir.rglob(".*.part")]
   torn = [path for path in torn if path.parent.name != "text_cache"]
   assert not torn, f"unfinished files remain: {torn}"
-  starts = [run["start_step"] for run in read(workdir / "runs.jsonl")]
+  starts = start_steps(workdir)
   assert starts == sorted(starts)
   return f"bit-equal after {len(starts)} starts"
 
 
-def finished(workdir: Path, whole: Path) -> Row:
-  """The row of a run that was left to finish."""
-  return Row("left to finish", state_of(workdir), ends(workdir, whole))
-
-
-def terminate(workdir: Path, whole: Path) -> list[Row]:
+def terminate(workdir: Path, whole: Path) -> Rows:
   """SIGTERM during compilation and in training."""
-  rows = []
   for name, ready in {
     "before the first step": lambda: lines(workdir / "runs.jsonl") == 1,
-    "in training": lambda: lines(workdir / "metrics.jsonl") > STEPS // 3,
+    "in training": lambda: steps(workdir) > STEPS // 3,
   }.items():
     process = begin(workdir)
     wait_until(process, ready)
     process.send_signal(signal.SIGTERM)
     finish(process)
-    logged = lines(workdir / "metrics.jsonl")
-    assert whole_checkpoints(workdir)[-1] == logged
-    rows.append(Row(f"SIGTERM {name}", state_of(workdir), "saved, exit code 0"))
-  finish(begin(workdir))
-  rows.append(finished(workdir, whole))
-  return rows
+    assert whole_checkpoints(workdir)[-1] == steps(workdir)
+    yield f"SIGTERM {name}", state_of(workdir), "saved, exit code 0"
+  yield finished("left to finish", workdir, whole)
 
 
-def power_cut(workdir: Path, whole: Path) -> list[Row]:
-  """Truncates the files of the newest checkpoint after a kill."""
+def kill_after(workdir: Path, count: int) -> None:
+  """Starts a run and kills it after more than `count` steps."""
   process = begin(workdir)
-  wait_until(process, lambda: lines(workdir / "metrics.jsonl") > STEPS // 3)
+  wait_until(process, lambda: steps(workdir) > count)
   process.kill()
   process.communicate()
+
+
+def power_cut(workdir: Path, whole: Path) -> Rows:
+  """Truncates the files of the newest checkpoint after a kill."""
+  kill_after(workdir, STEPS // 3)
   shutil.rmtree(workdir / "bundle")  # must not be needed
   newest = whole_checkpoints(workdir)[-1]
   for path in (workdir / "checkpoints" / str(newest)).rglob("*"):
     if path.is_file():
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   assert f"checkpoint {newest} is damaged" in finish(begin(workdir))
-  step = read(workdir / "runs.jsonl")[-1]["start_step"]
+  step = start_steps(workdir)[-1]
   assert 0 < step < newest
-  return [
-    Row(
-      "newest checkpoint truncated",
-      f"checkpoint {newest}, damaged",
-      f"resumed from step {step}; {ends(workdir, whole)}",
-    )
-  ]
+  result = f"resumed from step {step}; {ends(workdir, whole)}"
+  yield "newest checkpoint truncated", f"checkpoint {newest}, damaged", result
 
 
-def full_disk(folder: Path, whole: Path) -> list[Row]:
+def full_disk(folder: Path, whole: Path) -> Rows:
   """A small disk with no space, and with too little."""
-  if not mount(folder, "size=96m"):
-    return [Row("full disk", "skipped: needs root to mount one", "")]
   workdir, filler = folder / "run", folder / "filler"
-  rows = []
-  try:
+  with small_disk(folder) as mounted:
+    if not mounted:
+      yield "full disk", "skipped: needs root to mount one", ""
+      return
     for name, left in {"a full disk": 0, "a disk with 13 MiB left": 13}.items():
       process = begin(workdir)
-      more = lines(workdir / "metrics.jsonl") + 5
-      wait_until(process, lambda m=more: lines(workdir / "metrics.jsonl") > m)
+      more = steps(workdir) + 5
+      wait_until(process, lambda more=more: steps(workdir) > more)
       fill(filler, left * MEBI)
       error = error_of(process)
       filler.unlink()
-      rows.append(Row(name, state_of(workdir), f"exit code 2: {error}"))
-    finish(begin(workdir))
-    state = state_of(workdir)
-    rows.append(Row("finished, with space", state, ends(workdir, whole)))
-  finally:
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-  return rows
+      yield name, state_of(workdir), f"exit code 2: {error}"
+    yield finished("finished, with space", workdir, whole)
 
 
 def fill(path: Path, left: int) -> None:
@@ -270,36 +247,39 @@ def fill(path: Path, left: int) -> None:
       file.write(bytes(2**16))
 
 
-def read_only(folder: Path, whole: Path) -> list[Row]:
+def read_only(folder: Path, whole: Path) -> Rows:
   """A read-only workdir: an immediate error, and nothing changes."""
-  if not mount(folder, "size=96m"):
-    return [Row("read-only workdir", "skipped: needs root", "")]
   workdir = folder / "run"
-  try:
-    process = begin(workdir)
-    wait_until(process, lambda: lines(workdir / "metrics.jsonl") > 6)
-    process.kill()
-    process.communicate()
-    subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+  remount = lambda mode: subprocess.run(
+    ["mount", "-o", f"remount,{mode}", str(folder)], check=True
+  )
+  with small_disk(folder) as mounted:
+    if not mounted:
+      yield "read-only workdir", "skipped: needs root", ""
+      return
+    kill_after(workdir, 6)
+    remount("ro")
+    times = lambda: {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    before = times()
     error = error_of(begin(workdir))
-    assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
-    row = Row("read-only workdir", state_of(workdir), f"exit code 2: {error}")
-    subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
-    finish(begin(workdir))
-    state = state_of(workdir)
-    return [row, Row("finished, writable", state, ends(workdir, whole))]
-  finally:
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    assert before == times()
+    yield "read-only workdir", state_of(workdir), f"exit code 2: {error}"
+    remount("rw")
+    yield finished("finished, writable", workdir, whole)
 
 
-def mount(folder: Path, options: str) -> bool:
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[bool]:
   """Mounts a file system in memory; False where that is not allowed."""
   folder.mkdir()
-  command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-  return (
-    os.geteuid() == 0 and not subprocess.run(command, check=False).returncode
-  )
+  command = ["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(folder)]
+  if os.geteuid() or subprocess.run(command, check=False).returncode:
+    yield False
+    return
+  try:
+    yield True
+  finally:
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def error_of(process: subprocess.Popen) -> str:
@@ -307,33 +287,11 @@ def error_of(process: subprocess.Popen) -> str:
   _, errors = process.communicate(timeout=300)
   assert process.returncode == 2, errors
   assert "Traceback" not in errors, errors
-  found = [line for line in errors.splitlines() if line.startswith("error: ")]
-  assert len(found) == 1, errors
-  words = found[0].removeprefix("error: ").split()
+  (line,) = (x for x in errors.splitlines() if x.startswith("error: "))
+  words = line.removeprefix("error: ").split()
   return " ".join(
     w.rpartition("/")[2] if w.startswith("/") else w for w in words
   )
-
-
-def format_table(rows: list[Row], seconds: float) -> str:
-  """Markdown."""
-  kills = sum(row.action.startswith("SIGKILL") for row in rows)
-  text = [
-    f"{kills} SIGKILLs of one run of {STEPS} steps, saving every {SAVE_EVERY}; "
-    f"{seconds / 60:.0f} minutes in all.",
-    "",
-    "| action | on disk | result |",
-    "|---|---|---|",
-    *(f"| {row.action} | {row.on_disk} | {row.result} |" for row in rows),
-  ]
-  return "\n".join(text)
-
-
-def write_report(path: Path, table: str) -> None:
-  """Replaces the table between the markers."""
-  text = path.read_text()
-  begins, ends_ = (text.index(mark) for mark in MARKS)
-  path.write_text(f"{text[:begins]}{MARKS[0]}\n\n{table}\n\n{text[ends_:]}")
 
 
 if __name__ == "__main__":

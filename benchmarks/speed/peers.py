@@ -51,9 +51,8 @@ def diffusers_unet(
   return _job(model, predict, given["target"].movedim(-1, 1))
 
 
-def _lumiere_karras(side: int, frames: int) -> tuple[nn.Module, _Call]:
+def _lumiere_karras(side: int, **_: int) -> tuple[nn.Module, _Call]:
   """lumiere-pytorch over the U-Net of EDM2; no text."""
-  del frames
   karras_unet = _import("denoising_diffusion_pytorch.karras_unet")
   lumiere_pytorch = _import("lumiere_pytorch")
   unet = karras_unet.KarrasUnet(
@@ -79,9 +78,8 @@ def _lumiere_karras(side: int, frames: int) -> tuple[nn.Module, _Call]:
   return model, lambda video, time, text: model(video, time=time)
 
 
-def _lumiere_imagen(side: int, frames: int) -> tuple[nn.Module, _Call]:
+def _lumiere_imagen(side: int, **_: int) -> tuple[nn.Module, _Call]:
   """lumiere-pytorch over imagen-pytorch's U-Net."""
-  del frames
   imagen_pytorch = _import("imagen_pytorch")
   lumiere_pytorch = _import("lumiere_pytorch")
   unet = imagen_pytorch.Unet(dim=64, **_IMAGEN)
@@ -100,18 +98,16 @@ def _lumiere_imagen(side: int, frames: int) -> tuple[nn.Module, _Call]:
   )
 
 
-def _imagen_unet3d(side: int, frames: int) -> tuple[nn.Module, _Call]:
+def _imagen_unet3d(**_: int) -> tuple[nn.Module, _Call]:
   """imagen-pytorch's video U-Net."""
-  del side, frames
   model = _import("imagen_pytorch").Unet3D(
     dim=56, attn_heads=4, attn_dim_head=32, **_IMAGEN
   )
   return model, lambda video, time, text: model(video, time, text_embeds=text)
 
 
-def _diffusers_3d(side: int, frames: int) -> tuple[nn.Module, _Call]:
+def _diffusers_3d(side: int, **_: int) -> tuple[nn.Module, _Call]:
   """The U-Net of ModelScope's text-to-video."""
-  del frames
   model = _import("diffusers").UNet3DConditionModel(
     **_diffusers("{}Block3D", side), attention_head_dim=32
   )
@@ -137,9 +133,8 @@ def _diffusers_motion(side: int, frames: int) -> tuple[nn.Module, _Call]:
   )
 
 
-def _make_a_video(side: int, frames: int) -> tuple[nn.Module, _Call]:
+def _make_a_video(**_: int) -> tuple[nn.Module, _Call]:
   """make-a-video-pytorch's U-Net; no text."""
-  del side, frames
   model = _import("make_a_video_pytorch").SpaceTimeUnet(
     dim=48,
     dim_mult=(1, 2, 4),
@@ -184,7 +179,7 @@ def _steps(time: torch.Tensor) -> torch.Tensor:
   return (time * 1000).long()
 
 
-def _video(make: Callable[[int, int], tuple[nn.Module, _Call]]):
+def _video(make: Callable[..., tuple[nn.Module, _Call]]):
   """The builder of a peer that takes whole videos, (b, 3, t, h, w)."""
 
   def build(
@@ -192,7 +187,7 @@ def _video(make: Callable[[int, int], tuple[nn.Module, _Call]]):
   ) -> Job:
     del folder
     torch.manual_seed(seed)
-    model, call = make(side, frames)
+    model, call = make(side=side, frames=frames)
     video, target = torch.randn(2, batch, 3, frames, side, side)
     time, text = torch.rand(batch), torch.randn(batch, *TEXT)
     return _job(model, lambda: call(video, time, text), target)

@@ -79,6 +79,13 @@ class Bench:
     """A worker process of 'ours' or 'peers'."""
     return Worker(command(getattr(self, side), side, self.threads), side)
 
+  def alternate(
+    self, a: tuple[Worker, str], b: tuple[Worker, str]
+  ) -> tuple[list[float], list[float]]:
+    """Seconds of two workers' alternating passes."""
+    run = lambda worker, what: functools.partial(worker.run, what)
+    return alternate(run(*a), run(*b), self.rounds)
+
 
 def same_weights(bench: Bench) -> Iterator[Row]:
   """Our image U-Net against diffusers', with the same weights and inputs."""
@@ -121,18 +128,10 @@ def _compared(
   for worker in (ours, theirs):
     worker.run(what)  # compiles, and allocates the state
     worker.ask("reset_memory")
-  seconds = _turns(bench, (ours, what), (theirs, what))
+  seconds = bench.alternate((ours, what), (theirs, what))
   peaks = [worker.ask("memory")["peak_bytes"] for worker in (ours, theirs)]
   row = {"seconds": [float(np.median(s)) for s in seconds], "peak_bytes": peaks}
   return row, seconds
-
-
-def _turns(
-  bench: Bench, a: tuple[Worker, str], b: tuple[Worker, str]
-) -> tuple[list[float], list[float]]:
-  """Seconds of two workers' alternating passes."""
-  run = lambda worker, what: functools.partial(worker.run, what)
-  return alternate(run(*a), run(*b), bench.rounds)
 
 
 def same_job(bench: Bench) -> Iterator[Row]:
@@ -157,7 +156,7 @@ def _same_job(
       row[what], seconds = _compared(bench, worker, theirs, what)
       row["ratios"][f"{what}, GFLOP/s"] = faster(row, what, seconds)
   turns = [(ours[what], what) for what in reversed(PASSES)]
-  seconds = _turns(bench, *turns)
+  seconds = bench.alternate(*turns)
   row["ratios"]["train / forward, by FLOPs"] = train_forward(row, seconds)
   return row
 
@@ -190,7 +189,7 @@ def growth(bench: Bench) -> Iterator[Row]:
         with bench.worker("ours") as more:
           args = {**base, axis: number}
           counts = more.ask("build", name="denoise", args=args)
-          seconds = _turns(bench, (more, "forward"), (one, "forward"))
+          seconds = bench.alternate((more, "forward"), (one, "forward"))
         goal = GROWTH_GOALS.get((axis, number))
         yield {
           "name": f"{axis} {number}",
@@ -240,24 +239,23 @@ def _limit(
   with bench.worker("ours") as ours, bench.worker("peers") as theirs:
     for worker in (ours, theirs):
       flops = worker.ask("build", name=job, args=args)["forward_flops"]
-    pairs = _turns(bench, (ours, "forward"), (theirs, "forward"))
-    row["gflops"] = [flops / 1e9 / float(np.median(s)) for s in pairs]
-    row["best_gflops"] = [flops / 1e9 / min(s) for s in pairs]
+    gflops = lambda seconds: flops / 1e9 / float(seconds)
+    pairs = bench.alternate((ours, "forward"), (theirs, "forward"))
+    row["gflops"] = [gflops(np.median(s)) for s in pairs]
+    row["best_gflops"] = [gflops(min(s)) for s in pairs]
     row["ratios"]["ours / torch"] = summary(*reversed(pairs), better="higher")
     if unet:
       network, counts = unet
-      pairs = _turns(bench, (ours, "forward"), (network, "forward"))
+      pairs = bench.alternate((ours, "forward"), (network, "forward"))
       share = counts["forward_flops"] / flops
       row["ratios"]["share of the U-Net"] = summary(
         *pairs, times=share, goal=0.7, better="higher"
       )
-      unet_seconds = float(np.median(pairs[1]))
       # Of the runs that alternate with the U-Net.
-      row["gflops"][0] = flops / 1e9 / float(np.median(pairs[0]))
-      row["best_gflops"][0] = max(
-        row["best_gflops"][0], flops / 1e9 / min(pairs[0])
-      )
-      row["unet_gflops"] = counts["forward_flops"] / 1e9 / unet_seconds
+      row["gflops"][0] = gflops(np.median(pairs[0]))
+      best = max(row["best_gflops"][0], gflops(min(pairs[0])))
+      row["best_gflops"][0] = best
+      row["unet_gflops"] = share * gflops(np.median(pairs[1]))
   return row
 
 

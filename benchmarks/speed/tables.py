@@ -5,12 +5,12 @@ python -m benchmarks.speed.tables docs/performance.json docs/performance.md
 updates a page between two comments; `make bench` does the same.
 """
 
-from collections.abc import Iterable
 import json
 from pathlib import Path
 import sys
 from typing import Any
 
+from benchmarks.markdown import table
 from benchmarks.speed.ratios import Ratio, reached
 
 NOT_MEASURED = (("GPU", "not measured"), ("TPU", "not measured"))
@@ -42,22 +42,15 @@ def render(found: dict[str, Any]) -> str:
     "products and convolutions; memory is the peak of the process."
   ]
   for name, section in found["sections"].items():
-    title, note, table = SECTIONS[name]
+    title, note, tables = SECTIONS[name]
     date, rounds = section["date"], section["rounds"]
     parts += [
       f"### {title}",
       f"{note} {date}, rounds: {rounds}.",
-      *table(section["rows"]),
+      *tables(section["rows"]),
     ]
-  parts += ["### GPU and TPU", table_of(("device", "result"), NOT_MEASURED)]
+  parts += ["### GPU and TPU", table(("device", "result"), NOT_MEASURED)]
   return "\n\n".join(parts)
-
-
-def table_of(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-  """A Markdown table."""
-  line = lambda cells: "| " + " | ".join(cells) + " |"
-  head = list(head)
-  return "\n".join([line(head), "|---" * len(head) + "|", *map(line, rows)])
 
 
 def verdict(value: float, goal: float | None, better: str = "lower") -> str:
@@ -96,7 +89,7 @@ def _same_weights(rows: list[Row]) -> list[str]:
   count = lambda row: f"{row['parameters'] / 1e6:.1f} M parameters"
   words = [f"{r['name']}: {count(r)}, {r['difference']:.1e}" for r in rows]
   return [
-    table_of(("network, input", "pass", *head, *memory), lines),
+    table(("network, input", "pass", *head, *memory), lines),
     "Largest difference of the outputs, over their standard deviation: "
     + "; ".join(words)
     + ".",
@@ -105,26 +98,18 @@ def _same_weights(rows: list[Row]) -> list[str]:
 
 def _same_job(rows: list[Row]) -> list[str]:
   speed, size = [], []
+  sides = ("ours", "theirs")
   for row in rows:
     for what in ("forward", "train"):
-      rates = [
-        row[side][f"{what}_flops"] / 1e9 / seconds
-        for side, seconds in zip(
-          ("ours", "theirs"), row[what]["seconds"], strict=True
-        )
-      ]
-      speed.append(
-        (
-          row["name"],
-          what,
-          *(f"{rate:.0f}" for rate in rates),
-          *cells(row["ratios"][f"{what}, GFLOP/s"]),
-          *map(_mib, row[what]["peak_bytes"]),
-        )
-      )
+      flops = [row[side][f"{what}_flops"] / 1e9 for side in sides]
+      pairs = zip(flops, row[what]["seconds"], strict=True)
+      rates = [f"{count / seconds:.0f}" for count, seconds in pairs]
+      ratio = cells(row["ratios"][f"{what}, GFLOP/s"])
+      peaks = map(_mib, row[what]["peak_bytes"])
+      speed.append((row["name"], what, *rates, *ratio, *peaks))
     counts = [
       f"{row[s]['parameters'] / 1e6:.1f} ({row[s]['trained'] / 1e6:.1f})"
-      for s in ("ours", "theirs")
+      for s in sides
     ]
     theirs = row["train"]["seconds"][1] / row["forward"]["seconds"][1]
     theirs *= row["theirs"]["forward_flops"] / row["theirs"]["train_flops"]
@@ -134,11 +119,11 @@ def _same_job(rows: list[Row]) -> list[str]:
   parameters = ("our parameters", "their parameters")
   head = ("peer", "pass", "ours GFLOP/s", "theirs", "ours / theirs", "goal")
   return [
-    table_of((*head, *memory), speed),
+    table((*head, *memory), speed),
     "Seconds of a training step over those of a pass, divided by the ratio of "
     "their FLOPs (theirs: of medians), and parameters in millions, trained "
     "ones in brackets:",
-    table_of(("peer", "ours", "goal", "theirs", *parameters), size),
+    table(("peer", "ours", "goal", "theirs", *parameters), size),
   ]
 
 
@@ -157,36 +142,23 @@ def _growth(rows: list[Row]) -> list[str]:
   ]
   head = ("input", "s", "base s", "ratio", "goal")
   more = ("times the input", "times the FLOPs", "ratio / times the input")
-  return [table_of((*head, *more), lines)]
+  return [table((*head, *more), lines)]
 
 
 def _limits(rows: list[Row]) -> list[str]:
   key = "share of the U-Net"
-  lines = [
-    (
-      row["name"],
-      *(f"{rate:.0f}" for rate in (*row["gflops"], *row["best_gflops"])),
-      cells(row["ratios"]["ours / torch"])[0],
-      f"{row['unet_gflops']:.0f}" if key in row["ratios"] else "",
-      *(cells(row["ratios"][key]) if key in row["ratios"] else ("", "")),
-    )
-    for row in rows
-  ]
+  lines, shares = [], []
+  for row in rows:
+    rates = [f"{rate:.0f}" for rate in (*row["gflops"], *row["best_gflops"])]
+    unet = ("", "", "")
+    if key in row["ratios"]:
+      unet = (f"{row['unet_gflops']:.0f}", *cells(row["ratios"][key]))
+      shares.append(row)
+    ours = cells(row["ratios"]["ours / torch"])[0]
+    lines.append((row["name"], *rates, ours, *unet))
   rates = ("ours GFLOP/s", "torch", "ours at best", "torch at best")
-  tables = [
-    table_of(
-      (
-        "alone",
-        *rates,
-        "ours / torch",
-        "U-Net GFLOP/s",
-        "U-Net / ours",
-        "goal",
-      ),
-      lines,
-    )
-  ]
-  shares = [row for row in rows if key in row["ratios"]]
+  more = ("ours / torch", "U-Net GFLOP/s", "U-Net / ours", "goal")
+  tables = [table(("alone", *rates, *more), lines)]
   if shares:
     *single, whole = shares
     best = max(single, key=lambda row: row["gflops"][0])
@@ -203,16 +175,14 @@ def _startup(rows: list[Row]) -> list[str]:
   whole, imports = [], []
   for row in rows:
     value = row.get("first_step_seconds", row.get("besides_jax"))
-    line = (
-      row["name"],
-      f"{row['seconds']:.1f}",
-      "" if value is None else f"{value:.1f}",
-      "" if value is None else verdict(value, row.get("goal")),
-    )
-    (imports if "besides_jax" in row else whole).append(line)
+    known = ("", "")
+    if value is not None:
+      known = (f"{value:.1f}", verdict(value, row.get("goal")))
+    lines = imports if "besides_jax" in row else whole
+    lines.append((row["name"], f"{row['seconds']:.1f}", *known))
   return [
-    table_of(("process", "s", "until the first step", "goal"), whole),
-    table_of(("import", "s", "besides jax", "goal"), imports),
+    table(("process", "s", "until the first step", "goal"), whole),
+    table(("import", "s", "besides jax", "goal"), imports),
   ]
 
 

@@ -12,7 +12,6 @@ stdout, {"error": ...} on failure. Commands:
 {"do": "memory"}: "peak_bytes" and "now_bytes" of resident memory
 {"do": "reset_memory"}: resets the peak to the current value
 {"do": "versions", "names": [...]}: of installed packages, by name
-{"do": "quit"}
 """
 
 import argparse
@@ -85,25 +84,18 @@ class Server:
   def versions(self, names: Sequence[str]) -> dict[str, Any]:
     return {name: importlib.metadata.version(name) for name in names}
 
-  def quit(self) -> dict[str, Any]:
-    return {}
-
 
 def serve(server: Server, commands: TextIO, answers: TextIO) -> None:
-  """Answers commands until 'quit' or the end of input."""
+  """Answers commands until the end of input."""
   for line in commands:
-    do = None
     try:
       command = json.loads(line)
-      do = command.pop("do")
-      answer = getattr(server, do)(**command)
+      answer = getattr(server, command.pop("do"))(**command)
     except Exception as error:
       traceback.print_exc()
       last = traceback.format_exception_only(error)[-1].strip()
       answer = {"error": last.splitlines()[-1]}
     print(json.dumps(answer), file=answers, flush=True)
-    if do == "quit":
-      break
 
 
 def main() -> None:

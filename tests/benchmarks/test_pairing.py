@@ -90,13 +90,6 @@ def test_a_dead_worker_is_reported_with_its_stderr():
       worker.ask("memory")
 
 
-def test_quit():
-  with start() as worker:
-    assert worker.ask("quit") == {}
-    with pytest.raises(RuntimeError, match=r"ended \(0\)"):
-      worker.ask("memory")
-
-
 def test_alternate_changes_who_is_first(tmp_path):
   log = tmp_path / "log"
   with start() as a, start() as b:

@@ -1,6 +1,6 @@
 """Compiles a program for a slice and reads its costs or its memory error."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
 from importlib import metadata
@@ -13,20 +13,8 @@ import jax
 from lumiere_jax.contrib.planning import hlo_cost
 from lumiere_jax.contrib.planning.collectives import Collective, collectives
 from lumiere_jax.contrib.planning.hlo import Module, parse
-from lumiere_jax.contrib.planning.roofline import Roofline, roofline
 from lumiere_jax.contrib.planning.topology import Topology
-
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_AMOUNT = r"([\d.]+)([KMGT]?)B?"
-
-_FORMS = (
-  rf"HLO temporaries \({_AMOUNT}\) exceeds available HBM \({_AMOUNT}\)",
-  rf"Used {_AMOUNT} of {_AMOUNT} hbm",
-)
-
-_ALLOCATION = re.compile(
-  rf"\d+\. Size: {_AMOUNT}\n(?:\s+Operator: (.*)\n)?\s+Shape: (\S+)"
-)
+from lumiere_jax.parallel.hardware import Chip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,31 +46,6 @@ class OutOfMemory:
   largest: tuple[Allocation, ...]
 
 
-def parse_oom(message: str) -> OutOfMemory | None:
-  """Parses an error message; None: it is another error."""
-  for form in _FORMS:
-    if found := re.search(form, message):
-      needed, needed_unit, limit, limit_unit = found.groups()
-      return OutOfMemory(
-        needed=_bytes(needed, needed_unit),
-        limit=_bytes(limit, limit_unit),
-        largest=tuple(map(_allocation, _ALLOCATION.finditer(message))),
-      )
-  return None
-
-
-def _allocation(found: re.Match) -> Allocation:
-  amount, unit, operator, shape = found.groups()
-  name = re.search(r'op_name="([^"]*)"', operator or "")
-  return Allocation(
-    bytes=_bytes(amount, unit), shape=shape, op_name=name[1] if name else ""
-  )
-
-
-def _bytes(amount: str, unit: str) -> int:
-  return int(float(amount) * _UNITS[unit])
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
   """Bytes of each device's main memory; None: unknown, as it does not fit.
@@ -96,9 +59,9 @@ class Memory:
     limit: available to a program.
   """
 
-  arguments: int | None
+  arguments: int
   outputs: int | None
-  temporaries: int | None
+  temporaries: int
   code: int | None
   needed: int
   limit: int
@@ -121,6 +84,50 @@ class Traffic:
   count: int
   sent: float
   largest: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Roofline:
+  """Seconds per step for each resource at its peak.
+
+  The step takes at least the longest, as if all overlapped. Latency, small
+  kernels, and links that a collective cannot use (a group along one axis of a
+  torus uses a third of them) make it longer.
+
+  Attributes:
+    compute: FLOPs of the compiled program.
+    memory: bytes that its kernels read and write.
+    links: bytes sent within the slice, over all links of a device.
+    network: bytes sent between slices, over a device's share of the network.
+    model: model FLOPs, over all devices.
+  """
+
+  compute: float
+  memory: float
+  links: float
+  network: float
+  model: float
+
+  @property
+  def terms(self) -> dict[str, float]:
+    """Resource -> seconds."""
+    names = ("compute", "memory", "links", "network")
+    return {name: getattr(self, name) for name in names}
+
+  @property
+  def bound(self) -> float:
+    """The lower bound in seconds."""
+    return max(self.terms.values())
+
+  @property
+  def bound_by(self) -> str:
+    """The resource that sets the bound."""
+    return max(self.terms, key=lambda name: self.terms[name])
+
+  @property
+  def mfu(self) -> float:
+    """Model FLOPs utilisation at the bound, in [0, 1]."""
+    return self.model / self.bound if self.bound else 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,8 +157,7 @@ class Plan:
 
   Attributes:
     topology: its description.
-    devices: number of devices.
-    num_slices: number of slices.
+    devices, num_slices: their numbers.
     fits: whether the program fits in memory.
     memory: of each device.
     model_flops: per step, of all devices together.
@@ -160,7 +166,7 @@ class Plan:
     compile_seconds: on this machine.
     fast: whether compilation was fast, at the cost of the program.
     versions: of jax and libtpu.
-    about: job, config, overrides, settings, as given.
+    about: see `analyse`.
   """
 
   topology: str
@@ -182,9 +188,9 @@ def analyse(
   *,
   topology: Topology,
   model_flops: float,
-  arguments: Any = None,
+  arguments: Any,
+  about: Mapping[str, Any],
   fast: bool = False,
-  about: Mapping[str, Any] | None = None,
 ) -> Plan:
   """Compiles a program for a slice and computes its costs.
 
@@ -194,16 +200,16 @@ def analyse(
     model_flops: per step, of all devices together.
     arguments: the abstract arguments, with shardings; their size is then known
       even if the program does not fit.
+    about: recorded in the plan: `job`, `config`, `overrides`, `mesh`, and
+      `settings`, the experiment as a nested dict, on which advice is based.
     fast: compile faster, to a slower program.
-    about: recorded in the plan: `job`, `config`, `overrides`, and `settings`,
-      the experiment as a nested dict, on which advice is based.
 
   Raises:
     jax.errors.JaxRuntimeError: compilation fails for another reason than
       memory.
   """
   start = time.perf_counter()
-  compiled, exhausted = None, None
+  measured, exhausted = None, None
   with _compiler_settings(fast):
     try:
       compiled = lowered.compile()
@@ -213,10 +219,19 @@ def analyse(
         raise
   seconds = time.perf_counter() - start
   if exhausted:
-    size = None if arguments is None else argument_bytes(arguments)
-    memory = _exhausted_memory(exhausted, size)
+    size = argument_bytes(arguments)
+    memory = Memory(
+      arguments=size,
+      outputs=None,
+      temporaries=max(0, exhausted.needed - size),
+      code=None,
+      needed=exhausted.needed,
+      limit=exhausted.limit,
+    )
   else:
     memory = _memory(compiled.memory_analysis(), topology)
+    module = parse(compiled.as_text() or "")
+    measured = measure(module, topology, memory, model_flops)
   return Plan(
     topology=str(topology),
     devices=len(topology.devices),
@@ -224,14 +239,24 @@ def analyse(
     fits=exhausted is None,
     memory=memory,
     model_flops=model_flops,
-    measured=compiled
-    and measure(parse(compiled.as_text()), topology, memory, model_flops),
+    measured=measured,
     exhausted=exhausted,
     compile_seconds=seconds,
     fast=fast,
     versions=dict(_versions()),
-    about=about or {},
+    about=about,
   )
+
+
+def _memory(stats: Any, topology: Topology) -> Memory:
+  parts = {
+    "arguments": stats.argument_size_in_bytes,
+    "outputs": stats.output_size_in_bytes - stats.alias_size_in_bytes,
+    "temporaries": stats.temp_size_in_bytes,
+    "code": stats.generated_code_size_in_bytes,
+  }
+  limit = int(topology.chip.hbm_bytes)
+  return Memory(**parts, needed=sum(parts.values()), limit=limit)
 
 
 def measure(
@@ -241,11 +266,12 @@ def measure(
   found = collectives(module)
   flops = hlo_cost.compiled_flops(module)
   # It reads its arguments and writes its outputs at least once.
-  moved = max(hlo_cost.traffic(module), memory.arguments + memory.outputs)
+  least = memory.arguments + (memory.outputs or 0)
+  moved = max(hlo_cost.traffic(module), least)
   return ProgramCosts(
     flops=flops,
     moved=moved,
-    traffic=group(found),
+    traffic=_by_kind(found),
     tensors=tuple(hlo_cost.largest_tensors(module)),
     roofline=roofline(
       topology.chip,
@@ -259,12 +285,10 @@ def measure(
   )
 
 
-def group(found: list[Collective]) -> tuple[Traffic, ...]:
-  """Sums collectives by kind and network; the largest first."""
-  kinds = {}
-  for collective in found:
-    key = (collective.kind, collective.between_slices)
-    kinds.setdefault(key, []).append(collective)
+def _by_kind(found: list[Collective]) -> tuple[Traffic, ...]:
+  kinds: dict[tuple[str, bool], list[Collective]] = {}
+  for each in found:
+    kinds.setdefault((each.kind, each.between_slices), []).append(each)
   traffic = [
     Traffic(
       kind=kind,
@@ -278,6 +302,62 @@ def group(found: list[Collective]) -> tuple[Traffic, ...]:
   return tuple(sorted(traffic, key=lambda t: -t.sent))
 
 
+def roofline(
+  chip: Chip,
+  *,
+  devices: int,
+  flops: float,
+  moved: float,
+  collectives: Iterable[Collective],
+  model_flops: float,
+) -> Roofline:
+  """The roofline of a program on a number of devices.
+
+  Per step: `flops` and `moved`, in bytes, are those of one device,
+  `model_flops` those of all devices together.
+  """
+  sent = {False: 0.0, True: 0.0}
+  for collective in collectives:
+    sent[collective.between_slices] += collective.sent
+  return Roofline(
+    compute=flops / chip.flops,
+    memory=moved / chip.hbm_bandwidth,
+    links=sent[False] / chip.ici_bandwidth,
+    network=sent[True] / chip.dcn_bandwidth,
+    model=model_flops / (devices * chip.flops),
+  )
+
+
+_AMOUNT = r"([\d.]+[KMGT]?)B?"
+_TOTALS = re.compile(
+  rf"HLO temporaries \({_AMOUNT}\) exceeds available HBM \({_AMOUNT}\)"
+  rf"|Used {_AMOUNT} of {_AMOUNT} hbm"
+)
+_ALLOCATION = re.compile(
+  rf"\d+\. Size: {_AMOUNT}\n"
+  r'(?:\s+Operator: (?:.*?op_name="([^"]*)")?.*\n)?\s+Shape: (\S+)'
+)
+
+
+def parse_oom(message: str) -> OutOfMemory | None:
+  """Parses an error message; None: it is another error."""
+  found = _TOTALS.search(message)
+  if not found:
+    return None
+  needed, limit = map(_bytes, filter(None, found.groups()))
+  largest = tuple(
+    Allocation(bytes=_bytes(size), shape=shape, op_name=name)
+    for size, name, shape in _ALLOCATION.findall(message)
+  )
+  return OutOfMemory(needed=needed, limit=limit, largest=largest)
+
+
+def _bytes(amount: str) -> int:
+  number = amount.rstrip("KMGT")
+  unit = "KMGT".find(amount[len(number) :] or " ") + 1
+  return int(float(number) * 1024**unit)
+
+
 def argument_bytes(arguments: Any) -> int:
   """Bytes on each device of abstract arrays that carry shardings."""
   total = 0
@@ -286,30 +366,6 @@ def argument_bytes(arguments: Any) -> int:
     part = jax.ShapeDtypeStruct(shape or leaf.shape, leaf.dtype)
     total += part.size * part.dtype.itemsize
   return total
-
-
-def _memory(stats, topology: Topology) -> Memory:
-  outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
-  parts = {
-    "arguments": stats.argument_size_in_bytes,
-    "outputs": outputs,
-    "temporaries": stats.temp_size_in_bytes,
-    "code": stats.generated_code_size_in_bytes,
-  }
-  limit = int(topology.chip.hbm_bytes)
-  return Memory(**parts, needed=sum(parts.values()), limit=limit)
-
-
-def _exhausted_memory(exhausted: OutOfMemory, arguments: int | None) -> Memory:
-  known = arguments is not None
-  return Memory(
-    arguments=arguments,
-    outputs=None,
-    temporaries=max(0, exhausted.needed - arguments) if known else None,
-    code=None,
-    needed=exhausted.needed,
-    limit=exhausted.limit,
-  )
 
 
 def _versions() -> Iterator[tuple[str, str]]:
@@ -332,8 +388,7 @@ def _compiler_settings(fast: bool) -> Iterator[None]:
   """Compiler settings for programs that never run here."""
   # The compilation cache needs present devices.
   settings = {"jax_enable_compilation_cache": False}
-  if fast:
-    settings |= fast_compile_options()
+  settings |= fast_compile_options() if fast else {}
   before = {name: getattr(jax.config, name) for name in settings}
   try:
     for name, value in settings.items():

@@ -1,7 +1,7 @@
 """A parser of optimised HLO text: arrays, instructions, loops, sources."""
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 import dataclasses
 import functools
 import graphlib
@@ -10,7 +10,6 @@ import re
 
 _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,<= ]*)\](?:\{([^{}]*)\})?")
 _TILE = re.compile(r"T((?:\([\d,*]+\))+)")
-_BITS = re.compile(r"^[a-z]+(\d+)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class Shape:
     """Bytes without padding."""
     return -(-self.size * self._bits // 8)
 
-  @property
+  @functools.cached_property
   def bytes(self) -> int:
     """Bytes with padding to whole tiles."""
     return -(-math.prod(self._padded_dims()) * self._bits // 8)
@@ -52,9 +51,9 @@ class Shape:
 
   @property
   def _bits(self) -> int:
-    if self.dtype in ("pred", "token", "opaque"):
-      return 8 * (self.dtype == "pred")
-    found = _BITS.match(self.dtype)
+    if self.dtype in ("token", "opaque"):
+      return 0
+    found = re.match(r"[a-z]+(\d+)", self.dtype)
     return int(found[1]) if found else 8
 
   def _padded_dims(self) -> tuple[int, ...]:
@@ -68,11 +67,10 @@ class Shape:
     for tile in re.findall(r"\(([\d,]+)\)", found[1]):
       sizes = [int(size) for size in tile.split(",")]
       dims = [1] * (len(sizes) - len(dims)) + dims
-      outer = dims[: len(dims) - len(sizes)]
-      inner = dims[len(dims) - len(sizes) :]
+      split = len(dims) - len(sizes)
       # The next tiling subdivides this one.
-      pairs = zip(inner, sizes, strict=True)
-      dims = [*outer, *(-(-dim // size) for dim, size in pairs), *sizes]
+      pairs = zip(dims[split:], sizes, strict=True)
+      dims = dims[:split] + [-(-dim // size) for dim, size in pairs] + sizes
     return tuple(dims)
 
 
@@ -88,24 +86,12 @@ def shapes_in(text: str) -> tuple[Shape, ...]:
   )
 
 
-_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
-_OPCODE = re.compile(r"(?:^|[ )}])([a-z][\w\-]*)\(")
-_HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-
 _CALLED = re.compile(
   r"\b(calls|to_apply|condition|body|true_computation|false_computation"
   r"|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
 )
-
-_COMMENT = re.compile(r"/\*.*?\*/")
-_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_ROW = re.compile(r"(\d+) (.*)")
-_FIELD = re.compile(r"(\w+)=(\d+)")
-_TABLES = ("FileNames", "FileLocations", "StackFrames")
-_HOPS = 4
-
-FOLLOWED = ("fusion", "call", "while", "conditional", "custom-call")
-"""Instructions that call other computations, besides asynchronous ones."""
+# Instructions that call other computations, besides asynchronous ones.
+_CALLERS = ("fusion", "call", "while", "conditional", "custom-call")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,31 +102,23 @@ class Instruction:
     name: unique in its module.
     opcode: e.g. "fusion", "all-gather-start".
     type: text of its result type.
-    rest: text after the opcode's opening bracket.
+    operands: names of its operands; the value of a constant, the position of a
+      parameter.
+    attributes: text after the operands.
     is_root: whether it is the result of its computation.
   """
 
   name: str
   opcode: str
   type: str
-  rest: str
+  operands: tuple[str, ...]
+  attributes: str
   is_root: bool
 
   @functools.cached_property
   def shapes(self) -> tuple[Shape, ...]:
     """The result arrays."""
     return shapes_in(self.type)
-
-  @functools.cached_property
-  def operands(self) -> tuple[str, ...]:
-    """Names of its operands."""
-    text = _COMMENT.sub("", self.rest[: self._end])
-    return tuple(p.split()[-1].lstrip("%") for p in _split(text))
-
-  @functools.cached_property
-  def attributes(self) -> str:
-    """Text after the operands."""
-    return self.rest[self._end + 1 :]
 
   def attribute(self, pattern: str) -> str | None:
     """The first group of a regex searched in the attributes."""
@@ -153,38 +131,18 @@ class Instruction:
     return self.attribute(r'op_name="([^"]*)"') or ""
 
   @functools.cached_property
-  def called(self) -> Mapping[str, list[str]]:
+  def called(self) -> dict[str, list[str]]:
     """Called computations by role (body, condition, ...)."""
-    if self.opcode not in FOLLOWED and not self.opcode.startswith("async-"):
+    if self.opcode not in _CALLERS and not self.opcode.startswith("async-"):
       return {}
-    found = collections.defaultdict(list)
-    for part, names in _CALLED.findall(self.attributes):
-      found[part] += [n.strip(" %") for n in names.strip("{}").split(",")]
-    return found
+    found = _CALLED.findall(self.attributes)
+    return {role: re.findall(r"[\w.\-]+", names) for role, names in found}
 
-  @functools.cached_property
-  def _end(self) -> int:
-    """Index of the bracket that closes the operands."""
-    depth = 0
-    for found in re.finditer(r"[()]", self.rest):
-      depth += 1 if found[0] == "(" else -1
-      if depth < 0:
-        return found.start()
-    return len(self.rest)
-
-
-def _split(text: str) -> Iterator[str]:
-  """Splits at commas outside brackets."""
-  depth, start = 0, 0
-  for found in re.finditer(r"[(){}\[\],]", text):
-    if found[0] == ",":
-      if not depth:
-        yield text[start : found.start()]
-        start = found.end()
-    else:
-      depth += 1 if found[0] in "({[" else -1
-  if text[start:].strip():
-    yield text[start:]
+  @property
+  def constant(self) -> int | None:
+    """The value of an integer constant."""
+    known = self.opcode == "constant" and self.operands
+    return int(known[0]) if known and re.match(r"-?\d+$", known[0]) else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -197,8 +155,7 @@ class Computation:
   @functools.cached_property
   def root(self) -> Instruction:
     """The result."""
-    found = [i for i in self.instructions.values() if i.is_root]
-    return found[0] if found else [*self.instructions.values()][-1]
+    return next(i for i in self.instructions.values() if i.is_root)
 
   @functools.cached_property
   def parameters(self) -> dict[int, Instruction]:
@@ -246,63 +203,27 @@ class Module:
     """Computation -> executions per step; every branch counts as taken."""
     counts = dict.fromkeys(self._callers_first, 0) | {self.entry: 1}
     for name, instruction in self._reachable():
-      trips = self.trip_counts.get(instruction, 1)
-      for called in self._called(instruction):
-        counts[called] += trips * counts[name]
+      for called in self.called(instruction):
+        counts[called] += self.trips(instruction) * counts[name]
     return counts
 
   @functools.cached_property
   def kernels(self) -> list[Computation]:
     """Computations outside fusions: their instructions write to memory."""
-    fused = set()
+    fused: set[str] = set()
     for name, instruction in self._reachable():
       if name in fused or instruction.opcode == "fusion":
-        fused.update(self._called(instruction))
+        fused.update(self.called(instruction))
     return [self.computations[n] for n in self.runs if n not in fused]
 
-  @functools.cached_property
-  def unknown_loops(self) -> list[Instruction]:
-    """Loops with an unknown trip count; counted once."""
-    return [loop for loop, n in self._known_trip_counts.items() if n is None]
+  def called(self, instruction: Instruction) -> list[str]:
+    """Names of the computations that an instruction calls."""
+    names = [n for names in instruction.called.values() for n in names]
+    return [n for n in names if n in self.computations]
 
-  def origin(
-    self, computation: Computation, instruction: Instruction
-  ) -> tuple[str, str]:
-    """(op_name, 'file.py:line') of an instruction, or ('', '').
-
-    Instructions that the compiler added take them from their caller or from
-    their operands.
-    """
-    near = [instruction, *self._callers.get(computation.name, [])[:1]]
-    for _ in range(_HOPS):
-      before = [computation.instructions.get(n) for n in near[-1].operands]
-      near += [i for i in before if i][:1]
-    for candidate in near:
-      if candidate.op_name:
-        return candidate.op_name, self._source(candidate)
-    return "", ""
-
-  @functools.cached_property
-  def _callers(self) -> dict[str, list[Instruction]]:
-    callers = collections.defaultdict(list)
-    for _, instruction in self._reachable():
-      for called in self._called(instruction):
-        callers[called].append(instruction)
-    return callers
-
-  def _source(self, instruction: Instruction) -> str:
-    line = instruction.attribute(r"source_line=(\d+)")
-    if line:
-      file = instruction.attribute(r'source_file="([^"]*)"')
-      return f"{_base(file or '?')}:{line}"
-    frame = instruction.attribute(r"stack_frame_id=(\d+)")
-    place = self._row("StackFrames", frame).get("file_location_id")
-    location = self._row("FileLocations", place)
-    file = self.tables["FileNames"].get(int(location.get("file_name_id", 0)))
-    return f"{_base(file.strip(chr(34)))}:{location['line']}" if file else ""
-
-  def _row(self, table: str, number: str | None) -> dict[str, str]:
-    return dict(_FIELD.findall(self.tables[table].get(int(number or 0), "")))
+  def fused(self, fusion: Instruction) -> Computation:
+    """The computation of a fusion."""
+    return self.computations[fusion.called["calls"][0]]
 
   def _reachable(self) -> Iterator[tuple[str, Instruction]]:
     """(name of its computation, instruction), callers before callees."""
@@ -310,30 +231,71 @@ class Module:
       for instruction in self.computations[name].instructions.values():
         yield name, instruction
 
-  def _called(self, instruction: Instruction) -> list[str]:
-    names = [n for names in instruction.called.values() for n in names]
-    return [n for n in names if n in self.computations]
-
   @functools.cached_property
   def _callers_first(self) -> list[str]:
     """Reachable computations, callers before callees."""
-    calls, queue = {}, [self.entry]
+    calls: dict[str, list[str]] = {}
+    queue = [self.entry]
     while queue:
       name = queue.pop()
       if name not in calls:
         instructions = self.computations[name].instructions.values()
-        calls[name] = {c for i in instructions for c in self._called(i)}
+        calls[name] = [c for i in instructions for c in self.called(i)]
         queue += calls[name]
     return [*graphlib.TopologicalSorter(calls).static_order()][::-1]
 
-  @functools.cached_property
-  def trip_counts(self) -> dict[Instruction, int]:
-    """Loop -> its trip count; 1 if it is unknown."""
-    known = self._known_trip_counts.items()
-    return {loop: 1 if count is None else count for loop, count in known}
+  # Origins of instructions in the traced program.
+
+  def origin(
+    self, computation: Computation, instruction: Instruction, hops: int = 4
+  ) -> tuple[str, str]:
+    """(op_name, 'file.py:line') of an instruction, or ('', '').
+
+    Instructions that the compiler added take them from their caller or from
+    their operands.
+    """
+    near = [instruction, *self._callers.get(computation.name, [])[:1]]
+    for _ in range(hops):
+      before = [computation.instructions.get(n) for n in near[-1].operands]
+      near += [i for i in before if i][:1]
+    named = [i for i in near if i.op_name]
+    return (named[0].op_name, self._source(named[0])) if named else ("", "")
 
   @functools.cached_property
-  def _known_trip_counts(self) -> dict[Instruction, int | None]:
+  def _callers(self) -> dict[str, list[Instruction]]:
+    callers = collections.defaultdict(list)
+    for _, instruction in self._reachable():
+      for called in self.called(instruction):
+        callers[called].append(instruction)
+    return callers
+
+  def _source(self, instruction: Instruction) -> str:
+    frame = instruction.attribute(r"stack_frame_id=(\d+)")
+    place = self._row("StackFrames", frame).get("file_location_id")
+    location = self._row("FileLocations", place)
+    name = int(location.get("file_name_id", 0))
+    file = self.tables["FileNames"].get(name, "").strip('"')
+    short = "/".join(file.split("/")[-2:])
+    return f"{short}:{location['line']}" if file else ""
+
+  def _row(self, table: str, number: str | None) -> dict[str, str]:
+    text = self.tables[table].get(int(number or 0), "")
+    return dict(re.findall(r"(\w+)=(\d+)", text))
+
+  # Loops.
+
+  def trips(self, instruction: Instruction) -> int:
+    """Runs of what an instruction calls; 1 if it is no loop or unknown."""
+    count = self._trip_counts.get(instruction, 1)
+    return 1 if count is None else count
+
+  @property
+  def unknown_loops(self) -> list[Instruction]:
+    """Loops with an unknown trip count."""
+    return [loop for loop, n in self._trip_counts.items() if n is None]
+
+  @functools.cached_property
+  def _trip_counts(self) -> dict[Instruction, int | None]:
     return {
       i: self._trip_count(computation, i)
       for computation in self.computations.values()
@@ -343,81 +305,86 @@ class Module:
 
   def _trip_count(self, around: Computation, loop: Instruction) -> int | None:
     """Trip count of a loop that counts from a constant to a constant."""
-    known = _TRIP_COUNT.search(loop.rest)
-    if known:
-      return int(known[1])
+    if known := loop.attribute(r'"known_trip_count":\{"n":"(\d+)"'):
+      return int(known)
     condition = self.computations[loop.called["condition"][0]]
-    end, index, direction = self._comparison(condition)
-    if end is None or index is None or direction not in ("LT", "LE"):
+    test, sides = self._unfused(condition, condition.root)
+    if test.opcode != "compare" or sides[0].opcode != "get-tuple-element":
       return None
+    index, end = int(sides[0].attribute(r"index=(\d+)") or 0), sides[1].constant
+    direction = test.attribute(r"direction=(\w+)")
     start = self._start(around, loop, index)
-    if start is None:
+    if end is None or start is None or direction not in ("LT", "LE"):
       return None
     step = self._step(self.computations[loop.called["body"][0]], index)
     return max(0, -(-(end - start + (direction == "LE")) // step))
 
-  def _comparison(self, condition: Computation):
-    """(limit, index of the counter, direction) of a loop condition."""
-    root, inside = condition.root, condition
-    arguments = {}
-    if root.opcode == "fusion":
-      inside = self.computations[root.called["calls"][0]]
-      arguments = {
-        parameter.name: condition.instructions[root.operands[position]]
-        for position, parameter in inside.parameters.items()
-      }
-      root = inside.root
-    if root.opcode != "compare":
-      return None, None, None
-    sides = [inside.instructions[n] for n in root.operands]
-    sides = [arguments.get(side.name, side) for side in sides]
-    end, index = _constant(sides[1]), _element(sides[0])
-    return end, index, root.attribute(r"direction=(\w+)")
-
-  def _start(self, around, loop, index) -> int | None:
+  def _start(
+    self, around: Computation, loop: Instruction, index: int
+  ) -> int | None:
     state = around.instructions[loop.operands[0]]
     if state.opcode != "tuple":
       return None
     first = around.instructions[state.operands[index]]
     while first.opcode in ("copy", "bitcast"):
       first = around.instructions[first.operands[0]]
-    return _constant(first)
+    return first.constant
 
   def _step(self, body: Computation, index: int) -> int:
     """The increment of the counter; 1 if it is not a simple addition."""
     if body.root.opcode != "tuple":
       return 1
     update = body.instructions[body.root.operands[index]]
-    inside = body
-    if update.opcode == "fusion":
-      inside = self.computations[update.called["calls"][0]]
-      update = inside.root
-    if update.opcode != "add":
-      return 1
-    values = [_constant(inside.instructions[n]) for n in update.operands]
-    return next((value for value in values if value), 1)
+    update, terms = self._unfused(body, update)
+    constants = [i.constant for i in terms if i.constant]
+    return constants[0] if update.opcode == "add" and constants else 1
+
+  def _unfused(
+    self, around: Computation, instruction: Instruction
+  ) -> tuple[Instruction, list[Instruction]]:
+    """An instruction, or the root of a fusion, and its operands."""
+    inside, given = around, {}
+    if instruction.opcode == "fusion":
+      inside = self.fused(instruction)
+      given = {
+        parameter.name: around.instructions[instruction.operands[position]]
+        for position, parameter in inside.parameters.items()
+      }
+      instruction = inside.root
+    operands = [inside.instructions.get(n) for n in instruction.operands]
+    return instruction, [given.get(i.name, i) for i in operands if i]
+
+
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")
+_OPCODE = re.compile(r"[ )}]([a-z][\w\-]*)\(")
+_HEAD = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_ROW = re.compile(r"(\d+) (.*)")
 
 
 def parse(text: str) -> Module:
   """Parses the text of an optimised module."""
-  computations, entry, current = {}, "", None
-  tables = {name: {} for name in _TABLES}
-  table = {}
+  computations: dict[str, Computation] = {}
+  entry, current = "", Computation(name="")
+  tables: dict[str, dict[int, str]] = {
+    name: {} for name in ("FileNames", "FileLocations", "StackFrames")
+  }
+  table: dict[int, str] = {}
   lines = iter(text.splitlines())
   header = next(lines, "")
   for line in lines:
     if line[:1].isspace():
-      found = current and _INSTRUCTION.match(line)
-      if found and (opcode := _opcode(found[3])):
-        begin, end = opcode.span(1)
-        rest = found[3][end + 1 :]
+      found = _INSTRUCTION.match(line)
+      if found and (opcode := _OPCODE.search(found[3])):
+        rest = found[3][opcode.end() :]
         if opcode[1] != "while":  # most of the text, and not needed
           rest = rest.partition(", backend_config=")[0]
+        operands, attributes = _split(rest)
         current.instructions[found[2]] = Instruction(
           name=found[2],
           opcode=opcode[1],
-          type=found[3][:begin],
-          rest=rest,
+          type=found[3][: opcode.start(1)],
+          operands=operands,
+          attributes=attributes,
           is_root=bool(found[1]),
         )
     elif line.isidentifier():
@@ -425,8 +392,7 @@ def parse(text: str) -> Module:
     elif found := _ROW.match(line):
       table[int(found[1])] = found[2]
     elif found := _HEAD.match(line):
-      current = Computation(name=found[2])
-      computations[found[2]] = current
+      current = computations[found[2]] = Computation(name=found[2])
       entry = found[2] if found[1] else entry
   partitions = re.search(r"num_partitions=(\d+)", header)
   return Module(
@@ -437,22 +403,15 @@ def parse(text: str) -> Module:
   )
 
 
-def _opcode(text: str) -> re.Match | None:
-  """The first name after the type that is followed by a bracket."""
-  return next((m for m in _OPCODE.finditer(text) if m.start()), None)
-
-
-def _constant(instruction: Instruction) -> int | None:
-  found = re.match(r"(-?\d+)\)", instruction.rest)
-  return int(found[1]) if instruction.opcode == "constant" and found else None
-
-
-def _element(instruction: Instruction) -> int | None:
-  if instruction.opcode != "get-tuple-element":
-    return None
-  return int(instruction.attribute(r"index=(\d+)"))
-
-
-def _base(file: str) -> str:
-  """The last two parts of a path."""
-  return "/".join(file.split("/")[-2:])
+def _split(rest: str) -> tuple[tuple[str, ...], str]:
+  """Splits what follows an opcode's bracket into operands and attributes."""
+  depth, start, operands = 0, 0, []
+  for found in re.finditer(r"[(){}\[\],]", rest):
+    depth += (found[0] in "({[") - (found[0] in ")}]")
+    if depth < 0 or (found[0] == "," and not depth):
+      words = re.sub(r"/\*.*?\*/", "", rest[start : found.start()]).split()
+      operands += [word.lstrip("%") for word in words[-1:]]
+      start = found.end()
+    if depth < 0:
+      break
+  return tuple(operands), rest[start:]

@@ -1,10 +1,13 @@
 """FLOPs, memory traffic and largest arrays of a compiled program."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import functools
+import itertools
 import math
 import re
+
+import numpy as np
 
 from lumiere_jax.contrib.planning.hlo import (
   Computation,
@@ -15,15 +18,13 @@ from lumiere_jax.contrib.planning.hlo import (
 
 _SPLASH = re.compile(r"splash_mha_(fwd|dq|dkv)_")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
-
-_NO_TRAFFIC = (
+_SLICES = ("dynamic-slice", "slice", "gather")
+# Instructions that move no data themselves.
+_NO_TRAFFIC = {
   *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
   *("while", "conditional", "call", "after-all", "opt-barrier", "send", "recv"),
   *("partition-id", "replica-id", "domain", "add-dependency"),
-)
-"""Instructions that move no data themselves."""
-
-_SLICES = ("dynamic-slice", "slice", "gather")
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,11 +67,10 @@ def compiled_flops(module: Module) -> int:
       return _convolution(computation, instruction)
     if kind := _SPLASH.match(instruction.name):
       return _fused_attention(computation, instruction, kind[1])
-    called = [n for names in instruction.called.values() for n in names]
-    costs = [count(name) for name in called if name in module.computations]
+    costs = map(count, module.called(instruction))
     if instruction.opcode == "conditional":
       return max(costs, default=0)
-    return module.trip_counts.get(instruction, 1) * sum(costs)
+    return module.trips(instruction) * sum(costs)
 
   return count(module.entry)
 
@@ -98,58 +98,33 @@ def _dot(computation: Computation, instruction: Instruction) -> int:
 
 def _convolution(computation: Computation, instruction: Instruction) -> int:
   (image,), (kernel,) = computation.operand_shapes(instruction)[:2]
-  inputs, labels, output = _LABELS.search(instruction.attributes).groups()
-  result = instruction.shapes[0]
-  window = instruction.attribute(r"window=\{([^}]*)\}") or ""
-  values = dict(part.split("=") for part in window.split())
-  taps = 1
+  ((inputs, labels, output),) = _LABELS.findall(instruction.attributes)
+  result = instruction.shapes[0].dims
+  text = instruction.attribute(r"window=\{([^}]*)\}") or ""  # size=3x3 pad=1_1x
+  window = {
+    name: [int(number.partition("_")[0]) for number in numbers.split("x")]
+    for name, numbers in (part.split("=") for part in text.split())
+  }
+  taps = 1  # (output, kernel position) pairs that count
   for axis, label in enumerate(sorted(filter(str.isdigit, labels), key=int)):
-    at = lambda name, default, axis=axis: _at(values, name, axis, default)
-    taps *= _taps(
-      inputs=image.dims[inputs.index(label)],
-      outputs=result.dims[output.index(label)],
-      size=kernel.dims[labels.index(label)],
-      stride=at("stride", 1),
-      low=at("pad", 0),
-      holes=at("lhs_dilate", 1),
-      spread=at("rhs_dilate", 1),
+    stride, holes, spread = (
+      window[name][axis] if name in window else 1
+      for name in ("stride", "lhs_dilate", "rhs_dilate")
     )
-  others = result.dims[output.index("b")] * result.dims[output.index("f")]
+    size = kernel.dims[labels.index(label)]
+    outputs = result[output.index(label)]
+    reach = (image.dims[inputs.index(label)] - 1) * holes + 1
+    small = reach < (size - 1) * spread + 1
+    if holes == 1 and not small:
+      taps *= outputs * size
+      continue
+    low = window["pad"][axis] if "pad" in window else 0
+    starts = np.arange(outputs) * stride - low
+    at = np.add.outer(starts, np.arange(size) * spread)
+    inside = (at >= 0) & (at < reach) if small else True
+    taps *= int(np.sum((at % holes == 0) & inside))
+  others = result[output.index("b")] * result[output.index("f")]
   return 2 * taps * others * kernel.dims[labels.index("i")]
-
-
-def _at(values: dict[str, str], name: str, axis: int, default: int) -> int:
-  """The (low) number of an axis in a window such as `size=3x3 pad=1_1x1_1`."""
-  if name not in values:
-    return default
-  return int(values[name].split("x")[axis].partition("_")[0])
-
-
-@functools.cache
-def _taps(
-  *,
-  inputs: int,
-  outputs: int,
-  size: int,
-  stride: int,
-  low: int,
-  holes: int,
-  spread: int,
-) -> int:
-  """(output, kernel position) pairs along one axis that count."""
-  reach = (inputs - 1) * holes + 1
-  small = reach < (size - 1) * spread + 1
-  if holes == 1 and not small:
-    return outputs * size
-  positions = (
-    out * stride - low + tap * spread
-    for out in range(outputs)
-    for tap in range(size)
-  )
-  return sum(
-    position % holes == 0 and (not small or 0 <= position < reach)
-    for position in positions
-  )
 
 
 def traffic(module: Module) -> int:
@@ -159,14 +134,11 @@ def traffic(module: Module) -> int:
   of sliced or partly updated arrays, only that part. Kernels that read an input
   repeatedly, tile by tile, move more.
   """
-  total = 0
-  for computation in module.kernels:
-    moved = sum(
-      _moved(module, computation, instruction)
-      for instruction in computation.instructions.values()
-    )
-    total += module.runs[computation.name] * moved
-  return total
+  return sum(
+    module.runs[computation.name] * _moved(module, computation, instruction)
+    for computation in module.kernels
+    for instruction in computation.instructions.values()
+  )
 
 
 def _moved(
@@ -182,7 +154,7 @@ def _moved(
   results = instruction.shapes
   operands = computation.operand_shapes(instruction)
   if opcode == "fusion":
-    inside = module.computations[instruction.called["calls"][0]]
+    inside = module.fused(instruction)
     read = (
       _read_inside(module, inside, position)
       for position, shapes in enumerate(operands)
@@ -200,9 +172,8 @@ def _moved(
 
 def _started(instruction: Instruction, operands: Sequence[Shape]) -> int:
   """Bytes of an asynchronous copy or collective; results include operands."""
-  count, shapes = len(operands), instruction.shapes
-  first = 0 if instruction.opcode == "copy-start" else count
-  results = shapes[first : first + count]
+  first = 0 if instruction.opcode == "copy-start" else len(operands)
+  results = instruction.shapes[first : first + len(operands)]
   read = _bytes(operands)
   if instruction.opcode.removesuffix("-start") in _SLICES:
     read = min(read, sum(shape.bytes for shape in results))
@@ -242,7 +213,7 @@ def _uses(
     elif user.opcode == "tuple" and value.opcode in ("parameter", "bitcast"):
       yield 0  # passed through
     elif user.opcode == "fusion":
-      nested = module.computations[user.called["calls"][0]]
+      nested = module.fused(user)
       if _source(nested, nested.root) is nested.parameters.get(position):
         yield from _uses(module, inside, user, whole)
       else:
@@ -262,11 +233,9 @@ def _written_inside(
   module: Module, inside: Computation, results: Sequence[Shape]
 ) -> int:
   """Bytes that a fusion writes; of in-place updates, the updated part."""
-  root = inside.root
-  if root.opcode == "tuple":
-    roots = [inside.instructions[name] for name in root.operands]
-  else:
-    roots = [root]
+  roots = [inside.root]
+  if inside.root.opcode == "tuple":
+    roots = [inside.instructions[name] for name in inside.root.operands]
   if len(roots) != len(results):
     return _bytes(results)
   pairs = zip(roots, results, strict=True)
@@ -280,7 +249,7 @@ def _written(
   if root.opcode == "parameter":  # passed through
     return 0
   if root.opcode == "fusion" and len(root.shapes) == 1:
-    nested = module.computations[root.called["calls"][0]]
+    nested = module.fused(root)
     return _written(module, nested, nested.root, result)
   if root.opcode == "dynamic-update-slice":
     update = inside.instructions[root.operands[1]].shapes[0]
@@ -288,35 +257,31 @@ def _written(
   return _bytes([result])
 
 
-def _bytes(shapes: Sequence[Shape]) -> int:
+def _bytes(shapes: Iterable[Shape]) -> int:
   return sum(shape.bytes for shape in shapes if shape.in_hbm)
 
 
 def largest_tensors(module: Module, count: int = 20) -> list[Tensor]:
   """The largest arrays among arguments and results of instructions."""
-  found = {}
-  skipped = {*_NO_TRAFFIC} - {"parameter"}
-  for computation in module.kernels:
-    for instruction in computation.instructions.values():
-      opcode = instruction.opcode
-      inner = opcode == "parameter" and computation.name != module.entry
-      if opcode in skipped or opcode.endswith("-start") or inner:
-        continue
-      if _is_allocation(instruction):  # listed where it is written
-        continue
-      for shape in instruction.shapes:
-        if shape.in_hbm:
-          found.setdefault(shape.bytes, []).append(
-            (shape, computation, instruction)
-          )
-  tensors = {}
-  for size in sorted(found, reverse=True):
-    for shape, computation, instruction in found[size]:
+  arrays = [
+    (shape, computation, instruction)
+    for computation in module.kernels
+    for instruction in computation.instructions.values()
+    if _makes_arrays(instruction, computation.name == module.entry)
+    for shape in instruction.shapes
+    if shape.in_hbm
+  ]
+  size_of = lambda array: array[0].bytes
+  arrays.sort(key=size_of, reverse=True)
+  found: dict[tuple[int, str, str, str], list[Shape]] = {}
+  for size, same in itertools.groupby(arrays, size_of):
+    for shape, computation, instruction in same:
       origin = module.origin(computation, instruction)
-      tensors.setdefault((size, str(shape), *origin), []).append(shape)
-    if len(tensors) >= count:
+      key = (size, str(shape), *origin)
+      found.setdefault(key, []).append(shape)
+    if len(found) >= count:
       break
-  return [
+  tensors = [
     Tensor(
       shape=shapes[0],
       bytes=size,
@@ -324,5 +289,16 @@ def largest_tensors(module: Module, count: int = 20) -> list[Tensor]:
       op_name=op_name,
       source=source,
     )
-    for (size, _, op_name, source), shapes in tensors.items()
-  ][:count]
+    for (size, _, op_name, source), shapes in found.items()
+  ]
+  return tensors[:count]
+
+
+def _makes_arrays(instruction: Instruction, in_entry: bool) -> bool:
+  if instruction.opcode == "parameter":
+    return in_entry
+  return not (
+    instruction.opcode in _NO_TRAFFIC
+    or instruction.opcode.endswith("-start")
+    or _is_allocation(instruction)  # listed where it is written
+  )

@@ -1,6 +1,5 @@
 """The programs to plan: a training step or a sampling step."""
 
-from collections.abc import Callable
 import dataclasses
 import functools
 import math
@@ -46,7 +45,7 @@ class PlannedJob:
     about: sizes to report.
   """
 
-  function: Callable[..., Any]
+  function: Any
   arguments: tuple[Any, ...]
   model_flops: int
   videos: int
@@ -78,7 +77,7 @@ def train_job(experiment: Experiment, mesh: Mesh) -> PlannedJob:
   }
   if experiment.model.cond_channels:
     shapes["mask"] = ((*clip, 1), jnp.uint8)
-  batch = {
+  batch: dict[str, Any] = {
     name: jax.ShapeDtypeStruct(*leaf, sharding=multihost.by_sample(mesh))
     for name, leaf in shapes.items()
   }
@@ -102,14 +101,8 @@ def sample_job(
 ) -> PlannedJob:
   """One sampling step with guidance: the network runs twice per video.
 
-  With windows, one video whose windows are sharded over the data axis; without,
-  one video per device of the batch axes.
-
-  Args:
-    experiment: the stage.
-    mesh: of the devices.
-    num_frames: of a video.
-    windows: temporal windows; None: the whole video at once.
+  With temporal windows, one video whose windows are sharded over the data axis;
+  without, one video per device of the batch axes.
   """
   config = experiment.sampling
   devices = mesh.shape["data"] if windows else 1
@@ -132,15 +125,14 @@ def sample_job(
   model = dataclasses.replace(config.model, attention_kernel="xla")  # countable
   config = dataclasses.replace(config, model=model)
   one_device = dataclasses.replace(program, devices=1, config=config)
+  jit = lambda program: jax.jit(functools.partial(run_chunk, program=program))
   return PlannedJob(
-    function=_jit_chunk(program),
+    function=jit(program),
     arguments=(
       multihost.abstract(params, shardings(params, mesh)),
       *multihost.abstract(inputs, where),
     ),
-    model_flops=count_flops(
-      _jit_chunk(one_device), params, *inputs_of(num_frames)
-    ),
+    model_flops=count_flops(jit(one_device), params, *inputs_of(num_frames)),
     videos=videos,
     about={
       "clip": (num_frames, *config.video.resolution),
@@ -151,10 +143,6 @@ def sample_job(
   )
 
 
-def _jit_chunk(program: Program) -> Callable[..., Any]:
-  return jax.jit(functools.partial(run_chunk, program=program))
-
-
 def _sample_inputs(
   experiment: Experiment, videos: int, frames: int
 ) -> tuple[Any, ...]:
@@ -163,24 +151,22 @@ def _sample_inputs(
   canvas = (videos, frames, *video.resolution)
   extra = model.in_channels - 3 + model.cond_channels
   length, width = experiment.text.max_length, model.text_dim
-  rule = make_sampler("ddim")
 
   def make() -> tuple[Any, ...]:
     text = Cond(
       text=jnp.zeros((videos, length, width)),
       text_mask=jnp.ones((videos, length), bool),
     )
-    cond = text
-    if extra:
-      cond = cond.replace(frames=jnp.zeros((*canvas, extra)))
-    if model.noise_conditioned:
-      cond = cond.replace(noise_level=jnp.zeros(videos))
-    keys = jax.vmap(jax.random.key)(jnp.arange(videos))
+    cond = dataclasses.replace(
+      text,
+      frames=jnp.zeros((*canvas, extra)) if extra else None,
+      noise_level=jnp.zeros(videos) if model.noise_conditioned else None,
+    )
     return (
-      rule.init(jnp.zeros((*canvas, 3))),
+      make_sampler("ddim").init(jnp.zeros((*canvas, 3))),
       jnp.zeros(2),
       jnp.int32(0),
-      keys,
+      jax.vmap(jax.random.key)(jnp.arange(videos)),
       cond,
       text,
       jax.tree.map(jnp.float32, GuidanceParams()),
@@ -196,13 +182,9 @@ def _count(*trees: Any) -> int:
 def make_job(
   name: str, experiment: Experiment, mesh: Mesh, num_frames: int
 ) -> PlannedJob:
-  """A job by name; super-resolution samples in windows.
+  """A job of `JOBS`; super-resolution samples in windows.
 
-  Args:
-    name: one of `JOBS`.
-    experiment: the stage.
-    mesh: of the devices.
-    num_frames: of a sampled video; 0: 80 (1 for image stages).
+  `num_frames` is that of a sampled video; 0: 80 (1 for image stages).
   """
   if name == "train":
     return train_job(experiment, mesh)

@@ -28,7 +28,7 @@ class PlanRequest:
   topology: str = setting(help="TPU slice: v5p:4x4x4, v5e:16x16, v6e:8x8, ...")
   overrides: tuple[str, ...] = ()
   num_slices: int = setting(
-    1, "Number of slices, joined by the data-centre network."
+    1, "Number of slices, joined by the data-centre network.", least=1
   )
   job: str = setting("train", f"A step of: {', '.join(JOBS)}.", choices=JOBS)
   num_frames: int = setting(

@@ -27,25 +27,30 @@ _LIBTPU_ENV = {
 }
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_SMALL_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
-_NAME = re.compile(r"(\w+):(\d+(?:x\d+)*)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Kind:
-  """A TPU version: JAX's name and its possible slices."""
+  """A TPU version.
+
+  Attributes:
+    device_kind: JAX's name.
+    shapes: its small slices.
+    max_chips: of AxBxC slices of multiples of 4; 0: it has none.
+    devices_per_chip: 2 for TPU7x, else 1.
+  """
 
   device_kind: str
-  max_chips: int
-  flat: bool = False
+  shapes: tuple[str, ...] = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+  max_chips: int = 0
   devices_per_chip: int = 1
 
 
 KINDS = {
   "v4": _Kind(device_kind="TPU v4", max_chips=4096),
-  "v5e": _Kind(device_kind="TPU v5e", max_chips=256, flat=True),
+  "v5e": _Kind(device_kind="TPU v5e", shapes=_FLAT),
   "v5p": _Kind(device_kind="TPU v5p", max_chips=6144),
-  "v6e": _Kind(device_kind="TPU v6e", max_chips=256, flat=True),
+  "v6e": _Kind(device_kind="TPU v6e", shapes=_FLAT),
   "tpu7x": _Kind(device_kind="TPU7x", max_chips=9216, devices_per_chip=2),
 }
 
@@ -58,7 +63,7 @@ class Topology:
     name: e.g. "v5p:4x4x4".
     num_slices: joined by the data-centre network.
     chip: peak figures of one device.
-    devices_per_chip: 2 for TPU7x, else 1.
+    devices_per_chip: as JAX counts them.
     devices: of all slices; described, not present.
   """
 
@@ -81,21 +86,20 @@ def describe(name: str, num_slices: int = 1) -> Topology:
 
   Call it before any other use of JAX: the process then computes on the CPU.
   """
-  kind = check_slice(name, num_slices)
-  chip, shape = _NAME.fullmatch(name).groups()
+  kind = check_slice(name)
   if not importlib.util.find_spec("libtpu"):
     raise UserError(
       option("topology"),
       "needs the TPU compiler, libtpu, which is not installed",
       "install it with pip install 'lumiere_jax[tpu]' (no TPU is needed)",
     )
-  for name, value in _LIBTPU_ENV.items():
-    os.environ.setdefault(name, value)
+  for variable, value in _LIBTPU_ENV.items():
+    os.environ.setdefault(variable, value)
   jax.config.update("jax_platforms", "cpu")
-  options = {"num_slices": num_slices} if num_slices > 1 else {}
-  if chip == "v4":  # both cores as one device, as in JAX
+  options: dict[str, Any] = {"num_slices": num_slices} if num_slices > 1 else {}
+  if name.startswith("v4:"):  # both cores as one device, as in JAX
     options["chip_config_name"] = "megacore"
-  if shape == "1x1":
+  if name.endswith(":1x1"):
     options["chips_per_host_bounds"] = (1, 1, 1)
   description = topologies.get_topology_desc(
     topology_name=name, platform="tpu", **options
@@ -103,48 +107,32 @@ def describe(name: str, num_slices: int = 1) -> Topology:
   return Topology(
     name=name,
     num_slices=num_slices,
-    chip=hardware.chip(kind.device_kind),
+    chip=hardware.CHIPS[kind.device_kind],
     devices_per_chip=kind.devices_per_chip,
     devices=description.devices,
   )
 
 
-def check_slice(name: str, num_slices: int = 1) -> _Kind:
-  """The kind of a slice; raises a UserError if there is no such slice."""
-  found = _NAME.fullmatch(name)
+def check_slice(name: str) -> _Kind:
+  """The kind of a slice; raises a UserError if it does not exist."""
+  found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
   if not found:
     raise UserError(
       option("topology", repr(name)),
       "is not CHIP:SHAPE",
       "give one such as v5p:4x4x4 or v5e:16x16",
     )
-  check_choice(f"chip of {option('topology')}", found[1], KINDS)
-  kind = KINDS[found[1]]
-  sizes = tuple(map(int, found[2].split("x")))
-  if not _exists(kind, found[2], sizes):
-    if kind.flat:
-      shapes = f"one of {', '.join(_FLAT)}"
-    else:
-      shapes = (
-        f"{', '.join(_SMALL_CUBES)}, or AxBxC of multiples of 4 with at most "
-        f"{kind.max_chips} chips"
-      )
+  chip, shape = found.groups()
+  check_choice(f"chip of {option('topology')}", chip, KINDS)
+  kind = KINDS[chip]
+  sizes = [int(size) for size in shape.split("x")]
+  cube = len(sizes) == 3 and all(size and size % 4 == 0 for size in sizes)
+  fits = cube and math.prod(sizes) <= kind.max_chips
+  if shape not in kind.shapes and not fits:
+    more = f", or AxBxC of multiples of 4 with at most {kind.max_chips} chips"
     raise UserError(
       option("topology", name),
-      f"does not exist: {found[1]} has no such slices",
-      f"use {shapes}",
-    )
-  if num_slices < 1:
-    raise UserError(
-      option("num_slices", num_slices), "is below 1", "use 1 or more"
+      f"does not exist: {chip} has no such slices",
+      f"use one of {', '.join(kind.shapes)}{more if kind.max_chips else ''}",
     )
   return kind
-
-
-def _exists(kind: _Kind, shape: str, sizes: tuple[int, ...]) -> bool:
-  if kind.flat:
-    return shape in _FLAT
-  if shape in _SMALL_CUBES:
-    return True
-  multiples = len(sizes) == 3 and all(s and s % 4 == 0 for s in sizes)
-  return multiples and math.prod(sizes) <= kind.max_chips

@@ -27,11 +27,7 @@ from lumiere_jax.inference.tasks import DEFAULTS, TASKS
 from lumiere_jax.options import options_of
 
 _MOST_STORED = 64  # Painted masks that were sent and not yet read.
-
-
 _MOST_LAYERS = 8
-
-
 _MOST_BYTES = 8_000_000  # Of a layer.
 
 
@@ -130,13 +126,7 @@ _HINTS = {
 
 
 def make(name: str, pipeline: Pipeline, options: Options) -> Component:
-  """The Gradio component of a field.
-
-  Args:
-    name: of the field.
-    pipeline: that the page is for.
-    options: of the page.
-  """
+  """The Gradio component of a field."""
   info = options_of(*TASKS.values(), Settings).get(name)
   label, hint = LABELS[name], (info and info.hint) or _HINTS.get(name)
   makers: dict[str, Callable[[], Component]] = {
@@ -158,7 +148,7 @@ def make(name: str, pipeline: Pipeline, options: Options) -> Component:
     ),
     "alpha": lambda: gr.Slider(0, MOST, 1.0, step=0.05, label=label, info=hint),
     "strength": lambda: gr.Slider(
-      0.05, info.most, DEFAULTS["strength"], step=0.05, label=label, info=hint
+      0.05, 1.0, DEFAULTS["strength"], step=0.05, label=label, info=hint
     ),
     "seed": lambda: gr.Number(
       0, label=label, precision=0, minimum=0, maximum=SEEDS - 1

@@ -26,11 +26,7 @@ PROMPTS = (
 
 
 FPS = 16.0
-
-
 _SIDE = 256
-
-
 # Motions that leave a part of the frame empty, which a mask keeps.
 _LOCAL_MOTIONS = ("circling", "bouncing", "swinging", "spinning")
 
@@ -59,13 +55,9 @@ class Example:
 def draw_examples(
   folder: Path, num_frames: int, small: tuple[int, int], count: int = 3
 ) -> list[Example]:
-  """Draws scenes and writes their files.
+  """Draws scenes and writes their files to a folder.
 
-  Args:
-    folder: to write to.
-    num_frames: frames per video, at `FPS`.
-    small: (height, width) of the small videos.
-    count: number of scenes.
+  The videos have `num_frames` at `FPS`, the small ones (height, width) `small`.
   """
   source = ProceduralSource(
     num_clips=count,

@@ -1,7 +1,7 @@
 """Per-session job queue, results, and the runner that executes jobs.
 
-Gradio's own queue does not replace it: Gradio cannot interrupt a running
-function that is no generator, and its session state is kept for an hour after
+Gradio's own queue does not replace it: Gradio can only interrupt a running
+function that is a generator, and its session state is kept for an hour after
 the page was closed.
 """
 
@@ -56,30 +56,21 @@ class PageJob:
   """A job of one tab in one session.
 
   Attributes:
-    session: session that submitted it.
-    tab: tab that it was submitted in.
+    session, tab: where it was submitted.
     folder: holds its files; removed with the job.
-    request: what to generate; None until the form has been read.
-    running: whether it has left the queue.
+    request: what to generate, once the form has been read.
+    waiting: whether it can begin.
+    running: whether it has begun.
+    cancelled: whether to stop before it starts, or at its next sampling step.
   """
 
   session: str
   tab: str
   folder: Path
-  request: Asked | None = None
+  request: Asked = dataclasses.field(init=False)
+  waiting: bool = False
   running: bool = False
-  _cancelled: threading.Event = dataclasses.field(
-    default_factory=threading.Event
-  )
-
-  def cancel(self) -> None:
-    """Stops the job before it starts, or at its next sampling step."""
-    self._cancelled.set()
-
-  @property
-  def cancelled(self) -> bool:
-    """Whether `cancel` was called."""
-    return self._cancelled.is_set()
+  cancelled: bool = False
 
   def check(self) -> None:
     """Raises `Cancelled` once the job is cancelled."""
@@ -88,15 +79,14 @@ class PageJob:
 
 
 class JobQueue:
-  """Jobs and results by session; thread-safe."""
+  """Jobs and results by session; thread-safe.
+
+  Attributes:
+    folder: holds the files of jobs and results.
+  """
 
   def __init__(self, folder: Path, capacity: int):
-    """Initializes an empty queue.
-
-    Args:
-      folder: for files of jobs and results.
-      capacity: jobs that may wait or run.
-    """
+    """At most `capacity` jobs may wait or run."""
     self.folder, self._capacity = folder, capacity
     self._lock = threading.Lock()
     self._jobs: dict[tuple[str, str], PageJob] = {}
@@ -107,10 +97,7 @@ class JobQueue:
   ) -> PageJob:
     """Reserves a place, then reads the form; frees the place if that raises.
 
-    Args:
-      session: session that submits the job.
-      tab: tab that it is submitted in.
-      read: reads the form; its argument is a folder for the job's files.
+    `read` takes a folder for the job's files.
     """
     with self._lock:
       if (session, tab) in self._jobs:
@@ -130,15 +117,16 @@ class JobQueue:
     except BaseException:
       self.release(job)
       raise
+    job.waiting = True
     return job
 
   def begin(self, session: str, tab: str) -> PageJob | None:
     """Marks the waiting job of a tab as running; None if there is none."""
     with self._lock:
       job = self._jobs.get((session, tab))
-      if job is None or job.request is None or job.running:
+      if job is None or not job.waiting:
         return None
-      job.running = True
+      job.waiting, job.running = False, True
       return job
 
   def release(self, job: PageJob) -> None:
@@ -157,7 +145,7 @@ class JobQueue:
       job = self._jobs.get((session, tab))
     if job is None:
       return False
-    job.cancel()
+    job.cancelled = True
     if not job.running:
       self.release(job)
     return True
@@ -194,9 +182,8 @@ class JobQueue:
   def close(self) -> None:
     """Cancels every job."""
     with self._lock:
-      jobs = list(self._jobs.values())
-    for job in jobs:
-      job.cancel()
+      for job in self._jobs.values():
+        job.cancelled = True
 
   def new_folder(self) -> Path:
     """Creates a folder with an unguessable name."""
@@ -209,15 +196,9 @@ _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # XLA's status code
 
 
 class JobRunner:
-  """Runs jobs on a loaded pipeline."""
+  """Runs jobs on a loaded pipeline, which all sessions share."""
 
   def __init__(self, pipeline: Pipeline, options: Options):
-    """Stores the pipeline, which all sessions share.
-
-    Args:
-      pipeline: or an object with its methods.
-      options: of the page.
-    """
     self._pipeline, self._options = pipeline, options
     # A styled pipeline has weights of its own, so only one is cached.
     self._styled = functools.lru_cache(maxsize=1)(self._apply_style)
@@ -244,7 +225,7 @@ class JobRunner:
       with capture_notices(notices.append):
         pixels = self._sample(job, on_progress)
       job.check()
-      queue.finish(job, self._write(pixels, job.request, queue))
+      queue.finish(job, self._write(pixels, job.request, queue.new_folder()))
     except UserError as error:
       raise UserError(words(error)) from error
     except Exception as error:
@@ -256,7 +237,12 @@ class JobRunner:
         "has too little memory for this job",
         "ask for fewer frames, a smaller window or fewer pixels",
       ) from error
-    return _report(pixels, time.monotonic() - start, notices)
+    frames = f"{len(pixels)} frames of " if pixels.ndim == 4 else ""
+    size = f"{frames}{pixels.shape[-2]}x{pixels.shape[-3]}"
+    report = f"Done in {time.monotonic() - start:.1f} s: {size}"
+    # Notices on masks name a file of the server.
+    shown = [words(line) for line in notices if option("mask") not in line]
+    return ". ".join([report, *shown]) + "."
 
   def _sample(
     self, job: PageJob, on_progress: OnProgress
@@ -276,16 +262,12 @@ class JobRunner:
     try:
       return self._pipeline.styled(path, alpha)
     except UserError as error:  # users know the style's name, not its path
-      parts = (error.field, error.problem, error.fix)
-      parts = (part.replace(path, style) for part in parts)
-      raise UserError(*parts) from error
+      parts = error.field, error.problem, error.fix
+      raise UserError(*(part.replace(path, style) for part in parts)) from error
 
-  def _write(
-    self, pixels: np.ndarray, request: Asked, queue: JobQueue
-  ) -> Result:
+  def _write(self, pixels: np.ndarray, request: Asked, folder: Path) -> Result:
     task, seed = request.task, request.how["seed"]
-    name = f"{slug(request.prompt) or task.name}-seed{seed}"
-    path = queue.new_folder() / name
+    path = folder / f"{slug(request.prompt) or task.name}-seed{seed}"
     if task.picture:
       path = path.with_suffix(".png")
       write_image(path, pixels)
@@ -296,11 +278,3 @@ class JobRunner:
     if request.prompt:
       caption += f": {request.prompt}"
     return Result(path=os.fspath(path), caption=caption)
-
-
-def _report(pixels: np.ndarray, seconds: float, notices: list[str]) -> str:
-  size = f"{pixels.shape[-2]}x{pixels.shape[-3]}"
-  frames = f"{len(pixels)} frames of " if pixels.ndim == 4 else ""
-  # Notices on masks name a file of the server.
-  shown = [words(line) for line in notices if option("mask") not in line]
-  return ". ".join([f"Done in {seconds:.1f} s: {frames}{size}", *shown]) + "."

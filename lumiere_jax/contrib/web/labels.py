@@ -12,7 +12,7 @@ _ON_PAGE = (
   *("prompt", "negative_prompt", "seed", "style", "alpha"),
   *("left", "top", "right", "bottom", "guidance_from", "guidance_to"),
 )
-"""Fields that are no inputs of tasks and no settings."""
+"""Fields that are neither inputs of tasks nor settings."""
 
 
 LABELS = {
@@ -35,11 +35,13 @@ def words(error: UserError | str) -> str:
   """An error or a notice in the page's names, without paths of the server."""
   if isinstance(error, VideoError):
     return f"{LABELS.get(Path(error.path).stem, 'File')}: {error.reason}"
-  label = lambda name: LABELS.get(name, name)
-  text = (
-    format_message(error, label)
-    if isinstance(error, str)
-    else error.format(label)
-  )
+
+  def label(name: str) -> str:
+    return LABELS.get(name, name)
+
+  if isinstance(error, UserError):
+    text = error.format(label)
+  else:
+    text = format_message(error, label)
   text = re.sub(r"\btask=(\w+)", lambda m: f'"{m[1].replace("_", " ")}"', text)
   return text[:1].upper() + text[1:]

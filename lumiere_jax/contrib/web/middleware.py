@@ -17,10 +17,7 @@ Receive = Callable[[], Awaitable[dict]]
 Send = Callable[[dict], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-
-
 _ROUTES = {
   "GET": (
     r"/(config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json)?",
@@ -36,11 +33,8 @@ _ROUTES = {
   ),
 }
 _UPLOAD_ROUTES = ("/gradio_api/upload", "/gradio_api/component_server")
-
-
 _MAX_BODY_BYTES = 4_000_000  # of requests other than uploads
 _MULTIPART_BYTES = 1_000_000  # allowed in an upload besides its file
-
 
 # Everything comes from this server. Gradio compiles scripts in the browser, and
 # shows pictures and videos before they are uploaded.
@@ -137,11 +131,8 @@ def allowed_hosts(host: str, names: Iterable[str]) -> frozenset[str]:
   """Host names that a server answers to; empty: any.
 
   A server on the loopback address accepts no other names: a web page could
-  point its own name at this machine (DNS rebinding) and send requests.
-
-  Args:
-    host: address that it listens on.
-    names: further names, such as a reverse proxy's.
+  point its own name at this machine (DNS rebinding) and send requests. `names`
+  are further names, such as a reverse proxy's.
   """
   lowered = frozenset(name.lower() for name in names)
   if host.lower() in LOOPBACK:

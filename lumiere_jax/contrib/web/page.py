@@ -1,14 +1,12 @@
 """The Gradio page: one form per task, results, and the ASGI application."""
 
 from collections.abc import Sequence
-import dataclasses
 import os
-from pathlib import Path
 import secrets
 import sys
-import tempfile
 import time
 import traceback
+from typing import Any
 
 import fastapi
 import gradio as gr
@@ -21,7 +19,7 @@ from lumiere_jax.contrib.web.jobs import Cancelled, JobQueue, JobRunner, Result
 from lumiere_jax.contrib.web.labels import STAGES, words
 from lumiere_jax.contrib.web.middleware import ClosedRoutes
 from lumiere_jax.contrib.web.options import Options
-from lumiere_jax.contrib.web.tabs import ADVANCED, TABS, Tab
+from lumiere_jax.contrib.web.tabs import ADVANCED, EDGES, TABS
 from lumiere_jax.contrib.web.uploads import editor_background
 from lumiere_jax.errors import UserError
 from lumiere_jax.inference.cascade import Progress
@@ -29,18 +27,21 @@ from lumiere_jax.inference.pipeline import Pipeline
 
 TITLE = "Lumiere"
 
-
 _CSS = """
 footer { display: none !important; }
 #new-seed { align-self: center; }
 """
-
-
 _DAY_S = 24 * 3600
 _ERROR_S = 20.0
 _PROGRESS_INTERVAL_S = 0.2  # a fast model would keep the browser busy drawing
-
-
+_RESULT_HEIGHT = 340
+_EXAMPLE_EDGES = dict.fromkeys(EDGES, 64)
+_NO_STYLES = (
+  "No style to choose: start the server with --style=NAME=PATH, a style's name "
+  "and folder, once for each."
+)
+_INTERNAL_ERROR = "This went wrong on the server; its log says how"
+_PROGRESS = gr.Progress()
 # Of events that do not wait for other jobs. With `queue=False`, the page would
 # not show their errors.
 _IMMEDIATE = {
@@ -50,38 +51,14 @@ _IMMEDIATE = {
 }
 
 
-_PROGRESS = gr.Progress()
-
-
-_EXAMPLE_EDGES = dict.fromkeys(("left", "top", "right", "bottom"), 64)
-
-
-_NO_STYLES = (
-  "There is no style to choose: start the server with --style=NAME=PATH, a "
-  "style's name and folder, once for each."
-)
-
-
-_INTERNAL_ERROR = "This went wrong on the server; its log says how"
-
-
-_RESULT_HEIGHT = 340
-
-
-def build(
-  pipeline: Pipeline, options: Options, queue: JobQueue | None = None
-) -> gr.Blocks:
+def build(pipeline: Pipeline, options: Options, queue: JobQueue) -> gr.Blocks:
   """Builds the page.
 
   Args:
     pipeline: a loaded pipeline, or an object with its methods.
     options: of the page.
-    queue: holds jobs and results; None: a queue in a new temporary folder,
-      which is not removed.
+    queue: holds jobs and results.
   """
-  if queue is None:
-    folder = Path(tempfile.mkdtemp(prefix="lumiere_app_"))
-    queue = JobQueue(folder, options.capacity)
   os.environ |= {
     # Gradio reads these when components are made and at every request.
     "GRADIO_TEMP_DIR": os.fspath(queue.folder),
@@ -89,8 +66,10 @@ def build(
     # Otherwise Gradio tabulates all jobs after each, for a hidden dashboard.
     "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(sys.maxsize),
   }
-  small = tuple(side // pipeline.upscale for side in pipeline.resolution())
-  examples = draw_examples(queue.folder / "scenes", pipeline.frames({}), small)
+  height, width = (side // pipeline.upscale for side in pipeline.resolution())
+  examples = draw_examples(
+    queue.folder / "scenes", pipeline.frames({}), (height, width)
+  )
   page = gr.Blocks(
     title=TITLE, analytics_enabled=False, delete_cache=(_DAY_S // 24, _DAY_S)
   )
@@ -150,16 +129,6 @@ def application(
   return ClosedRoutes(app=app, names=names, max_bytes=max_bytes)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Form:
-  """Inputs, buttons and status line of one tab."""
-
-  inputs: dict[str, Component]
-  make: gr.Button
-  cancel: gr.Button
-  status: gr.Textbox
-
-
 class _Page:
   """Lays out the components and connects their events."""
 
@@ -173,31 +142,34 @@ class _Page:
     self._pipeline, self._options = pipeline, options
     self._queue, self._examples = queue, examples
     self._runner = JobRunner(pipeline, options)
-    gr.Markdown(_summary(pipeline))
+    frames, (height, width) = pipeline.frames({}), pipeline.resolution()
+    gr.Markdown(
+      f"**{TITLE}**: {frames} frames of {width}x{height}, {pipeline.fps:g} a "
+      "second, unless you ask for another length"
+    )
     with gr.Row():
       with gr.Column(scale=3):
         with gr.Tabs(overflow_behavior="wrap"):
-          forms = {k: self._form(k, tab) for k, tab in TABS.items()}
+          forms = {task: self._form(task) for task in TABS}
         shared = self._shared()
       with gr.Column(scale=2, min_width=360):
         self._results = _Results(queue)
     for task, form in forms.items():
-      self._connect(task, form, shared)
+      self._connect(task, *form, shared)
 
-  def _input(self, name: str) -> Component:
-    return components.make(name, self._pipeline, self._options)
-
-  def _rows(
-    self, rows: Sequence[str | tuple[str, ...]]
-  ) -> dict[str, Component]:
+  def _rows(self, rows: Sequence[tuple[str, ...]]) -> dict[str, Component]:
     inputs = {}
     for row in rows:
       with gr.Row():
-        for name in (row,) if isinstance(row, str) else row:
-          inputs[name] = self._input(name)
+        for name in row:
+          inputs[name] = components.make(name, self._pipeline, self._options)
     return inputs
 
-  def _form(self, task: str, tab: Tab) -> _Form:
+  def _form(
+    self, task: str
+  ) -> tuple[dict[str, Component], gr.Button, gr.Button, gr.Textbox]:
+    """Inputs, buttons and status line of a tab."""
+    tab = TABS[task]
     with gr.Tab(tab.title), gr.Column(elem_id=task):
       gr.Markdown(tab.about)
       available = task != "stylize" or bool(self._options.styles)
@@ -211,14 +183,15 @@ class _Page:
         label="Status", interactive=False, lines=2, elem_classes="status"
       )
       gr.Examples(
-        self._example_rows(task, tab.examples),
+        self._example_rows(task),
         [inputs[name] for name in tab.examples],
         cache_examples=False,
         api_visibility="private",
       )
-    return _Form(inputs=inputs, make=make, cancel=cancel, status=status)
+    return inputs, make, cancel, status
 
-  def _example_rows(self, task: str, names: Sequence[str]) -> list[list]:
+  def _example_rows(self, task: str) -> list[list]:
+    names = TABS[task].examples
     if names == ("prompt",):
       return [[prompt] for prompt in PROMPTS]
     rows = [vars(example) | _EXAMPLE_EDGES for example in self._examples]
@@ -228,22 +201,29 @@ class _Page:
 
   def _shared(self) -> dict[str, Component]:
     """Seed, negative prompt and settings, shared by all tabs."""
+    make = lambda name: components.make(name, self._pipeline, self._options)
     with gr.Row():
-      seed = self._input("seed")
+      seed = make("seed")
       new_seed = gr.Button(
         "New seed", size="sm", scale=0, min_width=100, elem_id="new-seed"
       )
-      negative = self._input("negative_prompt")
+      negative = make("negative_prompt")
     new_seed.click(lambda: secrets.randbelow(SEEDS), None, seed, **_IMMEDIATE)
     with gr.Accordion("Advanced", open=False):
       advanced = self._rows(ADVANCED)
     return {"seed": seed, "negative_prompt": negative} | advanced
 
   def _connect(
-    self, task: str, form: _Form, shared: dict[str, Component]
+    self,
+    task: str,
+    own: dict[str, Component],
+    make_button: gr.Button,
+    cancel_button: gr.Button,
+    status: gr.Textbox,
+    shared: dict[str, Component],
   ) -> None:
     """Connects the buttons and the mask editor of a tab."""
-    inputs = form.inputs | shared
+    inputs = own | shared
 
     def check(request: gr.Request, *values) -> str:
       named = dict(zip(inputs, values, strict=True))
@@ -254,39 +234,35 @@ class _Page:
 
     def cancel(request: gr.Request) -> str:
       found = self._queue.cancel(request.session_hash, task)
-      return "Cancelled." if found else "There is nothing to cancel."
+      return "Cancelled." if found else "Nothing to cancel."
 
-    checked = form.make.click(
-      check,
-      [*inputs.values()],
-      form.status,
-      api_name=f"check_{task}",
-      **_IMMEDIATE,
+    checked = make_button.click(
+      check, [*inputs.values()], status, api_name=f"check_{task}", **_IMMEDIATE
     )
     running = checked.success(
       run,
       None,
-      [form.status, *self._results.components],
-      show_progress_on=form.status,
+      [status, *self._results.components],
+      show_progress_on=status,
       concurrency_id="sampling",
       concurrency_limit=self._options.jobs,
       api_name=f"make_{task}",
       api_visibility="private",
     )
-    form.cancel.click(
+    cancel_button.click(
       cancel,
       None,
-      form.status,
+      status,
       cancels=running,
       api_name=f"cancel_{task}",
       **_IMMEDIATE,
     )
-    if "strokes" in form.inputs:
-      field = "image" if "image" in form.inputs else "video"
-      form.inputs[field].change(
+    if "strokes" in own:
+      field = "image" if "image" in own else "video"
+      own[field].change(
         lambda path: self._editor(path, field),
-        form.inputs[field],
-        form.inputs["strokes"],
+        own[field],
+        own["strokes"],
         api_name=f"canvas_{task}",
         **_IMMEDIATE,
       )
@@ -342,25 +318,26 @@ class _Page:
 
 
 class _Results:
-  """The selected result with a download button, and a gallery of all."""
+  """The selected result with a download button, and a gallery of all.
+
+  Attributes:
+    components: that `newest` and `unchanged` return values for.
+  """
 
   def __init__(self, queue: JobQueue):
     self._queue = queue
-    shared = {"label": "Result", "interactive": False, "buttons": []}
-    self._selected = [
-      gr.Video(
-        autoplay=True,
-        loop=True,
-        height=_RESULT_HEIGHT,
-        elem_id="video",
-        **shared,
-      ),
-      gr.Image(
-        visible=False, height=_RESULT_HEIGHT, elem_id="picture", **shared
-      ),
+    shared: dict[str, Any] = {
+      "label": "Result",
+      "interactive": False,
+      "buttons": [],
+      "height": _RESULT_HEIGHT,
+    }
+    selected = [
+      gr.Video(autoplay=True, loop=True, elem_id="video", **shared),
+      gr.Image(visible=False, elem_id="picture", **shared),
       gr.DownloadButton("Download", interactive=False, elem_id="download"),
     ]
-    self._gallery = gr.Gallery(
+    gallery = gr.Gallery(
       label="Made in this session, the newest first",
       columns=3,
       fit_columns=False,
@@ -371,21 +348,15 @@ class _Results:
       buttons=[],
       elem_id="results",
     )
+    self.components: list[Component] = [*selected, gallery]
 
     def select(event: gr.SelectData, request: gr.Request) -> list:
       results = queue.results(request.session_hash)
       if event.index < len(results):
         return _show(results[event.index])
-      return [gr.skip()] * len(self._selected)
+      return [gr.skip()] * len(selected)
 
-    self._gallery.select(
-      select, None, self._selected, show_progress="hidden", queue=False
-    )
-
-  @property
-  def components(self) -> list[Component]:
-    """The components that `newest` and `unchanged` return values for."""
-    return [*self._selected, self._gallery]
+    gallery.select(select, None, selected, show_progress="hidden", queue=False)
 
   @property
   def unchanged(self) -> list:
@@ -409,14 +380,6 @@ def _show(result: Result) -> list:
     gr.Image(picture, visible=is_picture, label=result.caption),
     gr.DownloadButton(value=result.path, interactive=True),
   ]
-
-
-def _summary(pipeline: Pipeline) -> str:
-  frames, (height, width) = pipeline.frames({}), pipeline.resolution()
-  return (
-    f"**{TITLE}**: {frames} frames of {width}x{height}, {pipeline.fps:g} a "
-    "second, unless you ask for another length"
-  )
 
 
 def _as_gradio_error(error: UserError) -> gr.Error:

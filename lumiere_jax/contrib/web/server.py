@@ -4,10 +4,8 @@ from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import importlib
-import ipaddress
 import os
 from pathlib import Path
-import shutil
 import signal
 import socket
 import sys
@@ -29,11 +27,7 @@ _SHUTDOWN_TIMEOUT_S = 3
 def start(source: ModelSource, options: Options, address: Address) -> None:
   """Checks the options, then serves the page until Ctrl-C or SIGTERM.
 
-  Args:
-    source: the pipeline to load.
-    options: of the page; the files of the pipeline and of the styles are added
-      to `options.secret`.
-    address: where to listen.
+  The files of the pipeline and of the styles are added to `options.secret`.
   """
   source.check()
   for path in options.styles.values():
@@ -57,12 +51,9 @@ def _load(source: ModelSource, options: Options) -> Pipeline:
 def serve(
   load: Callable[[], Pipeline], options: Options, address: Address
 ) -> None:
-  """Loads a pipeline and serves the page until Ctrl-C or SIGTERM.
+  """Serves the page until Ctrl-C or SIGTERM.
 
-  Args:
-    load: returns the pipeline; called once the port is bound.
-    options: of the page.
-    address: where to listen.
+  `load` returns the pipeline; it is called once the port is bound.
   """
   page = _import_page()
   import uvicorn  # which Gradio depends on
@@ -108,13 +99,14 @@ def _import_page() -> types.ModuleType:
 @contextlib.contextmanager
 def temporary_queue(options: Options) -> Iterator[JobQueue]:
   """A queue in a temporary folder that only this user can read."""
-  folder = Path(tempfile.mkdtemp(prefix="lumiere_app_")).resolve()
-  queue = JobQueue(folder, options.capacity)
-  try:
-    yield queue
-  finally:
-    queue.close()
-    shutil.rmtree(folder, ignore_errors=True)
+  with tempfile.TemporaryDirectory(
+    prefix="lumiere_app_", ignore_cleanup_errors=True
+  ) as folder:
+    queue = JobQueue(Path(folder).resolve(), options.capacity)
+    try:
+      yield queue
+    finally:
+      queue.close()
 
 
 @contextlib.contextmanager
@@ -129,11 +121,7 @@ def _exit_on(number: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
-  try:
-    version = ipaddress.ip_address(host).version
-  except ValueError:
-    version = 4  # a host name
-  family = socket.AF_INET6 if version == 6 else socket.AF_INET
+  family = socket.AF_INET6 if ":" in host else socket.AF_INET
   with socket.socket(family, socket.SOCK_STREAM) as listener:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

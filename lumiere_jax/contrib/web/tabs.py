@@ -8,11 +8,7 @@ from lumiere_jax.inference.tasks import TASKS
 from lumiere_jax.options import label_of, options_of
 
 Row = tuple[str, ...]
-
-
 EDGES = ("left", "top", "right", "bottom")
-
-
 EXAMPLES = ("prompt", "image", "last_image", "video", "box", *EDGES)
 """Fields that an example of a tab fills in."""
 
@@ -55,9 +51,7 @@ _ON_PAGE: dict[Row, tuple[Row, ...]] = {
 def _rows(cls: type, *, ungrouped: bool) -> list[Row]:
   """Options of a dataclass in their order, those of one group in a row.
 
-  Args:
-    cls: the dataclass.
-    ungrouped: whether options without a group have rows of their own, or none.
+  Options without a group have rows of their own if `ungrouped`, else none.
   """
   rows: list[Row] = []
   options = options_of(cls)
@@ -77,7 +71,7 @@ def _tab(name: str) -> Tab:
   if name == "stylize":
     rows.append(("style", "alpha"))
   title = _TITLES.get(name, label_of(name))
-  about = TASKS[name].__doc__.partition("\n")[0]
+  about = (TASKS[name].__doc__ or "").partition("\n")[0]
   return Tab(title=title, about=about, fields=tuple(rows))
 
 

@@ -15,7 +15,6 @@ from jaxtyping import Bool, UInt8
 import numpy as np
 from PIL import Image
 
-from lumiere_jax.contrib.web.labels import words
 from lumiere_jax.contrib.web.options import Limits
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.media.container import Track, open_video
@@ -72,7 +71,7 @@ def take_picture(
     folder: to store it in.
 
   Returns:
-    Its new path; '' if there is no upload.
+    Its new path; '' without an upload.
   """
   if not path:
     return ""
@@ -110,18 +109,11 @@ def take_mask(path: str | None, limits: Limits, folder: Path) -> str:
 
 
 def check_sides(what: str, size: tuple[int, int], limits: Limits) -> None:
-  """Raises a UserError if a side of a picture or video exceeds the limit.
-
-  Args:
-    what: its name in the message, such as 'Video'.
-    size: (width, height) in pixels.
-    limits: the limits to check.
-  """
-  width, height = size
+  """Raises a UserError if a side of `what`, (width, height), is too large."""
   if max(size) > limits.max_side:
     raise UserError(
       what,
-      f"is too large: {width}x{height} pixels",
+      f"is too large: {size[0]}x{size[1]} pixels",
       f"at most {limits.max_side} a side are accepted",
     )
 
@@ -129,14 +121,7 @@ def check_sides(what: str, size: tuple[int, int], limits: Limits) -> None:
 def check_pixels(
   what: str, frames: int, size: tuple[int, int], limits: Limits
 ) -> None:
-  """Raises a UserError if a video has more pixels than the limit.
-
-  Args:
-    what: its name in the message, such as 'Video'.
-    frames: number of frames.
-    size: (width, height) in pixels.
-    limits: the limits to check.
-  """
+  """Raises a UserError if a video, `what`, has more pixels than the limit."""
   width, height = size
   millions = frames * width * height / 1e6
   if millions > limits.max_mpixels:
@@ -193,21 +178,16 @@ def _check_length(track: Track, field: str, limits: Limits) -> None:
   packets, end_s = 0, (track.container.duration or 0) / 1e6
   for packet in track.container.demux(track.stream):
     packets += packet.size > 0
-    if packet.pts is not None:
+    if packet.pts is not None and base is not None:
       end = packet.pts + (packet.duration or 0) - start
       end_s = max(end_s, float(end * base))
-    if packets > limits.max_seconds * _MAX_FPS:
-      end_s = float("inf")
-    if end_s > limits.max_seconds + 0.1:
-      break
-  else:
-    return
-  length = "" if end_s == float("inf") else f": {end_s:.1f} s"
-  raise UserError(
-    option(field),
-    f"is too long{length}",
-    f"at most {limits.max_seconds:g} s are accepted",
-  )
+    many = packets > limits.max_seconds * _MAX_FPS
+    if many or end_s > limits.max_seconds + 0.1:
+      raise UserError(
+        option(field),
+        "is too long" + ("" if many else f": {end_s:.1f} s"),
+        f"at most {limits.max_seconds:g} s are accepted",
+      )
 
 
 def editor_background(
@@ -215,26 +195,15 @@ def editor_background(
 ) -> UInt8[np.ndarray, "h w 3"]:
   """Reads the background of the mask editor from an upload.
 
-  Args:
-    path: of the upload.
-    field: 'image', or 'video' for its first frame.
-    limits: limits on uploads.
-
-  Returns:
-    Pixels with a longer side of `EDITOR_SIDE`.
-
-  Raises:
-    UserError: the upload cannot be used; worded with the page's labels.
+  The field is 'image', or 'video' for its first frame. The longer side of the
+  result is `EDITOR_SIDE`.
   """
-  try:
-    with tempfile.TemporaryDirectory() as name:
-      if field == "image":
-        pixels = read_image(take_picture(path, field, limits, Path(name)))
-      else:
-        taken = take_video(path, field, limits, Path(name))
-        pixels = read_clip(taken, start_s=0.0, num_frames=1, fps=1.0)[0]
-  except UserError as error:
-    raise UserError(words(error)) from error
+  with tempfile.TemporaryDirectory() as name:
+    if field == "image":
+      pixels = read_image(take_picture(path, field, limits, Path(name)))
+    else:
+      taken = take_video(path, field, limits, Path(name))
+      pixels = read_clip(taken, start_s=0.0, num_frames=1, fps=1.0)[0]
   image = Image.fromarray(pixels)
   scale = EDITOR_SIDE / max(image.size)
   size = [max(1, round(side * scale)) for side in image.size]
@@ -246,11 +215,7 @@ def painted_mask(
 ) -> Bool[np.ndarray, "h w"] | None:
   """The union of the strokes on the layers of the mask editor.
 
-  Args:
-    layers: pictures whose alpha channel holds the strokes.
-
-  Returns:
-    None if there is no layer.
+  Each layer is a picture whose alpha channel holds strokes; None without any.
   """
   masks = [_read_strokes(layer) for layer in layers]
   if len({mask.shape for mask in masks}) > 1:

@@ -1,13 +1,17 @@
-"""Plans of programs that a CPU compiles, and of compiler errors."""
+"""Plans of programs that a CPU compiles, of compiler errors, and rooflines."""
+
+import types
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from lumiere_jax.contrib.planning import analysis
-from lumiere_jax.contrib.planning.analysis import parse_oom
+from lumiere_jax.contrib.planning.analysis import parse_oom, roofline
+from lumiere_jax.contrib.planning.collectives import KINDS, Collective
+from lumiere_jax.contrib.planning.hlo import Shape
 from lumiere_jax.contrib.planning.topology import Topology
-from lumiere_jax.parallel.hardware import CHIPS
+from lumiere_jax.parallel.hardware import CHIPS, Chip
 
 TOPOLOGY = Topology(
   name="v5e:1x1",
@@ -44,63 +48,47 @@ Total hbm usage >= 65.05G:
      Allocation type: HLO temp
 """
 
-FAST = analysis.fast_compile_options()
+MATRIX = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+FLOPS = 2 * 64**3
 
 
-def settings() -> dict:
-  """The current values of the settings that fast compilation changes."""
-  return {name: getattr(jax.config, name) for name in FAST}
-
-
-class Failing:
-  """A lowered program that does not compile."""
-
-  def __init__(self, message: str):
-    self.message = message
-
-  def compile(self):
-    raise jax.errors.JaxRuntimeError(self.message)
-
-
-class Recording:
-  """A lowered program that records the settings it is compiled with."""
-
-  def __init__(self, lowered):
-    self.lowered = lowered
-
-  def compile(self):
-    self.settings = settings()
-    self.cached = jax.config.jax_enable_compilation_cache
-    return self.lowered.compile()
-
-
-def product(size=64):
-  x = jax.ShapeDtypeStruct((size, size), jnp.float32)
+def product():
   step = lambda w, x: (w - jnp.tanh(x @ w), (x * 2).sum())
-  return jax.jit(step, donate_argnums=0).lower(x, x), 2 * size**3
+  return jax.jit(step, donate_argnums=0).lower(MATRIX, MATRIX)
 
 
-def analyse(lowered, **options):
-  values = {"topology": TOPOLOGY, "model_flops": 2 * 64**3}
-  return analysis.analyse(lowered, **(values | options))
+def analyse(compile_, arguments=(MATRIX, MATRIX), fast=False):
+  return analysis.analyse(
+    types.SimpleNamespace(compile=compile_),
+    topology=TOPOLOGY,
+    model_flops=FLOPS,
+    arguments=arguments,
+    about={},
+    fast=fast,
+  )
+
+
+def failing(message):
+  def compile_():
+    raise jax.errors.JaxRuntimeError(message)
+
+  return compile_
 
 
 def test_a_product():
-  lowered, flops = product()
-  plan = analyse(lowered)
+  plan = analyse(product().compile)
   matrix = 64 * 64 * 4
+  memory, measured = plan.memory, plan.measured
   assert plan.fits
-  assert plan.memory.arguments == 2 * matrix
-  assert plan.memory.outputs < matrix  # the first reuses the buffer of `w`
-  assert plan.memory.limit == 15.75 * 2**30
-  memory = plan.memory
+  assert memory.arguments == 2 * matrix
+  assert memory.outputs < matrix  # the first reuses the buffer of `w`
+  assert memory.limit == 15.75 * 2**30
   parts = (memory.arguments, memory.outputs, memory.temporaries, memory.code)
   assert memory.needed == sum(parts)
-  measured = plan.measured
-  assert measured.flops == flops
+  assert measured.flops == FLOPS
   assert measured.moved >= 3 * matrix
   assert measured.traffic == ()
-  assert measured.roofline.compute == flops / 197e12
+  assert measured.roofline.compute == FLOPS / 197e12
   assert measured.roofline.memory == measured.moved / 819e9
   assert measured.roofline.model == measured.roofline.compute
   assert measured.tensors[0].bytes == matrix
@@ -108,27 +96,33 @@ def test_a_product():
 
 
 def test_fast_compilation_and_settings_are_restored():
-  kept = jax.config.jax_enable_compilation_cache
-  before = settings()
-  for fast, expected in ((False, before), (True, FAST)):
-    lowered = Recording(product()[0])
-    assert analyse(lowered, fast=fast).fast == fast
-    assert lowered.settings == expected
-    assert not lowered.cached
-  assert settings() == before != FAST
-  assert jax.config.jax_enable_compilation_cache == kept
+  fastest = analysis.fast_compile_options()
+  names = [*fastest, "jax_enable_compilation_cache"]
+  settings = lambda: {name: getattr(jax.config, name) for name in names}
+  before, lowered = settings(), product()
+  for fast in (False, True):
+    during = []
+
+    def compile_(during=during):
+      during.append(settings())
+      return lowered.compile()
+
+    assert analyse(compile_, fast=fast).fast == fast
+    changed = {"jax_enable_compilation_cache": False}
+    assert during == [before | changed | (fastest if fast else {})]
+  assert settings() == before
+  assert before.items().isdisjoint(fastest.items())
 
 
 def test_running_out_of_memory_is_a_result():
   arguments = {"w": jax.ShapeDtypeStruct((1024, 2**20), jnp.bfloat16)}
-  plan = analyse(Failing(OOM_SHORT), arguments=arguments)
+  plan = analyse(failing(OOM_SHORT), arguments)
   assert not plan.fits
   assert plan.measured is None
   assert plan.memory.needed == int(21.96 * 2**30)
   assert plan.memory.limit == int(15.75 * 2**30)
   assert plan.memory.arguments == 2**31
   assert plan.memory.temporaries == plan.memory.needed - 2**31
-  assert analyse(Failing(OOM_SHORT)).memory.arguments is None
 
 
 def test_arrays_in_the_error_are_parsed():
@@ -153,4 +147,72 @@ def test_arrays_in_the_error_are_parsed():
 def test_other_errors_are_raised(message):
   assert parse_oom(message) is None
   with pytest.raises(jax.errors.JaxRuntimeError):
-    analyse(Failing(message))
+    analyse(failing(message))
+
+
+CHIP = Chip(
+  flops=100.0,
+  hbm_bytes=1e9,
+  hbm_bandwidth=10.0,
+  ici_bandwidth=4.0,
+  dcn_bandwidth=1.0,
+)
+
+
+def collective(kind="all-reduce", **changes) -> Collective:
+  values = {
+    "operands": (Shape(dtype="f32", dims=(4,)),),  # 16 bytes
+    "results": (),
+    "count": 1,
+    "groups": (),
+    "group_size": 4,
+    "between_slices": False,
+    "op_name": "",
+    "source": "",
+  }
+  return Collective(kind=kind, **(values | changes))
+
+
+RINGS = {
+  "all-reduce": 2 * 3 / 4 * 16,
+  "all-gather": 3 * 16,
+  "reduce-scatter": 3 / 4 * 16,
+  "all-to-all": 3 / 4 * 16,
+  "ragged-all-to-all": 3 / 4 * 16,
+  "collective-broadcast": 3 / 4 * 16,
+  "collective-permute": 16,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_sent_in_a_ring(kind):
+  assert collective(kind).sent == RINGS[kind]
+  assert collective(kind, count=5).sent == 5 * RINGS[kind]
+  assert collective(kind, group_size=1).sent == 0
+
+
+@pytest.mark.parametrize(
+  ("flops", "moved", "moves", "model_flops", "seconds", "bound_by", "mfu"),
+  [
+    # 24 bytes on the links; 16 between slices.
+    (
+      *(300, 20),
+      [collective(), collective("collective-permute", between_slices=True)],
+      *(400, (3, 2, 6, 16), "network", 2 / 16),
+    ),
+    (300, 20, [], 600, (3, 2, 0, 0), "compute", 1),
+    (0, 0, [], 600, (0, 0, 0, 0), "compute", 0),
+  ],
+)
+def test_roofline(flops, moved, moves, model_flops, seconds, bound_by, mfu):
+  found = roofline(
+    CHIP,
+    devices=2,
+    flops=flops,
+    moved=moved,
+    collectives=moves,
+    model_flops=model_flops,
+  )
+  assert (*found.terms.values(),) == seconds
+  assert (found.bound, found.bound_by) == (max(seconds), bound_by)
+  assert found.mfu == mfu

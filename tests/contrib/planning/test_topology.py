@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 
+from lumiere_jax.contrib.planning.planner import PlanRequest
 from lumiere_jax.contrib.planning.topology import KINDS, check_slice, describe
 from lumiere_jax.errors import UserError
 from lumiere_jax.parallel.hardware import chip
@@ -30,7 +31,7 @@ def test_slices_that_exist(name):
     ("v5e:3x5", "v5e has no such slices; use one of 1x1, 2x2, 2x4"),
     ("v5e:32x16", "v5e has no such slices"),
     ("v6e:4x4x4", "v6e has no such slices"),
-    ("v5p:4x4", "v5p has no such slices; use 2x2x1"),
+    ("v5p:4x4", "v5p has no such slices; use one of 2x2x1"),
     ("v5p:3x3x3", "AxBxC of multiples of 4 with at most 6144 chips"),
     ("v5p:0x4x4", "v5p has no such slices"),
     ("v5p:24x24x24", "v5p has no such slices"),
@@ -43,7 +44,7 @@ def test_slices_that_do_not(name, words):
 
 def test_the_number_of_slices_is_positive():
   with pytest.raises(UserError, match="num_slices=0"):
-    check_slice("v5e:2x2", 0)
+    PlanRequest(config="", topology="v5e:2x2", num_slices=0)
 
 
 def test_the_compiler_is_required(monkeypatch):

@@ -85,6 +85,17 @@ def video(tmp_path, rng):
   return str(path)
 
 
+@pytest.fixture
+def with_files(picture, video, tmp_path):
+  """Replaces "picture", "video" and "large" in a form by paths of uploads."""
+  large = tmp_path / "large.png"
+  write_image(large, np.zeros((1, 1001, 3), np.uint8))
+  files = {"picture": picture, "video": video, "large": str(large)}
+  return lambda values: {
+    k: files.get(v, v) if isinstance(v, str) else v for k, v in values.items()
+  }
+
+
 def long_video(path: pathlib.Path, frames: int, fps: int = 16) -> str:
   """Writes a video of one colour, which takes few bytes per frame."""
   with av.open(str(path), "w") as out:

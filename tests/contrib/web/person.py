@@ -13,11 +13,9 @@ from lumiere_jax.contrib.web.uploads import EDITOR_SIDE
 
 WAIT_MS = 120_000
 
-
 # Of screenshots.
 _COLOURS = 128
 _MAX_BYTES = 150_000
-
 
 # Messages of a browser without a graphics card.
 _HARMLESS = ("GPU stall", "WebGL", "GL Driver", "PixiJS", "Deprecation")
@@ -32,38 +30,23 @@ class Person:
   """
 
   def __init__(self, page: Page, url: str, shots: str, timeout_s: float):
-    """Opens the page.
+    """Opens a URL; `timeout_s` is for one video.
 
-    Args:
-      page: of the browser.
-      url: to open.
-      shots: folder for screenshots; '': none are taken.
-      timeout_s: for one video.
+    Screenshots are stored in the folder `shots`; '': none are taken.
     """
     self.page, self._shots, self._timeout_s = page, shots, timeout_s
     self.unexpected: list[str] = []
     page.set_default_timeout(WAIT_MS)
-    page.on("request", lambda r: self._on_request(r.url, url))
-    page.on("response", lambda r: self._on_response(r.status, r.url))
-    page.on("pageerror", lambda error: self.unexpected.append(str(error)))
-    page.on("console", self._on_console)
+    note = lambda bad, words: bad and self.unexpected.append(words)
+    local = (url, "data:", "blob:")
+    page.on("request", lambda r: note(not r.url.startswith(local), r.url))
+    page.on("response", lambda r: note(r.status >= 400, f"{r.status} {r.url}"))
+    page.on("pageerror", lambda error: note(True, str(error)))
+    page.on("console", lambda m: note(_is_error(m), m.text))
     page.goto(url)
     expect(page.get_by_role("tab", name="Text to video")).to_be_visible(
       timeout=WAIT_MS
     )
-
-  def _on_request(self, address: str, url: str) -> None:
-    if not address.startswith((url, "data:", "blob:")):
-      self.unexpected.append(f"request to {address}")
-
-  def _on_response(self, status: int, address: str) -> None:
-    if status >= 400:
-      self.unexpected.append(f"{status} {address}")
-
-  def _on_console(self, message) -> None:
-    harmless = any(word in message.text for word in _HARMLESS)
-    if message.type == "error" and not harmless:
-      self.unexpected.append(message.text)
 
   def open(self, title: str) -> Locator:
     """Goes to a tab."""
@@ -134,16 +117,10 @@ class Person:
 
     until(no_error, self._timeout_s)
 
-  def read_error(self, shot: str = "") -> str:
-    """Waits for an error message, closes it and returns its text.
-
-    Args:
-      shot: name of a screenshot to take of it; '': none.
-    """
+  def read_error(self) -> str:
+    """Waits for an error message, closes it and returns its text."""
     toast = self.page.locator(".toast-body")
     expect(toast.first).to_be_visible()
-    if shot:
-      self.shoot(shot)
     text = toast.first.inner_text().splitlines()[-1]
     toast.first.locator(".toast-close").click()
     expect(toast).to_have_count(0)
@@ -224,6 +201,11 @@ def until(
   while not condition():
     assert time.monotonic() < end
     time.sleep(0.1)
+
+
+def _is_error(message) -> bool:
+  harmless = any(word in message.text for word in _HARMLESS)
+  return message.type == "error" and not harmless
 
 
 def _is_blank(shot: bytes) -> bool:

@@ -29,9 +29,15 @@ SESSION = "abc123"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Site:
-  """A served page, and the HTTP requests that a browser would send."""
+  """A served page, and the HTTP requests that a browser would send.
+
+  Attributes:
+    queue, page: where this process serves it.
+  """
 
   port: int
+  queue: JobQueue | None = None
+  page: gr.Blocks | None = None
 
   @property
   def url(self) -> str:
@@ -93,16 +99,8 @@ class Site:
     return [values.get(x["label"], x.get("value")) for x in inputs]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Served(Site):
-  """A page that this process serves."""
-
-  queue: JobQueue
-  page: gr.Blocks
-
-
 @contextlib.contextmanager
-def served(pipeline: Pipeline, options: Options) -> Iterator[Served]:
+def served(pipeline: Pipeline, options: Options) -> Iterator[Site]:
   """Serves a pipeline in this process; calls may be nested."""
   with (
     mock.patch.dict(os.environ),  # `build` sets Gradio's folder there
@@ -124,7 +122,7 @@ def served(pipeline: Pipeline, options: Options) -> Iterator[Served]:
       while not server.started:
         time.sleep(0.05)
         assert thread.is_alive()
-      yield Served(port=listener.getsockname()[1], queue=queue, page=page)
+      yield Site(port=listener.getsockname()[1], queue=queue, page=page)
     finally:
       queue.close()
       server.should_exit = True

@@ -11,7 +11,6 @@ import json
 import os
 from pathlib import Path
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -51,14 +50,9 @@ def running(folder: Path, *flags: str):
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-  return shutil.copytree(GOLDEN, tmp_path_factory.mktemp("app") / "bundle")
-
-
-@pytest.fixture(scope="module")
-def site(bundle, tmp_path_factory):
+def site(tmp_path_factory):
   folder = tmp_path_factory.mktemp("tmp")
-  with running(folder, f"--model={bundle}", "--max_mb=1") as (site, _):
+  with running(folder, f"--model={GOLDEN}", "--max_mb=1") as (site, _):
     yield site
 
 
@@ -94,6 +88,7 @@ def test_example_files_are_served(site):
   assert suffixes == {".png": 6, ".mp4": 6}
   for path in paths:
     assert site.ask(FILE + path)[0] == 200
+  assert site.ask(f"{FILE}{GOLDEN}/bundle.json")[0] == 403
 
 
 def test_cancelling_while_sampling(site):
@@ -112,15 +107,8 @@ def test_cancelling_while_sampling(site):
   assert statuses == ["Cancelled."] * 2  # of the job and of the button
 
 
-def test_files_of_the_bundle(site, bundle):
-  for file in bundle.iterdir():
-    status, answer = site.ask(f"{FILE}{file}")
-    assert status == 403
-    assert file.read_bytes()[:20] not in answer
-
-
-def test_a_port_in_use(site, bundle):
-  result = run_command("app", f"--model={bundle}", f"--port={site.port}")
+def test_a_port_in_use(site):
+  result = run_command("app", f"--model={GOLDEN}", f"--port={site.port}")
   assert result.returncode == 2
   (line,) = (x for x in result.stderr.splitlines() if x.startswith("error: "))
   assert f"--port={site.port} cannot be used" in line
@@ -128,8 +116,8 @@ def test_a_port_in_use(site, bundle):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_it_and_remove_its_files(bundle, tmp_path, number):
-  with running(tmp_path, f"--model={bundle}") as (site, process):
+def test_signals_end_it_and_remove_its_files(tmp_path, number):
+  with running(tmp_path, f"--model={GOLDEN}") as (site, process):
     assert site.ask("/")[0] == 200
     (folder,) = tmp_path.glob("lumiere_app_*")
     process.send_signal(number)

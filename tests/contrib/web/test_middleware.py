@@ -15,15 +15,7 @@ UPLOAD = "/gradio_api/upload"
 JOIN = "/gradio_api/queue/join"
 
 
-def ask(
-  path,
-  method="GET",
-  *,
-  body=(b"",),
-  names=LOOPBACK,
-  host="127.0.0.1:7860",
-  **headers,
-):
+def ask(path, method="GET", *, body=(b"",), names=LOOPBACK, **headers):
   """(status, headers, what the application behind has read) of a request."""
   sent, read = [], []
 
@@ -46,13 +38,13 @@ def ask(
   async def send(message):
     sent.append(message)
 
-  headers = {k.replace("_", "-"): v for k, v in headers.items()}
+  headers = {"host": "127.0.0.1:7860"} | headers
   scope = {
     "type": "http",
     "method": method,
     "path": path,
     "headers": [
-      (k.encode(), v.encode()) for k, v in ({"host": host} | headers).items()
+      (k.replace("_", "-").encode(), v.encode()) for k, v in headers.items()
     ],
   }
   closed = ClosedRoutes(app=app, names=names, max_bytes=2_000_000)
@@ -61,21 +53,16 @@ def ask(
 
 
 @pytest.mark.parametrize(
-  ("method", "path"),
+  "request_",
   [
-    ("GET", "/"),
-    ("HEAD", "/"),
-    ("GET", "/assets/index.js"),
-    ("GET", "/static/fonts/x.woff2"),
-    ("GET", "/gradio_api/queue/data"),
-    ("GET", "/gradio_api/heartbeat/abc123"),
-    ("GET", f"{FILE}/tmp/lumiere_app_x/a video.mp4"),
-    ("POST", "/gradio_api/queue/join"),
-    ("POST", "/gradio_api/upload"),
-    ("POST", "/gradio_api/cancel"),
+    *("GET /", "HEAD /", "GET /assets/index.js", "GET /static/fonts/x.woff2"),
+    *("GET /gradio_api/queue/data", "GET /gradio_api/heartbeat/abc123"),
+    f"GET {FILE}/tmp/lumiere_app_x/a video.mp4",
+    *(f"POST {JOIN}", f"POST {UPLOAD}", "POST /gradio_api/cancel"),
   ],
 )
-def test_requests_of_the_page(method, path):
+def test_requests_of_the_page(request_):
+  method, _, path = request_.partition(" ")
   status, headers, _ = ask(path, method)
   assert status == 200
   policy = headers[b"content-security-policy"].decode()
@@ -86,44 +73,33 @@ def test_requests_of_the_page(method, path):
 
 
 @pytest.mark.parametrize(
-  ("method", "path"),
+  "request_",
   [
-    ("GET", "/gradio_api/proxy=https://example.org/"),
-    ("GET", "/gradio_api/file/etc/passwd"),
-    ("GET", "/gradio_api/run-history/buckets"),
-    ("POST", "/gradio_api/run-history/connect"),
-    ("GET", "/gradio_api/runs"),
-    ("GET", "/gradio_api/deep_link"),
-    ("GET", "/gradio_api/stream/a/1/2/playlist.m3u8"),
-    ("POST", "/gradio_api/process_recording"),
-    ("POST", "/gradio_api/vibe-edit"),
-    ("GET", "/monitoring"),
-    ("GET", "/gradio_api/token"),
-    ("POST", "/login"),
-    ("GET", "/gradio_api/openapi.json"),
-    ("GET", "/gradio_api/queue/join"),
-    ("DELETE", "/"),
-    ("POST", "/"),
-    ("GET", "//"),
-    ("GET", "/gradio_api/queue/data/../../monitoring"),
+    "GET /gradio_api/proxy=https://example.org/",
+    *("GET /gradio_api/file/etc/passwd", "GET /gradio_api/deep_link"),
+    *("GET /gradio_api/run-history/buckets", "GET /gradio_api/runs"),
+    "POST /gradio_api/run-history/connect",
+    "GET /gradio_api/stream/a/1/2/playlist.m3u8",
+    *("POST /gradio_api/process_recording", "POST /gradio_api/vibe-edit"),
+    *("GET /monitoring", "GET /gradio_api/token", "POST /login"),
+    *("GET /gradio_api/openapi.json", "GET /gradio_api/queue/join"),
+    *("DELETE /", "POST /", "GET //"),
+    "GET /gradio_api/queue/data/../../monitoring",
   ],
 )
-def test_other_requests(method, path):
+def test_other_requests(request_):
+  method, _, path = request_.partition(" ")
   assert ask(path, method)[0] == 404
 
 
 @pytest.mark.parametrize(
   "file",
   [
-    "https://example.org/x.png",
-    "http:/example.org",
-    "etc/passwd",
-    "/tmp/lumiere_app_x/../../etc/passwd",
+    *("https://example.org/x.png", "http:/example.org", "file:///etc/passwd"),
+    *("etc/passwd", "/tmp/lumiere_app_x/../../etc/passwd"),
     "/tmp/lumiere_app_x/%2e%2e/%2e%2e/etc/passwd",
     "/tmp/lumiere_app_x/%252e%252e/etc/passwd",
-    "/tmp/..\\..\\etc",
-    "/tmp/x\0.mp4",
-    "file:///etc/passwd",
+    *("/tmp/..\\..\\etc", "/tmp/x\0.mp4"),
   ],
 )
 def test_unsafe_file_paths(file):
@@ -135,37 +111,28 @@ PUBLIC = allowed_hosts("0.0.0.0", ["video.example.org"])
 
 
 @pytest.mark.parametrize(
-  ("names", "host", "status"),
+  ("names", "headers", "status"),
   [
-    (LOOPBACK, "evil.example.org:7860", 421),
-    (LOOPBACK, "", 421),
-    (LOOPBACK, "[", 421),
-    (LOOPBACK, "localhost:1", 200),
-    (LOOPBACK, "[::1]:7860", 200),
-    (LOOPBACK, "LOCALHOST", 200),
-    (NAMED, "video.example.org", 200),
-    (NAMED, "evil.example.org", 421),
-    (allowed_hosts("0.0.0.0", []), "anything", 200),
-    (PUBLIC, "anything", 421),
-    (PUBLIC, "0.0.0.0:7860", 200),
+    (LOOPBACK, {"host": "evil.example.org:7860"}, 421),
+    (LOOPBACK, {"host": ""}, 421),
+    (LOOPBACK, {"host": "["}, 421),
+    (LOOPBACK, {"host": "localhost:1"}, 200),
+    (LOOPBACK, {"host": "[::1]:7860"}, 200),
+    (LOOPBACK, {"host": "LOCALHOST"}, 200),
+    (NAMED, {"host": "video.example.org"}, 200),
+    (NAMED, {"host": "evil.example.org"}, 421),
+    (allowed_hosts("0.0.0.0", []), {"host": "anything"}, 200),
+    (PUBLIC, {"host": "anything"}, 421),
+    (PUBLIC, {"host": "0.0.0.0:7860"}, 200),
+    (LOOPBACK, {"origin": "http://127.0.0.1:7860"}, 200),
+    (LOOPBACK, {"origin": "http://evil.example.org"}, 403),
+    (LOOPBACK, {"origin": "null"}, 403),
+    (LOOPBACK, {"origin": "http://["}, 403),
+    (NAMED, {"origin": "https://video.example.org"}, 200),
   ],
 )
-def test_host_names(names, host, status):
-  assert ask("/", host=host, names=names)[0] == status
-
-
-@pytest.mark.parametrize(
-  ("names", "origin", "status"),
-  [
-    (LOOPBACK, "http://127.0.0.1:7860", 200),
-    (LOOPBACK, "http://evil.example.org", 403),
-    (LOOPBACK, "null", 403),
-    (LOOPBACK, "http://[", 403),
-    (NAMED, "https://video.example.org", 200),
-  ],
-)
-def test_origins(names, origin, status):
-  assert ask(UPLOAD, "POST", origin=origin, names=names)[0] == status
+def test_hosts_and_origins(names, headers, status):
+  assert ask(UPLOAD, "POST", names=names, **headers)[0] == status
 
 
 @pytest.mark.parametrize("length", ["5000000", "x"])

@@ -44,16 +44,17 @@ def test_styles():
   assert styles == {"ink": "/a", "oil on canvas": "/b=c"}
 
 
-@pytest.mark.parametrize("text", ["ink", "=path", "ink=", " =path"])
-def test_malformed_styles(text):
-  with pytest.raises(UserError, match="is not NAME=PATH") as error:
-    parse_styles([text])
-  assert error.value.field == option("style", text)
-
-
-def test_duplicate_styles():
-  with pytest.raises(UserError, match="style=ink=/b uses the name ink"):
-    parse_styles(["ink=/a", "ink=/b"])
+@pytest.mark.parametrize(
+  ("flags", "problem"),
+  [
+    *(([text], "is not NAME=PATH") for text in ("ink", "=a", "ink=", " =a")),
+    (["ink=/a", "ink=/b"], "uses the name ink"),
+  ],
+)
+def test_unusable_styles(flags, problem):
+  with pytest.raises(UserError, match=problem) as error:
+    parse_styles(flags)
+  assert error.value.field == option("style", flags[-1])
 
 
 @pytest.mark.parametrize(

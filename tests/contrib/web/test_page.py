@@ -7,19 +7,15 @@ pytest.importorskip("gradio", reason="needs the app extra")
 
 import os
 import re
-import shutil
 import types
 from unittest import mock
 
 import gradio as gr
-import numpy as np
 
 from lumiere_jax.contrib.web.jobs import JobQueue
 from lumiere_jax.contrib.web.options import Limits, Options
 from lumiere_jax.contrib.web.page import build
 from lumiere_jax.contrib.web.tabs import ADVANCED, TABS
-from lumiere_jax.media.images import write_image
-from tests.contrib.web.conftest import long_video
 from tests.contrib.web.stand_in import FRAMES, LARGE, PROMPT, Drawing
 
 pytestmark = pytest.mark.app
@@ -86,7 +82,7 @@ def test_videos_and_pictures(press, queue):
 
 def test_only_queued_jobs_run(press, drawing):
   before = drawing.steps
-  assert press("cancel", "text_to_video") == "There is nothing to cancel."
+  assert press("cancel", "text_to_video") == "Nothing to cancel."
   press("make", "text_to_video")
   press("check", "text_to_video")
   press("make", "text_to_video", session="you")
@@ -95,70 +91,36 @@ def test_only_queued_jobs_run(press, drawing):
   assert drawing.steps == before
 
 
-@pytest.fixture
-def files(picture, video, tmp_path):
-  """Uploads by name."""
-  large, text = tmp_path / "large.png", tmp_path / "text.png"
-  write_image(large, np.zeros((2, 901, 3), np.uint8))
-  text.write_text("this is no picture")
-  return {
-    "picture": picture,
-    "video": video,
-    "large": str(large),
-    "text": str(text),
-    "long": long_video(tmp_path / "long.mp4", 80),
-  }
-
-
-# (task, values, words of the message); test_forms.py has more.
-WRONG = [
-  ("text_to_video", {"prompt": ""}, "^prompt"),
-  ("text_to_video", {"seed": -1}, "^seed"),
-  ("text_to_video", {"sampler": "euler"}, "^sampler"),
-  ("text_to_video", {"steps": 0}, "^steps=0"),
-  ("text_to_video", {"window": 98}, "^window"),
-  ("image_to_video", {}, "picture"),
-  ("image_to_video", {"image": "large"}, "^picture is too large: 901x2"),
-  ("image_to_video", {"image": "text"}, "^picture is not a png, jpg, webp"),
-  ("extend", {"video": "long"}, "^video is too long: 5.0 s; at most 4 s"),
-  ("inpaint", {"video": "video"}, "mask"),
-  ("outpaint", {"video": "video"}, "edges"),
-  ("cinemagraph", {"image": "picture", "box": "a"}, "^box=a"),
-  ("stylize", {}, "style"),
-  ("video_to_video", {"video": "video", "strength": 2}, "^strength"),
-  ("super_resolve", {"video": "picture"}, "^video is not a mp4, mov, webm"),
-  ("panorama", {"width": 9000}, "too large: 9000x"),
-]
-
-
-@pytest.mark.parametrize(("task", "values", "message"), WRONG)
-def test_wrong_inputs(press, queue, files, task, values, message):
-  values = {k: files.get(v, v) for k, v in values.items()}
+# test_forms.py has more.
+@pytest.mark.parametrize(
+  ("task", "values", "message"),
+  [
+    ("text_to_video", {"prompt": ""}, "^Prompt is empty"),
+    ("cinemagraph", {"image": __file__}, "^Picture is not a png, jpg, webp"),
+  ],
+)
+def test_wrong_inputs(press, queue, task, values, message):
   with pytest.raises(gr.Error) as error:
     press("check", task, **values)
   shown = error.value.message
-  assert re.search(message, shown, re.IGNORECASE)
+  assert re.search(message, shown)
   assert "\n" not in shown
-  assert "/tmp" not in shown
+  assert __file__ not in shown
   assert not error.value.print_exception
   assert queue.begin("me", task) is None  # and no job waits
 
 
-def test_a_full_queue_and_a_busy_tab(press):
+def test_a_busy_tab(press):
   press("check", "text_to_video")
   with pytest.raises(gr.Error, match="This tab already has a job"):
     press("check", "text_to_video")
-  press("check", "text_to_image")
-  press("check", "panorama", width=256)
-  with pytest.raises(gr.Error, match="The queue is full: 3 jobs are before"):
-    press("check", "stylize")
 
 
-def test_errors_of_a_running_job(press, files):
-  press("check", "extend", video=files["video"], context=99)
+def test_errors_of_a_running_job(press, video):
+  press("check", "extend", video=video, context=99)
   with pytest.raises(gr.Error, match="Context=99"):
     press("make", "extend")
-  press("check", "extend", video=files["video"], context=8)  # the tab is free
+  press("check", "extend", video=video, context=8)  # the tab is free
 
 
 def test_internal_errors_are_only_in_the_log(press, monkeypatch, capsys):
@@ -184,8 +146,3 @@ def test_styles(drawing, tmp_path, styles):
   (choice,) = (x for x in configs if x.get("label") == "Style")
   assert [name for name, _ in choice["choices"]] == [*styles]
   assert choice["value"] == next(iter(styles), None)
-
-
-def test_a_page_without_a_queue(drawing):
-  assert isinstance(build(drawing, Options()), gr.Blocks)
-  shutil.rmtree(os.environ["GRADIO_TEMP_DIR"])

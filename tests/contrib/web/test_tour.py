@@ -70,14 +70,6 @@ def test_a_tab(person, task, tmp_path):
   person.shoot(task)
 
 
-def test_a_wrong_input(person):
-  person.open(TABS["cinemagraph"].title)
-  person.example()
-  person.fill("Box", "")
-  person.press("Make")
-  assert "ask" in person.read_error("message")
-
-
 def test_cancelling(person):
   person.open(TABS["text_to_video"].title)
   person.example()
