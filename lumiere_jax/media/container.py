@@ -21,12 +21,9 @@ from lumiere_jax.media.input_file import (
 TOLERANCE_S = 1e-3
 """Matroska and FLV round timestamps to milliseconds."""
 
-
 _WITHOUT_TIMESTAMPS = 0x80  # libavformat's AVFMT_NOTIMESTAMPS
 
-
 _UNSPECIFIED_RATE = Fraction(25)
-
 
 # Formats with an index or timestamps that seeking can rely on.
 _SEEKABLE = ("mov", "matroska", "avi", "flv", "mpegts")

@@ -15,9 +15,7 @@ from lumiere_jax.errors import VideoError
 
 RGBImage = UInt8[np.ndarray, "h w 3"]
 
-
 PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-
 
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on, rows and columns are exchanged
 

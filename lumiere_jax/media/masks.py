@@ -31,17 +31,13 @@ from lumiere_jax.typing import Mask
 
 MaskFrame = Bool[np.ndarray, "h w"]
 
-
 Box = tuple[int, int, int, int]
-
 
 # Pillow composes the transparent frames of a GIF; FFmpeg turns pixels that
 # were never painted white.
 _READ_BY_PILLOW = PICTURE_ENDINGS | {".gif"}
 
-
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # BT.709
-
 
 _HALF = 127.5
 

@@ -20,9 +20,7 @@ SCALING = int(
   | Interpolation.BITEXACT
 )
 
-
 _UNSPECIFIED = 2  # libavutil's AVCOL_SPC_UNSPECIFIED
-
 
 # Untagged video is BT.709 from this stored size on, BT.601 below: the rule of
 # mpv (mp_csp_guess_colorspace).

@@ -18,14 +18,11 @@ from lumiere_jax.typing import Clip
 
 OnFrame = Callable[[float, av.VideoFrame], None]
 
-
 RESAMPLING = ("nearest", "blend")
 """How frames are resampled to another rate; see `read_clip`."""
 
-
 # Formats that state their length, so that a missing end can be detected.
 _STATE_LENGTH = ("mov", "matroska", "avi")
-
 
 # Seeking can overshoot, by reordered frames or because transport streams have
 # to find a key frame first. It is then tried again from farther back.

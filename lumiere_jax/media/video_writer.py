@@ -25,21 +25,16 @@ from lumiere_jax.typing import Clip
 
 Frames = Iterable[RGBImage]
 
-
 _BITEXACT = {"fflags": "+bitexact"}
 
-
 _BT709 = 1  # the code of BT.709 in the three colour tables of H.273
-
 
 GROUP = 8
 """Distance between key frames in `encode_clip`."""
 
-
 # x264's output depends on the number of threads, which is therefore fixed.
 # Without cpu-independent it varies between runs even so (seen in 1 of 10).
 _H264 = {"preset": "medium", "threads": "4", "x264-params": "cpu-independent=1"}
-
 
 # Closed groups without reordering: decoding a frame needs only the frames since
 # the last key frame. Many clips are encoded at a time, so one thread each.
@@ -48,7 +43,6 @@ _SHORT_GROUPS = {
   "x264-params": f"cpu-independent=1:keyint={GROUP}:min-keyint={GROUP}:"
   "scenecut=0:open-gop=0:bframes=0",
 }
-
 
 # With row-mt the output depends on the number of threads (seen from one thread
 # to two).
@@ -59,7 +53,6 @@ _VP9 = {
   "threads": "4",
   "b": "0",  # constant quality instead of a bit rate
 }
-
 
 _MAX_CRF, _MAX_CRF_VP9 = 51, 63
 
@@ -124,9 +117,7 @@ def _encode(
 
 _GIF_TICKS = 100  # per second
 
-
 _GIF_MAX_FPS = 50
-
 
 _PNG_NAME = re.compile(r"\d{5,}\.png")
 

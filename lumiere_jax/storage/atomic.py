@@ -15,7 +15,6 @@ from lumiere_jax.errors import UserError
 
 AnyPath = str | os.PathLike
 
-
 _UNFINISHED = ".part"
 
 

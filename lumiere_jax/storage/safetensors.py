@@ -69,7 +69,6 @@ _DTYPES: dict[np.dtype, str] = {
   }.items()
 }
 
-
 _DTYPE_OF_CODE = {code: dtype for dtype, code in _DTYPES.items()}
 
 

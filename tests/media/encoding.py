@@ -7,7 +7,6 @@ import numpy as np
 
 H264 = {"g": "12", "bf": "3", "crf": "4"}
 
-
 KINDS = {  # name -> codec, encoder options, muxer
   "h264.mp4": ("libx264", H264, None),
   "h264.mkv": ("libx264", H264, None),

@@ -11,7 +11,6 @@ from lumiere_jax.storage.hub import is_hub_name
 
 GOLDEN = Path(__file__).parents[1] / "inference" / "golden" / "format_1"
 
-
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
