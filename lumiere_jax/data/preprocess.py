@@ -28,7 +28,6 @@ from lumiere_jax.data.video_index import Video
 from lumiere_jax.errors import UserError, VideoError, option
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.input_file import require_file
-from lumiere_jax.media.resize import Framing
 from lumiere_jax.media.video_reader import RESAMPLING, read_frames
 from lumiere_jax.media.video_writer import encode_clip
 from lumiere_jax.models.text_encoder import TextEncoder
@@ -246,26 +245,27 @@ def encode_segment(segment: Segment, options: Options) -> bytes:
     start_s=clip.start_s,
     num_frames=clip.frames,
     fps=options.fps,
-    framing=_framing(segment),
+    resolution=(clip.height, clip.width),
+    crop=_crop(segment),
     resample=options.resample,
     end_s=clip.start_s + clip.seconds,
   )
   return encode_clip(frames, options.fps, crf=options.crf)
 
 
-def _framing(segment: Segment) -> Framing:
-  """Downscales, and crops the pixel that makes a size odd.
+def _crop(segment: Segment) -> tuple[float, float]:
+  """Crops the pixel that makes a size odd, after downscaling.
 
-  The crop is on the side that leaves the central square in place.
+  It does so on the side that leaves the central square in place.
   """
   target = segment.stored.height, segment.stored.width
   scale = max(t / s for t, s in zip(target, segment.size, strict=True))
   middle = lambda whole: round((whole - min(target)) * 0.5)
-  crop = [
+  down, across = (
     float(middle(round(s * scale)) > middle(t))
     for t, s in zip(target, segment.size, strict=True)
-  ]
-  return Framing(resolution=target, crop=(crop[0], crop[1]))
+  )
+  return down, across
 
 
 def map_ahead(

@@ -12,19 +12,19 @@ can be uploaded to the Hugging Face hub and then be loaded by name.
 find a complete bundle, also while another is being written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from importlib import resources
 import json
 import os
 from pathlib import Path
+import re
 import shutil
 from typing import Any
 
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.storage import safetensors
-from lumiere_jax.storage.atomic import write_json, writing
-from lumiere_jax.storage.hub import fetch, is_hub_name
+from lumiere_jax.storage.atomic import AnyPath, write_json, writing
 from lumiere_jax.storage.safetensors import LazyArray
 from lumiere_jax.typing import FlatParams
 
@@ -41,6 +41,8 @@ SHIPPED = "demo"
 """The name of the bundle that the package contains."""
 
 _FILES = (INDEX, "*.safetensors", "*.model")
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,16 +70,16 @@ class Bundle:
 
   def load(self, name: str) -> FlatParams:
     """Reads all leaves of one part: path -> array."""
-    flat: FlatParams = {}
-    for file in self.parts[name].tensors:
-      flat |= safetensors.load(self.folder / file)
-    return dict(sorted(flat.items()))
+    return self._merge(name, safetensors.load)
 
   def leaves(self, name: str) -> dict[str, LazyArray]:
     """The leaves of one part, each read on access."""
-    flat: dict[str, LazyArray] = {}
+    return self._merge(name, safetensors.load_lazily)
+
+  def _merge(self, name: str, read: Callable[[Path], Mapping]) -> dict:
+    flat: dict = {}
     for file in self.parts[name].tensors:
-      flat |= safetensors.load_lazily(self.folder / file)
+      flat |= read(self.folder / file)
     return dict(sorted(flat.items()))
 
   def file(self, name: str, role: str) -> Path:
@@ -85,20 +87,19 @@ class Bundle:
     return self.folder / self.parts[name].files[role]
 
 
-def find(path: str | os.PathLike, what: str) -> Path:
-  """The folder of the bundle at `path`, which may be in a workdir.
+def find(path: AnyPath, what: str) -> Path:
+  """The folder of a bundle.
 
   Args:
-    path: a bundle, a workdir, `SHIPPED`, or the name of a repository on the
-      hub.
+    path: the bundle, a workdir that has one, `SHIPPED`, or the name of a
+      repository on the hub.
     what: the option it came from, for the error.
   """
-  folder = Path(path)
-  if found := _local(folder) or _shipped(path):
+  if found := _local(path):
     return found
   if is_hub_name(path):
-    return find(fetch(str(path), _FILES), what)
-  state = "has no bundle.json" if folder.is_dir() else "does not exist"
+    return find(_download(str(path)), what)
+  state = "has no bundle.json" if Path(path).is_dir() else "does not exist"
   raise UserError(
     f"{what}={path}",
     state,
@@ -106,25 +107,49 @@ def find(path: str | os.PathLike, what: str) -> Path:
   )
 
 
-def is_bundle(path: str | os.PathLike) -> bool:
+def is_bundle(path: AnyPath) -> bool:
   """Whether `find` finds a bundle at `path` without a download."""
-  return bool(_local(Path(path)) or _shipped(path))
+  return _local(path) is not None
 
 
-def _local(folder: Path) -> Path | None:
-  for candidate in (folder, folder / "bundle"):
-    if (candidate / INDEX).is_file():
-      return candidate
-  return None
+def _local(path: AnyPath) -> Path | None:
+  shipped = Path(str(resources.files("lumiere_jax"))) / "assets" / SHIPPED
+  places = [Path(path), Path(path, "bundle")]
+  places += [shipped] if str(path) == SHIPPED else []
+  return next((place for place in places if (place / INDEX).is_file()), None)
 
 
-def _shipped(path: str | os.PathLike) -> Path | None:
-  if str(path) != SHIPPED:
-    return None
-  return _local(Path(str(resources.files("lumiere_jax"))) / "assets" / SHIPPED)
+def is_hub_name(name: AnyPath) -> bool:
+  """Whether `name` can be `owner/name[@revision]` rather than a local path.
+
+  If its first folder exists, it is taken for a misspelt path.
+  """
+  owner = str(name).partition("/")[0]
+  return bool(_HUB_NAME.fullmatch(str(name))) and not Path(owner).exists()
 
 
-def open_bundle(path: str | os.PathLike, what: str = option("model")) -> Bundle:
+def _download(name: str) -> Path:
+  """The local folder of a repository, downloaded on first use."""
+  import huggingface_hub  # slow to import and rarely needed
+
+  owner_and_name, _, revision = name.partition("@")
+  try:
+    return Path(
+      huggingface_hub.snapshot_download(
+        owner_and_name, revision=revision or None, allow_patterns=list(_FILES)
+      )
+    )
+  except (OSError, ValueError) as error:
+    reason = str(error).strip().splitlines()[0]
+    raise UserError(
+      name,
+      "is no local folder and could not be downloaded from the Hugging Face "
+      f"hub ({reason})",
+      "check the name, your access and the network",
+    ) from error
+
+
+def open_bundle(path: AnyPath, what: str = option("model")) -> Bundle:
   """Reads bundle.json and checks that the files it names exist."""
   folder = find(path, what)
   try:
@@ -143,18 +168,13 @@ def open_bundle(path: str | os.PathLike, what: str = option("model")) -> Bundle:
       f"has format {index['format']!r} version {version}",
       f"this program reads {FORMAT!r} up to {VERSION}: update it",
     )
-  bundle = Bundle(
-    folder=folder,
-    parts={
-      name: Part(
-        meta=part["meta"],
-        tensors=tuple(part["tensors"]),
-        files=part.get("files", {}),
-      )
-      for name, part in parts.items()
-    },
-    about=index.get("about", {}),
-  )
+  opened = {
+    name: Part(
+      meta=p["meta"], tensors=tuple(p["tensors"]), files=p.get("files", {})
+    )
+    for name, p in parts.items()
+  }
+  bundle = Bundle(folder=folder, parts=opened, about=index.get("about", {}))
   for part in bundle.parts.values():
     for file in (*part.tensors, *part.files.values()):
       if Path(file).name != file:
@@ -173,7 +193,7 @@ def open_bundle(path: str | os.PathLike, what: str = option("model")) -> Bundle:
 
 
 def write(
-  folder: str | os.PathLike, parts: Mapping[str, Part], about: Mapping[str, Any]
+  folder: AnyPath, parts: Mapping[str, Part], about: Mapping[str, Any]
 ) -> None:
   """Replaces bundle.json, then removes tensors that it no longer names.
 

@@ -11,7 +11,6 @@ import pytest
 from lumiere_jax.errors import UserError, VideoError
 from lumiere_jax.media import video_writer
 from lumiere_jax.media.input_file import InMemoryFile
-from lumiere_jax.media.resize import Framing
 from lumiere_jax.media.video_reader import (
   probe,
   read_clip,
@@ -289,9 +288,7 @@ def test_invalid_files_in_memory_are_named(data, reason):
 def test_frames_come_one_by_one(tmp_path):
   path = tmp_path / "x.mp4"
   write_video(path, numbered(), 16)
-  frames = read_frames(
-    path, start_s=0.5, num_frames=50, fps=16, framing=Framing()
-  )
+  frames = read_frames(path, start_s=0.5, num_frames=50, fps=16)
   first = next(frames)
   assert number(first[None]) == [8]
   rest = np.stack(list(frames))

@@ -7,7 +7,7 @@ import pytest
 
 from lumiere_jax.errors import UserError
 from lumiere_jax.storage import bundle as bundles
-from lumiere_jax.storage.hub import is_hub_name
+from lumiere_jax.storage.bundle import is_hub_name
 
 GOLDEN = Path(__file__).parents[1] / "inference" / "golden" / "format_1"
 
