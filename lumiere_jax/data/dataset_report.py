@@ -102,14 +102,7 @@ def _line(row: Row) -> str:
 
 
 def publish(rows: Sequence[Row], where: str, fps: float, path) -> Report:
-  """Writes the report and prints its summary to stderr.
-
-  Args:
-    rows: one per video or shot.
-    where: name of the folder or data set.
-    fps: of the clips.
-    path: of the file to write; None: none.
-  """
+  """Writes the report, if it has a path, and prints its summary to stderr."""
   report = Report(path)
   report.write(rows)
   print(summarise(rows, where, fps, report.path), file=sys.stderr)
@@ -128,9 +121,8 @@ def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:
   Raises:
     UserError: no video can be used.
   """
-  used, dropped = (
-    [row for row in rows if row.used == wanted] for wanted in (True, False)
-  )
+  used = [row for row in rows if row.used]
+  dropped = [row for row in rows if not row.used]
   see = f"see {path}" if path and dropped else ""
   if not used:
     raise UserError(
@@ -139,7 +131,7 @@ def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:
       f"(the first: {dropped[0]}: {dropped[0].reason})",
       see,
     )
-  clips = collections.Counter(row.clip for row in used)
+  clips = collections.Counter(str(row.clip) for row in used)
   shapes = ", ".join(
     f"{shape} ({n})" if len(clips) > 1 else shape
     for shape, n in clips.most_common()

@@ -61,17 +61,14 @@ FRAME_FILTERS = "scene_cuts", "min_motion"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shot:
-  """The part of a video between two cuts.
+  """The part of a video between two cuts; see `motion` for its motion.
 
-  Attributes:
-    start_s: where it begins in the file.
-    info: properties of the shot.
-    motion: see `motion`; None if it was not measured.
+  It begins at `start_s` in the file. The motion is None if not measured.
   """
 
   start_s: float
   info: VideoInfo
-  motion: float | None
+  motion: float | None = None
 
 
 def probe_shots(path, filters: Filters) -> list[Shot]:
@@ -82,7 +79,7 @@ def probe_shots(path, filters: Filters) -> list[Shot]:
   """
   if not filters.scene_cuts and not filters.min_motion:
     info = probe(path, num_threads=1)
-    return [Shot(start_s=0.0, info=info, motion=None)]
+    return [Shot(start_s=0.0, info=info)]
   thumbnails = Thumbnails(_SIDE)
   info = probe(path, num_threads=1, on_frame=thumbnails)
   images, times_s = thumbnails.images, [*thumbnails.times_s, info.duration_s]
@@ -105,12 +102,7 @@ def motion(images: Images) -> float:
 
 
 def find_cuts(images: Images, least: float) -> list[int]:
-  """Indices of the frames that begin a new shot.
-
-  Args:
-    images: thumbnails of all frames.
-    least: see `Filters.scene_cuts`.
-  """
+  """Indices of the frames that begin a new shot; see `Filters.scene_cuts`."""
   change = _changes(images)
   window = np.lib.stride_tricks.sliding_window_view(
     np.pad(change, _FLASH, constant_values=-1), 2 * _FLASH + 1

@@ -2,27 +2,25 @@
 
 The clips of a batch are a function of the step alone, and the random choices
 in a clip are a function of its position, so training resumes bit for bit.
+grain's shuffling and mixing would draw other clips, and know neither rounds of
+one shape per batch nor replacements of clips that cannot be read.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import contextlib
 import dataclasses
 import functools
-import itertools
-import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
-from typing import Any, TypeVar
+from typing import Any
 
 import grain
 import numpy as np
 
 from lumiere_jax.data.masks import MaskMix
+from lumiere_jax.data.prefetch import map_in_processes
 from lumiere_jax.data.sources.base import Group, Source, UnreadableClip
 from lumiere_jax.errors import UserError
 
@@ -78,70 +76,6 @@ class ClipOrder:
 def _round_steps(group: Group, batch_size: int) -> int:
   """Number of steps of a group in a round."""
   return max(1, round(group.weight * -(-len(group.indices) // batch_size)))
-
-
-T = TypeVar("T")
-
-_make: Callable[[int], Any]  # In a worker process: the function it runs.
-
-
-def map_in_processes(
-  make: Callable[[int], Any],
-  finish: Callable[[Any], T],
-  workers: int,
-  ahead: int,
-) -> Iterator[T]:
-  """Yields finish(make(0)), finish(make(1)), ... without end.
-
-  Args:
-    make: runs in the workers; it is pickled.
-    finish: runs in one thread of this process.
-    workers: number of processes.
-    ahead: number of results prefetched, beyond one per worker.
-
-  Returns:
-    A generator; closing it ends the workers.
-  """
-  pool = ProcessPoolExecutor(
-    workers,
-    # Forking a process with threads, such as those of JAX, can deadlock.
-    mp_context=multiprocessing.get_context("spawn"),
-    initializer=_start_worker,
-    initargs=(make,),
-  )
-  finisher = ThreadPoolExecutor(1)
-  numbers = itertools.count()
-  made, finished = deque(), deque()
-  try:
-    while True:
-      while len(made) < workers + ahead:
-        made.append(pool.submit(_work, next(numbers)))
-      while len(finished) < ahead:
-        result = made.popleft().result
-        finished.append(finisher.submit(lambda r=result: finish(r())))
-      yield finished.popleft().result()
-  finally:
-    pool.shutdown(wait=False, cancel_futures=True)
-    finisher.shutdown(wait=False, cancel_futures=True)
-
-
-def _start_worker(make: Callable[[int], Any]) -> None:
-  global _make
-  _make = make
-  # Signals are for the trainer, which saves first and then ends its workers.
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
-  threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-  """Ends this worker when the trainer is killed."""
-  multiprocessing.parent_process().join()
-  os._exit(1)
-
-
-def _work(number: int) -> Any:
-  return _make(number)
 
 
 Batch = dict[str, Any]
@@ -212,17 +146,16 @@ class Loader:
         random choices; None: a held-out clip, which is always the same.
       repeat: how often a held-out clip has come before; it seeds the mask.
     """
-    held_out = position is None
     for index in candidates:
       # A new generator, so that a clip does not depend on those that failed.
-      key = (0, index, repeat) if held_out else (self.seed, position)
+      key = [0, index, repeat] if position is None else [self.seed, position]
       rng = np.random.default_rng(key)
       try:
-        video = self.source.clip(index, None if held_out else rng)
+        video = self.source.clip(index, None if position is None else rng)
       except UnreadableClip:
         continue
       captions = self.source.captions(index)
-      which = 0 if held_out else rng.integers(len(captions))
+      which = 0 if position is None else rng.integers(len(captions))
       sample = {"video": video, "caption": captions[which], "index": index}
       if self.masks:
         sample["mask"] = self.masks.draw(rng, video.shape[:3])
@@ -244,7 +177,9 @@ def batches(
   places: Sequence[int] | None = None,
   finish: Callable[[Batch], Any] = lambda batch: batch,
 ) -> Iterator[Any]:
-  """Yields batches without end, and prefetches them.
+  """Yields this host's part of batches without end, and prefetches them.
+
+  Closing or deleting the generator ends its threads and processes.
 
   Args:
     loader: of the clips.
@@ -255,28 +190,23 @@ def batches(
       for sources that hold the GIL; 0: none.
     places: indices in the batch of the clips that this host loads; None: all.
     finish: postprocesses each batch, in a thread.
-
-  Returns:
-    A generator of this host's part of the batches from `start_step` on.
-    Closing or deleting it ends its threads.
   """
   if batch_size < 1:
     raise UserError(
       f"batch_size={batch_size}", "is too small", "give 1 or more"
     )
-  places = tuple(range(batch_size) if places is None else places)
   clips = _Clips(
     loader=loader,
     order=ClipOrder(loader.source.groups, batch_size, loader.seed),
     first_step=start_step,
-    places=places,
+    places=tuple(range(batch_size) if places is None else places),
     batch_size=batch_size,
   )
-  threads = num_threads or min(16, max(2, os.cpu_count() or 2))
   if num_workers:
     make = functools.partial(_batch, clips)
     return map_in_processes(make, finish, num_workers, _AHEAD)
-  return _generate(clips, threads, finish)
+  threads = num_threads or min(16, max(2, os.cpu_count() or 2))
+  return _load_in_threads(clips, threads, finish)
 
 
 def _batch(clips: "_Clips", number: int) -> Batch:
@@ -285,7 +215,7 @@ def _batch(clips: "_Clips", number: int) -> Batch:
   return _collate([clips[k] for k in range(first, first + local)])
 
 
-def _generate(
+def _load_in_threads(
   clips: "_Clips", threads: int, finish: Callable[[Batch], Any]
 ) -> Iterator[Any]:
   local = len(clips.places)
@@ -294,10 +224,11 @@ def _generate(
   )
   data = grain.MapDataset.source(clips).to_iter_dataset(options)
   data = data.batch(local, batch_fn=_collate).map(finish)
-  data = grain.experimental.ThreadPrefetchIterDataset(
-    data, prefetch_buffer_size=_AHEAD
+  iterator = iter(
+    grain.experimental.ThreadPrefetchIterDataset(
+      data, prefetch_buffer_size=_AHEAD
+    )
   )
-  iterator = iter(data)
   try:
     yield from iterator
   finally:
@@ -329,11 +260,9 @@ class _Clips:
 
 
 def _collate(samples: Sequence[Batch]) -> Batch:
-  join = {"caption": list, "index": np.array}
-  return {
-    name: join.get(name, np.stack)([sample[name] for sample in samples])
-    for name in samples[0]
-  }
+  columns = {name: [s[name] for s in samples] for name in samples[0]}
+  stack = lambda name, v: v if name == "caption" else np.stack(v)
+  return {name: stack(name, values) for name, values in columns.items()}
 
 
 def held_out_batches(
@@ -358,23 +287,21 @@ def held_out_batches(
   number = len(loader.source)
   chosen = [(k % number, k // number) for k in range(size)]
   for group in loader.source.groups:
-    members = list(group.indices)
-    inside = set(members)
-    here = [(index, repeat) for index, repeat in chosen if index in inside]
+    place = {index: k for k, index in enumerate(group.indices)}
+    members = list(place)
+    here = [(index, repeat) for index, repeat in chosen if index in place]
     for first in range(0, len(here), batch_size):
       part = here[first : first + batch_size]
       padded = part + [part[-1]] * (batch_size - len(part))
       own = padded if places is None else [padded[k] for k in places]
       samples = [
-        loader.load(_rotated(members, index), position=None, repeat=repeat)
+        # An unreadable clip is replaced by the next one of its shape.
+        loader.load(
+          members[place[index] :] + members[: place[index]],
+          position=None,
+          repeat=repeat,
+        )
         for index, repeat in own
       ]
       made.append((_collate(samples), len(part)))
   return made
-
-
-def _rotated(members: Sequence[int], index: int) -> Iterator[int]:
-  """All members in cyclic order from `index` on."""
-  start = members.index(index)
-  yield from members[start:]
-  yield from members[:start]

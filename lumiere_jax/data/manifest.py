@@ -76,19 +76,14 @@ def read_manifest(folder: Folder) -> Manifest:
   """Reads the manifest of a folder that `prepare` has finished."""
   where = folder.address(NAME)
   if NAME not in folder.names:
+    problem = f"not a prepared folder: no {NAME}"
+    fix = "make one with python -m lumiere_jax.prepare --input=VIDEOS --out="
+    fix += str(folder)
     if any(name.startswith(f"{CLIPS}-") for name in folder.names):
-      raise UserError(
-        f"{folder}:",
-        f"unfinished: clips but no {NAME}",
-        "run lumiere_jax.prepare again with the same flags; it continues where "
-        "it stopped",
-      )
-    raise UserError(
-      f"{folder}:",
-      f"not a prepared folder: no {NAME}",
-      "make one with python -m lumiere_jax.prepare --input=VIDEOS "
-      f"--out={folder}",
-    )
+      problem = f"unfinished: clips but no {NAME}"
+      fix = "run lumiere_jax.prepare again with the same flags; it continues "
+      fix += "where it stopped"
+    raise UserError(f"{folder}:", problem, fix)
   try:
     values = json.loads(read_text(folder.local(NAME), where))
     if values["version"] > VERSION:
@@ -98,13 +93,12 @@ def read_manifest(folder: Folder) -> Manifest:
         f"one reads version {VERSION}",
         "update lumiere_jax, or prepare the data again",
       )
+    clips = [
+      StoredClip(**clip | {"captions": tuple(clip["captions"])})
+      for clip in values["clips"]
+    ]
     return Manifest(
-      options=values["options"],
-      text=values["text"],
-      clips=tuple(
-        StoredClip(**clip | {"captions": tuple(clip["captions"])})
-        for clip in values["clips"]
-      ),
+      options=values["options"], text=values["text"], clips=tuple(clips)
     )
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(

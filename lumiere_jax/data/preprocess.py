@@ -1,13 +1,11 @@
 """Prepares a folder of videos: splits, resamples and encodes its clips."""
 
-import collections
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent import futures
 import contextlib
 import dataclasses
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
@@ -21,6 +19,7 @@ from tqdm import tqdm
 from lumiere_jax.data.dataset_report import Report, Row
 from lumiere_jax.data.filters import Filters
 from lumiere_jax.data.manifest import CLIPS, Manifest, StoredClip
+from lumiere_jax.data.prefetch import map_in_threads
 from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.data.sources.files import FilesSource
 from lumiere_jax.data.text_features import write_text_shards
@@ -148,12 +147,9 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segment:
-  """A segment of a source file, to be stored as a clip.
+  """A segment of the source file at `path` on this machine, and its clip.
 
-  Attributes:
-    stored: the clip.
-    path: of the source file on this machine.
-    size: (height, width) of the source video.
+  The `size` is (height, width) of the source video.
   """
 
   stored: StoredClip
@@ -162,14 +158,8 @@ class Segment:
 
 
 def hash_file(path: Path, file: str) -> str:
-  """The hash of a file's content.
-
-  Args:
-    path: of the file on this machine.
-    file: its name in errors.
-
-  Raises:
-    VideoError: it is missing, empty or unreadable.
+  """The hash of a file's content; a VideoError, which calls it `file`, if it
+  is missing, empty or unreadable.
   """
   try:
     require_file(path)
@@ -185,12 +175,6 @@ def split_video(
   """Splits a video into segments of equal length.
 
   They exceed `options.max_seconds` only if they would otherwise be too short.
-
-  Args:
-    video: that passed the filters.
-    path: of its file on this machine.
-    digest: of its file; see `hash_file`.
-    options: of `prepare`.
   """
   info = video.info
   longest = options.max_seconds or math.inf
@@ -268,33 +252,12 @@ def _crop(segment: Segment) -> tuple[float, float]:
   return down, across
 
 
-def map_ahead(
-  function: Callable, items: Iterable, num_threads: int
-) -> Generator:
-  """`map` in threads that prefetches a bounded number of results.
-
-  Close it unless it is read to the end.
-  """
-  items, waiting = iter(items), collections.deque()
-  with futures.ThreadPoolExecutor(num_threads) as pool:
-    first = itertools.islice(items, 2 * num_threads)
-    waiting += [pool.submit(function, item) for item in first]
-    try:
-      while waiting:
-        yield waiting.popleft().result()
-        following = itertools.islice(items, 1)
-        waiting += [pool.submit(function, item) for item in following]
-    finally:  # When closed early.
-      for future in waiting:
-        future.cancel()
-
-
 def closing_message(clips: int, new: int, unused: int, options: Options) -> str:
   """The last message of a run.
 
   Args:
     clips: number of clips in the manifest.
-    new: number of clips that this run encoded.
+    new: of these, encoded by this run.
     unused: number of stored clips that are not in the manifest.
     options: of the run.
   """
@@ -311,11 +274,8 @@ def prepare(options: Options, encoder: TextEncoder | None = None) -> None:
   """Encodes the clips that are missing, then writes `prepared.json`.
 
   After an interruption, call it again: it continues where it stopped and gives
-  the same result. Prints a summary and every dropped video.
-
-  Args:
-    options: input, output and encoding.
-    encoder: whose text features of the captions to store; None: none.
+  the same result. Prints a summary and every dropped video. Stores the text
+  features of the captions by the `encoder`, if there is one.
   """
   out = Path(options.out)
   with locked(out):
@@ -358,7 +318,7 @@ def _segments(
       disable=None,
     )
     hashes = dict(zip(files, found, strict=True))
-  segments = []
+  segments: list[Segment] = []
   for video in source.videos:
     match hashes[video.file]:
       case VideoError(reason=reason):
@@ -372,9 +332,10 @@ def _hash_video(
   source: FilesSource, index: int
 ) -> tuple[Path, str] | VideoError:
   """The file of a video and the hash of its content."""
+  file = source.videos[index].file
   try:
-    path = source.local_path(index)
-    return path, hash_file(path, source.videos[index].file)
+    path = source.local_path(file)
+    return path, hash_file(path, file)
   except VideoError as error:
     return error
 
@@ -398,7 +359,7 @@ def _encode_missing(
     bar,
     RecordWriter(options.out, CLIPS) as writer,
     contextlib.closing(
-      map_ahead(work, missing.values(), options.max_threads)
+      map_in_threads(work, missing.values(), options.max_threads)
     ) as encoded,
   ):
     for (key, segment), data in zip(missing.items(), encoded, strict=True):

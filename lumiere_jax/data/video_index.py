@@ -18,28 +18,28 @@ from lumiere_jax.media.video_reader import VideoInfo, read_clip
 from lumiere_jax.storage.remote import Folder
 from lumiere_jax.typing import Clip
 
-_SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)")
+_SHAPE = re.compile(r"\d+x\d+x\d+")
 
 
 def parse_buckets(text: str) -> list[tuple[int, int, int]]:
   """'80x96x160 16x128x128' -> [(80, 96, 160), (16, 128, 128)]."""
   shapes = []
   for entry in text.split():
-    match = _SHAPE.fullmatch(entry)
-    if not match:
+    if not _SHAPE.fullmatch(entry):
       raise UserError(
         "config.data.buckets:",
         f"{entry!r} is not FRAMESxHEIGHTxWIDTH, such as 80x96x160",
         "separate several by spaces",
       )
-    shapes.append(tuple(map(int, match.groups())))
+    frames, height, width = map(int, entry.split("x"))
+    shapes.append((frames, height, width))
   return shapes
 
 
 def choose_bucket(
   specs: Sequence[ClipSpec], frames: int, height: int, width: int
 ) -> int | None:
-  """The best shape for a video.
+  """Index of the best shape for a video; None if it is too short for all.
 
   Of the shapes with at most as many frames as the video, it takes the longest;
   of those, the one nearest in aspect ratio (by its logarithm, so that wide and
@@ -48,11 +48,7 @@ def choose_bucket(
   Args:
     specs: the shapes.
     frames: of the video, at the frame rate of the clips.
-    height: of the video in pixels.
-    width: of the video in pixels.
-
-  Returns:
-    Index into `specs`; None if the video is too short for all of them.
+    height, width: of the video in pixels.
   """
 
   def preference(i: int) -> tuple[int, float, int]:
@@ -91,14 +87,9 @@ class Video:
     return not self.info.duration_s
 
   def read(self, path, rng: np.random.Generator | None = None) -> Clip:
-    """Reads a clip.
+    """Reads a clip (t, h, w, 3) from the file at `path` on this machine.
 
-    Args:
-      path: the file on this machine.
-      rng: draws the start of the clip; None: the middle of the shot.
-
-    Returns:
-      (t, h, w, 3) uint8, RGB.
+    The `rng` draws the start of the clip; None: the middle of the shot.
 
     Raises:
       VideoError: the file is missing or damaged since it was probed.
@@ -136,27 +127,21 @@ def index_file(
   filters: Filters,
   cache: ProbeCache,
 ) -> list[IndexEntry]:
-  """Probes a file and applies the filters.
+  """Probes a file, named as in `Folder`, and applies the filters to its shots.
 
-  Args:
-    folder: of the file.
-    file: name in the folder, or URL.
-    captions: of the file; None: it has none at all.
-    specs: the shapes of clips, all of one frame rate.
-    filters: criteria for its shots.
-    cache: probes of earlier runs.
-
-  Returns:
-    One entry per shot.
+  Captions that are None stand for none at all, not even an empty one.
   """
   if not captions:
     reason = "no caption" if captions is None else "empty caption"
     return [(Row(file=file, used=False, reason=reason), None)]
   try:
     path = folder.local(file)
-    shots = (
-      [_picture(path)] if is_picture(path) else cache.probe_shots(file, path)
-    )
+    if is_picture(path):
+      h, w = picture_size(path)
+      info = VideoInfo(duration_s=0.0, num_frames=1, height=h, width=w)
+      shots = [Shot(start_s=0.0, info=info)]
+    else:
+      shots = cache.probe_shots(file, path)
   except VideoError as error:
     return [(Row(file=file, used=False, reason=error.reason), None)]
   partial = len(shots) > 1
@@ -164,12 +149,6 @@ def index_file(
     index_shot(file, captions, shot, specs, filters, partial=partial)
     for shot in shots
   ]
-
-
-def _picture(path) -> Shot:
-  height, width = picture_size(path)
-  info = VideoInfo(duration_s=0.0, num_frames=1, height=height, width=width)
-  return Shot(start_s=0.0, info=info, motion=None)
 
 
 def index_shot(
@@ -194,9 +173,7 @@ def index_shot(
     fps: its frame rate if known; None: the measured mean.
   """
   info, start_s = shot.info, shot.start_s
-  ratio = None
-  if info.duration_s:  # Otherwise a picture.
-    ratio = (fps or info.fps) / specs[0].fps
+  ratio = (fps or info.fps) / specs[0].fps if info.duration_s else None
   chosen = _choose(shot, specs, filters, ratio)
   spec, reason = (None, chosen) if isinstance(chosen, str) else (chosen, None)
   row = Row(
@@ -205,7 +182,7 @@ def index_shot(
     reason=reason,
     start_s=round(start_s, 3) if partial else None,
     end_s=round(start_s + info.duration_s, 3) if partial else None,
-    clip=spec and shape_name(spec),
+    clip=shape_name(spec) if spec else None,
     seconds=round(info.duration_s, 3),
     fps=round(info.fps, 3) if info.duration_s else None,
     width=info.width,

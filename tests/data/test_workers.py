@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from lumiere_jax.data.loader import Loader, batches, map_in_processes
+from lumiere_jax.data.loader import Loader, batches
+from lumiere_jax.data.prefetch import map_in_processes
 from lumiere_jax.data.sources.procedural import ProceduralSource
 from lumiere_jax.errors import UserError
 from tests.data.test_loader import assert_same
@@ -69,7 +70,7 @@ def test_closing_ends_the_workers():
 def test_a_killed_trainer_leaves_no_workers_behind():
   script = """
 import time
-from lumiere_jax.data.loader import map_in_processes
+from lumiere_jax.data.prefetch import map_in_processes
 from tests.data.test_workers import worker
 made = map_in_processes(worker, lambda pid: pid, workers=2, ahead=2)
 seen = set()

@@ -7,7 +7,6 @@ read as from a file, from the key frame before its start.
 import collections
 from collections.abc import Sequence
 import dataclasses
-import os
 import sys
 
 import numpy as np
@@ -21,24 +20,20 @@ from lumiere_jax.data.filters import (
 )
 from lumiere_jax.data.manifest import CLIPS, NAME, Manifest, read_manifest
 from lumiere_jax.data.sources.base import ClipSpec
-from lumiere_jax.data.sources.files import RecordSource
+from lumiere_jax.data.sources.files import FilesSource
 from lumiere_jax.data.video_index import Video, index_shot
 from lumiere_jax.errors import UserError, VideoError, format_message, option
 from lumiere_jax.media.input_file import InMemoryFile
 from lumiere_jax.media.video_reader import VideoInfo
 from lumiere_jax.storage.array_record import Records
+from lumiere_jax.storage.atomic import AnyPath
 from lumiere_jax.storage.remote import Folder
 from lumiere_jax.typing import Clip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedVideo(Video):
-  """A video in a record.
-
-  Attributes:
-    key: of the record.
-    records: that contain it.
-  """
+  """A video in the record of this key."""
 
   key: str
   records: Records
@@ -52,25 +47,25 @@ class PreparedVideo(Video):
     return super().read(InMemoryFile(str(path), data), rng)
 
 
-def is_prepared(path: str | os.PathLike) -> bool:
+def is_prepared(path: AnyPath) -> bool:
   """Whether a folder, or the URL of one, has been prepared."""
   return NAME in Folder(path).names
 
 
 def open_prepared(
-  path: str | os.PathLike,
+  path: AnyPath,
   specs: Sequence[ClipSpec],
   *,
   filters: Filters = DEFAULT_FILTERS,
-  report_path: str | os.PathLike | None = None,
+  report_path: AnyPath | None = None,
   cache: str = "",
-) -> RecordSource:
-  """Opens a folder that `prepare` has finished.
+) -> FilesSource:
+  """Opens a folder that `prepare` has finished; prints a summary to stderr.
 
-  Prints a summary to stderr.
+  Shards of a remote folder are copied first.
 
   Args:
-    path: the folder, or its URL, from which the shards are copied first.
+    path: the folder, or its URL.
     specs: the shapes of clips, of one frame rate.
     filters: criteria for videos; the frame rate of a video is the one it was
       prepared at. A notice is printed if `scene_cuts` or `min_motion` is set
@@ -81,7 +76,14 @@ def open_prepared(
   folder = Folder(path, cache)
   manifest = read_manifest(folder)
   records = Records(folder, CLIPS)
-  _require_all(folder, manifest, records)
+  missing = [clip.file for clip in manifest.clips if clip.key not in records]
+  if missing:
+    raise UserError(
+      f"{folder}:",
+      f"{len(missing)} of {len(manifest.clips)} clips are missing from its "
+      f"shards (the first: {missing[0]})",
+      "copy the folder again, or run lumiere_jax.prepare again",
+    )
   _report_unfiltered(folder, manifest, filters)
   prepared_fps = manifest.options["fps"]
   parts = collections.Counter(clip.file for clip in manifest.clips)
@@ -96,7 +98,7 @@ def open_prepared(
     row, video = index_shot(
       clip.file,
       clip.captions,
-      Shot(start_s=clip.start_s, info=info, motion=None),
+      Shot(start_s=clip.start_s, info=info),
       specs,
       filters,
       partial=parts[clip.file] > 1,
@@ -113,18 +115,7 @@ def open_prepared(
       f"{specs[0].fps:g} fps frames repeat",
       file=sys.stderr,
     )
-  return RecordSource(specs, videos, report)
-
-
-def _require_all(folder: Folder, manifest: Manifest, records: Records) -> None:
-  missing = [clip.file for clip in manifest.clips if clip.key not in records]
-  if missing:
-    raise UserError(
-      f"{folder}:",
-      f"{len(missing)} of {len(manifest.clips)} clips are missing from its "
-      f"shards (the first: {missing[0]})",
-      "copy the folder again, or run lumiere_jax.prepare again",
-    )
+  return FilesSource(specs, videos, report)
 
 
 def _report_unfiltered(

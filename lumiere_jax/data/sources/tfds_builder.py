@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import io
 import json
+import operator
 from pathlib import Path
 import re
 import sys
@@ -34,13 +36,11 @@ _FPS = ("fps", "frame_rate", "framerate")
 
 # Errors of builders and their readers that a user can fix.
 _BUILDER_ERRORS = (
-  ValueError,
-  AssertionError,
-  NotImplementedError,
-  LookupError,
-  ImportError,
-  OSError,
+  *(ValueError, AssertionError, NotImplementedError),
+  *(LookupError, ImportError, OSError),
 )
+
+Examples = Sequence[Mapping[str, Any]]
 
 Keys = tuple[str, ...]
 """Path of a value in a nested example."""
@@ -130,9 +130,7 @@ def find_layout(name: str, builder: Any) -> Layout:
   )
 
 
-def open_examples(
-  name: str, builder: Any, layout: Layout
-) -> Sequence[Mapping[str, Any]]:
+def open_examples(name: str, builder: Any, layout: Layout) -> Examples:
   """The training examples by index, with encoded frames."""
   decoders: Any = _keep_encoded()
   for key in reversed(layout.video):
@@ -147,10 +145,7 @@ def open_examples(
 
 def value_at(example: Mapping[str, Any], path: Keys) -> Any:
   """The value at a path in an example."""
-  value: Any = example
-  for key in path:
-    value = value[key]
-  return value
+  return functools.reduce(operator.getitem, path, example)
 
 
 def _import() -> Any:
@@ -187,9 +182,8 @@ def _leaves(
 
 def _is_text(features: Any, feature: Any) -> bool:
   """Whether a feature is a text or a sequence of texts."""
-  if type(feature) is features.Sequence:
-    feature = feature.feature
-  return isinstance(feature, features.Text)
+  one = feature.feature if type(feature) is features.Sequence else feature
+  return isinstance(one, features.Text)
 
 
 def _is_number(features: Any, feature: Any) -> bool:
@@ -222,12 +216,9 @@ def _keep_encoded() -> Any:
 
   That of the library needs TensorFlow for sequences.
   """
-
-  class KeepEncoded(_import().decode.SkipDecoding):
-    def decode_batch_example_np(self, frames: Any) -> Any:
-      return frames
-
-  return KeepEncoded()
+  base: Any = _import().decode.SkipDecoding
+  members = {"decode_batch_example_np": lambda self, frames: frames}
+  return type("KeepEncoded", (base,), members)()
 
 
 def _explain(builder: Any, error: Exception) -> tuple[str, str]:
@@ -259,8 +250,6 @@ def _one_line(error: Exception) -> str:
   return " ".join(str(error).split()) or type(error).__name__
 
 
-Examples = Sequence[Mapping[str, Any]]
-
 # Errors of example readers for files that are damaged or missing.
 _READ_ERRORS = (RuntimeError, OSError, ValueError, LookupError)
 
@@ -290,11 +279,7 @@ def example_name(index: int) -> str:
 
 
 def example_at(examples: Examples, index: int) -> Mapping[str, Any]:
-  """Reads an example.
-
-  Raises:
-    VideoError: it cannot be read.
-  """
+  """Reads an example, or raises a VideoError."""
   try:
     return examples[index]
   except _READ_ERRORS as error:
@@ -309,12 +294,7 @@ def probe_examples(
 ) -> list[ExampleInfo]:
   """Reads the properties of all examples, or takes them from the cache.
 
-  Args:
-    examples: of the builder.
-    builder: identifies the data set in the cache.
-    layout: of the examples.
-    threads: number of threads.
-    cache: folder; '' is `default_cache()`.
+  The folder of the cache is `cache`, or `default_cache()`.
   """
   split = builder.info.splits.get(SPLIT)
   if split is None:  # A builder of mock examples.
