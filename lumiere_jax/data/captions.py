@@ -95,12 +95,11 @@ def read_captions(folder: Folder, prompts: str = "") -> Captions:
     raise UserError(
       f"{folder}:", f"has {' and '.join(present)}", "keep one of them"
     )
-  if present:
-    address = folder.address(present[0])
-    captions = _collect(
-      address, tables[present[0]](address, _read(folder, present[0]))
-    )
-  else:
+  captions: Captions = {}
+  for name in present:
+    address = folder.address(name)
+    captions = _collect(address, tables[name](address, _read(folder, name)))
+  if not present:
     captions = _beside_videos(folder) or _from_classes(folder, prompts)
   if not captions:
     raise UserError(

@@ -6,13 +6,13 @@ grain's shuffling and mixing would draw other clips, and know neither rounds of
 one shape per batch nor replacements of clips that cannot be read.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
 import os
 import sys
-import threading
 import time
 from typing import Any
 
@@ -88,25 +88,20 @@ _AHEAD = 2  # Batches to prefetch.
 class LoadTimer:
   """Mean loading time of clips, over all threads."""
 
-  def __init__(self):
-    self._lock = threading.Lock()
-    self._clips, self._seconds = 0, 0.0
+  def __init__(self) -> None:
+    self._seconds: deque[float] = deque()
 
   @contextlib.contextmanager
   def timing(self) -> Iterator[None]:
     """Context manager that times the loading of one clip."""
     began = time.monotonic()
     yield
-    with self._lock:
-      self._clips += 1
-      self._seconds += time.monotonic() - began
+    self._seconds.append(time.monotonic() - began)
 
   def take(self) -> float | None:
     """Mean seconds per clip since the last call; None if there were none."""
-    with self._lock:
-      clips, seconds = self._clips, self._seconds
-      self._clips, self._seconds = 0, 0.0
-    return seconds / clips if clips else None
+    taken = [self._seconds.popleft() for _ in range(len(self._seconds))]
+    return float(np.mean(taken)) if taken else None
 
   def __reduce__(self):
     """Starts at zero in another process, whose counts never come back."""
@@ -115,14 +110,7 @@ class LoadTimer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loader:
-  """Loads clips of a source.
-
-  Attributes:
-    source: of the clips.
-    seed: 0 or more.
-    masks: draws a mask for each clip; None: no masks.
-    timer: records the loading times.
-  """
+  """Loads clips of a source, with a mask each if `masks` draw them."""
 
   source: Source
   seed: int
@@ -273,11 +261,7 @@ def held_out_batches(
 ) -> list[tuple[Batch, int]]:
   """The first `size` clips in batches, the same ones every time.
 
-  Args:
-    loader: of the held-out clips.
-    size: number of clips; a smaller source repeats them with other masks.
-    batch_size: of each batch.
-    places: see `batches`.
+  A smaller source repeats them with other masks. For `places`, see `batches`.
 
   Returns:
     Pairs of a batch and the number of its clips that count; the last batch of

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent import futures
-import contextlib
+from contextlib import closing
 import dataclasses
 import hashlib
 import io
@@ -355,13 +355,8 @@ def _encode_missing(
     disable=not missing,
   )
   broken = set()
-  with (
-    bar,
-    RecordWriter(options.out, CLIPS) as writer,
-    contextlib.closing(
-      map_in_threads(work, missing.values(), options.max_threads)
-    ) as encoded,
-  ):
+  encoded = map_in_threads(work, missing.values(), options.max_threads)
+  with bar, RecordWriter(options.out, CLIPS) as writer, closing(encoded):
     for (key, segment), data in zip(missing.items(), encoded, strict=True):
       if isinstance(data, VideoError):
         broken.add(key)

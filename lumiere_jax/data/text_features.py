@@ -76,11 +76,12 @@ def write_text_shards(
 
 def _in_chunks(captions: list[str], show: bool = True) -> Iterator[list[str]]:
   """Chunks of captions to encode, with a progress bar if there are any."""
+  hidden = not captions or not show
   with tqdm(
     total=len(captions),
     desc="encoding captions",
     unit="caption",
-    disable=not captions or not show,
+    disable=hidden,
   ) as bar:
     for first in range(0, len(captions), _CHUNK):
       part = captions[first : first + _CHUNK]

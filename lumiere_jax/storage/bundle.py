@@ -134,10 +134,8 @@ def _download(name: str) -> Path:
 
   owner_and_name, _, revision = name.partition("@")
   try:
-    return Path(
-      huggingface_hub.snapshot_download(
-        owner_and_name, revision=revision or None, allow_patterns=list(_FILES)
-      )
+    folder = huggingface_hub.snapshot_download(
+      owner_and_name, revision=revision or None, allow_patterns=list(_FILES)
     )
   except (OSError, ValueError) as error:
     reason = str(error).strip().splitlines()[0]
@@ -147,24 +145,23 @@ def _download(name: str) -> Path:
       f"hub ({reason})",
       "check the name, your access and the network",
     ) from error
+  return Path(folder)
 
 
 def open_bundle(path: AnyPath, what: str = option("model")) -> Bundle:
   """Reads bundle.json and checks that the files it names exist."""
   folder = find(path, what)
+  where = str(folder / INDEX)
   try:
     index = json.loads((folder / INDEX).read_text())
     known = index["format"] == FORMAT
     version, parts = index["version"], index["parts"]
   except (ValueError, KeyError, TypeError) as error:
-    raise UserError(
-      str(folder / INDEX),
-      f"is damaged ({error})",
-      "copy or export the bundle again",
-    ) from error
+    fix = "copy or export the bundle again"
+    raise UserError(where, f"is damaged ({error})", fix) from error
   if not known or version > VERSION:
     raise UserError(
-      str(folder / INDEX),
+      where,
       f"has format {index['format']!r} version {version}",
       f"this program reads {FORMAT!r} up to {VERSION}: update it",
     )
@@ -174,22 +171,17 @@ def open_bundle(path: AnyPath, what: str = option("model")) -> Bundle:
     )
     for name, p in parts.items()
   }
-  bundle = Bundle(folder=folder, parts=opened, about=index.get("about", {}))
-  for part in bundle.parts.values():
+  for part in opened.values():
     for file in (*part.tensors, *part.files.values()):
       if Path(file).name != file:
-        raise UserError(
-          str(folder / INDEX),
-          f"names {file!r}, which is outside the bundle",
-          "get the bundle from a source that you trust",
-        )
+        problem = f"names {file!r}, which is outside the bundle"
+        fix = "get the bundle from a source that you trust"
+        raise UserError(where, problem, fix)
       if not (folder / file).is_file():
-        raise UserError(
-          str(folder),
-          f"lacks {file}, which its {INDEX} names",
-          "copy or export the bundle again",
-        )
-  return bundle
+        problem = f"lacks {file}, which its {INDEX} names"
+        fix = "copy or export the bundle again"
+        raise UserError(str(folder), problem, fix)
+  return Bundle(folder=folder, parts=opened, about=index.get("about", {}))
 
 
 def write(

@@ -53,7 +53,7 @@ def test_reads_back(tmp_path, ending):
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_same_video_same_bytes(tmp_path, ending):
   rng, written = np.random.default_rng(0), []
-  for _ in range(8):
+  for _ in range(8 if ending else 2):  # png needs no encoder with state
     # Encoders have been seen to read freed memory: fill it with noise.
     for size in rng.integers(100, 200_000, 20):
       rng.integers(0, 255, size, np.uint8)
@@ -166,23 +166,15 @@ def test_crf_trades_size_for_quality(tmp_path, ending):
 @pytest.mark.parametrize("fps", [7, 12.5, 16, 30, 50])
 def test_gif_timing(tmp_path, fps):
   """Frame k begins at the centisecond nearest to k / fps; the file loops."""
-  write_video(tmp_path / "x.gif", moving(), fps)
+  write_video(tmp_path / "x.gif", moving()[[*range(18), 17, 17]], fps)
   with Image.open(tmp_path / "x.gif") as gif:
     assert gif.info["loop"] == 0
     delays = []
-    for k in range(gif.n_frames):
+    for k in range(gif.n_frames):  # still frames are kept
       gif.seek(k)
       delays.append(gif.info["duration"] // 10)
   ends = np.round(np.arange(1, 21) * 100 / fps)
   assert np.cumsum(delays).tolist() == ends.tolist()
-
-
-def test_gif_keeps_still_frames(tmp_path):
-  write_video(tmp_path / "x.gif", moving()[[0, 0, 0, 5, 5]], 10)
-  video, fps = read_video(tmp_path / "x.gif")
-  assert len(video) == 5
-  assert fps == pytest.approx(10)
-  assert np.array_equal(video[0], video[2])
 
 
 def test_png_folder(tmp_path):

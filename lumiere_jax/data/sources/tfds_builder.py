@@ -69,6 +69,7 @@ def open_builder(name: str, data_dir: str) -> Any:
   """The builder of a name, such as 'ucf101/ucf101_1:2.0.0'."""
   tfds = _import()
   given = {"data_dir": data_dir} if data_dir else {}
+  where = f"config.data.path={name}:"
   try:
     with contextlib.redirect_stdout(io.StringIO()):  # Advice on packages.
       builder = tfds.builder(name, **given)
@@ -78,14 +79,11 @@ def open_builder(name: str, data_dir: str) -> Any:
     known = tfds.list_builders(with_community_datasets=False)
     near = suggest(re.split("[/:]", name)[0], known)
     fix = _needs_tensorflow()
-    raise UserError(
-      f"config.data.path={name}:", f"no such builder{'' if fix else near}", fix
-    ) from error
+    problem = f"no such builder{'' if fix else near}"
+    raise UserError(where, problem, fix) from error
   except _BUILDER_ERRORS as error:
     fix = _needs_tensorflow() if isinstance(error, ImportError) else ""
-    raise UserError(
-      f"config.data.path={name}:", _one_line(error), fix
-    ) from error
+    raise UserError(where, _one_line(error), fix) from error
   return builder
 
 
@@ -98,21 +96,21 @@ def find_layout(name: str, builder: Any) -> Layout:
   leaves = dict(_leaves(features, builder.info.features, ()))
   of_kind = lambda kind: [p for p, f in leaves.items() if isinstance(f, kind)]
   videos = of_kind(features.Video)
-  if not videos:
-    raise UserError(
-      f"config.data.path={name}:",
-      f"no video among its features ({_list_features(leaves)})",
-      "choose a builder with a Video feature",
-    )
   texts = [path for path, f in leaves.items() if _is_text(features, f)]
   numbers = [path for path, f in leaves.items() if _is_number(features, f)]
   caption = _caption(texts, of_kind(features.ClassLabel))
-  if caption is None:
-    raise UserError(
-      f"config.data.path={name}:",
-      f"no captions among its features ({_list_features(leaves)})",
-      "choose a builder with a Text named caption or text, or a ClassLabel",
+  if not videos or caption is None:
+    what, fix = "video", "choose a builder with a Video feature"
+    if videos:
+      what, fix = (
+        "captions",
+        ("choose a builder with a Text named caption or text, or a ClassLabel"),
+      )
+    listed = ", ".join(
+      f"{'/'.join(path)}: {type(f).__name__}" for path, f in leaves.items()
     )
+    problem = f"no {what} among its features ({listed})"
+    raise UserError(f"config.data.path={name}:", problem, fix)
   if len(videos) > 1:
     print(
       f"data: {name} has {len(videos)} videos in an example: "
@@ -202,13 +200,6 @@ def _caption(texts: list[Keys], classes: list[Keys]) -> Keys | None:
   named = [t for name in _CAPTIONS for t in texts if t[-1] == name]
   only = texts if len(texts) == 1 else []
   return next(iter([*named, *classes, *only]), None)
-
-
-def _list_features(leaves: Mapping[Keys, Any]) -> str:
-  return ", ".join(
-    f"{'/'.join(path)}: {type(feature).__name__}"
-    for path, feature in leaves.items()
-  )
 
 
 def _keep_encoded() -> Any:
