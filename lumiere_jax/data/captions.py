@@ -31,7 +31,6 @@ MEDIA_ENDINGS = PICTURE_ENDINGS | {
 }
 
 _THREADS = 16  # That read caption files, which may be remote.
-
 _Rows = Iterator[tuple[int, Any]]
 """(line number, row) of a table."""
 

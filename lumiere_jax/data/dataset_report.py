@@ -8,7 +8,6 @@ from pathlib import Path
 import sys
 import threading
 
-from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.errors import UserError
 from lumiere_jax.storage.atomic import replacing
 
@@ -60,12 +59,7 @@ class Row:
     return f"{self.file} ({self.start_s:.2f} to {self.end_s:.2f} s)"
 
 
-def shape_name(spec: ClipSpec) -> str:
-  """Frames, height and width, e.g. "80x96x160"."""
-  return "x".join(map(str, (spec.num_frames, *spec.resolution)))
-
-
-def count_reasons(rows: Sequence[Row]) -> str:
+def _count_reasons(rows: Sequence[Row]) -> str:
   """Counts of reasons, most frequent first: "2 too short, 1 missing"."""
   kinds = collections.Counter(row.kind for row in rows if not row.used)
   return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
@@ -101,14 +95,6 @@ def _line(row: Row) -> str:
   return json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n"
 
 
-def publish(rows: Sequence[Row], where: str, fps: float, path) -> Report:
-  """Writes the report, if it has a path, and prints its summary to stderr."""
-  report = Report(path)
-  report.write(rows)
-  print(summarise(rows, where, fps, report.path), file=sys.stderr)
-  return report
-
-
 def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:
   """A summary of the report in a few lines.
 
@@ -127,7 +113,7 @@ def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:
   if not used:
     raise UserError(
       f"{where}:",
-      f"none of {_count(rows)} can be used: {count_reasons(rows)} "
+      f"none of {_count(rows)} can be used: {_count_reasons(rows)} "
       f"(the first: {dropped[0]}: {dropped[0].reason})",
       see,
     )
@@ -147,7 +133,7 @@ def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:
       "resample=blend"
     )
   if dropped:
-    counts = f"data: dropped {count_reasons(rows)}"
+    counts = f"data: dropped {_count_reasons(rows)}"
     lines.append(f"{counts}; {see}" if see else counts)
   if not path:
     shown = dropped[:_HINT_ROWS]

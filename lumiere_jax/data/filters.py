@@ -14,9 +14,7 @@ from lumiere_jax.media.resize import Thumbnails
 from lumiere_jax.media.video_reader import VideoInfo, probe
 
 Images = UInt8[np.ndarray, "t h w 3"]
-
 _SIDE = 16  # Of thumbnails, in pixels.
-
 _FLASH = 2  # A flash of up to this many frames is no cut.
 
 # A cut changes more than this multiple of the mean change over this many
@@ -54,7 +52,6 @@ class Filters:
 
 
 DEFAULT_FILTERS = Filters()
-
 FRAME_FILTERS = "scene_cuts", "min_motion"
 """Filters that decode every frame; folders of videos and `prepare` use them."""
 

@@ -12,7 +12,6 @@ from lumiere_jax.storage.files import read_text
 from lumiere_jax.storage.remote import Folder
 
 NAME = "prepared.json"
-
 CLIPS = "clips"
 """Prefix of the names of clip shards."""
 

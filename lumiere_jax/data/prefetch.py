@@ -15,7 +15,6 @@ import threading
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-
 _make: Callable[[int], Any]  # In a worker process: the function it runs.
 
 

@@ -36,7 +36,6 @@ from lumiere_jax.storage.atomic import locked
 from lumiere_jax.storage.remote import Folder, is_url
 
 REPORT = "data_report.jsonl"
-
 _ENCODING = 1  # Part of the keys; raise it when the encoding changes.
 
 

@@ -67,7 +67,6 @@ from lumiere_jax.storage.remote import (
 )
 
 OpenEncoder = Callable[[], TextEncoder]
-
 _Video = tuple[int, str, list[str] | None]
 """Index in the order of names, name, and captions."""
 

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from lumiere_jax.data.dataset_report import Row, shape_name
+from lumiere_jax.data.dataset_report import Row
 from lumiere_jax.data.filters import Filters, Shot
 from lumiere_jax.data.probe_cache import ProbeCache
 from lumiere_jax.data.sources.base import ClipSpec
@@ -176,13 +176,14 @@ def index_shot(
   ratio = (fps or info.fps) / specs[0].fps if info.duration_s else None
   chosen = _choose(shot, specs, filters, ratio)
   spec, reason = (None, chosen) if isinstance(chosen, str) else (chosen, None)
+  shape = (spec.num_frames, *spec.resolution) if spec else ()
   row = Row(
     file=file,
     used=spec is not None,
     reason=reason,
     start_s=round(start_s, 3) if partial else None,
     end_s=round(start_s + info.duration_s, 3) if partial else None,
-    clip=shape_name(spec) if spec else None,
+    clip="x".join(map(str, shape)) or None,
     seconds=round(info.duration_s, 3),
     fps=round(info.fps, 3) if info.duration_s else None,
     width=info.width,

@@ -24,7 +24,6 @@ TOLERANCE_S = 1e-3
 """Matroska and FLV round timestamps to milliseconds."""
 
 _WITHOUT_TIMESTAMPS = 0x80  # libavformat's AVFMT_NOTIMESTAMPS
-
 _UNSPECIFIED_RATE = Fraction(25)
 
 # Formats with an index or timestamps that seeking can rely on.

@@ -28,7 +28,6 @@ from lumiere_jax.media.input_file import (
 from lumiere_jax.typing import Mask
 
 MaskFrame = Bool[np.ndarray, "h w"]
-
 Box = tuple[int, int, int, int]
 
 # Pillow composes the transparent frames of a GIF; FFmpeg turns pixels that
@@ -36,7 +35,6 @@ Box = tuple[int, int, int, int]
 _READ_BY_PILLOW = PICTURE_ENDINGS | {".gif"}
 
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # BT.709
-
 _HALF = 127.5
 
 

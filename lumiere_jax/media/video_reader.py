@@ -18,7 +18,6 @@ from lumiere_jax.media.resize import Framing, blend, upright_size
 from lumiere_jax.typing import Clip
 
 OnFrame = Callable[[float, av.VideoFrame], None]
-
 RESAMPLING = ("nearest", "blend")
 """How frames are resampled to another rate; see `read_clip`."""
 

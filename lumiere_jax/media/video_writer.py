@@ -24,11 +24,8 @@ from lumiere_jax.storage.atomic import replacing
 from lumiere_jax.typing import Clip
 
 Frames = Iterable[RGBImage]
-
 _BITEXACT = {"fflags": "+bitexact"}
-
 _BT709 = 1  # the code of BT.709 in the three colour tables of H.273
-
 GROUP = 8
 """Distance between key frames in `encode_clip`."""
 
@@ -107,11 +104,8 @@ def _encode(
 
 
 _GIF_TICKS = 100  # per second
-
 _GIF_MAX_FPS = 50
-
 _Writer = Callable[[Path, Clip, float, int], None]
-
 _PNG_NAME = re.compile(r"\d{5,}\.png")
 
 

@@ -24,7 +24,6 @@ from lumiere_jax.storage.atomic import AnyPath
 from lumiere_jax.storage.remote import Folder, atomic_upload
 
 SHARD_BYTES = 2**26
-
 _SUFFIX = ".array_record"
 
 # Groups of one, so that reading a record reads no other. The content is already
@@ -32,7 +31,6 @@ _SUFFIX = ".array_record"
 _WRITER = "group_size:1,uncompressed"
 
 _READER = "readahead_buffer_size:0,max_parallelism:0"
-
 _OPEN_FILES = 128
 
 

@@ -14,7 +14,6 @@ import uuid
 from lumiere_jax.errors import UserError
 
 AnyPath = str | os.PathLike
-
 _UNFINISHED = ".part"
 
 

@@ -29,19 +29,15 @@ from lumiere_jax.storage.safetensors import LazyArray
 from lumiere_jax.typing import FlatParams
 
 FORMAT = "lumiere_jax"
-
 VERSION = 2
-
 TEXT = "text"
 """The name of the part that is the text encoder; others are stages."""
 
 INDEX = "bundle.json"
-
 SHIPPED = "demo"
 """The name of the bundle that the package contains."""
 
 _FILES = (INDEX, "*.safetensors", "*.model")
-
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 

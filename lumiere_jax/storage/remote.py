@@ -25,9 +25,7 @@ from lumiere_jax.storage.atomic import AnyPath, replacing, writing
 from lumiere_jax.storage.files import user_cache
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-
 _ENDING = re.compile(r"\.\w{1,8}")
-
 _BLOCK = 1 << 24  # bytes read at a time
 
 # Distinguishes versions of a file where `ukey` does not: over HTTP.

@@ -31,9 +31,7 @@ from lumiere_jax.toy_scenes.scenes import (
 from lumiere_jax.toy_scenes.tracking import Track, name_motion
 
 Array = np.ndarray
-
 _ANGLES = 10  # Orientations tried within one symmetric turn.
-
 _MAX_FRAMES = 6  # In which the shape is compared.
 
 

@@ -14,7 +14,6 @@ from jaxtyping import UInt8
 import numpy as np
 
 Array = np.ndarray
-
 Distance = Callable[[Array, Array], Array]
 
 
@@ -117,7 +116,6 @@ SIZES: Mapping[str, float] = {"small": 0.115, "large": 0.17}
 """Size word -> radius of the circumscribed circle."""
 
 _FINE = 128  # Minimum shorter side at which coverage is sampled.
-
 _CHUNK = 2**18  # Samples drawn at a time, few enough for the CPU cache.
 
 

@@ -9,11 +9,8 @@ from lumiere_jax.errors import UserError
 from lumiere_jax.toy_scenes.scenes import COLOURS, CROSSING, FOLDS
 
 Array = np.ndarray
-
 _SIDE = 64  # Larger videos are averaged down to about this shorter side.
-
 _CONTRAST = 28.0  # Minimum RGB distance of an object from the background.
-
 _MIN_SEEN = 0.2  # Minimum fraction of the frames that show an object.
 
 

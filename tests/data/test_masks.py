@@ -7,7 +7,6 @@ from lumiere_jax.data.masks import PATTERNS, MaskMix
 from lumiere_jax.errors import UserError
 
 SHAPE = (8, 12, 20)
-
 DRAWS = 60
 
 

@@ -15,6 +15,7 @@ from lumiere_jax.data.loader import Loader, batches
 from lumiere_jax.data.prefetch import map_in_processes
 from lumiere_jax.data.sources.procedural import ProceduralSource
 from lumiere_jax.errors import UserError
+from tests.data.fakes import process_id, squared
 from tests.data.test_loader import assert_same
 
 SOURCE = ProceduralSource(num_clips=20, num_frames=2, resolution=16)
@@ -34,12 +35,6 @@ def test_workers_make_the_batches_of_threads():
   assert {batch["finished"] for batch in made} == {os.getpid()}
 
 
-def squared(number: int) -> int:
-  if number == 3:
-    raise UserError("number=3", "is not allowed", "give another")
-  return number**2
-
-
 def test_errors_of_a_worker_are_raised_here():
   made = map_in_processes(squared, lambda n: -n, workers=2, ahead=2)
   assert list(itertools.islice(made, 3)) == [0, -1, -4]
@@ -48,14 +43,8 @@ def test_errors_of_a_worker_are_raised_here():
   assert error.value.field == "number=3"
 
 
-def worker(number: int) -> int:
-  del number
-  time.sleep(0.01)
-  return os.getpid()
-
-
 def test_closing_ends_the_workers():
-  made = map_in_processes(worker, lambda pid: pid, workers=2, ahead=2)
+  made = map_in_processes(process_id, lambda pid: pid, workers=2, ahead=2)
   seen = set()
   while len(seen) < 2:  # A worker that is still starting ends slowly.
     seen.add(next(made))
@@ -71,8 +60,8 @@ def test_a_killed_trainer_leaves_no_workers_behind():
   script = """
 import time
 from lumiere_jax.data.prefetch import map_in_processes
-from tests.data.test_workers import worker
-made = map_in_processes(worker, lambda pid: pid, workers=2, ahead=2)
+from tests.data.fakes import process_id
+made = map_in_processes(process_id, lambda pid: pid, workers=2, ahead=2)
 seen = set()
 while len(seen) < 2:
   seen.add(next(made))

@@ -9,6 +9,7 @@ from concurrent import futures
 import copy
 import hashlib
 import os
+import sys
 import threading
 from typing import Any
 
@@ -16,11 +17,11 @@ import numpy as np
 import tqdm
 
 from lumiere_jax.data.captions import is_media, read_captions
-from lumiere_jax.data.dataset_report import Report, Row, publish
+from lumiere_jax.data.dataset_report import Report, Row, summarise
 from lumiere_jax.data.filters import DEFAULT_FILTERS, Filters
 from lumiere_jax.data.probe_cache import ProbeCache
 from lumiere_jax.data.sources.base import ClipSpec, Group, UnreadableClip
-from lumiere_jax.data.video_index import Video, index_file
+from lumiere_jax.data.video_index import IndexEntry, index_file
 from lumiere_jax.errors import UserError, VideoError
 from lumiere_jax.storage.atomic import AnyPath
 from lumiere_jax.storage.remote import Folder
@@ -39,14 +40,23 @@ class FilesSource:
 
   def __init__(
     self,
+    found: Sequence[IndexEntry],
     specs: Sequence[ClipSpec],
-    videos: Sequence[Video],
-    report: Report,
+    where: str,
+    report_path: AnyPath | None,
     local_path: Callable[[str], Any] = str,
   ):
-    """Takes indexed videos, those of records by name; see `open` for files."""
-    self.specs, self.videos = tuple(specs), tuple(videos)
-    self.local_path, self._report = local_path, report
+    """Reports indexed videos and takes those that are used.
+
+    Records have names instead of paths. For the arguments, see `open`.
+    """
+    self.specs, self.local_path = tuple(specs), local_path
+    self.videos = tuple(video for _, video in found if video is not None)
+    rows = [row for row, _ in found]
+    self._report = Report(report_path)
+    self._report.write(rows)
+    summary = summarise(rows, where, specs[0].fps, self._report.path)
+    print(summary, file=sys.stderr)
     self._dropped: set[str] = set()
     self._lock = threading.Lock()
 
@@ -88,10 +98,7 @@ class FilesSource:
         pool.map(index, captions), "probing videos", len(captions), disable=None
       )
       found = [entry for entries in bar for entry in entries]
-    rows = [row for row, _ in found]
-    report = publish(rows, str(folder), specs[0].fps, report_path)
-    videos = [video for _, video in found if video is not None]
-    return cls(specs, videos, report, folder.local)
+    return cls(found, specs, str(folder), report_path, folder.local)
 
   def __len__(self) -> int:
     return len(self.videos)

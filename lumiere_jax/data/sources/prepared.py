@@ -11,7 +11,6 @@ import sys
 
 import numpy as np
 
-from lumiere_jax.data.dataset_report import publish
 from lumiere_jax.data.filters import (
   DEFAULT_FILTERS,
   FRAME_FILTERS,
@@ -21,7 +20,7 @@ from lumiere_jax.data.filters import (
 from lumiere_jax.data.manifest import CLIPS, NAME, Manifest, read_manifest
 from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.data.sources.files import FilesSource
-from lumiere_jax.data.video_index import Video, index_shot
+from lumiere_jax.data.video_index import IndexEntry, Video, index_shot
 from lumiere_jax.errors import UserError, VideoError, format_message, option
 from lumiere_jax.media.input_file import InMemoryFile
 from lumiere_jax.media.video_reader import VideoInfo
@@ -87,7 +86,7 @@ def open_prepared(
   _report_unfiltered(folder, manifest, filters)
   prepared_fps = manifest.options["fps"]
   parts = collections.Counter(clip.file for clip in manifest.clips)
-  rows, videos = [], []
+  found: list[IndexEntry] = []
   for clip in manifest.clips:
     info = VideoInfo(
       duration_s=clip.seconds,
@@ -104,18 +103,18 @@ def open_prepared(
       partial=parts[clip.file] > 1,
       fps=prepared_fps,
     )
-    rows.append(row)
     if video is not None:
       values = vars(video) | {"start_s": 0.0}  # In its record.
-      videos.append(PreparedVideo(**values, key=clip.key, records=records))
-  report = publish(rows, str(folder), specs[0].fps, report_path)
+      video = PreparedVideo(**values, key=clip.key, records=records)
+    found.append((row, video))
+  source = FilesSource(found, specs, str(folder), report_path)
   if specs[0].fps > prepared_fps:
     print(
       f"data: {folder} was prepared at {prepared_fps:g} fps; at "
       f"{specs[0].fps:g} fps frames repeat",
       file=sys.stderr,
     )
-  return FilesSource(specs, videos, report)
+  return source
 
 
 def _report_unfiltered(

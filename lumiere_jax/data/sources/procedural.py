@@ -35,15 +35,10 @@ from lumiere_jax.toy_scenes.scenes import (
 )
 
 T = TypeVar("T")
-
 _MARGIN = 0.03  # Of the frame, around shapes that do not cross it.
-
 _SPLITS = ("train", "held_out")
-
 _MOMENTS = 2  # Seed of the choice of moments, apart from those of the splits.
-
 _MAX_SECONDS = 5.0  # Moments are drawn up to this time.
-
 _FIELD = "procedural source: "
 
 _NAMES: dict[str, Mapping] = {

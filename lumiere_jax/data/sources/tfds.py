@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lumiere_jax.data.captions import label_captions
-from lumiere_jax.data.dataset_report import Row, publish
+from lumiere_jax.data.dataset_report import Row
 from lumiere_jax.data.filters import DEFAULT_FILTERS, Filters, Shot
 from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.data.sources.files import FilesSource
@@ -106,20 +106,14 @@ def open_tfds(
       "assumed (config.data.fps)",
       file=sys.stderr,
     )
-  found = [
-    _index_example(index, info, texts, default_fps, specs, filters)
-    for index, (info, texts) in enumerate(zip(infos, captions, strict=True))
-  ]
-  rows = [row for row, _ in found]
-  report = publish(rows, name, specs[0].fps, report_path)
-  videos = [
-    ExampleVideo(
-      **vars(video), examples=examples, index=index, keys=layout.video
-    )
-    for index, (_, video) in enumerate(found)
-    if video is not None
-  ]
-  return FilesSource(specs, videos, report)
+  found: list[IndexEntry] = []
+  for k, (info, texts) in enumerate(zip(infos, captions, strict=True)):
+    row, video = _index_example(k, info, texts, default_fps, specs, filters)
+    if video is not None:
+      keys = layout.video
+      video = ExampleVideo(**vars(video), examples=examples, index=k, keys=keys)
+    found.append((row, video))
+  return FilesSource(found, specs, name, report_path)
 
 
 def _image(name: str, frame: Any, resolution: tuple[int, int]) -> np.ndarray:

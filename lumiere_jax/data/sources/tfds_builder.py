@@ -29,9 +29,7 @@ from lumiere_jax.storage.atomic import writing
 from lumiere_jax.storage.remote import default_cache
 
 SPLIT = "train"
-
 _CAPTIONS = ("caption", "captions", "text", "description", "prompt")
-
 _FPS = ("fps", "frame_rate", "framerate")
 
 # Errors of builders and their readers that a user can fix.
@@ -41,7 +39,6 @@ _BUILDER_ERRORS = (
 )
 
 Examples = Sequence[Mapping[str, Any]]
-
 Keys = tuple[str, ...]
 """Path of a value in a nested example."""
 

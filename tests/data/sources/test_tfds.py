@@ -26,9 +26,7 @@ from lumiere_jax.errors import UserError
 from tests.data.videos import SPEC, read_report, spec
 
 LABELS = ["ApplyEyeMakeup", "Archery"]
-
 COUNT = 12
-
 Features = tfds.features.FeaturesDict
 
 
@@ -277,19 +275,6 @@ def test_prompts_caption_classes(open_small, tmp_path):
   with pytest.raises(UserError) as error:
     open_small("small_texts", prompts="x")
   assert error.value.field == "config.data.prompts=x:"
-
-
-def test_short_examples_are_dropped(open_small, tmp_path, capsys):
-  report = tmp_path / "report.jsonl"
-  source = open_small("small_classes", spec(15), report_path=report)
-  assert "dropped 5 too short" in capsys.readouterr().err
-  reasons = [row["reason"] for row in read_report(report) if not row["used"]]
-  assert len(reasons) == 5
-  assert all(reason.startswith("too short: 1.") for reason in reasons)
-  lengths = [v.info.num_frames for v in source.videos]
-  assert sorted(lengths) == list(range(15, 22))
-  for index, count in enumerate(lengths):
-    assert read_back(source.clip(index))[0] == count % 10
 
 
 def test_damaged_examples_are_reported(open_small, data_dir, tmp_path, capsys):
