@@ -96,16 +96,9 @@ def _line(row: Row) -> str:
 
 
 def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:
-  """A summary of the report in a few lines.
+  """A summary of the report in a few lines; a UserError if no video is used.
 
-  Args:
-    rows: one per video or shot.
-    where: name of the folder or data set.
-    fps: of the clips.
-    path: of the report; None: the summary lists the first reasons itself.
-
-  Raises:
-    UserError: no video can be used.
+  The report is at `path`; None: the summary lists the first reasons itself.
   """
   used = [row for row in rows if row.used]
   dropped = [row for row in rows if not row.used]

@@ -25,12 +25,9 @@ class StoredClip:
   Attributes:
     key: of its record: a hash of the source file, the segment of it and the
       encoding options.
-    file: the source file.
-    captions: its captions.
     start_s: where it begins in the source file.
     seconds: its duration; 0 for a picture.
     frames: number of frames at the frame rate of the folder.
-    height, width: in pixels.
   """
 
   key: str

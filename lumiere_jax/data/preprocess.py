@@ -1,11 +1,12 @@
 """Prepares a folder of videos: splits, resamples and encodes its clips."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from contextlib import closing
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -146,32 +147,43 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segment:
-  """A segment of the source file at `path` on this machine, and its clip.
-
-  The `size` is (height, width) of the source video.
-  """
+  """A segment of a video of `size` (height, width), as the clip to store."""
 
   stored: StoredClip
-  path: Path
   size: tuple[int, int]
 
 
-def hash_file(path: Path, file: str) -> str:
-  """The hash of a file's content; a VideoError, which calls it `file`, if it
-  is missing, empty or unreadable.
+LocalPath = Callable[[str], Path]
+"""Name of a source file -> its path on this machine; or a VideoError."""
+
+
+def find_segments(
+  videos: Sequence[Video], local_path: LocalPath, options: Options
+) -> tuple[list[Segment], list[Row]]:
+  """The segments of the shots of one file.
+
+  If it is missing, empty or unreadable by now: a row of the report for each.
   """
+  file = videos[0].file
   try:
+    path = local_path(file)
     require_file(path)
     with open(path, "rb") as content:
-      return hashlib.file_digest(content, "sha256").hexdigest()
+      digest = hashlib.file_digest(content, "sha256").hexdigest()
+  except VideoError as error:
+    reason = error.reason
   except OSError as error:
-    raise VideoError(file, f"damaged: {error.strerror}") from error
+    reason = f"damaged: {error.strerror}"
+  else:
+    parts = [split_video(video, digest, options) for video in videos]
+    return list(itertools.chain(*parts)), []
+  return [], [Row(file=file, used=False, reason=reason)] * len(videos)
 
 
 def split_video(
-  video: Video, path: Path, digest: str, options: Options
+  video: Video, digest: str, options: Options
 ) -> Iterator[Segment]:
-  """Splits a video into segments of equal length.
+  """Splits a video, of this hash of its file, into segments of equal length.
 
   They exceed `options.max_seconds` only if they would otherwise be too short.
   """
@@ -198,7 +210,7 @@ def split_video(
       height=height,
       width=width,
     )
-    yield Segment(stored=stored, path=path, size=(info.height, info.width))
+    yield Segment(stored=stored, size=(info.height, info.width))
 
 
 def _clip_size(video: Video, options: Options) -> tuple[int, int]:
@@ -211,29 +223,33 @@ def _clip_size(video: Video, options: Options) -> tuple[int, int]:
   return height - height % 2, width - width % 2  # H.264 needs even sizes.
 
 
-def encode_segment(segment: Segment, options: Options) -> bytes:
+def encode_segment(
+  segment: Segment, local_path: LocalPath, options: Options
+) -> bytes | VideoError:
   """The bytes to store: an mp4, or a png of a picture.
 
-  Raises:
-    VideoError: the file is missing or damaged since it was probed.
+  If its file is missing or damaged by now, gives the error.
   """
-  clip = segment.stored
-  if not clip.seconds:
-    pixels = read_image(segment.path, (clip.height, clip.width))
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
-    return file.getvalue()
-  frames = read_frames(
-    segment.path,
-    start_s=clip.start_s,
-    num_frames=clip.frames,
-    fps=options.fps,
-    resolution=(clip.height, clip.width),
-    crop=_crop(segment),
-    resample=options.resample,
-    end_s=clip.start_s + clip.seconds,
-  )
-  return encode_clip(frames, options.fps, crf=options.crf)
+  clip, size = segment.stored, (segment.stored.height, segment.stored.width)
+  try:
+    path = local_path(clip.file)
+    if not clip.seconds:
+      file = io.BytesIO()
+      Image.fromarray(read_image(path, size)).save(file, "png")
+      return file.getvalue()
+    frames = read_frames(
+      path,
+      start_s=clip.start_s,
+      num_frames=clip.frames,
+      fps=options.fps,
+      resolution=size,
+      crop=_crop(segment),
+      resample=options.resample,
+      end_s=clip.start_s + clip.seconds,
+    )
+    return encode_clip(frames, options.fps, crf=options.crf)
+  except VideoError as error:
+    return error
 
 
 def _crop(segment: Segment) -> tuple[float, float]:
@@ -252,14 +268,7 @@ def _crop(segment: Segment) -> tuple[float, float]:
 
 
 def closing_message(clips: int, new: int, unused: int, options: Options) -> str:
-  """The last message of a run.
-
-  Args:
-    clips: number of clips in the manifest.
-    new: of these, encoded by this run.
-    unused: number of stored clips that are not in the manifest.
-    options: of the run.
-  """
+  """The last message of a run; `unused` clips are not in the manifest."""
   line = f"prepared: {clips} clips in {options.out}, {new} of them new"
   if not unused:
     return line
@@ -289,7 +298,7 @@ def prepare(options: Options, encoder: TextEncoder | None = None) -> None:
     )
     report = Report(out / REPORT)
     segments = _segments(source, options, report)
-    clips = _encode_missing(segments, options, report)
+    clips = _encode_missing(segments, source.local_path, options, report)
     if not clips:
       raise UserError(
         f"{options.input}:", "all videos were dropped", f"see {report.path}"
@@ -308,44 +317,28 @@ def _segments(
   source: FilesSource, options: Options, report: Report
 ) -> list[Segment]:
   """The segments of all videos; reports the files that cannot be read."""
-  files = {video.file: i for i, video in enumerate(source.videos)}
-  with futures.ThreadPoolExecutor(options.max_threads) as pool:
-    found = tqdm(
-      pool.map(lambda i: _hash_video(source, i), files.values()),
-      "hashing files",
-      len(files),
-      disable=None,
-    )
-    hashes = dict(zip(files, found, strict=True))
-  segments: list[Segment] = []
+  files: dict[str, list[Video]] = {}
   for video in source.videos:
-    match hashes[video.file]:
-      case VideoError(reason=reason):
-        report.add(Row(file=video.file, used=False, reason=reason))
-      case path, digest:
-        segments += split_video(video, path, digest, options)
-  return segments
-
-
-def _hash_video(
-  source: FilesSource, index: int
-) -> tuple[Path, str] | VideoError:
-  """The file of a video and the hash of its content."""
-  file = source.videos[index].file
-  try:
-    path = source.local_path(file)
-    return path, hash_file(path, file)
-  except VideoError as error:
-    return error
+    files.setdefault(video.file, []).append(video)
+  work = lambda videos: find_segments(videos, source.local_path, options)
+  with futures.ThreadPoolExecutor(options.max_threads) as pool:
+    bar = pool.map(work, files.values())
+    found = list(tqdm(bar, "hashing files", len(files), disable=None))
+  for row in itertools.chain(*(rows for _, rows in found)):
+    report.add(row)
+  return [segment for segments, _ in found for segment in segments]
 
 
 def _encode_missing(
-  segments: list[Segment], options: Options, report: Report
+  segments: list[Segment],
+  local_path: LocalPath,
+  options: Options,
+  report: Report,
 ) -> list[StoredClip]:
   """Stores the segments that are not stored yet; returns all stored clips."""
   existing = Records(Folder(options.out), CLIPS)
   missing = {s.stored.key: s for s in segments if s.stored.key not in existing}
-  work = lambda segment: _try_encode(segment, options)
+  work = lambda segment: encode_segment(segment, local_path, options)
   bar = tqdm(
     total=sum(segment.stored.frames for segment in missing.values()),
     desc="preparing",
@@ -370,10 +363,3 @@ def _encode_missing(
   message = closing_message(len(clips), new, unused, options)
   print(message, file=sys.stderr)
   return clips
-
-
-def _try_encode(segment: Segment, options: Options) -> bytes | VideoError:
-  try:
-    return encode_segment(segment, options)
-  except VideoError as error:
-    return error

@@ -36,8 +36,7 @@ from lumiere_jax.data.preprocess import (
   Segment,
   closing_message,
   encode_segment,
-  hash_file,
-  split_video,
+  find_segments,
 )
 from lumiere_jax.data.probe_cache import ProbeCache
 from lumiere_jax.data.sources.files import list_videos
@@ -298,14 +297,8 @@ class _Examine(beam.DoFn):
         *(folder, file, captions, [options.spec], options.filters), self._probes
       )
       used = [video for _, video in findings if video is not None]
-      try:
-        if used:
-          path = folder.local(file)
-          digest = hash_file(path, file)
-          for one in used:
-            segments += split_video(one, path, digest, options)
-      except VideoError as error:
-        late = [Row(file=file, used=False, reason=error.reason)] * len(used)
+      if used:
+        segments, late = find_segments(used, folder.local, options)
     rows = [row for row, _ in findings]
     return _ProbeResult(index=index, rows=rows, late=late, segments=segments)
 
@@ -373,16 +366,11 @@ def _encode_file(
   file: str, segments: list[Segment], options: ScaleOptions
 ) -> list[tuple[str, bytes | VideoError]]:
   """Encodes the segments of one file, which is copied once if remote."""
-  made: list[tuple[str, bytes | VideoError]] = []
   with local_copy(options.input, options.cache) as folder:
-    for segment in segments:
-      key = segment.stored.key
-      try:
-        here = dataclasses.replace(segment, path=folder.local(file))
-        made.append((key, encode_segment(here, options)))
-      except VideoError as error:
-        made.append((key, error))
-  return made
+    return [
+      (segment.stored.key, encode_segment(segment, folder.local, options))
+      for segment in segments
+    ]
 
 
 def _describe_encoder(

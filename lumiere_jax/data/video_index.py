@@ -43,12 +43,8 @@ def choose_bucket(
 
   Of the shapes with at most as many frames as the video, it takes the longest;
   of those, the one nearest in aspect ratio (by its logarithm, so that wide and
-  tall count alike); of those, the largest.
-
-  Args:
-    specs: the shapes.
-    frames: of the video, at the frame rate of the clips.
-    height, width: of the video in pixels.
+  tall count alike); of those, the largest. The video has so many `frames` at
+  the frame rate of the clips.
   """
 
   def preference(i: int) -> tuple[int, float, int]:
@@ -64,12 +60,8 @@ def choose_bucket(
 class Video:
   """A shot of a video, or a picture, and the shape of the clips taken from it.
 
-  Attributes:
-    file: name relative to its folder, or URL.
-    captions: its captions, at least one.
-    info: of the shot alone; a picture lasts 0 seconds.
-    spec: the shape of its clips.
-    start_s: where the shot begins in the file.
+  It is named relative to its folder, or by URL, and has at least one caption.
+  The `info` is of the shot alone, from `start_s` on; pictures last 0 seconds.
   """
 
   file: str
@@ -163,14 +155,8 @@ def index_shot(
 ) -> IndexEntry:
   """Applies the filters to a shot and chooses the shape of its clips.
 
-  Args:
-    file: of the shot.
-    captions: of the file.
-    shot: as probed.
-    specs: the shapes of clips, all of one frame rate.
-    filters: criteria for the shot.
-    partial: the shot is only a part of the file.
-    fps: its frame rate if known; None: the measured mean.
+  The shot is `partial` if it is only a part of the file; its frame rate is
+  `fps` if known, else the measured mean. All specs have one frame rate.
   """
   info, start_s = shot.info, shot.start_s
   ratio = (fps or info.fps) / specs[0].fps if info.duration_s else None

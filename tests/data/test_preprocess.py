@@ -44,13 +44,13 @@ def options(videos, tmp_path):
 @pytest.fixture
 def encoded(monkeypatch):
   """The source files of the segments that have been encoded."""
-  files, encode = [], module._try_encode
+  files, encode = [], module.encode_segment
 
-  def spy(segment, options):
+  def spy(segment, *args):
     files.append(segment.stored.file)
-    return encode(segment, options)
+    return encode(segment, *args)
 
-  monkeypatch.setattr(module, "_try_encode", spy)
+  monkeypatch.setattr(module, "encode_segment", spy)
   return files
 
 
@@ -275,16 +275,15 @@ def test_files_that_vanish_are_reported(
   options, videos, after_probing, monkeypatch, capsys
 ):
   """One after it was probed, one after it was hashed."""
-  hash_video = module._hash_video
+  split_video = module.split_video
 
-  def damage(source, index):
-    found = hash_video(source, index)
-    if source.videos[index].file == "2.mp4":
+  def damage(video, *args):
+    if video.file == "2.mp4":
       (videos / "2.mp4").write_bytes(b"nothing")
-    return found
+    return split_video(video, *args)
 
   after_probing((videos / "1.mp4").unlink)
-  monkeypatch.setattr(module, "_hash_video", damage)
+  monkeypatch.setattr(module, "split_video", damage)
   prepare(options)
   assert files(options) == ["0.mp4", "3.mp4"]
   printed = capsys.readouterr().err

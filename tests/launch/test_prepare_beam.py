@@ -252,10 +252,10 @@ def test_a_video_that_fails_to_encode_is_reported(
 ):
   encode = preprocess_beam.encode_segment
 
-  def broken(part, options):
+  def broken(part, *args):
     if part.stored.file == "long.mp4":
-      raise preprocess_beam.VideoError(part.path, "damaged: a bit")
-    return encode(part, options)
+      return preprocess_beam.VideoError("x", "damaged: a bit")
+    return encode(part, *args)
 
   monkeypatch.setattr(preprocess_beam, "encode_segment", broken)
   run(values, tmp_path)

@@ -55,14 +55,7 @@ class UnreadableClip(UserError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipSpec:
-  """The shape of clips.
-
-  Attributes:
-    num_frames: t.
-    fps: frames per second.
-    resolution: (height, width) in pixels.
-    resample: how the frame rate is converted; see `read_frames`.
-  """
+  """The shape of clips: (height, width) is in pixels; see `read_frames`."""
 
   num_frames: int
   fps: float

@@ -63,14 +63,9 @@ def open_prepared(
 
   Shards of a remote folder are copied first.
 
-  Args:
-    path: the folder, or its URL.
-    specs: the shapes of clips, of one frame rate.
-    filters: criteria for videos; the frame rate of a video is the one it was
-      prepared at. A notice is printed if `scene_cuts` or `min_motion` is set
-      and the folder was prepared without it.
-    report_path: of the data report to write; None: none.
-    cache: see `Folder`.
+  The frame rate of a video is the one it was prepared at. A notice is printed
+  if filters have `scene_cuts` or `min_motion` and the folder was prepared
+  without it. For the arguments, see `FilesSource.open`.
   """
   folder = Folder(path, cache)
   manifest = read_manifest(folder)

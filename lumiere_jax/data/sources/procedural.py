@@ -54,10 +54,8 @@ class ProceduralSource:
   """Captioned clips of toy scenes.
 
   Attributes:
-    num_clips: number of clips.
-    num_frames: frames of a clip; 1 makes images.
+    num_frames: of a clip; 1 makes images.
     resolution: (height, width) in pixels, or the side of a square.
-    fps: frames per second.
     seed: another seed gives another data set of the same kind.
     split: "train", or "held_out": triples of (colour, shape, motion) that
       "train" never shows (see `is_held_out`).

@@ -85,12 +85,9 @@ def open_tfds(
 
   Args:
     name: of the builder, such as 'ucf101/ucf101_1:2.0.0'.
-    specs: the shapes of clips, of one frame rate.
+    specs: see `FilesSource.open` for these and for other arguments.
     data_dir: of the data set; '' is the library's default.
-    prompts: see `label_captions`.
     filters: criteria for videos; the `FRAME_FILTERS` have no effect.
-    report_path: of the data report to write; None: none.
-    num_threads: that probe; None: one per core.
     cache: folder for probed examples; '' is one in the user's cache.
   """
   builder = open_builder(name, data_dir)

@@ -99,9 +99,9 @@ def find_layout(name: str, builder: Any) -> Layout:
   if not videos or caption is None:
     what, fix = "video", "choose a builder with a Video feature"
     if videos:
-      what, fix = (
-        "captions",
-        ("choose a builder with a Text named caption or text, or a ClassLabel"),
+      what = "captions"
+      fix = (
+        "choose a builder with a Text named caption or text, or a ClassLabel"
       )
     listed = ", ".join(
       f"{'/'.join(path)}: {type(f).__name__}" for path, f in leaves.items()
@@ -244,13 +244,9 @@ _READ_ERRORS = (RuntimeError, OSError, ValueError, LookupError)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleInfo:
-  """Properties of an example.
+  """Properties of an example; the `texts` are captions or labels of classes.
 
-  Attributes:
-    texts: its captions, or the label of its class.
-    frames, height, width: of its video.
-    fps: its own frame rate; None: it has none.
-    reason: "kind: details" of why it cannot be read; None if it can.
+  The `reason` is "kind: details" of why it cannot be read; None if it can.
   """
 
   texts: list[str] = dataclasses.field(default_factory=list)
