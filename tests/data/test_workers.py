@@ -41,6 +41,7 @@ def test_errors_of_a_worker_are_raised_here():
   with pytest.raises(UserError) as error:
     next(made)
   assert error.value.field == "number=3"
+  until(lambda: not multiprocessing.active_children(), 20)
 
 
 def test_closing_ends_the_workers():
