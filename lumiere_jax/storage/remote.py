@@ -1,8 +1,8 @@
 """Local and remote folders: files are cached for reading and written whole.
 
 Addresses are paths, or URLs of any file system that fsspec supports. Its caches
-do not serve here: `simplecache` misses new versions, and the processes that
-share a `filecache` overwrite its index. Retries are left to its file systems.
+do not serve: `simplecache` misses new versions of a file, `filecache` does over
+HTTP, and neither notices a copy cut short. Retries are left to file systems.
 """
 
 from collections.abc import Iterator
