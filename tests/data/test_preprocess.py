@@ -291,9 +291,10 @@ def test_files_that_vanish_are_reported(
   assert "2.mp4 dropped: not a video" in printed
   rows = read_report(Path(options.out, REPORT))
   assert [row["used"] for row in rows] == [True] * 4 + [False] * 2
-  make(videos, "2.mp4")
-  write_jsonl(videos, ["2.mp4"])
-  after_probing((videos / "2.mp4").unlink)
+
+
+def test_no_clip_at_all_is_an_error(options, videos, after_probing):
+  after_probing(lambda: [(videos / name).unlink() for name in NAMES])
   with pytest.raises(UserError, match="all videos were dropped; see"):
     prepare(options)
 
