@@ -15,7 +15,7 @@ TOUR := --model=demo --style=pastel=pastel --shots=docs/app
 # Left out of api-docs: the commands, whose flags clash when they are imported
 # together, and what needs packages of another environment.
 COMMANDS := main|sample|evaluate|convert|prepare|plan|app
-ELSEWHERE := data\.preprocess_beam|data\.beam_transforms|contrib\.web
+ELSEWHERE := data\.preprocess_beam|contrib\.web
 
 .PHONY: demo gallery test smoke scale beam xmanager app-test app-shots lint format \
   parity torture bench bench-check api-docs lock clean

@@ -68,8 +68,7 @@ def main(argv: list[str], beams: list[str]) -> None:
   """Reads the flags and runs the pipeline."""
   del argv
   try:
-    from lumiere_jax.data.beam_transforms import ScaleOptions
-    from lumiere_jax.data.preprocess_beam import prepare_at_scale
+    from lumiere_jax.data.preprocess_beam import ScaleOptions, prepare_at_scale
   except ModuleNotFoundError as error:
     if error.name != "apache_beam":
       raise

@@ -31,7 +31,6 @@ MEDIA_ENDINGS = PICTURE_ENDINGS | {
 }
 
 _THREADS = 16  # That read caption files, which may be remote.
-
 _Rows = Iterator[tuple[int, Any]]
 """(line number, row) of a table."""
 
@@ -82,13 +81,9 @@ def read_captions(folder: Folder, prompts: str = "") -> Captions:
   """Reads the captions of a folder.
 
   It looks for captions.jsonl or captions.csv, then for a .txt or .json beside
-  each video, then takes sub-folders as classes. A captioned file need not
-  exist and its caption may be empty; the video index reports both.
-
-  Args:
-    folder: of videos.
-    prompts: file of 'label|prompt' lines for folders of classes; '' takes the
-      words of the labels.
+  each video, then takes sub-folders as classes, captioned by the file
+  `prompts`; see `label_captions`. A captioned file need not exist and its
+  caption may be empty; the video index reports both.
 
   Returns:
     Name in `folder`, or URL -> its captions, sorted by name.
@@ -99,12 +94,11 @@ def read_captions(folder: Folder, prompts: str = "") -> Captions:
     raise UserError(
       f"{folder}:", f"has {' and '.join(present)}", "keep one of them"
     )
-  if present:
-    address = folder.address(present[0])
-    captions = _collect(
-      address, tables[present[0]](address, _read(folder, present[0]))
-    )
-  else:
+  captions: Captions = {}
+  for name in present:
+    address = folder.address(name)
+    captions = _collect(address, tables[name](address, _read(folder, name)))
+  if not present:
     captions = _beside_videos(folder) or _from_classes(folder, prompts)
   if not captions:
     raise UserError(
@@ -126,7 +120,8 @@ def _read(folder: Folder, name: str) -> str:
 
 
 def _collect(path: str, rows: _Rows) -> Captions:
-  captions, lines = {}, {}
+  captions: Captions = {}
+  lines: dict[str, int] = {}
   for number, row in rows:
     where = f"{path}, line {number}:"
     file = _file(where, row)
@@ -190,9 +185,7 @@ def _parse_json(where: str, text: str, example: str) -> Any:
 
 
 def _file(where: str, row: dict[str, Any]) -> str:
-  if "file" not in row:
-    raise UserError(where, "no 'file'", f"it has {_keys(row)}")
-  file = row["file"]
+  file = row[_one_of(where, row, "file")]
   if not isinstance(file, str) or not file.strip():
     raise UserError(where, f"'file' is {reprlib.repr(file)}", "name a video")
   file = file.strip()
@@ -200,12 +193,19 @@ def _file(where: str, row: dict[str, Any]) -> str:
 
 
 def _captions(where: str, row: dict[str, Any]) -> tuple[str, ...]:
-  given = [key for key in ("caption", "captions") if key in row]
+  return _texts(where, row[_one_of(where, row, "caption", "captions")])
+
+
+def _one_of(where: str, row: dict[str, Any], *keys: str) -> str:
+  """The key that a row has."""
+  given = [key for key in keys if key in row]
   if not given:
-    raise UserError(where, "no 'caption'", f"it has {_keys(row)}")
+    has = ", ".join(map(reprlib.repr, row)) or "nothing"
+    raise UserError(where, f"no {keys[0]!r}", f"it has {has}")
   if len(given) > 1:
-    raise UserError(where, "both 'caption' and 'captions'", "keep one of them")
-  return _texts(where, row[given[0]])
+    both = " and ".join(map(repr, given))
+    raise UserError(where, f"both {both}", "keep one of them")
+  return given[0]
 
 
 def _texts(where: str, value: Any) -> tuple[str, ...]:
@@ -216,10 +216,6 @@ def _texts(where: str, value: Any) -> tuple[str, ...]:
         where, f"a caption is {reprlib.repr(text)}", "write a string"
       )
   return tuple(text.strip() for text in texts if text.strip())
-
-
-def _keys(row: dict[str, Any]) -> str:
-  return ", ".join(map(reprlib.repr, row)) or "nothing"
 
 
 def _beside_videos(folder: Folder) -> Captions:

@@ -1,6 +1,7 @@
 """The data section of a config."""
 
 import dataclasses
+from typing import Any
 
 from lumiere_jax.data.filters import Filters
 from lumiere_jax.data.masks import MaskMix
@@ -80,7 +81,7 @@ class DataConfig:
   cache: str = ""
   fps: float = 16.0
   num_frames: int = 80
-  resolution: int | tuple[int, ...] = 128
+  resolution: tuple[int, int] = 128  # type: ignore[assignment]  # or a side
   buckets: str = ""
   num_clips: int = 4096
   two_objects: float = 0.25
@@ -98,7 +99,7 @@ class DataConfig:
   threads: int = 16
   workers: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     above_0 = "fps", "num_frames", "num_clips", "threads", "max_enlarge"
     check_least(self, "config.data", above_0, above=0)
     from_0 = "scene_cuts", "min_motion", "min_fps_ratio", "crop", "workers"
@@ -109,16 +110,17 @@ class DataConfig:
         f"config.data.image_share={self.image_share}",
         "must lie between 0 and 1",
       )
-    given = self.resolution
-    sides = given if isinstance(given, tuple) else (given,)
-    if len(sides) not in (1, 2) or not all(
-      isinstance(side, int) and side > 0 for side in sides
-    ):
+    given: Any = self.resolution
+    sides = given if isinstance(given, tuple) else (given, given)
+    if len(sides) == 1:
+      sides *= 2
+    is_size = lambda side: isinstance(side, int) and side > 0
+    if len(sides) != 2 or not all(map(is_size, sides)):
       raise UserError(
         f"config.data.resolution={given!r}",
         "is neither a side nor (height, width) in pixels",
       )
-    object.__setattr__(self, "resolution", (sides[0], sides[-1]))
+    object.__setattr__(self, "resolution", sides)
     _ = self.specs, self.mask_mix  # Parses them, to raise errors now.
 
   @property

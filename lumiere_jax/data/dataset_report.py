@@ -8,7 +8,6 @@ from pathlib import Path
 import sys
 import threading
 
-from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.errors import UserError
 from lumiere_jax.storage.atomic import replacing
 
@@ -60,12 +59,7 @@ class Row:
     return f"{self.file} ({self.start_s:.2f} to {self.end_s:.2f} s)"
 
 
-def shape_name(spec: ClipSpec) -> str:
-  """Frames, height and width, e.g. "80x96x160"."""
-  return "x".join(map(str, (spec.num_frames, *spec.resolution)))
-
-
-def count_reasons(rows: Sequence[Row]) -> str:
+def _count_reasons(rows: Sequence[Row]) -> str:
   """Counts of reasons, most frequent first: "2 too short, 1 missing"."""
   kinds = collections.Counter(row.kind for row in rows if not row.used)
   return ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
@@ -101,45 +95,22 @@ def _line(row: Row) -> str:
   return json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n"
 
 
-def publish(rows: Sequence[Row], where: str, fps: float, path) -> Report:
-  """Writes the report and prints its summary to stderr.
-
-  Args:
-    rows: one per video or shot.
-    where: name of the folder or data set.
-    fps: of the clips.
-    path: of the file to write; None: none.
-  """
-  report = Report(path)
-  report.write(rows)
-  print(summarise(rows, where, fps, report.path), file=sys.stderr)
-  return report
-
-
 def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:
-  """A summary of the report in a few lines.
+  """A summary of the report in a few lines; a UserError if no video is used.
 
-  Args:
-    rows: one per video or shot.
-    where: name of the folder or data set.
-    fps: of the clips.
-    path: of the report; None: the summary lists the first reasons itself.
-
-  Raises:
-    UserError: no video can be used.
+  The report is at `path`; None: the summary lists the first reasons itself.
   """
-  used, dropped = (
-    [row for row in rows if row.used == wanted] for wanted in (True, False)
-  )
+  used = [row for row in rows if row.used]
+  dropped = [row for row in rows if not row.used]
   see = f"see {path}" if path and dropped else ""
   if not used:
     raise UserError(
       f"{where}:",
-      f"none of {_count(rows)} can be used: {count_reasons(rows)} "
+      f"none of {_count(rows)} can be used: {_count_reasons(rows)} "
       f"(the first: {dropped[0]}: {dropped[0].reason})",
       see,
     )
-  clips = collections.Counter(row.clip for row in used)
+  clips = collections.Counter(str(row.clip) for row in used)
   shapes = ", ".join(
     f"{shape} ({n})" if len(clips) > 1 else shape
     for shape, n in clips.most_common()
@@ -155,7 +126,7 @@ def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:
       "resample=blend"
     )
   if dropped:
-    counts = f"data: dropped {count_reasons(rows)}"
+    counts = f"data: dropped {_count_reasons(rows)}"
     lines.append(f"{counts}; {see}" if see else counts)
   if not path:
     shown = dropped[:_HINT_ROWS]

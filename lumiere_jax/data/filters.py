@@ -14,9 +14,7 @@ from lumiere_jax.media.resize import Thumbnails
 from lumiere_jax.media.video_reader import VideoInfo, probe
 
 Images = UInt8[np.ndarray, "t h w 3"]
-
 _SIDE = 16  # Of thumbnails, in pixels.
-
 _FLASH = 2  # A flash of up to this many frames is no cut.
 
 # A cut changes more than this multiple of the mean change over this many
@@ -54,24 +52,20 @@ class Filters:
 
 
 DEFAULT_FILTERS = Filters()
-
 FRAME_FILTERS = "scene_cuts", "min_motion"
 """Filters that decode every frame; folders of videos and `prepare` use them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shot:
-  """The part of a video between two cuts.
+  """The part of a video between two cuts; see `motion` for its motion.
 
-  Attributes:
-    start_s: where it begins in the file.
-    info: properties of the shot.
-    motion: see `motion`; None if it was not measured.
+  It begins at `start_s` in the file. The motion is None if not measured.
   """
 
   start_s: float
   info: VideoInfo
-  motion: float | None
+  motion: float | None = None
 
 
 def probe_shots(path, filters: Filters) -> list[Shot]:
@@ -82,7 +76,7 @@ def probe_shots(path, filters: Filters) -> list[Shot]:
   """
   if not filters.scene_cuts and not filters.min_motion:
     info = probe(path, num_threads=1)
-    return [Shot(start_s=0.0, info=info, motion=None)]
+    return [Shot(start_s=0.0, info=info)]
   thumbnails = Thumbnails(_SIDE)
   info = probe(path, num_threads=1, on_frame=thumbnails)
   images, times_s = thumbnails.images, [*thumbnails.times_s, info.duration_s]
@@ -105,12 +99,7 @@ def motion(images: Images) -> float:
 
 
 def find_cuts(images: Images, least: float) -> list[int]:
-  """Indices of the frames that begin a new shot.
-
-  Args:
-    images: thumbnails of all frames.
-    least: see `Filters.scene_cuts`.
-  """
+  """Indices of the frames that begin a new shot; see `Filters.scene_cuts`."""
   change = _changes(images)
   window = np.lib.stride_tricks.sliding_window_view(
     np.pad(change, _FLASH, constant_values=-1), 2 * _FLASH + 1

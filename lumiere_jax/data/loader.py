@@ -2,27 +2,25 @@
 
 The clips of a batch are a function of the step alone, and the random choices
 in a clip are a function of its position, so training resumes bit for bit.
+grain's shuffling and mixing would draw other clips, and know neither rounds of
+one shape per batch nor replacements of clips that cannot be read.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import contextlib
 import dataclasses
 import functools
-import itertools
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import time
-from typing import Any, TypeVar
+from typing import Any
 
 import grain
 import numpy as np
 
 from lumiere_jax.data.masks import MaskMix
+from lumiere_jax.data.prefetch import map_in_processes
 from lumiere_jax.data.sources.base import Group, Source, UnreadableClip
 from lumiere_jax.errors import UserError
 
@@ -80,70 +78,6 @@ def _round_steps(group: Group, batch_size: int) -> int:
   return max(1, round(group.weight * -(-len(group.indices) // batch_size)))
 
 
-T = TypeVar("T")
-
-_make: Callable[[int], Any]  # In a worker process: the function it runs.
-
-
-def map_in_processes(
-  make: Callable[[int], Any],
-  finish: Callable[[Any], T],
-  workers: int,
-  ahead: int,
-) -> Iterator[T]:
-  """Yields finish(make(0)), finish(make(1)), ... without end.
-
-  Args:
-    make: runs in the workers; it is pickled.
-    finish: runs in one thread of this process.
-    workers: number of processes.
-    ahead: number of results prefetched, beyond one per worker.
-
-  Returns:
-    A generator; closing it ends the workers.
-  """
-  pool = ProcessPoolExecutor(
-    workers,
-    # Forking a process with threads, such as those of JAX, can deadlock.
-    mp_context=multiprocessing.get_context("spawn"),
-    initializer=_start_worker,
-    initargs=(make,),
-  )
-  finisher = ThreadPoolExecutor(1)
-  numbers = itertools.count()
-  made, finished = deque(), deque()
-  try:
-    while True:
-      while len(made) < workers + ahead:
-        made.append(pool.submit(_work, next(numbers)))
-      while len(finished) < ahead:
-        result = made.popleft().result
-        finished.append(finisher.submit(lambda r=result: finish(r())))
-      yield finished.popleft().result()
-  finally:
-    pool.shutdown(wait=False, cancel_futures=True)
-    finisher.shutdown(wait=False, cancel_futures=True)
-
-
-def _start_worker(make: Callable[[int], Any]) -> None:
-  global _make
-  _make = make
-  # Signals are for the trainer, which saves first and then ends its workers.
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
-  threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-  """Ends this worker when the trainer is killed."""
-  multiprocessing.parent_process().join()
-  os._exit(1)
-
-
-def _work(number: int) -> Any:
-  return _make(number)
-
-
 Batch = dict[str, Any]
 """video (b, t, h, w, c) uint8; caption: list of b; index (b,) in the source;
 with masks, mask (b, t, h, w, 1) uint8, 1 = given."""
@@ -154,25 +88,20 @@ _AHEAD = 2  # Batches to prefetch.
 class LoadTimer:
   """Mean loading time of clips, over all threads."""
 
-  def __init__(self):
-    self._lock = threading.Lock()
-    self._clips, self._seconds = 0, 0.0
+  def __init__(self) -> None:
+    self._seconds: deque[float] = deque()
 
   @contextlib.contextmanager
   def timing(self) -> Iterator[None]:
     """Context manager that times the loading of one clip."""
     began = time.monotonic()
     yield
-    with self._lock:
-      self._clips += 1
-      self._seconds += time.monotonic() - began
+    self._seconds.append(time.monotonic() - began)
 
   def take(self) -> float | None:
     """Mean seconds per clip since the last call; None if there were none."""
-    with self._lock:
-      clips, seconds = self._clips, self._seconds
-      self._clips, self._seconds = 0, 0.0
-    return seconds / clips if clips else None
+    taken = [self._seconds.popleft() for _ in range(len(self._seconds))]
+    return float(np.mean(taken)) if taken else None
 
   def __reduce__(self):
     """Starts at zero in another process, whose counts never come back."""
@@ -181,14 +110,7 @@ class LoadTimer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loader:
-  """Loads clips of a source.
-
-  Attributes:
-    source: of the clips.
-    seed: 0 or more.
-    masks: draws a mask for each clip; None: no masks.
-    timer: records the loading times.
-  """
+  """Loads clips of a source, with a mask each if `masks` draw them."""
 
   source: Source
   seed: int
@@ -212,17 +134,16 @@ class Loader:
         random choices; None: a held-out clip, which is always the same.
       repeat: how often a held-out clip has come before; it seeds the mask.
     """
-    held_out = position is None
     for index in candidates:
       # A new generator, so that a clip does not depend on those that failed.
-      key = (0, index, repeat) if held_out else (self.seed, position)
+      key = [0, index, repeat] if position is None else [self.seed, position]
       rng = np.random.default_rng(key)
       try:
-        video = self.source.clip(index, None if held_out else rng)
+        video = self.source.clip(index, None if position is None else rng)
       except UnreadableClip:
         continue
       captions = self.source.captions(index)
-      which = 0 if held_out else rng.integers(len(captions))
+      which = 0 if position is None else rng.integers(len(captions))
       sample = {"video": video, "caption": captions[which], "index": index}
       if self.masks:
         sample["mask"] = self.masks.draw(rng, video.shape[:3])
@@ -244,7 +165,9 @@ def batches(
   places: Sequence[int] | None = None,
   finish: Callable[[Batch], Any] = lambda batch: batch,
 ) -> Iterator[Any]:
-  """Yields batches without end, and prefetches them.
+  """Yields this host's part of batches without end, and prefetches them.
+
+  Closing or deleting the generator ends its threads and processes.
 
   Args:
     loader: of the clips.
@@ -255,28 +178,23 @@ def batches(
       for sources that hold the GIL; 0: none.
     places: indices in the batch of the clips that this host loads; None: all.
     finish: postprocesses each batch, in a thread.
-
-  Returns:
-    A generator of this host's part of the batches from `start_step` on.
-    Closing or deleting it ends its threads.
   """
   if batch_size < 1:
     raise UserError(
       f"batch_size={batch_size}", "is too small", "give 1 or more"
     )
-  places = tuple(range(batch_size) if places is None else places)
   clips = _Clips(
     loader=loader,
     order=ClipOrder(loader.source.groups, batch_size, loader.seed),
     first_step=start_step,
-    places=places,
+    places=tuple(range(batch_size) if places is None else places),
     batch_size=batch_size,
   )
-  threads = num_threads or min(16, max(2, os.cpu_count() or 2))
   if num_workers:
     make = functools.partial(_batch, clips)
     return map_in_processes(make, finish, num_workers, _AHEAD)
-  return _generate(clips, threads, finish)
+  threads = num_threads or min(16, max(2, os.cpu_count() or 2))
+  return _load_in_threads(clips, threads, finish)
 
 
 def _batch(clips: "_Clips", number: int) -> Batch:
@@ -285,7 +203,7 @@ def _batch(clips: "_Clips", number: int) -> Batch:
   return _collate([clips[k] for k in range(first, first + local)])
 
 
-def _generate(
+def _load_in_threads(
   clips: "_Clips", threads: int, finish: Callable[[Batch], Any]
 ) -> Iterator[Any]:
   local = len(clips.places)
@@ -294,10 +212,11 @@ def _generate(
   )
   data = grain.MapDataset.source(clips).to_iter_dataset(options)
   data = data.batch(local, batch_fn=_collate).map(finish)
-  data = grain.experimental.ThreadPrefetchIterDataset(
-    data, prefetch_buffer_size=_AHEAD
+  iterator = iter(
+    grain.experimental.ThreadPrefetchIterDataset(
+      data, prefetch_buffer_size=_AHEAD
+    )
   )
-  iterator = iter(data)
   try:
     yield from iterator
   finally:
@@ -329,11 +248,9 @@ class _Clips:
 
 
 def _collate(samples: Sequence[Batch]) -> Batch:
-  join = {"caption": list, "index": np.array}
-  return {
-    name: join.get(name, np.stack)([sample[name] for sample in samples])
-    for name in samples[0]
-  }
+  columns = {name: [s[name] for s in samples] for name in samples[0]}
+  stack = lambda name, v: v if name == "caption" else np.stack(v)
+  return {name: stack(name, values) for name, values in columns.items()}
 
 
 def held_out_batches(
@@ -344,11 +261,7 @@ def held_out_batches(
 ) -> list[tuple[Batch, int]]:
   """The first `size` clips in batches, the same ones every time.
 
-  Args:
-    loader: of the held-out clips.
-    size: number of clips; a smaller source repeats them with other masks.
-    batch_size: of each batch.
-    places: see `batches`.
+  A smaller source repeats them with other masks. For `places`, see `batches`.
 
   Returns:
     Pairs of a batch and the number of its clips that count; the last batch of
@@ -358,23 +271,21 @@ def held_out_batches(
   number = len(loader.source)
   chosen = [(k % number, k // number) for k in range(size)]
   for group in loader.source.groups:
-    members = list(group.indices)
-    inside = set(members)
-    here = [(index, repeat) for index, repeat in chosen if index in inside]
+    place = {index: k for k, index in enumerate(group.indices)}
+    members = list(place)
+    here = [(index, repeat) for index, repeat in chosen if index in place]
     for first in range(0, len(here), batch_size):
       part = here[first : first + batch_size]
       padded = part + [part[-1]] * (batch_size - len(part))
       own = padded if places is None else [padded[k] for k in places]
       samples = [
-        loader.load(_rotated(members, index), position=None, repeat=repeat)
+        # An unreadable clip is replaced by the next one of its shape.
+        loader.load(
+          members[place[index] :] + members[: place[index]],
+          position=None,
+          repeat=repeat,
+        )
         for index, repeat in own
       ]
       made.append((_collate(samples), len(part)))
   return made
-
-
-def _rotated(members: Sequence[int], index: int) -> Iterator[int]:
-  """All members in cyclic order from `index` on."""
-  start = members.index(index)
-  yield from members[start:]
-  yield from members[:start]

@@ -12,7 +12,6 @@ from lumiere_jax.storage.files import read_text
 from lumiere_jax.storage.remote import Folder
 
 NAME = "prepared.json"
-
 CLIPS = "clips"
 """Prefix of the names of clip shards."""
 
@@ -26,12 +25,9 @@ class StoredClip:
   Attributes:
     key: of its record: a hash of the source file, the segment of it and the
       encoding options.
-    file: the source file.
-    captions: its captions.
     start_s: where it begins in the source file.
     seconds: its duration; 0 for a picture.
     frames: number of frames at the frame rate of the folder.
-    height, width: in pixels.
   """
 
   key: str
@@ -76,19 +72,14 @@ def read_manifest(folder: Folder) -> Manifest:
   """Reads the manifest of a folder that `prepare` has finished."""
   where = folder.address(NAME)
   if NAME not in folder.names:
+    problem = f"not a prepared folder: no {NAME}"
+    fix = "make one with python -m lumiere_jax.prepare --input=VIDEOS --out="
+    fix += str(folder)
     if any(name.startswith(f"{CLIPS}-") for name in folder.names):
-      raise UserError(
-        f"{folder}:",
-        f"unfinished: clips but no {NAME}",
-        "run lumiere_jax.prepare again with the same flags; it continues where "
-        "it stopped",
-      )
-    raise UserError(
-      f"{folder}:",
-      f"not a prepared folder: no {NAME}",
-      "make one with python -m lumiere_jax.prepare --input=VIDEOS "
-      f"--out={folder}",
-    )
+      problem = f"unfinished: clips but no {NAME}"
+      fix = "run lumiere_jax.prepare again with the same flags; it continues "
+      fix += "where it stopped"
+    raise UserError(f"{folder}:", problem, fix)
   try:
     values = json.loads(read_text(folder.local(NAME), where))
     if values["version"] > VERSION:
@@ -98,13 +89,12 @@ def read_manifest(folder: Folder) -> Manifest:
         f"one reads version {VERSION}",
         "update lumiere_jax, or prepare the data again",
       )
+    clips = [
+      StoredClip(**clip | {"captions": tuple(clip["captions"])})
+      for clip in values["clips"]
+    ]
     return Manifest(
-      options=values["options"],
-      text=values["text"],
-      clips=tuple(
-        StoredClip(**clip | {"captions": tuple(clip["captions"])})
-        for clip in values["clips"]
-      ),
+      options=values["options"], text=values["text"], clips=tuple(clips)
     )
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(

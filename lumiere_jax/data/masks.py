@@ -106,20 +106,13 @@ def region(rng: Rng, shape: Shape) -> Mask:
   return mask
 
 
+_ALL = (
+  *(none, first_frame, first_last, first_k, random_boxes, moving_boxes),
+  *(border, region, random_frames, everything),
+)
+
 PATTERNS: dict[str, Callable[[Rng, Shape], Mask]] = {
-  pattern.__name__: pattern
-  for pattern in (
-    none,
-    first_frame,
-    first_last,
-    first_k,
-    random_boxes,
-    moving_boxes,
-    border,
-    region,
-    random_frames,
-    everything,
-  )
+  pattern.__name__: pattern for pattern in _ALL
 }
 
 
@@ -135,7 +128,7 @@ def _box(rng: Rng, shape: Shape) -> tuple[int, int, int, int]:
   spans = []
   for side in shape[1:]:
     size = max(1, round(side * rng.uniform(1 / 8, 3 / 4)))
-    start = rng.integers(0, side - size + 1)
+    start = int(rng.integers(0, side - size + 1))
     spans.append((start, start + size))
   (top, bottom), (left, right) = spans
   return top, left, bottom, right

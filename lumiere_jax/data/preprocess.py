@@ -1,9 +1,8 @@
 """Prepares a folder of videos: splits, resamples and encodes its clips."""
 
-import collections
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-import contextlib
+from contextlib import closing
 import dataclasses
 import hashlib
 import io
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from lumiere_jax.data.dataset_report import Report, Row
 from lumiere_jax.data.filters import Filters
 from lumiere_jax.data.manifest import CLIPS, Manifest, StoredClip
+from lumiere_jax.data.prefetch import map_in_threads
 from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.data.sources.files import FilesSource
 from lumiere_jax.data.text_features import write_text_shards
@@ -28,7 +28,6 @@ from lumiere_jax.data.video_index import Video
 from lumiere_jax.errors import UserError, VideoError, option
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.input_file import require_file
-from lumiere_jax.media.resize import Framing
 from lumiere_jax.media.video_reader import RESAMPLING, read_frames
 from lumiere_jax.media.video_writer import encode_clip
 from lumiere_jax.models.text_encoder import TextEncoder
@@ -38,7 +37,6 @@ from lumiere_jax.storage.atomic import locked
 from lumiere_jax.storage.remote import Folder, is_url
 
 REPORT = "data_report.jsonl"
-
 _ENCODING = 1  # Part of the keys; raise it when the encoding changes.
 
 
@@ -149,49 +147,45 @@ class Options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Segment:
-  """A segment of a source file, to be stored as a clip.
-
-  Attributes:
-    stored: the clip.
-    path: of the source file on this machine.
-    size: (height, width) of the source video.
-  """
+  """A segment of a video of `size` (height, width), as the clip to store."""
 
   stored: StoredClip
-  path: Path
   size: tuple[int, int]
 
 
-def hash_file(path: Path, file: str) -> str:
-  """The hash of a file's content.
+LocalPath = Callable[[str], Path]
+"""Name of a source file -> its path on this machine; or a VideoError."""
 
-  Args:
-    path: of the file on this machine.
-    file: its name in errors.
 
-  Raises:
-    VideoError: it is missing, empty or unreadable.
+def find_segments(
+  videos: Sequence[Video], local_path: LocalPath, options: Options
+) -> tuple[list[Segment], list[Row]]:
+  """The segments of the shots of one file.
+
+  If it is missing, empty or unreadable by now: a row of the report for each.
   """
+  file = videos[0].file
   try:
+    path = local_path(file)
     require_file(path)
     with open(path, "rb") as content:
-      return hashlib.file_digest(content, "sha256").hexdigest()
+      digest = hashlib.file_digest(content, "sha256").hexdigest()
+  except VideoError as error:
+    reason = error.reason
   except OSError as error:
-    raise VideoError(file, f"damaged: {error.strerror}") from error
+    reason = f"damaged: {error.strerror}"
+  else:
+    parts = [split_video(video, digest, options) for video in videos]
+    return list(itertools.chain(*parts)), []
+  return [], [Row(file=file, used=False, reason=reason)] * len(videos)
 
 
 def split_video(
-  video: Video, path: Path, digest: str, options: Options
+  video: Video, digest: str, options: Options
 ) -> Iterator[Segment]:
-  """Splits a video into segments of equal length.
+  """Splits a video, of this hash of its file, into segments of equal length.
 
   They exceed `options.max_seconds` only if they would otherwise be too short.
-
-  Args:
-    video: that passed the filters.
-    path: of its file on this machine.
-    digest: of its file; see `hash_file`.
-    options: of `prepare`.
   """
   info = video.info
   longest = options.max_seconds or math.inf
@@ -216,7 +210,7 @@ def split_video(
       height=height,
       width=width,
     )
-    yield Segment(stored=stored, path=path, size=(info.height, info.width))
+    yield Segment(stored=stored, size=(info.height, info.width))
 
 
 def _clip_size(video: Video, options: Options) -> tuple[int, int]:
@@ -229,75 +223,52 @@ def _clip_size(video: Video, options: Options) -> tuple[int, int]:
   return height - height % 2, width - width % 2  # H.264 needs even sizes.
 
 
-def encode_segment(segment: Segment, options: Options) -> bytes:
+def encode_segment(
+  segment: Segment, local_path: LocalPath, options: Options
+) -> bytes | VideoError:
   """The bytes to store: an mp4, or a png of a picture.
 
-  Raises:
-    VideoError: the file is missing or damaged since it was probed.
+  If its file is missing or damaged by now, gives the error.
   """
-  clip = segment.stored
-  if not clip.seconds:
-    pixels = read_image(segment.path, (clip.height, clip.width))
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "png")
-    return file.getvalue()
-  frames = read_frames(
-    segment.path,
-    start_s=clip.start_s,
-    num_frames=clip.frames,
-    fps=options.fps,
-    framing=_framing(segment),
-    resample=options.resample,
-    end_s=clip.start_s + clip.seconds,
-  )
-  return encode_clip(frames, options.fps, crf=options.crf)
+  clip, size = segment.stored, (segment.stored.height, segment.stored.width)
+  try:
+    path = local_path(clip.file)
+    if not clip.seconds:
+      file = io.BytesIO()
+      Image.fromarray(read_image(path, size)).save(file, "png")
+      return file.getvalue()
+    frames = read_frames(
+      path,
+      start_s=clip.start_s,
+      num_frames=clip.frames,
+      fps=options.fps,
+      resolution=size,
+      crop=_crop(segment),
+      resample=options.resample,
+      end_s=clip.start_s + clip.seconds,
+    )
+    return encode_clip(frames, options.fps, crf=options.crf)
+  except VideoError as error:
+    return error
 
 
-def _framing(segment: Segment) -> Framing:
-  """Downscales, and crops the pixel that makes a size odd.
+def _crop(segment: Segment) -> tuple[float, float]:
+  """Crops the pixel that makes a size odd, after downscaling.
 
-  The crop is on the side that leaves the central square in place.
+  It does so on the side that leaves the central square in place.
   """
   target = segment.stored.height, segment.stored.width
   scale = max(t / s for t, s in zip(target, segment.size, strict=True))
   middle = lambda whole: round((whole - min(target)) * 0.5)
-  crop = [
+  down, across = (
     float(middle(round(s * scale)) > middle(t))
     for t, s in zip(target, segment.size, strict=True)
-  ]
-  return Framing(resolution=target, crop=(crop[0], crop[1]))
-
-
-def map_ahead(
-  function: Callable, items: Iterable, num_threads: int
-) -> Generator:
-  """`map` in threads that prefetches a bounded number of results.
-
-  Close it unless it is read to the end.
-  """
-  items, waiting = iter(items), collections.deque()
-  with futures.ThreadPoolExecutor(num_threads) as pool:
-    first = itertools.islice(items, 2 * num_threads)
-    waiting += [pool.submit(function, item) for item in first]
-    try:
-      while waiting:
-        yield waiting.popleft().result()
-        following = itertools.islice(items, 1)
-        waiting += [pool.submit(function, item) for item in following]
-    finally:  # When closed early.
-      for future in waiting:
-        future.cancel()
+  )
+  return down, across
 
 
 def closing_message(clips: int, new: int, unused: int, options: Options) -> str:
-  """The last message of a run.
-
-  Args:
-    clips: number of clips in the manifest.
-    new: number of clips that this run encoded.
-    unused: number of stored clips that are not in the manifest.
-    options: of the run.
-  """
+  """The last message of a run; `unused` clips are not in the manifest."""
   line = f"prepared: {clips} clips in {options.out}, {new} of them new"
   if not unused:
     return line
@@ -311,11 +282,8 @@ def prepare(options: Options, encoder: TextEncoder | None = None) -> None:
   """Encodes the clips that are missing, then writes `prepared.json`.
 
   After an interruption, call it again: it continues where it stopped and gives
-  the same result. Prints a summary and every dropped video.
-
-  Args:
-    options: input, output and encoding.
-    encoder: whose text features of the captions to store; None: none.
+  the same result. Prints a summary and every dropped video. Stores the text
+  features of the captions by the `encoder`, if there is one.
   """
   out = Path(options.out)
   with locked(out):
@@ -330,7 +298,7 @@ def prepare(options: Options, encoder: TextEncoder | None = None) -> None:
     )
     report = Report(out / REPORT)
     segments = _segments(source, options, report)
-    clips = _encode_missing(segments, options, report)
+    clips = _encode_missing(segments, source.local_path, options, report)
     if not clips:
       raise UserError(
         f"{options.input}:", "all videos were dropped", f"see {report.path}"
@@ -349,43 +317,28 @@ def _segments(
   source: FilesSource, options: Options, report: Report
 ) -> list[Segment]:
   """The segments of all videos; reports the files that cannot be read."""
-  files = {video.file: i for i, video in enumerate(source.videos)}
-  with futures.ThreadPoolExecutor(options.max_threads) as pool:
-    found = tqdm(
-      pool.map(lambda i: _hash_video(source, i), files.values()),
-      "hashing files",
-      len(files),
-      disable=None,
-    )
-    hashes = dict(zip(files, found, strict=True))
-  segments = []
+  files: dict[str, list[Video]] = {}
   for video in source.videos:
-    match hashes[video.file]:
-      case VideoError(reason=reason):
-        report.add(Row(file=video.file, used=False, reason=reason))
-      case path, digest:
-        segments += split_video(video, path, digest, options)
-  return segments
-
-
-def _hash_video(
-  source: FilesSource, index: int
-) -> tuple[Path, str] | VideoError:
-  """The file of a video and the hash of its content."""
-  try:
-    path = source.local_path(index)
-    return path, hash_file(path, source.videos[index].file)
-  except VideoError as error:
-    return error
+    files.setdefault(video.file, []).append(video)
+  work = lambda videos: find_segments(videos, source.local_path, options)
+  with futures.ThreadPoolExecutor(options.max_threads) as pool:
+    bar = pool.map(work, files.values())
+    found = list(tqdm(bar, "hashing files", len(files), disable=None))
+  for row in itertools.chain(*(rows for _, rows in found)):
+    report.add(row)
+  return [segment for segments, _ in found for segment in segments]
 
 
 def _encode_missing(
-  segments: list[Segment], options: Options, report: Report
+  segments: list[Segment],
+  local_path: LocalPath,
+  options: Options,
+  report: Report,
 ) -> list[StoredClip]:
   """Stores the segments that are not stored yet; returns all stored clips."""
   existing = Records(Folder(options.out), CLIPS)
   missing = {s.stored.key: s for s in segments if s.stored.key not in existing}
-  work = lambda segment: _try_encode(segment, options)
+  work = lambda segment: encode_segment(segment, local_path, options)
   bar = tqdm(
     total=sum(segment.stored.frames for segment in missing.values()),
     desc="preparing",
@@ -394,13 +347,8 @@ def _encode_missing(
     disable=not missing,
   )
   broken = set()
-  with (
-    bar,
-    RecordWriter(options.out, CLIPS) as writer,
-    contextlib.closing(
-      map_ahead(work, missing.values(), options.max_threads)
-    ) as encoded,
-  ):
+  encoded = map_in_threads(work, missing.values(), options.max_threads)
+  with bar, RecordWriter(options.out, CLIPS) as writer, closing(encoded):
     for (key, segment), data in zip(missing.items(), encoded, strict=True):
       if isinstance(data, VideoError):
         broken.add(key)
@@ -415,10 +363,3 @@ def _encode_missing(
   message = closing_message(len(clips), new, unused, options)
   print(message, file=sys.stderr)
   return clips
-
-
-def _try_encode(segment: Segment, options: Options) -> bytes | VideoError:
-  try:
-    return encode_segment(segment, options)
-  except VideoError as error:
-    return error

@@ -15,7 +15,6 @@ from lumiere_jax.storage.files import user_cache
 from lumiere_jax.storage.remote import is_url
 
 _VERSION = 1  # Raise it when probing the same file gives another result.
-
 _Stamp = list[int]
 """Size and modification time of a file."""
 
@@ -28,12 +27,9 @@ class ProbeCache:
   """
 
   def __init__(self, folder: str, filters: Filters, cache: str = ""):
-    """Reads the cached probes of a folder.
+    """Reads the cached probes of a folder of videos.
 
-    Args:
-      folder: of the videos; each folder has a cache file of its own.
-      filters: what the videos are probed for.
-      cache: folder of the cache files; '' is one in the user's cache.
+    Each folder has a cache file of its own in `cache`, or the user's cache.
     """
     self._filters = filters
     place = folder if is_url(folder) else os.path.abspath(folder)
@@ -48,12 +44,8 @@ class ProbeCache:
   def probe_shots(self, name: str, path: Path) -> list[Shot]:
     """As `filters.probe_shots`, from the cache if the file has not changed.
 
-    Args:
-      name: of the video in the folder.
-      path: of its file on this machine.
-
     Raises:
-      VideoError: it cannot be used.
+      VideoError: the video of this name, at `path`, cannot be used.
     """
     stamp = _stamp(path)
     cached_stamp, shots = self._shots.get(name, (None, []))

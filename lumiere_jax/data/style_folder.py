@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import UInt8
 import numpy as np
@@ -17,22 +18,12 @@ _MOMENTS = 3  # Seed of the moments, apart from those of procedural clips.
 
 
 def render_style(
-  scene: Scene,
-  num_frames: int,
-  resolution: int | tuple[int, int],
-  fps: float = 16.0,
-  *,
-  style: str = STYLE,
+  scene: Scene, *args: Any, style: str = STYLE
 ) -> UInt8[Array, "t h w 3"]:
-  """Draws `scene` in a style; see `scenes.render`."""
-  target = get_style(style)
+  """Draws `scene` in a style; for `args`, see `scenes.render`."""
+  look = get_style(style)
   return render(
-    scene,
-    num_frames,
-    resolution,
-    fps,
-    backgrounds=target.backgrounds,
-    opacity=target.opacity,
+    scene, *args, backgrounds=look.backgrounds, opacity=look.opacity
   )
 
 

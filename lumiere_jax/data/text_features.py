@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import functools
 import hashlib
-import os
 import pathlib
 import threading
 
@@ -26,6 +25,7 @@ from lumiere_jax.models.text_encoder import (
 from lumiere_jax.parallel.multihost import is_primary
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.array_record import Records, RecordWriter
+from lumiere_jax.storage.atomic import AnyPath
 from lumiere_jax.storage.remote import Folder
 from lumiere_jax.typing import FlatParams
 
@@ -59,12 +59,9 @@ def encode_entries(
 def write_text_shards(
   folder, encoder: TextEncoder, captions: Iterable[str]
 ) -> int:
-  """Encodes the captions that have no features in `folder`, which exists.
+  """Encodes the captions without features in `folder`; returns their number.
 
-  After an interruption, call it again: it continues where it stopped.
-
-  Returns:
-    The number of captions encoded.
+  The folder exists. After an interruption, call it again: it continues.
   """
   name = text_shard_prefix(encoder.identity)
   stored = Records(Folder(folder), name)
@@ -79,11 +76,12 @@ def write_text_shards(
 
 def _in_chunks(captions: list[str], show: bool = True) -> Iterator[list[str]]:
   """Chunks of captions to encode, with a progress bar if there are any."""
+  hidden = not captions or not show
   with tqdm(
     total=len(captions),
     desc="encoding captions",
     unit="caption",
-    disable=not captions or not show,
+    disable=hidden,
   ) as bar:
     for first in range(0, len(captions), _CHUNK):
       part = captions[first : first + _CHUNK]
@@ -122,7 +120,7 @@ class TextCache:
   def __init__(
     self,
     encoder: TextEncoder | Callable[[], TextEncoder],
-    folder: str | os.PathLike,
+    folder: AnyPath,
     identity: str | None = None,
     memory_bytes: int = 2**30,
     shards: Sequence[TextShards] = (),
@@ -137,8 +135,11 @@ class TextCache:
       memory_bytes: maximum size of the least-recently-used memory cache.
       shards: read-only features to look up before the folder.
     """
-    self._encoder = encoder if isinstance(encoder, TextEncoder) else None
-    self._make_encoder = encoder
+    make = (
+      (lambda e=encoder: e) if isinstance(encoder, TextEncoder) else encoder
+    )
+    self._make_encoder: Callable[[], TextEncoder] = make
+    self._encoder: TextEncoder | None = None
     self._folder = pathlib.Path(folder)
     self._identity = identity
     self._memory: OrderedDict[str, Entry] = OrderedDict()
@@ -174,8 +175,7 @@ class TextCache:
 
   def release(self) -> None:
     """Frees weights that a function made; they are made again when needed."""
-    if not isinstance(self._make_encoder, TextEncoder):
-      self._encoder = None
+    self._encoder = None
 
   def _get_encoder(self) -> TextEncoder:
     if self._encoder is None:
@@ -208,9 +208,7 @@ class TextCache:
       self._memory.move_to_end(caption)
       return self._memory[caption]
     found = (shards.find(self.identity, caption) for shards in self._shards)
-    entry = next((e for e in found if e is not None), None)
-    if entry is None:
-      entry = _read_entry(self._path(caption))
+    entry = next(filter(None, found), None) or self._read(caption)
     if entry is not None:
       self._keep(caption, entry)
     return entry
@@ -227,20 +225,19 @@ class TextCache:
     key = caption_key(caption)
     return self._folder / self.identity / key[:2] / f"{key}.safetensors"
 
+  def _read(self, caption: str) -> Entry | None:
+    """The stored entry; None if it is absent or damaged."""
+    path = self._path(caption)
+    if not path.exists():
+      return None
+    try:
+      flat, metadata = safetensors.load(path), safetensors.load_metadata(path)
+    except UserError:
+      return None
+    is_whole = metadata == _metadata(path, flat)
+    return (flat["text"], flat["mask"]) if is_whole else None
+
 
 def _metadata(path: pathlib.Path, flat: FlatParams) -> dict[str, str]:
   """Metadata that identifies an entry: its caption and its content."""
   return {"caption": path.stem, "content": safetensors.content_hash(flat)}
-
-
-def _read_entry(path: pathlib.Path) -> Entry | None:
-  """The entry at `path`; None if it is absent or damaged."""
-  if not path.exists():
-    return None
-  try:
-    flat, metadata = safetensors.load(path), safetensors.load_metadata(path)
-  except UserError:
-    return None
-  if metadata != _metadata(path, flat):
-    return None
-  return flat["text"], flat["mask"]

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from lumiere_jax.data.dataset_report import Row, shape_name
+from lumiere_jax.data.dataset_report import Row
 from lumiere_jax.data.filters import Filters, Shot
 from lumiere_jax.data.probe_cache import ProbeCache
 from lumiere_jax.data.sources.base import ClipSpec
@@ -18,41 +18,33 @@ from lumiere_jax.media.video_reader import VideoInfo, read_clip
 from lumiere_jax.storage.remote import Folder
 from lumiere_jax.typing import Clip
 
-_SHAPE = re.compile(r"(\d+)x(\d+)x(\d+)")
+_SHAPE = re.compile(r"\d+x\d+x\d+")
 
 
 def parse_buckets(text: str) -> list[tuple[int, int, int]]:
   """'80x96x160 16x128x128' -> [(80, 96, 160), (16, 128, 128)]."""
   shapes = []
   for entry in text.split():
-    match = _SHAPE.fullmatch(entry)
-    if not match:
+    if not _SHAPE.fullmatch(entry):
       raise UserError(
         "config.data.buckets:",
         f"{entry!r} is not FRAMESxHEIGHTxWIDTH, such as 80x96x160",
         "separate several by spaces",
       )
-    shapes.append(tuple(map(int, match.groups())))
+    frames, height, width = map(int, entry.split("x"))
+    shapes.append((frames, height, width))
   return shapes
 
 
 def choose_bucket(
   specs: Sequence[ClipSpec], frames: int, height: int, width: int
 ) -> int | None:
-  """The best shape for a video.
+  """Index of the best shape for a video; None if it is too short for all.
 
   Of the shapes with at most as many frames as the video, it takes the longest;
   of those, the one nearest in aspect ratio (by its logarithm, so that wide and
-  tall count alike); of those, the largest.
-
-  Args:
-    specs: the shapes.
-    frames: of the video, at the frame rate of the clips.
-    height: of the video in pixels.
-    width: of the video in pixels.
-
-  Returns:
-    Index into `specs`; None if the video is too short for all of them.
+  tall count alike); of those, the largest. The video has so many `frames` at
+  the frame rate of the clips.
   """
 
   def preference(i: int) -> tuple[int, float, int]:
@@ -68,12 +60,8 @@ def choose_bucket(
 class Video:
   """A shot of a video, or a picture, and the shape of the clips taken from it.
 
-  Attributes:
-    file: name relative to its folder, or URL.
-    captions: its captions, at least one.
-    info: of the shot alone; a picture lasts 0 seconds.
-    spec: the shape of its clips.
-    start_s: where the shot begins in the file.
+  It is named relative to its folder, or by URL, and has at least one caption.
+  The `info` is of the shot alone, from `start_s` on; pictures last 0 seconds.
   """
 
   file: str
@@ -91,14 +79,9 @@ class Video:
     return not self.info.duration_s
 
   def read(self, path, rng: np.random.Generator | None = None) -> Clip:
-    """Reads a clip.
+    """Reads a clip (t, h, w, 3) from the file at `path` on this machine.
 
-    Args:
-      path: the file on this machine.
-      rng: draws the start of the clip; None: the middle of the shot.
-
-    Returns:
-      (t, h, w, 3) uint8, RGB.
+    The `rng` draws the start of the clip; None: the middle of the shot.
 
     Raises:
       VideoError: the file is missing or damaged since it was probed.
@@ -136,27 +119,21 @@ def index_file(
   filters: Filters,
   cache: ProbeCache,
 ) -> list[IndexEntry]:
-  """Probes a file and applies the filters.
+  """Probes a file, named as in `Folder`, and applies the filters to its shots.
 
-  Args:
-    folder: of the file.
-    file: name in the folder, or URL.
-    captions: of the file; None: it has none at all.
-    specs: the shapes of clips, all of one frame rate.
-    filters: criteria for its shots.
-    cache: probes of earlier runs.
-
-  Returns:
-    One entry per shot.
+  Captions that are None stand for none at all, not even an empty one.
   """
   if not captions:
     reason = "no caption" if captions is None else "empty caption"
     return [(Row(file=file, used=False, reason=reason), None)]
   try:
     path = folder.local(file)
-    shots = (
-      [_picture(path)] if is_picture(path) else cache.probe_shots(file, path)
-    )
+    if is_picture(path):
+      h, w = picture_size(path)
+      info = VideoInfo(duration_s=0.0, num_frames=1, height=h, width=w)
+      shots = [Shot(start_s=0.0, info=info)]
+    else:
+      shots = cache.probe_shots(file, path)
   except VideoError as error:
     return [(Row(file=file, used=False, reason=error.reason), None)]
   partial = len(shots) > 1
@@ -164,12 +141,6 @@ def index_file(
     index_shot(file, captions, shot, specs, filters, partial=partial)
     for shot in shots
   ]
-
-
-def _picture(path) -> Shot:
-  height, width = picture_size(path)
-  info = VideoInfo(duration_s=0.0, num_frames=1, height=height, width=width)
-  return Shot(start_s=0.0, info=info, motion=None)
 
 
 def index_shot(
@@ -184,28 +155,21 @@ def index_shot(
 ) -> IndexEntry:
   """Applies the filters to a shot and chooses the shape of its clips.
 
-  Args:
-    file: of the shot.
-    captions: of the file.
-    shot: as probed.
-    specs: the shapes of clips, all of one frame rate.
-    filters: criteria for the shot.
-    partial: the shot is only a part of the file.
-    fps: its frame rate if known; None: the measured mean.
+  The shot is `partial` if it is only a part of the file; its frame rate is
+  `fps` if known, else the measured mean. All specs have one frame rate.
   """
   info, start_s = shot.info, shot.start_s
-  ratio = None
-  if info.duration_s:  # Otherwise a picture.
-    ratio = (fps or info.fps) / specs[0].fps
+  ratio = (fps or info.fps) / specs[0].fps if info.duration_s else None
   chosen = _choose(shot, specs, filters, ratio)
   spec, reason = (None, chosen) if isinstance(chosen, str) else (chosen, None)
+  shape = (spec.num_frames, *spec.resolution) if spec else ()
   row = Row(
     file=file,
     used=spec is not None,
     reason=reason,
     start_s=round(start_s, 3) if partial else None,
     end_s=round(start_s + info.duration_s, 3) if partial else None,
-    clip=spec and shape_name(spec),
+    clip="x".join(map(str, shape)) or None,
     seconds=round(info.duration_s, 3),
     fps=round(info.fps, 3) if info.duration_s else None,
     width=info.width,

@@ -7,26 +7,24 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 from fractions import Fraction
+import io
 
 import av
-import numpy as np
 
 from lumiere_jax.errors import VideoError
 from lumiere_jax.media.input_file import (
   InMemoryFile,
+  RGBImage,
   animated_webp,
   require_file,
 )
+from lumiere_jax.media.resize import Framing
 
 TOLERANCE_S = 1e-3
 """Matroska and FLV round timestamps to milliseconds."""
 
-
 _WITHOUT_TIMESTAMPS = 0x80  # libavformat's AVFMT_NOTIMESTAMPS
-
-
 _UNSPECIFIED_RATE = Fraction(25)
-
 
 # Formats with an index or timestamps that seeking can rely on.
 _SEEKABLE = ("mov", "matroska", "avi", "flv", "mpegts")
@@ -53,36 +51,31 @@ class Track:
 
   @property
   def start(self) -> int | None:
-    """The timestamp of time 0, or None without timestamps."""
-    if self.container.format.name == "apng":  # starts at 0 without stating it
-      return 0
-    return self.stream.start_time
-
-  @property
-  def lacks_timestamps(self) -> bool:
-    """Whether times have to be derived from the frame rate.
+    """The timestamp of time 0; None: times are derived from the frame rate.
 
     Raw streams have no timestamps. AVI has those of decoding only, which
     differ from presentation order where there are B-frames.
     """
-    reordered_avi = (
-      self.container.format.name == "avi"
-      and self.stream.codec_context.has_b_frames
-    )
-    raw = self.container.format.flags & _WITHOUT_TIMESTAMPS
-    return bool(reordered_avi or raw or self.start is None)
+    kind, context = self.container.format, self.stream.codec_context
+    reordered_avi = kind.name == "avi" and context.has_b_frames
+    if kind.flags & _WITHOUT_TIMESTAMPS or reordered_avi:
+      return None
+    # Animated PNG starts at 0 without stating it.
+    return 0 if kind.name == "apng" else self.stream.start_time
 
   def time(self, frame: av.VideoFrame, index: int) -> float:
     """Presentation time of `frame`, the `index`-th from the start."""
-    if self.lacks_timestamps or frame.pts is None:
+    start, pts, unit = self.start, frame.pts, frame.time_base
+    if start is None or pts is None or unit is None:
       return index / float(self.rate)
-    return float((frame.pts - self.start) * frame.time_base)
+    return float((pts - start) * unit)
 
   def duration(self, frame: av.VideoFrame) -> float:
     """Seconds that `frame` is shown if no other follows."""
-    if self.lacks_timestamps or not frame.duration:
+    unit = frame.time_base
+    if self.start is None or not frame.duration or unit is None:
       return 1 / float(self.rate)
-    return float(frame.duration * frame.time_base)
+    return float(frame.duration * unit)
 
   def seek(self, time_s: float) -> bool:
     """Seeks to the last key frame before `time_s`, or stays at the start.
@@ -90,12 +83,12 @@ class Track:
     Returns:
       False if the file cannot seek after all; it has to be opened again.
     """
-    name = self.container.format.name
-    if time_s <= 0 or self.lacks_timestamps or not name.startswith(_SEEKABLE):
+    start, unit = self.start, self.stream.time_base
+    seekable = self.container.format.name.startswith(_SEEKABLE)
+    if time_s <= 0 or not seekable or start is None or unit is None:
       return True
-    ticks = int(time_s / self.stream.time_base) + self.start
     try:
-      self.container.seek(ticks, stream=self.stream)
+      self.container.seek(int(time_s / unit) + start, stream=self.stream)
     except av.FFmpegError:
       return False
     return True
@@ -104,6 +97,15 @@ class Track:
     """Decodes all following frames: (time, frame), in presentation order."""
     decoded = self.container.decode(self.stream)
     return ((self.time(f, index), f) for index, f in enumerate(decoded))
+
+  def images(self) -> Iterator[tuple[float, RGBImage]]:
+    """As `frames`: (end time, upright RGB), all of the size of the first."""
+    framing = Framing()
+    for begins_s, frame in self.frames():
+      image = framing(frame, self.pixel_aspect)
+      # The size may change within a stream.
+      framing = dataclasses.replace(framing, resolution=image.shape[:2])
+      yield begins_s + self.duration(frame), image
 
 
 @contextlib.contextmanager
@@ -119,13 +121,14 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
       fails.
   """
   require_file(path)
-  if isinstance(path, InMemoryFile):
-    source = path.open()
-  else:
-    # With "file:", a colon in the name does not start a protocol.
-    source = animated_webp(path) or f"file:{path}"
+  # With "file:", a colon in the name does not start a protocol.
+  source: io.BytesIO | str = (
+    path.open()
+    if isinstance(path, InMemoryFile)
+    else animated_webp(path) or f"file:{path}"
+  )
   try:
-    container = av.open(source, metadata_errors="replace")
+    container = av.open(source, "r", metadata_errors="replace")
   except av.FFmpegError as error:
     reason = f"not a video, or cut short: {error.strerror}"
     raise VideoError(path, reason) from error
@@ -151,14 +154,3 @@ def _video_stream(path, container) -> av.VideoStream:
   if stream.codec_context is None:
     raise VideoError(path, "unknown codec: no decoder; convert it to H.264")
   return stream
-
-
-def display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
-  """The (2, 2) part of the display matrix, if any.
-
-  Stored (x, y) is shown at (x, y) @ matrix; x to the right, y downward.
-  """
-  side_data = frame.side_data.get("DISPLAYMATRIX")
-  if side_data is None:
-    return None
-  return np.frombuffer(bytes(side_data), np.int32).reshape(3, 3)[:2, :2]

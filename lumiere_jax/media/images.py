@@ -32,10 +32,9 @@ def check_image_output(path) -> None:
 def write_image(path, image: RGBImage) -> None:
   """Writes an image in the format of its ending: .png, .jpg or .jpeg."""
   check_image_output(path)
-  path = Path(path)
+  kind, picture = FORMATS[Path(path).suffix.lower()], Image.fromarray(image)
   with replacing(path) as temporary:
-    image = Image.fromarray(np.ascontiguousarray(image))
-    image.save(temporary, FORMATS[path.suffix.lower()], quality=95)
+    picture.save(temporary, kind, quality=95)
 
 
 def read_image(path, resolution: tuple[int, int] | None = None) -> RGBImage:
@@ -73,8 +72,8 @@ def contact_sheet(
   Args:
     video: (t, h, w, 3) uint8.
     columns: frames side by side; None makes the sheet nearly square.
-    max_frames: how many frames of a longer video to show, evenly spaced from
-      the first to the last.
+    max_frames: of a longer video, frames that are evenly spaced from the first
+      to the last.
     border: white pixels between and around the frames.
   """
   if max_frames < 1 or (columns is not None and columns < 1):

@@ -14,11 +14,7 @@ from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 from lumiere_jax.errors import VideoError
 
 RGBImage = UInt8[np.ndarray, "h w 3"]
-
-
 PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-
-
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on, rows and columns are exchanged
 
 

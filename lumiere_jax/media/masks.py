@@ -7,7 +7,6 @@ here returns masks of the one polarity of this package: True = given.
 """
 
 from collections.abc import Iterator
-import dataclasses
 import itertools
 from pathlib import Path
 
@@ -26,31 +25,23 @@ from lumiere_jax.media.input_file import (
   read_npy,
   rgb,
 )
-from lumiere_jax.media.resize import Framing
 from lumiere_jax.typing import Mask
 
 MaskFrame = Bool[np.ndarray, "h w"]
-
-
 Box = tuple[int, int, int, int]
-
 
 # Pillow composes the transparent frames of a GIF; FFmpeg turns pixels that
 # were never painted white.
 _READ_BY_PILLOW = PICTURE_ENDINGS | {".gif"}
 
-
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # BT.709
-
-
 _HALF = 127.5
 
 
 def read_mask(path, resolution: tuple[int, int], num_frames: int) -> Mask:
-  """Reads a mask file and resizes it as pictures are: cover, then centre crop.
+  """Reads a mask file and resizes it as `images.fit` resizes pictures.
 
-  The mask stays aligned with a picture or video of the same aspect ratio that
-  `lumiere_jax.media.images.fit` resized. Resizing is reported.
+  Resizing is reported.
 
   Args:
     path: a picture, a video, an animated GIF, WebP or PNG, a folder of png
@@ -64,14 +55,16 @@ def read_mask(path, resolution: tuple[int, int], num_frames: int) -> Mask:
   Returns:
     (t, h, w), True where pixels are given: black in the file.
   """
-  path, size, frames = Path(path), None, []
+  path = Path(path)
+  frames, sizes = [], set()
   for frame in itertools.islice(_read_frames(path), num_frames):
-    size = size or frame.shape
-    if frame.shape != size:
+    sizes.add(frame.shape)
+    if len(sizes) > 1:
       raise VideoError(path, "mixed sizes: all frames must have one size")
     frames.append(fit_mask(frame, resolution))
   if not frames:
     raise VideoError(path, "no frames: nothing in it can be decoded")
+  (size,) = sizes
   if size != tuple(resolution):
     notice(
       f"{option('mask', path)} is {_by(size)}, resized to {_by(resolution)}"
@@ -130,12 +123,18 @@ def parse_expand(text: str) -> Box:
   return edges
 
 
+def _parse(field: str, text: str, form: str) -> Box:
+  try:
+    a, b, c, d = map(int, text.split(","))
+  except ValueError as error:
+    raise UserError(field, "is not four whole numbers", form) from error
+  return a, b, c, d
+
+
 def check_mask(mask: Mask, name: str = option("mask")) -> None:
   """Raises a UserError unless some pixels are given and some are generated.
 
-  Args:
-    mask: (t, h, w), True = given.
-    name: what the user gave, for the error.
+  The error calls the mask `name`.
   """
   if mask.all():
     raise UserError(
@@ -161,34 +160,18 @@ def fit_mask(frame: MaskFrame, resolution: tuple[int, int]) -> MaskFrame:
 
 
 def _read_frames(path: Path) -> Iterator[MaskFrame]:
-  if path.is_dir():
-    return _from_folder(path)
   ending = path.suffix.lower()
-  if ending == ".npy":
-    return iter(_from_array(path))
-  return (_from_picture if ending in _READ_BY_PILLOW else _from_video)(path)
-
-
-def _from_folder(folder: Path) -> Iterator[MaskFrame]:
-  for path in png_files(folder):
-    with open_picture(path) as image:
-      yield _from_pixels(rgb(image, "black"))
-
-
-def _from_picture(path: Path) -> Iterator[MaskFrame]:
-  with open_picture(path) as image:
-    for frame in ImageSequence.Iterator(image):
-      yield _from_pixels(rgb(frame, "black"))
-
-
-def _from_video(path: Path) -> Iterator[MaskFrame]:
-  framing = Framing()
-  with open_video(path) as track:
-    for _, frame in track.frames():
-      pixels = framing(frame, track.pixel_aspect)
-      # The size may change within a stream.
-      framing = dataclasses.replace(framing, resolution=pixels.shape[:2])
-      yield _from_pixels(pixels)
+  if path.is_dir() or ending in _READ_BY_PILLOW:
+    for picture in png_files(path) if path.is_dir() else [path]:
+      with open_picture(picture) as image:
+        for frame in ImageSequence.Iterator(image):
+          yield _from_pixels(rgb(frame, "black"))
+  elif ending == ".npy":
+    yield from _from_array(path)
+  else:
+    with open_video(path) as track:
+      for _, pixels in track.images():
+        yield _from_pixels(pixels)
 
 
 def _from_array(path: Path) -> Mask:
@@ -216,13 +199,5 @@ def _repeat_last(frames: list[MaskFrame], num_frames: int) -> Mask:
   return np.stack(frames + frames[-1:] * (num_frames - len(frames)))
 
 
-def _parse(field: str, text: str, form: str) -> Box:
-  try:
-    a, b, c, d = map(int, text.split(","))
-  except ValueError as error:
-    raise UserError(field, "is not four whole numbers", form) from error
-  return a, b, c, d
-
-
-def _by(size: tuple[int, int]) -> str:
+def _by(size: tuple[int, ...]) -> str:
   return f"{size[1]}x{size[0]}"

@@ -1,14 +1,16 @@
 """Converts decoded frames to upright RGB of a given size."""
 
+from collections.abc import Mapping
 import dataclasses
 from fractions import Fraction
+from typing import Any
 
 import av
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from jaxtyping import UInt8
 import numpy as np
 
-from lumiere_jax.media.container import display_matrix
+from lumiere_jax.media.input_file import RGBImage
 
 # swscale widens its kernels when it shrinks, so this antialiases. The flags
 # keep chroma at full resolution and round to nearest.
@@ -20,9 +22,7 @@ SCALING = int(
   | Interpolation.BITEXACT
 )
 
-
 _UNSPECIFIED = 2  # libavutil's AVCOL_SPC_UNSPECIFIED
-
 
 # Untagged video is BT.709 from this stored size on, BT.601 below: the rule of
 # mpv (mp_csp_guess_colorspace).
@@ -45,9 +45,7 @@ class Framing:
     default_factory=VideoReformatter
   )
 
-  def __call__(
-    self, frame: av.VideoFrame, pixel_aspect: Fraction
-  ) -> UInt8[np.ndarray, "h w 3"]:
+  def __call__(self, frame: av.VideoFrame, pixel_aspect: Fraction) -> RGBImage:
     """Converts to RGB, resizes to cover `resolution`, rotates and crops.
 
     YUV becomes RGB by the frame's colour tag; untagged frames are BT.709 if
@@ -59,17 +57,9 @@ class Framing:
     cover = [
       max(t, round(s * scale)) for t, s in zip(target, size, strict=True)
     ]
-    matrix = display_matrix(frame)
+    matrix = _display_matrix(frame)
     height, width = cover[::-1] if _swaps_axes(matrix) else cover
-    image = upright(self._rgb(frame, height, width), matrix)
-    top, left = (
-      round((c - t) * at)
-      for c, t, at in zip(cover, target, self.crop, strict=True)
-    )
-    return image[top : top + target[0], left : left + target[1]]
-
-  def _rgb(self, frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
-    return self.reformatter.reformat(
+    stored = self.reformatter.reformat(
       frame,
       width=width,
       height=height,
@@ -77,14 +67,16 @@ class Framing:
       src_colorspace=_colorspace(frame),
       interpolation=SCALING,
       threads=1,
-    ).to_ndarray()
+    )
+    image = _upright(stored.to_ndarray(), matrix)
+    top, left = (
+      round((c - t) * at)
+      for c, t, at in zip(cover, target, self.crop, strict=True)
+    )
+    return image[top : top + target[0], left : left + target[1]]
 
 
-def blend(
-  before: UInt8[np.ndarray, "h w 3"],
-  after: UInt8[np.ndarray, "h w 3"],
-  weight: float,
-) -> UInt8[np.ndarray, "h w 3"]:
+def blend(before: RGBImage, after: RGBImage, weight: float) -> RGBImage:
   """The weighted mean of two images; `weight` in [0, 1] is that of `after`."""
   mean = before + np.float32(weight) * (after.astype(np.float32) - before)
   return np.rint(mean).astype(np.uint8)
@@ -103,12 +95,10 @@ def upright_size(
 ) -> tuple[int, int]:
   """(height, width) as displayed: upright, with square pixels."""
   shown = frame.height, round(frame.width * float(pixel_aspect))
-  return shown[::-1] if _swaps_axes(display_matrix(frame)) else shown
+  return shown[::-1] if _swaps_axes(_display_matrix(frame)) else shown
 
 
-def upright(
-  image: UInt8[np.ndarray, "h w 3"], matrix: np.ndarray | None
-) -> UInt8[np.ndarray, "h2 w2 3"]:
+def _upright(image: RGBImage, matrix: np.ndarray | None) -> RGBImage:
   """Rotates and mirrors stored pixels by the display matrix."""
   if matrix is None:
     return image
@@ -117,6 +107,18 @@ def upright(
   else:
     across, down = matrix[0, 0], matrix[1, 1]
   return image[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1]
+
+
+def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
+  """The (2, 2) part of the display matrix, if any.
+
+  Stored (x, y) is shown at (x, y) @ matrix; x to the right, y downward.
+  """
+  side_data: Mapping[str, Any] = frame.side_data
+  if "DISPLAYMATRIX" not in side_data:
+    return None
+  data = bytes(side_data["DISPLAYMATRIX"])
+  return np.frombuffer(data, np.int32).reshape(3, 3)[:2, :2]
 
 
 def _swaps_axes(matrix: np.ndarray | None) -> bool:
@@ -133,7 +135,8 @@ class Thumbnails:
 
   def __init__(self, side: int):
     self.times_s: list[float] = []
-    self._side, self._images = side, []
+    self._side = side
+    self._images: list[np.ndarray] = []
     self._reformatter = VideoReformatter()
 
   def __call__(self, time_s: float, frame: av.VideoFrame) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -17,15 +18,11 @@ from lumiere_jax.media.resize import Framing, blend, upright_size
 from lumiere_jax.typing import Clip
 
 OnFrame = Callable[[float, av.VideoFrame], None]
-
-
 RESAMPLING = ("nearest", "blend")
 """How frames are resampled to another rate; see `read_clip`."""
 
-
 # Formats that state their length, so that a missing end can be detected.
 _STATE_LENGTH = ("mov", "matroska", "avi")
-
 
 # Seeking can overshoot, by reordered frames or because transport streams have
 # to find a key frame first. It is then tried again from farther back.
@@ -71,49 +68,45 @@ def probe(
     VideoError: the file is not a video, is damaged, or ends before the length
       that it states.
   """
-  with open_video(path, num_threads) as track:
-    return _measure(track, on_frame)
-
-
-def _measure(track: Track, on_frame: OnFrame) -> VideoInfo:
   end_s = packets_end_s = 0.0
-  num_frames, damaged, last = 0, [], None
-  for packet in track.container.demux():
-    # Other streams may be longer: the file states the length of the longest.
-    packets_end_s = max(packets_end_s, _end_of_packet(packet))
-    if packet.stream.index != track.stream.index:
-      continue
-    try:
-      frames = packet.decode()
-    except av.FFmpegError:  # the decoder goes on with the next packet
-      damaged.append(packets_end_s)
-      continue
-    for frame in frames:
-      time_s = track.time(frame, num_frames)
-      if frame.is_corrupt or packet.is_corrupt:
-        damaged.append(time_s)
-      on_frame(time_s, frame)
-      end_s = max(end_s, time_s + track.duration(frame))
-      num_frames, last = num_frames + 1, frame
-  if last is None:
-    kind = "damaged" if damaged else "no frames"
-    raise VideoError(track.path, f"{kind}: nothing in it can be decoded")
-  _check_complete(track, packets_end_s, end_s)
+  num_frames, damaged, size = 0, [], (0, 0)
+  with open_video(path, num_threads) as track:
+    for packet in track.container.demux():
+      # Other streams may be longer: the file states the length of the longest.
+      packets_end_s = max(packets_end_s, _end_of_packet(packet))
+      if packet.stream.index != track.stream.index:
+        continue
+      try:
+        frames = track.stream.decode(packet)
+      except av.FFmpegError:  # the decoder goes on with the next packet
+        damaged.append(packets_end_s)
+        continue
+      for frame in frames:
+        time_s = track.time(frame, num_frames)
+        if frame.is_corrupt or packet.is_corrupt:
+          damaged.append(time_s)
+        on_frame(time_s, frame)
+        end_s = max(end_s, time_s + track.duration(frame))
+        size = upright_size(frame, track.pixel_aspect)
+        num_frames += 1
+    if not num_frames:
+      kind = "damaged" if damaged else "no frames"
+      raise VideoError(path, f"{kind}: nothing in it can be decoded")
+    _check_complete(track, packets_end_s, end_s)
   if damaged:
     raise VideoError(
-      track.path,
+      path,
       f"damaged: {len(damaged)} of {num_frames} frames, the first at "
       f"{damaged[0]:.2f} s; cut or re-encode it",
     )
-  height, width = upright_size(last, track.pixel_aspect)
   return VideoInfo(
-    duration_s=end_s, num_frames=num_frames, height=height, width=width
+    duration_s=end_s, num_frames=num_frames, height=size[0], width=size[1]
   )
 
 
 def _end_of_packet(packet: av.Packet) -> float:
   start = packet.dts if packet.pts is None else packet.pts
-  if start is None:
+  if start is None or packet.time_base is None:
     return 0.0
   return float((start + (packet.duration or 0)) * packet.time_base)
 
@@ -134,7 +127,12 @@ def _check_complete(track: Track, packets_end_s: float, end_s: float) -> None:
     )
 
 
-def read_clip(
+def read_clip(path, **options: Any) -> Clip:
+  """Reads a clip (t, h, w, 3) at once; for its `options`, see `read_frames`."""
+  return np.stack(list(read_frames(path, **options)))
+
+
+def read_frames(
   path,
   *,
   start_s: float,
@@ -144,9 +142,8 @@ def read_clip(
   crop: tuple[float, float] = (0.5, 0.5),
   resample: str = "nearest",
   end_s: float = math.inf,
-  num_threads: int = 1,
-) -> Clip:
-  """Reads a part of a video, resampled in time and space.
+) -> Iterator[RGBImage]:
+  """Reads a part of a video, resampled in time and space, frame by frame.
 
   Frames are resized (antialiased) to cover `resolution`, with their aspect
   ratio kept, and cropped. Frame rates may vary.
@@ -166,40 +163,10 @@ def read_clip(
     crop: position of the crop window; see `Framing`.
     resample: 'nearest' or 'blend'.
     end_s: start of the next scene, whose frames are not blended in.
-    num_threads: of the decoder; 0 is one per core.
-
-  Returns:
-    (t, h, w, 3) uint8, RGB.
 
   Raises:
     VideoError: the file cannot be decoded, or ends before the clip does.
   """
-  framing = Framing(resolution=resolution, crop=crop)
-  frames = read_frames(
-    path,
-    start_s=start_s,
-    num_frames=num_frames,
-    fps=fps,
-    framing=framing,
-    resample=resample,
-    end_s=end_s,
-    num_threads=num_threads,
-  )
-  return np.stack(list(frames))
-
-
-def read_frames(
-  path,
-  *,
-  start_s: float,
-  num_frames: int,
-  fps: float,
-  framing: Framing,
-  resample: str = "nearest",
-  end_s: float = math.inf,
-  num_threads: int = 1,
-) -> Iterator[RGBImage]:
-  """As `read_clip`, one frame at a time, for clips that exceed memory."""
   check_choice("resample", resample, RESAMPLING)
   if num_frames < 1 or fps <= 0 or start_s < 0:
     raise UserError(
@@ -207,83 +174,90 @@ def read_frames(
       f"cannot read {num_frames} frames at {fps} fps from {start_s} s on",
       "give 1 frame or more, fps above 0 and a start of 0 or more",
     )
+  framing = Framing(resolution=resolution, crop=crop)
   times = start_s + np.arange(num_frames) / fps
   blends = resample == "blend"
-  images: dict[av.VideoFrame, np.ndarray] = {}
-  for shown, time_s in _on_screen(path, times, num_threads, align=blends):
+  images: dict[av.VideoFrame, RGBImage] = {}
+  for shown, time_s in _on_screen(path, times, align=blends):
     weight = shown.weight_of_following(time_s, end_s) if blends else 0.0
     cached, images = images, {}
-    for frame in (shown.frame, shown.following) if weight else (shown.frame,):
-      if (image := cached.get(frame)) is None:
-        if frame.is_corrupt:
-          raise VideoError(
-            path, "damaged: a frame of the clip cannot be decoded"
-          )
-        image = framing(frame, shown.track.pixel_aspect)
-        framing = dataclasses.replace(framing, resolution=image.shape[:2])
-      images[frame] = image
-    yield blend(*images.values(), weight) if weight else images[shown.frame]
+    for frame in (shown.frame, shown.following)[: 2 if weight else 1]:
+      if frame in cached:
+        images[frame] = cached[frame]
+        continue
+      if frame.is_corrupt:
+        raise VideoError(path, "damaged: a frame of the clip cannot be decoded")
+      image = images[frame] = framing(frame, shown.track.pixel_aspect)
+      framing = dataclasses.replace(framing, resolution=image.shape[:2])
+    now, following = images[shown.frame], images.get(shown.following)
+    yield now if following is None else blend(now, following, weight)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Shown:
-  """A frame, when it is shown, and the frame that follows it, if any."""
+  """A frame, when it is shown, and the frame that follows it, or itself."""
 
   track: Track
   frame: av.VideoFrame
   begins_s: float
   ends_s: float
-  following: av.VideoFrame | None = None
+  following: av.VideoFrame
 
   def weight_of_following(self, time_s: float, end_s: float) -> float:
     """The weight of the next frame in a blend: [0, 1), and 0 from `end_s`."""
     since_s = time_s - self.begins_s
     scene_ends = self.ends_s + TOLERANCE_S > end_s
-    if self.following is None or scene_ends or since_s <= TOLERANCE_S:
+    if self.following is self.frame or scene_ends or since_s <= TOLERANCE_S:
       return 0.0
     return since_s / (self.ends_s - self.begins_s)
 
 
 def _on_screen(
-  path, times, num_threads: int, *, align: bool
+  path, times: np.ndarray, *, align: bool
 ) -> Iterator[tuple[_Shown, float]]:
   """For each of the increasing `times`: the frame on screen then, and the time.
 
   With `align`, all times move back so that the first is the start of a frame.
   """
-  remaining = iter(times)
-  time_s, end_s, offset_s = next(remaining), 0.0, None
-  for shown in _shown_from(path, times[0], num_threads):
-    end_s = shown.ends_s
-    while time_s + TOLERANCE_S < end_s:
-      if offset_s is None:
-        offset_s = max(0.0, time_s - shown.begins_s) if align else 0.0
-        time_s -= offset_s
-      yield shown, time_s
-      if (next_s := next(remaining, None)) is None:
-        return
-      time_s = next_s - offset_s
-  raise VideoError(
-    path, f"ends too early: at {end_s:.2f} s, asked for {times[-1]:.2f} s"
-  )
+  shown, shift_s = None, 0.0
+  frames = _shown_from(path, times[0])
+  for k, time_s in enumerate(times):
+    while shown is None or time_s - shift_s + TOLERANCE_S >= shown.ends_s:
+      if (following := next(frames, None)) is None:
+        end_s = shown.ends_s if shown else 0.0
+        raise VideoError(
+          path, f"ends too early: at {end_s:.2f} s, asked for {times[-1]:.2f} s"
+        )
+      shown = following
+    if align and not k:
+      shift_s = max(0.0, time_s - shown.begins_s)
+    yield shown, time_s - shift_s
 
 
-def _shown_from(path, time_s: float, num_threads: int) -> Iterator[_Shown]:
+def _shown_from(path, time_s: float) -> Iterator[_Shown]:
   """All frames from a key frame at or before `time_s` on."""
   last = None
-  for track, begins_s, frame in _frames_from(path, time_s, num_threads):
+  for track, begins_s, frame in _frames_from(path, time_s):
     if last is not None:
       yield dataclasses.replace(last, ends_s=begins_s, following=frame)
     ends_s = begins_s + track.duration(frame)
-    last = _Shown(track=track, frame=frame, begins_s=begins_s, ends_s=ends_s)
+    last = _Shown(
+      track=track,
+      frame=frame,
+      begins_s=begins_s,
+      ends_s=ends_s,
+      following=frame,
+    )
   if last is not None:
     yield last
 
 
-def _frames_from(path, time_s: float, num_threads: int):
-  """Yields (track, time, frame) from a key frame at or before `time_s` on."""
+def _frames_from(
+  path, time_s: float
+) -> Iterator[tuple[Track, float, av.VideoFrame]]:
+  """(track, time, frame) from a key frame at or before `time_s` on."""
   for back_s in _SEEK_BACK_S:
-    with open_video(path, num_threads) as track:
+    with open_video(path) as track:
       found = track.seek(time_s - back_s)
       frames = track.frames()
       first = list(itertools.islice(frames, found))
@@ -295,13 +269,12 @@ def _frames_from(path, time_s: float, num_threads: int):
       return
 
 
-def read_video(path, *, num_threads: int = 0) -> tuple[Clip, float | None]:
+def read_video(path) -> tuple[Clip, float | None]:
   """Reads a whole video at its own size and frame rate.
 
   Args:
     path: an .npy file, a folder of png images in order of their names, or
       anything PyAV opens.
-    num_threads: of the decoder; 0 is one per core.
 
   Returns:
     (t, h, w, 3) uint8 and its average frames per second, None for arrays and
@@ -309,31 +282,18 @@ def read_video(path, *, num_threads: int = 0) -> tuple[Clip, float | None]:
   """
   path = Path(path)
   if path.is_dir():
-    return _read_images(path), None
+    images = [read_image(file) for file in png_files(path)]
+    if len({image.shape for image in images}) > 1:
+      raise VideoError(path, "mixed sizes: all images must have one size")
+    return np.stack(images), None
   if path.suffix.lower() == ".npy":
-    return _read_array(path), None
-  framing, images, end_s = Framing(), [], 0.0
-  with open_video(path, num_threads) as track:
-    for begins_s, frame in track.frames():
-      images.append(framing(frame, track.pixel_aspect))
-      framing = dataclasses.replace(framing, resolution=images[0].shape[:2])
-      end_s = begins_s + track.duration(frame)
-  if not images:
+    video = read_npy(path)
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
+      kind = f"{video.dtype} {video.shape}"
+      raise VideoError(path, f"not a video: {kind}; save uint8 (t, h, w, 3)")
+    return video, None
+  with open_video(path, num_threads=0) as track:
+    found = list(track.images())
+  if not found:
     raise VideoError(path, "no frames: nothing in it can be decoded")
-  return np.stack(images), len(images) / end_s
-
-
-def _read_images(folder: Path) -> Clip:
-  images = [read_image(path) for path in png_files(folder)]
-  if len({image.shape for image in images}) > 1:
-    raise VideoError(folder, "mixed sizes: all images must have one size")
-  return np.stack(images)
-
-
-def _read_array(path: Path) -> Clip:
-  video = read_npy(path)
-  if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
-    raise VideoError(
-      path, f"not a video: {video.dtype} {video.shape}; save uint8 (t, h, w, 3)"
-    )
-  return video
+  return np.stack([image for _, image in found]), len(found) / found[-1][0]

@@ -3,14 +3,14 @@
 Files appear under their final name only when they are complete.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 import io
 import itertools
 import os
 from pathlib import Path
 import re
-from typing import Any
+from typing import Literal
 
 import av
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
@@ -24,22 +24,14 @@ from lumiere_jax.storage.atomic import replacing
 from lumiere_jax.typing import Clip
 
 Frames = Iterable[RGBImage]
-
-
 _BITEXACT = {"fflags": "+bitexact"}
-
-
 _BT709 = 1  # the code of BT.709 in the three colour tables of H.273
-
-
 GROUP = 8
 """Distance between key frames in `encode_clip`."""
-
 
 # x264's output depends on the number of threads, which is therefore fixed.
 # Without cpu-independent it varies between runs even so (seen in 1 of 10).
 _H264 = {"preset": "medium", "threads": "4", "x264-params": "cpu-independent=1"}
-
 
 # Closed groups without reordering: decoding a frame needs only the frames since
 # the last key frame. Many clips are encoded at a time, so one thread each.
@@ -48,7 +40,6 @@ _SHORT_GROUPS = {
   "x264-params": f"cpu-independent=1:keyint={GROUP}:min-keyint={GROUP}:"
   "scenecut=0:open-gop=0:bframes=0",
 }
-
 
 # With row-mt the output depends on the number of threads (seen from one thread
 # to two).
@@ -59,7 +50,6 @@ _VP9 = {
   "threads": "4",
   "b": "0",  # constant quality instead of a bit rate
 }
-
 
 _MAX_CRF, _MAX_CRF_VP9 = 51, 63
 
@@ -72,31 +62,22 @@ def encode_clip(frames: Frames, fps: float, *, crf: int = 17) -> bytes:
     fps: frames per second.
     crf: quality, 1 (best) to 51; 17 looks like the original.
   """
-  file, options = io.BytesIO(), _H264 | _SHORT_GROUPS | {"crf": str(crf)}
+  file = io.BytesIO()
+  options = _H264 | _SHORT_GROUPS | {"crf": str(crf)}
   _encode(file, frames, fps, "mp4", "libx264", options)
   return file.getvalue()
 
 
 def _encode(
-  target: Any,
+  target: str | io.BytesIO,
   frames: Frames,
   fps: float,
   container: str,
-  codec: str,
+  codec: Literal["libx264", "libvpx-vp9"],
   options: Mapping[str, str],
   **muxer: str,
 ) -> None:
-  """Encodes RGB frames of one even size.
-
-  Args:
-    target: what PyAV can write to.
-    frames: one or more.
-    fps: frames per second.
-    container: FFmpeg's name of the format, such as "mp4".
-    codec: FFmpeg's name of the encoder, such as "libx264".
-    options: options of the encoder.
-    muxer: options of the format.
-  """
+  """Encodes one or more RGB frames of one even size, with FFmpeg's options."""
   frames = iter(frames)
   first = next(frames)
   rate = Fraction(fps).limit_denominator(1001)  # 25, 25/2, 30000/1001
@@ -123,11 +104,8 @@ def _encode(
 
 
 _GIF_TICKS = 100  # per second
-
-
 _GIF_MAX_FPS = 50
-
-
+_Writer = Callable[[Path, Clip, float, int], None]
 _PNG_NAME = re.compile(r"\d{5,}\.png")
 
 
@@ -148,45 +126,42 @@ def write_video(path, video: Clip, fps: float, *, crf: int = 17) -> None:
     fps: frames per second; npy and png do not store it.
     crf: quality of mp4 and webm, 1 (best) to 51; 17 looks like the original.
   """
-  _check(path, video, fps, crf)
-  write = _writer_for(path)
-  settings = {"crf": crf} if write in (_write_mp4, _write_webm) else {}
+  write, suffix = _writer_for(path), Path(path).suffix.lower()
+  is_video = video.dtype == np.uint8 and video.shape[3:] == (3,)
+  kind, crfs = f"{video.dtype} {video.shape}", f"1 (best) to {_MAX_CRF}"
+  gif = f"gif allows at most {_GIF_MAX_FPS} frames per second, not {fps:g}"
+  checks = [
+    (is_video, f"cannot write {kind}", "a video is uint8 (t, h, w, 3)"),
+    (video.size, f"cannot write {video.shape}: it has no pixels", ""),
+    (fps > 0, f"fps is {fps}", "give a number above 0"),
+    (1 <= crf <= _MAX_CRF, f"crf is {crf}", f"give {crfs} (smallest)"),
+    (suffix != ".gif" or fps <= _GIF_MAX_FPS, gif, "write mp4 or webm"),
+  ]
+  for holds, problem, fix in checks:
+    if not holds:
+      raise UserError(f"{path}:", problem, fix)
   with replacing(path) as temporary:
-    write(temporary, video, fps, **settings)
+    write(temporary, video, fps, crf)
 
 
-def _check(path, video: Clip, fps: float, crf: int) -> None:
-  if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3:
-    raise UserError(
-      f"{path}:",
-      f"cannot write {video.dtype} {video.shape}",
-      "a video is uint8 (t, h, w, 3)",
-    )
-  if not video.size:
-    raise UserError(f"{path}:", f"cannot write {video.shape}: it has no pixels")
-  if not fps > 0:
-    raise UserError(f"{path}:", f"fps is {fps}", "give a number above 0")
-  if not 1 <= crf <= _MAX_CRF:
-    fix = f"give 1 (best) to {_MAX_CRF} (smallest)"
-    raise UserError(f"{path}:", f"crf is {crf}", fix)
-  if Path(path).suffix.lower() == ".gif" and fps > _GIF_MAX_FPS:
-    raise UserError(
-      f"{path}:",
-      f"gif allows at most {_GIF_MAX_FPS} frames per second, not {fps:g}",
-      "write mp4 or webm",
-    )
-
-
-def _writer_for(path):
-  writers = {
+def _writer_for(path) -> _Writer:
+  writers: dict[str, _Writer] = {
     ".mp4": _write_mp4,
     ".webm": _write_webm,
     ".gif": _write_gif,
     ".npy": _write_npy,
   }
-  suffix = Path(path).suffix.lower()
+  folder, suffix = Path(path), Path(path).suffix.lower()
   if not suffix or os.fspath(path).endswith("/"):
-    _check_replaceable(Path(path))
+    if folder.exists() and not folder.is_dir():
+      raise UserError(f"{folder}:", "is a file", "name a folder for png images")
+    others = [p.name for p in folder.glob("*") if not _PNG_NAME.match(p.name)]
+    if others:
+      raise UserError(
+        f"{folder}:",
+        f"already holds other files ({others[0]})",
+        "name a new folder for png images",
+      )
     return _write_png
   if suffix not in writers:
     raise UserError(
@@ -194,22 +169,9 @@ def _writer_for(path):
       f"cannot write videos that end in {suffix!r}",
       f"known: {', '.join(writers)}, and no ending for a folder of png",
     )
-  if Path(path).is_dir():
+  if folder.is_dir():
     raise UserError(f"{path}:", "is a folder", "name a file, or another ending")
   return writers[suffix]
-
-
-def _check_replaceable(folder: Path) -> None:
-  """Raises unless a folder holds nothing but numbered png images."""
-  if folder.exists() and not folder.is_dir():
-    raise UserError(f"{folder}:", "is a file", "name a folder for png images")
-  others = [p.name for p in folder.glob("*") if not _PNG_NAME.match(p.name)]
-  if others:
-    raise UserError(
-      f"{folder}:",
-      f"already holds other files ({others[0]})",
-      "name a new folder for png images",
-    )
 
 
 def _write_mp4(path: Path, video: Clip, fps: float, crf: int) -> None:
@@ -232,32 +194,26 @@ def _even(video: Clip) -> Clip:
   return np.pad(video, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), "edge")
 
 
-def _write_gif(path: Path, video: Clip, fps: float) -> None:
+def _write_gif(path: Path, video: Clip, fps: float, _: int) -> None:
   # Rounding times instead of delays keeps the total length right.
   times = np.round(np.arange(len(video) + 1) * _GIF_TICKS / fps).astype(int)
-  t, h, w, _ = video.shape
+  h, w = video.shape[1:3]
   graph = _palette_graph(h, w)
   with av.open(f"file:{path}", "w", format="gif", options=_BITEXACT) as out:
     stream = out.add_stream("gif", _GIF_TICKS, {"flags": "+bitexact"})
     stream.height, stream.width, stream.pix_fmt = h, w, "pal8"
-    for frame in _gif_frames(video, times[:-1]):
-      graph.push(frame)
-    graph.push(None)
-    for k in range(t):
-      frame = graph.pull()
-      frame.pts, frame.time_base = int(times[k]), Fraction(1, _GIF_TICKS)
+    for pixels, time in zip(video, times.tolist(), strict=False):
+      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
+      frame.pts, frame.time_base = time, Fraction(1, _GIF_TICKS)
+      graph.vpush(frame)
+    graph.vpush(None)
+    for time, end in itertools.pairwise(times.tolist()):
+      frame = graph.vpull()
+      frame.pts, frame.time_base = time, Fraction(1, _GIF_TICKS)
       for packet in stream.encode(frame):
-        packet.duration = int(times[k + 1] - times[k])
+        packet.duration = end - time
         out.mux(packet)
     out.mux(stream.encode(None))
-
-
-def _gif_frames(video: Clip, times) -> Iterator[av.VideoFrame]:
-  """Frames with `times` as timestamps, in ticks."""
-  for pixels, time in zip(video, times, strict=True):
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
-    frame.pts, frame.time_base = int(time), Fraction(1, _GIF_TICKS)
-    yield frame
 
 
 def _palette_graph(height: int, width: int) -> av.filter.Graph:
@@ -282,14 +238,12 @@ def _palette_graph(height: int, width: int) -> av.filter.Graph:
   return graph
 
 
-def _write_npy(path: Path, video: Clip, fps: float) -> None:
-  del fps
+def _write_npy(path: Path, video: Clip, *_: float) -> None:
   with open(path, "wb") as file:
     np.save(file, video, allow_pickle=False)
 
 
-def _write_png(folder: Path, video: Clip, fps: float) -> None:
-  del fps
+def _write_png(folder: Path, video: Clip, *_: float) -> None:
   folder.mkdir()
   for k, pixels in enumerate(video):
     write_image(folder / f"{k:05d}.png", pixels)

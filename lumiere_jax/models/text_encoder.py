@@ -1,6 +1,6 @@
 """Text encoders: a tokenizer and T5, from weight files, configs and bundles."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -181,7 +181,7 @@ class TextEncoder:
     return text, mask
 
 
-def check_captions(captions: Sequence[str]) -> None:
+def check_captions(captions: Iterable[str]) -> None:
   """Checks that captions are not one string, a sequence of letters."""
   if isinstance(captions, str):
     raise TypeError("give a sequence of captions, not one caption")

@@ -20,22 +20,17 @@ from array_record.python.array_record_module import (
 )
 
 from lumiere_jax.errors import UserError
+from lumiere_jax.storage.atomic import AnyPath
 from lumiere_jax.storage.remote import Folder, atomic_upload
 
 SHARD_BYTES = 2**26
-
-
 _SUFFIX = ".array_record"
-
 
 # Groups of one, so that reading a record reads no other. The content is already
 # compressed (H.264) or incompressible (features).
 _WRITER = "group_size:1,uncompressed"
 
-
 _READER = "readahead_buffer_size:0,max_parallelism:0"
-
-
 _OPEN_FILES = 128
 
 
@@ -48,7 +43,7 @@ class RecordWriter:
 
   def __init__(
     self,
-    folder,
+    folder: AnyPath,
     name: str,
     shard_bytes: int = SHARD_BYTES,
     *,
@@ -57,12 +52,12 @@ class RecordWriter:
     """Writes nothing yet.
 
     Args:
-      folder: of the shards; made with the first.
+      folder: of the shards; made with the first. With `by_keys` also a URL.
       name: prefix of their names; may start with a subfolder.
       shard_bytes: size from which a shard is written.
-      by_keys: number shards by a hash of their keys. Independent writers then
-        share a folder, rewriting the same records replaces their shard, and
-        the folder may be a URL. Otherwise shards are numbered consecutively.
+      by_keys: number shards by a hash of their keys, so that independent
+        writers can share a folder and rewriting records replaces their shard.
+        Otherwise shards are numbered consecutively.
     """
     self._folder, self._name, self._by_keys = folder, name, by_keys
     self._shard_bytes, self._buffered_bytes = shard_bytes, 0
@@ -87,28 +82,28 @@ class RecordWriter:
     if not records:
       return
     if self._by_keys:
-      shard = _shard(self._name, _number_by_keys(records))
-      _write(f"{self._folder}/{shard}", records)
+      digest = hashlib.sha256(json.dumps(sorted(records)).encode()).digest()
+      # 19 or 20 digits, far above consecutive numbers.
+      number = int.from_bytes(digest[:8], "big") | 2**63
     else:
-      _write(_next_path(Path(self._folder, self._name)), records)
+      begins = Path(self._folder, self._name)
+      there = (path.name for path in begins.parent.glob("*"))
+      number = max(map(_number, shards(there, begins.name)), default=-1) + 1
+    shard = f"{self._name}-{number:05d}{_SUFFIX}"
+    _write(f"{self._folder}/{shard}", records)
 
 
 class Records(Mapping[str, bytes]):
   """Reads the records of a folder by key; threads may share it."""
 
   def __init__(self, folder: Folder, name: str):
-    """Reads the keys of all shards; without shards it is empty.
-
-    Args:
-      folder: of the shards; remote ones are copied.
-      name: prefix of their names; may start with a subfolder.
-    """
+    """Reads the keys of all shards of a name; remote ones are copied."""
     self._reader = functools.lru_cache(_OPEN_FILES)(_open)
     self._places: dict[str, tuple[Path, int]] = {}
     for shard in shards(folder.names, name):
       path = folder.local(shard)
-      for position, key in enumerate(_keys(path, self._reader(path))):
-        self._places[key] = path, position
+      keys = read_keys(path, self._reader(path))
+      self._places |= {key: (path, k) for k, key in enumerate(keys)}
 
   def __getitem__(self, key: str) -> bytes:
     """The record of `key`; a damaged one is a UserError."""
@@ -125,12 +120,9 @@ class Records(Mapping[str, bytes]):
     return len(self._places)
 
 
-def read_keys(path: Path) -> list[str]:
+def read_keys(path: Path, reader: ArrayRecordReader | None = None) -> list[str]:
   """The keys of the records in one shard."""
-  return _keys(path, _open(path))
-
-
-def _keys(path: Path, reader: ArrayRecordReader) -> list[str]:
+  reader = reader or _open(path)
   count = reader.num_records() - 1
   try:
     keys = json.loads(_read(path, reader, count))["keys"]
@@ -155,23 +147,7 @@ def _number(shard: str) -> int:
   return int(shard.removesuffix(_SUFFIX).rpartition("-")[2])
 
 
-def _shard(name: str, number: int) -> str:
-  return f"{name}-{number:05d}{_SUFFIX}"
-
-
-def _next_path(begins: Path) -> Path:
-  there = (path.name for path in begins.parent.glob("*"))
-  numbers = [_number(shard) for shard in shards(there, begins.name)]
-  return begins.with_name(_shard(begins.name, max(numbers, default=-1) + 1))
-
-
-def _number_by_keys(keys: Iterable[str]) -> int:
-  """A hash of 19 or 20 digits, far above consecutive numbers."""
-  digest = hashlib.sha256(json.dumps(sorted(keys)).encode()).digest()
-  return int.from_bytes(digest[:8], "big") | 2**63
-
-
-def _write(address: str | os.PathLike, records: Mapping[str, bytes]) -> None:
+def _write(address: str, records: Mapping[str, bytes]) -> None:
   index = json.dumps({"keys": list(records)}).encode()
   with atomic_upload(address) as temporary:
     try:
@@ -186,23 +162,15 @@ def _write(address: str | os.PathLike, records: Mapping[str, bytes]) -> None:
 def _open(path: Path) -> ArrayRecordReader:
   reader = ArrayRecordReader(os.fspath(path), _READER)
   if not reader.ok() or not reader.num_records():
-    raise _damaged(path, _reason(reader))
+    _read(path, reader, 0)  # Knows why it could not be opened.
+    raise _damaged(path, "no records")
   return reader
-
-
-def _reason(reader: ArrayRecordReader) -> str:
-  """Why a shard could not be opened."""
-  try:
-    reader.read([0])
-  except (RuntimeError, IndexError) as error:
-    return _first_words(error)
-  return "no records"
 
 
 def _read(path: Path, reader: ArrayRecordReader, position: int) -> bytes:
   try:
     return reader.read([position])[0]
-  except RuntimeError as error:
+  except (RuntimeError, IndexError) as error:
     raise _damaged(path, _first_words(error)) from error
 
 

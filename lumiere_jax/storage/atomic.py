@@ -14,8 +14,6 @@ import uuid
 from lumiere_jax.errors import UserError
 
 AnyPath = str | os.PathLike
-
-
 _UNFINISHED = ".part"
 
 
@@ -90,22 +88,19 @@ def locked(folder: AnyPath) -> Iterator[None]:
       raise OSError(number, os.strerror(number))
     handle = os.open(folder, os.O_RDONLY)
   except OSError as error:
-    raise UserError(
-      f"{folder}:",
-      f"cannot be written ({error.strerror})",
-      "choose a writable place",
-    ) from error
+    problem = f"cannot be written ({error.strerror})"
+    fix = "choose a writable place"
+    raise UserError(f"{folder}:", problem, fix) from error
   try:
-    try:
-      fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise UserError(
-        f"{folder}:",
-        "another process is writing to it",
-        "wait until it has ended",
-      ) from error
-    except OSError:  # a file system without locks
-      pass
+    with contextlib.suppress(OSError):  # a file system without locks
+      try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError as error:
+        raise UserError(
+          f"{folder}:",
+          "another process is writing to it",
+          "wait until it has ended",
+        ) from error
     yield
   finally:
     os.close(handle)

@@ -12,40 +12,33 @@ can be uploaded to the Hugging Face hub and then be loaded by name.
 find a complete bundle, also while another is being written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 from importlib import resources
 import json
 import os
 from pathlib import Path
+import re
 import shutil
 from typing import Any
 
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.storage import safetensors
-from lumiere_jax.storage.atomic import write_json, writing
-from lumiere_jax.storage.hub import fetch, is_hub_name
+from lumiere_jax.storage.atomic import AnyPath, write_json, writing
 from lumiere_jax.storage.safetensors import LazyArray
 from lumiere_jax.typing import FlatParams
 
 FORMAT = "lumiere_jax"
-
-
 VERSION = 2
-
-
 TEXT = "text"
 """The name of the part that is the text encoder; others are stages."""
 
-
 INDEX = "bundle.json"
-
-
 SHIPPED = "demo"
 """The name of the bundle that the package contains."""
 
-
 _FILES = (INDEX, "*.safetensors", "*.model")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,16 +66,16 @@ class Bundle:
 
   def load(self, name: str) -> FlatParams:
     """Reads all leaves of one part: path -> array."""
-    flat: FlatParams = {}
-    for file in self.parts[name].tensors:
-      flat |= safetensors.load(self.folder / file)
-    return dict(sorted(flat.items()))
+    return self._merge(name, safetensors.load)
 
   def leaves(self, name: str) -> dict[str, LazyArray]:
     """The leaves of one part, each read on access."""
-    flat: dict[str, LazyArray] = {}
+    return self._merge(name, safetensors.load_lazily)
+
+  def _merge(self, name: str, read: Callable[[Path], Mapping]) -> dict:
+    flat: dict = {}
     for file in self.parts[name].tensors:
-      flat |= safetensors.load_lazily(self.folder / file)
+      flat |= read(self.folder / file)
     return dict(sorted(flat.items()))
 
   def file(self, name: str, role: str) -> Path:
@@ -90,20 +83,19 @@ class Bundle:
     return self.folder / self.parts[name].files[role]
 
 
-def find(path: str | os.PathLike, what: str) -> Path:
-  """The folder of the bundle at `path`, which may be in a workdir.
+def find(path: AnyPath, what: str) -> Path:
+  """The folder of a bundle.
 
   Args:
-    path: a bundle, a workdir, `SHIPPED`, or the name of a repository on the
-      hub.
+    path: the bundle, a workdir that has one, `SHIPPED`, or the name of a
+      repository on the hub.
     what: the option it came from, for the error.
   """
-  folder = Path(path)
-  if found := _local(folder) or _shipped(path):
+  if found := _local(path):
     return found
   if is_hub_name(path):
-    return find(fetch(str(path), _FILES), what)
-  state = "has no bundle.json" if folder.is_dir() else "does not exist"
+    return find(_download(str(path)), what)
+  state = "has no bundle.json" if Path(path).is_dir() else "does not exist"
   raise UserError(
     f"{what}={path}",
     state,
@@ -111,74 +103,85 @@ def find(path: str | os.PathLike, what: str) -> Path:
   )
 
 
-def is_bundle(path: str | os.PathLike) -> bool:
+def is_bundle(path: AnyPath) -> bool:
   """Whether `find` finds a bundle at `path` without a download."""
-  return bool(_local(Path(path)) or _shipped(path))
+  return _local(path) is not None
 
 
-def _local(folder: Path) -> Path | None:
-  for candidate in (folder, folder / "bundle"):
-    if (candidate / INDEX).is_file():
-      return candidate
-  return None
+def _local(path: AnyPath) -> Path | None:
+  shipped = Path(str(resources.files("lumiere_jax"))) / "assets" / SHIPPED
+  places = [Path(path), Path(path, "bundle")]
+  places += [shipped] if str(path) == SHIPPED else []
+  return next((place for place in places if (place / INDEX).is_file()), None)
 
 
-def _shipped(path: str | os.PathLike) -> Path | None:
-  if str(path) != SHIPPED:
-    return None
-  return _local(Path(str(resources.files("lumiere_jax"))) / "assets" / SHIPPED)
+def is_hub_name(name: AnyPath) -> bool:
+  """Whether `name` can be `owner/name[@revision]` rather than a local path.
+
+  If its first folder exists, it is taken for a misspelt path.
+  """
+  owner = str(name).partition("/")[0]
+  return bool(_HUB_NAME.fullmatch(str(name))) and not Path(owner).exists()
 
 
-def open_bundle(path: str | os.PathLike, what: str = option("model")) -> Bundle:
+def _download(name: str) -> Path:
+  """The local folder of a repository, downloaded on first use."""
+  import huggingface_hub  # slow to import and rarely needed
+
+  owner_and_name, _, revision = name.partition("@")
+  try:
+    folder = huggingface_hub.snapshot_download(
+      owner_and_name, revision=revision or None, allow_patterns=list(_FILES)
+    )
+  except (OSError, ValueError) as error:
+    reason = str(error).strip().splitlines()[0]
+    raise UserError(
+      name,
+      "is no local folder and could not be downloaded from the Hugging Face "
+      f"hub ({reason})",
+      "check the name, your access and the network",
+    ) from error
+  return Path(folder)
+
+
+def open_bundle(path: AnyPath, what: str = option("model")) -> Bundle:
   """Reads bundle.json and checks that the files it names exist."""
   folder = find(path, what)
+  where = str(folder / INDEX)
   try:
     index = json.loads((folder / INDEX).read_text())
     known = index["format"] == FORMAT
     version, parts = index["version"], index["parts"]
   except (ValueError, KeyError, TypeError) as error:
-    raise UserError(
-      str(folder / INDEX),
-      f"is damaged ({error})",
-      "copy or export the bundle again",
-    ) from error
+    fix = "copy or export the bundle again"
+    raise UserError(where, f"is damaged ({error})", fix) from error
   if not known or version > VERSION:
     raise UserError(
-      str(folder / INDEX),
+      where,
       f"has format {index['format']!r} version {version}",
       f"this program reads {FORMAT!r} up to {VERSION}: update it",
     )
-  bundle = Bundle(
-    folder=folder,
-    parts={
-      name: Part(
-        meta=part["meta"],
-        tensors=tuple(part["tensors"]),
-        files=part.get("files", {}),
-      )
-      for name, part in parts.items()
-    },
-    about=index.get("about", {}),
-  )
-  for part in bundle.parts.values():
+  opened = {
+    name: Part(
+      meta=p["meta"], tensors=tuple(p["tensors"]), files=p.get("files", {})
+    )
+    for name, p in parts.items()
+  }
+  for part in opened.values():
     for file in (*part.tensors, *part.files.values()):
       if Path(file).name != file:
-        raise UserError(
-          str(folder / INDEX),
-          f"names {file!r}, which is outside the bundle",
-          "get the bundle from a source that you trust",
-        )
+        problem = f"names {file!r}, which is outside the bundle"
+        fix = "get the bundle from a source that you trust"
+        raise UserError(where, problem, fix)
       if not (folder / file).is_file():
-        raise UserError(
-          str(folder),
-          f"lacks {file}, which its {INDEX} names",
-          "copy or export the bundle again",
-        )
-  return bundle
+        problem = f"lacks {file}, which its {INDEX} names"
+        fix = "copy or export the bundle again"
+        raise UserError(str(folder), problem, fix)
+  return Bundle(folder=folder, parts=opened, about=index.get("about", {}))
 
 
 def write(
-  folder: str | os.PathLike, parts: Mapping[str, Part], about: Mapping[str, Any]
+  folder: AnyPath, parts: Mapping[str, Part], about: Mapping[str, Any]
 ) -> None:
   """Replaces bundle.json, then removes tensors that it no longer names.
 

@@ -20,8 +20,7 @@ def slug(text: str, max_length: int = 40) -> str:
 def unused(path: str | os.PathLike) -> str:
   """The path itself if it does not exist, else the first free NAME-2.EXT, ...
 
-  A path that ends with / is a folder: it keeps the /, and the number follows
-  its whole name.
+  A path that ends with / is a folder: the number follows its whole name.
   """
   name, slash = _parts(path)
   stem, ending = (name, "") if slash else os.path.splitext(name)
@@ -49,11 +48,9 @@ def _parts(path: str | os.PathLike) -> tuple[str, str]:
 def read_text(path: str | os.PathLike, name: str = "") -> str:
   """Reads a text file in UTF-8, without its byte order mark.
 
-  Args:
-    path: the file.
-    name: what errors call it; '' is its path.
+  Errors call it `name`, or else by its path.
   """
-  name = name or path
+  name = name or os.fspath(path)
   try:
     data = Path(path).read_bytes()
   except OSError as error:

@@ -1,9 +1,11 @@
 """Local and remote folders: files are cached for reading and written whole.
 
-Addresses are paths, or URLs of any file system that fsspec supports.
+Addresses are paths, or URLs of any file system that fsspec supports. Its caches
+do not serve: `simplecache` misses new versions of a file, `filecache` does over
+HTTP, and neither notices a copy cut short. Retries are left to file systems.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 import contextlib
 import functools
 import hashlib
@@ -12,23 +14,19 @@ from pathlib import Path
 import posixpath
 import re
 import tempfile
+from typing import NoReturn
 import uuid
 
 import fsspec
 from fsspec.registry import known_implementations
 
 from lumiere_jax.errors import UserError, VideoError
-from lumiere_jax.storage.atomic import replacing, writing
+from lumiere_jax.storage.atomic import AnyPath, replacing, writing
 from lumiere_jax.storage.files import user_cache
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-
-
 _ENDING = re.compile(r"\.\w{1,8}")
-
-
 _BLOCK = 1 << 24  # bytes read at a time
-
 
 # Distinguishes versions of a file where `ukey` does not: over HTTP.
 _VERSION = ("size", "mtime", "ETag")
@@ -47,13 +45,8 @@ def default_cache() -> Path:
 def fetch(url: str, cache: Path) -> Path:
   """Copies a remote file into a cache, unless this version is there already.
 
-  Args:
-    url: of the file.
-    cache: the folder of copies. Their names are hashes of the URL and of what
-      its file system tells about the version: size, time, checksum.
-
-  Returns:
-    The copy, with the ending of the URL.
+  Copies are named by a hash of the URL and of what its file system tells about
+  the version (size, time, checksum), with the ending of the URL.
 
   Raises:
     VideoError: the file is missing or cannot be read.
@@ -74,7 +67,7 @@ def fetch(url: str, cache: Path) -> Path:
       for block in _blocks(url):
         file.write(block)
       size = info.get("size")
-      if size is not None and file.tell() != size:
+      if size not in (None, file.tell()):
         raise VideoError(
           url, f"cut short: {file.tell()} of {size} bytes came; try again"
         )
@@ -82,26 +75,15 @@ def fetch(url: str, cache: Path) -> Path:
 
 
 def _blocks(url: str) -> Iterator[bytes]:
-  """The content of a file. Errors of whoever consumes it are not caught."""
-  with _remote_errors(url, VideoError):
-    system, path = fsspec.url_to_fs(url)
-    source = system.open(path, "rb")
-  with source:
-    while True:
-      with _remote_errors(url, VideoError):
-        block = source.read(_BLOCK)
-      if not block:
-        return
-      yield block
+  with _remote_errors(url, VideoError), fsspec.open(url) as source:
+    yield from iter(lambda: source.read(_BLOCK), b"")
 
 
 @contextlib.contextmanager
 def _remote_errors(url: str, kind: type = UserError) -> Iterator[None]:
   """Converts errors of remote file systems; each defines its own types.
 
-  Args:
-    url: for the message.
-    kind: VideoError where one bad file should not stop the others.
+  The `kind` is VideoError where one bad file should not stop the others.
   """
   try:
     yield
@@ -143,12 +125,10 @@ class Folder:
     root: its path or URL; file:// URLs become paths.
   """
 
-  def __init__(self, root: str | os.PathLike, cache: str | os.PathLike = ""):
-    """Reads nothing yet.
+  def __init__(self, root: AnyPath, cache: AnyPath = ""):
+    """Reads nothing yet; remote files are copied to `cache`.
 
-    Args:
-      root: path or URL.
-      cache: folder for copies of remote files; '' is `default_cache()`.
+    An empty `cache` is `default_cache()`.
     """
     self.root = _without_scheme(root)
     self._cache = Path(cache) if cache else default_cache()
@@ -164,12 +144,15 @@ class Folder:
     Links to folders are followed, each folder is read once. A missing local
     folder or an empty remote one is a UserError.
     """
-    if not is_url(self.root):
-      return _visible(_walk(self.root))
-    if found := _find(self.root):
-      return _visible(found)
-    fix = "give the URL of a folder of videos"
-    raise UserError(f"{self.root}:", "no files", fix)
+    if names := names_in(self.root):
+      return names
+    if is_url(self.root):
+      fix = "give the URL of a folder of videos"
+      raise UserError(f"{self.root}:", "no files", fix)
+    if not os.path.isdir(self.root):
+      fix = "give a folder of videos"
+      raise UserError(f"{self.root}:", "no such folder", fix)
+    return []
 
   def address(self, name: str) -> str:
     """The path or URL of a file."""
@@ -187,27 +170,20 @@ class Folder:
     address = self.address(name)
     if not is_url(address):
       return Path(address)
-    copy = self._copies.get(address)
-    if copy is None or not copy.exists():
-      copy = self._copies[address] = fetch(address, self._cache)
-    return copy
+    if address not in self._copies or not self._copies[address].exists():
+      self._copies[address] = fetch(address, self._cache)
+    return self._copies[address]
 
 
-def names_in(folder: str | os.PathLike) -> list[str]:
+def names_in(folder: AnyPath) -> list[str]:
   """As `Folder.names`; [] if the folder does not exist."""
   folder = _without_scheme(folder)
-  if is_url(folder):
-    return _visible(_find(folder))
-  return _visible(_walk(folder)) if os.path.isdir(folder) else []
+  names = _find(folder) if is_url(folder) else _walk(folder)
+  return sorted(n for n in names if not re.search(r"(^|/)\.", n))
 
 
-def _without_scheme(address: str | os.PathLike) -> str:
+def _without_scheme(address: AnyPath) -> str:
   return os.fspath(address).removeprefix("file://")
-
-
-def _visible(names: Iterable[str]) -> list[str]:
-  hidden = lambda name: any(part[:1] == "." for part in name.split("/"))
-  return sorted(name for name in names if not hidden(name))
 
 
 def _find(url: str) -> list[str]:
@@ -219,9 +195,9 @@ def _find(url: str) -> list[str]:
 
 
 def _walk(root: str) -> Iterator[str]:
+  seen: set[str] = set()
   if not os.path.isdir(root):
-    raise UserError(f"{root}:", "no such folder", "give a folder of videos")
-  seen = set()
+    return
   for here, folders, files in os.walk(root, onerror=_raise, followlinks=True):
     real = os.path.realpath(here)
     if real in seen:  # a cycle of links
@@ -233,7 +209,7 @@ def _walk(root: str) -> Iterator[str]:
       yield Path(here, file).relative_to(root).as_posix()
 
 
-def _raise(error: OSError) -> None:
+def _raise(error: OSError) -> NoReturn:
   raise UserError(
     f"{error.filename}:",
     f"this folder cannot be read ({error.strerror})",
@@ -242,7 +218,7 @@ def _raise(error: OSError) -> None:
 
 
 @contextlib.contextmanager
-def atomic_upload(address: str | os.PathLike) -> Iterator[Path]:
+def atomic_upload(address: AnyPath) -> Iterator[Path]:
   """Yields a local path to write to, then moves that file to a path or URL."""
   address = _without_scheme(address)
   if not is_url(address):
@@ -256,7 +232,7 @@ def atomic_upload(address: str | os.PathLike) -> Iterator[Path]:
       _upload(temporary, address)
 
 
-def place_bytes(address: str | os.PathLike, data: bytes) -> bool:
+def place_bytes(address: AnyPath, data: bytes) -> bool:
   """Writes a file unless it has this content; returns whether it wrote."""
   if _read(_without_scheme(address)) == data:
     return False
@@ -265,7 +241,7 @@ def place_bytes(address: str | os.PathLike, data: bytes) -> bool:
   return True
 
 
-def require_writable(folder: str | os.PathLike) -> None:
+def require_writable(folder: AnyPath) -> None:
   """Raises a UserError unless the folder exists or can be made, and written."""
   folder = _without_scheme(folder).rstrip("/")
   probe = f"{folder}/.probe-{uuid.uuid4().hex}"
@@ -277,7 +253,7 @@ def require_writable(folder: str | os.PathLike) -> None:
   remove(probe)
 
 
-def remove(address: str | os.PathLike) -> None:
+def remove(address: AnyPath) -> None:
   """Removes a file if it exists and that is allowed."""
   with contextlib.suppress(Exception):
     system, path = fsspec.url_to_fs(_without_scheme(address))
@@ -285,26 +261,15 @@ def remove(address: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def local_copy(
-  folder: str | os.PathLike, cache: str | os.PathLike = ""
-) -> Iterator[Folder]:
-  """A folder whose copies of remote files are removed afterwards.
-
-  Args:
-    folder: path or URL.
-    cache: folder in which copies are kept instead; '' is none.
-  """
-  if cache:
-    yield Folder(folder, cache)
-    return
+def local_copy(folder: AnyPath, cache: AnyPath = "") -> Iterator[Folder]:
+  """A folder whose copies are removed afterwards, or kept in a `cache`."""
   with tempfile.TemporaryDirectory() as copies:
-    yield Folder(folder, copies)
+    yield Folder(folder, cache or copies)
 
 
 def _read(address: str) -> bytes | None:
   if not is_url(address):
-    path = Path(address)
-    return path.read_bytes() if path.is_file() else None
+    return Path(address).read_bytes() if os.path.isfile(address) else None
   with _remote_errors(address):
     system, path = fsspec.url_to_fs(address)
     system.invalidate_cache()

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from typing import Any
 
 import ml_dtypes
@@ -17,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 
 from lumiere_jax.errors import UserError
-from lumiere_jax.storage.atomic import writing
+from lumiere_jax.storage.atomic import AnyPath, writing
 from lumiere_jax.typing import FlatParams
 
 
@@ -50,42 +49,26 @@ class LazyArray:
     return np.asarray(self.make(), dtype)
 
 
-_DTYPES: dict[np.dtype, str] = {
-  np.dtype(dtype): name
-  for name, dtype in {
-    "BOOL": np.bool_,
-    "U8": np.uint8,
-    "I8": np.int8,
-    "U16": np.uint16,
-    "I16": np.int16,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "U32": np.uint32,
-    "I32": np.int32,
-    "F32": np.float32,
-    "U64": np.uint64,
-    "I64": np.int64,
-    "F64": np.float64,
-  }.items()
+_DTYPE_OF_CODE: dict[str, np.dtype] = {
+  "BOOL": np.dtype(bool),
+  **{f"U{8 * n}": np.dtype(f"u{n}") for n in (1, 2, 4, 8)},
+  **{f"I{8 * n}": np.dtype(f"i{n}") for n in (1, 2, 4, 8)},
+  **{f"F{8 * n}": np.dtype(f"f{n}") for n in (2, 4, 8)},
+  "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 
-
-_DTYPE_OF_CODE = {code: dtype for dtype, code in _DTYPES.items()}
+_CODES = {dtype: code for code, dtype in _DTYPE_OF_CODE.items()}
 
 
 def save(
-  path: str | os.PathLike,
+  path: AnyPath,
   flat: Mapping[str, Any],
   metadata: Mapping[str, str] | None = None,
 ) -> None:
   """Writes named arrays atomically; the same input gives the same bytes.
 
-  Device and lazy arrays are fetched one at a time.
-
-  Args:
-    path: the file to write or replace.
-    flat: name -> numpy, jax or lazy array.
-    metadata: strings for the file's header.
+  The arrays may be numpy's, jax's or lazy ones; they are fetched one at a time.
+  The `metadata` are strings for the file's header.
 
   Raises:
     ValueError: the format lacks the dtype, or a name is "__metadata__".
@@ -122,25 +105,20 @@ def _parts(
 
 
 def load(
-  path: str | os.PathLike, keep: Callable[[str], bool] = lambda name: True
+  path: AnyPath, keep: Callable[[str], bool] = lambda name: True
 ) -> FlatParams:
   """Reads the arrays whose names pass `keep` as numpy arrays."""
   with _opened(path) as file:
     return {n: file.get_tensor(n) for n in sorted(file.keys()) if keep(n)}
 
 
-def load_lazily(path: str | os.PathLike) -> dict[str, LazyArray]:
-  """The arrays of a file, each read on access.
-
-  Raises:
-    UserError: the file cannot be read or has a dtype that numpy lacks; on
-      access too, if the file is gone by then.
-  """
+def load_lazily(path: AnyPath) -> dict[str, LazyArray]:
+  """The arrays of a file, each read on access, if the file is still there."""
   with _opened(path) as file:
     return {n: _lazy(path, n, file.get_slice(n)) for n in sorted(file.keys())}
 
 
-def _lazy(path: str | os.PathLike, name: str, part: Any) -> LazyArray:
+def _lazy(path: AnyPath, name: str, part: Any) -> LazyArray:
   code = part.get_dtype()
   if code not in _DTYPE_OF_CODE:
     raise UserError(
@@ -173,7 +151,7 @@ def loads(data: bytes, name: str) -> FlatParams:
   }
 
 
-def load_metadata(path: str | os.PathLike) -> dict[str, str]:
+def load_metadata(path: AnyPath) -> dict[str, str]:
   """Reads the strings in a file's header; {} if there are none."""
   with _opened(path) as file:
     return file.metadata() or {}
@@ -192,9 +170,9 @@ def content_hash(flat: Mapping[str, Any]) -> str:
 
 def _spec(array: Any) -> dict[str, Any]:
   dtype = np.dtype(array.dtype).newbyteorder("=")
-  if dtype not in _DTYPES:
+  if dtype not in _CODES:
     raise ValueError(f"safetensors files cannot hold {dtype}")
-  return {"dtype": _DTYPES[dtype], "shape": list(array.shape)}
+  return {"dtype": _CODES[dtype], "shape": list(array.shape)}
 
 
 def _bytes(array: Any) -> memoryview:
@@ -206,19 +184,16 @@ def _bytes(array: Any) -> memoryview:
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Any]:
+def _opened(path: AnyPath) -> Iterator[Any]:
   try:
     with safe_open(path, framework="np") as file:
       yield file
   except FileNotFoundError as error:
     raise UserError(f"{path}:", "no such file", "check the path") from error
   except OSError as error:
-    raise UserError(
-      f"{path}:", f"cannot be read ({error})", "give a safetensors file"
-    ) from error
+    problem, fix = f"cannot be read ({error})", "give a safetensors file"
+    raise UserError(f"{path}:", problem, fix) from error
   except SafetensorError as error:
-    raise UserError(
-      f"{path}:",
-      f"not a safetensors file, or only a part of one ({error})",
-      "copy or download it again",
-    ) from error
+    problem = f"not a safetensors file, or only a part of one ({error})"
+    fix = "copy or download it again"
+    raise UserError(f"{path}:", problem, fix) from error

@@ -8,6 +8,7 @@ from lumiere_jax.errors import UserError
 from lumiere_jax.toy_scenes.scenes import (
   BACKGROUNDS,
   COLOURS,
+  CROSSING,
   FOLDS,
   MOTIONS,
   SHAPES,
@@ -18,9 +19,6 @@ from lumiere_jax.toy_scenes.scenes import (
 
 Combination = tuple[str, str, str]
 """(colour, shape, motion)."""
-
-CROSSING = {0: ("left", "right"), 1: ("up", "down")}
-"""Axis (0: x, 1: y) -> the motions that cross the frame along it."""
 
 
 def is_held_out(combination: Combination) -> bool:
@@ -67,12 +65,14 @@ def describe(scene: Scene, motion_words: bool = True) -> str:
 
 
 def _phrase(words: Description, motion_words: bool) -> str:
-  moves = [MOTIONS[words.motion].phrase, words.speed]
-  thing = [words.size, words.colour, words.shape]
-  phrase = " ".join(filter(None, thing + (moves if motion_words else [])))
+  parts = [words.size, words.colour, words.shape]
+  if motion_words and words.motion:
+    parts += [MOTIONS[words.motion].phrase, words.speed]
+  phrase = " ".join(filter(None, parts))
   return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
+@functools.cache
 def _pattern() -> re.Pattern:
   either = lambda name, words: f"(?P<{name}>{'|'.join(words)})"
   speeds = {s for m in MOTIONS.values() for s in m.rates if s}
@@ -85,22 +85,18 @@ def _pattern() -> re.Pattern:
 
 
 def parse_caption(text: str) -> tuple[tuple[Description, ...], str]:
-  """The inverse of `describe`.
-
-  Returns:
-    The description of each sprite, and the name of the background.
-  """
+  """The inverse of `describe`: each sprite, and the name of the background."""
   things, _, behind = text.strip().rstrip(".").partition(" on a ")
   background = behind.removesuffix(" background")
   found = [_pattern().fullmatch(part) for part in things.split(" and ")]
-  if background not in BACKGROUNDS or not all(found):
+  words = [match.groupdict() for match in found if match]
+  if background not in BACKGROUNDS or len(words) < len(found):
     raise UserError(
       f"caption {text!r}",
       "is not one of the procedural source",
       'write e.g. "a small red ring blinking on a black background"',
     )
   names = {m.phrase: name for name, m in MOTIONS.items()}
-  words = (m.groupdict() for m in found)
   return tuple(
     Description(**w | {"motion": names.get(w["motion"])}) for w in words
   ), background

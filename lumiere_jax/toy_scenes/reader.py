@@ -31,9 +31,7 @@ from lumiere_jax.toy_scenes.scenes import (
 from lumiere_jax.toy_scenes.tracking import Track, name_motion
 
 Array = np.ndarray
-
 _ANGLES = 10  # Orientations tried within one symmetric turn.
-
 _MAX_FRAMES = 6  # In which the shape is compared.
 
 
@@ -56,15 +54,10 @@ class Reading:
 
 
 def read(video: Array, fps: float = 16.0) -> tuple[Reading, ...]:
-  """Recognises every object of a video.
+  """Recognises every object of a (t, h, w, 3) uint8 video.
 
-  Args:
-    video: (t, h, w, 3) uint8.
-    fps: frames per second.
-
-  Returns:
-    One reading per object, in the order of captions: from the left, or from the
-    top if they are one above the other. Empty if there is no object.
+  The readings are in the order of captions: from the left, or from the top if
+  the objects are one above the other.
   """
   tracking.check_video(video)
   video = tracking.shrink(video)
@@ -100,16 +93,10 @@ def agreement(
 def matches(
   video: Array, caption: str | Scene, fps: float = 16.0
 ) -> dict[str, bool]:
-  """Whether `video` shows what `caption` describes.
+  """Whether a (t, h, w, 3) uint8 video shows what `caption` describes.
 
-  Args:
-    video: (t, h, w, 3) uint8.
-    caption: one of the procedural source, or the scene itself.
-    fps: frames per second.
-
-  Returns:
-    colour, shape and motion, as far as the caption has them -> True if right
-    for every object.
+  The caption is one of the procedural source, or the scene itself. Of colour,
+  shape and motion, as far as it has them: True if right for every object.
   """
   if isinstance(caption, Scene):
     things = tuple(sprite.description for sprite in caption.sprites)
@@ -119,15 +106,15 @@ def matches(
 
 
 def _in_order(tracks: list[Track]) -> list[Track]:
-  places = np.array([(np.nanmean(t.x), np.nanmean(t.y)) for t in tracks])
   if not tracks:
     return []
+  places = np.array([(np.nanmean(t.x), np.nanmean(t.y)) for t in tracks])
   axis = np.ptp(places, axis=0).argmax()
   return [tracks[k] for k in places[:, axis].argsort()]
 
 
 def _reading(track: Track, background: Array, fps: float) -> Reading:
-  shape, similarity = _name_shape(track)
+  shape, confidence = _name_shape(track)
   known = np.array(list(BACKGROUNDS.values()))
   nearest = np.linalg.norm(known - background, axis=1).argmin()
   return Reading(
@@ -135,7 +122,7 @@ def _reading(track: Track, background: Array, fps: float) -> Reading:
     shape=shape,
     motion=name_motion(track, shape, fps),
     background=list(BACKGROUNDS)[nearest],
-    confidence=similarity,
+    confidence=confidence,
   )
 
 
@@ -158,7 +145,7 @@ def _name_shape(track: Track) -> tuple[str, float]:
     norms = np.sqrt((drawn**2).sum((2, 3)) * (found**2).sum((1, 2)))
     alike = both / np.maximum(norms, 1e-9)
     similarity[shape] = min(1.0, float(alike.max(0).mean()))
-  best = max(similarity, key=similarity.get)
+  best = max(similarity, key=lambda shape: similarity[shape])
   return best, similarity[best]
 
 

@@ -8,12 +8,12 @@ edges, which is all that anti-aliasing needs.
 from collections.abc import Callable, Mapping
 import dataclasses
 import math
+from typing import Any
 
 from jaxtyping import UInt8
 import numpy as np
 
 Array = np.ndarray
-
 Distance = Callable[[Array, Array], Array]
 
 
@@ -73,8 +73,7 @@ def coverage(
   Args:
     shape: a key of `SHAPES`.
     x, y: (t,) its centre, in pixels from the centre of the square.
-    radius: (t,) in pixels.
-    angle: (t,) in radians, clockwise.
+    radius, angle: (t,) in pixels, and in radians clockwise.
     side: of the square, in pixels.
     parts: supersampling: each pixel averages parts x parts samples.
 
@@ -90,8 +89,11 @@ def coverage(
   return covered.reshape(-1, side, parts, side, parts).mean((2, 4))
 
 
-Fields = dict[str, Array]
-"""Some of the fields of `Pose`."""
+Fields = Mapping[str, Any]
+"""Some of the fields of `Pose`; numbers stand for all times."""
+
+Rates = Mapping[str | None, tuple[float, float]]
+"""Speed word -> (minimum, maximum) cycles per second."""
 
 COLOURS: Mapping[str, tuple[int, int, int]] = {
   "red": (225, 35, 40),
@@ -114,7 +116,6 @@ SIZES: Mapping[str, float] = {"small": 0.115, "large": 0.17}
 """Size word -> radius of the circumscribed circle."""
 
 _FINE = 128  # Minimum shorter side at which coverage is sampled.
-
 _CHUNK = 2**18  # Samples drawn at a time, few enough for the CPU cache.
 
 
@@ -149,6 +150,10 @@ class Sprite:
   rate: float
   phase: float
 
+  @property
+  def motion(self) -> "Motion":
+    return MOTIONS[self.description.motion or "still"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
@@ -169,14 +174,14 @@ class Pose:
   visible: Array
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Motion:
   """A motion, as changes to the pose of a static sprite.
 
   Attributes:
     phrase: its name in captions.
     path: (sprite, cycles (t,)) -> the fields of `Pose` that it changes.
-    rates: speed word -> (minimum, maximum) cycles per second.
+    rates: that its speed is drawn from.
     start: (minimum, maximum) phase at time 0, where the sprite is in full view
       and not too small, so that the first frame matches the caption.
     reach: (x, y) distance from its centre that the path covers if there is
@@ -185,7 +190,7 @@ class Motion:
 
   phrase: str
   path: Callable[[Sprite, Array], Fields]
-  rates: Mapping[str | None, tuple[float, float]]
+  rates: Rates
   start: tuple[float, float] = (0.0, 1.0)
   reach: tuple[float, float] = (0.0, 0.0)
 
@@ -220,101 +225,71 @@ def _swing(sprite: Sprite, cycles: Array) -> Fields:
   return {"x": sprite.centre[0] + sprite.reach[0] * sway}
 
 
-def _grow(sprite: Sprite, cycles: Array) -> Fields:
-  """Grows to full size, then starts again."""
-  return {"radius": sprite.radius * (0.4 + 0.6 * (cycles % 1))}
-
-
-def _shrink(sprite: Sprite, cycles: Array) -> Fields:
-  """The reverse of `_grow`."""
-  return {"radius": sprite.radius * (1.0 - 0.6 * (cycles % 1))}
-
-
-def _two_speeds(
-  slow: float, quick: float
-) -> dict[str | None, tuple[float, float]]:
+def _two_speeds(slow: float, quick: float) -> Rates:
   return {
     "slowly": (0.85 * slow, 1.15 * slow),
     "quickly": (0.85 * quick, 1.15 * quick),
   }
 
 
-_CROSSING = _two_speeds(0.15, 0.45)
-
 # Three to four cycles per second: at 16 fps a cycle has at least four frames,
 # so it does not alias, but key frames a quarter of a second apart miss it.
-_FAST = {None: (3.0, 4.0)}
+_FAST: Rates = {None: (3.0, 4.0)}
+
+CROSSING = {0: ("left", "right"), 1: ("up", "down")}
+"""Axis (0: x, 1: y) -> the motions that cross the frame along it."""
 
 MOTIONS: Mapping[str, Motion] = {
-  "still": Motion(
-    phrase="standing still",
-    path=lambda sprite, cycles: {},
-    rates={None: (0.0, 0.0)},
-  ),
+  "still": Motion("standing still", lambda s, cycles: {}, {None: (0.0, 0.0)}),
   **{
     name: Motion(
-      phrase=f"moving {name}",
-      path=_cross(axis, sign),
-      rates=_CROSSING,
+      f"moving {name}",
+      _cross("xy"[axis], sign),
+      _two_speeds(0.15, 0.45),
       start=(0.3, 0.5),
     )
-    for name, axis, sign in [
-      ("left", "x", -1),
-      ("right", "x", 1),
-      ("up", "y", -1),
-      ("down", "y", 1),
-    ]
+    for axis, names in CROSSING.items()
+    for name, sign in zip(names, (-1, 1), strict=True)
   },
   "circling": Motion(
-    phrase="circling",
-    path=_circle,
-    rates=_two_speeds(0.3, 0.8),
-    reach=(0.22, 0.22),
+    "circling", _circle, _two_speeds(0.3, 0.8), reach=(0.22, 0.22)
   ),
   "bouncing": Motion(
-    phrase="bouncing",
-    path=_bounce,
-    rates=_two_speeds(0.6, 1.5),
-    reach=(0.0, 0.25),
+    "bouncing", _bounce, _two_speeds(0.6, 1.5), reach=(0.0, 0.25)
   ),
   "spinning": Motion(
-    phrase="spinning",
-    path=lambda sprite, cycles: {"angle": 2 * np.pi * cycles},
-    rates=_two_speeds(0.15, 0.5),
+    "spinning",
+    lambda s, cycles: {"angle": 2 * np.pi * cycles},
+    _two_speeds(0.15, 0.5),
   ),
-  "growing": Motion(
-    phrase="growing", path=_grow, rates=_two_speeds(0.2, 0.6), start=(0.2, 0.5)
+  "growing": Motion(  # To full size, then it starts again.
+    "growing",
+    lambda s, cycles: {"radius": s.radius * (0.4 + 0.6 * (cycles % 1))},
+    _two_speeds(0.2, 0.6),
+    start=(0.2, 0.5),
   ),
   "shrinking": Motion(
-    phrase="shrinking",
-    path=_shrink,
-    rates=_two_speeds(0.2, 0.6),
+    "shrinking",
+    lambda s, cycles: {"radius": s.radius * (1.0 - 0.6 * (cycles % 1))},
+    _two_speeds(0.2, 0.6),
     start=(0.0, 0.3),
   ),
   "blinking": Motion(
-    phrase="blinking",
-    path=lambda sprite, cycles: {"visible": cycles % 1 < 0.5},
-    rates=_FAST,
+    "blinking",
+    lambda s, cycles: {"visible": cycles % 1 < 0.5},
+    _FAST,
     start=(0.0, 0.5),
   ),
-  "swinging": Motion(
-    phrase="swinging", path=_swing, rates=_FAST, reach=(0.12, 0.0)
-  ),
+  "swinging": Motion("swinging", _swing, _FAST, reach=(0.12, 0.0)),
 }
 
 
 def pose(sprite: Sprite, seconds: Array) -> Pose:
   """The pose of `sprite` at the times `seconds` (t,)."""
-  still = {
-    "x": sprite.centre[0],
-    "y": sprite.centre[1],
-    "radius": sprite.radius,
-    "angle": 0.0,
-    "visible": True,
-  }
-  path = MOTIONS[sprite.description.motion].path
-  moved = path(sprite, sprite.phase + sprite.rate * seconds)
-  fields = (still | moved).items()
+  centre = {"x": sprite.centre[0], "y": sprite.centre[1]}
+  still = centre | {"radius": sprite.radius, "angle": 0.0, "visible": True}
+  moved = sprite.motion.path(sprite, sprite.phase + sprite.rate * seconds)
+  fields = {**still, **moved}.items()
   return Pose(**{k: np.broadcast_to(v, seconds.shape) for k, v in fields})
 
 
@@ -360,13 +335,8 @@ def render(
 ) -> UInt8[Array, "t h w 3"]:
   """Renders frames 0, 1, ... of `scene`; frame k is at k / fps seconds.
 
-  Args:
-    scene: to render.
-    num_frames: number of frames.
-    resolution: (height, width) in pixels, or the side of a square.
-    fps: frames per second.
-    backgrounds: name -> colour of the background.
-    opacity: of the shapes, in (0, 1].
+  The resolution is (height, width) in pixels, or the side of a square; the
+  opacity of the shapes is in (0, 1].
   """
   height, width = np.broadcast_to(resolution, 2)
   background = np.array(backgrounds[scene.background], np.uint8)

@@ -68,15 +68,9 @@ def strength(video: Array, style: str = STYLE) -> float:
 
   The colours of a background and of an object on it form a point, which a style
   moves along a line, one for each pair of names. The strength is the position
-  along the nearest line, reduced by the distance from it. For a blend of a
-  plain and a styled clip it is the share of the latter.
-
-  Args:
-    video: (t, h, w, 3) uint8, a toy scene, rendered or generated.
-    style: a key of `STYLES`.
-
-  Returns:
-    The mean over objects; without objects, that of the background.
+  along the nearest line, reduced by the distance from it; the mean over objects
+  or, without objects, that of the background. For a blend of a plain and a
+  styled clip it is the share of the latter.
   """
   target = get_style(style)
   tracking.check_video(video)
@@ -131,9 +125,8 @@ def _colours_of_objects(video: Array, background: Array) -> list[Array]:
 def _project(point: Array, start: Array, end: Array) -> tuple[float, int]:
   """Projects a point (n,) onto the nearest of several line segments (k, n).
 
-  Returns:
-    The position along the segment in [0, 1], halved if the distance from it
-    equals its length; and the index of the segment.
+  Gives the position along the segment in [0, 1], halved if the distance from it
+  equals its length, and the index of the segment.
   """
   way = end - start
   length = np.linalg.norm(way, axis=1)

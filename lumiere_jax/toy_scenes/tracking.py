@@ -6,14 +6,11 @@ import numpy as np
 from scipy import ndimage
 
 from lumiere_jax.errors import UserError
-from lumiere_jax.toy_scenes.scenes import COLOURS, FOLDS
+from lumiere_jax.toy_scenes.scenes import COLOURS, CROSSING, FOLDS
 
 Array = np.ndarray
-
 _SIDE = 64  # Larger videos are averaged down to about this shorter side.
-
 _CONTRAST = 28.0  # Minimum RGB distance of an object from the background.
-
 _MIN_SEEN = 0.2  # Minimum fraction of the frames that show an object.
 
 
@@ -73,14 +70,13 @@ def background_colour(video: Array) -> Array:
 
 
 def find_tracks(video: Array, background: Array) -> list[Track]:
-  """Labels each connected patch by colour and joins patches of one colour.
+  """One track per colour that is present often and large enough for an object.
+
+  Each connected patch gets a colour; patches of one colour are joined.
 
   Args:
     video: (t, h, w, 3) float, in [0, 255].
     background: (3,) its background colour.
-
-  Returns:
-    One track per colour that is present often and large enough for an object.
   """
   difference = video - background
   contrast = np.linalg.norm(difference, axis=3)
@@ -99,8 +95,8 @@ def find_tracks(video: Array, background: Array) -> list[Track]:
     area = np.where(names == k, total(cover[k]), 0)
     mine = _main_patches(area, patch, frame)[patch]
     if mine.any():
-      where = (v[mine] for v in (frame, px, py, cover[k]))
-      tracks.append(_track(colour, *where, video.shape))
+      f, x, y, weight = (v[mine] for v in (frame, px, py, cover[k]))
+      tracks.append(_track(colour, f, x, y, weight, video.shape))
   # Leaves out what is too rare, or too small, to be an object.
   sizes = [np.percentile(t.area[t.seen], 90) for t in tracks]
   return [
@@ -111,16 +107,11 @@ def find_tracks(video: Array, background: Array) -> list[Track]:
 
 
 def _fit_colours(pixels: Array, background: Array) -> tuple[Array, Array]:
-  """Fits each pixel as a blend of the background and each colour.
+  """Fits pixels (n, 3) minus the background as its blends with each colour.
 
   Partly covered pixels lie on the line from the background to the colour, so
-  the soft edges of a shape get the same colour as its inside.
-
-  Args:
-    pixels: (n, 3) minus the background.
-
-  Returns:
-    Coverage in [0, 1] and squared residual, each (colours, n).
+  the soft edges of a shape get the same colour as its inside. Gives coverage in
+  [0, 1] and squared residual, each (colours, n).
   """
   rays = np.array(list(COLOURS.values())) - background
   along, lengths = rays @ pixels.T, (rays**2).sum(1, keepdims=True)
@@ -186,16 +177,7 @@ _FAST = 2.0  # Minimum cycles per second of blinking and swinging.
 
 
 def name_motion(track: Track, shape: str, fps: float) -> str:
-  """Classifies the motion of a track by the first test that succeeds.
-
-  Args:
-    track: of the object.
-    shape: of the object, a key of `SHAPES`.
-    fps: frames per second.
-
-  Returns:
-    A key of `MOTIONS`, or "unclear".
-  """
+  """A key of `MOTIONS`, or "unclear", by the first test that succeeds."""
   path = np.stack([track.x / track.size[1], track.y / track.size[0]], 1)
   size = np.log(np.maximum(track.area, 1))
   seconds = np.arange(len(path)) / fps
@@ -238,7 +220,7 @@ def _crossing(speeds: Array) -> str | None:
   wobble = np.median(np.abs(speeds[:, axis] - usual[axis]))
   if along < _MOVES or max(across, wobble) > 0.25 * along:
     return None
-  return (("left", "right"), ("up", "down"))[axis][int(usual[axis] > 0)]
+  return CROSSING[axis][int(usual[axis] > 0)]
 
 
 def _oscillating(path: Array, seconds: Array, strays: float) -> str | None:
@@ -263,8 +245,7 @@ def cycle(signal: Array, seconds: Array) -> tuple[float, float]:
     seconds: (n,) times, ascending, possibly with gaps.
 
   Returns:
-    Its cycles per second, and the fraction of variance it explains; both are 0
-    for fewer than four values.
+    Cycles per second and the fraction of variance explained; 0 if n < 4.
   """
   if len(signal) < 4:
     return 0.0, 0.0
@@ -289,11 +270,7 @@ def _changing_size(slopes: Array) -> str | None:
 
 
 def _spinning(track: Track, shape: str, fps: float) -> str | None:
-  """Rotation, from the phase of a complex moment.
-
-  For a shape of k-fold symmetry, the phase of the sum of (x + iy)^k is k times
-  its angle.
-  """
+  """Rotation: for k-fold symmetry, sum of (x + iy)^k has k times its phase."""
   fold = FOLDS.get(shape)
   if fold is None:
     return None

@@ -1,6 +1,24 @@
 """Stand-ins for slow parts."""
 
+import os
+import time
+
 import numpy as np
+
+from lumiere_jax.errors import UserError
+
+
+def squared(number: int) -> int:
+  """What worker processes run; 3 fails."""
+  if number == 3:
+    raise UserError("number=3", "is not allowed", "give another")
+  return number**2
+
+
+def process_id(number: int) -> int:
+  del number
+  time.sleep(0.01)
+  return os.getpid()
 
 
 class FakeEncoder:

@@ -10,15 +10,16 @@ import pytest
 from lumiere_jax.data.loader import Loader, batches
 from lumiere_jax.data.sources.base import UnreadableClip
 from lumiere_jax.media.video_writer import write_video
-from lumiere_jax.models.tokenizer import Tokenizer, default_tokenizer_path
 from tests.data.videos import (
   frame_numbers,
   make,
   open_files,
+  open_videos,
   read_report,
   spec,
   write_jsonl,
 )
+from tests.media.encoding import with_audio
 
 
 def test_files_that_become_unreadable(folder, capsys):
@@ -78,16 +79,6 @@ def test_damage_in_the_middle_of_a_file(tmp_path, fill, rng):
     source.clip(0, np.random.default_rng(0))
 
 
-def sound(path):
-  with av.open(str(path), "w") as out:
-    stream = out.add_stream("aac", 16000, layout="mono")
-    frame = av.AudioFrame.from_ndarray(
-      np.zeros((1, 16000), np.float32), "fltp", "mono"
-    )
-    frame.sample_rate = 16000
-    out.mux([*stream.encode(frame), *stream.encode(None)])
-
-
 def test_unusable_files_are_reported(tmp_path):
   folder = tmp_path / "odd"
   make(folder, "good.mp4")
@@ -96,7 +87,7 @@ def test_unusable_files_are_reported(tmp_path):
   for ending in ("mp4", "mkv", "avi"):
     (folder / f"head.{ending}").write_bytes(whole[:40])
   (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
-  sound(folder / "sound.mp4")
+  with_audio(folder / "sound.mp4", 1)
   make(folder, "one.mp4", seconds=0.125)
   dots = [Image.new("RGB", (1, 1), (k, k, k)) for k in range(10, 170, 10)]
   dots[0].save(
@@ -126,18 +117,11 @@ def test_unusable_files_are_reported(tmp_path):
   assert {r["file"]: r["reason"].partition(":")[0] for r in dropped} == kinds
 
 
-def test_a_video_of_one_frame(tmp_path):
-  make(tmp_path, "one.mp4", seconds=0.125)
-  write_jsonl(tmp_path, ["one.mp4"])
-  source, _ = open_files(tmp_path, spec(1))
-  assert frame_numbers(source.clip(0, np.random.default_rng(0))) == [0]
-
-
 def test_240_fps(tmp_path):
-  make(tmp_path, "fast.mp4", seconds=0.1, fps=240)
-  write_jsonl(tmp_path, ["fast.mp4"])
-  source, _ = open_files(
-    tmp_path, spec(4, fps=40), scene_cuts=15.0, min_motion=1.0
+  source, _ = open_videos(
+    *(tmp_path, {"fast.mp4": {"seconds": 0.1, "fps": 240}}, spec(4, fps=40)),
+    scene_cuts=15.0,
+    min_motion=1.0,
   )
   assert source.videos[0].info.fps == pytest.approx(240)
   assert frame_numbers(source.clip(0)) == [0, 6, 12, 18]
@@ -175,19 +159,3 @@ def test_names_that_are_not_unicode(tmp_path):
   with pytest.raises(UnreadableClip):
     source.clip(0)
   assert read_report(tmp_path / "data_report.jsonl")[1]["file"] == name
-
-
-def test_very_long_captions_train(tmp_path):
-  long = ("a dog runs " * 9091).strip()
-  assert len(long) > 99_999
-  make(tmp_path, "x.mp4")
-  write_jsonl(tmp_path, {"x.mp4": long})
-  source, _ = open_files(tmp_path)
-  loader = Loader(source=source, seed=0)
-  batch = next(batches(loader, batch_size=1, num_threads=1))
-  assert batch["caption"] == [long]
-  tokenizer = Tokenizer(default_tokenizer_path(), max_length=8)
-  with pytest.warns(UserWarning, match="only 8 tokens of a text are read"):
-    tokens, mask = tokenizer.encode(batch["caption"])
-  assert mask.all()
-  assert tokens.shape == (1, 8)

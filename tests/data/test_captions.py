@@ -1,17 +1,12 @@
 """Captions of folders in every form, and captions of classes."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from lumiere_jax.data.captions import label_captions, read_captions, words
 from lumiere_jax.errors import UserError
 from lumiere_jax.storage.remote import Folder
-
-UCF101 = (
-  Path(__file__).parents[2] / "../shared/assets/prompts/ucf101_class_prompt.psv"
-)
 
 
 def write(folder, files):
@@ -188,18 +183,17 @@ def test_no_captions_or_two_kinds(tmp_path):
     read_captions(folder)
 
 
-def test_very_long_captions(tmp_path):
+@pytest.mark.parametrize("form", ["captions.jsonl", "captions.csv", "x.txt"])
+def test_very_long_captions(tmp_path, form):
   long = "a dog runs " * 9091 + "end"
   assert len(long) > 100_000
-  files = {
-    "a/captions.jsonl": lines({"file": "x", "caption": long}),
-    "b/captions.csv": f"file,caption\nx,{long}\n",
-    "c/x.txt": long,
-    "c/x": b"",
+  contents = {
+    "captions.jsonl": lines({"file": "x", "caption": long}),
+    "captions.csv": f"file,caption\nx,{long}\n",
+    "x.txt": long,
   }
-  write(tmp_path, files)
-  for form in "abc":
-    assert read_captions(Folder(tmp_path / form)) == {"x": (long,)}
+  folder = write(tmp_path, {form: contents[form], "x": b""})
+  assert read_captions(folder) == {"x": (long,)}
 
 
 def test_remote_captions_are_named_by_url(tmp_path, remote):
@@ -258,11 +252,3 @@ def test_unusable_prompts_files(tmp_path, content, message):
     path.write_bytes(content)
   with pytest.raises(UserError, match=rf"prompts\.psv.*{message}"):
     label_captions(["TaiChi"], path)
-
-
-@pytest.mark.skipif(not UCF101.exists(), reason="needs the shared prompts")
-def test_prompts_of_ucf101():
-  labels = [line.split("|")[0] for line in UCF101.read_text().splitlines()]
-  captions = label_captions(labels, UCF101)
-  assert len(captions) == 101
-  assert captions["ApplyEyeMakeup"] == ("applying eye makeup",)

@@ -12,9 +12,7 @@ from lumiere_jax.media.video_reader import read_clip
 from lumiere_jax.media.video_writer import write_video
 
 CLIPS = Path(__file__).parents[2] / "../shared/assets/clips"
-
 BUNNY = Path(__file__).parents[2] / "lumiere_jax/data/assets/big_buck_bunny"
-
 LEAST = 15.0
 
 
@@ -143,6 +141,6 @@ def test_slideshows_are_dropped_and_slow_footage_is_kept(tmp_path):
 
 
 def test_real_clips_have_no_cuts_and_move():
-  for path in [*BUNNY.glob("*.mp4"), *CLIPS.glob("*.mkv")]:
+  for path in [*BUNNY.glob("*.mp4"), *sorted(CLIPS.glob("*.mkv"))[::5]]:
     (whole,) = probe_shots(path, Filters(**common.FOOTAGE))
     assert whole.motion > 2

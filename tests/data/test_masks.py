@@ -7,7 +7,6 @@ from lumiere_jax.data.masks import PATTERNS, MaskMix
 from lumiere_jax.errors import UserError
 
 SHAPE = (8, 12, 20)
-
 DRAWS = 60
 
 
@@ -37,14 +36,14 @@ def boxes_of(plane):
   ("name", "given"),
   [
     ("none", []),
-    ("everything", range(8)),
+    ("everything", list(range(8))),
     ("first_frame", [0]),
     ("first_last", [0, 7]),
   ],
 )
 def test_fixed_frames(name, given):
   for mask in draw(name):
-    assert np.flatnonzero(whole_frames(mask)).tolist() == list(given)
+    assert np.flatnonzero(whole_frames(mask)).tolist() == given
 
 
 def test_first_k_takes_every_length_up_to_half():

@@ -44,13 +44,13 @@ def options(videos, tmp_path):
 @pytest.fixture
 def encoded(monkeypatch):
   """The source files of the segments that have been encoded."""
-  files, encode = [], module._try_encode
+  files, encode = [], module.encode_segment
 
-  def spy(segment, options):
+  def spy(segment, *args):
     files.append(segment.stored.file)
-    return encode(segment, options)
+    return encode(segment, *args)
 
-  monkeypatch.setattr(module, "_try_encode", spy)
+  monkeypatch.setattr(module, "encode_segment", spy)
   return files
 
 
@@ -113,15 +113,7 @@ def test_nothing_is_enlarged_and_time_is_resampled(options):
   assert frame_numbers(pixels(options, clip)) == list(range(0, 16, 2))
 
 
-def test_the_same_input_gives_the_same_bytes(options, tmp_path):
-  prepare(options)
-  again = change(options, out=str(tmp_path / "again"), threads=1)
-  prepare(again)
-  assert prepared_json(again) == prepared_json(options)
-  assert stored(again) == stored(options)
-
-
-def test_a_second_run_does_nothing(options, encoded, capsys):
+def test_a_second_run_does_nothing(options, encoded, capsys, tmp_path):
   prepare(options)
   encoded.clear()
   before = state(options)
@@ -133,6 +125,11 @@ def test_a_second_run_does_nothing(options, encoded, capsys):
   assert "4 clips in" in printed
   assert "0 of them new" in printed
   assert "preparing" not in printed
+  # Elsewhere it gives the same bytes.
+  again = change(options, out=str(tmp_path / "again"), threads=1)
+  prepare(again)
+  assert prepared_json(again) == prepared_json(options)
+  assert stored(again) == stored(options)
 
 
 class Killed(BaseException):
@@ -150,16 +147,13 @@ def test_a_killed_run_continues(options, encoded, monkeypatch, moment):
     patch.setattr(RecordWriter, "__exit__", lambda self, *error: None)
     write, count = RecordWriter.__setitem__, itertools.count()
 
-    def write_or_die(writer, key, value):
-      if next(count) == moment:
+    def write_or_die(*args):
+      if len(args) == 2 or next(count) == moment:  # the manifest, or a record
         raise Killed
-      write(writer, key, value)
-
-    def die(*args):
-      raise Killed
+      write(*args)
 
     patch.setattr(RecordWriter, "__setitem__", write_or_die)
-    patch.setattr(module.Manifest, "write", die)
+    patch.setattr(module.Manifest, "write", write_or_die)
     with pytest.raises(Killed):
       prepare(options)
   message = "unfinished: .* again" if moment else "not a prepared folder"
@@ -281,16 +275,15 @@ def test_files_that_vanish_are_reported(
   options, videos, after_probing, monkeypatch, capsys
 ):
   """One after it was probed, one after it was hashed."""
-  hash_video = module._hash_video
+  split_video = module.split_video
 
-  def damage(source, index):
-    found = hash_video(source, index)
-    if source.videos[index].file == "2.mp4":
+  def damage(video, *args):
+    if video.file == "2.mp4":
       (videos / "2.mp4").write_bytes(b"nothing")
-    return found
+    return split_video(video, *args)
 
   after_probing((videos / "1.mp4").unlink)
-  monkeypatch.setattr(module, "_hash_video", damage)
+  monkeypatch.setattr(module, "split_video", damage)
   prepare(options)
   assert files(options) == ["0.mp4", "3.mp4"]
   printed = capsys.readouterr().err
@@ -354,16 +347,10 @@ def test_blended_clips_are_other_clips(options, videos):
   assert found["nearest"][1] > 4
 
 
-def test_one_process_at_a_time(options):
-  with (
-    locked(options.out),
-    pytest.raises(UserError, match="out: another process is writing to it"),
-  ):
+def test_unwritable_folders(options, tmp_path):
+  message = "out: another process is writing to it"
+  with locked(options.out), pytest.raises(UserError, match=message):
     prepare(options)
-  prepare(options)
-
-
-def test_an_unwritable_folder(options, tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match="file/out: cannot be written"):
     prepare(change(options, out=str(tmp_path / "file" / "out")))

@@ -1,6 +1,6 @@
 """Text features in the cache and in shards."""
 
-import threading
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -24,32 +24,28 @@ CAPTIONS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def encoder():
-  return TextEncoder.random(max_length=12)
-
-
-class Counting:
-  """Makes an encoder; counts how often, and records what it encodes."""
-
-  def __init__(self, encoder, monkeypatch):
-    self.made, self.encoded, self._encoder = 0, [], encoder
-    encode = encoder.encode
-    spy = lambda captions: self.encoded.extend(captions) or encode(captions)
-    monkeypatch.setattr(encoder, "encode", spy)
-
-  def __call__(self):
-    self.made += 1
-    return self._encoder
+@pytest.fixture
+def fake():
+  return FakeEncoder()
 
 
 @pytest.fixture
-def counting(encoder, monkeypatch):
-  return Counting(encoder, monkeypatch)
+def open_cache(fake, tmp_path):
+  """Opens a cache in one folder; `made` counts how often weights are read."""
+
+  def open_cache(**options):
+    return TextCache(make, tmp_path / "cache", **options)
+
+  def make():
+    open_cache.made += 1
+    return fake
+
+  open_cache.made = 0
+  return open_cache
 
 
 def _entries(folder):
-  return sorted(folder.glob("*/*/*.safetensors"))
+  return sorted(folder.glob("**/??/*.safetensors"))
 
 
 def _assert_same(first, second):
@@ -58,37 +54,38 @@ def _assert_same(first, second):
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_the_cache_gives_the_features_of_the_encoder(encoder, tmp_path):
+def test_the_cache_gives_the_features_of_the_encoder(tmp_path):
+  encoder = TextEncoder.random(max_length=12)
   cache = TextCache(encoder, tmp_path)
   order = [CAPTIONS[i] for i in (3, 0, 2, 0)]
   for _ in range(2):
     _assert_same(cache(order), encoder.encode(order))
   assert len(_entries(tmp_path)) == 3
+  first = cache(order)[0]
+  first[:] = 0  # Callers cannot change entries.
+  _assert_same(cache(order), encoder.encode(order))
+  with pytest.warns(UserWarning, match='left out: "sign language"'):
+    cache([CAPTIONS[3] + " and in " + "sign language"])
+  for use in (cache, cache.fill, encoder.encode):
+    with pytest.raises(TypeError, match="sequence"):
+      use("a dog")
 
 
-def test_a_second_run_needs_no_weights(counting, tmp_path):
-  first = TextCache(counting, tmp_path)
+def test_weights_are_read_only_when_needed(open_cache, fake):
+  first = open_cache()
   assert first.fill(iter(CAPTIONS + CAPTIONS)) == 5
   assert first.fill(CAPTIONS) == 0
   expected = first(CAPTIONS)
-  assert counting.encoded == CAPTIONS
-  second = TextCache(counting, tmp_path, identity=first.identity)
+  first.release()
+  first(CAPTIONS)
+  second = open_cache(identity=first.identity)
   assert second.fill(CAPTIONS) == 0
   _assert_same(second(CAPTIONS), expected)
-  assert counting.made == 1
-  second([*CAPTIONS[:2], "a dog"])
-  assert counting.encoded == [*CAPTIONS, "a dog"]
-  assert counting.made == 2
-
-
-def test_released_weights_are_made_again_only_when_needed(counting, tmp_path):
-  cache = TextCache(counting, tmp_path)
-  cache.fill(CAPTIONS)
-  cache.release()
-  cache(CAPTIONS)
-  assert counting.made == 1
-  cache(["a dog"])
-  assert counting.made == 2
+  assert (fake.encoded, open_cache.made) == (CAPTIONS, 1)
+  for k, cache in enumerate((first, second)):
+    cache([*CAPTIONS[:2], f"a dog {k}"])
+  assert fake.encoded == [*CAPTIONS, "a dog 0", "a dog 1"]
+  assert open_cache.made == 3
 
 
 def _flip(content):
@@ -103,88 +100,69 @@ def _flip(content):
     lambda content: b"",
     lambda content: b"something else",
     lambda content: content.replace(b'"mask"', b'"mass"'),
+    None,  # the entry of another caption
   ],
 )
-def test_damaged_entries_are_encoded_again(counting, tmp_path, damage):
-  expected = TextCache(counting, tmp_path)(CAPTIONS)
-  entry = _entries(tmp_path)[2]
+def test_damaged_entries_are_encoded_again(open_cache, fake, tmp_path, damage):
+  expected = open_cache()(CAPTIONS)
+  entry, other = _entries(tmp_path)[1:3]
   whole = entry.read_bytes()
-  entry.write_bytes(damage(whole))
-  counting.encoded.clear()
-  assert TextCache(counting, tmp_path).fill(CAPTIONS) == 1
-  assert len(counting.encoded) == 1
+  spoil = lambda: entry.write_bytes(
+    damage(whole) if damage else other.read_bytes()
+  )
+  spoil()
+  fake.encoded.clear()
+  assert open_cache().fill(CAPTIONS) == len(fake.encoded) == 1
   assert entry.read_bytes() == whole
-  entry.write_bytes(damage(whole))
-  _assert_same(TextCache(counting, tmp_path)(CAPTIONS), expected)
+  spoil()
+  _assert_same(open_cache()(CAPTIONS), expected)
   assert entry.read_bytes() == whole
 
 
-def test_the_entry_of_another_caption_is_not_used(counting, tmp_path):
-  expected = TextCache(counting, tmp_path)(CAPTIONS)
-  a, b = _entries(tmp_path)[:2]
-  a.write_bytes(b.read_bytes())
-  _assert_same(TextCache(counting, tmp_path)(CAPTIONS), expected)
-
-
-def test_encoders_do_not_share_entries(encoder, tmp_path):
-  other = TextEncoder.random(max_length=12, seed=1)
-  ours = TextCache(encoder, tmp_path)(CAPTIONS[:1])[0]
-  theirs = TextCache(other, tmp_path)(CAPTIONS[:1])[0]
+def test_encoders_do_not_share_entries(fake, tmp_path):
+  other = FakeEncoder("b")
+  ours, theirs = (
+    TextCache(lambda e=encoder: e, tmp_path)(CAPTIONS[:1])[0]
+    for encoder in (fake, other)
+  )
   assert np.abs(ours - theirs).max() > 0.1
+  assert len(_entries(tmp_path)) == 2
+  cache = TextCache(lambda: fake, tmp_path, identity="0" * 64)
+  with pytest.raises(UserError, match="belongs to another text encoder"):
+    cache(CAPTIONS[:1])
   assert len(_entries(tmp_path)) == 2
 
 
-def test_the_identity_of_another_encoder_is_an_error(encoder, tmp_path):
-  cache = TextCache(encoder, tmp_path, identity="0" * 64)
-  with pytest.raises(UserError, match="belongs to another text encoder"):
-    cache(CAPTIONS[:1])
-  assert not _entries(tmp_path)
-
-
-def test_memory_is_bounded_and_keeps_recent_entries(counting, tmp_path):
-  entry_bytes = 12 * 64 * 4 + 12
-  cache = TextCache(counting, tmp_path, memory_bytes=2 * entry_bytes)
+def test_memory_is_bounded_and_keeps_recent_entries(open_cache, fake, tmp_path):
+  entry_bytes = 5 * 3 * 4 + 5
+  cache = open_cache(memory_bytes=2 * entry_bytes)
   cache(CAPTIONS[:2])
   cache(CAPTIONS[:1])
   cache(CAPTIONS[2:3])  # Evicts CAPTIONS[1].
   for entry in _entries(tmp_path):
     entry.unlink()
-  counting.encoded.clear()
+  fake.encoded.clear()
   cache([CAPTIONS[0], CAPTIONS[2]])
-  assert counting.encoded == []
+  assert fake.encoded == []
   cache(CAPTIONS)  # More than fit into memory.
-  assert sorted(counting.encoded) == sorted(CAPTIONS[i] for i in (1, 3, 4))
+  assert sorted(fake.encoded) == sorted(CAPTIONS[i] for i in (1, 3, 4))
 
 
-def test_callers_cannot_change_entries(encoder, tmp_path):
-  cache = TextCache(encoder, tmp_path)
-  first = cache(CAPTIONS[:1])[0]
-  expected = first.copy()
-  first[:] = 0
-  np.testing.assert_array_equal(cache(CAPTIONS[:1])[0], expected)
-
-
-def test_threads_and_caches_may_share_a_folder(encoder, tmp_path):
-  expected = encoder.encode(CAPTIONS)[0]
-  results = []
+def test_threads_and_caches_may_share_a_folder(open_cache, fake, tmp_path):
+  expected = fake.features(CAPTIONS)[0]
 
   def work(cache):
     for i in range(5):
       text, _ = cache(CAPTIONS[i:] + CAPTIONS[:i])
-      results.append(np.array_equal(text, np.roll(expected, -i, axis=0)))
+      np.testing.assert_array_equal(text, np.roll(expected, -i, axis=0))
 
-  caches = [TextCache(encoder, tmp_path) for _ in range(2)]
-  threads = [threading.Thread(target=work, args=(c,)) for c in caches * 2]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert results == [True] * 20
+  with futures.ThreadPoolExecutor(4) as pool:
+    list(pool.map(work, [open_cache(), open_cache()] * 2))
   assert len(list(tmp_path.rglob("*.*"))) == len(CAPTIONS)
 
 
-def test_progress_is_shown_only_if_there_is_work(encoder, tmp_path, capsys):
-  cache = TextCache(encoder, tmp_path)
+def test_progress_is_shown_only_if_there_is_work(open_cache, capsys):
+  cache = open_cache()
   cache.fill(CAPTIONS)
   printed = capsys.readouterr()
   assert "5/5" in printed.err
@@ -193,37 +171,19 @@ def test_progress_is_shown_only_if_there_is_work(encoder, tmp_path, capsys):
   assert capsys.readouterr() == ("", "")
 
 
-def test_truncated_captions_are_reported(encoder, tmp_path):
-  with pytest.warns(UserWarning, match='left out: "sign language"'):
-    TextCache(encoder, tmp_path)([CAPTIONS[3] + " and in " + "sign language"])
-
-
-def test_unwritable_folder_is_named(encoder, tmp_path):
+def test_unwritable_folder_is_named(fake, tmp_path):
   (tmp_path / "file").write_text("in the way")
   with pytest.raises(UserError, match=f"{tmp_path}/file.*cannot be written"):
-    TextCache(encoder, tmp_path / "file")(CAPTIONS[:1])
+    TextCache(lambda: fake, tmp_path / "file")(CAPTIONS[:1])
 
 
-def test_one_caption_instead_of_a_sequence_is_an_error(encoder, tmp_path):
-  cache = TextCache(encoder, tmp_path)
-  for use in (cache, cache.fill, encoder.encode):
-    with pytest.raises(TypeError, match="sequence"):
-      use("a dog")
-
-
-@pytest.fixture
-def fake():
-  return FakeEncoder()
-
-
-def test_the_cache_reads_shards_first(fake, tmp_path):
-  expected = fake.features(CAPTIONS)
+def test_the_cache_reads_shards_first(open_cache, fake, tmp_path):
   (tmp_path / "made").mkdir()
   assert write_text_shards(tmp_path / "made", fake, CAPTIONS * 2) == 5
   shards = TextShards(Folder(tmp_path / "made"))
-  cache = TextCache(lambda: fake, tmp_path / "cache", shards=[shards])
+  cache = open_cache(shards=[shards])
   assert cache.fill(CAPTIONS) == 0
-  _assert_same(cache(CAPTIONS), expected)
+  _assert_same(cache(CAPTIONS), fake.features(CAPTIONS))
   assert not (tmp_path / "cache").exists()
   assert fake.encoded == CAPTIONS
   cache([CAPTIONS[0], "a dog"])  # "a dog" is in neither.
@@ -239,18 +199,14 @@ def test_only_missing_captions_are_encoded(fake, tmp_path):
   assert len(list(tmp_path.rglob("text-*"))) == 2
   shards = TextShards(Folder(tmp_path))
   assert all(shards.find(fake.identity, caption) for caption in CAPTIONS)
-
-
-def test_features_of_another_encoder_are_not_used(fake, tmp_path):
-  write_text_shards(tmp_path, fake, CAPTIONS)
   other = FakeEncoder("b")
-  assert TextShards(Folder(tmp_path)).find(other.identity, CAPTIONS[0]) is None
+  assert shards.find(other.identity, CAPTIONS[0]) is None
   assert write_text_shards(tmp_path, other, CAPTIONS[:1]) == 1
 
 
 def test_a_damaged_shard_is_named(fake, tmp_path):
   write_text_shards(tmp_path, fake, CAPTIONS)
   shard = next(tmp_path.rglob("text-00000*"))
-  shard.write_bytes(shard.read_bytes()[:1000])
+  shard.write_bytes(shard.read_bytes()[:500])
   with pytest.raises(UserError, match=r"text-00000.*damaged"):
     TextShards(Folder(tmp_path)).find(fake.identity, CAPTIONS[0])

@@ -11,9 +11,11 @@ import time
 
 import pytest
 
-from lumiere_jax.data.loader import Loader, batches, map_in_processes
+from lumiere_jax.data.loader import Loader, batches
+from lumiere_jax.data.prefetch import map_in_processes
 from lumiere_jax.data.sources.procedural import ProceduralSource
 from lumiere_jax.errors import UserError
+from tests.data.fakes import process_id, squared
 from tests.data.test_loader import assert_same
 
 SOURCE = ProceduralSource(num_clips=20, num_frames=2, resolution=16)
@@ -33,28 +35,17 @@ def test_workers_make_the_batches_of_threads():
   assert {batch["finished"] for batch in made} == {os.getpid()}
 
 
-def squared(number: int) -> int:
-  if number == 3:
-    raise UserError("number=3", "is not allowed", "give another")
-  return number**2
-
-
 def test_errors_of_a_worker_are_raised_here():
   made = map_in_processes(squared, lambda n: -n, workers=2, ahead=2)
   assert list(itertools.islice(made, 3)) == [0, -1, -4]
   with pytest.raises(UserError) as error:
     next(made)
   assert error.value.field == "number=3"
-
-
-def worker(number: int) -> int:
-  del number
-  time.sleep(0.01)
-  return os.getpid()
+  until(lambda: not multiprocessing.active_children(), 20)
 
 
 def test_closing_ends_the_workers():
-  made = map_in_processes(worker, lambda pid: pid, workers=2, ahead=2)
+  made = map_in_processes(process_id, lambda pid: pid, workers=2, ahead=2)
   seen = set()
   while len(seen) < 2:  # A worker that is still starting ends slowly.
     seen.add(next(made))
@@ -69,9 +60,9 @@ def test_closing_ends_the_workers():
 def test_a_killed_trainer_leaves_no_workers_behind():
   script = """
 import time
-from lumiere_jax.data.loader import map_in_processes
-from tests.data.test_workers import worker
-made = map_in_processes(worker, lambda pid: pid, workers=2, ahead=2)
+from lumiere_jax.data.prefetch import map_in_processes
+from tests.data.fakes import process_id
+made = map_in_processes(process_id, lambda pid: pid, workers=2, ahead=2)
 seen = set()
 while len(seen) < 2:
   seen.add(next(made))

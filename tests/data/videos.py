@@ -65,3 +65,11 @@ def open_files(folder, *specs, cache="", prompts="", **filters):
     prompts=prompts,
   )
   return source, {row["file"]: row for row in read_report(path)}
+
+
+def open_videos(folder, videos, *specs, **options):
+  """Makes videos (name -> arguments of `make`) and opens their folder."""
+  for name, how in videos.items():
+    make(folder, name, **how)
+  write_jsonl(folder, list(videos))
+  return open_files(folder, *specs, **options)

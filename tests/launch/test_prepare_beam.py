@@ -17,10 +17,10 @@ import fsspec
 import numpy as np
 
 from launch import prepare_beam
-from lumiere_jax.data import beam_transforms, preprocess_beam
-from lumiere_jax.data.beam_transforms import ScaleOptions
+from lumiere_jax.data import preprocess_beam
 from lumiere_jax.data.manifest import CLIPS, read_manifest
 from lumiere_jax.data.preprocess import Options, prepare
+from lumiere_jax.data.preprocess_beam import ScaleOptions
 from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.data.sources.files import FilesSource
 from lumiere_jax.data.sources.prepared import open_prepared
@@ -205,7 +205,7 @@ def test_a_killed_run_is_resumed(
   """Killed after the first shard, with one clip per shard."""
   small = functools.partial(RecordWriter, shard_bytes=1)
   with monkeypatch.context() as patch:
-    patch.setattr(beam_transforms, "RecordWriter", small)
+    patch.setattr(preprocess_beam, "RecordWriter", small)
     kept = RecordWriter.__setitem__
 
     def keep(writer, key, value):
@@ -250,14 +250,14 @@ def test_buckets(values, videos, tmp_path):
 def test_a_video_that_fails_to_encode_is_reported(
   values, tmp_path, monkeypatch, capsys
 ):
-  encode = beam_transforms.encode_segment
+  encode = preprocess_beam.encode_segment
 
-  def broken(part, options):
+  def broken(part, *args):
     if part.stored.file == "long.mp4":
-      raise beam_transforms.VideoError(part.path, "damaged: a bit")
-    return encode(part, options)
+      return preprocess_beam.VideoError("x", "damaged: a bit")
+    return encode(part, *args)
 
-  monkeypatch.setattr(beam_transforms, "encode_segment", broken)
+  monkeypatch.setattr(preprocess_beam, "encode_segment", broken)
   run(values, tmp_path)
   clips = read_manifest(Folder(tmp_path)).clips
   assert [clip.file for clip in clips] == ["a.mp4", "copy.mp4"]

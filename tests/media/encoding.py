@@ -7,7 +7,6 @@ import numpy as np
 
 H264 = {"g": "12", "bf": "3", "crf": "4"}
 
-
 KINDS = {  # name -> codec, encoder options, muxer
   "h264.mp4": ("libx264", H264, None),
   "h264.mkv": ("libx264", H264, None),
@@ -76,4 +75,25 @@ def encode(
       frame.time_base = Fraction(1, ticks) if ticks else 1 / rate
       out.mux(stream.encode(frame))
     out.mux(stream.encode(None))
+  return path
+
+
+def with_audio(path, seconds, video=None):
+  """A file with a silent audio stream and optional video at 25 fps."""
+  with av.open(str(path), "w") as out:
+    pictures = out.add_stream("libx264", 25) if video is not None else None
+    audio = out.add_stream("aac", 16000, layout="mono")
+    for k, pixels in enumerate([] if video is None else video):
+      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
+      if not k:
+        pictures.height, pictures.width = pixels.shape[:2]
+      frame.pts, frame.time_base = k, Fraction(1, 25)
+      out.mux(pictures.encode(frame))
+    silence = np.zeros((1, 16000 * seconds), np.float32)
+    frame = av.AudioFrame.from_ndarray(silence, "fltp", "mono")
+    frame.sample_rate, frame.pts = 16000, 0
+    frame.time_base = Fraction(1, 16000)
+    for stream in filter(None, (pictures, audio)):
+      out.mux(stream.encode(frame) if stream is audio else [])
+      out.mux(stream.encode(None))
   return path

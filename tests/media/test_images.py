@@ -101,9 +101,8 @@ def test_files_that_are_no_pictures(tmp_path):
     "gone.webp": "missing: no such file",
   }
   for name, reason in reasons.items():
-    with pytest.raises(VideoError) as caught:
+    with pytest.raises(VideoError, match=f"{name}: {reason}"):
       is_picture(tmp_path / name)
-    assert caught.value.reason.startswith(reason)
   assert not is_picture(tmp_path / "gone.mp4")
 
 
@@ -177,14 +176,9 @@ def test_contact_sheet():
   assert sheet.shape == (3 * 5 + 1, 3 * 7 + 1, 3)
   shown = sheet[1::5, 1::7, 0][:3, :3]
   assert shown.tolist() == [[0, 5, 10], [15, 20, 25], [30, 255, 255]]
-  for frame, level in zip(shown.ravel(), range(0, 31, 5), strict=False):
-    assert frame == level
   assert (sheet[0] == 255).all()
   assert (sheet[:, 7] == 255).all()
   assert (sheet[1:5, 1:7] == 0).all()
-
-
-def test_contact_sheet_of_few_frames():
   video = np.zeros((2, 48, 64, 3), np.uint8)
   assert contact_sheet(video, border=2).shape == (52, 2 * 66 + 2, 3)
   assert contact_sheet(video[:1], columns=9, border=0).shape == (48, 64, 3)

@@ -65,14 +65,10 @@ def test_moving_masks_are_cut_or_repeat_their_last_frame(
 
 @pytest.mark.parametrize("name", ["x.png", "x.webp", "x.gif", "x.npy", "x.mp4"])
 def test_still_masks_are_repeated(tmp_path, name):
-  mask = read_mask(save(tmp_path / name, quarter()), SIZE, 3)
-  assert np.array_equal(mask, quarter().repeat(3, 0))
-
-
-def test_array_of_one_frame(tmp_path):
-  np.save(tmp_path / "x.npy", ~quarter()[0])
-  mask = read_mask(tmp_path / "x.npy", SIZE, 2)
-  assert np.array_equal(mask, quarter().repeat(2, 0))
+  path = save(tmp_path / name, quarter())
+  if name == "x.npy":
+    np.save(path, ~quarter()[0])
+  assert np.array_equal(read_mask(path, SIZE, 3), quarter().repeat(3, 0))
 
 
 @pytest.mark.parametrize(
@@ -206,29 +202,21 @@ def test_bad_boxes(box, message):
     box_mask(box, SIZE, (8, 8), 1)
 
 
+NOT_FOUR = ["", "1,2,3", "1,2,3,4,5", "a,b,c,d", "1,2,3,4.5", "1 2 3 4"]
+
+
 def test_parsing():
   assert parse_box("0,0,64,32") == (0, 0, 64, 32)
   assert parse_box(" 1, 2, 3, 4 ") == (1, 2, 3, 4)
   assert parse_expand("0,0,16,0") == (0, 0, 16, 0)
-
-
-@pytest.mark.parametrize(
-  "text", ["", "1,2,3", "1,2,3,4,5", "a,b,c,d", "1,2,3,4.5", "1 2 3 4"]
-)
-@pytest.mark.parametrize("parse", [parse_box, parse_expand])
-def test_not_four_numbers(parse, text):
-  name = parse.__name__.removeprefix("parse_")
-  with pytest.raises(UserError, match=f"{name}={text} is not four whole"):
-    parse(text)
-
-
-@pytest.mark.parametrize(
-  ("text", "message"),
-  [("0,0,0,0", "adds nothing; give left,top"), ("8,-8,0,0", "below 0")],
-)
-def test_bad_expansions(text, message):
-  with pytest.raises(UserError, match=f"expand={text} .*{message}"):
-    parse_expand(text)
+  cases = {"0,0,0,0": "adds nothing; give left,top", "8,-8,0,0": "below 0"}
+  cases |= dict.fromkeys(NOT_FOUR, "is not four whole")
+  for text, message in cases.items():
+    with pytest.raises(UserError, match=f"expand={text} .*{message}"):
+      parse_expand(text)
+  for text in NOT_FOUR:
+    with pytest.raises(UserError, match=f"box={text} is not four whole"):
+      parse_box(text)
 
 
 def test_some_is_given_and_some_generated():

@@ -109,29 +109,31 @@ def to_yuv(rgb, red, blue, full):
 
 
 BT601, BT709, BT2020 = (0.299, 0.114), (0.2126, 0.0722), (0.2627, 0.0593)
-
-
 SMPTE240M = (0.212, 0.087)
+
+
+SD, PAL, HD = (32, 80), (576, 720), (720, 1280)
 
 
 @pytest.mark.parametrize(
   ("tag", "weights", "size", "full"),
   [
-    pytest.param(5, BT601, (32, 80), False, id="bt601"),
-    pytest.param(5, BT601, (32, 80), True, id="bt601-full"),
-    pytest.param(5, BT601, (720, 1280), False, id="bt601-hd"),
-    pytest.param(6, BT601, (720, 1280), False, id="smpte170m-hd"),
-    pytest.param(7, SMPTE240M, (32, 80), False, id="smpte240m"),
-    pytest.param(1, BT709, (32, 80), False, id="bt709"),
-    pytest.param(1, BT709, (32, 80), True, id="bt709-full"),
-    pytest.param(9, BT2020, (32, 80), False, id="bt2020"),
-    pytest.param(None, BT601, (32, 80), False, id="untagged"),
-    pytest.param(None, BT601, (576, 720), False, id="untagged-pal"),
-    pytest.param(None, BT601, (576, 1270), False, id="untagged-below-hd"),
-    pytest.param(None, BT709, (578, 720), False, id="untagged-tall"),
-    pytest.param(None, BT709, (528, 1280), False, id="untagged-wide"),
-    pytest.param(None, BT709, (720, 1280), False, id="untagged-hd"),
-    pytest.param(None, BT709, (1280, 720), False, id="untagged-upright-hd"),
+    (5, BT601, SD, False),
+    (5, BT601, SD, True),
+    (5, BT601, HD, False),
+    (6, BT601, HD, False),
+    (7, SMPTE240M, SD, False),
+    (1, BT709, SD, False),
+    (1, BT709, SD, True),
+    (9, BT2020, SD, False),
+    # untagged
+    (None, BT601, SD, False),
+    (None, BT601, PAL, False),
+    (None, BT601, (576, 1270), False),
+    (None, BT709, (578, 720), False),
+    (None, BT709, (528, 1280), False),
+    (None, BT709, HD, False),
+    (None, BT709, HD[::-1], False),
   ],
 )
 def test_colours_are_right(tmp_path, tag, weights, size, full):

@@ -4,7 +4,6 @@ from fractions import Fraction
 from pathlib import Path
 import random
 
-import av
 import numpy as np
 from PIL import Image
 import pytest
@@ -17,7 +16,7 @@ from lumiere_jax.media.video_reader import (
   read_clip,
   read_video,
 )
-from tests.media.encoding import KINDS, encode, number, plain
+from tests.media.encoding import KINDS, encode, number, plain, with_audio
 
 CLIPS = Path(__file__).parents[2] / "../shared/assets/clips"
 
@@ -108,23 +107,18 @@ def test_last_frame_shows_until_its_end(tmp_path):
     read_clip(path, start_s=7.0, num_frames=1, fps=20)
 
 
-def test_frames_at_agrees_with_read_clip(tmp_path):
-  for count in (1, 2, 7, 13):
-    path = encode(tmp_path / f"{count}.mkv", plain(count), fps=30)
-    info = probe(path)
-    for fps in (7.0, 16.0, 30.0, 60.0):
-      n = info.frames_at(fps)
-      assert read_clip(path, start_s=0, num_frames=n, fps=fps).shape[0] == n
-      with pytest.raises(VideoError, match="ends too early"):
-        read_clip(path, start_s=0, num_frames=n + 1, fps=fps)
-
-
-def test_one_frame_is_a_video(tmp_path):
-  path = encode(tmp_path / "x.mp4", plain(1), kind="h264.mp4", fps=5)
+@pytest.mark.parametrize("count", [1, 2, 7, 13])
+def test_frames_at_agrees_with_read_clip(tmp_path, count):
+  path = encode(tmp_path / "x.mkv", plain(count), fps=30)
   info = probe(path)
-  assert info.num_frames == 1
-  assert info.duration_s == pytest.approx(0.2)
+  assert info.num_frames == count
+  assert info.duration_s == pytest.approx(count / 30, abs=2e-3)
   assert info.frames_at(1.0) == 1
+  for fps in (7.0, 16.0, 30.0, 60.0):
+    n = info.frames_at(fps)
+    assert read_clip(path, start_s=0, num_frames=n, fps=fps).shape[0] == n
+    with pytest.raises(VideoError, match="ends too early"):
+      read_clip(path, start_s=0, num_frames=n + 1, fps=fps)
 
 
 @pytest.mark.parametrize("kind", ["h264.mp4", "open_gop.mp4", "h264.ts"])
@@ -138,15 +132,16 @@ def test_seeks_instead_of_decoding_from_the_start(tmp_path, decoded, kind):
     assert len(decoded) < 100
 
 
-def brightening(path, fps, count=48, *, ending=(), kind="ffv1.mkv"):
-  """Grey frames, each 4 levels above the last, exact; then those of `ending`.
-
-  Of the full range and without chroma, so that Y is the level.
-  """
-  levels = np.array([*range(0, 4 * count, 4), *ending], np.uint8)
+def grey(path, levels, **options):
+  """Encodes grey frames exactly: of the full range, so that Y is the level."""
   yuv = np.full((len(levels), 3, 16, 16), 128, np.uint8)
-  yuv[:, 0] = levels[:, None, None]
-  return encode(path, None, fps=fps, kind=kind, yuv=yuv, colours=(1, 2))
+  yuv[:, 0] = np.reshape(levels, (-1, 1, 1))
+  return encode(path, None, yuv=yuv, colours=(1, 2), **options)
+
+
+def brightening(path, fps, count=48, ending=()):
+  """Grey frames, each 4 levels above the last; then those of `ending`."""
+  return grey(path, [*range(0, 4 * count, 4), *ending], fps=fps)
 
 
 def levels_of(path, **how):
@@ -187,15 +182,8 @@ def test_rates_that_divide_blend_nothing(tmp_path, fps, start_s):
 
 def test_uneven_timestamps_blend_by_time(tmp_path):
   """Frames at 0, 100, 300 and 400 ms show 0, 40, 120, 160: a line in time."""
-  yuv = np.full((4, 3, 16, 16), 128, np.uint8)
-  yuv[:, 0] = np.array([0, 40, 120, 160])[:, None, None]
-  path = encode(
-    *(tmp_path / "x.mkv", None),
-    yuv=yuv,
-    colours=(1, 2),
-    pts=[0, 100, 300, 400],
-    ticks=1000,
-  )
+  how = {"pts": [0, 100, 300, 400], "ticks": 1000}
+  path = grey(tmp_path / "x.mkv", [0, 40, 120, 160], **how)
   read = levels_of(path, start_s=0, num_frames=9, fps=20, resample="blend")
   assert read == [20 * k for k in range(9)]
 
@@ -212,33 +200,6 @@ def test_nothing_is_blended_across_an_end(tmp_path):
   assert levels_of(path, **last) == pytest.approx([92, (92 + 255) / 2], abs=4)
   alone = brightening(tmp_path / "y.mkv", 24, count=24)
   assert levels_of(alone, **last) == [92, 92]
-
-
-def test_unknown_resampling(tmp_path):
-  path = brightening(tmp_path / "x.mkv", 24)
-  with pytest.raises(UserError, match=r'resample=.*did you mean "blend"'):
-    read_clip(path, start_s=0, num_frames=2, fps=16, resample="blnd")
-
-
-def with_audio(path, seconds, video=None):
-  """A file with a silent audio stream and optional video at 25 fps."""
-  with av.open(str(path), "w") as out:
-    pictures = out.add_stream("libx264", 25) if video is not None else None
-    audio = out.add_stream("aac", 16000, layout="mono")
-    for k, pixels in enumerate([] if video is None else video):
-      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
-      if not k:
-        pictures.height, pictures.width = pixels.shape[:2]
-      frame.pts, frame.time_base = k, Fraction(1, 25)
-      out.mux(pictures.encode(frame))
-    silence = np.zeros((1, 16000 * seconds), np.float32)
-    frame = av.AudioFrame.from_ndarray(silence, "fltp", "mono")
-    frame.sample_rate, frame.pts = 16000, 0
-    frame.time_base = Fraction(1, 16000)
-    for stream in filter(None, (pictures, audio)):
-      out.mux(stream.encode(frame) if stream is audio else [])
-      out.mux(stream.encode(None))
-  return path
 
 
 def test_longer_audio_is_no_missing_end(tmp_path):
@@ -356,6 +317,8 @@ def test_refuses_arguments_out_of_range(tmp_path):
   for bad in ({"num_frames": 0}, {"fps": 0.0}, {"start_s": -1.0}):
     with pytest.raises(UserError, match=r"x\.mkv: cannot read"):
       read_clip(path, **good | bad)
+  with pytest.raises(UserError, match=r'resample=.*did you mean "blend"'):
+    read_clip(path, **good, resample="blnd")
 
 
 @pytest.mark.skipif(not CLIPS.is_dir(), reason="needs the shared clips")

@@ -11,7 +11,6 @@ import pytest
 from lumiere_jax.errors import UserError, VideoError
 from lumiere_jax.media import video_writer
 from lumiere_jax.media.input_file import InMemoryFile
-from lumiere_jax.media.resize import Framing
 from lumiere_jax.media.video_reader import (
   probe,
   read_clip,
@@ -21,6 +20,7 @@ from lumiere_jax.media.video_reader import (
 from lumiere_jax.media.video_writer import GROUP, encode_clip, write_video
 
 ENDINGS = (".mp4", ".webm", ".gif", ".npy", "")
+for_browsers = pytest.mark.parametrize("ending", [".mp4", ".webm"])
 
 
 def moving(count=20, height=48, width=64):
@@ -49,12 +49,15 @@ def test_reads_back(tmp_path, ending):
   if ending in (".mp4", ".webm", ".gif"):
     assert fps == pytest.approx(16, rel=5e-3)
   assert os.listdir(path.parent) == [path.name]
+  for count in (2, 1):  # replaces it
+    write_video(path, moving(count), 8)
+    assert read_video(path)[0].shape == (count, 48, 64, 3)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_same_video_same_bytes(tmp_path, ending):
   rng, written = np.random.default_rng(0), []
-  for _ in range(8):
+  for _ in range(8 if ending else 2):  # png needs no encoder with state
     # Encoders have been seen to read freed memory: fill it with noise.
     for size in rng.integers(100, 200_000, 20):
       rng.integers(0, 255, size, np.uint8)
@@ -72,15 +75,7 @@ def test_webm_is_the_same_on_any_number_of_threads(tmp_path, monkeypatch):
   assert len(written) == 1
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("count", [1, 2])
-def test_short_videos(tmp_path, ending, count):
-  write_video(tmp_path / f"x{ending}", moving(count), 8)
-  video, _ = read_video(tmp_path / f"x{ending}")
-  assert video.shape == (count, 48, 64, 3)
-
-
-@pytest.mark.parametrize("ending", [".mp4", ".webm"])
+@for_browsers
 def test_plays_in_browsers(tmp_path, ending):
   path = tmp_path / f"x{ending}"
   write_video(path, moving(), 12.5)
@@ -104,7 +99,7 @@ def test_plays_in_browsers(tmp_path, ending):
   assert probe(path).duration_s == pytest.approx(20 / 12.5, abs=2e-3)
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".webm"])
+@for_browsers
 @pytest.mark.parametrize("fps", [8, 16, 23.976, 30000 / 1001, 60])
 def test_keeps_the_frame_rate(tmp_path, ending, fps):
   path = tmp_path / f"x{ending}"
@@ -118,7 +113,7 @@ def test_keeps_the_frame_rate(tmp_path, ending, fps):
   assert float(rate) == pytest.approx(fps, rel=1e-4)
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".webm"])
+@for_browsers
 @pytest.mark.parametrize("size", [(480, 640), (720, 1280)], ids=["sd", "hd"])
 def test_colours_are_tagged_as_they_are_encoded(tmp_path, ending, size):
   """The stored samples, by BT.709's equations, and back by the tag."""
@@ -144,7 +139,7 @@ def test_colours_are_tagged_as_they_are_encoded(tmp_path, ending, size):
   np.testing.assert_allclose(clip[0, 9, middles // 4], colours, atol=4)
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".webm"])
+@for_browsers
 def test_repeats_an_edge_to_an_even_size(tmp_path, ending):
   video = moving(3, 47, 63)
   write_video(tmp_path / f"x{ending}", video, 10, crf=1)
@@ -154,7 +149,7 @@ def test_repeats_an_edge_to_an_even_size(tmp_path, ending):
   assert np.abs(read[:, -4:, -4:].astype(int) - padded[:, -4:, -4:]).max() < 12
 
 
-@pytest.mark.parametrize("ending", [".mp4", ".webm"])
+@for_browsers
 def test_crf_trades_size_for_quality(tmp_path, ending):
   noise = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), np.uint8)
   sizes, path = [], tmp_path / f"x{ending}"
@@ -167,32 +162,21 @@ def test_crf_trades_size_for_quality(tmp_path, ending):
 @pytest.mark.parametrize("fps", [7, 12.5, 16, 30, 50])
 def test_gif_timing(tmp_path, fps):
   """Frame k begins at the centisecond nearest to k / fps; the file loops."""
-  write_video(tmp_path / "x.gif", moving(), fps)
+  write_video(tmp_path / "x.gif", moving()[[*range(18), 17, 17]], fps)
   with Image.open(tmp_path / "x.gif") as gif:
     assert gif.info["loop"] == 0
     delays = []
-    for k in range(gif.n_frames):
+    for k in range(gif.n_frames):  # still frames are kept
       gif.seek(k)
       delays.append(gif.info["duration"] // 10)
   ends = np.round(np.arange(1, 21) * 100 / fps)
   assert np.cumsum(delays).tolist() == ends.tolist()
 
 
-def test_gif_keeps_still_frames(tmp_path):
-  write_video(tmp_path / "x.gif", moving()[[0, 0, 0, 5, 5]], 10)
-  video, fps = read_video(tmp_path / "x.gif")
-  assert len(video) == 5
-  assert fps == pytest.approx(10)
-  assert np.array_equal(video[0], video[2])
-
-
 def test_png_folder(tmp_path):
   write_video(f"{tmp_path}/x.mp4/", moving(11), 16)
   names = sorted(p.name for p in (tmp_path / "x.mp4").iterdir())
   assert names == [f"{k:05d}.png" for k in range(11)]
-  # A shorter video leaves nothing of the longer one.
-  write_video(f"{tmp_path}/x.mp4/", moving(2), 16)
-  assert len(list((tmp_path / "x.mp4").iterdir())) == 2
 
 
 def test_never_replaces_other_files(tmp_path):
@@ -289,9 +273,7 @@ def test_invalid_files_in_memory_are_named(data, reason):
 def test_frames_come_one_by_one(tmp_path):
   path = tmp_path / "x.mp4"
   write_video(path, numbered(), 16)
-  frames = read_frames(
-    path, start_s=0.5, num_frames=50, fps=16, framing=Framing()
-  )
+  frames = read_frames(path, start_s=0.5, num_frames=50, fps=16)
   first = next(frames)
   assert number(first[None]) == [8]
   rest = np.stack(list(frames))

@@ -1,5 +1,5 @@
+from concurrent import futures
 import resource
-import threading
 
 from array_record.python.array_record_module import ArrayRecordWriter
 import numpy as np
@@ -77,16 +77,20 @@ def test_names_are_separate(tmp_path):
     read_all(tmp_path / "nowhere", "clips")
 
 
-def test_no_records_no_shard(tmp_path):
+def test_ended_writers_leave_whole_shards(tmp_path):
   write(tmp_path / "x", {})
   assert not (tmp_path / "x").exists()
-
-
-def test_leaving_by_an_exception_writes_the_last_records(tmp_path):
+  # Leaving by an exception writes the last records; a kill loses them.
   with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path, "x") as writer:
     writer["a"] = b"1"
     raise KeyboardInterrupt
   assert dict(read_all(tmp_path, "x")) == {"a": b"1"}
+  writer = RecordWriter(tmp_path, "y", shard_bytes=3)
+  writer["a"] = b"whole"
+  writer["b"] = b"no"
+  del writer
+  assert dict(read_all(tmp_path, "y")) == {"a": b"whole"}
+  assert len(files(tmp_path)) == 2
 
 
 def test_shards_named_by_their_keys_replace_each_other(tmp_path):
@@ -105,15 +109,6 @@ def test_shards_named_by_their_keys_replace_each_other(tmp_path):
   assert read_all(tmp_path, "clips") == records | {"6": b"newer"}
   write("memory://by_keys", records, **options)
   assert read_all("memory://by_keys", "clips") == records
-
-
-def test_killed_writers_leave_whole_shards(tmp_path):
-  writer = RecordWriter(tmp_path, "x", shard_bytes=3)
-  writer["a"] = b"whole"
-  writer["b"] = b"no"
-  del writer
-  assert dict(read_all(tmp_path, "x")) == {"a": b"whole"}
-  assert len(files(tmp_path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -152,6 +147,10 @@ def test_foreign_files(tmp_path):
 
 def test_full_disk(tmp_path):
   write(tmp_path, {"a": b"1"})
+  (tmp_path / "file").touch()
+  with pytest.raises(UserError, match="cannot be written"):
+    write(tmp_path / "file", {"a": b"1"})
+  (tmp_path / "file").unlink()
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
   try:
@@ -163,26 +162,14 @@ def test_full_disk(tmp_path):
   assert dict(read_all(tmp_path, "clips")) == {"a": b"1"}
 
 
-def test_unwritable_folder(tmp_path):
-  (tmp_path / "file").touch()
-  with pytest.raises(UserError, match="cannot be written"):
-    write(tmp_path / "file", {"a": b"1"})
-
-
 def test_threads_share_a_reader(tmp_path):
   records = some(40)
   write(tmp_path, records, shard_bytes=2000)
   read = read_all(tmp_path, "clips")
-  wrong = []
 
   def work(seed):
-    for key in np.random.default_rng(seed).permutation(list(records)):
-      if read[key] != records[key]:
-        wrong.append(key)
+    keys = np.random.default_rng(seed).permutation(list(records))
+    return [key for key in keys if read[key] != records[key]]
 
-  threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert not wrong
+  with futures.ThreadPoolExecutor(8) as pool:
+    assert not any(pool.map(work, range(8)))

@@ -1,6 +1,8 @@
 """Bundles: reading, replacing and clear errors."""
 
 import json
+from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +10,9 @@ import pytest
 from lumiere_jax.errors import UserError
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage import safetensors
+
+GOLDEN = Path(__file__).parents[1] / "inference" / "golden" / "format_1"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def make(folder, stage, value, identity="same"):
@@ -34,6 +39,10 @@ def test_round_trip(tmp_path):
   assert bundle.parts["base"].meta == {"step": 1}
   np.testing.assert_array_equal(bundle.load("base")["base/w"], np.full(3, 1))
   assert bundle.file("text", "tokenizer").read_bytes() == b"pieces"
+  make(tmp_path / "b", "base", 2)  # replaces it
+  bundle = bundles.open_bundle(tmp_path / "b")
+  assert bundle.load("base")["base/w"][0] == 2
+  assert not (tmp_path / "b" / "base-1.safetensors").exists()
 
 
 def test_shipped_bundle(tmp_path, monkeypatch):
@@ -50,18 +59,9 @@ def test_shipped_bundle(tmp_path, monkeypatch):
   assert bundles.open_bundle("demo").folder.resolve() == own
 
 
-def test_replacing_a_bundle(tmp_path):
-  folder = make(tmp_path / "b", "base", 1)
-  make(folder, "base", 2)
-  assert bundles.open_bundle(folder).load("base")["base/w"][0] == 2
-  assert not (folder / "base-1.safetensors").exists()
-
-
 def test_bundle_of_a_workdir(tmp_path):
-  (tmp_path / "w").mkdir()
-  make(tmp_path / "w" / "bundle", "base", 1)
-  opened = bundles.open_bundle(tmp_path / "w")
-  assert opened.folder == tmp_path / "w" / "bundle"
+  make(tmp_path / "bundle", "base", 1)
+  assert bundles.open_bundle(tmp_path).folder == tmp_path / "bundle"
 
 
 def test_different_text_encoders(tmp_path):
@@ -97,3 +97,47 @@ def test_folders_without_a_bundle(tmp_path):
     bundles.open_bundle(tmp_path / "nowhere")
   with pytest.raises(UserError, match=r"has no bundle\.json"):
     bundles.open_bundle(tmp_path)
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+  """The hub's cache in a folder, and no network."""
+  constants = pytest.importorskip("huggingface_hub.constants")
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+  return tmp_path / "hub"
+
+
+def test_downloaded_repositories_are_opened_by_name(offline):
+  repository = offline / "models--someone--lumiere"
+  shutil.copytree(GOLDEN, repository / "snapshots" / COMMIT)
+  (repository / "refs").mkdir()
+  (repository / "refs" / "main").write_text(COMMIT)
+  bundle = bundles.open_bundle("someone/lumiere")
+  assert bundle.folder == repository / "snapshots" / COMMIT
+  assert set(bundle.parts) == {"text", "base", "ssr"}
+  pinned = bundles.open_bundle(f"someone/lumiere@{COMMIT}")
+  assert pinned.folder == bundle.folder
+
+
+def test_failed_downloads_are_one_line(offline):
+  with pytest.raises(UserError, match="someone/none is no local f") as error:
+    bundles.open_bundle("someone/none")
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("name", "expected"),
+  [
+    ("someone/lumiere", True),
+    ("someone/lumiere@main", True),
+    ("lumiere_jax/bundle", False),  # a folder of that name is here
+    ("bundle", False),
+    ("a/b/c", False),
+    ("/a/b", False),
+    ("../a", False),
+    ("./a", False),
+  ],
+)
+def test_paths_are_no_names(name, expected):
+  assert bundles.is_hub_name(name) == expected

@@ -20,9 +20,9 @@ def test_slug(text, name):
   assert slug(text) == name
 
 
-def test_max_length_of_a_slug():
-  assert slug("a small red circle", max_length=7) == "a-small"
-  assert slug("a small red circle", max_length=8) == "a-small"
+@pytest.mark.parametrize("max_length", [7, 8])
+def test_max_length_of_a_slug(max_length):
+  assert slug("a small red circle", max_length) == "a-small"
 
 
 @pytest.mark.parametrize(
@@ -59,12 +59,9 @@ def test_unused_is_the_first_that_is_free(tmp_path, name, numbered, kind):
     check_unused(path, overwrite=False)
 
 
-def test_unused_fills_gaps(tmp_path):
+def test_unused_fills_gaps_and_needs_no_folder(tmp_path):
   for name in ("x.mp4", "x-3.mp4"):
     (tmp_path / name).touch()
   assert unused(tmp_path / "x.mp4") == str(tmp_path / "x-2.mp4")
-
-
-def test_unused_in_a_new_folder(tmp_path):
   assert unused(tmp_path / "new" / "x.gif") == str(tmp_path / "new" / "x.gif")
   assert unused("new/x.gif") == "new/x.gif"

@@ -67,51 +67,42 @@ def test_copies_each_version_once(memory, tmp_path, monkeypatch):
   memory.pipe("/f/x.mp4", b"two")
   assert fetch("memory://f/x.mp4", tmp_path).read_bytes() == b"two"
   assert files(tmp_path) == sorted([copy, fetch("memory://f/x.mp4", tmp_path)])
-
-
-def test_file_urls_and_names_without_ending(tmp_path):
-  (tmp_path / "a.longer than an ending").write_bytes(b"\0\1" * 5000)
-  copy = fetch(f"file://{tmp_path}/a.longer than an ending", tmp_path / "c")
+  # Endings are short.
+  memory.pipe("/f/a.longer than an ending", b"\0\1" * 5000)
+  copy = fetch("memory://f/a.longer than an ending", tmp_path / "c")
   assert copy.read_bytes() == b"\0\1" * 5000
   assert copy.suffix == ""
 
 
-def test_incomplete_copies_are_removed(memory, tmp_path, monkeypatch):
-  memory.pipe("/f/x.mp4", b"x" * 100)
-  info = memory.info
-  monkeypatch.setattr(
-    type(memory), "info", lambda self, path: info(path) | {"size": 200}
-  )
-  with pytest.raises(VideoError, match="cut short: 100 of 200 bytes"):
-    fetch("memory://f/x.mp4", tmp_path)
-  assert files(tmp_path) == []
-
-
 def test_unreadable_remote_files(memory, tmp_path, monkeypatch):
-  memory.pipe("/f/x.mp4", b"x")
-  with pytest.raises(VideoError, match=r"^memory://f/gone.mp4: missing: "):
-    fetch("memory://f/gone.mp4", tmp_path)
-  with pytest.raises(VideoError, match="not a file"):
-    fetch("memory://f", tmp_path)
+  memory.pipe("/f/x.mp4", b"x" * 100)
+  for url, reason in {
+    "memory://f/gone.mp4": "^memory://f/gone.mp4: missing: ",
+    "memory://f": "not a file",
+  }.items():
+    with pytest.raises(VideoError, match=reason):
+      fetch(url, tmp_path)
   with pytest.raises(UserError, match="memory://g: no files; give the URL"):
     _ = Folder("memory://g").names
   with pytest.raises(UserError, match="Protocol not known: fox"):
     fetch("fox://f/x.mp4", tmp_path)
+  info = memory.info
+  with monkeypatch.context() as patch:
+    longer = lambda self, path: info(path) | {"size": 200}
+    patch.setattr(type(memory), "info", longer)
+    with pytest.raises(VideoError, match="cut short: 100 of 200 bytes"):
+      fetch("memory://f/x.mp4", tmp_path)
 
   class HttpError(Exception):
     """File systems such as gcsfs have errors of their own."""
 
-  def fail(self, path, mode):
+  def fail(self, path, *args, **kwargs):
     raise HttpError("reset\nby the other side")
 
   monkeypatch.setattr(type(memory), "open", fail)
   with pytest.raises(VideoError, match="cannot be reached: reset by the other"):
     fetch("memory://f/x.mp4", tmp_path)
-  assert files(tmp_path) == []
-
-
-def test_unwritable_cache(memory, tmp_path):
-  memory.pipe("/f/x.mp4", b"x")
+  assert files(tmp_path) == []  # incomplete copies are removed
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match="cannot be written") as caught:
     fetch("memory://f/x.mp4", tmp_path / "file")

@@ -26,16 +26,7 @@ def _things(source, index):
   return tuple(s.description for s in source.scene(index).sprites)
 
 
-def _accuracy(source, change=lambda video, index: video):
-  """The fraction of clips with each attribute right."""
-  verdicts = [
-    matches(change(source.clip(k), k), source.caption(k), source.fps)
-    for k in range(len(source))
-  ]
-  return {name: np.mean([v[name] for v in verdicts]) for name in ATTRIBUTES}
-
-
-def _through_h264(video, _):
+def _through_h264(video):
   """Writes and reads an mp4 (H.264, yuv420p, CRF 23) in memory."""
   file = io.BytesIO()
   with av.open(file, "w", format="mp4") as container:
@@ -53,17 +44,17 @@ def _through_h264(video, _):
 
 @pytest.fixture(scope="module")
 def mixed():
-  """(source, readings) of 160 clips at 64x64, 40% with two objects."""
-  source = _source(160, two_objects=0.4)
-  return source, [read(source.clip(k)) for k in range(len(source))]
+  """(source, readings, true things) of 100 clips, 40% with two objects."""
+  source = _source(100, num_frames=48, two_objects=0.4)
+  readings = [read(source.clip(k)) for k in range(len(source))]
+  return source, readings, [_things(source, k) for k in range(len(source))]
 
 
 def test_clean_clips_are_read_right(mixed):
-  source, readings = mixed
-  truth = [_things(source, k) for k in range(len(source))]
+  source, readings, truth = mixed
   motions = [thing.motion for things in truth for thing in things]
   assert min(motions.count(name) for name in MOTIONS) >= 4
-  assert 40 <= sum(len(things) == 2 for things in truth) <= 90
+  assert 25 <= sum(len(things) == 2 for things in truth) <= 55
   verdicts = list(map(agreement, readings, truth))
   for name in ATTRIBUTES:
     assert np.mean([v[name] for v in verdicts]) >= 0.99
@@ -74,26 +65,23 @@ def test_clean_clips_are_read_right(mixed):
   ]
   assert np.mean(backgrounds) >= 0.99
   assert min(r.confidence for found in readings for r in found) > 0.95
-
-
-def test_readings_come_in_the_order_of_the_caption(mixed):
-  source, readings = mixed
+  # Readings come in the order of the caption.
   orders = [
-    [r.colour for r in found] == [t.colour for t in _things(source, k)]
-    for k, found in enumerate(readings)
+    [r.colour for r in found] == [t.colour for t in things]
+    for found, things in zip(readings, truth, strict=True)
   ]
   assert np.mean(orders) >= 0.95
 
 
 def test_shuffled_captions_match_at_chance_level(mixed):
-  source, readings = mixed
+  _, readings, truth = mixed
   # For one object, captions agree with probability sum p^2 over the names.
   triples = np.array(combinations("train"))
   shares = [np.unique(column, return_counts=True)[1] for column in triples.T]
   chance = [float(((n / n.sum()) ** 2).sum()) for n in shares]
   np.testing.assert_allclose(chance, [1 / 7, 1 / 6, 1 / 12], atol=0.01)
-  single = [k for k in range(len(source)) if len(_things(source, k)) == 1]
-  _assert_pairs_agree(source, readings, single, chance)
+  single = [k for k, things in enumerate(truth) if len(things) == 1]
+  _assert_pairs_agree(readings, truth, single, chance)
   # For one or two objects, as often as unrelated scenes of another seed.
   other = _source(400, two_objects=0.4, seed=77)
   things = [_things(other, k) for k in range(400)]
@@ -101,14 +89,13 @@ def test_shuffled_captions_match_at_chance_level(mixed):
     agreement(a, b) for a, b in itertools.product(things[:100], things[100:])
   ]
   chance = [np.mean([v[name] for v in alike]) for name in ATTRIBUTES]
-  _assert_pairs_agree(source, readings, range(len(source)), chance)
+  _assert_pairs_agree(readings, truth, range(len(truth)), chance)
 
 
-def _assert_pairs_agree(source, readings, indices, chance):
+def _assert_pairs_agree(readings, truth, indices, chance):
   """Compares each clip with the captions of forty others."""
-  things = {k: _things(source, k) for k in indices}
   verdicts = [
-    agreement(readings[i], things[j])
+    agreement(readings[i], truth[j])
     for shift in range(1, 41)
     for i, j in zip(indices, np.roll(indices, shift), strict=True)
   ]
@@ -116,34 +103,32 @@ def _assert_pairs_agree(source, readings, indices, chance):
     assert abs(np.mean([v[name] for v in verdicts]) - expected) < 0.025
 
 
-def test_h264_is_read_right():
-  accuracy = _accuracy(_source(60, seed=1, two_objects=0.4), _through_h264)
-  assert min(accuracy.values()) >= 0.95
+def _noisy(video):
+  noise = np.random.default_rng(0).normal(0, 8, video.shape)
+  return np.clip(np.rint(video + noise), 0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize(
-  ("resolution", "num_frames", "fps"),
-  [(32, 80, 16), (64, 16, 16), (32, 16, 16), ((48, 80), 60, 12)],
+  ("source", "change", "least"),
+  [
+    (_source(40, 64, 48, seed=1, two_objects=0.4), _through_h264, 0.95),
+    (_source(40, 32, 80, seed=2), None, 0.97),
+    (_source(60, 64, 16, seed=2), None, 0.98),
+    (_source(60, 32, 16, seed=2), None, 0.98),
+    (_source(40, (48, 80), 60, fps=12, seed=2), None, 0.97),
+    (_source(6, 200, 20, seed=3), None, 1.0),
+    (_source(40, 48, 48, split="held_out", seed=4), _noisy, 0.95),
+  ],
+  ids=["h264", "32", "64-short", "32-short", "wide", "large", "noise"],
 )
-def test_smaller_and_shorter_clips_are_read_right(resolution, num_frames, fps):
-  source = _source(60, resolution, num_frames, fps=fps, seed=2)
-  assert min(_accuracy(source).values()) >= 0.98
-
-
-def test_large_clips_are_read_right():
-  assert min(_accuracy(_source(6, 200, 20, seed=3)).values()) == 1
-
-
-def test_held_out_scenes_random_phases_and_noise_are_read_right():
-  source = _source(60, 48, split="held_out", seed=4)
-
-  def noisy(_, index):
-    rng = np.random.default_rng(index)
-    video = source.clip(index, rng)
-    video = video + rng.normal(0, 8, video.shape)
-    return np.clip(np.rint(video), 0, 255).astype(np.uint8)
-
-  assert min(_accuracy(source, noisy).values()) >= 0.96
+def test_any_clip_is_read_right(source, change, least):
+  verdicts = []
+  for k in range(len(source)):
+    video = source.clip(k, np.random.default_rng(k) if change else None)
+    video = change(video) if change else video
+    verdicts.append(matches(video, source.caption(k), source.fps))
+  for name in ATTRIBUTES:
+    assert np.mean([verdict[name] for verdict in verdicts]) >= least
 
 
 @pytest.mark.parametrize(

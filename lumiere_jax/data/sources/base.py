@@ -13,11 +13,9 @@ from lumiere_jax.typing import Clip
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-  """Clips of one shape. A batch holds clips of one group.
+  """Indices of clips of one shape. A batch holds clips of one group.
 
-  Attributes:
-    indices: of the clips in their source.
-    weight: sampling frequency of its clips, relative to other groups.
+  The `weight` is how often they are drawn, relative to those of other groups.
   """
 
   indices: Sequence[int]
@@ -57,15 +55,7 @@ class UnreadableClip(UserError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipSpec:
-  """The shape of clips.
-
-  Attributes:
-    num_frames: t.
-    fps: frames per second.
-    resolution: (height, width) in pixels.
-    resample: how the frame rate is converted, 'nearest' or 'blend'; see
-      `read_clip`.
-  """
+  """The shape of clips: (height, width) is in pixels; see `read_frames`."""
 
   num_frames: int
   fps: float

@@ -4,24 +4,26 @@ Every file is decoded to the end once, when the folder is first opened. The
 data report gives the reason for each file that cannot be used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 import copy
 import hashlib
 import os
-from pathlib import Path
+import sys
 import threading
+from typing import Any
 
 import numpy as np
 import tqdm
 
 from lumiere_jax.data.captions import is_media, read_captions
-from lumiere_jax.data.dataset_report import Report, Row, publish
+from lumiere_jax.data.dataset_report import Report, Row, summarise
 from lumiere_jax.data.filters import DEFAULT_FILTERS, Filters
 from lumiere_jax.data.probe_cache import ProbeCache
 from lumiere_jax.data.sources.base import ClipSpec, Group, UnreadableClip
-from lumiere_jax.data.video_index import Video, index_file
+from lumiere_jax.data.video_index import IndexEntry, index_file
 from lumiere_jax.errors import UserError, VideoError
+from lumiere_jax.storage.atomic import AnyPath
 from lumiere_jax.storage.remote import Folder
 from lumiere_jax.typing import Clip
 
@@ -30,33 +32,42 @@ class FilesSource:
   """Clips of captioned files. An epoch takes one clip from each shot.
 
   Attributes:
-    folder: of the files.
     specs: the shapes of clips.
     videos: the shots and pictures that clips are taken from, by index.
+    local_path: gives the file of a name on this machine; raises a VideoError
+      if it is remote and can no longer be copied.
   """
 
   def __init__(
     self,
-    folder: Folder,
+    found: Sequence[IndexEntry],
     specs: Sequence[ClipSpec],
-    videos: Sequence[Video],
-    report: Report,
+    where: str,
+    report_path: AnyPath | None,
+    local_path: Callable[[str], Any] = str,
   ):
-    """Takes indexed videos; see `open`."""
-    self.folder, self.specs = folder, tuple(specs)
-    self.videos = tuple(videos)
-    self._report = report
+    """Reports indexed videos and takes those that are used.
+
+    Records have names instead of paths. For the arguments, see `open`.
+    """
+    self.specs, self.local_path = tuple(specs), local_path
+    self.videos = tuple(video for _, video in found if video is not None)
+    rows = [row for row, _ in found]
+    self._report = Report(report_path)
+    self._report.write(rows)
+    summary = summarise(rows, where, specs[0].fps, self._report.path)
+    print(summary, file=sys.stderr)
     self._dropped: set[str] = set()
     self._lock = threading.Lock()
 
   @classmethod
   def open(
     cls,
-    folder: str | os.PathLike,
+    path: AnyPath,
     specs: Sequence[ClipSpec],
     *,
     filters: Filters = DEFAULT_FILTERS,
-    report_path: str | os.PathLike | None = None,
+    report_path: AnyPath | None = None,
     num_threads: int | None = None,
     prompts: str = "",
     cache: str = "",
@@ -66,8 +77,8 @@ class FilesSource:
     Prints a summary to stderr, with a progress bar on a terminal.
 
     Args:
-      folder: of videos, pictures and captions, or its URL; see `read_captions`
-        for the forms of captions.
+      path: folder of videos, pictures and captions, or its URL; see
+        `read_captions` for the forms of captions.
       specs: the shapes of clips, of one frame rate. `choose_bucket` assigns one
         to each video; pictures need one of one frame.
       filters: criteria for videos and shots.
@@ -76,7 +87,7 @@ class FilesSource:
       prompts: see `read_captions`.
       cache: see `Folder` and `ProbeCache`.
     """
-    folder = Folder(folder, cache)
+    folder = Folder(path, cache)
     captions = list_videos(folder, prompts)
     probes = ProbeCache(str(folder), filters, cache)
     index = lambda name: index_file(
@@ -87,10 +98,7 @@ class FilesSource:
         pool.map(index, captions), "probing videos", len(captions), disable=None
       )
       found = [entry for entries in bar for entry in entries]
-    rows = [row for row, _ in found]
-    report = publish(rows, str(folder), specs[0].fps, report_path)
-    videos = [video for _, video in found if video is not None]
-    return cls(folder, specs, videos, report)
+    return cls(found, specs, str(folder), report_path, folder.local)
 
   def __len__(self) -> int:
     return len(self.videos)
@@ -107,23 +115,8 @@ class FilesSource:
   def captions(self, index: int) -> tuple[str, ...]:
     return self.videos[index].captions
 
-  def local_path(self, index: int) -> Path:
-    """The file of video `index` on this machine.
-
-    Raises:
-      VideoError: it is remote and can no longer be copied.
-    """
-    return self.folder.local(self.videos[index].file)
-
   def clip(self, index: int, rng: np.random.Generator | None = None) -> Clip:
-    """Reads a clip of video `index`.
-
-    Args:
-      index: of the video.
-      rng: draws the start of the clip; None: the middle of the video.
-
-    Returns:
-      (t, h, w, 3) uint8, RGB, of the shape of its group.
+    """Reads a clip of the shape of its group; see `Video.read`.
 
     Raises:
       UnreadableClip: the file is missing or damaged since it was probed. The
@@ -133,17 +126,15 @@ class FilesSource:
     if video.file in self._dropped:
       raise UnreadableClip(f"{video.file}:", "was dropped before")
     try:
-      return video.read(self.local_path(index), rng)
+      return video.read(self.local_path(video.file), rng)
     except VideoError as error:
-      self._drop(video.file, error.reason)
+      with self._lock:
+        is_new = video.file not in self._dropped
+        self._dropped.add(video.file)
+      if is_new:
+        row = Row(file=video.file, used=False, reason=error.reason)
+        self._report.add(row)
       raise UnreadableClip(error.field, error.problem) from error
-
-  def _drop(self, file: str, reason: str) -> None:
-    with self._lock:
-      if file in self._dropped:
-        return
-      self._dropped.add(file)
-    self._report.add(Row(file=file, used=False, reason=reason))
 
   def split(self, fraction: float = 0.1) -> tuple["FilesSource", "FilesSource"]:
     """Splits the files into (train, held out) by a hash of their names.
@@ -171,33 +162,12 @@ class FilesSource:
     return parts
 
 
-class RecordSource(FilesSource):
-  """Clips of videos that are in records, not in files of their own.
-
-  The `read` method of these videos knows the record; its `path` is the name.
-  """
-
-  def __init__(
-    self, specs: Sequence[ClipSpec], videos: Sequence[Video], report: Report
-  ):
-    super().__init__(Folder(""), specs, videos, report)
-
-  def local_path(self, index: int) -> str:
-    return self.videos[index].file
-
-
 def list_videos(
   folder: Folder, prompts: str = ""
 ) -> dict[str, tuple[str, ...] | None]:
-  """Lists all videos and pictures of a folder with their captions.
+  """All videos and pictures of a folder -> their captions; see `read_captions`.
 
-  Args:
-    folder: see `read_captions`.
-    prompts: see `read_captions`.
-
-  Returns:
-    Name in `folder`, or URL -> its captions, or None if it has none at all
-    (not even an empty one). Sorted by name.
+  None stands for none at all, not even an empty one. Sorted by name.
   """
   captions = read_captions(folder, prompts)
   names = sorted({*captions, *filter(is_media, folder.names)})

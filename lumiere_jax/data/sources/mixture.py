@@ -19,14 +19,10 @@ class MixtureSource:
   """
 
   def __init__(self, first: Source, second: Source, share: float):
-    """Joins two sources.
+    """Takes a `share` of the steps from the second source.
 
-    Args:
-      first: any source.
-      second: any source.
-      share: fraction of the steps that take from `second`. It is approximate:
-        a group smaller than a batch comes more often, because its last, partly
-        filled batch counts as one.
+    It is approximate: a group smaller than a batch comes more often, because
+    its last, partly filled batch counts as one.
     """
     self.first, self.second, self.share = first, second, share
 

@@ -7,12 +7,10 @@ read as from a file, from the key frame before its start.
 import collections
 from collections.abc import Sequence
 import dataclasses
-import os
 import sys
 
 import numpy as np
 
-from lumiere_jax.data.dataset_report import publish
 from lumiere_jax.data.filters import (
   DEFAULT_FILTERS,
   FRAME_FILTERS,
@@ -21,24 +19,20 @@ from lumiere_jax.data.filters import (
 )
 from lumiere_jax.data.manifest import CLIPS, NAME, Manifest, read_manifest
 from lumiere_jax.data.sources.base import ClipSpec
-from lumiere_jax.data.sources.files import RecordSource
-from lumiere_jax.data.video_index import Video, index_shot
+from lumiere_jax.data.sources.files import FilesSource
+from lumiere_jax.data.video_index import IndexEntry, Video, index_shot
 from lumiere_jax.errors import UserError, VideoError, format_message, option
 from lumiere_jax.media.input_file import InMemoryFile
 from lumiere_jax.media.video_reader import VideoInfo
 from lumiere_jax.storage.array_record import Records
+from lumiere_jax.storage.atomic import AnyPath
 from lumiere_jax.storage.remote import Folder
 from lumiere_jax.typing import Clip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedVideo(Video):
-  """A video in a record.
-
-  Attributes:
-    key: of the record.
-    records: that contain it.
-  """
+  """A video in the record of this key."""
 
   key: str
   records: Records
@@ -52,40 +46,42 @@ class PreparedVideo(Video):
     return super().read(InMemoryFile(str(path), data), rng)
 
 
-def is_prepared(path: str | os.PathLike) -> bool:
+def is_prepared(path: AnyPath) -> bool:
   """Whether a folder, or the URL of one, has been prepared."""
   return NAME in Folder(path).names
 
 
 def open_prepared(
-  path: str | os.PathLike,
+  path: AnyPath,
   specs: Sequence[ClipSpec],
   *,
   filters: Filters = DEFAULT_FILTERS,
-  report_path: str | os.PathLike | None = None,
+  report_path: AnyPath | None = None,
   cache: str = "",
-) -> RecordSource:
-  """Opens a folder that `prepare` has finished.
+) -> FilesSource:
+  """Opens a folder that `prepare` has finished; prints a summary to stderr.
 
-  Prints a summary to stderr.
+  Shards of a remote folder are copied first.
 
-  Args:
-    path: the folder, or its URL, from which the shards are copied first.
-    specs: the shapes of clips, of one frame rate.
-    filters: criteria for videos; the frame rate of a video is the one it was
-      prepared at. A notice is printed if `scene_cuts` or `min_motion` is set
-      and the folder was prepared without it.
-    report_path: of the data report to write; None: none.
-    cache: see `Folder`.
+  The frame rate of a video is the one it was prepared at. A notice is printed
+  if filters have `scene_cuts` or `min_motion` and the folder was prepared
+  without it. For the arguments, see `FilesSource.open`.
   """
   folder = Folder(path, cache)
   manifest = read_manifest(folder)
   records = Records(folder, CLIPS)
-  _require_all(folder, manifest, records)
+  missing = [clip.file for clip in manifest.clips if clip.key not in records]
+  if missing:
+    raise UserError(
+      f"{folder}:",
+      f"{len(missing)} of {len(manifest.clips)} clips are missing from its "
+      f"shards (the first: {missing[0]})",
+      "copy the folder again, or run lumiere_jax.prepare again",
+    )
   _report_unfiltered(folder, manifest, filters)
   prepared_fps = manifest.options["fps"]
   parts = collections.Counter(clip.file for clip in manifest.clips)
-  rows, videos = [], []
+  found: list[IndexEntry] = []
   for clip in manifest.clips:
     info = VideoInfo(
       duration_s=clip.seconds,
@@ -96,35 +92,24 @@ def open_prepared(
     row, video = index_shot(
       clip.file,
       clip.captions,
-      Shot(start_s=clip.start_s, info=info, motion=None),
+      Shot(start_s=clip.start_s, info=info),
       specs,
       filters,
       partial=parts[clip.file] > 1,
       fps=prepared_fps,
     )
-    rows.append(row)
     if video is not None:
       values = vars(video) | {"start_s": 0.0}  # In its record.
-      videos.append(PreparedVideo(**values, key=clip.key, records=records))
-  report = publish(rows, str(folder), specs[0].fps, report_path)
+      video = PreparedVideo(**values, key=clip.key, records=records)
+    found.append((row, video))
+  source = FilesSource(found, specs, str(folder), report_path)
   if specs[0].fps > prepared_fps:
     print(
       f"data: {folder} was prepared at {prepared_fps:g} fps; at "
       f"{specs[0].fps:g} fps frames repeat",
       file=sys.stderr,
     )
-  return RecordSource(specs, videos, report)
-
-
-def _require_all(folder: Folder, manifest: Manifest, records: Records) -> None:
-  missing = [clip.file for clip in manifest.clips if clip.key not in records]
-  if missing:
-    raise UserError(
-      f"{folder}:",
-      f"{len(missing)} of {len(manifest.clips)} clips are missing from its "
-      f"shards (the first: {missing[0]})",
-      "copy the folder again, or run lumiere_jax.prepare again",
-    )
+  return source
 
 
 def _report_unfiltered(

@@ -5,7 +5,7 @@ background (see `toy_scenes`). A clip is a pure function of seed, split, index
 and size.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import itertools
 from typing import TypeVar
@@ -35,16 +35,13 @@ from lumiere_jax.toy_scenes.scenes import (
 )
 
 T = TypeVar("T")
-
 _MARGIN = 0.03  # Of the frame, around shapes that do not cross it.
-
 _SPLITS = ("train", "held_out")
-
 _MOMENTS = 2  # Seed of the choice of moments, apart from those of the splits.
-
 _MAX_SECONDS = 5.0  # Moments are drawn up to this time.
+_FIELD = "procedural source: "
 
-_NAMES = {
+_NAMES: dict[str, Mapping] = {
   "colours": COLOURS,
   "shapes": SHAPES,
   "motions": MOTIONS,
@@ -57,10 +54,8 @@ class ProceduralSource:
   """Captioned clips of toy scenes.
 
   Attributes:
-    num_clips: number of clips.
-    num_frames: frames of a clip; 1 makes images.
+    num_frames: of a clip; 1 makes images.
     resolution: (height, width) in pixels, or the side of a square.
-    fps: frames per second.
     seed: another seed gives another data set of the same kind.
     split: "train", or "held_out": triples of (colour, shape, motion) that
       "train" never shows (see `is_held_out`).
@@ -85,24 +80,34 @@ class ProceduralSource:
   backgrounds: tuple[str, ...] = tuple(BACKGROUNDS)
 
   def __post_init__(self):
-    for field, known in _NAMES.items():
-      _check_names(field, getattr(self, field), known)
-    _check_names("split", (self.split,), _SPLITS)
-    for field in ("num_clips", "num_frames"):
-      _require(getattr(self, field) >= 1, field, "1 or more", self)
-    _require(np.min(self.resolution) >= 8, "resolution", "8 or more", self)
-    _require(self.seed >= 0, "seed", "0 or more", self)
-    for field in ("two_objects", "moments"):
-      _require(0 <= getattr(self, field) <= 1, field, "in [0, 1]", self)
+    names = {f: getattr(self, f) for f in _NAMES} | {"split": (self.split,)}
+    for field, known in {**_NAMES, "split": _SPLITS}.items():
+      listed = f"choose from {', '.join(known)}"
+      if not names[field]:
+        raise UserError(_FIELD + field, "is empty", listed)
+      for name in names[field]:
+        if name not in known:
+          problem = f"has no {name!r}{suggest(name, known)}"
+          raise UserError(_FIELD + field, problem, listed)
     rates = (MOTIONS[m].rates.values() for m in self.motions)
     fastest = max(high for _, high in itertools.chain(*rates))
     least = 2 * fastest if self.num_frames > 1 else 0
-    fix = f"above {least:g}, or leave out the fastest motions, which alias"
-    _require(self.fps > least, "fps", fix, self)
-    fix = "the other one, or give more names"
-    _require(self._combinations, "split", fix, self)
+    aliasing = f"above {least:g}, or leave out the fastest motions, which alias"
     enough = not self.two_objects or self._axes
-    _require(enough, "two_objects", "0, or give more names", self)
+    for field, holds, fix in (
+      ("num_clips", self.num_clips >= 1, "1 or more"),
+      ("num_frames", self.num_frames >= 1, "1 or more"),
+      ("resolution", np.min(self.resolution) >= 8, "8 or more"),
+      ("seed", self.seed >= 0, "0 or more"),
+      ("two_objects", 0 <= self.two_objects <= 1, "in [0, 1]"),
+      ("moments", 0 <= self.moments <= 1, "in [0, 1]"),
+      ("fps", self.fps > least, aliasing),
+      ("split", self._combinations, "the other one, or give more names"),
+      ("two_objects", enough, "0, or give more names"),
+    ):
+      if not holds:
+        problem = f"is {getattr(self, field)!r}"
+        raise UserError(_FIELD + field, problem, f"make it {fix}")
 
   @property
   def _combinations(self) -> tuple[Combination, ...]:
@@ -125,12 +130,11 @@ class ProceduralSource:
       raise IndexError(f"clip {index} of {self.num_clips}")
     rng = np.random.default_rng((self.seed, _SPLITS.index(self.split), index))
     background = _choose(rng, self.backgrounds)
-    if rng.random() >= self.two_objects:
-      everywhere = np.array([[0.0, 0.0], [1.0, 1.0]])
-      sprites = (_place(rng, _choose(rng, self._combinations), everywhere),)
-    else:
-      sprites = self._two_sprites(rng)
-    return Scene(sprites=sprites, background=background)
+    if rng.random() < self.two_objects:
+      return Scene(sprites=self._two_sprites(rng), background=background)
+    everywhere = np.array([[0.0, 0.0], [1.0, 1.0]])
+    sprite = _place(rng, _choose(rng, self._combinations), everywhere)
+    return Scene(sprites=(sprite,), background=background)
 
   def _two_sprites(self, rng: np.random.Generator) -> tuple[Sprite, Sprite]:
     """Two sprites, each in its half of the frame, so they never overlap."""
@@ -188,7 +192,7 @@ class ProceduralSource:
 
 
 def _choose(rng: np.random.Generator, options: Sequence[T]) -> T:
-  return options[rng.integers(len(options))]
+  return options[int(rng.integers(len(options)))]
 
 
 def _place(
@@ -222,29 +226,4 @@ def _place(
 
 def _draw_phase(rng: np.random.Generator, sprite: Sprite) -> Sprite:
   """The sprite with another phase at time 0."""
-  start = MOTIONS[sprite.description.motion].start
-  return dataclasses.replace(sprite, phase=rng.uniform(*start))
-
-
-def _check_names(
-  field: str, names: tuple[str, ...], known: Collection[str]
-) -> None:
-  listed = f"choose from {', '.join(known)}"
-  if not names:
-    raise UserError(f"procedural source: {field}", "is empty", listed)
-  for name in names:
-    if name not in known:
-      near = suggest(name, known)
-      raise UserError(
-        f"procedural source: {field}", f"has no {name!r}{near}", listed
-      )
-
-
-def _require(
-  holds: object, field: str, fix: str, source: ProceduralSource
-) -> None:
-  if not holds:
-    value = getattr(source, field)
-    raise UserError(
-      f"procedural source: {field}", f"is {value!r}", f"make it {fix}"
-    )
+  return dataclasses.replace(sprite, phase=rng.uniform(*sprite.motion.start))

@@ -6,7 +6,6 @@ held-out evaluation, and add it to `SOURCES`.
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import os
 from pathlib import Path
 import sys
 from typing import Any
@@ -21,45 +20,39 @@ from lumiere_jax.data.sources.procedural import ProceduralSource
 from lumiere_jax.data.sources.tfds import open_tfds
 from lumiere_jax.data.text_features import TextShards
 from lumiere_jax.errors import UserError, check_choice, option
+from lumiere_jax.storage.atomic import AnyPath
 from lumiere_jax.storage.remote import Folder
 
 Sources = tuple[Source, Source]
 """The training clips and the held-out clips."""
 
 
-def _procedural(config: DataConfig, seed: int, report) -> Sources:
-  del report  # No clip is ever dropped.
+def _procedural(config: DataConfig, seed: int, _) -> Sources:
   if config.buckets:
     raise UserError(
       f"config.data.buckets={config.buckets!r}:",
       "scenes of 'procedural' have one shape",
       "leave buckets out, or choose another config.data.source",
     )
-  train, held_out = (
-    ProceduralSource(
-      num_clips=config.num_clips,
-      seed=seed,
-      split=split,
-      num_frames=config.num_frames,
-      resolution=config.resolution,
-      fps=config.fps,
-      two_objects=config.two_objects,
-      moments=config.moments,
-    )
-    for split in ("train", "held_out")
+  train = ProceduralSource(
+    num_clips=config.num_clips,
+    seed=seed,
+    num_frames=config.num_frames,
+    resolution=config.resolution,
+    fps=config.fps,
+    two_objects=config.two_objects,
+    moments=config.moments,
   )
-  return train, held_out
+  return train, dataclasses.replace(train, split="held_out")
 
 
-def _files(config: DataConfig, seed: int, report) -> Sources:
-  del seed
+def _files(config: DataConfig, _: int, report) -> Sources:
   _require_path(config, "a folder of captioned videos")
   source = _open_files(config, config.path, config.specs, report)
   return _hold_out(source, config)
 
 
-def _prepared(config: DataConfig, seed: int, report) -> Sources:
-  del seed
+def _prepared(config: DataConfig, _: int, report) -> Sources:
   _require_path(config, "a folder that lumiere_jax.prepare made")
   if config.prompts:
     raise UserError(
@@ -71,8 +64,7 @@ def _prepared(config: DataConfig, seed: int, report) -> Sources:
   return _hold_out(source, config)
 
 
-def _tfds(config: DataConfig, seed: int, report) -> Sources:
-  del seed
+def _tfds(config: DataConfig, _: int, report) -> Sources:
   _require_path(config, "the name of a builder, such as ucf101/ucf101_1,")
   for name in FRAME_FILTERS:
     if getattr(config, name):
@@ -102,7 +94,7 @@ SOURCES: dict[str, Callable[[DataConfig, int, object], Sources]] = {
 
 
 def open_sources(
-  config: DataConfig, *, seed: int, report: str | os.PathLike | None
+  config: DataConfig, *, seed: int, report: AnyPath | None
 ) -> Sources:
   """Opens the training and the held-out clips, which are disjoint.
 
@@ -156,7 +148,7 @@ def _open_images(config: DataConfig, report) -> FilesSource:
   specs = list(dict.fromkeys(specs))
   if report:
     report = Path(report).with_stem(f"{Path(report).stem}_images")
-  config = dataclasses.replace(config, **dict.fromkeys(FRAME_FILTERS, 0.0))
+  config = dataclasses.replace(config, scene_cuts=0.0, min_motion=0.0)
   if is_prepared(config.images):
     return open_prepared(config.images, specs, **_common(config, report))
   return _open_files(config, config.images, specs, report)

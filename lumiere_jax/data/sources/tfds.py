@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from lumiere_jax.data.captions import label_captions
-from lumiere_jax.data.dataset_report import Row, publish
+from lumiere_jax.data.dataset_report import Row
 from lumiere_jax.data.filters import DEFAULT_FILTERS, Filters, Shot
 from lumiere_jax.data.sources.base import ClipSpec
-from lumiere_jax.data.sources.files import RecordSource
+from lumiere_jax.data.sources.files import FilesSource
 from lumiere_jax.data.sources.tfds_builder import (
   ExampleInfo,
   Examples,
@@ -34,6 +34,7 @@ from lumiere_jax.media.images import fit, read_image
 from lumiere_jax.media.input_file import InMemoryFile
 from lumiere_jax.media.resize import blend
 from lumiere_jax.media.video_reader import VideoInfo
+from lumiere_jax.storage.atomic import AnyPath
 from lumiere_jax.typing import Clip
 
 _ROUNDING = 1e-6  # Of a frame.
@@ -41,13 +42,7 @@ _ROUNDING = 1e-6  # Of a frame.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleVideo(Video):
-  """A video in an example.
-
-  Attributes:
-    examples: of the data set.
-    index: of the example.
-    keys: path of its frames in the example.
-  """
+  """A video in an example; `keys` is the path of its frames there."""
 
   examples: Examples
   index: int
@@ -66,14 +61,10 @@ class ExampleVideo(Video):
     image = functools.cache(
       lambda k: _image(path, frames[k], self.spec.resolution)
     )
-    return np.stack(
-      [
-        blend(image(k), image(k + 1), weight)
-        if weight > _ROUNDING
-        else image(k)
-        for k, weight in zip(shown.tolist(), weights, strict=True)
-      ]
+    frame = lambda k, weight: (
+      blend(image(k), image(k + 1), weight) if weight > _ROUNDING else image(k)
     )
+    return np.stack(list(map(frame, shown.tolist(), weights.tolist())))
 
 
 def open_tfds(
@@ -83,10 +74,10 @@ def open_tfds(
   data_dir: str = "",
   prompts: str = "",
   filters: Filters = DEFAULT_FILTERS,
-  report_path: str | os.PathLike | None = None,
+  report_path: AnyPath | None = None,
   num_threads: int | None = None,
   cache: str = "",
-) -> RecordSource:
+) -> FilesSource:
   """Opens the training split of a builder.
 
   Probes every example the first time, with a progress bar, and caches the
@@ -94,12 +85,9 @@ def open_tfds(
 
   Args:
     name: of the builder, such as 'ucf101/ucf101_1:2.0.0'.
-    specs: the shapes of clips, of one frame rate.
+    specs: see `FilesSource.open` for these and for other arguments.
     data_dir: of the data set; '' is the library's default.
-    prompts: see `label_captions`.
     filters: criteria for videos; the `FRAME_FILTERS` have no effect.
-    report_path: of the data report to write; None: none.
-    num_threads: that probe; None: one per core.
     cache: folder for probed examples; '' is one in the user's cache.
   """
   builder = open_builder(name, data_dir)
@@ -115,20 +103,14 @@ def open_tfds(
       "assumed (config.data.fps)",
       file=sys.stderr,
     )
-  found = [
-    _index_example(index, info, texts, default_fps, specs, filters)
-    for index, (info, texts) in enumerate(zip(infos, captions, strict=True))
-  ]
-  rows = [row for row, _ in found]
-  report = publish(rows, name, specs[0].fps, report_path)
-  videos = [
-    ExampleVideo(
-      **vars(video), examples=examples, index=index, keys=layout.video
-    )
-    for index, (_, video) in enumerate(found)
-    if video is not None
-  ]
-  return RecordSource(specs, videos, report)
+  found: list[IndexEntry] = []
+  for k, (info, texts) in enumerate(zip(infos, captions, strict=True)):
+    row, video = _index_example(k, info, texts, default_fps, specs, filters)
+    if video is not None:
+      keys = layout.video
+      video = ExampleVideo(**vars(video), examples=examples, index=k, keys=keys)
+    found.append((row, video))
+  return FilesSource(found, specs, name, report_path)
 
 
 def _image(name: str, frame: Any, resolution: tuple[int, int]) -> np.ndarray:
@@ -142,20 +124,16 @@ def _caption(
   name: str, layout: Layout, infos: Sequence[ExampleInfo], prompts: str
 ) -> list[tuple[str, ...]]:
   """The captions of each example."""
-  if layout.labels is None:
-    if prompts:
-      raise UserError(
-        f"config.data.prompts={prompts}:",
-        f"the videos of {name} already have captions",
-        "leave it out",
-      )
-    captions = [tuple(info.texts) for info in infos]
-  else:
-    by_label = label_captions(layout.labels, prompts)
-    captions = [
-      tuple(c for label in info.texts for c in by_label[label])
-      for info in infos
-    ]
+  if layout.labels is None and prompts:
+    raise UserError(
+      f"config.data.prompts={prompts}:",
+      f"the videos of {name} already have captions",
+      "leave it out",
+    )
+  captions = [tuple(info.texts) for info in infos]
+  if layout.labels is not None:
+    of = label_captions(layout.labels, prompts)
+    captions = [tuple(c for x in labels for c in of[x]) for labels in captions]
   example = next((c[0] for c in captions if c), "")
   print(
     f"data: {name}: captions from {'/'.join(layout.caption)!r}, for example "
@@ -174,10 +152,9 @@ def _index_example(
   filters: Filters,
 ) -> IndexEntry:
   name, reason = example_name(index), example.reason
-  if not reason and not example.frames:
-    reason = "no frames: the video is empty"
-  if not reason and not captions:
-    reason = "empty caption"
+  if not reason and not (example.frames and captions):
+    empty = "no frames: the video is empty"
+    reason = "empty caption" if example.frames else empty
   if reason:
     return Row(file=name, used=False, reason=reason), None
   info = VideoInfo(
@@ -186,5 +163,5 @@ def _index_example(
     height=example.height,
     width=example.width,
   )
-  shot = Shot(start_s=0.0, info=info, motion=None)
+  shot = Shot(start_s=0.0, info=info)
   return index_shot(name, captions, shot, specs, filters)

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import io
 import json
+import operator
 from pathlib import Path
 import re
 import sys
@@ -27,21 +29,16 @@ from lumiere_jax.storage.atomic import writing
 from lumiere_jax.storage.remote import default_cache
 
 SPLIT = "train"
-
 _CAPTIONS = ("caption", "captions", "text", "description", "prompt")
-
 _FPS = ("fps", "frame_rate", "framerate")
 
 # Errors of builders and their readers that a user can fix.
 _BUILDER_ERRORS = (
-  ValueError,
-  AssertionError,
-  NotImplementedError,
-  LookupError,
-  ImportError,
-  OSError,
+  *(ValueError, AssertionError, NotImplementedError),
+  *(LookupError, ImportError, OSError),
 )
 
+Examples = Sequence[Mapping[str, Any]]
 Keys = tuple[str, ...]
 """Path of a value in a nested example."""
 
@@ -69,6 +66,7 @@ def open_builder(name: str, data_dir: str) -> Any:
   """The builder of a name, such as 'ucf101/ucf101_1:2.0.0'."""
   tfds = _import()
   given = {"data_dir": data_dir} if data_dir else {}
+  where = f"config.data.path={name}:"
   try:
     with contextlib.redirect_stdout(io.StringIO()):  # Advice on packages.
       builder = tfds.builder(name, **given)
@@ -78,14 +76,11 @@ def open_builder(name: str, data_dir: str) -> Any:
     known = tfds.list_builders(with_community_datasets=False)
     near = suggest(re.split("[/:]", name)[0], known)
     fix = _needs_tensorflow()
-    raise UserError(
-      f"config.data.path={name}:", f"no such builder{'' if fix else near}", fix
-    ) from error
+    problem = f"no such builder{'' if fix else near}"
+    raise UserError(where, problem, fix) from error
   except _BUILDER_ERRORS as error:
     fix = _needs_tensorflow() if isinstance(error, ImportError) else ""
-    raise UserError(
-      f"config.data.path={name}:", _one_line(error), fix
-    ) from error
+    raise UserError(where, _one_line(error), fix) from error
   return builder
 
 
@@ -98,21 +93,21 @@ def find_layout(name: str, builder: Any) -> Layout:
   leaves = dict(_leaves(features, builder.info.features, ()))
   of_kind = lambda kind: [p for p, f in leaves.items() if isinstance(f, kind)]
   videos = of_kind(features.Video)
-  if not videos:
-    raise UserError(
-      f"config.data.path={name}:",
-      f"no video among its features ({_list_features(leaves)})",
-      "choose a builder with a Video feature",
-    )
   texts = [path for path, f in leaves.items() if _is_text(features, f)]
   numbers = [path for path, f in leaves.items() if _is_number(features, f)]
   caption = _caption(texts, of_kind(features.ClassLabel))
-  if caption is None:
-    raise UserError(
-      f"config.data.path={name}:",
-      f"no captions among its features ({_list_features(leaves)})",
-      "choose a builder with a Text named caption or text, or a ClassLabel",
+  if not videos or caption is None:
+    what, fix = "video", "choose a builder with a Video feature"
+    if videos:
+      what = "captions"
+      fix = (
+        "choose a builder with a Text named caption or text, or a ClassLabel"
+      )
+    listed = ", ".join(
+      f"{'/'.join(path)}: {type(f).__name__}" for path, f in leaves.items()
     )
+    problem = f"no {what} among its features ({listed})"
+    raise UserError(f"config.data.path={name}:", problem, fix)
   if len(videos) > 1:
     print(
       f"data: {name} has {len(videos)} videos in an example: "
@@ -130,9 +125,7 @@ def find_layout(name: str, builder: Any) -> Layout:
   )
 
 
-def open_examples(
-  name: str, builder: Any, layout: Layout
-) -> Sequence[Mapping[str, Any]]:
+def open_examples(name: str, builder: Any, layout: Layout) -> Examples:
   """The training examples by index, with encoded frames."""
   decoders: Any = _keep_encoded()
   for key in reversed(layout.video):
@@ -147,10 +140,7 @@ def open_examples(
 
 def value_at(example: Mapping[str, Any], path: Keys) -> Any:
   """The value at a path in an example."""
-  value: Any = example
-  for key in path:
-    value = value[key]
-  return value
+  return functools.reduce(operator.getitem, path, example)
 
 
 def _import() -> Any:
@@ -187,9 +177,8 @@ def _leaves(
 
 def _is_text(features: Any, feature: Any) -> bool:
   """Whether a feature is a text or a sequence of texts."""
-  if type(feature) is features.Sequence:
-    feature = feature.feature
-  return isinstance(feature, features.Text)
+  one = feature.feature if type(feature) is features.Sequence else feature
+  return isinstance(one, features.Text)
 
 
 def _is_number(features: Any, feature: Any) -> bool:
@@ -210,24 +199,14 @@ def _caption(texts: list[Keys], classes: list[Keys]) -> Keys | None:
   return next(iter([*named, *classes, *only]), None)
 
 
-def _list_features(leaves: Mapping[Keys, Any]) -> str:
-  return ", ".join(
-    f"{'/'.join(path)}: {type(feature).__name__}"
-    for path, feature in leaves.items()
-  )
-
-
 def _keep_encoded() -> Any:
   """A decoder that leaves frames encoded.
 
   That of the library needs TensorFlow for sequences.
   """
-
-  class KeepEncoded(_import().decode.SkipDecoding):
-    def decode_batch_example_np(self, frames: Any) -> Any:
-      return frames
-
-  return KeepEncoded()
+  base: Any = _import().decode.SkipDecoding
+  members = {"decode_batch_example_np": lambda self, frames: frames}
+  return type("KeepEncoded", (base,), members)()
 
 
 def _explain(builder: Any, error: Exception) -> tuple[str, str]:
@@ -259,21 +238,15 @@ def _one_line(error: Exception) -> str:
   return " ".join(str(error).split()) or type(error).__name__
 
 
-Examples = Sequence[Mapping[str, Any]]
-
 # Errors of example readers for files that are damaged or missing.
 _READ_ERRORS = (RuntimeError, OSError, ValueError, LookupError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleInfo:
-  """Properties of an example.
+  """Properties of an example; the `texts` are captions or labels of classes.
 
-  Attributes:
-    texts: its captions, or the label of its class.
-    frames, height, width: of its video.
-    fps: its own frame rate; None: it has none.
-    reason: "kind: details" of why it cannot be read; None if it can.
+  The `reason` is "kind: details" of why it cannot be read; None if it can.
   """
 
   texts: list[str] = dataclasses.field(default_factory=list)
@@ -290,11 +263,7 @@ def example_name(index: int) -> str:
 
 
 def example_at(examples: Examples, index: int) -> Mapping[str, Any]:
-  """Reads an example.
-
-  Raises:
-    VideoError: it cannot be read.
-  """
+  """Reads an example, or raises a VideoError."""
   try:
     return examples[index]
   except _READ_ERRORS as error:
@@ -309,12 +278,7 @@ def probe_examples(
 ) -> list[ExampleInfo]:
   """Reads the properties of all examples, or takes them from the cache.
 
-  Args:
-    examples: of the builder.
-    builder: identifies the data set in the cache.
-    layout: of the examples.
-    threads: number of threads.
-    cache: folder; '' is `default_cache()`.
+  The folder of the cache is `cache`, or `default_cache()`.
   """
   split = builder.info.splits.get(SPLIT)
   if split is None:  # A builder of mock examples.

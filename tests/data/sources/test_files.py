@@ -4,10 +4,9 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 import pytest
 
-from lumiere_jax.data.dataset_report import Report
+from lumiere_jax.data.dataset_report import Row
 from lumiere_jax.data.filters import Filters
 from lumiere_jax.data.sources.base import UnreadableClip
 from lumiere_jax.data.sources.files import FilesSource
@@ -15,12 +14,12 @@ from lumiere_jax.data.video_index import Video
 from lumiere_jax.errors import UserError
 from lumiere_jax.media.video_reader import VideoInfo
 from lumiere_jax.media.video_writer import write_video
-from lumiere_jax.storage.remote import Folder
 from tests.data.videos import (
   SPEC,
   frame_numbers,
   make,
   open_files,
+  open_videos,
   picture,
   read_report,
   spec,
@@ -100,9 +99,7 @@ def test_clips_start_anywhere(folder):
 
 
 def test_a_video_of_exactly_one_clip(tmp_path):
-  make(tmp_path, "x.mp4", seconds=0.5)
-  write_jsonl(tmp_path, ["x.mp4"])
-  source, _ = open_files(tmp_path)
+  source, _ = open_videos(tmp_path, {"x.mp4": {"seconds": 0.5}})
   for rng in (None, np.random.default_rng(0)):
     assert frame_numbers(source.clip(0, rng)) == [0, 1, 2, 3]
 
@@ -135,7 +132,8 @@ def test_the_split_of_a_video_does_not_depend_on_others():
   ]
 
   def held_out(some):
-    source = FilesSource(Folder(""), [SPEC], some, Report())
+    found = [(Row(file=video.file, used=True), video) for video in some]
+    source = FilesSource(found, [SPEC], "here", None)
     return set(names(source.split(0.1)[1]))
 
   everything, half = held_out(videos), held_out(videos[::2])
@@ -168,16 +166,13 @@ def test_all_real_clips_but_slow_ones_are_used(capsys):
 def test_each_video_serves_the_best_shape(tmp_path, capsys):
   """By length, then aspect; all are used or reported, and clips fit groups."""
   sizes = {
-    "long.mp4": (1.0, (24, 24)),
-    "wide.mp4": (1.0, (24, 48)),
-    "short.mp4": (0.5, (24, 48)),
-    "shorter.mp4": (0.25, (24, 24)),
+    "long.mp4": {"seconds": 1.0, "size": (24, 24)},
+    "wide.mp4": {"seconds": 1.0, "size": (24, 48)},
+    "short.mp4": {"seconds": 0.5, "size": (24, 48)},
+    "shorter.mp4": {"seconds": 0.25, "size": (24, 24)},
   }
-  for name, (seconds, size) in sizes.items():
-    make(tmp_path, name, seconds, size=size)
-  write_jsonl(tmp_path, list(sizes))
   specs = [spec(8), spec(8, 12, 24), spec(4), spec(9, 8, 8)]
-  source, rows = open_files(tmp_path, *specs)
+  source, rows = open_videos(tmp_path, sizes, *specs)
   members = [[names(source)[i] for i in g.indices] for g in source.groups]
   assert members == [["long.mp4"], ["wide.mp4"], ["short.mp4"]]
   assert [group.weight for group in source.groups] == [1, 1, 1]
@@ -198,12 +193,10 @@ def test_each_video_serves_the_best_shape(tmp_path, capsys):
 
 def test_enlarging_has_a_limit(tmp_path):
   """A shape too large for a video is left to others."""
-  make(tmp_path, "small.mp4", size=(8, 8))
-  make(tmp_path, "tiny.mp4", size=(4, 40))
-  make(tmp_path, "large.mp4", size=(32, 32))
-  write_jsonl(tmp_path, ["small.mp4", "tiny.mp4", "large.mp4"])
+  sizes = {"small.mp4": (8, 8), "tiny.mp4": (4, 40), "large.mp4": (32, 32)}
+  videos = {name: {"size": size} for name, size in sizes.items()}
   specs = [spec(8, 32, 32), spec(4)]
-  source, rows = open_files(tmp_path, *specs, max_enlarge=3.0)
+  source, rows = open_videos(tmp_path, videos, *specs, max_enlarge=3.0)
   shapes = {video.file: video.spec for video in source.videos}
   assert shapes == {"small.mp4": specs[1], "large.mp4": specs[0]}
   reason = rows["tiny.mp4"]["reason"]
@@ -238,17 +231,6 @@ def test_pictures_are_clips_of_one_frame(tmp_path):
   assert rows["a.jpg"]["reason"].startswith("a picture: ")
   mixed, _ = open_files(folder, SPEC, spec(1))
   assert [len(group.indices) for group in mixed.groups] == [1, 2]
-
-
-def test_animations_are_videos(tmp_path):
-  images = [Image.new("RGB", (32, 24), (k, k, k)) for k in range(10, 170, 10)]
-  for name in ("x.gif", "x.webp"):
-    images[0].save(
-      tmp_path / name, save_all=True, append_images=images[1:], duration=120
-    )
-  write_jsonl(tmp_path, ["x.gif", "x.webp"])
-  source, _ = open_files(tmp_path)
-  assert [source.clip(k).shape[0] for k in range(len(source))] == [4, 4]
 
 
 def scenes(*lengths):
@@ -311,11 +293,10 @@ def test_clips_are_taken_between_cuts(tmp_path, capsys):
   ],
 )
 def test_slow_videos_are_dropped(tmp_path, fps, clips_fps, used):
-  make(tmp_path, "x.mp4", fps=fps, seconds=1.2)
-  make(tmp_path, "fast.mp4", fps=60, seconds=1.2)
-  write_jsonl(tmp_path, ["x.mp4", "fast.mp4"])
+  rates = {"x.mp4": fps, "fast.mp4": 60}
+  videos = {name: {"fps": f, "seconds": 1.2} for name, f in rates.items()}
   shape = spec(4, fps=clips_fps)
-  source, rows = open_files(tmp_path, shape)
+  source, rows = open_videos(tmp_path, videos, shape)
   assert rows["x.mp4"]["used"] == used
   assert len(source) == 1 + used
   if not used:
@@ -340,21 +321,20 @@ def test_the_frame_rate_is_measured(tmp_path):
 
 
 def test_static_videos_are_dropped(tmp_path, capsys):
-  make(tmp_path, "moves.mp4")
-  make(tmp_path, "still.mp4", level=90)
-  write_jsonl(tmp_path, ["moves.mp4", "still.mp4"])
-  source = FilesSource.open(tmp_path, [SPEC], filters=Filters(min_motion=1.0))
+  videos = {"moves.mp4": {}, "still.mp4": {"level": 90}}
+  source, rows = open_videos(tmp_path, videos, min_motion=1.0)
   assert names(source) == ["moves.mp4"]
-  printed = capsys.readouterr().err
-  assert "dropped 1 static" in printed
-  assert "still.mp4: static: changes by 0.00 grey levels" in printed
+  assert "dropped 1 static" in capsys.readouterr().err
+  reason = rows["still.mp4"]["reason"]
+  assert reason.startswith("static: changes by 0.00 grey levels")
+  # Without a report, the reasons are printed.
+  FilesSource.open(tmp_path, [SPEC], filters=Filters(min_motion=1.0))
+  assert f"still.mp4: {reason}" in capsys.readouterr().err
 
 
 def test_slow_and_static_videos_serve_clips_of_one_frame(tmp_path):
-  make(tmp_path, "slow.mp4", fps=4)
-  make(tmp_path, "still.mp4", level=90)
-  write_jsonl(tmp_path, ["slow.mp4", "still.mp4"])
-  source, _ = open_files(tmp_path, spec(1), min_motion=1.0)
+  videos = {"slow.mp4": {"fps": 4}, "still.mp4": {"level": 90}}
+  source, _ = open_videos(tmp_path, videos, spec(1), min_motion=1.0)
   assert len(source) == 2
   source, _ = open_files(tmp_path, SPEC, spec(1))
   frames = {video.file: video.spec.num_frames for video in source.videos}
@@ -392,18 +372,6 @@ def test_blending_stays_within_a_shot(tmp_path):
     assert np.abs(clip - (40, 220)[index]).max() < 4
 
 
-def test_folders_of_classes(tmp_path):
-  for label in ("BabyCrawling", "tai_chi"):
-    make(tmp_path / label, "x.mp4")
-  source, _ = open_files(tmp_path)
-  captions = [source.captions(k) for k in range(2)]
-  assert captions == [("baby crawling",), ("tai chi",)]
-  prompts = tmp_path / "prompts.psv"
-  prompts.write_text("tai_chi|a person does tai chi\nBabyCrawling|a baby\n")
-  source, _ = open_files(tmp_path, prompts=str(prompts))
-  assert source.captions(1) == ("a person does tai chi",)
-
-
 @pytest.fixture
 def videos(remote, folder):
   """The folder's files as memory://videos."""
@@ -420,11 +388,11 @@ def test_a_remote_folder(videos, folder, tmp_path):
   for k in range(4):
     assert source.captions(k) == here.captions(k)
     assert np.array_equal(source.clip(k), here.clip(k))
-    assert source.local_path(k).is_relative_to(cache)
-    assert here.local_path(k) == folder / f"{k}.mp4"
+    assert source.local_path(f"{k}.mp4").is_relative_to(cache)
+    assert here.local_path(f"{k}.mp4") == folder / f"{k}.mp4"
   videos.rm("/videos/2.mp4")
   assert source.clip(2).shape[0] == 4  # From the copy.
-  source.local_path(2).unlink()
+  source.local_path("2.mp4").unlink()
   with pytest.raises(UnreadableClip, match=r"^memory://videos/2\.mp4: missing"):
     source.clip(2)
 

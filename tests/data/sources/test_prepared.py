@@ -107,17 +107,6 @@ def test_the_centre_stays_in_place(tmp_path, size, rng):
   assert np.abs(ours - theirs).mean() < 2
 
 
-def test_clips_start_on_any_frame(original):
-  source = open_prepared(original, [SPEC])
-  first = set()
-  for seed in range(100):
-    numbers = frame_numbers(source.clip(0, np.random.default_rng(seed)))
-    assert np.diff(numbers).tolist() == [1, 1, 1]
-    first.add(numbers[0])
-  assert set(range(12)) <= first <= set(range(13))
-  assert frame_numbers(source.clip(0)) == [6, 7, 8, 9]
-
-
 def test_frame_rates_may_differ(original, capsys):
   slow = open_prepared(original, [spec(4, fps=4)])
   assert np.diff(frame_numbers(slow.clip(0))).tolist() == [2, 2, 2]
@@ -135,16 +124,6 @@ def test_frame_rates_may_differ(original, capsys):
 def test_nothing_is_decoded_to_open(original, monkeypatch):
   monkeypatch.setattr(av, "open", lambda *args, **kwargs: pytest.fail("opens"))
   assert len(open_prepared(original, [SPEC])) == 3
-
-
-def test_the_split_is_that_of_files(videos, original):
-  for fraction in (0.01, 0.5, 0.9):
-    parts = FilesSource.open(videos, [SPEC]).split(fraction)
-    ours = open_prepared(original, [SPEC]).split(fraction)
-    for mine, theirs in zip(ours, parts, strict=True):
-      assert [v.file for v in mine.videos] == [v.file for v in theirs.videos]
-      for index in range(len(mine)):
-        assert mine.clip(index).shape == (4, 16, 16, 3)
 
 
 def test_unusable_clips_are_reported(original, tmp_path, capsys):

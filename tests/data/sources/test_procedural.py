@@ -51,11 +51,10 @@ def test_any_size(size):
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_splits_show_their_own_triples(split):
-  source, allowed = _source(split=split), combinations(split)
-  for k in range(300):
-    for sprite in source.scene(k).sprites:
-      words = sprite.description
-      assert (words.colour, words.shape, words.motion) in allowed
+  source = _source(split=split)
+  words = [s.description for k in range(300) for s in source.scene(k).sprites]
+  shown = {(word.colour, word.shape, word.motion) for word in words}
+  assert shown <= set(combinations(split))
 
 
 @pytest.mark.parametrize("resolution", [64, 32, 16])
@@ -97,16 +96,6 @@ def test_captions_describe_the_scene_and_parse_back():
   assert any("an orange" in source.caption(k) for k in range(300))
   with pytest.raises(UserError, match="small red ring"):
     parse_caption("a cat playing the piano")
-
-
-def test_blinking_changes_at_least_six_times_a_second():
-  source = _source(motions=("blinking",), two_objects=0.0, num_frames=80)
-  for index in range(20):
-    video = source.clip(index).astype(int)
-    there = np.abs(video - video[:, :1, :1]).sum((1, 2, 3)) > 0
-    assert there[0]
-    assert np.count_nonzero(there[1:] != there[:-1]) >= 6 * 79 // 16
-    assert 0.35 < there.mean() < 0.65
 
 
 def test_first_frames_show_all_sprites_and_they_never_overlap():
