@@ -283,9 +283,12 @@ def _resolution(content: Mapping[str, Any], unet: Path) -> tuple[int, int]:
   return tuple(sides)
 
 
-def _shards(tensors: Mapping[str, LazyArray], max_bytes: int) -> Iterator[dict]:
+def _shards(
+  tensors: Mapping[str, LazyArray], max_bytes: int
+) -> Iterator[dict[str, LazyArray]]:
   """Groups tensors up to a size; a larger tensor is a group of its own."""
-  shard, size = {}, 0
+  shard: dict[str, LazyArray] = {}
+  size = 0
   for name, tensor in tensors.items():
     if shard and size + tensor.nbytes > max_bytes:
       yield shard

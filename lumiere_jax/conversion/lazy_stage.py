@@ -18,8 +18,7 @@ from lumiere_jax.parallel.backend import init_compiler_options
 from lumiere_jax.stages.config import PARENTS, StageConfig
 from lumiere_jax.storage.safetensors import LazyArray
 from lumiere_jax.training.config import Experiment
-
-Leaves = Mapping[str, LazyArray | np.ndarray]
+from lumiere_jax.typing import FlatParams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class LazyStage:
 
   name: str
   config: StageConfig
-  leaves: Leaves
+  leaves: FlatParams
   about: Mapping[str, Any]
 
   @property
@@ -45,7 +44,7 @@ class LazyStage:
 
 
 def map_leaves(
-  fn: Callable[[np.ndarray], np.ndarray], leaves: Leaves, dtype: Any = None
+  fn: Callable[[np.ndarray], np.ndarray], leaves: FlatParams, dtype: Any = None
 ) -> dict[str, LazyArray]:
   """Applies `fn` to each leaf on access; `dtype` is that of its results."""
 
@@ -66,7 +65,7 @@ def to_float16(stage: LazyStage) -> LazyStage:
 @contextlib.contextmanager
 def progress_bar(
   total: int, name: str
-) -> Iterator[Callable[[Leaves], dict[str, LazyArray]]]:
+) -> Iterator[Callable[[FlatParams], dict[str, LazyArray]]]:
   """A progress bar in bytes; the function it yields makes leaves advance it."""
   bar = tqdm(
     total=total,

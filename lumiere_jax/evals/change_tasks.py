@@ -1,13 +1,14 @@
 """Scores of editing and enlarging: video-to-video, styles, super-resolution."""
 
 import dataclasses
+import functools
 
 from lumiere_jax.evals.measures import bicubic, border_ratio, psnr, shrunk
 from lumiere_jax.evals.scenes import TaskRun, another
 from lumiere_jax.evals.verdicts import Verdict, with_all
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
-from lumiere_jax.inference.windowing import Windows, plan_windows
+from lumiere_jax.inference.stage_sampler import Program
 from lumiere_jax.toy_scenes.reader import matches
 from lumiere_jax.toy_scenes.styles import strength as style_strength
 from lumiere_jax.typing import Clip
@@ -31,13 +32,13 @@ def video_to_video(run: TaskRun, *, strength: float | None = None) -> None:
     strength: of the edit, in (0, 1]; None: the pipeline's default.
   """
   source = run.scenes()
-  options = {} if strength is None else {"strength": strength}
+  edit = run.pipeline.video_to_video
+  if strength is not None:
+    edit = functools.partial(edit, strength=strength)
   for k in range(run.count):
     clip = source.clip(k)
     _, other, prompt = another(source, k, "colour")
-    video = run.pipeline.video_to_video(
-      prompt, clip, **run.sampling(k), **options
-    )
+    video = edit(prompt, clip, **run.sampling(k))
     run.add_real(_recoloured(other, prompt, source.fps))
     verdict = _recoloured(video, prompt, source.fps)
     run.add(k, prompt, video, verdict, source=clip)
@@ -144,26 +145,25 @@ def windows(run: TaskRun) -> None:
   source = run.scenes(split="held_out", motions=("still",))
   for overlap in OVERLAPS:
     settings = dataclasses.replace(run.settings, overlap=overlap)
-    layout = windows_of(run.pipeline, settings)
-    if layout is None:
+    program = windows_of(run.pipeline, settings)
+    if program is None or program.windows is None:
       raise ValueError("there is only one window")
-    config = run.pipeline.stages["ssr"].config
-    starts = plan_windows(config, layout, source.num_frames)
     for k in range(run.count):
       prompt = source.caption(k)
       video = run.pipeline.super_resolve(
         shrunk(source.clip(k), run.pipeline.upscale),
         prompt=prompt,
-        **run.sampling(k) | {"settings": settings},
+        seed=run.seed + k,
+        settings=settings,
       )
-      ratio = border_ratio(video, starts, layout.size)
+      ratio = border_ratio(video, program.starts, program.windows.size)
       verdict = Verdict(numbers={"border_ratio": ratio})
       run.add(k, prompt, video, verdict, row=f"overlap {overlap}")
 
 
-def windows_of(pipeline: Pipeline, settings: Settings) -> Windows | None:
-  """Windows of super-resolution; None: whole videos, or no such stage."""
+def windows_of(pipeline: Pipeline, settings: Settings) -> Program | None:
+  """Super-resolution in windows; None: whole videos, or no such stage."""
   if "ssr" not in pipeline.stages:
     return None
-  _, layout = pipeline.plan(settings)
-  return layout.get("ssr")
+  program = pipeline.plan(settings)["ssr"].program
+  return program if program.windows else None

@@ -10,7 +10,7 @@ from lumiere_jax.data.sources.procedural import ProceduralSource
 from lumiere_jax.evals.verdicts import Result, Results, Verdict
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.inference.settings import Settings
-from lumiere_jax.toy_scenes.captions import Combination, combinations, describe
+from lumiere_jax.toy_scenes.captions import combinations, describe
 from lumiere_jax.toy_scenes.scenes import MOTIONS, Scene, pose, render
 from lumiere_jax.typing import Clip
 
@@ -47,14 +47,35 @@ class TaskRun:
   seed: int
   results: Results = dataclasses.field(default_factory=Results)
 
-  def scenes(self, **options: Any) -> ProceduralSource:
-    """Unseen scenes; `options` are those of `unseen`."""
-    count = options.pop("count", self.count)
-    return unseen(self.pipeline, count, self.settings, self.seed, **options)
+  def scenes(
+    self, *, count: int = 0, two_objects: float = 0.0, **options: Any
+  ) -> ProceduralSource:
+    """Unseen scenes with the length and resolution of the pipeline's videos.
 
-  def sampling(self, index: int) -> dict[str, Any]:
+    Each seed gives other scenes, and none gives those of training.
+
+    Args:
+      count: number of scenes; 0: as the run has.
+      two_objects: share of the scenes with two objects.
+      **options: of `ProceduralSource`.
+
+    Raises:
+      UserError: the pipeline's frame rate is too low for the motions.
+    """
+    settings = self.settings
+    return ProceduralSource(
+      num_clips=count or self.count,
+      num_frames=self.pipeline.frames(SampleOptions(settings=settings)),
+      resolution=self.pipeline.resolution(settings),
+      fps=self.pipeline.fps,
+      seed=_SEED_OFFSET + self.seed,
+      two_objects=two_objects,
+      **options,
+    )
+
+  def sampling(self, index: int) -> SampleOptions:
     """Arguments to sample the video of one scene with."""
-    return {"seed": self.seed + index, "settings": self.settings}
+    return SampleOptions(seed=self.seed + index, settings=self.settings)
 
   def add(
     self,
@@ -83,42 +104,6 @@ class TaskRun:
     self.results.real(row, verdict)
 
 
-def unseen(
-  pipeline: Pipeline,
-  count: int,
-  settings: Settings,
-  seed: int,
-  *,
-  split: str = "train",
-  motions: tuple[str, ...] = tuple(MOTIONS),
-  two_objects: float = 0.0,
-) -> ProceduralSource:
-  """Scenes with the length and resolution of a pipeline's videos.
-
-  Args:
-    pipeline: to be scored.
-    count: number of scenes.
-    settings: to sample with.
-    seed: each seed gives other scenes, and none gives those of training.
-    split: of the combinations of colour, shape and motion.
-    motions: to draw from.
-    two_objects: share of the scenes with two objects.
-
-  Raises:
-    UserError: the pipeline's frame rate is too low for the motions.
-  """
-  return ProceduralSource(
-    num_clips=count,
-    num_frames=pipeline.frames(SampleOptions(settings=settings)),
-    resolution=pipeline.resolution(settings),
-    fps=pipeline.fps,
-    seed=_SEED_OFFSET + seed,
-    split=split,
-    motions=motions,
-    two_objects=two_objects,
-  )
-
-
 def another(
   source: ProceduralSource, index: int, *changes: str
 ) -> tuple[Scene, Clip, str]:
@@ -136,11 +121,12 @@ def another(
   scene = source.scene(index)
   (sprite,) = scene.sprites
   words = sprite.description
-  triple = (words.colour, words.shape, words.motion)
+  names = ("colour", "shape", "motion")
   options = [
     other
     for other in combinations("train")
-    if _changed(triple, other) == set(changes)
+    if {k for k, v in zip(names, other, strict=True) if getattr(words, k) != v}
+    == set(changes)
   ]
   rng = np.random.default_rng((source.seed, index))
   colour, shape, _ = options[rng.integers(len(options))]
@@ -171,11 +157,6 @@ def path_box(
     low = int(np.floor((middle * side - reach).min()))
     high = int(np.ceil((middle * side + reach).max()))
     box.append(slice(max(low, 0), min(high, side)))
-  mask[tuple(box)] = True
-  return mask, tuple(box)
-
-
-def _changed(triple: Combination, other: Combination) -> set[str]:
-  names = ("colour", "shape", "motion")
-  pairs = zip(names, triple, other, strict=True)
-  return {name for name, old, new in pairs if old != new}
+  rows, columns = box
+  mask[rows, columns] = True
+  return mask, (rows, columns)

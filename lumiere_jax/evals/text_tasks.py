@@ -64,7 +64,7 @@ def _alignment(video: Clip, prompt: str, fps: float) -> Verdict:
 
 def _frequency(video: Clip, prompt: str, fps: float) -> Verdict:
   (thing,), _ = parse_caption(prompt)
-  rate = frequency(video, thing.motion, fps)
+  rate = frequency(video, thing.motion or "still", fps)
   if rate is None:
     return Verdict(right={"in_range": False})
   low, high = IN_RANGE

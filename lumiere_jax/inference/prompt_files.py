@@ -7,7 +7,7 @@
 Empty cells and null count as not given.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 import csv
 import dataclasses
 import io
@@ -71,7 +71,7 @@ def read_prompt_file(path: str | os.PathLike) -> list[PromptLine]:
   return lines
 
 
-def check_options(lines: list[PromptLine], known) -> None:
+def check_options(lines: Iterable[PromptLine], known: Collection[str]) -> None:
   """Raises a UserError where a line has an option that is not `known`."""
   for line in lines:
     for name in line.options:

@@ -20,14 +20,12 @@ class Windows:
     overlap: minimum number of frames that neighbours share (2 in the paper).
     chunk: windows denoised at once; memory grows with it.
     weights: 'uniform' (the paper) or 'ramp'.
-    spread: windows spread evenly, instead of the last one shifted.
   """
 
   size: int
   overlap: int = 2
   chunk: int = 1
   weights: str = "uniform"
-  spread: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,11 +56,7 @@ def plan_windows(
 ) -> tuple[int, ...]:
   """First frames of the windows of a video."""
   return window_starts(
-    num_frames,
-    windows.size,
-    windows.overlap,
-    config.model.temporal_factor,
-    windows.spread,
+    num_frames, windows.size, windows.overlap, config.model.temporal_factor
   )
 
 
@@ -79,9 +73,8 @@ def plan_tiles(
     windows.size,
     windows.overlap,
     config.model.spatial_factor,
-    windows.spread,
-    AXES[axis],
-    config.video.upscale,
+    unit=AXES[axis],
+    grid=config.video.upscale,
   )
 
 

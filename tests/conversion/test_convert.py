@@ -15,8 +15,7 @@ import pytest
 
 from configs import base, common, ssr, t2i
 from lumiere_jax.conversion import diffusers
-from lumiere_jax.conversion.bundles import add_parts
-from lumiere_jax.conversion.convert import Conversion, convert
+from lumiere_jax.conversion.convert import Conversion, add_parts, convert
 from lumiere_jax.conversion.lazy_stage import LazyStage
 from lumiere_jax.errors import UserError
 from lumiere_jax.inference.pipeline import Pipeline

@@ -3,23 +3,20 @@ import json
 from pathlib import Path
 
 import av
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base, conditional, ssr
+from configs import ssr
 from lumiere_jax.errors import UserError
 from lumiere_jax.evals import runner
 from lumiere_jax.evals.runner import EvalRequest, evaluate, score
 from lumiere_jax.evals.tasks import TASKS, choose
 from lumiere_jax.inference import cascade
-from lumiere_jax.inference.cascade import Stage
-from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.media.images import read_image
-from lumiere_jax.models.text_encoder import TextEncoder
 from tests.conftest import run_command
-from tests.evals.fakes import Right, WrongColour
+from tests.evals.fakes import Right, Whole, WrongColour
+from tests.inference.fakes import replace_networks, tiny_pipeline
 from tests.test_cli import refused
 
 STAGES = {"base": {"step": 7, "trained_on": "procedural"}}
@@ -157,10 +154,8 @@ def test_a_model_is_scored_on_what_it_can_do(capsys):
   with pytest.raises(UserError, match="tasks=inpaint needs a pixel-cond"):
     names(fake, ("text_to_video", "inpaint"))
   assert names(Right(frames=1)) == ["text_to_video"]
-  whole = Right()
-  whole.plan = lambda settings: (whole.length, {})
   with pytest.raises(UserError, match="needs super-resolution in several"):
-    names(whole, ("windows",))
+    names(Whole(), ("windows",))
 
 
 @pytest.mark.parametrize(
@@ -220,23 +215,7 @@ def test_existing_files_are_replaced_on_request(request_):
 
 def test_a_real_pipeline_can_be_scored(request_, monkeypatch):
   """All but the networks, replaced by a grey that grows brighter."""
-
-  def sample_stage(config, params, cond, null, keys, frames, **rest):
-    size = (len(cond.text), frames, *config.video.resolution, 3)
-    ramp = jnp.linspace(-0.5, 0.5, frames)[None, :, None, None, None]
-    return jnp.broadcast_to(ramp, size)
-
-  monkeypatch.setattr(cascade, "sample_stage", sample_stage)
-  monkeypatch.setattr(cascade, "compile_ahead", lambda *_, **__: None)
-  stages = {
-    name: Stage(config=experiment.sampling, params={})
-    for name, experiment in (("base", base.TINY), ("ssr", ssr.TINY))
-  }
-  pipeline = Pipeline(
-    TextEncoder.random(max_length=48),
-    stages,
-    conditional=lambda: Stage(config=conditional.TINY.sampling, params={}),
-  )
+  replace_networks(monkeypatch)
   # Two windows of super-resolution.
   frames = 2 * ssr.TINY.data.num_frames
   own = dataclasses.replace(
@@ -245,7 +224,7 @@ def test_a_real_pipeline_can_be_scored(request_, monkeypatch):
     batch_size=2,
     settings=Settings(steps=2, num_frames=frames),
   )
-  done = score(pipeline, own, {})
+  done = score(tiny_pipeline(), own, {})
   assert list(done) == [t for t in TASKS if t != "stylize"]
   value = lambda task, row, name: done[task].table[row][name].value
   assert value("text_to_video", "unseen", "all") == 0

@@ -12,11 +12,19 @@ from lumiere_jax.evals.pixel_tasks import (
   image_to_video,
   inpaint,
 )
-from lumiere_jax.evals.scenes import TaskRun, unseen
+from lumiere_jax.evals.scenes import TaskRun
 from lumiere_jax.evals.text_tasks import rhythm, text_to_video
 from lumiere_jax.evals.verdicts import Results
 from lumiere_jax.inference.settings import Settings
-from tests.evals.fakes import Leaking, Noise, Right, Standing, WrongColour
+from tests.evals.fakes import (
+  Leaking,
+  Noise,
+  Right,
+  Standing,
+  Whole,
+  WrongColour,
+  unseen,
+)
 
 COUNT, SEED = 6, 3
 SETTINGS = Settings(steps=2)
@@ -182,7 +190,7 @@ class Knowing(Right):
   def __init__(self, motions=None):
     super().__init__()
     kinds = {} if motions is None else {"motions": motions}
-    source = unseen(self, COUNT, SETTINGS, SEED, split="held_out", **kinds)
+    source = unseen(self, COUNT, SEED, SETTINGS, split="held_out", **kinds)
     clips = [source.clip(k) for k in range(COUNT)]
     self.known = {shrunk(clip, 4).tobytes(): clip for clip in clips}
 
@@ -256,7 +264,7 @@ def test_both_of_two_objects_must_be_right():
 
   fake = Recalling(frames=16)
   sources = [
-    unseen(fake, COUNT, SETTINGS, SEED, split=split, two_objects=1.0)
+    unseen(fake, COUNT, SEED, SETTINGS, split=split, two_objects=1.0)
     for split in ("train", "held_out")
   ]
   fake.known = {s.caption(k): s.clip(k) for s in sources for k in range(COUNT)}
@@ -329,8 +337,7 @@ def test_styles_are_measured_by_alpha(monkeypatch):
 
 
 def test_a_single_window_has_no_borders():
-  fake = Right()
-  fake.plan = lambda settings: (fake.length, {})
+  fake = Whole()
   with pytest.raises(ValueError, match="one window"):
     scored(windows, fake)
   del fake.stages["ssr"]

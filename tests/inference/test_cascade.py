@@ -78,10 +78,10 @@ def test_text_becomes_a_video_through_both_stages(pipeline):
 
 
 def test_one_seed_is_one_video_in_any_batch_and_chunking(pipeline):
-  alone = pipeline.sample([PROMPT], seeds=[3], settings=SHORT)[0]
+  alone = pipeline.sample([PROMPT], seed=[3], settings=SHORT)[0]
   together = pipeline.sample(
     [PROMPT] * 4,
-    seeds=[9, 3, 5, 7],
+    seed=[9, 3, 5, 7],
     settings=dataclasses.replace(SHORT, window_batch=3),
   )[1]
   np.testing.assert_allclose(alone, together, atol=1e-4)
@@ -153,7 +153,7 @@ def test_guidance_options_change_the_video(base_only):
   """Each applies to some of the 3 steps, at t = 1, 2/3 and 1/3."""
   strong = dataclasses.replace(SHORT, guidance_scale=50.0)
   sample = lambda **changes: base_only.sample(
-    [PROMPT], seeds=[1], settings=dataclasses.replace(strong, **changes)
+    [PROMPT], seed=[1], settings=dataclasses.replace(strong, **changes)
   )
   plain = sample()
   for changes in (
@@ -253,7 +253,7 @@ def test_too_many_steps_of_a_later_stage_are_an_error_before_sampling(pipeline):
   stages = pipeline.stages | {"ssr": random_stage(discrete)}
   started = []
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(Pipeline, "_sample", lambda *args: started.append(args))
+    patch.setattr(cascade, "sample_stage", lambda *args: started.append(args))
     with pytest.raises(UserError, match="steps=2000 is more than the 1000"):
       make(
         Pipeline(pipeline.text, stages),
@@ -266,7 +266,7 @@ def test_too_many_steps_of_a_later_stage_are_an_error_before_sampling(pipeline):
 
 def test_each_prompt_needs_a_seed(pipeline):
   with pytest.raises(UserError, match="2 prompts and 1 seeds"):
-    pipeline.sample([PROMPT] * 2, seeds=[1], settings=SHORT)
+    pipeline.sample([PROMPT] * 2, seed=[1], settings=SHORT)
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])

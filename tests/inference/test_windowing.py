@@ -22,12 +22,11 @@ def at(config, *resolution):
 
 @pytest.mark.parametrize("experiment", [ssr.FULL, ssr.TINY, shipped.SSR])
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.37, 0.5, 0.77])
-@pytest.mark.parametrize("spread", [False, True])
-def test_tiles_lie_on_pixels_of_the_low_resolution(experiment, share, spread):
+def test_tiles_lie_on_pixels_of_the_low_resolution(experiment, share):
   """As crops do in training; and no overlap falls short."""
   factor, side = experiment.upscale, experiment.data.resolution[0]
   overlap = round(side * share)
-  windows = Windows(size=side, overlap=overlap, spread=spread)
+  windows = Windows(size=side, overlap=overlap)
   for more in (1, 3, 10, 51):
     wide = side + more * factor
     config = at(experiment.sampling, wide, wide)
