@@ -223,14 +223,8 @@ def add_parts(
   """Adds parts to a bundle, or makes a new one.
 
   A part that the bundle has already is replaced; the old bundle stays valid
-  until everything is written.
-
-  Args:
-    folder: of the bundle.
-    stages: to write.
-    text: text encoder to write.
-    linked: bundles whose parts are added unchanged, as hard links where that is
-      possible; earlier ones win.
+  until everything is written. Parts of the `linked` bundles are added
+  unchanged, as hard links where that is possible; earlier ones win.
   """
   with locked(folder):
     parts, about = {}, {"made_by": "lumiere_jax"}

@@ -90,10 +90,8 @@ def inflate(stage: LazyStage, experiment: Experiment) -> LazyStage:
   Before training, it maps each frame as the image stage does (Lumiere, section
   3.1): the new layers start at zero or as the identity.
 
-  Args:
-    stage: an image stage.
-    experiment: of the video stage. Only its temporal layers and its clip's
-      length and frame rate are used.
+  Of the experiment, only the temporal layers and the clip's length and frame
+  rate are used.
   """
   video_stages = {parent: name for name, parent in PARENTS.items() if parent}
   if stage.config.model.temporal or stage.name not in video_stages:

@@ -15,8 +15,6 @@ from lumiere_jax.typing import Clip
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Interpolation weights of a style, in rising order."""
-RISING = "rising"
-"""Row and column of the share of prompts whose style strength rises."""
 OVERLAPS = (2, 0)
 """Frames that windows share: the paper's with MultiDiffusion, and none."""
 
@@ -27,9 +25,7 @@ def video_to_video(run: TaskRun, *, strength: float | None = None) -> None:
   Row 'unseen', with real renders in the other colour: the shares
   'colour_changed' to the prompt's, 'motion_kept', 'shape_kept' and 'all'.
 
-  Args:
-    run: of the task.
-    strength: of the edit, in (0, 1]; None: the pipeline's default.
+  `strength` is that of the edit, in (0, 1]; None: the pipeline's default.
   """
   source = run.scenes()
   edit = run.pipeline.video_to_video
@@ -62,10 +58,6 @@ def stylize(run: TaskRun, *, style: str) -> None:
   as prompted; real renders beside the first. Row 'rising': the share of
   prompts whose strength never falls from one alpha to the next and is greater
   at the last than at the first.
-
-  Args:
-    run: of the task.
-    style: as `Pipeline.styled` takes it.
   """
   pipelines = {alpha: run.pipeline.styled(style, alpha) for alpha in ALPHAS}
   source = run.scenes()
@@ -84,7 +76,7 @@ def stylize(run: TaskRun, *, style: str) -> None:
       )
       run.add(k, prompt, video, verdict, row=row(alpha))
     rises = strengths == sorted(strengths) and strengths[0] < strengths[-1]
-    run.results.summary(RISING, Verdict(right={RISING: rises}))
+    run.results.summary("rising", Verdict(right={"rising": rises}))
 
 
 def ssr(run: TaskRun) -> None:
@@ -138,9 +130,6 @@ def windows(run: TaskRun) -> None:
   Measured on still objects, where all change comes from the model; 1 means no
   seam. Clips are real renders of combinations never trained on, shrunk by
   averaging. Rows 'overlap 2' and 'overlap 0': the mean 'border_ratio'.
-
-  Raises:
-    ValueError: the model sees the whole video at once; see `windows_of`.
   """
   source = run.scenes(split="held_out", motions=("still",))
   for overlap in OVERLAPS:
@@ -156,7 +145,7 @@ def windows(run: TaskRun) -> None:
         seed=run.seed + k,
         settings=settings,
       )
-      ratio = border_ratio(video, program.starts, program.windows.size)
+      ratio = border_ratio(video, program.starts(), program.windows.size)
       verdict = Verdict(numbers={"border_ratio": ratio})
       run.add(k, prompt, video, verdict, row=f"overlap {overlap}")
 

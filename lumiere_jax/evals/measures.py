@@ -91,9 +91,7 @@ def flicker(video: Clip) -> float:
 def most_changed(video: Clip, levels: int) -> float:
   """The largest share of pixels in which a frame differs from the first.
 
-  Args:
-    video: uint8 (t, ..., 3).
-    levels: a pixel differs if any channel differs by more.
+  A pixel differs if any channel differs by more than `levels`.
   """
   away = np.abs(video.astype(np.int16) - video[0]).max(-1)
   return float((away > levels).reshape(len(video), -1).mean(1).max())

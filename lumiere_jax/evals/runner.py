@@ -165,12 +165,8 @@ def score(
 ) -> dict[str, Scored]:
   """Scores task by task and writes the files after each.
 
-  Ctrl-C keeps the finished tasks and exits with code 130.
-
-  Args:
-    pipeline: to score.
-    request: tasks, counts and files.
-    stages: metadata of each stage, for the files; see `stages_of`.
+  Ctrl-C keeps the finished tasks and exits with code 130. `stages` describes
+  each stage in the files; see `stages_of`.
   """
   tasks = choose(pipeline, request.settings, request.tasks, request.style)
   about = _about(pipeline, request, stages)

@@ -52,15 +52,9 @@ class TaskRun:
   ) -> ProceduralSource:
     """Unseen scenes with the length and resolution of the pipeline's videos.
 
-    Each seed gives other scenes, and none gives those of training.
-
-    Args:
-      count: number of scenes; 0: as the run has.
-      two_objects: share of the scenes with two objects.
-      **options: of `ProceduralSource`.
-
-    Raises:
-      UserError: the pipeline's frame rate is too low for the motions.
+    Each seed gives other scenes, and none gives those of training. `count` is
+    by default that of the run, `two_objects` the share of the scenes with two
+    objects, and `options` are those of `ProceduralSource`.
     """
     settings = self.settings
     return ProceduralSource(
@@ -109,11 +103,8 @@ def another(
 ) -> tuple[Scene, Clip, str]:
   """A single-object scene with another colour or shape.
 
-  Args:
-    source: of the scene.
-    index: of the scene.
-    changes: 'colour', 'shape' or both: each is redrawn such that the
-      combination is one of the training split.
+  Each of `changes`, 'colour', 'shape' or both, is redrawn such that the
+  combination is one of the training split.
 
   Returns:
     The changed scene, its real render and its caption.

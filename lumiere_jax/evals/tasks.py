@@ -138,15 +138,8 @@ def choose(
 ) -> dict[str, EvalTask]:
   """The tasks to score.
 
-  Args:
-    pipeline: to be scored.
-    settings: to sample with.
-    wanted: names of `TASKS`; empty: all that the model can do, with a notice
-      about the others.
-    style: to interpolate; '' is none.
-
-  Raises:
-    UserError: the model cannot do a task that is named.
+  Those that are `wanted`, by name; or all that the model can do, with a notice
+  about the others. `style` is the one to interpolate; '' is none.
   """
   has = {
     _VIDEO: pipeline.frames(SampleOptions(settings=settings)) > 1,

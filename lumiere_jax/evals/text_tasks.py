@@ -29,12 +29,7 @@ def text_to_video(
 
   Rows 'unseen' and 'held_out', with real renders: the shares 'colour',
   'shape', 'motion' and 'all', and the mean 'flicker_levels' of the background
-  (`measures.flicker`).
-
-  Args:
-    run: of the task.
-    batch_size: videos sampled at once.
-    two_objects: share of prompts with two objects.
+  (`measures.flicker`). `two_objects` is the share of prompts with two objects.
   """
   for row, split in SPLITS.items():
     source = run.scenes(split=split, two_objects=two_objects)
@@ -47,10 +42,6 @@ def rhythm(run: TaskRun, *, batch_size: int = 1) -> None:
   Rows 'blinking' and 'swinging', each of half the prompts, with real renders:
   the share 'in_range' (`IN_RANGE`), and the mean 'frequency_hz' of the videos
   that have a frequency.
-
-  Args:
-    run: of the task.
-    batch_size: videos sampled at once.
   """
   for motion in RHYTHMS:
     source = run.scenes(count=-(-run.count // 2), motions=(motion,))

@@ -22,7 +22,7 @@ from lumiere_jax.inference.stage_sampler import (
   sample_stage,
   traced,
 )
-from lumiere_jax.inference.windowing import Tiles, Windows, plan_windows
+from lumiere_jax.inference.windowing import Windows
 from lumiere_jax.models.params import is_temporal
 from lumiere_jax.models.text_encoder import TextEncoder, null_text
 from lumiere_jax.parallel.multihost import is_primary
@@ -283,7 +283,8 @@ class Cascade:
           stage.config.model, frame_chunk=settings.frame_chunk
         ),
       )
-      sampling, own = settings.of(name, config.defaults), windows.get(name)
+      sampling = settings.of(name, config.defaults)
+      own = windows if name == [*self.stages][-1] else None
       levels = config.levels(sampling, own.size if own else frames)
       if name == "base":
         levels = part_way(
@@ -292,12 +293,26 @@ class Cascade:
           config.diffusion.make_schedule(),
           rounded=sampling.grid == "schedule",
         )
+      rows, columns = (
+        Windows(
+          size=side,
+          overlap=round(side * settings.tile_overlap),
+          chunk=settings.window_batch,
+          weights="ramp",
+        )
+        if wanted > side
+        else None
+        for wanted, side in zip(
+          sizes[name], stage.config.video.resolution, strict=True
+        )
+      )
       program = Program(
         config=config,
         rule=make_sampler(sampling.sampler),
-        windows=own,
         num_frames=frames,
-        tiles=self._tiles(name, settings),
+        windows=own,
+        rows=rows,
+        columns=columns,
         devices=self.mesh.shape["data"] if self.mesh else 1,
       )
       plans[name] = StagePlan(
@@ -305,35 +320,15 @@ class Cascade:
       )
     return plans
 
-  def _windows(self, settings: Settings, frames: int) -> dict[str, Windows]:
-    """Windows of the last stage; checks that they fit."""
-    name = list(self.stages)[-1]
-    config = self.stages[name].config
-    trained = config.video.num_frames if name == "ssr" else frames
-    size = settings.window or min(trained, frames)
-    if size == frames and not settings.window:
-      return {}
-    windows = Windows(
-      size=size, overlap=settings.overlap, chunk=settings.window_batch
-    )
-    plan_windows(config, windows, frames)
-    return {} if size == frames else {name: windows}
-
-  def _tiles(self, name: str, settings: Settings) -> Tiles:
-    """Spatial windows of frames larger than the stage was trained on."""
-    trained = self.stages[name].config.video.resolution
-    both = [
-      Windows(
-        size=side,
-        overlap=round(side * settings.tile_overlap),
-        chunk=settings.window_batch,
-        weights="ramp",
-      )
-      if wanted > side
-      else None
-      for wanted, side in zip(self.sizes(settings)[name], trained, strict=True)
-    ]
-    return Tiles(rows=both[0], columns=both[1])
+  def _windows(self, settings: Settings, frames: int) -> Windows | None:
+    """Windows of the last stage; None: all frames at once."""
+    size = settings.window or frames
+    if "ssr" in self.stages and not settings.window:
+      size = min(self.stages["ssr"].config.video.num_frames, frames)
+    if size == frames:
+      return None
+    chunk = settings.window_batch
+    return Windows(size=size, overlap=settings.overlap, chunk=chunk)
 
   def _text(
     self, prompts: Sequence[str], negative_prompt: str

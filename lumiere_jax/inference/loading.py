@@ -42,10 +42,11 @@ class Loaded:
     """A stage with its weights on the devices."""
     config = self.configs[name]
     params = jax.tree.map(np.asarray, self.weights[name])
-    if self.mesh is None:
-      params = jax.device_put(params)
-    else:
-      params = lay_out_weights(config.model, params, self.mesh)
+    params = (
+      lay_out_weights(config.model, params, self.mesh)
+      if self.mesh
+      else jax.device_put(params)
+    )
     return Stage(config=config, params=params)
 
   def pair(self) -> dict[str, Stage]:
@@ -104,11 +105,11 @@ def find_text_encoder(opened: Sequence[bundles.Bundle]) -> TextEncoder:
 
 def choose(configs: Mapping[str, StageConfig]) -> dict[str, str]:
   """Slot -> name of the stage: base and, if there is one, ssr."""
-  chosen = {}
-  for slot, names in SLOTS.items():
-    present = [name for name in names if name in configs]
-    if present:
-      chosen[slot] = present[0]
+  present = {
+    slot: [name for name in names if name in configs]
+    for slot, names in SLOTS.items()
+  }
+  chosen = {slot: names[0] for slot, names in present.items() if names}
   if "base" not in chosen:
     raise UserError(
       option("model"),

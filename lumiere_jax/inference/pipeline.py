@@ -69,14 +69,10 @@ class Pipeline(Cascade):
     mesh: Mesh | None = None,
     conditional: Callable[[], Stage] | None = None,
   ):
-    """Combines loaded parts; see `from_pretrained`.
+    """Combines loaded parts as `Cascade` does; see `from_pretrained`.
 
-    Args:
-      text: encoder of the prompts.
-      stages: 'base' and, if there is one, 'ssr'.
-      mesh: devices to sample on.
-      conditional: loads the pixel-conditioned base, where it is a stage of its
-        own.
+    `conditional` loads the pixel-conditioned base, where it is a stage of its
+    own.
     """
     super().__init__(text, stages, mesh)
     self._conditional = conditional
@@ -214,7 +210,7 @@ class Pipeline(Cascade):
     Args:
       prompt: what that part shows.
       video: (t, h, w, 3) uint8.
-      mask: True where pixels are made anew; see `inputs.mask_of_size`.
+      mask: True where pixels are made anew; see `compositing.mask_of_size`.
     """
     check_options(self.inpaint, how)
     video = self._video(video, how)

@@ -22,11 +22,7 @@ from lumiere_jax.errors import UserError, suggest
 from lumiere_jax.storage.files import read_text
 
 _Rows = Iterator[tuple[str, dict[str, Any]]]  # (file and line, its values)
-
-
 _SEEDS = 2**32
-
-
 _EXAMPLE = '{"prompt": "a dog runs", "seed": 1}'
 
 

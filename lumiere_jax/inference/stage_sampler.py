@@ -16,12 +16,17 @@ import numpy as np
 
 from lumiere_jax.diffusion.guidance import (
   Part,
+  check_countable,
   guide,
   interval,
   oscillate,
   threshold,
 )
-from lumiere_jax.diffusion.multidiffusion import multi_diffusion
+from lumiere_jax.diffusion.multidiffusion import (
+  AXES,
+  multi_diffusion,
+  window_starts,
+)
 from lumiere_jax.diffusion.noise import INITIAL, Keys, frame_noise
 from lumiere_jax.diffusion.prediction import add_noise
 from lumiere_jax.diffusion.samplers import Sampler, State
@@ -33,14 +38,7 @@ from lumiere_jax.diffusion.sharded_multidiffusion import (
   multi_diffusion_over_devices,
 )
 from lumiere_jax.inference.settings import DEFAULT_SETTINGS, Settings
-from lumiere_jax.inference.windowing import (
-  WHOLE,
-  Tiles,
-  Windows,
-  check_canvas,
-  plan_tiles,
-  plan_windows,
-)
+from lumiere_jax.inference.windowing import Windows
 from lumiere_jax.parallel import multihost
 from lumiere_jax.parallel.backend import compiler_options
 from lumiere_jax.parallel.sharding import VIDEO, fit_spec
@@ -51,7 +49,6 @@ from lumiere_jax.typing import Cond, FlatParams, Video
 _WINDOWS = "data"  # The mesh axis that windows are distributed over.
 
 T = TypeVar("T")
-
 Traced = dict[str, Any]
 """Settings as float32 arrays, by name: changing them does not recompile."""
 
@@ -77,28 +74,52 @@ class Program:
   Attributes:
     config: of the stage, at the size of the video.
     rule: step rule.
-    windows: over frames; None: all frames at once.
     num_frames: of the video.
-    tiles: windows over pixels.
+    windows: over frames; None: all frames at once.
+    rows, columns: windows over the pixels of frames; None: all at once.
     devices: that windows are distributed over, the mesh's data axis.
   """
 
   config: StageConfig
   rule: Sampler
-  windows: Windows | None
   num_frames: int
-  tiles: Tiles = WHOLE
+  windows: Windows | None = None
+  rows: Windows | None = None
+  columns: Windows | None = None
   devices: int = 1
 
   def __post_init__(self):
-    check_canvas(self.config, self.num_frames, self.windows, self.tiles)
+    frames, (height, width) = self.num_frames, self.config.video.resolution
+    sides = [frames, height, width]
+    for k, windows in enumerate((self.windows, self.rows, self.columns)):
+      if windows:
+        self.starts(k + 1)
+        sides[k] = windows.size
+    check_countable(frames * height * width * 3)
+    self.config.model.check_video(*sides)
 
-  @property
-  def starts(self) -> tuple[int, ...]:
-    """First frames of the windows."""
-    if self.windows is None:
+  def starts(self, axis: int = 1) -> tuple[int, ...]:
+    """First frames of the windows; or first rows (axis 2) or columns (3).
+
+    Rows and columns are multiples of the upscale, so that a window starts at a
+    whole pixel of the low-resolution frame, as crops do in training.
+    """
+    windows = (self.windows, self.rows, self.columns)[axis - 1]
+    if windows is None:
       return (0,)
-    return plan_windows(self.config, self.windows, self.num_frames)
+    size, overlap = windows.size, windows.overlap
+    model, video = self.config.model, self.config.video
+    if axis == 1:
+      factor = model.temporal_factor
+      return window_starts(self.num_frames, size, overlap, factor)
+    return window_starts(
+      video.resolution[axis - 2],
+      size,
+      overlap,
+      model.spatial_factor,
+      unit=AXES[axis],
+      grid=video.upscale,
+    )
 
   @property
   def division(self) -> Division | None:
@@ -107,7 +128,7 @@ class Program:
     if windows is None or self.devices == 1:
       return None
     frames, weights = self.num_frames, windows.weights
-    return divide(self.starts, windows.size, frames, self.devices, weights)
+    return divide(self.starts(), windows.size, frames, self.devices, weights)
 
 
 def run_chunk(
@@ -153,11 +174,12 @@ def run_chunk(
   scale = interval(scale, clean, noisy, schedule)
   network = network_denoiser(config, params)
   denoiser = guide(network, scale, null_cond, guidance["guidance_rescale"])
-  for axis, tiles in program.tiles.by_axis.items():
-    starts = plan_tiles(config, tiles, axis)
-    denoiser = multi_diffusion(
-      denoiser, starts, tiles.size, tiles.chunk, tiles.weights, axis
-    )
+  for axis, tiles in ((2, program.rows), (3, program.columns)):
+    if tiles:
+      starts = program.starts(axis)
+      denoiser = multi_diffusion(
+        denoiser, starts, tiles.size, tiles.chunk, tiles.weights, axis
+      )
   part, first_frame = None, 0
   if windows and division and tables:
     part = Part(
@@ -169,7 +191,7 @@ def run_chunk(
     )
   elif windows:
     denoiser = multi_diffusion(
-      denoiser, program.starts, windows.size, windows.chunk, windows.weights
+      denoiser, program.starts(), windows.size, windows.chunk, windows.weights
     )
   denoiser = threshold(
     denoiser, guidance["percentile"], guidance["max_value"], part
@@ -254,7 +276,6 @@ def sample_stage(
   """Samples clips from one stage.
 
   Args:
-    program: the stage, step rule, length and windows.
     params: weights; with a mesh, as laid out by `lay_out_weights`.
     cond: conditioning of every clip.
     null_cond: text of "no caption", or of a negative prompt.

@@ -90,7 +90,6 @@ _video = functools.partial(
   setting, "", "Input video, of any size and frame rate.", required=True
 )
 
-
 _image = functools.partial(
   setting,
   "",
@@ -99,14 +98,12 @@ _image = functools.partial(
   group="pictures",
 )
 
-
 _mask_file = functools.partial(
   setting,
   "",
   "Picture or video: white where pixels are generated.",
   group="mask",
 )
-
 
 _box = functools.partial(
   setting,
@@ -116,7 +113,6 @@ _box = functools.partial(
   group="mask",
 )
 
-
 _feather = functools.partial(
   setting,
   0,
@@ -125,7 +121,6 @@ _feather = functools.partial(
   hint="pixels over which the edge fades",
   group="edge",
 )
-
 
 _uncomposited = functools.partial(
   setting,
@@ -296,7 +291,6 @@ TASKS: dict[str, type[Task]] = {
   )
 }
 
-
 DEFAULTS = {
   name: getattr(task, name)
   for task in TASKS.values()
@@ -308,11 +302,8 @@ DEFAULTS = {
 def make_task(name: str, inputs: Mapping[str, Any]) -> Task:
   """Builds a task; what is missing is left to `Task.check`.
 
-  Args:
-    name: of the task.
-    inputs: by name. Those that the task does not take are an error, unless
-      they have the default of the tasks that take them: front ends offer the
-      inputs of all tasks.
+  Inputs that the task does not take are an error, unless they have the default
+  of the tasks that take them: front ends offer the inputs of all tasks.
   """
   check_choice(option("task"), name, TASKS)
   known = options_of(TASKS[name])

@@ -128,10 +128,7 @@ class Previews:
     if parse_levels(sampling.grid) is None:  # a list of levels fixes the steps
       sampling = dataclasses.replace(sampling, steps=experiment.preview.steps)
     program = Program(
-      config=config,
-      rule=make_sampler(sampling.sampler),
-      windows=None,
-      num_frames=frames,
+      config=config, rule=make_sampler(sampling.sampler), num_frames=frames
     )
     return sample_stage(
       program,

@@ -78,7 +78,7 @@ class Right:
   def plan(self, settings):
     windows = Windows(size=self.length // 4, overlap=settings.overlap)
     starts = window_starts(self.length, windows.size, windows.overlap, 4)
-    program = SimpleNamespace(windows=windows, starts=starts)
+    program = SimpleNamespace(windows=windows, starts=lambda: starts)
     return {"ssr": SimpleNamespace(program=program)}
 
   def draw(self, scene):

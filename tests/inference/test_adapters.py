@@ -20,7 +20,6 @@ from tests.conftest import small_config
 
 BASE = {"a/kernel": np.ones((2, 3), np.float32), "a/bias": np.zeros(3)}
 
-
 LOW = {
   "lora/a/kernel/a": np.array([[1.0], [2.0]], np.float32),
   "lora/a/kernel/b": np.array([[1.0, 0.0, -1.0]], np.float32),
@@ -111,12 +110,9 @@ MODELS = {
   ),
 }
 
-
 PATH = "mid_attention/out/kernel"
 
-
 LAYER = "mid_block.attentions.0.to_out.0"
-
 
 STAGES = {
   stage: {

@@ -20,7 +20,6 @@ from tests.conftest import replace
 
 PROMPT = "a red circle moves left"
 
-
 # Narrow: what is tested here does not depend on it, and time does.
 NARROW = {
   "channels": (8, 16),
@@ -28,7 +27,6 @@ NARROW = {
   "head_dim": 8,
   "norm_groups": 4,
 }
-
 
 SHORT = Settings(steps=3, sampler="ddpm", num_frames=16, chunk=2)
 

@@ -31,7 +31,6 @@ TEMPORAL = TemporalConfig(
   resample=(True,), num_attentions=1, head_dim=8, max_distance=32
 )
 
-
 IMAGE = small_config(
   channels=(16, 32),
   num_res_blocks=(1, 1),
@@ -39,11 +38,9 @@ IMAGE = small_config(
   temporal=None,
 )
 
-
 UPSCALER = dataclasses.replace(
   IMAGE, channels=(16, 24), in_channels=6, noise_conditioned=True
 )
-
 
 MODELS = {
   "t2i": IMAGE,
@@ -69,12 +66,9 @@ def drawn(model, seed):
 
 ORIGINAL = drawn(IMAGE, 0)
 
-
 STYLED = drawn(IMAGE, 1)
 
-
 UPSCALING = drawn(UPSCALER, 2)
-
 
 WEIGHTS = {
   "t2i": ORIGINAL,

@@ -161,7 +161,7 @@ def test_super_resolution_alone_takes_any_size(pipeline, asked, rng):
   assert made.shape == (13, 40, 74, 3)
   (call,) = asked
   assert call["config"].video.resolution == (40, 74)
-  assert call["tiles"].rows.size == call["tiles"].columns.size == SIDE
+  assert call["rows"].size == call["columns"].size == SIDE
   assert call["windows"].size == 8
   tiny = pipeline.super_resolve(clip[:1, :5, :9], settings=SHORT)
   assert tiny.shape == (1, 10, 18, 3)  # padded for the network, then cut
@@ -175,8 +175,8 @@ def test_panoramas_are_seen_in_windows(pipeline, asked):
   made = pipeline.panorama(PROMPT, width=80, settings=SHORT)
   assert made.shape == (16, 32, 80, 3)
   assert [c["config"].video.resolution for c in asked] == [(16, 40), (32, 80)]
-  assert [c["tiles"].columns.size for c in asked] == [16, 32]
-  assert [c["tiles"].rows for c in asked] == [None, None]
+  assert [c["columns"].size for c in asked] == [16, 32]
+  assert [c["rows"] for c in asked] == [None, None]
 
 
 def test_a_conditional_base_is_needed(pipeline, video):

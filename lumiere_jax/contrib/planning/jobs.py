@@ -144,7 +144,7 @@ def sample_job(
     about={
       "clip": (num_frames, *config.video.resolution),
       "parameters": _count(params),
-      "windows": len(program.starts) if windows else 1,
+      "windows": len(program.starts()),
       "hops": division.hops if division else (),
     },
   )
