@@ -118,7 +118,7 @@ def trajectory(
 
 def picture(pipeline: Pipeline) -> np.ndarray:
   """Images of the whole cascade for the prompts: (b, h, w, 3)."""
-  settings = Settings(steps=trajectories.STEPS, num_frames=1)
+  settings = Settings(steps=trajectories.STEPS, num_frames=1, chunk=1)
   return np.asarray(
     pipeline.sample(
       trajectories.PROMPTS, seed=trajectories.SEEDS, settings=settings
