@@ -76,7 +76,7 @@ def stylize(run: TaskRun, *, style: str) -> None:
       )
       run.add(k, prompt, video, verdict, row=row(alpha))
     rises = strengths == sorted(strengths) and strengths[0] < strengths[-1]
-    run.results.summary("rising", Verdict(right={"rising": rises}))
+    run.summary["rising"].append(Verdict(right={"rising": rises}))
 
 
 def ssr(run: TaskRun) -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lumiere_jax.errors import UserError, check_choice, option
 from lumiere_jax.evals.scenes import TaskRun
 from lumiere_jax.evals.tasks import TASKS, choose
-from lumiere_jax.evals.verdicts import ALL, SHARE, Result, Results, Score, Table
+from lumiere_jax.evals.verdicts import ALL, SHARE, Result, Score, Table
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.media.images import contact_sheet, write_image
@@ -189,12 +189,12 @@ def score(
           count=request.count,
           settings=request.settings,
           seed=request.seed,
-          results=Results(on_result),
+          on_result=on_result,
         )
         options = {key: getattr(request, key) for key in task.options}
         task.score(run, **options)
         seconds = time.monotonic() - start
-        done[name] = Scored(table=run.results.table(), seconds=seconds)
+        done[name] = Scored(table=run.table(), seconds=seconds)
         write_json(request.out, to_json(about, done))
         if request.markdown:
           with writing(request.markdown) as file:

@@ -1,5 +1,7 @@
 """Unseen procedural scenes, and the run of a task on them."""
 
+from collections import defaultdict
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -7,7 +9,7 @@ from jaxtyping import Bool
 import numpy as np
 
 from lumiere_jax.data.sources.procedural import ProceduralSource
-from lumiere_jax.evals.verdicts import Result, Results, Verdict
+from lumiere_jax.evals.verdicts import Result, Table, Verdict, scores
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.toy_scenes.captions import combinations, describe
@@ -29,6 +31,10 @@ _SEED_OFFSET = 1_000_003
 _MARGIN = 0.05  # Of the frame, around the path of an object.
 
 
+def _rows() -> dict[str, list[Verdict]]:
+  return defaultdict(list)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskRun:
   """Draws the scenes of one task and collects its results.
@@ -38,14 +44,19 @@ class TaskRun:
     count: scenes per row of the table.
     settings: to sample with.
     seed: of the scenes; scene k is sampled with seed + k.
-    results: collects the verdicts.
+    on_result: called with every generated video and its verdict.
+    generated, real, summary: row -> verdicts on generated videos, on real
+      renders of the same scenes, and on several videos together.
   """
 
   pipeline: Pipeline
   count: int
   settings: Settings
   seed: int
-  results: Results = dataclasses.field(default_factory=Results)
+  on_result: Callable[[Result], object] = lambda result: None
+  generated: dict[str, list[Verdict]] = dataclasses.field(default_factory=_rows)
+  real: dict[str, list[Verdict]] = dataclasses.field(default_factory=_rows)
+  summary: dict[str, list[Verdict]] = dataclasses.field(default_factory=_rows)
 
   def scenes(
     self, *, count: int = 0, two_objects: float = 0.0, **options: Any
@@ -82,7 +93,8 @@ class TaskRun:
     source: Clip | None = None,
   ) -> None:
     """Adds the result of a generated video; see `Result`."""
-    self.results.generated(
+    self.generated[row].append(verdict)
+    self.on_result(
       Result(
         row=row,
         prompt=prompt,
@@ -95,7 +107,16 @@ class TaskRun:
 
   def add_real(self, verdict: Verdict, row: str = "unseen") -> None:
     """Adds the verdict on a real render."""
-    self.results.real(row, verdict)
+    self.real[row].append(verdict)
+
+  def table(self) -> Table:
+    """Scores of all rows, each followed by its real renders, if any."""
+    table = {}
+    for row, verdicts in self.generated.items():
+      table[row] = scores(verdicts)
+      if row in self.real:
+        table[f"{row}, real renders"] = scores(self.real[row])
+    return table | {row: scores(v) for row, v in self.summary.items()}
 
 
 def another(

@@ -14,7 +14,6 @@ from lumiere_jax.evals.pixel_tasks import (
 )
 from lumiere_jax.evals.scenes import TaskRun
 from lumiere_jax.evals.text_tasks import rhythm, text_to_video
-from lumiere_jax.evals.verdicts import Results
 from lumiere_jax.inference.settings import Settings
 from tests.evals.fakes import (
   Leaking,
@@ -34,18 +33,17 @@ READ = (text_to_video, rhythm, extend, inpaint, video_to_video)
 
 def scored(task, pipeline, *, count=COUNT, results=None, **options):
   """row -> column -> value."""
-  results = Results(results.append) if results is not None else Results()
   run = TaskRun(
     pipeline=pipeline,
     count=count,
     settings=SETTINGS,
     seed=SEED,
-    results=results,
+    on_result=lambda result: results is None or results.append(result),
   )
   task(run, **PLAIN.get(task, {}) | options)
   return {
     row: {name: score.value for name, score in scores.items()}
-    for row, scores in results.table().items()
+    for row, scores in run.table().items()
   }
 
 
