@@ -297,28 +297,24 @@ def to_json(
 
 def to_markdown(about: Mapping[str, Any], tasks: Mapping[str, Scored]) -> str:
   """A table for each task; see `to_json`."""
+  steps = "".join(
+    f"{name} at step {stage['step']}; "
+    for name, stage in about["stages"].items()
+    if "step" in stage
+  )
+  sampling = "; ".join(
+    f"{name} sampled by {own['sampler']} in {own['steps']} steps at guidance "
+    f"{own['guidance_scale']:g}"
+    for name, own in about["sampling"].items()
+  )
   parts = [
-    f"{', '.join(about['model'])}: {_steps(about['stages'])}seed "
-    f"{about['seed']}; {_sampling(about['sampling'])}. In brackets: 95% "
-    "intervals."
+    f"{', '.join(about['model'])}: {steps}seed {about['seed']}; {sampling}. In "
+    "brackets: 95% intervals."
   ]
   for name, scored in tasks.items():
     parts.append(f"**{_words(name)}**. {TASKS[name].about}")
     parts.append(_table(scored.table))
   return "\n\n".join(parts) + "\n"
-
-
-def _steps(stages: Mapping[str, Mapping[str, Any]]) -> str:
-  steps = {k: v["step"] for k, v in stages.items() if "step" in v}
-  return "".join(f"{name} at step {step}; " for name, step in steps.items())
-
-
-def _sampling(stages: Mapping[str, Mapping[str, Any]]) -> str:
-  return "; ".join(
-    f"{name} sampled by {own['sampler']} in {own['steps']} steps at guidance "
-    f"{own['guidance_scale']:g}"
-    for name, own in stages.items()
-  )
 
 
 def _table(table: Table) -> str:

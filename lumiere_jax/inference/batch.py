@@ -272,14 +272,14 @@ def _parse(where: str, name: str, text: str, kind: Any) -> Any:
   """An option of a prompt file as its type."""
   if kind not in (bool, int, float, str):
     raise UserError(
-      f"{where}:", f"{name} cannot differ by line", f"give {option(name)}"
+      where, f"{name} cannot differ by line", f"give {option(name)}"
     )
   read = _BOOLS.__getitem__ if kind is bool else kind
   try:
     return read(text.lower() if kind is bool else text)
   except (ValueError, KeyError) as error:
     raise UserError(
-      f"{where}:",
+      where,
       f"{name}={text!r} is not of type {kind.__name__}",
       "correct the line",
     ) from error

@@ -121,7 +121,7 @@ def test_a_file_of_prompts_makes_a_folder_of_videos(made, tmp_path):
   ],
 )
 def test_options_of_a_line_that_do_not_do(made, options, words):
-  line = PromptLine(prompt="x", options=options, where="f, line 2")
+  line = PromptLine(prompt="x", options=options, where="f, line 2:")
   with pytest.raises(UserError, match=words):
     ask(lines=[line])
   assert not made.asked
