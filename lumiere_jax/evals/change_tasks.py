@@ -22,9 +22,6 @@ OVERLAPS = (2, 0)
 def video_to_video(run: TaskRun, *, strength: float | None = None) -> None:
   """Scores whether a video takes a prompt's colour and keeps the rest.
 
-  Row 'unseen', with real renders in the other colour: the shares
-  'colour_changed' to the prompt's, 'motion_kept', 'shape_kept' and 'all'.
-
   `strength` is that of the edit, in (0, 1]; None: the pipeline's default.
   """
   source = run.scenes()
@@ -53,11 +50,7 @@ def _recoloured(video: Clip, prompt: str, fps: float) -> Verdict:
 def stylize(run: TaskRun, *, style: str) -> None:
   """Scores how strongly a style shows, and whether the motion is kept.
 
-  A row 'alpha A' for each of `ALPHAS`, of the same prompts and noise: the mean
-  'strength' (`toy_scenes.styles.strength`) and the share 'motion_kept', read
-  as prompted; real renders beside the first. Row 'rising': the share of
-  prompts whose strength never falls from one alpha to the next and is greater
-  at the last than at the first.
+  The rows, one for each of `ALPHAS`, are of the same prompts and noise.
   """
   pipelines = {alpha: run.pipeline.styled(style, alpha) for alpha in ALPHAS}
   source = run.scenes()
@@ -82,11 +75,8 @@ def stylize(run: TaskRun, *, style: str) -> None:
 def ssr(run: TaskRun) -> None:
   """Scores super-resolution against bicubic interpolation.
 
-  Row 'held_out', of real renders of combinations never trained on, shrunk by
-  averaging: 'psnr_db', 'bicubic_psnr_db' and their difference 'gain_db', means
-  over clips; 'better' is the share that gains. Row 'of_the_base', of videos
-  that the base samples from the same prompts: the share with all attributes
-  'read' right, and that of 'bicubic_read'.
+  Of real renders of combinations never trained on, shrunk by averaging; and of
+  videos that the base samples from the same prompts.
   """
   pipeline = run.pipeline
   source = run.scenes(split="held_out")
@@ -127,9 +117,8 @@ def _enlarged(
 def windows(run: TaskRun) -> None:
   """Compares change at window borders with change elsewhere (Fig. 14).
 
-  Measured on still objects, where all change comes from the model; 1 means no
-  seam. Clips are real renders of combinations never trained on, shrunk by
-  averaging. Rows 'overlap 2' and 'overlap 0': the mean 'border_ratio'.
+  Of still objects, where all change comes from the model. Clips are real
+  renders of combinations never trained on, shrunk by averaging.
   """
   source = run.scenes(split="held_out", motions=("still",))
   for overlap in OVERLAPS:

@@ -32,13 +32,7 @@ _LEVELS, _SHARE = 28, 0.01
 
 
 def image_to_video(run: TaskRun) -> None:
-  """Scores whether videos start with the given picture and move.
-
-  Row 'unseen': 'first_frame_psnr_db' of the first frame as generated, without
-  compositing; 'faithful' is the share of at least `FAITHFUL`. With real
-  renders: 'displaced', among prompts of `DISPLACING` motions the share whose
-  `measures.displacement` is above `MOVED`, and 'motion', read as prompted.
-  """
+  """Scores whether videos start with the given picture and move."""
   source = run.scenes()
   for k in range(run.count):
     prompt, clip = source.caption(k), source.clip(k)
@@ -58,11 +52,8 @@ def image_to_video(run: TaskRun) -> None:
 def extend(run: TaskRun) -> None:
   """Scores whether videos continue from the first frames of a clip.
 
-  Scenes whose object stays in the frame. Row 'unseen', with real renders: the
-  shares of new frames with the object's 'colour' and 'shape'; 'no_jump', among
-  videos that show the object in both frames, the share whose object moves from
-  the last given frame to the first new one as in the real clip, within `JUMP`;
-  and 'all' of them.
+  Of scenes whose object stays in the frame. 'no_jump' is a share of the videos
+  that show the object in both frames.
   """
   source = run.scenes(motions=STAYING)
   given = min(GIVEN, source.num_frames // 2)
@@ -86,9 +77,7 @@ def inpaint(run: TaskRun) -> None:
   """Scores whether another object appears where one is masked out.
 
   The box around the path of an object is regenerated, after a prompt of
-  another colour and shape with the same motion. Row 'unseen', with real
-  renders of the other object: the shares with the prompt's 'colour', 'shape'
-  and both ('all') read inside the box.
+  another colour and shape with the same motion.
   """
   source = run.scenes(motions=STAYING)
   for k in range(run.count):
@@ -107,9 +96,7 @@ def cinemagraph(run: TaskRun) -> None:
   """Scores whether a picture moves inside its region and nowhere else.
 
   The region is the box around the path of an object that moves and stays in
-  the frame. Row 'unseen': 'outside_still' is the share of videos without any
-  change outside, 'outside_levels' the mean of the largest change there in grey
-  levels; 'inside_moves', with real renders, the share whose region changes.
+  the frame.
   """
   motions = tuple(motion for motion in STAYING if motion != "still")
   source = run.scenes(motions=motions)

@@ -25,11 +25,9 @@ IN_RANGE = (2.7, 4.4)
 def text_to_video(
   run: TaskRun, *, batch_size: int = 1, two_objects: float = 0.1
 ) -> None:
-  """Scores colour, shape and motion of all objects of a scene.
+  """Scores colour, shape, motion and flicker; see `TASKS` for the columns.
 
-  Rows 'unseen' and 'held_out', with real renders: the shares 'colour',
-  'shape', 'motion' and 'all', and the mean 'flicker_levels' of the background
-  (`measures.flicker`). `two_objects` is the share of prompts with two objects.
+  `two_objects` is the share of prompts with two objects.
   """
   for row, split in SPLITS.items():
     source = run.scenes(split=split, two_objects=two_objects)
@@ -39,9 +37,8 @@ def text_to_video(
 def rhythm(run: TaskRun, *, batch_size: int = 1) -> None:
   """Scores the frequency of blinking and swinging objects.
 
-  Rows 'blinking' and 'swinging', each of half the prompts, with real renders:
-  the share 'in_range' (`IN_RANGE`), and the mean 'frequency_hz' of the videos
-  that have a frequency.
+  Each is in half of the prompts. The mean frequency is of the videos that have
+  one.
   """
   for motion in RHYTHMS:
     source = run.scenes(count=-(-run.count // 2), motions=(motion,))
