@@ -19,7 +19,6 @@ from lumiere_jax.storage import safetensors
 from lumiere_jax.typing import FlatParams
 
 FORMAT = "lumiere_jax adapter 1"
-
 _PEFT = "adapter_model.safetensors"
 _FILES = ("adapter.safetensors", "pytorch_lora_weights.safetensors", _PEFT)
 

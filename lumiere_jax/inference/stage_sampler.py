@@ -47,7 +47,6 @@ from lumiere_jax.stages.denoiser import network_denoiser
 from lumiere_jax.typing import Cond, FlatParams, Video
 
 _WINDOWS = "data"  # The mesh axis that windows are distributed over.
-
 T = TypeVar("T")
 Traced = dict[str, Any]
 """Settings as float32 arrays, by name: changing them does not recompile."""

@@ -111,7 +111,6 @@ MODELS = {
 }
 
 PATH = "mid_attention/out/kernel"
-
 LAYER = "mid_block.attentions.0.to_out.0"
 
 STAGES = {

@@ -15,7 +15,6 @@ from lumiere_jax.media.video_reader import probe
 from lumiere_jax.media.video_writer import write_video
 
 PROMPT = "a red circle"
-
 FRAMES, SIDE = 8, 16
 
 

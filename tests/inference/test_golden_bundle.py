@@ -15,9 +15,7 @@ from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
 
 GOLDEN = Path(__file__).parent / "golden"
-
 SHORT = "a small red circle moves left"
-
 FULL = f"{SHORT} and a large blue square moves right and up"  # all 16 tokens
 
 

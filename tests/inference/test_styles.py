@@ -65,9 +65,7 @@ def drawn(model, seed):
 
 
 ORIGINAL = drawn(IMAGE, 0)
-
 STYLED = drawn(IMAGE, 1)
-
 UPSCALING = drawn(UPSCALER, 2)
 
 WEIGHTS = {
