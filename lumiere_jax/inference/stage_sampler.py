@@ -297,16 +297,17 @@ def sample_stage(
     z = add_noise(start, z, jnp.full(len(z), log_snrs[0]))
   if mesh:
     z, cond = _laid_out(mesh, program.division, (z, cond))
-  state, rest = program.rule.init(z), (keys, cond, null_cond, guidance)
+  rest = (keys, cond, null_cond, guidance)
   run = functools.partial(jitted_chunk(), program=program)
   levels = log_snrs[: chunk_size(len(log_snrs) - 1, chunk) + 1]
-  first = (params, state, levels, np.int32(0), *rest)
-  if not mesh and (compiled := _ahead.get(_shapes(program, first))):
-    run = compiled.result()
-  steps = lambda state, levels, number: run(
-    params, state, levels, number, *rest
-  )
   with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+    state = program.rule.init(z)
+    first = (params, state, levels, np.int32(0), *rest)
+    if not mesh and (compiled := _ahead.get(_shapes(program, first))):
+      run = compiled.result()
+    steps = lambda state, levels, number: run(
+      params, state, levels, number, *rest
+    )
     video = sample(steps, state, log_snrs, chunk, callback)
   if mesh is None:
     return video
