@@ -58,8 +58,9 @@ class Task:
   ) -> np.ndarray:
     """Reads the input files and makes uint8 videos, or pictures."""
     given: dict[str, Any] = dict(vars(self))
-    for name in given.keys() & {"image", "last_image"}:
-      given[name] = read_image(given[name]) if given[name] else None
+    for name in ("image", "last_image"):
+      if name in given:
+        given[name] = read_image(given[name]) if given[name] else None
     if "video" in given:
       most = 0 if self.whole_video else pipeline.frames(how)
       given["video"] = _read_video(given["video"], pipeline.fps, most)
