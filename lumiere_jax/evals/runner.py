@@ -25,6 +25,7 @@ from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage.atomic import write_json, writing
+from lumiere_jax.storage.files import check_unused
 
 VERDICTS = "verdicts.jsonl"
 _UNITS = {"db": "(dB)", "hz": "(Hz)", "psnr": "PSNR"}
@@ -265,12 +266,8 @@ def _check_paths(request: EvalRequest) -> None:
   for flag, path in (("out", request.out), ("markdown", request.markdown)):
     if path and os.path.isdir(path):
       raise UserError(option(flag, path), "is a folder", "give a file")
-    if path and os.path.exists(path) and not request.overwrite:
-      raise UserError(
-        option(flag, path),
-        "exists already",
-        f"choose another file, or give {option('overwrite')}",
-      )
+    if path:
+      check_unused(path, request.overwrite)
   if request.keep:
     check_empty(request.keep)
 

@@ -151,7 +151,7 @@ def test_a_model_is_scored_on_what_it_can_do(capsys):
     ({"out": ""}, ["out is missing", ".json"]),
     ({"out": "scores.txt"}, ["out=scores.txt", ".json"]),
     ({"markdown": "tests"}, ["markdown=tests is a folder"]),
-    ({"markdown": "README.md"}, ["README.md exists already", "overwrite"]),
+    ({"markdown": "README.md"}, ["README.md: is there already", "overwrite"]),
     ({"keep": "tests"}, ["keep=tests is not empty"]),
     ({"keep": "README.md"}, ["keep=README.md"]),
     ({"tasks": ("text_to_vidio",)}, ["tasks=", '"text_to_video"']),
@@ -192,7 +192,7 @@ def test_stages_are_described_by_the_bundle(request_, monkeypatch):
 def test_existing_files_are_replaced_on_request(request_, monkeypatch):
   monkeypatch.setattr(runner, "score", lambda *_: None)
   Path(request_.out).touch()
-  with pytest.raises(UserError, match="exists already"):
+  with pytest.raises(UserError, match="is there already"):
     evaluate(request_)
   evaluate(dataclasses.replace(request_, overwrite=True))
 
