@@ -77,8 +77,8 @@ class Right:
 
   def plan(self, settings):
     windows = Windows(size=self.length // 4, overlap=settings.overlap)
-    starts = window_starts(self.length, windows.size, windows.overlap, 4)
-    program = SimpleNamespace(windows=windows, starts=lambda: starts)
+    starts = lambda: window_starts(self.length, windows.size, windows.overlap)
+    program = SimpleNamespace(windows=windows, starts=starts)
     return {"ssr": SimpleNamespace(program=program)}
 
   def draw(self, scene):

@@ -197,7 +197,7 @@ def test_thresholds_are_of_whole_clips(pipeline, monkeypatch):
   monkeypatch.setattr(stage_sampler, "threshold", watched)
   monkeypatch.setattr(stage_sampler, "jitted_chunk", lambda: trace)
   monkeypatch.setattr(cascade, "compile_ahead", lambda *_, **__: None)
-  make(pipeline, [1], num_frames=12, size=(32, 48))
+  make(pipeline, [1], num_frames=12, size=(32, 48), steps=1)
   assert seen == {(1, 12, 16, 24, 3), (1, 12, 32, 48, 3)}
 
 
