@@ -48,6 +48,7 @@ from lumiere_jax.typing import Cond, FlatParams, Video
 
 _WINDOWS = "data"  # The mesh axis that windows are distributed over.
 T = TypeVar("T")
+
 Traced = dict[str, Any]
 """Settings as float32 arrays, by name: changing them does not recompile."""
 
@@ -210,7 +211,7 @@ def jitted_chunk() -> Any:
   )
 
 
-draw_noise = jax.jit(frame_noise, static_argnums=(2, 3))
+_draw = jax.jit(frame_noise, static_argnums=(2, 3))
 
 _ahead: dict[Hashable, Future] = {}
 """Programs compiled ahead, by program and shapes of the arguments."""
@@ -292,7 +293,7 @@ def sample_stage(
     (b, t, h, w, 3) in about [-1, 1].
   """
   size = program.config.video.resolution
-  z = draw_noise(keys, INITIAL, program.num_frames, (*size, 3))
+  z = _draw(keys, INITIAL, program.num_frames, (*size, 3))
   if start is not None:
     z = add_noise(start, z, jnp.full(len(z), log_snrs[0]))
   if mesh:
