@@ -3,17 +3,21 @@
 import numpy as np
 import pytest
 
-from lumiere_jax.evals import change_tasks
-from lumiere_jax.evals.change_tasks import ssr, stylize, video_to_video, windows
+from lumiere_jax.evals import scoring
 from lumiere_jax.evals.measures import bicubic, shrunk
-from lumiere_jax.evals.pixel_tasks import (
+from lumiere_jax.evals.scenes import TaskRun
+from lumiere_jax.evals.scoring import (
   cinemagraph,
   extend,
   image_to_video,
   inpaint,
+  rhythm,
+  ssr,
+  stylize,
+  text_to_video,
+  video_to_video,
+  windows,
 )
-from lumiere_jax.evals.scenes import TaskRun
-from lumiere_jax.evals.text_tasks import rhythm, text_to_video
 from lumiere_jax.inference.settings import Settings
 from tests.evals.fakes import (
   Leaking,
@@ -311,7 +315,7 @@ def test_styles_are_measured_by_alpha(monkeypatch):
   score = lambda fake: scored(
     stylize, fake, count=3, style="dark", results=results
   )
-  monkeypatch.setattr(change_tasks, "style_strength", dark)
+  monkeypatch.setattr(scoring, "style_strength", dark)
   table = score(Styled())
   assert list(table) == [
     *("alpha 0", "alpha 0, real renders", "alpha 0.25", "alpha 0.5"),
@@ -326,7 +330,7 @@ def test_styles_are_measured_by_alpha(monkeypatch):
   assert table["alpha 0"]["motion_kept"] == 1
   assert table["rising"]["rising"] == 1
   assert score(Unstyled())["rising"]["rising"] == 0
-  monkeypatch.setattr(change_tasks, "style_strength", lambda v: -dark(v))
+  monkeypatch.setattr(scoring, "style_strength", lambda v: -dark(v))
   assert score(Styled())["rising"]["rising"] == 0
 
 
