@@ -15,16 +15,15 @@ from lumiere_jax.conversion.lazy_stage import (
 from lumiere_jax.conversion.stablehlo_export import write_artefact
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.adapters import apply_adapters, read_adapter
+from lumiere_jax.inference.loading import read_stage
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
-from lumiere_jax.models import lora
 from lumiere_jax.models.text_encoder import (
   TextEncoder,
   open_text_encoder,
   write_text_part,
 )
 from lumiere_jax.options import check_values, documented, setting
-from lumiere_jax.stages.config import StageConfig
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.atomic import locked, require_space
@@ -164,7 +163,15 @@ def _read_stages(
       for src in job.src
     ]
   else:
-    stages = [stage for bundle in opened for stage in read_stages(bundle)]
+    stages = []
+    for bundle in opened:
+      for name, part in bundle.parts.items():
+        if name != bundles.TEXT:
+          config, leaves = read_stage(bundle, name)
+          about = {k: part.meta[k] for k in _ABOUT if k in part.meta}
+          stages.append(
+            LazyStage(name=name, config=config, leaves=leaves, about=about)
+          )
   names = [stage.name for stage in stages]
   if job.stage:
     stages = [stage for stage in stages if stage.name == job.stage]
@@ -194,24 +201,6 @@ def _text_only(bundle: bundles.Bundle) -> bundles.Bundle:
 
 def _summary(bundle: bundles.Bundle) -> list[str]:
   return [f"{bundle.folder}: {', '.join(bundle.parts)}"]
-
-
-def read_stages(bundle: bundles.Bundle) -> list[LazyStage]:
-  """The stages of a bundle, with its adapters merged into their weights."""
-  stages = []
-  for name, part in bundle.parts.items():
-    if name == bundles.TEXT:
-      continue
-    where = f"{bundle.folder}: parts.{name}.meta"
-    stages.append(
-      LazyStage(
-        name=name,
-        config=StageConfig.from_meta(part.meta, where),
-        leaves=lora.merge(bundle.leaves(name)),
-        about={k: part.meta[k] for k in _ABOUT if k in part.meta},
-      )
-    )
-  return stages
 
 
 def add_parts(

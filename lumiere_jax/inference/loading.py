@@ -73,12 +73,10 @@ def load(
   configs: dict[str, StageConfig] = {}
   weights: dict[str, Any] = {}
   for bundle in opened:
-    for name, part in bundle.parts.items():
+    for name in bundle.parts:
       if name in (bundles.TEXT, *configs):
         continue
-      where = f"{bundle.folder}: parts.{name}.meta"
-      configs[name] = StageConfig.from_meta(part.meta, where)
-      weights[name] = lora.merge(bundle.leaves(name))
+      configs[name], weights[name] = read_stage(bundle, name)
   models = {name: config.model for name, config in configs.items()}
   read = [*map(read_adapter, adapters)]
   choose(configs)  # fails early where a stage is missing
@@ -88,6 +86,15 @@ def load(
     weights=apply_adapters(read, weights, models, adapter_scale),
     mesh=None if mesh is None else make_mesh(mesh),
   )
+
+
+def read_stage(
+  bundle: bundles.Bundle, name: str
+) -> tuple[StageConfig, FlatParams]:
+  """A stage's config and lazy weights, with its adapters merged into them."""
+  where = f"{bundle.folder}: parts.{name}.meta"
+  config = StageConfig.from_meta(bundle.parts[name].meta, where)
+  return config, lora.merge(bundle.leaves(name))
 
 
 def find_text_encoder(opened: Sequence[bundles.Bundle]) -> TextEncoder:
