@@ -1,25 +1,37 @@
 """Converts weights between formats, as `lumiere_jax.convert` asks for it."""
 
+from collections.abc import Sequence
 import dataclasses
+import itertools
 from pathlib import Path
 
 from lumiere_jax.conversion import diffusers
-from lumiere_jax.conversion.bundles import add_parts, read_stages
-from lumiere_jax.conversion.lazy_stage import LazyStage, inflate, to_float16
+from lumiere_jax.conversion.lazy_stage import (
+  LazyStage,
+  inflate,
+  progress_bar,
+  to_float16,
+)
 from lumiere_jax.conversion.stablehlo_export import write_artefact
-from lumiere_jax.errors import UserError, check_choice, option
+from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.adapters import apply_adapters, read_adapter
+from lumiere_jax.inference.loading import read_stage
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
-from lumiere_jax.models.text_encoder import open_text_encoder
-from lumiere_jax.options import documented, setting
+from lumiere_jax.models.text_encoder import (
+  TextEncoder,
+  open_text_encoder,
+  write_text_part,
+)
+from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.storage import bundle as bundles
+from lumiere_jax.storage import safetensors
+from lumiere_jax.storage.atomic import locked, require_space
 from lumiere_jax.training.config import Experiment, TextConfig
 
 SOURCES = ("diffusers", "t5", "bundle", "workdir")
-
-
 TARGETS = ("bundle", "diffusers", "stablehlo")
+_ABOUT = ("step", "trained_on", "licence", "imported_from", "inflated_from")
 
 
 @documented
@@ -33,8 +45,12 @@ class Conversion:
     settings: of the sampler in an exported program.
   """
 
-  source: str = setting(help=f"One of {', '.join(SOURCES)}.", name="from")
-  target: str = setting("bundle", f"One of {', '.join(TARGETS)}.", name="to")
+  source: str = setting(
+    help=f"One of {', '.join(SOURCES)}.", name="from", choices=SOURCES
+  )
+  target: str = setting(
+    "bundle", f"One of {', '.join(TARGETS)}.", name="to", choices=TARGETS
+  )
   src: tuple[str, ...] = setting(
     help="Folder or file to read. Give it again to merge several bundles."
   )
@@ -61,13 +77,12 @@ class Conversion:
   )
   text: TextConfig = dataclasses.field(default_factory=TextConfig)
   settings: Settings = dataclasses.field(default_factory=Settings)
-  batch: int = setting(1, "Batch size of an exported program.")
+  batch: int = setting(1, "Batch size of an exported program.", least=1)
 
 
 def convert(job: Conversion) -> None:
   """Converts, and prints what was written."""
-  check_choice(option("from"), job.source, SOURCES)
-  check_choice(option("to"), job.target, TARGETS)
+  check_values(job)
   for name, value in (("src", job.src), ("out", job.out)):
     if not value:
       raise UserError(option(name), "is missing", "give a folder")
@@ -148,7 +163,15 @@ def _read_stages(
       for src in job.src
     ]
   else:
-    stages = [stage for bundle in opened for stage in read_stages(bundle)]
+    stages = []
+    for bundle in opened:
+      for name, part in bundle.parts.items():
+        if name != bundles.TEXT:
+          config, leaves = read_stage(bundle, name)
+          about = {k: part.meta[k] for k in _ABOUT if k in part.meta}
+          stages.append(
+            LazyStage(name=name, config=config, leaves=leaves, about=about)
+          )
   names = [stage.name for stage in stages]
   if job.stage:
     stages = [stage for stage in stages if stage.name == job.stage]
@@ -178,3 +201,73 @@ def _text_only(bundle: bundles.Bundle) -> bundles.Bundle:
 
 def _summary(bundle: bundles.Bundle) -> list[str]:
   return [f"{bundle.folder}: {', '.join(bundle.parts)}"]
+
+
+def add_parts(
+  folder: Path,
+  stages: Sequence[LazyStage] = (),
+  text: TextEncoder | None = None,
+  linked: Sequence[bundles.Bundle] = (),
+) -> bundles.Bundle:
+  """Adds parts to a bundle, or makes a new one.
+
+  A part that the bundle has already is replaced; the old bundle stays valid
+  until everything is written. Parts of the `linked` bundles are added
+  unchanged, as hard links where that is possible; earlier ones win.
+  """
+  with locked(folder):
+    parts, about = {}, {"made_by": "lumiere_jax"}
+    old: list[bundles.Bundle] = []
+    if (folder / bundles.INDEX).is_file():
+      old = [bundles.open_bundle(folder, option("out"))]
+      parts, about = dict(old[0].parts), dict(old[0].about)
+    if text is None:
+      bundles.check_same_text([*old, *linked])
+    elif old:
+      _check_replaceable(old[0], text)
+    total = sum(stage.nbytes for stage in stages)
+    require_space(folder, total)
+    for bundle in reversed(linked):
+      for name, part in bundle.parts.items():
+        bundles.link_part(bundle, part, folder)
+        parts[name] = part
+    with progress_bar(total, "weights") as counted:
+      for stage in stages:
+        file = _unused(folder, stage.name)
+        safetensors.save(folder / file, counted(stage.leaves))
+        parts[stage.name] = bundles.Part(
+          meta={**stage.config.to_meta(), **stage.about}, tensors=(file,)
+        )
+    if text:
+      parts[bundles.TEXT] = write_text_part(folder, text)
+    bundles.write(folder, parts, about)
+    bundle = bundles.open_bundle(folder, option("out"))
+    bundles.write_card(bundle)
+  return bundle
+
+
+def _check_replaceable(bundle: bundles.Bundle, text: TextEncoder) -> None:
+  """Raises a UserError if stages were trained with another text encoder.
+
+  Imported stages may get theirs in a later conversion.
+  """
+  present = bundle.parts.get(bundles.TEXT)
+  if not present or present.meta.get("identity") == text.identity:
+    return
+  trained = [
+    name
+    for name, part in bundle.parts.items()
+    if name != bundles.TEXT and "imported_from" not in part.meta
+  ]
+  if trained:
+    raise UserError(
+      option("out", f"{bundle.folder}:"),
+      f"its {', '.join(trained)} was trained with another text encoder",
+      f"give another {option('out')}",
+    )
+
+
+def _unused(folder: Path, stage: str) -> str:
+  """A file name that is not in use in the folder."""
+  names = (f"{stage}-{k:04d}.safetensors" for k in itertools.count())
+  return next(name for name in names if not (folder / name).exists())

@@ -28,10 +28,10 @@ from lumiere_jax.storage.safetensors import LazyArray
 
 _KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
-
 # Other values of these keys are not supported. An absent key has the first
 # value, which is diffusers' default or that of IF.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
+  "prediction_type": tuple(_KINDS),
   "beta_schedule": ("squaredcos_cap_v2",),
   "num_train_timesteps": (1000,),
   "rescale_betas_zero_snr": (False, None),
@@ -39,7 +39,6 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
   "timestep_spacing": ("leading",),
   "trained_betas": (None,),
 }
-
 
 IF = {
   "_class_name": "DDPMScheduler",
@@ -57,7 +56,6 @@ IF = {
 }
 """The published scheduler of IF-I; IF-II's has a sample_max_value of 1."""
 
-
 _FIX = "give the scheduler that the model was published with"
 
 
@@ -69,22 +67,21 @@ def from_scheduler(
   Steps, guidance and noise level, which it lacks, are those of diffusers' IF
   pipelines.
 
-  Args:
-    content: of scheduler_config.json.
-    name: its path, for errors.
-    learned: whether the network predicts the variance.
-    upscales: whether it is a super-resolution model.
+  `content` is that of scheduler_config.json, `name` its path; `learned` says
+  whether the network predicts the variance.
   """
-  for key, values in _SUPPORTED.items():
-    _check(content, name, key, values)
-  _check(content, name, "prediction_type", tuple(_KINDS), "epsilon")
-  variance = ("learned_range",) if learned else ("fixed_small",)
-  _check(content, name, "variance_type", variance, "fixed_small")
-  if not content.get("thresholding", False):
-    # Static clipping is dynamic thresholding with a maximum of 1.
-    _check(content, name, "clip_sample", (True,), True)
-    _check(content, name, "clip_sample_range", (1, None), 1)
   thresholding = content.get("thresholding", False)
+  content = {"variance_type": "fixed_small", **content}
+  variance = "learned_range" if learned else "fixed_small"
+  supported = _SUPPORTED | {"variance_type": (variance,)}
+  if not thresholding:
+    # Static clipping is dynamic thresholding with a maximum of 1.
+    supported |= {"clip_sample": (True,), "clip_sample_range": (1, None)}
+  for key, values in supported.items():
+    if (value := content.get(key, values[0])) not in values:
+      known = " or ".join(map(repr, values))
+      problem = f"{key}={value!r} is not supported, only {known} is"
+      raise UserError(f"{name}:", problem, _FIX)
   ratio = _number(content, name, "dynamic_thresholding_ratio", 0.995, 0, 1)
   cap = _number(content, name, "sample_max_value", 1.0, 1, math.inf)
   return (
@@ -143,26 +140,9 @@ def _number(
   return float(value)
 
 
-def _check(
-  content: Mapping[str, Any],
-  name: str,
-  key: str,
-  values: tuple[Any, ...],
-  default: Any = None,
-) -> None:
-  absent = values[0] if default is None else default
-  if (value := content.get(key, absent)) not in values:
-    supported = " or ".join(map(repr, values))
-    problem = f"{key}={value!r} is not supported, only {supported} is"
-    raise UserError(f"{name}:", problem, _FIX)
-
-
 STEM = "diffusion_pytorch_model"
-
-
 SHARD_BYTES = 10 * 10**9
 """The largest file that is written, as in diffusers."""
-
 
 # IF-II takes 64 to 256 pixels; its config.json does not say so.
 _UPSCALE = 4
@@ -283,9 +263,12 @@ def _resolution(content: Mapping[str, Any], unet: Path) -> tuple[int, int]:
   return tuple(sides)
 
 
-def _shards(tensors: Mapping[str, LazyArray], max_bytes: int) -> Iterator[dict]:
+def _shards(
+  tensors: Mapping[str, LazyArray], max_bytes: int
+) -> Iterator[dict[str, LazyArray]]:
   """Groups tensors up to a size; a larger tensor is a group of its own."""
-  shard, size = {}, 0
+  shard: dict[str, LazyArray] = {}
+  size = 0
   for name, tensor in tensors.items():
     if shard and size + tensor.nbytes > max_bytes:
       yield shard

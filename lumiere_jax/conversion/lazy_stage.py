@@ -18,8 +18,7 @@ from lumiere_jax.parallel.backend import init_compiler_options
 from lumiere_jax.stages.config import PARENTS, StageConfig
 from lumiere_jax.storage.safetensors import LazyArray
 from lumiere_jax.training.config import Experiment
-
-Leaves = Mapping[str, LazyArray | np.ndarray]
+from lumiere_jax.typing import FlatParams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,7 @@ class LazyStage:
 
   name: str
   config: StageConfig
-  leaves: Leaves
+  leaves: FlatParams
   about: Mapping[str, Any]
 
   @property
@@ -45,7 +44,7 @@ class LazyStage:
 
 
 def map_leaves(
-  fn: Callable[[np.ndarray], np.ndarray], leaves: Leaves, dtype: Any = None
+  fn: Callable[[np.ndarray], np.ndarray], leaves: FlatParams, dtype: Any = None
 ) -> dict[str, LazyArray]:
   """Applies `fn` to each leaf on access; `dtype` is that of its results."""
 
@@ -66,7 +65,7 @@ def to_float16(stage: LazyStage) -> LazyStage:
 @contextlib.contextmanager
 def progress_bar(
   total: int, name: str
-) -> Iterator[Callable[[Leaves], dict[str, LazyArray]]]:
+) -> Iterator[Callable[[FlatParams], dict[str, LazyArray]]]:
   """A progress bar in bytes; the function it yields makes leaves advance it."""
   bar = tqdm(
     total=total,
@@ -91,10 +90,8 @@ def inflate(stage: LazyStage, experiment: Experiment) -> LazyStage:
   Before training, it maps each frame as the image stage does (Lumiere, section
   3.1): the new layers start at zero or as the identity.
 
-  Args:
-    stage: an image stage.
-    experiment: of the video stage. Only its temporal layers and its clip's
-      length and frame rate are used.
+  Of the experiment, only the temporal layers and the clip's length and frame
+  rate are used.
   """
   video_stages = {parent: name for name, parent in PARENTS.items() if parent}
   if stage.config.model.temporal or stage.name not in video_stages:

@@ -19,23 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumiere_jax.conversion.lazy_stage import progress_bar
-from lumiere_jax.diffusion.noise import stream_keys
-from lumiere_jax.diffusion.samplers import make_sampler
-from lumiere_jax.errors import UserError, option
-from lumiere_jax.inference.cascade import Stage, guidance_params
+from lumiere_jax.diffusion.noise import INITIAL, frame_noise, stream_keys
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
-from lumiere_jax.inference.stage_sampler import sample_at_once
+from lumiere_jax.inference.stage_sampler import run_chunk, traced
 from lumiere_jax.models.params import flatten, unflatten
 from lumiere_jax.models.t5 import T5Encoder
-from lumiere_jax.stages.config import SLOTS
+from lumiere_jax.stages.config import SLOTS, StageConfig
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.atomic import require_space, write_json, writing
 from lumiere_jax.typing import Cond, FlatParams, Video
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-
-
 _TEXT = "text/"
 
 
@@ -45,15 +40,7 @@ def write_artefact(
   """Writes the files above; returns lines that describe them to the user.
 
   Guidance scales stay arguments; all other settings become constants.
-
-  Args:
-    pipeline: text encoder and stages.
-    settings: of the sampler.
-    folder: to write to.
-    batch: batch size.
   """
-  if batch < 1:
-    raise UserError(option("batch", batch), "must be at least 1")
   pipeline = _portable(pipeline)
   weights = _weights(pipeline)
   total = sum(x.nbytes for x in weights.values())
@@ -70,6 +57,7 @@ def write_artefact(
     safetensors.save(folder / "weights.safetensors", counted(weights))
   with writing(folder / "tokenizer.model") as file:
     file.write(pipeline.text.tokenizer.to_bytes())
+  shape = list(exported.out_avals[0].shape)
   signature = {
     "platforms": list(PLATFORMS),
     "fps": pipeline.fps,
@@ -80,14 +68,14 @@ def write_artefact(
       k: {"shape": list(np.shape(v)), "dtype": str(v.dtype)}
       for k, v in inputs.items()
     },
-    "output": {"shape": list(exported.out_avals[0].shape), "dtype": "float32"},
+    "output": {"shape": shape, "dtype": "float32"},
   }
   write_json(folder / "signature.json", signature)
   with writing(folder / "call.py") as file:
     file.write((Path(__file__).parent / "assets" / "call.py").read_bytes())
-  shape = "x".join(map(str, signature["output"]["shape"]))
+  size = "x".join(map(str, shape))
   return [
-    f"{folder}: a sampler for {', '.join(PLATFORMS)} that makes {shape}",
+    f"{folder}: a sampler for {', '.join(PLATFORMS)} that makes {size}",
     f'python {folder / "call.py"} --prompt="..." --seed=1 --out=x.npy',
   ]
 
@@ -102,52 +90,36 @@ def sampler_of(
   caption), `seeds` (b,) and `guidance_scale` (base, ssr). The function returns
   (b, t, h, w, 3) in about [-1, 1].
   """
-  frames, windows = pipeline.plan(settings)
-  levels = {
-    name: pipeline.log_snrs(name, settings, windows.get(name))
-    for name in pipeline.stages
-  }
-  own = {
-    name: settings.of(name, stage.config.defaults)
-    for name, stage in pipeline.stages.items()
-  }
+  plans = pipeline.plan(settings)
 
   def sampler(weights: FlatParams, inputs: dict[str, Any]) -> Video:
     encode = _encoder(pipeline, weights)
     text = encode(inputs["tokens"], inputs["mask"])
     empty = encode(inputs["negative_tokens"], inputs["negative_mask"])
-    nulls = {
-      name: _null(stage, empty, inputs)
-      for name, stage in pipeline.stages.items()
-    }
     prompted = Cond(text=text, text_mask=inputs["mask"])
     scales = dict(zip(SLOTS, inputs["guidance_scale"], strict=True))
-
-    def run(name: str, cond: Cond, null: Cond, keys: jax.Array) -> Video:
-      return sample_at_once(
-        pipeline.stages[name].config,
+    video = None
+    for i, (name, plan) in enumerate(plans.items()):
+      program, keys = plan.program, stream_keys(inputs["seeds"], i)
+      size = (*program.config.video.resolution, 3)
+      noise = frame_noise(keys, INITIAL, program.num_frames, size)
+      video = run_chunk(
         _part(weights, f"{name}/"),
-        cond,
-        null,
+        program.rule.init(noise),
+        jnp.asarray(plan.log_snrs),
+        jnp.int32(0),
         keys,
-        frames,
-        rule=make_sampler(own[name].sampler),
-        log_snrs=levels[name],
-        guidance_params=guidance_params(settings, own[name]).replace(
-          guidance_scale=scales[name]
-        ),
-        windows=windows.get(name),
-      )
+        plan.condition(prompted, video, keys),
+        _null(program.config, empty, inputs),
+        traced(plan.sampling, settings) | {"guidance_scale": scales[name]},
+        program=program,
+      ).z
+    assert video is not None
+    return video
 
-    return pipeline.chain(
-      {name: (prompted, null) for name, null in nulls.items()},
-      [stream_keys(inputs["seeds"], i) for i in range(len(pipeline.stages))],
-      frames,
-      settings,
-      run,
-    )
-
-  scales = [own[slot].guidance_scale if slot in own else 1.0 for slot in SLOTS]
+  scale_of = lambda slot: (
+    plans[slot].sampling.guidance_scale if slot in plans else 1.0
+  )
   size = (batch, pipeline.text.tokenizer.max_length)
   return sampler, {
     "tokens": np.zeros(size, np.int32),
@@ -156,24 +128,19 @@ def sampler_of(
     "negative_mask": np.ones(size, bool),
     "negative": np.zeros((), bool),
     "seeds": np.zeros(batch, np.uint32),
-    "guidance_scale": np.float32(scales),
+    "guidance_scale": np.array([*map(scale_of, SLOTS)], np.float32),
   }
 
 
 def _portable(pipeline: Pipeline) -> Pipeline:
   """The same without kernels for one platform only."""
-  stages = {
-    name: Stage(
-      config=dataclasses.replace(
-        stage.config,
-        model=dataclasses.replace(
-          stage.config.model, attention_kernel="chunked", remat=()
-        ),
-      ),
-      params=stage.params,
+  stages = {}
+  for name, stage in pipeline.stages.items():
+    model = dataclasses.replace(
+      stage.config.model, attention_kernel="chunked", remat=()
     )
-    for name, stage in pipeline.stages.items()
-  }
+    config = dataclasses.replace(stage.config, model=model)
+    stages[name] = dataclasses.replace(stage, config=config)
   return Pipeline(pipeline.text, stages)
 
 
@@ -201,10 +168,12 @@ def _encoder(pipeline: Pipeline, weights: FlatParams) -> Callable:
   return lambda tokens, mask: jax.lax.map(one, (tokens, mask))
 
 
-def _null(stage: Stage, empty: jax.Array, inputs: dict[str, Any]) -> Cond:
+def _null(
+  config: StageConfig, empty: jax.Array, inputs: dict[str, Any]
+) -> Cond:
   """The unconditional text: the negative prompt, or the stage's null text."""
   mask = inputs["negative_mask"]
-  if stage.config.diffusion.null_text == "zeros":
+  if config.diffusion.null_text == "zeros":
     empty = jnp.where(inputs["negative"], empty, 0.0)
     mask = jnp.where(inputs["negative"], mask, True)
   return Cond(text=empty, text_mask=mask)

@@ -113,7 +113,7 @@ def chunk_size(steps: int, most: int) -> int:
 def sample(
   chunk_fn: Callable[[State, np.ndarray, np.int32], State],
   state: State,
-  log_snrs: Float[Array, "n"],
+  log_snrs: Float[Array | np.ndarray, "n"],
   chunk: int,
   callback: Callable[[int, Video], bool | None] | None = None,
 ) -> Video:

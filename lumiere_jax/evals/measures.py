@@ -91,9 +91,7 @@ def flicker(video: Clip) -> float:
 def most_changed(video: Clip, levels: int) -> float:
   """The largest share of pixels in which a frame differs from the first.
 
-  Args:
-    video: uint8 (t, ..., 3).
-    levels: a pixel differs if any channel differs by more.
+  A pixel differs if any channel differs by more than `levels`.
   """
   away = np.abs(video.astype(np.int16) - video[0]).max(-1)
   return float((away > levels).reshape(len(video), -1).mean(1).max())
@@ -106,6 +104,11 @@ def main_track(video: Clip) -> tracking.Track | None:
   return max(tracks, key=lambda track: track.area.sum(), default=None)
 
 
+def _path(track: tracking.Track) -> np.ndarray:
+  """The centres (t, 2) of an object, in pixels of a 32x32 frame."""
+  return np.stack([track.x, track.y], 1) * SCALE / min(track.size)
+
+
 def displacement(video: Clip) -> float:
   """Mean distance of an object from its first position.
 
@@ -115,9 +118,8 @@ def displacement(video: Clip) -> float:
   track = main_track(video)
   if track is None:
     return 0.0
-  path = np.stack([track.x, track.y], 1)[track.seen]
-  away = np.linalg.norm(path - path[0], axis=1)
-  return float(away.mean()) * SCALE / min(track.size)
+  path = _path(track)[track.seen]
+  return float(np.linalg.norm(path - path[0], axis=1).mean())
 
 
 def step_at(video: Clip, frame: int) -> np.ndarray | None:
@@ -128,8 +130,8 @@ def step_at(video: Clip, frame: int) -> np.ndarray | None:
   track = main_track(video)
   if track is None or not track.seen[[frame - 1, frame]].all():
     return None
-  path = np.stack([track.x, track.y], 1)
-  return (path[frame] - path[frame - 1]) * SCALE / min(track.size)
+  path = _path(track)
+  return path[frame] - path[frame - 1]
 
 
 def frequency(video: Clip, motion: str, fps: float) -> float | None:

@@ -1,6 +1,6 @@
 """Scores a model task by task, and writes the results after each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import json
 import os
@@ -14,10 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lumiere_jax.errors import UserError, check_choice, option
-from lumiere_jax.evals.report import Scored, to_json, to_markdown
 from lumiere_jax.evals.scenes import TaskRun
-from lumiere_jax.evals.tasks import TASKS, EvalTask, choose
-from lumiere_jax.evals.verdicts import ALL, Result, Results
+from lumiere_jax.evals.tasks import TASKS, choose
+from lumiere_jax.evals.verdicts import ALL, SHARE, Result, Score, Table
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.media.images import contact_sheet, write_image
@@ -26,9 +25,10 @@ from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage.atomic import write_json, writing
-from lumiere_jax.typing import Clip
+from lumiere_jax.storage.files import check_unused
 
 VERDICTS = "verdicts.jsonl"
+_UNITS = {"db": "(dB)", "hz": "(Hz)", "psnr": "PSNR"}
 _GAP = 2  # White pixels between a source and its video.
 
 
@@ -49,7 +49,11 @@ class SampleWriter:
   def write(self, task: str, result: Result) -> None:
     """Writes one video and its verdict."""
     number = self._count[task] = self._count.get(task, 0) + 1
-    shown = _beside_source(result)
+    shown = result.video
+    if result.source is not None:
+      source = np.broadcast_to(result.source, shown.shape)
+      gap = np.full((*shown.shape[:2], _GAP, 3), 255, np.uint8)
+      shown = np.concatenate([source, gap, shown], axis=2)
     path = self._folder / task / f"{number:04d}.mp4"
     write_video(path, shown, self._fps)
     right = result.verdict.right
@@ -78,13 +82,12 @@ def check_empty(folder: str | os.PathLike) -> None:
     )
 
 
-def _beside_source(result: Result) -> Clip:
-  """The video, with its source to the left."""
-  if result.source is None:
-    return result.video
-  source = np.broadcast_to(result.source, result.video.shape)
-  gap = np.full((*result.video.shape[:2], _GAP, 3), 255, np.uint8)
-  return np.concatenate([source, gap, result.video], axis=2)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scored:
+  """The scores of one task, and the seconds it took with compilation."""
+
+  table: Table
+  seconds: float
 
 
 @documented
@@ -92,7 +95,9 @@ def _beside_source(result: Result) -> Clip:
 class EvalRequest:
   """A model to score."""
 
-  metric: str = setting("alignment", "Metric: alignment.")
+  metric: str = setting(
+    "alignment", "Metric: alignment.", choices=("alignment",)
+  )
   models: tuple[str, ...] = setting(
     (),
     "Bundle, workdir of a run, or name of a Hugging Face repository. Give it "
@@ -139,7 +144,9 @@ class EvalRequest:
 
 def evaluate(request: EvalRequest) -> None:
   """Scores a model; invalid requests fail before anything is sampled."""
-  check_choice(option("metric"), request.metric, METRICS)
+  check_values(request)
+  for name in request.tasks:
+    check_choice(option("tasks"), name, TASKS)
   if not request.models:
     raise UserError(
       option("model"),
@@ -147,19 +154,9 @@ def evaluate(request: EvalRequest) -> None:
       "give a bundle or the workdir of a training run",
     )
   _check_paths(request)
-  METRICS[request.metric](request)
-
-
-def alignment(request: EvalRequest) -> None:
-  """Scores whether a model of the procedural scenes follows its inputs."""
-  _check_numbers(request)
   opened = [bundles.open_bundle(path) for path in request.models]
   pipeline = Pipeline.from_pretrained(*request.models, mesh=request.mesh)
   score(pipeline, request, stages_of(opened))
-
-
-METRICS: dict[str, Callable[[EvalRequest], None]] = {"alignment": alignment}
-"""Name -> function that scores and writes."""
 
 
 def score(
@@ -169,12 +166,8 @@ def score(
 ) -> dict[str, Scored]:
   """Scores task by task and writes the files after each.
 
-  Ctrl-C keeps the finished tasks and exits with code 130.
-
-  Args:
-    pipeline: to score.
-    request: tasks, counts and files.
-    stages: metadata of each stage, for the files; see `stages_of`.
+  Ctrl-C keeps the finished tasks and exits with code 130. `stages` describes
+  each stage in the files; see `stages_of`.
   """
   tasks = choose(pipeline, request.settings, request.tasks, request.style)
   about = _about(pipeline, request, stages)
@@ -185,8 +178,28 @@ def score(
     with tqdm(total=total, unit="video", dynamic_ncols=True) as bar:
       for name, task in tasks.items():
         bar.set_description(name)
-        done[name] = _score(pipeline, request, name, task, writer, bar)
-        _write(request, about, done)
+        start = time.monotonic()
+
+        def on_result(result: Result, name: str = name) -> None:
+          bar.update()
+          if writer:
+            writer.write(name, result)
+
+        run = TaskRun(
+          pipeline=pipeline,
+          count=request.count,
+          settings=request.settings,
+          seed=request.seed,
+          on_result=on_result,
+        )
+        options = {key: getattr(request, key) for key in task.options}
+        task.score(run, **options)
+        seconds = time.monotonic() - start
+        done[name] = Scored(table=run.table(), seconds=seconds)
+        write_json(request.out, to_json(about, done))
+        if request.markdown:
+          with writing(request.markdown) as file:
+            file.write(to_markdown(about, done).encode())
   except KeyboardInterrupt:
     kept = f"and written to {request.out}" if done else "nothing is written"
     print(
@@ -210,31 +223,6 @@ def stages_of(opened: list[bundles.Bundle]) -> dict[str, dict[str, Any]]:
     for name, part in bundle.parts.items()
     if name != bundles.TEXT
   }
-
-
-def _score(
-  pipeline: Pipeline,
-  request: EvalRequest,
-  name: str,
-  task: EvalTask,
-  writer: SampleWriter | None,
-  bar: tqdm,
-) -> Scored:
-  def on_result(result: Result) -> None:
-    bar.update()
-    if writer:
-      writer.write(name, result)
-
-  start = time.monotonic()
-  run = TaskRun(
-    pipeline=pipeline,
-    count=request.count,
-    settings=request.settings,
-    seed=request.seed,
-    results=Results(on_result),
-  )
-  task.score(run, **{key: getattr(request, key) for key in task.options})
-  return Scored(table=run.results.table(), seconds=time.monotonic() - start)
 
 
 def _about(
@@ -266,15 +254,6 @@ def _name(path: str) -> str:
   return Path(path).resolve().name if bundles.is_bundle(path) else path
 
 
-def _write(
-  request: EvalRequest, about: Mapping[str, Any], done: Mapping[str, Scored]
-) -> None:
-  write_json(request.out, to_json(about, done))
-  if request.markdown:
-    with writing(request.markdown) as file:
-      file.write(to_markdown(about, done).encode())
-
-
 def _check_paths(request: EvalRequest) -> None:
   if not request.out:
     raise UserError(
@@ -287,17 +266,71 @@ def _check_paths(request: EvalRequest) -> None:
   for flag, path in (("out", request.out), ("markdown", request.markdown)):
     if path and os.path.isdir(path):
       raise UserError(option(flag, path), "is a folder", "give a file")
-    if path and os.path.exists(path) and not request.overwrite:
-      raise UserError(
-        option(flag, path),
-        "exists already",
-        f"choose another file, or give {option('overwrite')}",
-      )
+    if path:
+      check_unused(path, request.overwrite)
   if request.keep:
     check_empty(request.keep)
 
 
-def _check_numbers(request: EvalRequest) -> None:
-  for name in request.tasks:
-    check_choice(option("tasks"), name, TASKS)
-  check_values(request)
+def to_json(
+  about: Mapping[str, Any], tasks: Mapping[str, Scored]
+) -> dict[str, Any]:
+  """All scores; `about` describes the model and how it was scored."""
+  return {
+    **about,
+    "seconds": round(sum(scored.seconds for scored in tasks.values()), 1),
+    "tasks": {
+      name: {
+        "seconds": round(scored.seconds, 1),
+        "scores": {
+          row: {k: dataclasses.asdict(score) for k, score in scores.items()}
+          for row, scores in scored.table.items()
+        },
+      }
+      for name, scored in tasks.items()
+    },
+  }
+
+
+def to_markdown(about: Mapping[str, Any], tasks: Mapping[str, Scored]) -> str:
+  """A table for each task; see `to_json`."""
+  steps = "".join(
+    f"{name} at step {stage['step']}; "
+    for name, stage in about["stages"].items()
+    if "step" in stage
+  )
+  sampling = "; ".join(
+    f"{name} sampled by {own['sampler']} in {own['steps']} steps at guidance "
+    f"{own['guidance_scale']:g}"
+    for name, own in about["sampling"].items()
+  )
+  parts = [
+    f"{', '.join(about['model'])}: {steps}seed {about['seed']}; {sampling}. In "
+    "brackets: 95% intervals."
+  ]
+  for name, scored in tasks.items():
+    parts.append(f"**{_words(name)}**. {TASKS[name].about}")
+    parts.append(_table(scored.table))
+  return "\n\n".join(parts) + "\n"
+
+
+def _table(table: Table) -> str:
+  columns = list(dict.fromkeys(k for scores in table.values() for k in scores))
+  lines = [["", *map(_words, columns)], ["---"] * (len(columns) + 1)]
+  for row, scores in table.items():
+    cells = [_cell(scores[k]) if k in scores else "" for k in columns]
+    lines.append([_words(row), *cells])
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(score: Score) -> str:
+  scale, end = (100, "%") if score.kind == SHARE else (1, "")
+  value, low, high = (
+    f"{scale * x:.{0 if scale > 1 else 2}f}"
+    for x in (score.value, score.low, score.high)
+  )
+  return f"{value}{end} ({low} to {high}; n={score.count})"
+
+
+def _words(name: str) -> str:
+  return " ".join(_UNITS.get(word, word) for word in name.split("_"))

@@ -1,5 +1,7 @@
 """Unseen procedural scenes, and the run of a task on them."""
 
+from collections import defaultdict
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -7,10 +9,10 @@ from jaxtyping import Bool
 import numpy as np
 
 from lumiere_jax.data.sources.procedural import ProceduralSource
-from lumiere_jax.evals.verdicts import Result, Results, Verdict
+from lumiere_jax.evals.verdicts import Result, Table, Verdict, scores
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.inference.settings import Settings
-from lumiere_jax.toy_scenes.captions import Combination, combinations, describe
+from lumiere_jax.toy_scenes.captions import combinations, describe
 from lumiere_jax.toy_scenes.scenes import MOTIONS, Scene, pose, render
 from lumiere_jax.typing import Clip
 
@@ -29,6 +31,10 @@ _SEED_OFFSET = 1_000_003
 _MARGIN = 0.05  # Of the frame, around the path of an object.
 
 
+def _rows() -> dict[str, list[Verdict]]:
+  return defaultdict(list)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskRun:
   """Draws the scenes of one task and collects its results.
@@ -38,23 +44,43 @@ class TaskRun:
     count: scenes per row of the table.
     settings: to sample with.
     seed: of the scenes; scene k is sampled with seed + k.
-    results: collects the verdicts.
+    on_result: called with every generated video and its verdict.
+    generated, real, summary: row -> verdicts on generated videos, on real
+      renders of the same scenes, and on several videos together.
   """
 
   pipeline: Pipeline
   count: int
   settings: Settings
   seed: int
-  results: Results = dataclasses.field(default_factory=Results)
+  on_result: Callable[[Result], object] = lambda result: None
+  generated: dict[str, list[Verdict]] = dataclasses.field(default_factory=_rows)
+  real: dict[str, list[Verdict]] = dataclasses.field(default_factory=_rows)
+  summary: dict[str, list[Verdict]] = dataclasses.field(default_factory=_rows)
 
-  def scenes(self, **options: Any) -> ProceduralSource:
-    """Unseen scenes; `options` are those of `unseen`."""
-    count = options.pop("count", self.count)
-    return unseen(self.pipeline, count, self.settings, self.seed, **options)
+  def scenes(
+    self, *, count: int = 0, two_objects: float = 0.0, **options: Any
+  ) -> ProceduralSource:
+    """Unseen scenes with the length and resolution of the pipeline's videos.
 
-  def sampling(self, index: int) -> dict[str, Any]:
+    Each seed gives other scenes, and none gives those of training. `count` is
+    by default that of the run, `two_objects` the share of the scenes with two
+    objects, and `options` are those of `ProceduralSource`.
+    """
+    settings = self.settings
+    return ProceduralSource(
+      num_clips=count or self.count,
+      num_frames=self.pipeline.frames(SampleOptions(settings=settings)),
+      resolution=self.pipeline.resolution(settings),
+      fps=self.pipeline.fps,
+      seed=_SEED_OFFSET + self.seed,
+      two_objects=two_objects,
+      **options,
+    )
+
+  def sampling(self, index: int) -> SampleOptions:
     """Arguments to sample the video of one scene with."""
-    return {"seed": self.seed + index, "settings": self.settings}
+    return SampleOptions(seed=self.seed + index, settings=self.settings)
 
   def add(
     self,
@@ -67,7 +93,8 @@ class TaskRun:
     source: Clip | None = None,
   ) -> None:
     """Adds the result of a generated video; see `Result`."""
-    self.results.generated(
+    self.generated[row].append(verdict)
+    self.on_result(
       Result(
         row=row,
         prompt=prompt,
@@ -80,43 +107,16 @@ class TaskRun:
 
   def add_real(self, verdict: Verdict, row: str = "unseen") -> None:
     """Adds the verdict on a real render."""
-    self.results.real(row, verdict)
+    self.real[row].append(verdict)
 
-
-def unseen(
-  pipeline: Pipeline,
-  count: int,
-  settings: Settings,
-  seed: int,
-  *,
-  split: str = "train",
-  motions: tuple[str, ...] = tuple(MOTIONS),
-  two_objects: float = 0.0,
-) -> ProceduralSource:
-  """Scenes with the length and resolution of a pipeline's videos.
-
-  Args:
-    pipeline: to be scored.
-    count: number of scenes.
-    settings: to sample with.
-    seed: each seed gives other scenes, and none gives those of training.
-    split: of the combinations of colour, shape and motion.
-    motions: to draw from.
-    two_objects: share of the scenes with two objects.
-
-  Raises:
-    UserError: the pipeline's frame rate is too low for the motions.
-  """
-  return ProceduralSource(
-    num_clips=count,
-    num_frames=pipeline.frames(SampleOptions(settings=settings)),
-    resolution=pipeline.resolution(settings),
-    fps=pipeline.fps,
-    seed=_SEED_OFFSET + seed,
-    split=split,
-    motions=motions,
-    two_objects=two_objects,
-  )
+  def table(self) -> Table:
+    """Scores of all rows, each followed by its real renders, if any."""
+    table = {}
+    for row, verdicts in self.generated.items():
+      table[row] = scores(verdicts)
+      if row in self.real:
+        table[f"{row}, real renders"] = scores(self.real[row])
+    return table | {row: scores(v) for row, v in self.summary.items()}
 
 
 def another(
@@ -124,11 +124,8 @@ def another(
 ) -> tuple[Scene, Clip, str]:
   """A single-object scene with another colour or shape.
 
-  Args:
-    source: of the scene.
-    index: of the scene.
-    changes: 'colour', 'shape' or both: each is redrawn such that the
-      combination is one of the training split.
+  Each of `changes`, 'colour', 'shape' or both, is redrawn such that the
+  combination is one of the training split.
 
   Returns:
     The changed scene, its real render and its caption.
@@ -136,11 +133,12 @@ def another(
   scene = source.scene(index)
   (sprite,) = scene.sprites
   words = sprite.description
-  triple = (words.colour, words.shape, words.motion)
+  names = ("colour", "shape", "motion")
   options = [
     other
     for other in combinations("train")
-    if _changed(triple, other) == set(changes)
+    if {k for k, v in zip(names, other, strict=True) if getattr(words, k) != v}
+    == set(changes)
   ]
   rng = np.random.default_rng((source.seed, index))
   colour, shape, _ = options[rng.integers(len(options))]
@@ -171,11 +169,6 @@ def path_box(
     low = int(np.floor((middle * side - reach).min()))
     high = int(np.ceil((middle * side + reach).max()))
     box.append(slice(max(low, 0), min(high, side)))
-  mask[tuple(box)] = True
-  return mask, tuple(box)
-
-
-def _changed(triple: Combination, other: Combination) -> set[str]:
-  names = ("colour", "shape", "motion")
-  pairs = zip(names, triple, other, strict=True)
-  return {name for name, old, new in pairs if old != new}
+  rows, columns = box
+  mask[rows, columns] = True
+  return mask, (rows, columns)

@@ -4,23 +4,8 @@ from collections.abc import Callable, Sequence
 import dataclasses
 
 from lumiere_jax.errors import UserError, notice, option
-from lumiere_jax.evals.change_tasks import (
-  ALPHAS,
-  OVERLAPS,
-  ssr,
-  stylize,
-  video_to_video,
-  windows,
-  windows_of,
-)
-from lumiere_jax.evals.pixel_tasks import (
-  cinemagraph,
-  extend,
-  image_to_video,
-  inpaint,
-)
+from lumiere_jax.evals import scoring
 from lumiere_jax.evals.scenes import SPLITS
-from lumiere_jax.evals.text_tasks import rhythm, text_to_video
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.inference.settings import Settings
 
@@ -55,7 +40,7 @@ class EvalTask:
 
 TASKS: dict[str, EvalTask] = {
   "text_to_video": EvalTask(
-    score=text_to_video,
+    score=scoring.text_to_video,
     about="Colour, shape and motion of all objects as prompted, read from the "
     "pixels. Unseen: new scenes of trained combinations; held out: of "
     "combinations that were never trained on. Flicker: standard deviation over "
@@ -65,13 +50,13 @@ TASKS: dict[str, EvalTask] = {
     videos=len(SPLITS),
   ),
   "rhythm": EvalTask(
-    score=rhythm,
+    score=scoring.rhythm,
     about="In range: the dominant frequency is 2.7 to 4.4 Hz, that of the "
     "scenes within 10%.",
     options=("batch_size",),
   ),
   "image_to_video": EvalTask(
-    score=image_to_video,
+    score=scoring.image_to_video,
     about="First frame as generated, against the given one; faithful: at "
     "least 26 dB. Displaced: among prompts with displacing motions, the mean "
     "distance from the first position is more than 2 of 32 pixels. Motion: "
@@ -79,41 +64,41 @@ TASKS: dict[str, EvalTask] = {
     needs=(_VIDEO, _CONDITIONAL),
   ),
   "extend": EvalTask(
-    score=extend,
+    score=scoring.extend,
     about="Colour and shape of a clip's object, read in the frames that "
     "continue it; no jump: its step from the last given frame to the first new "
     "one is within 3 of 32 pixels of the real one.",
     needs=(_VIDEO, _CONDITIONAL),
   ),
   "inpaint": EvalTask(
-    score=inpaint,
+    score=scoring.inpaint,
     about="Another colour and shape, read in the box around the path of the "
     "original object.",
     needs=(_VIDEO, _CONDITIONAL),
   ),
   "cinemagraph": EvalTask(
-    score=cinemagraph,
+    score=scoring.cinemagraph,
     about="Outside still: no byte outside the region changes. Outside "
     "levels: the largest change there, of 255. Inside moves: in some frame 1% "
     "of the region's pixels differ from the picture.",
     needs=(_VIDEO, _CONDITIONAL),
   ),
   "video_to_video": EvalTask(
-    score=video_to_video,
+    score=scoring.video_to_video,
     about="Edited with a prompt that differs only in colour.",
     options=("strength",),
   ),
   "stylize": EvalTask(
-    score=stylize,
+    score=scoring.stylize,
     about="Strength: how much of the style shows in the colours, 0 to 1; "
     "rising: share of prompts whose strength never falls as alpha grows, and "
     "is greater at the end. Motion kept: read as prompted.",
     needs=(_VIDEO, _STYLE),
     options=("style",),
-    videos=len(ALPHAS),
+    videos=len(scoring.ALPHAS),
   ),
   "ssr": EvalTask(
-    score=ssr,
+    score=scoring.ssr,
     about="Held out: real renders shrunk, super-resolved and compared, beside "
     "bicubic interpolation. Of the base: colour, shape and motion of the "
     "base's own videos all read right after super-resolution, and after "
@@ -122,12 +107,12 @@ TASKS: dict[str, EvalTask] = {
     videos=2,
   ),
   "windows": EvalTask(
-    score=windows,
+    score=scoring.windows,
     about="Border ratio: change between frames at window borders over that "
     "elsewhere, of still objects; 1 has no seam. Overlap 2 is MultiDiffusion, "
     "overlap 0 is without it.",
     needs=(_VIDEO, _SSR, _WINDOWS),
-    videos=len(OVERLAPS),
+    videos=len(scoring.OVERLAPS),
   ),
 }
 """In the order in which they are scored."""
@@ -138,22 +123,15 @@ def choose(
 ) -> dict[str, EvalTask]:
   """The tasks to score.
 
-  Args:
-    pipeline: to be scored.
-    settings: to sample with.
-    wanted: names of `TASKS`; empty: all that the model can do, with a notice
-      about the others.
-    style: to interpolate; '' is none.
-
-  Raises:
-    UserError: the model cannot do a task that is named.
+  Those that are `wanted`, by name; or all that the model can do, with a notice
+  about the others. `style` is the one to interpolate; '' is none.
   """
   has = {
     _VIDEO: pipeline.frames(SampleOptions(settings=settings)) > 1,
     _CONDITIONAL: pipeline.takes_pixels,
     _STYLE: bool(style),
     _SSR: "ssr" in pipeline.stages,
-    _WINDOWS: windows_of(pipeline, settings) is not None,
+    _WINDOWS: scoring.windows_of(pipeline, settings) is not None,
   }
   chosen = {}
   for name, task in TASKS.items():

@@ -1,6 +1,7 @@
 """Verdicts on single videos, and scores with confidence intervals over many."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 
@@ -34,23 +35,15 @@ class Score:
 
 def share(verdicts: Sequence[bool]) -> Score:
   """The share of True verdicts, with Wilson's interval."""
-  low, high = wilson(sum(verdicts), len(verdicts))
-  return Score(
-    kind=SHARE,
-    value=sum(verdicts) / len(verdicts),
-    low=low,
-    high=high,
-    count=len(verdicts),
-  )
+  right, count = sum(verdicts), len(verdicts)
+  low, high = wilson(right, count)
+  return Score(kind=SHARE, value=right / count, low=low, high=high, count=count)
 
 
 def mean(values: Sequence[float]) -> Score:
-  """The mean, with Student's t interval.
+  """The mean of at least two values, with Student's t interval.
 
   Not a bootstrap, which is too narrow for samples as small as these.
-
-  Raises:
-    ValueError: fewer than two values.
   """
   count = len(values)
   if count < 2:
@@ -58,13 +51,8 @@ def mean(values: Sequence[float]) -> Score:
   middle = float(np.mean(values))
   error = float(np.std(values, ddof=1)) / math.sqrt(count)
   reach = error * float(special.stdtrit(count - 1, (1 + CONFIDENCE) / 2))
-  return Score(
-    kind=MEAN,
-    value=middle,
-    low=middle - reach,
-    high=middle + reach,
-    count=count,
-  )
+  low, high = middle - reach, middle + reach
+  return Score(kind=MEAN, value=middle, low=low, high=high, count=count)
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -72,9 +60,6 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
   It stays in [0, 1] and has a width at 0 and 1 too, unlike the normal
   approximation.
-
-  Raises:
-    ValueError: the count is 0, or not at least `right`.
   """
   if not 0 <= right <= count or not count:
     raise ValueError(f"{right} of {count} is no proportion")
@@ -129,62 +114,24 @@ class Result:
   source: Clip | None = None
 
 
-OnResult = Callable[[Result], object]
-"""Called with every generated video and its verdict."""
-
-
-class Results:
-  """Collects verdicts by the row of the table that they count for."""
-
-  def __init__(self, on_result: OnResult = lambda result: None):
-    self._on_result = on_result
-    self._generated: dict[str, list[Verdict]] = {}
-    self._real: dict[str, list[Verdict]] = {}
-    self._summary: dict[str, list[Verdict]] = {}
-
-  def generated(self, result: Result) -> None:
-    """Adds a generated video's verdict, and calls `on_result`."""
-    self._generated.setdefault(result.row, []).append(result.verdict)
-    self._on_result(result)
-
-  def real(self, row: str, verdict: Verdict) -> None:
-    """Adds the verdict on a real render of a scene of `row`."""
-    self._real.setdefault(row, []).append(verdict)
-
-  def summary(self, row: str, verdict: Verdict) -> None:
-    """Adds a verdict on several videos together, to a row at the end."""
-    self._summary.setdefault(row, []).append(verdict)
-
-  def table(self) -> Table:
-    """Scores of all rows, each followed by its real renders, if any."""
-    table = {}
-    for row, verdicts in self._generated.items():
-      table[row] = scores(verdicts)
-      if row in self._real:
-        table[f"{row}, real renders"] = scores(self._real[row])
-    return table | {row: scores(v) for row, v in self._summary.items()}
-
-
 def scores(verdicts: Sequence[Verdict]) -> Row:
   """Shares of what is right and means of what was measured.
 
   Each is taken over the verdicts that have it. A number that a single verdict
   has is left out: it has no interval.
   """
-  row: Row = {}
-  for name in _names(verdict.right for verdict in verdicts):
-    row[name] = share([v.right[name] for v in verdicts if name in v.right])
-  for name in _names(verdict.numbers for verdict in verdicts):
-    values = [v.numbers[name] for v in verdicts if name in v.numbers]
-    if len(values) > 1:
-      row[name] = mean(values)
-  return row
+  rights: dict[str, list[bool]] = defaultdict(list)
+  numbers: dict[str, list[float]] = defaultdict(list)
+  for verdict in verdicts:
+    for name, right in verdict.right.items():
+      rights[name].append(right)
+    for name, number in verdict.numbers.items():
+      numbers[name].append(number)
+  return {name: share(found) for name, found in rights.items()} | {
+    name: mean(found) for name, found in numbers.items() if len(found) > 1
+  }
 
 
 def with_all(right: Mapping[str, bool]) -> dict[str, bool]:
   """Adds 'all': whether every attribute is right."""
   return {**right, ALL: all(right.values())}
-
-
-def _names(mappings: Iterable[Mapping[str, object]]) -> list[str]:
-  return list(dict.fromkeys(name for mapping in mappings for name in mapping))

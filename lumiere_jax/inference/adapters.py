@@ -19,15 +19,7 @@ from lumiere_jax.storage import safetensors
 from lumiere_jax.typing import FlatParams
 
 FORMAT = "lumiere_jax adapter 1"
-
-
-FINGERPRINT = 16
-"""Hex digits of a fingerprint."""
-
-
 _PEFT = "adapter_model.safetensors"
-
-
 _FILES = ("adapter.safetensors", "pytorch_lora_weights.safetensors", _PEFT)
 
 
@@ -66,8 +58,8 @@ class PublishedAdapter:
 
 
 def fingerprint(flat: FlatParams) -> str:
-  """Hash of the weights' content."""
-  return safetensors.content_hash(flat)[:FINGERPRINT]
+  """Hash of the weights' content, 16 hex digits."""
+  return safetensors.content_hash(flat)[:16]
 
 
 def write_adapter(
@@ -89,20 +81,22 @@ def write_adapter(
     base_name: name of these weights.
     step: of training.
   """
-  about = {
-    "format": FORMAT,
-    "stage": stage,
-    "base": base,
-    "base_name": base_name,
-    "step": str(step),
-  }
-  safetensors.save(path, flat, about)
+  about = {"stage": stage, "base": base, "base_name": base_name}
+  safetensors.save(path, flat, {"format": FORMAT, **about, "step": str(step)})
 
 
 def is_adapter(path: str | os.PathLike) -> bool:
   """Whether there is a file, or a folder with the file of an adapter."""
   place = Path(path)
   return place.is_file() or any((place / file).is_file() for file in _FILES)
+
+
+def split_stage(path: str | os.PathLike) -> tuple[Path, str]:
+  """Splits STAGE=PATH; of a path alone, the stage is ''."""
+  stage, equals, rest = str(path).partition("=")
+  if equals and not Path(path).exists():
+    return Path(rest), stage
+  return Path(path), ""
 
 
 def read_adapter(
@@ -115,10 +109,7 @@ def read_adapter(
       STAGE=PATH puts it on that stage.
     flag: the option it came from, for errors.
   """
-  place, stage = Path(path), ""
-  if not place.exists() and "=" in str(path):
-    stage, _, rest = str(path).partition("=")
-    place = Path(rest)
+  place, stage = split_stage(path)
   name = f"{flag}={path}"
   file = _file(place, name)
   about = safetensors.load_metadata(file)
@@ -152,11 +143,8 @@ def apply_adapters(
 ) -> dict[str, FlatParams]:
   """Weights of all stages, with adapters merged into theirs.
 
-  Args:
-    adapters: to merge.
-    weights: of each stage; numpy, jax or lazy. Lazy leaves stay lazy.
-    models: configs of their networks.
-    scale: of each adapter; 1 is as trained.
+  Lazy leaves stay lazy. `models` are the configs of the stages' networks; a
+  `scale` of 1 is as trained.
   """
   merged = dict(weights)
   for adapter in adapters:
@@ -206,10 +194,9 @@ def find_stage(
       f"{', '.join(models)}",
       "name one of these",
     )
-  stages = [adapter.stage] if adapter.stage else list(models)
   misfits = {
     stage: lora_diffusers.misfits(adapter.layers, models[stage])
-    for stage in stages
+    for stage in ([adapter.stage] if adapter.stage else models)
   }
   fitting = [stage for stage, reason in misfits.items() if not reason]
   if not fitting:
@@ -233,15 +220,13 @@ def _file(place: Path, name: str) -> Path:
   if not place.is_dir():
     refuse_pickle(place)
     return place
-  there = [place / file for file in _FILES if (place / file).is_file()]
+  there = [file for file in _FILES if (place / file).is_file()]
   if not there:
     refuse_pickle(*sorted(place.iterdir()))
     raise UserError(name, f"holds no {', '.join(_FILES)}", "name the file")
   if len(there) > 1:
-    raise UserError(
-      name, f"holds {', '.join(f.name for f in there)}", "name the file to use"
-    )
-  return there[0]
+    raise UserError(name, f"holds {', '.join(there)}", "name the file to use")
+  return place / there[0]
 
 
 def _published_layers(
@@ -249,8 +234,10 @@ def _published_layers(
 ) -> dict[str, lora_diffusers.Layer]:
   tensors = safetensors.load_lazily(file)
   prefix = lora_diffusers.PEFT_PREFIX
-  if file.name == _PEFT or any(tensor.startswith(prefix) for tensor in tensors):
-    settings = read_json(file.parent / "adapter_config.json")
-  else:
-    settings = lora_diffusers.settings_of(about, name)
+  is_peft = file.name == _PEFT or any(key.startswith(prefix) for key in tensors)
+  settings = (
+    read_json(file.parent / "adapter_config.json")
+    if is_peft
+    else lora_diffusers.settings_of(about, name)
+  )
   return lora_diffusers.read_layers(tensors, settings, name)

@@ -1,6 +1,7 @@
 """Batch sampling: requests, prompt lines, file names and writing."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from lumiere_jax.errors import UserError, option
-from lumiere_jax.inference.cascade import Progress
+from lumiere_jax.inference.cascade import Progress, SamplingInputs
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.inference.prompt_files import PromptLine, check_options
+from lumiere_jax.inference.sample_options import require_prompt, with_settings
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.inference.styles import parse_alphas
 from lumiere_jax.inference.tasks import TASKS, Task, make_task
@@ -153,6 +155,7 @@ class SampleRequest(ModelSource):
     """Raises a UserError for a value that cannot be used."""
     super().check()
     check_values(self)
+    check_values(self.output)
     if self.task == "stylize" and not self.styles:
       raise UserError(
         option("style"),
@@ -163,22 +166,19 @@ class SampleRequest(ModelSource):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoJob:
-  """One prompt of a request, with its own options applied.
+  """Videos of one prompt that are sampled together.
 
   Attributes:
     prompt: what to show.
-    seeds: one for each video.
-    paths: output files, one for each video.
     task: with its inputs.
-    negative_prompt, settings: see `SampleRequest`.
+    how: seeds, negative prompt and settings.
+    paths: output files, one for each seed.
   """
 
   prompt: str
-  seeds: tuple[int, ...]
-  paths: tuple[str, ...]
   task: Task
-  negative_prompt: str
-  settings: Settings
+  how: SampleOptions
+  paths: tuple[str, ...]
 
 
 def run_batch(request: SampleRequest) -> None:
@@ -187,23 +187,28 @@ def run_batch(request: SampleRequest) -> None:
   An interruption keeps what is written and exits with code 130.
   """
   request.check()
-  jobs = list(_jobs(request))
+  output, jobs = request.output, list(_jobs(request))
   for job in jobs:
     job.task.check()
-    if job.task.prompted and not job.prompt.strip():
-      raise UserError(
-        option("prompt"), "is empty", "say what the video should show"
-      )
-  _check_paths(request.output, jobs)
+    if job.task.prompted:
+      require_prompt(job.prompt)
+    for path in job.paths:
+      (check_image_output if job.task.picture else check_output)(path)
+      check_unused(path, output.overwrite)
+  if output.contact_sheet:
+    check_image_output(output.contact_sheet)
+    check_unused(output.contact_sheet, output.overwrite)
   pipelines = _in_styles(request.load(), request)
-  done, total = 0, sum(len(job.seeds) for job in jobs)
+  done, total = 0, sum(len(job.paths) for job in jobs)
   try:
     for job in jobs:
-      for i in range(0, len(job.seeds), request.batch_size):
-        part = slice(i, i + request.batch_size)
-        seeds, paths = job.seeds[part], job.paths[part]
-        _sample(pipelines, request.output, job, seeds, paths)
-        done += len(seeds)
+      with _preview(output, job) as how:
+        videos = side_by_side(
+          [job.task.run(pipeline, job.prompt, how) for pipeline in pipelines]
+        )
+      if is_primary():
+        _write(output, job, videos, pipelines[0].fps)
+      done += len(job.paths)
   except KeyboardInterrupt:
     print(f"\nstopped: {done} of {total} are made, and kept", file=sys.stderr)
     sys.exit(130)
@@ -220,18 +225,15 @@ def show_grid(request: SampleRequest) -> None:
   settings = request.settings
   if task.picture:
     settings = dataclasses.replace(settings, num_frames=1)
-  strengths = {"base": getattr(task, "strength", 1.0)}
-  _, windows = pipeline.plan(settings)
+  inputs = SamplingInputs(strength=getattr(task, "strength", 1.0))
+  plans = pipeline.plan(settings, inputs)
+  if request.task == "super_resolve":
+    del plans["base"]
   grids = {
-    name: pipeline.log_snrs(
-      name, settings, windows.get(name), strengths.get(name, 1.0)
-    )[:-1]
-    for name in pipeline.stages
-    if name != "base" or request.task != "super_resolve"
+    name: [round(float(x), 4) for x in plan.log_snrs[:-1]]
+    for name, plan in plans.items()
   }
-  print(
-    json.dumps({k: [round(float(x), 4) for x in v] for k, v in grids.items()})
-  )
+  print(json.dumps(grids))
 
 
 def _jobs(request: SampleRequest) -> Iterator[VideoJob]:
@@ -249,31 +251,35 @@ def _jobs(request: SampleRequest) -> Iterator[VideoJob]:
       for name, text in line.options.items()
     }
     negative_prompt = own.pop("negative_prompt", request.negative_prompt)
-    settings = {k: own.pop(k) for k in own.keys() & vars(request.settings)}
+    changed = {k: own.pop(k) for k in own.keys() & vars(request.settings)}
+    task = make_task(request.task, {**request.inputs, **own})
+    settings = dataclasses.replace(request.settings, **changed)
     first = request.seed if line.seed is None else line.seed
-    seeds = tuple(range(first, first + request.num_samples))
-    yield VideoJob(
-      prompt=line.prompt,
-      seeds=seeds,
-      paths=tuple(path_of(line.prompt, seed) for seed in seeds),
-      task=make_task(request.task, {**request.inputs, **own}),
-      negative_prompt=negative_prompt,
-      settings=dataclasses.replace(request.settings, **settings),
-    )
+    all_seeds = range(first, first + request.num_samples)
+    for i in range(0, len(all_seeds), request.batch_size):
+      seeds = tuple(all_seeds[i : i + request.batch_size])
+      yield VideoJob(
+        prompt=line.prompt,
+        task=task,
+        how=SampleOptions(
+          seed=seeds, negative_prompt=negative_prompt, settings=settings
+        ),
+        paths=tuple(path_of(line.prompt, seed) for seed in seeds),
+      )
 
 
 def _parse(where: str, name: str, text: str, kind: Any) -> Any:
   """An option of a prompt file as its type."""
   if kind not in (bool, int, float, str):
     raise UserError(
-      f"{where}:", f"{name} cannot differ by line", f"give {option(name)}"
+      where, f"{name} cannot differ by line", f"give {option(name)}"
     )
   read = _BOOLS.__getitem__ if kind is bool else kind
   try:
     return read(text.lower() if kind is bool else text)
   except (ValueError, KeyError) as error:
     raise UserError(
-      f"{where}:",
+      where,
       f"{name}={text!r} is not of type {kind.__name__}",
       "correct the line",
     ) from error
@@ -305,70 +311,51 @@ def _paths(request: SampleRequest) -> Callable[[str, int], str]:
   return path
 
 
-def _check_paths(output: Output, jobs: Sequence[VideoJob]) -> None:
-  for job in jobs:
-    for path in job.paths:
-      (check_image_output if job.task.picture else check_output)(path)
-      check_unused(path, output.overwrite)
-  if output.contact_sheet:
-    check_image_output(output.contact_sheet)
-    check_unused(output.contact_sheet, output.overwrite)
-
-
 def _in_styles(pipeline: Pipeline, request: SampleRequest) -> list[Pipeline]:
   """A pipeline for each alpha; the given one if there are no styles."""
-  if not request.styles:
-    return [pipeline]
-  return [
-    functools.reduce(
-      lambda styled, style, alpha=alpha: styled.styled(style, alpha),
-      request.styles,
-      pipeline,
-    )
-    for alpha in request.alphas
-  ]
+  pipelines = []
+  for alpha in request.alphas if request.styles else (1.0,):
+    styled = pipeline
+    for style in request.styles:
+      styled = styled.styled(style, alpha)
+    pipelines.append(styled)
+  return pipelines
 
 
-def _sample(
-  pipelines: Sequence[Pipeline],
-  output: Output,
-  job: VideoJob,
-  seeds: tuple[int, ...],
-  paths: tuple[str, ...],
-) -> None:
-  settings = job.settings
-  how = SampleOptions(
-    seed=seeds, negative_prompt=job.negative_prompt, settings=settings
-  )
-  preview = Path(paths[0]).with_name(f"{Path(paths[0]).stem}-preview.png")
-  if output.preview_every:
-    how["settings"] = dataclasses.replace(settings, chunk=output.preview_every)
-    how["on_progress"] = lambda progress: _preview(preview, progress)
-  videos = side_by_side(
-    [job.task.run(pipeline, job.prompt, how) for pipeline in pipelines]
-  )
-  if not is_primary():
+@contextlib.contextmanager
+def _preview(output: Output, job: VideoJob) -> Iterator[SampleOptions]:
+  """The options of a job, with a preview picture while it is sampled."""
+  if not output.preview_every:
+    yield job.how
     return
-  preview.unlink(missing_ok=True)
-  for path, video in zip(paths, videos, strict=True):
-    _write(path, video, job.task.picture, pipelines[0].fps)
+  first = Path(job.paths[0])
+  path = first.with_name(f"{first.stem}-preview.png")
+
+  def write(progress: Progress) -> None:
+    """Writes the first sample's frames as they are, with their noise."""
+    canvas = np.asarray(to_uint8(progress.canvas[:1]))[0]
+    if is_primary():
+      write_image(path, contact_sheet(canvas))
+
+  how = with_settings(job.how, chunk=output.preview_every)
+  yield how | {"on_progress": write}
+  if is_primary():
+    path.unlink(missing_ok=True)
+
+
+def _write(
+  output: Output, job: VideoJob, videos: np.ndarray, fps: float
+) -> None:
+  for path, pixels in zip(job.paths, videos, strict=True):
+    size = f"{pixels.shape[-2]}x{pixels.shape[-3]}"
+    if job.task.picture:
+      write_image(path, pixels)
+      print(f"{path}: {size}")
+    else:
+      write_video(path, pixels, fps)
+      print(
+        f"{path}: {len(pixels)} frames of {size} at {fps:g} frames a second"
+      )
   if output.contact_sheet:
     write_image(output.contact_sheet, contact_sheet(videos[0]))
     print(output.contact_sheet)
-
-
-def _preview(path: Path, progress: Progress) -> None:
-  """Writes the first sample's frames as they are, with their noise."""
-  canvas = np.asarray(to_uint8(progress.canvas[:1]))[0]
-  if is_primary():
-    write_image(path, contact_sheet(canvas))
-
-
-def _write(path: str, pixels: np.ndarray, picture: bool, fps: float) -> None:
-  size = f"{pixels.shape[-2]}x{pixels.shape[-3]}"
-  if picture:
-    write_image(path, pixels)
-    print(f"{path}: {size}")
-    return
-  write_video(path, pixels, fps)
-  print(f"{path}: {len(pixels)} frames of {size} at {fps:g} frames a second")

@@ -1,11 +1,13 @@
 """The cascade at inference: text -> base -> super-resolution in windows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Float
 import numpy as np
 from tqdm import tqdm
 
@@ -13,19 +15,14 @@ from lumiere_jax.diffusion.noise import Keys, sample_keys
 from lumiere_jax.diffusion.samplers import make_sampler
 from lumiere_jax.diffusion.sampling_loop import part_way
 from lumiere_jax.errors import UserError, option
-from lumiere_jax.inference.settings import Settings
+from lumiere_jax.inference.settings import DEFAULT_SETTINGS, Settings
 from lumiere_jax.inference.stage_sampler import (
-  GuidanceParams,
   Program,
   compile_ahead,
   sample_stage,
+  traced,
 )
-from lumiere_jax.inference.windowing import (
-  Tiles,
-  Windows,
-  check_canvas,
-  plan_windows,
-)
+from lumiere_jax.inference.windowing import Windows
 from lumiere_jax.models.params import is_temporal
 from lumiere_jax.models.text_encoder import TextEncoder, null_text
 from lumiere_jax.parallel.multihost import is_primary
@@ -78,6 +75,8 @@ class Progress:
   canvas: Video
 
 
+Prompt = str | Sequence[str]
+
 OnProgress = Callable[[Progress], None]
 """Called after every few steps; an exception that it raises stops sampling."""
 
@@ -93,6 +92,37 @@ class Stage:
     """The image stage in it: without what inflation added."""
     params = {k: v for k, v in self.params.items() if not is_temporal(k)}
     return Stage(config=self.config.as_image(), params=params)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StagePlan:
+  """How one stage is sampled.
+
+  Attributes:
+    program: its static part.
+    sampling: settings of the stage.
+    log_snrs: (steps + 1,) noise levels.
+  """
+
+  program: Program
+  sampling: SamplingConfig
+  log_snrs: Float[np.ndarray, "n"]
+
+  def condition(
+    self,
+    cond: Cond,
+    low: Video | None,
+    keys: Keys,
+    given: MaskedVideo | None = None,
+  ) -> Cond:
+    """Adds the stage before's output and the given pixels to the text."""
+    config = self.program.config
+    if low is not None:
+      level = self.sampling.noise_level
+      cond = add_low_resolution(config, cond, low, keys, level)
+    if config.model.cond_channels:
+      cond = add_masked_video(config, cond, self.program.num_frames, given)
+    return cond
 
 
 class Cascade:
@@ -153,21 +183,22 @@ class Cascade:
 
   def sample(
     self,
-    prompts: Sequence[str],
+    prompt: Prompt,
     *,
-    seeds: Sequence[int],
+    seed: int | Sequence[int] = 0,
     negative_prompt: str = "",
     settings: Settings | None = None,
     inputs: SamplingInputs = NO_INPUTS,
     on_progress: OnProgress | None = None,
   ) -> Video:
-    """Samples one clip for each prompt through all stages.
+    """Samples one clip for each prompt and seed through all stages.
 
     The same prompt and seed give the same clip in any batch, to rounding.
 
     Args:
-      prompts: what to show; '' is "no caption".
-      seeds: one for each prompt.
+      prompt: what to show; '' is "no caption".
+      seed: of the first prompt, the next ones have the next seeds; or one for
+        each prompt.
       negative_prompt: what to steer away from, instead of "no caption".
       settings: sampling settings.
       inputs: conditioning besides the text.
@@ -176,186 +207,128 @@ class Cascade:
     Returns:
       (b, t, h, w, 3) in about [-1, 1].
     """
-    settings = settings or Settings()
-    if len(prompts) != len(seeds):
-      raise UserError(
-        "",
-        f"{len(prompts)} prompts and {len(seeds)} seeds",
-        "give one for each",
-      )
-    frames, windows = self.plan(settings, inputs)
+    settings = settings or DEFAULT_SETTINGS
+    prompts, seeds = pair_up(prompt, seed)
+    plans = self.plan(settings, inputs)
     conds = self._text(prompts, negative_prompt)
-
-    def run(name: str, cond: Cond, null: Cond, keys: Keys) -> Video:
-      own = (windows.get(name), self._tiles(name, settings))
-      return self._sample(
-        name, cond, null, keys, frames, own, settings, inputs, on_progress
-      )
-
-    keys = [
-      sample_keys(list(seeds), stream=i + inputs.segment * len(SLOTS))
-      for i in range(len(self.stages))
-    ]
-    self._compile_ahead(conds, keys, frames, windows, settings, inputs)
-    return self.chain(conds, keys, frames, settings, run, inputs)
+    first = inputs.segment * len(SLOTS)
+    keys = {
+      name: sample_keys(seeds, stream=first + i)
+      for i, name in enumerate(self.stages)
+    }
+    if self.mesh is None and [*plans] == ["base", "ssr"]:
+      self._compile_ahead(plans, conds["ssr"], keys["ssr"], settings)
+    start = self._start(inputs, settings, len(seeds))
+    low = inputs.low
+    for name, plan in plans.items():
+      cond, null = conds[name]
+      with _progress(name, plan, on_progress) as callback:
+        low = sample_stage(
+          plan.program,
+          self.stages[name].params,
+          plan.condition(cond, low, keys[name], inputs.given),
+          null,
+          keys[name],
+          log_snrs=plan.log_snrs,
+          guidance=traced(plan.sampling, settings),
+          start=start if name == "base" else None,
+          chunk=settings.chunk,
+          callback=callback,
+          mesh=self.mesh,
+        )
+    assert low is not None
+    return low
 
   def _compile_ahead(
     self,
-    conds: Mapping[str, tuple[Cond, Cond]],
-    keys: Sequence[Keys],
-    frames: int,
-    windows: Mapping[str, Windows],
+    plans: Mapping[str, StagePlan],
+    text: tuple[Cond, Cond],
+    keys: Keys,
     settings: Settings,
-    inputs: SamplingInputs,
   ) -> None:
     """Compiles super-resolution in parallel with the base, as it samples."""
-    if self.mesh or "ssr" not in self.stages or inputs.low is not None:
-      return
-
-    def shapes(name: str, cond: Cond, null: Cond, keys: Keys) -> Video:
-      config = self.config(name, settings)
-      if name == "ssr":
-        own = settings.of(name, config.defaults)
-        program = Program(
-          config=config,
-          rule=make_sampler(own.sampler),
-          windows=windows.get(name),
-          num_frames=frames,
-          tiles=self._tiles(name, settings),
-        )
-        text = (cond, null, keys)
-        params, chunk = self.stages[name].params, settings.chunk
-        compile_ahead(program, params, *text, steps=own.steps, chunk=chunk)
-      return jnp.zeros((len(keys), frames, *config.video.resolution, 3))
-
-    jax.eval_shape(
-      lambda conds, keys: self.chain(
-        conds, keys, frames, settings, shapes, inputs
-      ),
-      conds,
+    base, ssr = plans["base"].program, plans["ssr"]
+    made = (len(keys), base.num_frames, *base.config.video.resolution, 3)
+    cond = jax.eval_shape(
+      ssr.condition, text[0], jax.ShapeDtypeStruct(made, jnp.float32), keys
+    )
+    compile_ahead(
+      ssr.program,
+      self.stages["ssr"].params,
+      cond,
+      text[1],
       keys,
+      guidance=traced(ssr.sampling, settings),
+      steps=len(ssr.log_snrs) - 1,
+      chunk=settings.chunk,
     )
 
   def plan(
     self, settings: Settings, inputs: SamplingInputs = NO_INPUTS
-  ) -> tuple[int, dict[str, Windows]]:
-    """Number of frames, and the windows of the stages that need them.
+  ) -> dict[str, StagePlan]:
+    """How each stage is sampled; without the base where `inputs.low` is given.
 
     Raises a UserError where steps, lengths, sizes or windows do not fit.
     """
     frames = settings.num_frames or self.stages["base"].config.video.num_frames
-    windows = self._windows(settings, frames)
-    for name in self.stages:
+    windows, sizes = self._windows(settings, frames), self.sizes(settings)
+    plans = {}
+    for name, stage in self.stages.items():
       if name == "base" and inputs.low is not None:
         continue
-      self.log_snrs(name, settings, windows.get(name))  # checks the steps
-      check_canvas(
-        self.config(name, settings),
-        frames,
-        windows.get(name),
-        self._tiles(name, settings),
+      config = dataclasses.replace(
+        stage.config,
+        video=dataclasses.replace(stage.config.video, resolution=sizes[name]),
+        model=dataclasses.replace(
+          stage.config.model, frame_chunk=settings.frame_chunk
+        ),
       )
-    return frames, windows
-
-  def config(self, name: str, settings: Settings) -> StageConfig:
-    """The config of a stage at the size that settings ask for."""
-    config = self.stages[name].config
-    video = dataclasses.replace(
-      config.video, resolution=self.sizes(settings)[name]
-    )
-    model = dataclasses.replace(config.model, frame_chunk=settings.frame_chunk)
-    return dataclasses.replace(config, video=video, model=model)
-
-  def log_snrs(
-    self,
-    name: str,
-    settings: Settings,
-    windows: Windows | None = None,
-    strength: float = 1.0,
-  ) -> np.ndarray:
-    """(steps + 1,) noise levels that a stage is sampled at.
-
-    Args:
-      name: of the stage.
-      settings: sampling settings.
-      windows: over its frames; None: all at once.
-      strength: in (0, 1], of SDEdit; 1 starts from noise.
-    """
-    config = self.config(name, settings)
-    own = settings.of(name, config.defaults)
-    frames = settings.num_frames or self.stages["base"].config.video.num_frames
-    return part_way(
-      config.levels(own, windows.size if windows else frames),
-      strength,
-      config.diffusion.make_schedule(),
-      rounded=own.grid == "schedule",
-    )
-
-  def chain(
-    self,
-    conds: Mapping[str, tuple[Cond, Cond]],
-    keys: Sequence[Keys],
-    frames: int,
-    settings: Settings,
-    run: Callable[[str, Cond, Cond, Keys], Video],
-    inputs: SamplingInputs = NO_INPUTS,
-  ) -> Video:
-    """Runs the stages in order, each on the output of the one before.
-
-    Args:
-      conds: for each stage, text of the prompts and of "no caption".
-      keys: for each stage, (b,) random keys.
-      frames: number of frames.
-      settings: sampling settings.
-      run: samples a stage, `run(name, cond, null_cond, keys)`.
-      inputs: conditioning besides the text.
-
-    Returns:
-      (b, frames, h, w, 3), the last stage's output.
-    """
-    low = inputs.low
-    for name, stage_keys in zip(self.stages, keys, strict=True):
-      if name == "base" and low is not None:
-        continue
-      config = self.config(name, settings)
-      cond, null = conds[name]
-      if name != "base":
-        level = settings.of(name, config.defaults).noise_level
-        cond = add_low_resolution(config, cond, low, stage_keys, level)
-      if config.model.cond_channels:
-        cond = add_masked_video(config, cond, frames, inputs.given)
-      low = run(name, cond, null, stage_keys)
-    return low
-
-  def _windows(self, settings: Settings, frames: int) -> dict[str, Windows]:
-    """Windows of the last stage; checks that they fit."""
-    name = list(self.stages)[-1]
-    config = self.stages[name].config
-    trained = config.video.num_frames if name == "ssr" else frames
-    size = settings.window or min(trained, frames)
-    if size == frames and not settings.window:
-      return {}
-    windows = Windows(
-      size=size, overlap=settings.overlap, chunk=settings.window_batch
-    )
-    plan_windows(config, windows, frames)
-    return {} if size == frames else {name: windows}
-
-  def _tiles(self, name: str, settings: Settings) -> Tiles:
-    """Spatial windows of frames larger than the stage was trained on."""
-    trained = self.stages[name].config.video.resolution
-    both = [
-      Windows(
-        size=side,
-        overlap=round(side * settings.tile_overlap),
-        chunk=settings.window_batch,
-        weights="ramp",
+      sampling = settings.of(name, config.defaults)
+      own = windows if name == [*self.stages][-1] else None
+      levels = config.levels(sampling, own.size if own else frames)
+      if name == "base":
+        levels = part_way(
+          levels,
+          inputs.strength,
+          config.diffusion.make_schedule(),
+          rounded=sampling.grid == "schedule",
+        )
+      rows, columns = (
+        Windows(
+          size=side,
+          overlap=round(side * settings.tile_overlap),
+          chunk=settings.window_batch,
+          weights="ramp",
+        )
+        if wanted > side
+        else None
+        for wanted, side in zip(
+          sizes[name], stage.config.video.resolution, strict=True
+        )
       )
-      if wanted > side
-      else None
-      for wanted, side in zip(self.sizes(settings)[name], trained, strict=True)
-    ]
-    return Tiles(rows=both[0], columns=both[1])
+      program = Program(
+        config=config,
+        rule=make_sampler(sampling.sampler),
+        num_frames=frames,
+        windows=own,
+        rows=rows,
+        columns=columns,
+        devices=self.mesh.shape["data"] if self.mesh else 1,
+      )
+      plans[name] = StagePlan(
+        program=program, sampling=sampling, log_snrs=levels
+      )
+    return plans
+
+  def _windows(self, settings: Settings, frames: int) -> Windows | None:
+    """Windows of the last stage; None: all frames at once."""
+    size = settings.window or frames
+    if "ssr" in self.stages and not settings.window:
+      size = min(self.stages["ssr"].config.video.num_frames, frames)
+    if size == frames:
+      return None
+    chunk = settings.window_batch
+    return Windows(size=size, overlap=settings.overlap, chunk=chunk)
 
   def _text(
     self, prompts: Sequence[str], negative_prompt: str
@@ -381,76 +354,54 @@ class Cascade:
       )
     return conds
 
-  def _sample(
-    self,
-    name: str,
-    cond: Cond,
-    null: Cond,
-    keys: Keys,
-    frames: int,
-    windows: tuple[Windows | None, Tiles],
-    settings: Settings,
-    inputs: SamplingInputs,
-    on_progress: OnProgress | None,
-  ) -> Video:
-    stage = self.stages[name]
-    own = settings.of(name, stage.config.defaults)
-    start, strength = None, 1.0
-    if name == "base" and inputs.start is not None:
-      start = self._start(inputs, settings, len(keys))
-      strength = inputs.strength
-    log_snrs = self.log_snrs(name, settings, windows[0], strength)
-    steps = len(log_snrs) - 1
-    with tqdm(
-      total=steps,
-      desc=name,
-      unit="step",
-      dynamic_ncols=True,
-      leave=None,  # keeps the bar, unless it is nested in another
-      disable=not is_primary(),
-    ) as bar:
-
-      def progress(done: int, z: Video) -> None:
-        z.block_until_ready()  # steps are done, not just queued
-        bar.update(done - bar.n)
-        if on_progress:
-          on_progress(Progress(stage=name, done=done, total=steps, canvas=z))
-
-      return sample_stage(
-        self.config(name, settings),
-        stage.params,
-        cond,
-        null,
-        keys,
-        frames,
-        rule=make_sampler(own.sampler),
-        log_snrs=log_snrs,
-        guidance_params=guidance_params(settings, own),
-        windows=windows[0],
-        tiles=windows[1],
-        start=start,
-        chunk=settings.chunk,
-        callback=progress,
-        mesh=self.mesh,
-      )
-
   def _start(
     self, inputs: SamplingInputs, settings: Settings, count: int
-  ) -> Video:
-    """The video to start from, at the size of the base."""
+  ) -> Video | None:
+    """The videos to start from, at the size of the base."""
+    if inputs.start is None:
+      return None
     everything = np.ones(inputs.start.shape[:3], bool)
     given = MaskedVideo(video=inputs.start, mask=everything)
     small, _ = given.at(self.sizes(settings)["base"])
     return jnp.broadcast_to(small, (count, *small.shape))
 
 
-def guidance_params(settings: Settings, own: SamplingConfig) -> GuidanceParams:
-  """The settings of one stage that may change without compiling again.
+def pair_up(
+  prompt: Prompt, seed: int | Sequence[int]
+) -> tuple[list[str], list[int]]:
+  """Prompts and seeds, one each; a single one is used for all of the others."""
+  prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+  if isinstance(seed, int | np.integer):
+    return prompts, [int(seed) + k for k in range(len(prompts))]
+  seeds = list(seed)
+  if len(prompts) == 1:
+    prompts *= len(seeds)
+  if len(prompts) != len(seeds):
+    raise UserError(
+      "", f"{len(prompts)} prompts and {len(seeds)} seeds", "give one for each"
+    )
+  return prompts, seeds
 
-  Args:
-    settings: of all stages.
-    own: `settings.of` the stage.
-  """
-  values = vars(settings) | vars(own)
-  names = (field.name for field in dataclasses.fields(GuidanceParams))
-  return GuidanceParams(**{name: values[name] for name in names})
+
+@contextlib.contextmanager
+def _progress(
+  name: str, plan: StagePlan, on_progress: OnProgress | None
+) -> Iterator[Callable[[int, Video], None]]:
+  """A progress bar; yields the callback that advances it."""
+  total = len(plan.log_snrs) - 1
+  with tqdm(
+    total=total,
+    desc=name,
+    unit="step",
+    dynamic_ncols=True,
+    leave=None,  # keeps the bar, unless it is nested in another
+    disable=not is_primary(),
+  ) as bar:
+
+    def callback(done: int, z: Video) -> None:
+      z.block_until_ready()  # steps are done, not just queued
+      bar.update(done - bar.n)
+      if on_progress:
+        on_progress(Progress(stage=name, done=done, total=total, canvas=z))
+
+    yield callback

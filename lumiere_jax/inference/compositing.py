@@ -16,11 +16,8 @@ def composite(
 ) -> UInt8[np.ndarray, "b t h w 3"]:
   """Sampled videos with the given pixels put back, to the last bit.
 
-  Args:
-    made: sampled videos.
-    given: given pixels.
-    feather: width in pixels over which sampled pixels fade into given ones; the
-      edge lies on the sampled side, where it shows `given.video`.
+  Over `feather` pixels, sampled pixels fade into given ones; the edge lies on
+  the sampled side, where it shows `given.video`.
   """
   if feather < 0:
     raise UserError(option("feather", feather), "must be at least 0")
@@ -36,14 +33,10 @@ def _share(
   """Of given pixels 1, falling to 0 over `feather` pixels beyond them."""
   if not feather:
     return mask.astype(np.float32)
-  distances = np.stack(
-    [
-      ndimage.distance_transform_edt(~frame)
-      if frame.any()
-      else np.full(frame.shape, np.inf)
-      for frame in mask
-    ]
-  )
+  distances = np.full(mask.shape, np.inf)
+  for frame, distance in zip(mask, distances, strict=True):
+    if frame.any():
+      distance[:] = ndimage.distance_transform_edt(~frame)
   return np.clip(1 - distances / (feather + 1), 0, 1).astype(np.float32)
 
 
@@ -56,10 +49,7 @@ def picture_of_size(
 ) -> UInt8[np.ndarray, "H W 3"]:
   """A picture resized to cover `size`, and cropped at its centre.
 
-  Args:
-    image: of any size.
-    size: of the result.
-    name: of the input, for notices and errors.
+  Resizing is reported; `name` is that of the input.
   """
   if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
     raise UserError(
@@ -76,12 +66,8 @@ def video_of_size(
 ) -> Clip:
   """The first frames of a video, resized as in `picture_of_size`.
 
-  Args:
-    video: of any length and size.
-    size: of the result.
-    frames: how many to keep, at most.
-    multiple_of: fewer frames are truncated to a multiple of this.
-    name: of the input, for notices and errors.
+  At most `frames` are kept; fewer are truncated to a multiple of
+  `multiple_of`.
   """
   check_video(video, name)
   kept = min(len(video), frames)
@@ -122,15 +108,8 @@ def mask_of_size(
   Args:
     mask: True where pixels are generated, as the Python API takes it; of one
       picture, for all frames, or of a video, whose last frame is repeated.
-    size: wanted.
-    frames: wanted.
-    name: of the input, for notices and errors.
-
   Returns:
-    True where pixels are given.
-
-  Raises:
-    UserError: it is no mask, or marks no pixel or every one.
+    True where pixels are given; some are, and some are not.
   """
   if mask.ndim not in (2, 3) or mask.dtype != bool or not mask.size:
     raise UserError(

@@ -42,10 +42,11 @@ class Loaded:
     """A stage with its weights on the devices."""
     config = self.configs[name]
     params = jax.tree.map(np.asarray, self.weights[name])
-    if self.mesh is None:
-      params = jax.device_put(params)
-    else:
-      params = lay_out_weights(config.model, params, self.mesh)
+    params = (
+      lay_out_weights(config.model, params, self.mesh)
+      if self.mesh
+      else jax.device_put(params)
+    )
     return Stage(config=config, params=params)
 
   def pair(self) -> dict[str, Stage]:
@@ -72,12 +73,10 @@ def load(
   configs: dict[str, StageConfig] = {}
   weights: dict[str, Any] = {}
   for bundle in opened:
-    for name, part in bundle.parts.items():
+    for name in bundle.parts:
       if name in (bundles.TEXT, *configs):
         continue
-      where = f"{bundle.folder}: parts.{name}.meta"
-      configs[name] = StageConfig.from_meta(part.meta, where)
-      weights[name] = lora.merge(bundle.leaves(name))
+      configs[name], weights[name] = read_stage(bundle, name)
   models = {name: config.model for name, config in configs.items()}
   read = [*map(read_adapter, adapters)]
   choose(configs)  # fails early where a stage is missing
@@ -87,6 +86,15 @@ def load(
     weights=apply_adapters(read, weights, models, adapter_scale),
     mesh=None if mesh is None else make_mesh(mesh),
   )
+
+
+def read_stage(
+  bundle: bundles.Bundle, name: str
+) -> tuple[StageConfig, FlatParams]:
+  """A stage's config and lazy weights, with its adapters merged into them."""
+  where = f"{bundle.folder}: parts.{name}.meta"
+  config = StageConfig.from_meta(bundle.parts[name].meta, where)
+  return config, lora.merge(bundle.leaves(name))
 
 
 def find_text_encoder(opened: Sequence[bundles.Bundle]) -> TextEncoder:
@@ -104,11 +112,11 @@ def find_text_encoder(opened: Sequence[bundles.Bundle]) -> TextEncoder:
 
 def choose(configs: Mapping[str, StageConfig]) -> dict[str, str]:
   """Slot -> name of the stage: base and, if there is one, ssr."""
-  chosen = {}
-  for slot, names in SLOTS.items():
-    present = [name for name in names if name in configs]
-    if present:
-      chosen[slot] = present[0]
+  present = {
+    slot: [name for name in names if name in configs]
+    for slot, names in SLOTS.items()
+  }
+  chosen = {slot: names[0] for slot, names in present.items() if names}
   if "base" not in chosen:
     raise UserError(
       option("model"),

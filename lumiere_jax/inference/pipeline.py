@@ -13,10 +13,11 @@ import numpy as np
 
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.cascade import (
-  NO_INPUTS,
   Cascade,
+  Prompt,
   SamplingInputs,
   Stage,
+  pair_up,
 )
 from lumiere_jax.inference.compositing import (
   check_video,
@@ -27,25 +28,22 @@ from lumiere_jax.inference.compositing import (
 )
 from lumiere_jax.inference.loading import load
 from lumiere_jax.inference.sample_options import (
-  Prompt,
   SampleOptions,
   check_options,
-  requests,
   require_prompt,
+  settings_of,
   with_settings,
 )
-from lumiere_jax.inference.settings import Settings
+from lumiere_jax.inference.settings import DEFAULT_SETTINGS, Settings
 from lumiere_jax.inference.styles import read_style
 from lumiere_jax.inference.styles import styled as blend_in
 from lumiere_jax.inference.windowing import pad_to_windows
 from lumiere_jax.models.text_encoder import TextEncoder
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.stages.conditioning import MaskedVideo, to_uint8
-from lumiere_jax.typing import Clip
+from lumiere_jax.typing import Clip, Video
 
 Picture = UInt8[np.ndarray, "h w 3"]
-
-
 Mask = Bool[np.ndarray, "h w"] | Bool[np.ndarray, "t h w"]
 
 
@@ -56,7 +54,9 @@ class Pipeline(Cascade):
   `SampleOptions`. One prompt with one seed gives one video, uint8
   (t, h, w, 3); otherwise videos are stacked, (b, t, h, w, 3), and a single
   prompt is used for all seeds. Given pictures and videos of any size are
-  resized to cover the model's size and cropped at the centre.
+  resized to cover the model's size and cropped at the centre. Tasks that are
+  given pixels put these back unchanged (`composited`); over `feather` pixels,
+  generated ones fade into them.
 
   Tasks that take pixels need a bundle with a conditional stage. What does not
   fit raises a `UserError`.
@@ -69,14 +69,10 @@ class Pipeline(Cascade):
     mesh: Mesh | None = None,
     conditional: Callable[[], Stage] | None = None,
   ):
-    """Combines loaded parts; see `from_pretrained`.
+    """Combines loaded parts as `Cascade` does; see `from_pretrained`.
 
-    Args:
-      text: encoder of the prompts.
-      stages: 'base' and, if there is one, 'ssr'.
-      mesh: devices to sample on.
-      conditional: loads the pixel-conditioned base, where it is a stage of its
-        own.
+    `conditional` loads the pixel-conditioned base, where it is a stage of its
+    own.
     """
     super().__init__(text, stages, mesh)
     self._conditional = conditional
@@ -128,15 +124,14 @@ class Pipeline(Cascade):
       conditional = functools.cache(lambda: in_style({"base": plain()})["base"])
     return Pipeline(self.text, in_style(self.stages), self.mesh, conditional)
 
-  @check_options
   def text_to_video(
     self, prompt: Prompt, **how: Unpack[SampleOptions]
   ) -> UInt8[np.ndarray, "... t h w 3"]:
     """Makes videos of what the prompts say."""
+    check_options(self.text_to_video, how)
     require_prompt(prompt)
-    return self._make(prompt, NO_INPUTS, how)
+    return _pixels(self.sample(prompt, **how), prompt, how)
 
-  @check_options
   def text_to_image(
     self, prompt: Prompt, **how: Unpack[SampleOptions]
   ) -> UInt8[np.ndarray, "... h w 3"]:
@@ -145,13 +140,13 @@ class Pipeline(Cascade):
     With an imported DeepFloyd IF this is IF: its steps, learned variance,
     thresholds and empty caption come with the bundle.
     """
+    check_options(self.text_to_image, how)
     images = {name: stage.as_image() for name, stage in self.stages.items()}
     video = Pipeline(self.text, images, self.mesh).text_to_video(
       prompt, **with_settings(how, num_frames=1, window=0)
     )
     return video[..., 0, :, :, :]
 
-  @check_options
   def panorama(
     self, prompt: Prompt, *, width: int, **how: Unpack[SampleOptions]
   ) -> UInt8[np.ndarray, "... t h w 3"]:
@@ -161,12 +156,12 @@ class Pipeline(Cascade):
       prompt: applies to every part of the frame.
       width: in pixels.
     """
-    height = self.resolution(how.get("settings"))[0]
+    check_options(self.panorama, how)
+    height = self.resolution(settings_of(how))[0]
     return self.text_to_video(
       prompt, **with_settings(how, size=(height, width))
     )
 
-  @check_options
   def image_to_video(
     self,
     prompt: Prompt,
@@ -179,12 +174,11 @@ class Pipeline(Cascade):
     """Makes videos that begin with a picture, end with one, or both.
 
     Args:
-      prompt: what happens.
       image: the first frame; None: not given.
       last_image: the last frame.
-      composited: whether the finished video has the pictures themselves.
     """
-    frames, size = self.frames(how), self.resolution(how.get("settings"))
+    check_options(self.image_to_video, how)
+    frames, size = self.frames(how), self.resolution(settings_of(how))
     video = np.zeros((frames, *size, 3), np.uint8)
     mask = np.zeros((frames, *size), bool)
     for place, picture, name in (
@@ -201,7 +195,6 @@ class Pipeline(Cascade):
     given = MaskedVideo(video=video, mask=mask)
     return self._make_given(prompt, given, how, composited)
 
-  @check_options
   def inpaint(
     self,
     prompt: Prompt,
@@ -217,17 +210,15 @@ class Pipeline(Cascade):
     Args:
       prompt: what that part shows.
       video: (t, h, w, 3) uint8.
-      mask: True where pixels are made anew; see `inputs.mask_of_size`.
-      feather: pixels over which the edge fades; see `compositing.composite`.
-      composited: whether the other pixels are put back unchanged.
+      mask: True where pixels are made anew; see `compositing.mask_of_size`.
     """
+    check_options(self.inpaint, how)
     video = self._video(video, how)
     given = mask_of_size(mask, video.shape[1:3], len(video))
     return self._make_given(
       prompt, MaskedVideo(video=video, mask=given), how, composited, feather
     )
 
-  @check_options
   def outpaint(
     self,
     prompt: Prompt,
@@ -245,9 +236,8 @@ class Pipeline(Cascade):
       video: (t, h, w, 3) uint8.
       expand: pixels of the video to add (left, top, right, bottom); the result
         is then resized to the model's size.
-      feather: pixels over which the edge fades.
-      composited: whether the video's pixels are put back unchanged.
     """
+    check_options(self.outpaint, how)
     if min(expand) < 0 or not any(expand):
       raise UserError(
         option("expand", ",".join(map(str, expand))),
@@ -263,7 +253,6 @@ class Pipeline(Cascade):
       prompt, larger, anew, feather=feather, composited=composited, **how
     )
 
-  @check_options
   def cinemagraph(
     self,
     prompt: Prompt,
@@ -277,13 +266,11 @@ class Pipeline(Cascade):
     """Animates a picture inside a mask and nowhere else.
 
     Args:
-      prompt: what happens there.
       image: (h, w, 3) uint8, the first frame.
       mask: True where it moves.
-      feather: pixels over which the edge fades.
-      composited: whether the rest is put back unchanged, to the last bit.
     """
-    frames, size = self.frames(how), self.resolution(how.get("settings"))
+    check_options(self.cinemagraph, how)
+    frames, size = self.frames(how), self.resolution(settings_of(how))
     still = picture_of_size(image, size, option("image"))
     given = mask_of_size(mask, size, frames)
     given[0] = True
@@ -292,7 +279,6 @@ class Pipeline(Cascade):
       prompt, MaskedVideo(video=video, mask=given), how, composited, feather
     )
 
-  @check_options
   def video_to_video(
     self,
     prompt: Prompt,
@@ -309,12 +295,13 @@ class Pipeline(Cascade):
       strength: in (0, 1], schedule time of the noise that is added; 1 keeps
         nothing of the video.
     """
+    check_options(self.video_to_video, how)
     require_prompt(prompt)
     start = self._video(video, how)
     inputs = SamplingInputs(start=start, strength=strength)
-    return self._make(prompt, inputs, with_settings(how, num_frames=len(start)))
+    how = with_settings(how, num_frames=len(start))
+    return _pixels(self.sample(prompt, inputs=inputs, **how), prompt, how)
 
-  @check_options
   def extend(
     self,
     prompt: Prompt,
@@ -331,17 +318,16 @@ class Pipeline(Cascade):
     sees the whole video, in windows.
 
     Args:
-      prompt: what happens.
       video: (t, h, w, 3) uint8.
       times: how many continuations.
       context: last frames that each continuation is conditioned on.
-      composited: whether the given video is put back unchanged.
 
     Returns:
       The video, and after it `times` times as many frames as the model makes,
       less `context`.
     """
-    frames, size = self.frames(how), self.resolution(how.get("settings"))
+    check_options(self.extend, how)
+    frames, size = self.frames(how), self.resolution(settings_of(how))
     video = video_of_size(video, size, len(video), 1, option("video"))
     if not 0 < context < frames:
       raise UserError(
@@ -356,60 +342,42 @@ class Pipeline(Cascade):
         f"has {len(video)} frames, fewer than {option('context', context)}",
         f"give a longer video or a smaller {option('context')}",
       )
-    prompts, seeds, single = requests(prompt, how)
+    prompts, seeds = pair_up(prompt, how.get("seed", 0))
     pipeline = self._pixel_conditioned()
     # One by one: each continues its own frames.
     low = np.stack(
       [
-        pipeline._continue(video, text, seed, times, context, how)
+        pipeline._continue(video, text, times, context, how | {"seed": seed})
         for text, seed in zip(prompts, seeds, strict=True)
       ]
     )
-    made = pipeline._make(
-      prompts,
-      SamplingInputs(low=jnp.asarray(low)),
-      with_settings(how, num_frames=low.shape[1]) | {"seed": seeds},
-    )
+    inputs = SamplingInputs(low=jnp.asarray(low))
+    how = with_settings(how, num_frames=low.shape[1])
+    long = pipeline.sample(prompts, inputs=inputs, **how | {"seed": seeds})
+    made = _pixels(long, prompt, how)
     if composited:
-      made[:, : len(video)] = video
-    return made[0] if single else made
+      made[..., : len(video), :, :, :] = video
+    return made
 
   def _continue(
-    self,
-    video: Clip,
-    prompt: str,
-    seed: int,
-    times: int,
-    context: int,
-    how: SampleOptions,
+    self, video: Clip, prompt: str, times: int, context: int, how: SampleOptions
   ) -> Float[np.ndarray, "t h w 3"]:
     """The base's part of `extend`: the video and what follows, in [-1, 1]."""
-    settings = how.get("settings") or Settings()
-    base = Cascade(self.text, {"base": self.stages["base"]}, self.mesh)
-    size = self.sizes(settings)["base"]
+    size, frames = self.sizes(settings_of(how))["base"], self.frames(how)
+    how = with_settings(how, num_frames=frames, size=size)
     whole = lambda video: np.ones(video.shape[:3], bool)
     low, _ = MaskedVideo(video=video, mask=whole(video)).at(size)
-    frames = self.frames(how)
-    small = dataclasses.replace(settings, num_frames=frames, size=size)
     for segment in range(times):
       seen = np.zeros((frames, *low.shape[1:]), np.uint8)
-      seen[:context] = to_uint8(low[-context:])
+      seen[:context] = to_uint8(jnp.asarray(low[-context:]))
       mask = whole(seen)
       mask[context:] = False
-      made = base.sample(
-        [prompt],
-        seeds=[seed],
-        negative_prompt=how.get("negative_prompt", ""),
-        settings=small,
-        inputs=SamplingInputs(
-          given=MaskedVideo(video=seen, mask=mask), segment=segment
-        ),
-        on_progress=how.get("on_progress"),
-      )
+      given = MaskedVideo(video=seen, mask=mask)
+      inputs = SamplingInputs(given=given, segment=segment)
+      made = self.base_alone.sample(prompt, inputs=inputs, **how)
       low = np.concatenate([low, np.asarray(made[0, context:])])
     return low
 
-  @check_options
   def super_resolve(
     self, video: Clip, *, prompt: str = "", **how: Unpack[SampleOptions]
   ) -> UInt8[np.ndarray, "t H W 3"]:
@@ -422,6 +390,7 @@ class Pipeline(Cascade):
       video: (t, h, w, 3) uint8.
       prompt: what the video shows; '' is "no caption".
     """
+    check_options(self.super_resolve, how)
     if "ssr" not in self.stages:
       raise UserError(
         option("task", "super_resolve"),
@@ -431,13 +400,11 @@ class Pipeline(Cascade):
     check_video(video, option("video"))
     low = pad_to_windows(self.stages["ssr"].config, video)
     floats = jnp.asarray(low, jnp.float32)[None] / 127.5 - 1.0
-    count = len(requests(prompt, how)[0])
+    count = len(pair_up(prompt, how.get("seed", 0))[0])
+    inputs = SamplingInputs(low=jnp.repeat(floats, count, axis=0))
     size = tuple(side * self.upscale for side in low.shape[1:3])
-    made = self._make(
-      prompt,
-      SamplingInputs(low=jnp.repeat(floats, count, axis=0)),
-      with_settings(how, num_frames=len(low), size=size),
-    )
+    how = with_settings(how, num_frames=len(low), size=size)
+    made = _pixels(self.sample(prompt, inputs=inputs, **how), prompt, how)
     height, width = (side * self.upscale for side in video.shape[1:3])
     return made[..., : len(video), :height, :width, :]
 
@@ -447,15 +414,16 @@ class Pipeline(Cascade):
     stages = {"base": self.stages["base"]}
     return Pipeline(self.text, stages, self.mesh, self._conditional)
 
-  def resolution(self, settings: Settings | None = None) -> tuple[int, int]:
+  def resolution(
+    self, settings: Settings = DEFAULT_SETTINGS
+  ) -> tuple[int, int]:
     """(height, width) of the finished videos."""
-    return self.sizes(settings or Settings())[list(self.stages)[-1]]
+    return self.sizes(settings)[list(self.stages)[-1]]
 
   def frames(self, how: SampleOptions) -> int:
     """Number of frames of the videos."""
-    settings = how.get("settings") or Settings()
     trained = self.stages["base"].config.video.num_frames
-    return settings.num_frames or trained
+    return settings_of(how).num_frames or trained
 
   @property
   def takes_pixels(self) -> bool:
@@ -481,7 +449,7 @@ class Pipeline(Cascade):
     """A user's video at the model's size, and at most of its length."""
     return video_of_size(
       video,
-      self.resolution(how.get("settings")),
+      self.resolution(settings_of(how)),
       self.frames(how),
       self.stages["base"].config.model.temporal_factor,
       option("video"),
@@ -495,22 +463,19 @@ class Pipeline(Cascade):
     composited: bool,
     feather: int = 0,
   ) -> np.ndarray:
-    made = self._pixel_conditioned()._make(
-      prompt,
-      SamplingInputs(given=given),
-      with_settings(how, num_frames=len(given.video)),
-    )
+    how = with_settings(how, num_frames=len(given.video))
+    inputs = SamplingInputs(given=given)
+    video = self._pixel_conditioned().sample(prompt, inputs=inputs, **how)
+    made = _pixels(video, prompt, how)
     if not composited:
       return made
     stacked = made.reshape(-1, *given.video.shape)
     return composite(stacked, given, feather).reshape(made.shape)
 
-  def _make(
-    self, prompt: Prompt, inputs: SamplingInputs, how: SampleOptions
-  ) -> np.ndarray:
-    """uint8 videos, or one where prompt and seed are single."""
-    prompts, seeds, single = requests(prompt, how)
-    rest = {k: v for k, v in how.items() if k != "seed"}
-    video = self.sample(prompts, seeds=seeds, inputs=inputs, **rest)
-    made = np.array(to_uint8(video))
-    return made[0] if single else made
+
+def _pixels(video: Video, prompt: Prompt, how: SampleOptions) -> np.ndarray:
+  """uint8 videos, or one where prompt and seed are single."""
+  made = np.array(to_uint8(video))
+  seed = how.get("seed", 0)
+  single = isinstance(prompt, str) and isinstance(seed, int | np.integer)
+  return made[0] if single else made

@@ -7,7 +7,7 @@
 Empty cells and null count as not given.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 import csv
 import dataclasses
 import io
@@ -22,11 +22,7 @@ from lumiere_jax.errors import UserError, suggest
 from lumiere_jax.storage.files import read_text
 
 _Rows = Iterator[tuple[str, dict[str, Any]]]  # (file and line, its values)
-
-
 _SEEDS = 2**32
-
-
 _EXAMPLE = '{"prompt": "a dog runs", "seed": 1}'
 
 
@@ -38,7 +34,7 @@ class PromptLine:
     prompt: what it shows.
     seed: in [0, 2^32); None: not given.
     options: name -> value, as it would be written for a flag.
-    where: its file and line, for errors.
+    where: its file and line with a colon, for errors.
   """
 
   prompt: str
@@ -71,13 +67,13 @@ def read_prompt_file(path: str | os.PathLike) -> list[PromptLine]:
   return lines
 
 
-def check_options(lines: list[PromptLine], known) -> None:
+def check_options(lines: Iterable[PromptLine], known: Collection[str]) -> None:
   """Raises a UserError where a line has an option that is not `known`."""
   for line in lines:
     for name in line.options:
       if name not in known:
         raise UserError(
-          f"{line.where}:",
+          line.where,
           f"unknown option {name!r}{suggest(name, known)}",
           f"known: {', '.join(known)}",
         )
@@ -86,15 +82,13 @@ def check_options(lines: list[PromptLine], known) -> None:
 def _line(where: str, row: Mapping[str, Any]) -> PromptLine:
   if not isinstance(row.get("prompt", ""), str | None):
     raise UserError(
-      f"{where}:",
-      f"the prompt is {reprlib.repr(row['prompt'])}",
-      "write a string",
+      where, f"the prompt is {reprlib.repr(row['prompt'])}", "write a string"
     )
-  options = {name: _text(where, name, value) for name, value in row.items()}
-  options = {name: value for name, value in options.items() if value}
+  texts = {name: _text(where, name, value) for name, value in row.items()}
+  options = {name: text for name, text in texts.items() if text}
   prompt, seed = options.pop("prompt", ""), options.pop("seed", None)
   if not prompt:
-    raise UserError(f"{where}:", "has no prompt", "write what the video shows")
+    raise UserError(where, "has no prompt", "write what the video shows")
   return PromptLine(
     prompt=prompt,
     seed=None if seed is None else _seed(where, seed),
@@ -111,7 +105,7 @@ def _text(where: str, name: str, value: Any) -> str:
     return value.strip()
   if not isinstance(value, bool | int | float):
     raise UserError(
-      f"{where}:",
+      where,
       f"{name!r} is {reprlib.repr(value)}",
       "write a string, a number, true or false",
     )
@@ -122,7 +116,7 @@ def _seed(where: str, text: str) -> int:
   # At most 10 digits: int() rejects thousands of them with another error.
   if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) >= _SEEDS:
     raise UserError(
-      f"{where}:",
+      where,
       f"the seed is {reprlib.repr(text)}",
       "write a whole number in [0, 2^32)",
     )
@@ -132,25 +126,23 @@ def _seed(where: str, text: str) -> int:
 def _txt_rows(path: str, text: str) -> _Rows:
   for number, line in enumerate(text.split("\n"), 1):
     if line.strip() and not line.strip().startswith("#"):
-      yield f"{path}, line {number}", {"prompt": line}
+      yield f"{path}, line {number}:", {"prompt": line}
 
 
 def _jsonl_rows(path: str, text: str) -> _Rows:
   for number, line in enumerate(text.split("\n"), 1):
     if not line.strip():
       continue
-    where = f"{path}, line {number}"
+    where = f"{path}, line {number}:"
     try:
       row = json.loads(line)
     except (ValueError, RecursionError) as error:
       raise UserError(
-        f"{where}:", f"not JSON ({error})", f"write {_EXAMPLE}"
+        where, f"not JSON ({error})", f"write {_EXAMPLE}"
       ) from error
     if not isinstance(row, dict):
       raise UserError(
-        f"{where}:",
-        f"a {type(row).__name__}, not an object",
-        f"write {_EXAMPLE}",
+        where, f"a {type(row).__name__}, not an object", f"write {_EXAMPLE}"
       )
     yield where, row
 
@@ -164,7 +156,7 @@ def _csv_rows(path: str, text: str) -> _Rows:
   for where, cells in rows:
     if len(cells) != len(columns):
       raise UserError(
-        f"{where}:",
+        where,
         f"{len(cells)} cells for {len(columns)} columns",
         "quote prompts that hold commas",
       )
@@ -175,16 +167,14 @@ def _csv_cells(path: str, text: str) -> Iterator[tuple[str, list[str]]]:
   """Rows that are not empty; spreadsheets write rows of commas only."""
   reader = csv.reader(io.StringIO(text, newline=""), strict=True)
   while True:
-    where = f"{path}, line {reader.line_num + 1}"
+    where = f"{path}, line {reader.line_num + 1}:"
     try:
       cells = [cell.strip() for cell in next(reader)]
     except StopIteration:
       return
     except csv.Error as error:
       raise UserError(
-        f"{where}:",
-        f"not CSV ({error})",
-        "quote prompts that hold commas or quotes",
+        where, f"not CSV ({error})", "quote prompts that hold commas or quotes"
       ) from error
     if any(cells):
       yield where, cells
@@ -194,12 +184,10 @@ def _check_columns(where: str, columns: list[str]) -> None:
   named = f"the columns are {', '.join(map(repr, columns))}"
   if "prompt" not in columns:
     raise UserError(
-      f"{where}:",
-      "no column 'prompt'",
-      f"{named}; write prompt,seed as the header",
+      where, "no column 'prompt'", f"{named}; write prompt,seed as the header"
     )
   wrong = [c for c in columns if not c or columns.count(c) > 1]
   if wrong:
     raise UserError(
-      f"{where}:", named, f"give each a name of its own, and none {wrong[0]!r}"
+      where, named, f"give each a name of its own, and none {wrong[0]!r}"
     )

@@ -2,17 +2,12 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import functools
 import inspect
 from typing import Any, TypedDict
 
-import numpy as np
-
 from lumiere_jax.errors import UserError, option, suggest
-from lumiere_jax.inference.cascade import OnProgress
-from lumiere_jax.inference.settings import Settings
-
-Prompt = str | Sequence[str]
+from lumiere_jax.inference.cascade import OnProgress, Prompt
+from lumiere_jax.inference.settings import DEFAULT_SETTINGS, Settings
 
 
 class SampleOptions(TypedDict, total=False):
@@ -34,49 +29,28 @@ class SampleOptions(TypedDict, total=False):
 _RENAMED = {"watch": "on_progress"}
 
 
-def check_options(method: Callable) -> Callable:
-  """Decorator of a task: rejects keywords that `**how` would let pass."""
-  own = [*inspect.signature(method).parameters][1:-1]
-  known = [*own, *SampleOptions.__annotations__]
+def check_options(task: Callable, how: SampleOptions) -> None:
+  """Rejects the keywords that the `**how` of a task would let pass."""
+  known = [*inspect.signature(task).parameters][:-1]
+  known += SampleOptions.__annotations__
+  for name in how.keys() - {*known}:
+    new = _RENAMED.get(name)
+    raise UserError(
+      f"{task.__name__}():",
+      f"unknown option {name!r}{'' if new else suggest(name, known)}",
+      f"it is now {new!r}" if new else f"known: {', '.join(known)}",
+    )
 
-  @functools.wraps(method)
-  def checked(self, *args, **how):
-    for name in how.keys() - {*known}:
-      new = _RENAMED.get(name)
-      raise UserError(
-        f"{method.__name__}():",
-        f"unknown option {name!r}{'' if new else suggest(name, known)}",
-        f"it is now {new!r}" if new else f"known: {', '.join(known)}",
-      )
-    return method(self, *args, **how)
 
-  return checked
+def settings_of(how: SampleOptions) -> Settings:
+  """The sampling settings of the options."""
+  return how.get("settings") or DEFAULT_SETTINGS
 
 
 def with_settings(how: SampleOptions, **changes: Any) -> SampleOptions:
   """The options with changed settings."""
-  settings = how.get("settings") or Settings()
-  return how | {"settings": dataclasses.replace(settings, **changes)}
-
-
-def requests(
-  prompt: Prompt, how: SampleOptions
-) -> tuple[list[str], list[int], bool]:
-  """Prompts and seeds, one each, and whether both were single."""
-  seed = how.get("seed", 0)
-  single_seed = isinstance(seed, int | np.integer)
-  prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-  seeds = [seed] if single_seed else list(seed)
-  count = max(len(prompts), len(seeds))
-  if len(prompts) == 1:
-    prompts *= count
-  if single_seed:
-    seeds = [seed + k for k in range(count)]
-  if len(prompts) != len(seeds):
-    raise UserError(
-      "", f"{len(prompts)} prompts and {len(seeds)} seeds", "give one for each"
-    )
-  return prompts, seeds, isinstance(prompt, str) and single_seed
+  settings = dataclasses.replace(settings_of(how), **changes)
+  return how | {"settings": settings}
 
 
 def require_prompt(prompt: Prompt) -> None:

@@ -1,8 +1,6 @@
 """Sampling settings."""
 
-from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
 from lumiere_jax.diffusion.noise_levels import check_grid, parse_levels
 from lumiere_jax.diffusion.samplers import SAMPLERS
@@ -180,8 +178,6 @@ class Settings:
 
   def __post_init__(self):
     check_values(self)
-    if self.chunk < 1:
-      raise UserError(option("chunk", self.chunk), "must be at least 1")
     low, high = self.guidance_interval
     if not 0 <= low <= high <= 1:
       raise UserError(
@@ -189,19 +185,16 @@ class Settings:
         "is not an interval in [0, 1]",
         "give the lower time first, such as 0.2,0.8",
       )
-    given = {k: v for k, v in vars(self).items() if v is not None}
     for name in ("grid", "ssr_grid"):
-      if name in given:
-        check_grid(given[name], option(name))
-    self._check_used(given)
-
-  def _check_used(self, given: Mapping[str, Any]) -> None:
-    """Raises a UserError where an option would have no effect."""
+      if (grid := getattr(self, name)) is not None:
+        check_grid(grid, option(name))
     if self.grid is None or self.grid in ("log_snr", "karras"):
       return
-    is_list = parse_levels(self.grid) is not None
-    for name in ("log_snr_min", "log_snr_max", "shift"):
-      if name in given and (is_list or name != "shift"):
+    unused = {"log_snr_min", "log_snr_max"}
+    if parse_levels(self.grid) is not None:
+      unused.add("shift")
+    for name in sorted(unused):
+      if getattr(self, name) is not None:
         raise UserError(
           option(name),
           f"changes nothing with {option('grid')}={self.grid}",
@@ -210,12 +203,9 @@ class Settings:
 
   def of(self, slot: str, defaults: SamplingConfig) -> SamplingConfig:
     """Settings of 'base' or 'ssr': these, completed by the stage's defaults."""
-    names = {"sampler", "percentile", "max_value", "noise_level", "steps"}
-    names |= {"grid", "guidance_scale"}
-    if slot == "base":
-      names |= {"log_snr_min", "log_snr_max", "shift"}
-    own = {name: getattr(self, name) for name in names}
+    own = {f.name: getattr(self, f.name) for f in dataclasses.fields(defaults)}
     if slot == "ssr":
+      own |= dict.fromkeys(("log_snr_min", "log_snr_max", "shift"))
       is_name = self.grid is not None and parse_levels(self.grid) is None
       own["grid"] = self.ssr_grid or (self.grid if is_name else None)
       own["guidance_scale"] = self.ssr_guidance_scale
@@ -226,3 +216,6 @@ class Settings:
     return dataclasses.replace(
       defaults, **{k: v for k, v in own.items() if v is not None}
     )
+
+
+DEFAULT_SETTINGS = Settings()

@@ -25,6 +25,7 @@ from lumiere_jax.inference.adapters import (
   fingerprint,
   is_adapter,
   read_adapter,
+  split_stage,
 )
 from lumiere_jax.models import lora
 from lumiere_jax.models.config import UNetConfig
@@ -39,10 +40,7 @@ from lumiere_jax.typing import FlatParams
 MOST = 1.5
 """The largest alpha; above 1 a style is exaggerated."""
 
-
 _OPTION = option("style")
-
-
 _SHIPPED = Path(str(resources.files("lumiere_jax"))) / "assets" / "styles"
 
 
@@ -78,10 +76,7 @@ def read_style(path: str | os.PathLike) -> Style:
       one an adapter is for. 'pastel' is included in the package, for the bundle
       'demo'.
   """
-  place, stage = Path(path), ""
-  if not place.exists() and "=" in str(path):
-    stage, _, rest = str(path).partition("=")
-    place = Path(rest)
+  place, stage = split_stage(path)
   shipped = _SHIPPED / f"{place}.safetensors"
   if not place.exists() and shipped.is_file():
     place = shipped
@@ -106,11 +101,9 @@ def check_alpha(alpha: float, name: str = option("alpha")) -> None:
     name: the option it came from, for errors.
   """
   if not 0 <= alpha <= MOST:  # a NaN too
-    raise UserError(
-      f"{name}={alpha:g}",
-      f"is not in [0, {MOST:g}]",
-      "0 is the original model, 1 the style",
-    )
+    problem = f"is not in [0, {MOST:g}]"
+    fix = "0 is the original model, 1 the style"
+    raise UserError(f"{name}={alpha:g}", problem, fix)
   if alpha > 1:
     _warn(
       f"{name}={alpha:g} is above 1: it goes beyond the style, and pictures "
@@ -173,11 +166,8 @@ def styled(
   An adapter adds alpha A B, which is the same interpolation: W_style = W + A B.
   If it was trained on other weights of the same shapes, this warns.
 
-  Args:
-    weights: of each stage, without adapters; numpy, jax or lazy.
-    models: configs of their networks.
-    style: of `read_style`.
-    alpha: see `check_alpha`.
+  `weights` are those of each stage without adapters, and `models` the configs
+  of their networks.
   """
   check_alpha(alpha)
   family = FAMILIES.get(style.slot, tuple(SLOT_OF))
@@ -196,8 +186,8 @@ def styled(
       changed[stage] = _in_style(
         weights[stage], models[stage], stage, style, alpha
       )
-    except UserError as error:
-      misfits[stage] = error
+    except UserError as misfit:
+      misfits[stage] = misfit
   slots = {SLOT_OF[stage] for stage in changed}
   if not changed:
     raise UserError("; ".join(dict.fromkeys(map(str, misfits.values()))))
@@ -273,25 +263,17 @@ def _in_style(
   else:
     change = adapter.flat
     lora.check_fits(flat, change, style.name)
-    _warn_of_other_weights(style.name, adapter, stage, flat)
+    # A base keeps the spatial leaves of the image model it was inflated from.
+    known = spatial(flat) if adapter.stage in IMAGE_STAGES else flat
+    if fingerprint(known) != adapter.base:
+      _warn(
+        f"{style.name} was trained on the {adapter.stage} of "
+        f"{adapter.base_name!r}, and the {stage} of {option('model')} holds "
+        "other weights of the same shapes: the style may look different"
+      )
   if not alpha:  # W + 0 is W, but for the sign of zeros
     return dict(flat)
   return lora.merge({**flat, **lora.scaled(change, alpha)})
-
-
-def _warn_of_other_weights(
-  name: str, adapter: Adapter, stage: str, flat: FlatParams
-) -> None:
-  """Warns where an adapter was trained on other weights."""
-  # A base keeps the spatial leaves of the image model it was inflated from.
-  known = spatial(flat) if adapter.stage in IMAGE_STAGES else flat
-  if fingerprint(known) == adapter.base:
-    return
-  _warn(
-    f"{name} was trained on the {adapter.stage} of {adapter.base_name!r}, and "
-    f"the {stage} of {option('model')} holds other weights of the same shapes: "
-    "the style may look different"
-  )
 
 
 def _warn(text: str) -> None:

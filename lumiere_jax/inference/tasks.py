@@ -10,11 +10,12 @@ import numpy as np
 
 from lumiere_jax.errors import UserError, check_choice, option, suggest
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
+from lumiere_jax.inference.sample_options import settings_of
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.masks import box_mask, parse_box, parse_expand, read_mask
 from lumiere_jax.media.video_reader import probe, read_clip, read_video
 from lumiere_jax.options import check_values, documented, options_of, setting
-from lumiere_jax.typing import Clip, Mask
+from lumiere_jax.typing import Clip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,17 @@ class Task:
     picture: whether it makes pictures.
     prompted: whether it needs a prompt.
     one_of: inputs of which exactly one has to be given.
+    method: of the pipeline that does it; '' is the one called as the task.
+    whole_video: whether all frames of a video are read, not just as many as
+      the model makes.
   """
 
   name: ClassVar[str] = ""
   picture: ClassVar[bool] = False
   prompted: ClassVar[bool] = True
   one_of: ClassVar[tuple[str, ...]] = ()
+  method: ClassVar[str] = ""
+  whole_video: ClassVar[bool] = False
 
   def check(self) -> None:
     """Raises a UserError where an input is missing or out of range."""
@@ -51,14 +57,39 @@ class Task:
     self, pipeline: Pipeline, prompt: str, how: SampleOptions
   ) -> np.ndarray:
     """Reads the input files and makes uint8 videos, or pictures."""
-    raise NotImplementedError
+    given: dict[str, Any] = dict(vars(self))
+    for name in ("image", "last_image"):
+      if name in given:
+        given[name] = read_image(given[name]) if given[name] else None
+    if "video" in given:
+      most = 0 if self.whole_video else pipeline.frames(how)
+      given["video"] = _read_video(given["video"], pipeline.fps, most)
+    if "expand" in given:
+      given["expand"] = parse_expand(given["expand"])
+    if "mask" in given:
+      size = pipeline.resolution(settings_of(how))
+      box = given.pop("box")
+      if "video" in given:
+        frames, height, width, _ = given["video"].shape
+      else:
+        frames, (height, width, _) = 1, given["image"].shape
+      mask = (
+        box_mask(parse_box(box), (height, width), size, frames)
+        if box
+        else read_mask(given["mask"], size, frames)
+      )
+      # The Python API takes the inverse, and of a picture one frame.
+      given["mask"] = ~mask if "video" in given else ~mask[0]
+    if "uncomposited" in given:
+      given["composited"] = not given.pop("uncomposited")
+    task = getattr(pipeline, self.method or self.name)
+    return task(prompt=prompt, **given, **how)
 
 
 # Inputs that several tasks share.
 _video = functools.partial(
   setting, "", "Input video, of any size and frame rate.", required=True
 )
-
 
 _image = functools.partial(
   setting,
@@ -68,14 +99,12 @@ _image = functools.partial(
   group="pictures",
 )
 
-
 _mask_file = functools.partial(
   setting,
   "",
   "Picture or video: white where pixels are generated.",
   group="mask",
 )
-
 
 _box = functools.partial(
   setting,
@@ -85,7 +114,6 @@ _box = functools.partial(
   group="mask",
 )
 
-
 _feather = functools.partial(
   setting,
   0,
@@ -94,7 +122,6 @@ _feather = functools.partial(
   hint="pixels over which the edge fades",
   group="edge",
 )
-
 
 _uncomposited = functools.partial(
   setting,
@@ -110,9 +137,6 @@ class TextToVideo(Task):
 
   name = "text_to_video"
 
-  def run(self, pipeline, prompt, how):
-    return pipeline.text_to_video(prompt, **how)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextToImage(Task):
@@ -120,9 +144,6 @@ class TextToImage(Task):
 
   name = "text_to_image"
   picture = True
-
-  def run(self, pipeline, prompt, how):
-    return pipeline.text_to_image(prompt, **how)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,22 +161,13 @@ class ImageToVideo(Task):
   )
   uncomposited: bool = _uncomposited()
 
-  def run(self, pipeline, prompt, how):
-    read = lambda path: read_image(path) if path else None
-    return pipeline.image_to_video(
-      prompt,
-      read(self.image),
-      last_image=read(self.last_image),
-      composited=not self.uncomposited,
-      **how,
-    )
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extend(Task):
   """Continues a video from its last frames."""
 
   name = "extend"
+  whole_video = True
   video: str = _video()
   times: int = setting(
     1,
@@ -173,16 +185,6 @@ class Extend(Task):
   )
   uncomposited: bool = _uncomposited()
 
-  def run(self, pipeline, prompt, how):
-    return pipeline.extend(
-      prompt,
-      _read_video(pipeline, self.video),
-      times=self.times,
-      context=self.context,
-      composited=not self.uncomposited,
-      **how,
-    )
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inpaint(Task):
@@ -195,17 +197,6 @@ class Inpaint(Task):
   box: str = _box()
   feather: int = _feather()
   uncomposited: bool = _uncomposited()
-
-  def run(self, pipeline, prompt, how):
-    video = _read_video(pipeline, self.video, pipeline.frames(how))
-    return pipeline.inpaint(
-      prompt,
-      video,
-      ~_mask(pipeline, self, video.shape[:3], how),
-      feather=self.feather,
-      composited=not self.uncomposited,
-      **how,
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -223,16 +214,6 @@ class Outpaint(Task):
   feather: int = _feather()
   uncomposited: bool = _uncomposited()
 
-  def run(self, pipeline, prompt, how):
-    return pipeline.outpaint(
-      prompt,
-      _read_video(pipeline, self.video, pipeline.frames(how)),
-      parse_expand(self.expand),
-      feather=self.feather,
-      composited=not self.uncomposited,
-      **how,
-    )
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cinemagraph(Task):
@@ -246,17 +227,6 @@ class Cinemagraph(Task):
   feather: int = _feather()
   uncomposited: bool = _uncomposited()
 
-  def run(self, pipeline, prompt, how):
-    image = read_image(self.image)
-    return pipeline.cinemagraph(
-      prompt,
-      image,
-      ~_mask(pipeline, self, (1, *image.shape[:2]), how)[0],
-      feather=self.feather,
-      composited=not self.uncomposited,
-      **how,
-    )
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stylize(TextToVideo):
@@ -266,6 +236,7 @@ class Stylize(TextToVideo):
   """
 
   name = "stylize"
+  method = "text_to_video"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -283,14 +254,6 @@ class VideoToVideo(Task):
     hint="how much is changed",
   )
 
-  def run(self, pipeline, prompt, how):
-    return pipeline.video_to_video(
-      prompt,
-      _read_video(pipeline, self.video, pipeline.frames(how)),
-      strength=self.strength,
-      **how,
-    )
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SuperResolve(Task):
@@ -298,11 +261,8 @@ class SuperResolve(Task):
 
   name = "super_resolve"
   prompted = False
+  whole_video = True
   video: str = _video()
-
-  def run(self, pipeline, prompt, how):
-    video = _read_video(pipeline, self.video)
-    return pipeline.super_resolve(video, prompt=prompt, **how)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -313,9 +273,6 @@ class Panorama(Task):
   width: int = setting(
     0, "Width of the panorama in pixels.", least=1, required=True
   )
-
-  def run(self, pipeline, prompt, how):
-    return pipeline.panorama(prompt, width=self.width, **how)
 
 
 TASKS: dict[str, type[Task]] = {
@@ -335,7 +292,6 @@ TASKS: dict[str, type[Task]] = {
   )
 }
 
-
 DEFAULTS = {
   name: getattr(task, name)
   for task in TASKS.values()
@@ -347,11 +303,8 @@ DEFAULTS = {
 def make_task(name: str, inputs: Mapping[str, Any]) -> Task:
   """Builds a task; what is missing is left to `Task.check`.
 
-  Args:
-    name: of the task.
-    inputs: by name. Those that the task does not take are an error, unless
-      they have the default of the tasks that take them: front ends offer the
-      inputs of all tasks.
+  Inputs that the task does not take are an error, unless they have the default
+  of the tasks that take them: front ends offer the inputs of all tasks.
   """
   check_choice(option("task"), name, TASKS)
   known = options_of(TASKS[name])
@@ -366,8 +319,8 @@ def make_task(name: str, inputs: Mapping[str, Any]) -> Task:
   return TASKS[name](**{k: v for k, v in inputs.items() if k in known})
 
 
-def _read_video(pipeline: Pipeline, path: str, most: int = 0) -> Clip:
-  """At the frame rate of the model; at most `most` frames, 0 is all.
+def _read_video(path: str, fps: float, most: int) -> Clip:
+  """A video at a frame rate; at most `most` frames, 0 is all.
 
   One frame more is read if there is one, so that truncation can be reported.
   Arrays and folders of pictures have no rate: all their frames are read.
@@ -375,22 +328,7 @@ def _read_video(pipeline: Pipeline, path: str, most: int = 0) -> Clip:
   if path.endswith(".npy") or Path(path).is_dir():
     video, _ = read_video(path)
     return video[: most + 1] if most else video
-  frames = probe(path).frames_at(pipeline.fps)
+  frames = probe(path).frames_at(fps)
   if most:
     frames = min(frames, most + 1)
-  return read_clip(path, start_s=0.0, num_frames=frames, fps=pipeline.fps)
-
-
-def _mask(
-  pipeline: Pipeline,
-  inputs: Inpaint | Cinemagraph,
-  shape: tuple[int, int, int],
-  how: SampleOptions,
-) -> Mask:
-  """Of an input of `shape` (t, h, w); the Python API takes its inverse."""
-  frames, *size = shape
-  resolution = pipeline.resolution(how.get("settings"))
-  if inputs.box:
-    box = parse_box(inputs.box)
-    return box_mask(box, tuple(size), resolution, frames)
-  return read_mask(inputs.mask, resolution, frames)
+  return read_clip(path, start_s=0.0, num_frames=frames, fps=fps)

@@ -5,8 +5,6 @@ import math
 
 import numpy as np
 
-from lumiere_jax.diffusion.guidance import check_countable
-from lumiere_jax.diffusion.multidiffusion import AXES, window_starts
 from lumiere_jax.stages.config import StageConfig
 from lumiere_jax.typing import Clip
 
@@ -20,69 +18,12 @@ class Windows:
     overlap: minimum number of frames that neighbours share (2 in the paper).
     chunk: windows denoised at once; memory grows with it.
     weights: 'uniform' (the paper) or 'ramp'.
-    spread: windows spread evenly, instead of the last one shifted.
   """
 
   size: int
   overlap: int = 2
   chunk: int = 1
   weights: str = "uniform"
-  spread: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Tiles:
-  """Windows over the pixels of a frame.
-
-  Attributes:
-    rows: windows over rows; None: all rows at once.
-    columns: windows over columns; None: all columns at once.
-  """
-
-  rows: Windows | None = None
-  columns: Windows | None = None
-
-  @property
-  def by_axis(self) -> dict[int, Windows]:
-    """The windows by their axis of the video."""
-    both = {2: self.rows, 3: self.columns}
-    return {axis: windows for axis, windows in both.items() if windows}
-
-
-WHOLE = Tiles()
-"""Frames without spatial windows."""
-
-
-def plan_windows(
-  config: StageConfig, windows: Windows, num_frames: int
-) -> tuple[int, ...]:
-  """First frames of the windows of a video."""
-  return window_starts(
-    num_frames,
-    windows.size,
-    windows.overlap,
-    config.model.temporal_factor,
-    windows.spread,
-  )
-
-
-def plan_tiles(
-  config: StageConfig, windows: Windows, axis: int
-) -> tuple[int, ...]:
-  """First rows or columns of the windows of the stage's frames.
-
-  They are multiples of its upscale, so that a window starts at a whole pixel of
-  the low-resolution frame, as crops do in training.
-  """
-  return window_starts(
-    config.video.resolution[axis - 2],
-    windows.size,
-    windows.overlap,
-    config.model.spatial_factor,
-    windows.spread,
-    AXES[axis],
-    config.video.upscale,
-  )
 
 
 def pad_to_windows(config: StageConfig, video: Clip) -> Clip:
@@ -104,20 +45,3 @@ def pad_to_windows(config: StageConfig, video: Clip) -> Clip:
       side = math.ceil(side / factor) * factor
     padding[axis] = (0, math.ceil(side / share) - video.shape[axis])
   return np.pad(video, padding, "edge")
-
-
-def check_canvas(
-  config: StageConfig, num_frames: int, windows: Windows | None, tiles: Tiles
-) -> None:
-  """Raises a UserError where the video, or its windows, do not fit."""
-  if windows:
-    plan_windows(config, windows, num_frames)
-  for axis, part in tiles.by_axis.items():
-    plan_tiles(config, part, axis)
-  height, width = config.video.resolution
-  check_countable(num_frames * height * width * 3)
-  config.model.check_video(
-    windows.size if windows else num_frames,
-    tiles.rows.size if tiles.rows else height,
-    tiles.columns.size if tiles.columns else width,
-  )

@@ -10,7 +10,7 @@ import numpy as np
 from lumiere_jax.diffusion.noise import sample_keys
 from lumiere_jax.diffusion.noise_levels import parse_levels
 from lumiere_jax.diffusion.samplers import make_sampler
-from lumiere_jax.inference.stage_sampler import GuidanceParams, sample_stage
+from lumiere_jax.inference.stage_sampler import Program, sample_stage, traced
 from lumiere_jax.media.images import side_by_side, write_image
 from lumiere_jax.media.video_writer import write_video
 from lumiere_jax.models import lora
@@ -127,19 +127,16 @@ class Previews:
     )
     if parse_levels(sampling.grid) is None:  # a list of levels fixes the steps
       sampling = dataclasses.replace(sampling, steps=experiment.preview.steps)
+    program = Program(
+      config=config, rule=make_sampler(sampling.sampler), num_frames=frames
+    )
     return sample_stage(
-      config,
+      program,
       lora.scaled(weights, experiment.lora.scale),
-      inputs.cond.replace(text=jnp.asarray(encoded["text"])),
+      dataclasses.replace(inputs.cond, text=jnp.asarray(encoded["text"])),
       null,
       sample_keys(list(range(count))),
-      frames,
-      rule=make_sampler(sampling.sampler),
       log_snrs=config.levels(sampling, frames),
-      guidance_params=GuidanceParams(
-        guidance_scale=sampling.guidance_scale,
-        percentile=sampling.percentile,
-        max_value=sampling.max_value,
-      ),
+      guidance=traced(sampling),
       chunk=sampling.steps,
     )

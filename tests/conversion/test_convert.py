@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import pathlib
 import pickle
@@ -15,8 +16,7 @@ import pytest
 
 from configs import base, common, ssr, t2i
 from lumiere_jax.conversion import diffusers
-from lumiere_jax.conversion.bundles import add_parts
-from lumiere_jax.conversion.convert import Conversion, convert
+from lumiere_jax.conversion.convert import Conversion, add_parts, convert
 from lumiere_jax.conversion.lazy_stage import LazyStage
 from lumiere_jax.errors import UserError
 from lumiere_jax.inference.pipeline import Pipeline
@@ -77,6 +77,9 @@ def test_three_conversions_make_one_bundle(bundle):
   assert bundle.parts["t2i"].meta["video"]["resolution"] == [16, 16]
   assert bundle.parts["ssr_image"].meta["video"]["upscale"] == 4
   assert bundle.parts["text"].meta["cleaning"] == "if"
+  for stage in ("t2i", "ssr_image"):  # in the dtype of the source
+    leaves = bundle.leaves(stage).values()
+    assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float16)}
 
 
 def check_same(found, expected):
@@ -105,15 +108,14 @@ def test_model_card(stand_ins, bundle, tmp_path):
     assert part in text
   run("diffusers", stand_ins / "IF-I", out, licence="another")
   assert "| another |" in card.read_text()
+  again = bundles.open_bundle(out)  # with one part replaced
+  assert set(again.parts) == set(bundle.parts)
+  assert again.parts["t2i"].meta["licence"] == "another"
+  named = {f for part in again.parts.values() for f in part.tensors}
+  assert {f.name for f in out.glob("*.safetensors")} == named
   card.write_text("my own words")
   run("diffusers", stand_ins / "IF-I", out)
   assert card.read_text() == "my own words"
-
-
-def test_source_dtype_is_kept(bundle):
-  for stage in ("t2i", "ssr_image"):
-    leaves = bundle.leaves(stage).values()
-    assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float16)}
 
 
 @pytest.mark.parametrize("variant", ["", "fp16"])
@@ -173,20 +175,22 @@ def test_copies_of_bundles_are_bit_identical(bundle, tmp_path):
       check_same(other.load(part), bundle.load(part))
 
 
-def test_replacing_one_part(stand_ins, bundle, tmp_path):
-  out = run("bundle", bundle.folder, tmp_path / "bundle")
-  run("diffusers", stand_ins / "IF-I", out, licence="another")
-  again = bundles.open_bundle(out)
-  assert set(again.parts) == set(bundle.parts)
-  assert again.parts["t2i"].meta["licence"] == "another"
-  named = {f for part in again.parts.values() for f in part.tensors}
-  assert {f.name for f in out.glob("*.safetensors")} == named
-
-
 def apply(config, params, z, cond):
   network = jax.jit(UNet(config).apply)
   time = jnp.full(len(z), 0.4)
   return np.asarray(network({"params": unflatten(params)}, z, time, cond))
+
+
+@pytest.fixture(scope="module")
+def inflate(stand_ins, tmp_path_factory):
+  """The bundle of an inflated model; made once for each source."""
+
+  @functools.cache
+  def made(source, experiment, again=False):
+    out = tmp_path_factory.mktemp("inflated")
+    return run("diffusers", stand_ins / source, out, temporal=experiment)
+
+  return made
 
 
 @pytest.mark.parametrize(
@@ -194,16 +198,14 @@ def apply(config, params, z, cond):
   [("IF-I", base.IF_TINY, "base"), ("IF-II", ssr.IF_TINY, "ssr")],
 )
 def test_inflated_model_equals_the_image_model_frame_by_frame(
-  stand_ins, tmp_path, source, experiment, stage
+  inflate, source, experiment, stage
 ):
   """On a video that is constant in time, because time is resampled."""
-  out = run("diffusers", stand_ins / source, tmp_path, temporal=experiment)
-  part = bundles.open_bundle(out).parts[stage]
-  video = part.meta["video"]
+  made = bundles.open_bundle(inflate(source, experiment))
+  video = made.parts[stage].meta["video"]
   assert video["num_frames"] == experiment.data.num_frames
-  pipeline_params = bundles.open_bundle(out).load(stage)
-  model = experiment.network
-  assert {"temporal_" in path for path in pipeline_params} == {True, False}
+  params, model = made.load(stage), experiment.network
+  assert {"temporal_" in path for path in params} == {True, False}
   rng = np.random.default_rng(0)
   frame = rng.standard_normal((1, 1, 8, 8, model.in_channels), np.float32)
   text = rng.standard_normal((1, 5, model.text_dim), np.float32)
@@ -211,9 +213,9 @@ def test_inflated_model_equals_the_image_model_frame_by_frame(
   cond = lambda x: Cond(
     text=text, frames=x[..., 3:], noise_level=np.float32([0.2])
   )
-  inflated = apply(model, pipeline_params, constant[..., :3], cond(constant))
+  inflated = apply(model, params, constant[..., :3], cond(constant))
   image = dataclasses.replace(model, temporal=None)
-  spatial = {k: v for k, v in pipeline_params.items() if "temporal_" not in k}
+  spatial = {k: v for k, v in params.items() if "temporal_" not in k}
   alone = apply(image, spatial, frame[..., :3], cond(frame))
   assert alone.std() > 0.01
   np.testing.assert_allclose(
@@ -221,13 +223,14 @@ def test_inflated_model_equals_the_image_model_frame_by_frame(
   )
 
 
-def test_inflation_is_deterministic(stand_ins, tmp_path):
-  run("diffusers", stand_ins / "IF-I", tmp_path / "a", temporal=base.IF_TINY)
-  run("diffusers", stand_ins / "IF-I", tmp_path / "b", temporal=base.IF_TINY)
-  a, b = (bundles.open_bundle(tmp_path / x).load("base") for x in "ab")
+def test_inflation_is_deterministic(inflate, tmp_path):
+  folders = [inflate("IF-I", base.IF_TINY, again) for again in (False, True)]
+  a, b = (bundles.open_bundle(folder).load("base") for folder in folders)
   check_same(a, b)
   drawn = [v for k, v in a.items() if "temporal_" in k and "conv" in k]
   assert any(leaf.std() > 0 for leaf in drawn)
+  with pytest.raises(UserError, match="no image stage"):
+    run("bundle", folders[0], tmp_path / "c", temporal=base.IF_TINY)
 
 
 def test_default_scheduler(broken, capsys):
@@ -238,12 +241,15 @@ def test_default_scheduler(broken, capsys):
   assert "scheduler=FILE" in capsys.readouterr().err
 
 
+def edit_scheduler(folder, **changes):
+  path = folder / "scheduler" / "scheduler_config.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+  return path
+
+
 def test_given_scheduler(broken):
-  path = broken / "scheduler" / "scheduler_config.json"
-  content = json.loads(path.read_text()) | {"sample_max_value": 3.0}
-  path.unlink()
-  other = broken / "other.json"
-  other.write_text(json.dumps(content))
+  path = edit_scheduler(broken, sample_max_value=3.0)
+  other = path.rename(broken / "other.json")
   stage = diffusers.read_stage(broken, scheduler=str(other))
   assert stage.config.defaults.max_value == 3.0
 
@@ -264,8 +270,7 @@ def test_given_scheduler(broken):
   ],
 )
 def test_unsupported_schedulers(broken, key, value):
-  path = broken / "scheduler" / "scheduler_config.json"
-  path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+  edit_scheduler(broken, **{key: value})
   with pytest.raises(UserError, match=rf"scheduler_config.*{key}="):
     diffusers.read_stage(broken)
 
@@ -294,11 +299,9 @@ def test_conditioning_that_diffusers_lacks(upscales, changes, words):
 
 
 def test_static_clipping(broken):
-  path = broken / "scheduler" / "scheduler_config.json"
-  content = json.loads(path.read_text()) | {"thresholding": False}
-  path.write_text(json.dumps(content))
+  edit_scheduler(broken, thresholding=False)
   assert diffusers.read_stage(broken).config.defaults.max_value == 1.0
-  path.write_text(json.dumps(content | {"clip_sample": False}))
+  edit_scheduler(broken, clip_sample=False)
   with pytest.raises(UserError, match="clip_sample=False"):
     diffusers.read_stage(broken)
 
@@ -366,14 +369,6 @@ def test_invalid_conversions(stand_ins, tmp_path, options, message):
     run(**given)
 
 
-def test_only_image_stages_are_inflated(stand_ins, tmp_path):
-  out = run(
-    "diffusers", stand_ins / "IF-I", tmp_path / "a", temporal=base.IF_TINY
-  )
-  with pytest.raises(UserError, match="no image stage"):
-    run("bundle", out, tmp_path / "b", temporal=base.IF_TINY)
-
-
 def test_diffusers_takes_one_stage(bundle, tmp_path):
   with pytest.raises(UserError, match=r"stage=t2i or.*ssr_image"):
     run("bundle", bundle.folder, tmp_path / "out", target="diffusers")
@@ -422,33 +417,31 @@ def test_merged_adapter(bundle, tmp_path):
   file = tmp_path / "pytorch_lora_weights.safetensors"
   tensors = {f"unet.{layer}.lora_A.weight": a, f"unet.{layer}.lora_B.weight": b}
   safetensors.save(file, tensors)
-  out = run(
-    "bundle",
-    bundle.folder,
-    tmp_path / "out",
-    stage="t2i",
-    adapters=(str(file),),
-    adapter_scale=0.5,
-    target="diffusers",
+  export = lambda name, **options: diffusers.open_weights(
+    run(
+      "bundle",
+      bundle.folder,
+      tmp_path / name,
+      stage="t2i",
+      target="diffusers",
+      **options,
+    )
+    / "unet",
+    diffusers.STEM,
   )
-  weights = diffusers.open_weights(out / "unet", diffusers.STEM)
-  plain = run(
-    "bundle", bundle.folder, tmp_path / "plain", stage="t2i", target="diffusers"
-  )
-  original = diffusers.open_weights(plain / "unet", diffusers.STEM)
+  original = export("plain")
+  weights = export("out", adapters=(str(file),), adapter_scale=0.5)
   changed = [
     name
     for name, tensor in weights.items()
     if not np.array_equal(tensor, original[name])
   ]
   assert changed == [f"{layer}.weight"]
-  old = np.asarray(original[changed[0]])
-  expected = (old.astype(np.float32) + 0.5 * b @ a).astype(np.float16)
-  np.testing.assert_allclose(
-    np.asarray(weights[changed[0]], np.float32),
-    expected.astype(np.float32),
-    rtol=1e-3,
+  old, new = (
+    np.asarray(w[changed[0]], np.float32) for w in (original, weights)
   )
+  expected = np.float32(np.float16(old + 0.5 * b @ a))
+  np.testing.assert_allclose(new, expected, rtol=1e-3)
 
 
 def test_float16(tmp_path):

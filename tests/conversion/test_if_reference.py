@@ -43,6 +43,14 @@ def pipeline(tmp_path_factory):
   return ours.import_all(stages, t5, folder / "bundle")
 
 
+def test_image_of_both_stages_equals_diffusers(pipeline):
+  """With what the second stage makes of the rounding of the first."""
+  theirs = np.load(trajectories.FOLDER / "IF-II.npy")[-1]
+  error = np.abs(ours.picture(pipeline) - theirs).max()
+  print(f"largest difference of the picture: {error:.1e}")
+  assert error < 1e-2
+
+
 def test_ten_steps_equal_diffusers_pipelines(pipeline):
   first, second = (
     np.load(trajectories.FOLDER / f"{name}.npy") for name in trajectories.STAGES
@@ -56,14 +64,6 @@ def check_steps(mine, theirs):
   error = np.abs(mine - theirs).max((1, 2, 3, 4))
   print("largest difference after each step:", *(f"{e:.1e}" for e in error))
   assert error.max() < 1e-3
-
-
-def test_image_of_both_stages_equals_diffusers(pipeline):
-  """With what the second stage makes of the rounding of the first."""
-  theirs = np.load(trajectories.FOLDER / "IF-II.npy")[-1]
-  error = np.abs(ours.picture(pipeline) - theirs).max()
-  print(f"largest difference of the picture: {error:.1e}")
-  assert error < 1e-2
 
 
 def test_bundle_has_the_defaults_of_ifs_pipelines(pipeline):

@@ -17,13 +17,8 @@ from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
 
 GOLDEN = Path(__file__).parents[1] / "inference" / "golden" / "format_1"
-
-
 PROMPTS = ["a small red circle moves left", "a blue star"]
-
-
 SEEDS = [1, 7]
-
 
 # Both stages, the second in windows, with noise at every step.
 SETTINGS = Settings(steps=3, sampler="ddpm", window=2, overlap=0)

@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from lumiere_jax.diffusion.multidiffusion import window_starts
 from lumiere_jax.evals.measures import bicubic
-from lumiere_jax.evals.scenes import unseen
+from lumiere_jax.evals.scenes import TaskRun
+from lumiere_jax.inference.settings import DEFAULT_SETTINGS
 from lumiere_jax.inference.windowing import Windows
 from lumiere_jax.stages.config import SamplingConfig
 from lumiere_jax.toy_scenes.captions import parse_caption
@@ -20,6 +22,12 @@ from lumiere_jax.toy_scenes.scenes import (
   Sprite,
   render,
 )
+
+
+def unseen(pipeline, count, seed=0, settings=DEFAULT_SETTINGS, **options):
+  """The scenes of a task's run."""
+  run = TaskRun(pipeline=pipeline, count=count, settings=settings, seed=seed)
+  return run.scenes(**options)
 
 
 def scene_of(prompt, centre=(0.5, 0.5)):
@@ -58,9 +66,7 @@ class Right:
   def __init__(self, side=32, frames=32):
     self.side, self.length = side, frames
     self.calls = []
-    config = SimpleNamespace(
-      defaults=SamplingConfig(), model=SimpleNamespace(temporal_factor=4)
-    )
+    config = SimpleNamespace(defaults=SamplingConfig())
     self.stages = {k: SimpleNamespace(config=config) for k in ("base", "ssr")}
 
   def resolution(self, settings=None):
@@ -71,7 +77,9 @@ class Right:
 
   def plan(self, settings):
     windows = Windows(size=self.length // 4, overlap=settings.overlap)
-    return self.length, {"ssr": windows}
+    starts = lambda: window_starts(self.length, windows.size, windows.overlap)
+    program = SimpleNamespace(windows=windows, starts=starts)
+    return {"ssr": SimpleNamespace(program=program)}
 
   def draw(self, scene):
     return render(scene, self.length, self.side, self.fps)
@@ -85,7 +93,7 @@ class Right:
   def image_to_video(self, prompt, image, *, composited, seed, settings):
     assert not composited
     for first in range(seed + 1):  # finds the scene
-      scenes = unseen(self, seed + 1, settings, first)
+      scenes = unseen(self, seed + 1, first, settings)
       video = scenes.clip(seed - first)
       if np.array_equal(video[0], image):
         return video
@@ -131,6 +139,14 @@ class Right:
 
   def super_resolve(self, video, *, prompt, seed, settings):
     return bicubic(video, self.upscale)
+
+
+class Whole(Right):
+  """Super-resolution sees the whole video at once."""
+
+  def plan(self, settings):
+    program = SimpleNamespace(windows=None)
+    return {"ssr": SimpleNamespace(program=program)}
 
 
 class WrongColour(Right):

@@ -3,11 +3,11 @@ import pytest
 
 from lumiere_jax.data.sources.procedural import ProceduralSource
 from lumiere_jax.errors import UserError
-from lumiere_jax.evals.scenes import SPLITS, STAYING, another, path_box, unseen
+from lumiere_jax.evals.scenes import SPLITS, STAYING, another, path_box
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.toy_scenes.captions import is_held_out, parse_caption
 from lumiere_jax.toy_scenes.scenes import BACKGROUNDS
-from tests.evals.fakes import Right
+from tests.evals.fakes import Right, unseen
 
 FAKE = Right(side=32, frames=16)
 
@@ -22,7 +22,7 @@ def _triples(source):
 
 @pytest.mark.parametrize(("row", "split"), SPLITS.items())
 def test_scenes_are_new_and_of_their_split(row, split):
-  source = unseen(FAKE, 60, Settings(), 0, split=split)
+  source = unseen(FAKE, 60, split=split)
   assert {is_held_out(triple) for triple in _triples(source)} == {
     row == "held_out"
   }
@@ -31,19 +31,19 @@ def test_scenes_are_new_and_of_their_split(row, split):
       num_clips=60, num_frames=16, resolution=32, seed=seed, split=split
     )
     assert trained.scene(0) != source.scene(0)
-  assert unseen(FAKE, 1, Settings(), 1, split=split).scene(0) != source.scene(0)
-  again = unseen(FAKE, 1, Settings(), 0, split=split)
+  assert unseen(FAKE, 1, 1, split=split).scene(0) != source.scene(0)
+  again = unseen(FAKE, 1, split=split)
   assert again.scene(0) == source.scene(0)
 
 
 def test_scenes_have_the_size_and_length_of_the_videos():
-  source = unseen(FAKE, 1, Settings(num_frames=8, size=(24, 40)), 0)
+  source = unseen(FAKE, 1, 0, Settings(num_frames=8, size=(24, 40)))
   assert source.clip(0).shape == (8, 24, 40, 3)
 
 
 @pytest.mark.parametrize("changes", [("colour",), ("colour", "shape")])
 def test_another_scene_differs_in_the_named_attributes(changes):
-  source = unseen(FAKE, 40, Settings(), 0)
+  source = unseen(FAKE, 40)
   for k in range(40):
     scene, real, caption = another(source, k, *changes)
     (new,), background = parse_caption(caption)
@@ -61,7 +61,7 @@ def test_another_scene_differs_in_the_named_attributes(changes):
 
 def test_a_box_holds_the_whole_path_and_not_the_whole_frame():
   fake = Right(side=64, frames=16)
-  source = unseen(fake, 60, Settings(), 0, motions=STAYING)
+  source = unseen(fake, 60, motions=STAYING)
   for k in range(60):
     mask, (rows, columns) = path_box(source, k)
     clip = source.clip(k)
@@ -80,4 +80,4 @@ def test_a_frame_rate_that_aliases_is_an_error():
   slow = Right()
   slow.fps = 8.0
   with pytest.raises(UserError, match="fps is 8"):
-    unseen(slow, 1, Settings(), 0)
+    unseen(slow, 1)

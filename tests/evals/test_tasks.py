@@ -3,20 +3,31 @@
 import numpy as np
 import pytest
 
-from lumiere_jax.evals import change_tasks
-from lumiere_jax.evals.change_tasks import ssr, stylize, video_to_video, windows
-from lumiere_jax.evals.measures import shrunk
-from lumiere_jax.evals.pixel_tasks import (
+from lumiere_jax.evals import scoring
+from lumiere_jax.evals.measures import bicubic, shrunk
+from lumiere_jax.evals.scenes import TaskRun
+from lumiere_jax.evals.scoring import (
   cinemagraph,
   extend,
   image_to_video,
   inpaint,
+  rhythm,
+  ssr,
+  stylize,
+  text_to_video,
+  video_to_video,
+  windows,
 )
-from lumiere_jax.evals.scenes import TaskRun, unseen
-from lumiere_jax.evals.text_tasks import rhythm, text_to_video
-from lumiere_jax.evals.verdicts import Results
 from lumiere_jax.inference.settings import Settings
-from tests.evals.fakes import Leaking, Noise, Right, Standing, WrongColour
+from tests.evals.fakes import (
+  Leaking,
+  Noise,
+  Right,
+  Standing,
+  Whole,
+  WrongColour,
+  unseen,
+)
 
 COUNT, SEED = 6, 3
 SETTINGS = Settings(steps=2)
@@ -26,18 +37,17 @@ READ = (text_to_video, rhythm, extend, inpaint, video_to_video)
 
 def scored(task, pipeline, *, count=COUNT, results=None, **options):
   """row -> column -> value."""
-  results = Results(results.append) if results is not None else Results()
   run = TaskRun(
     pipeline=pipeline,
     count=count,
     settings=SETTINGS,
     seed=SEED,
-    results=results,
+    on_result=lambda result: results is None or results.append(result),
   )
   task(run, **PLAIN.get(task, {}) | options)
   return {
     row: {name: score.value for name, score in scores.items()}
-    for row, scores in results.table().items()
+    for row, scores in run.table().items()
   }
 
 
@@ -182,17 +192,13 @@ class Knowing(Right):
   def __init__(self, motions=None):
     super().__init__()
     kinds = {} if motions is None else {"motions": motions}
-    source = unseen(self, COUNT, SETTINGS, SEED, split="held_out", **kinds)
+    source = unseen(self, COUNT, SEED, SETTINGS, split="held_out", **kinds)
     clips = [source.clip(k) for k in range(COUNT)]
     self.known = {shrunk(clip, 4).tobytes(): clip for clip in clips}
 
   def super_resolve(self, video, *, prompt, seed, settings):
     known = self.known.get(video.tobytes())
-    return (
-      super().super_resolve(video, prompt=prompt, seed=seed, settings=settings)
-      if known is None
-      else known
-    )
+    return bicubic(video, self.upscale) if known is None else known
 
 
 def test_gain_is_over_bicubic():
@@ -256,7 +262,7 @@ def test_both_of_two_objects_must_be_right():
 
   fake = Recalling(frames=16)
   sources = [
-    unseen(fake, COUNT, SETTINGS, SEED, split=split, two_objects=1.0)
+    unseen(fake, COUNT, SEED, SETTINGS, split=split, two_objects=1.0)
     for split in ("train", "held_out")
   ]
   fake.known = {s.caption(k): s.clip(k) for s in sources for k in range(COUNT)}
@@ -309,7 +315,7 @@ def test_styles_are_measured_by_alpha(monkeypatch):
   score = lambda fake: scored(
     stylize, fake, count=3, style="dark", results=results
   )
-  monkeypatch.setattr(change_tasks, "style_strength", dark)
+  monkeypatch.setattr(scoring, "style_strength", dark)
   table = score(Styled())
   assert list(table) == [
     *("alpha 0", "alpha 0, real renders", "alpha 0.25", "alpha 0.5"),
@@ -324,13 +330,12 @@ def test_styles_are_measured_by_alpha(monkeypatch):
   assert table["alpha 0"]["motion_kept"] == 1
   assert table["rising"]["rising"] == 1
   assert score(Unstyled())["rising"]["rising"] == 0
-  monkeypatch.setattr(change_tasks, "style_strength", lambda v: -dark(v))
+  monkeypatch.setattr(scoring, "style_strength", lambda v: -dark(v))
   assert score(Styled())["rising"]["rising"] == 0
 
 
 def test_a_single_window_has_no_borders():
-  fake = Right()
-  fake.plan = lambda settings: (fake.length, {})
+  fake = Whole()
   with pytest.raises(ValueError, match="one window"):
     scored(windows, fake)
   del fake.stages["ssr"]

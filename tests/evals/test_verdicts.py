@@ -1,12 +1,8 @@
-import math
-
 import numpy as np
 import pytest
-from scipy import optimize, stats
+from scipy import stats
 
 from lumiere_jax.evals.verdicts import MEAN, SHARE, mean, share, wilson
-
-Z = 1.959963984540054  # two-sided 95% of the normal distribution
 
 
 @pytest.mark.parametrize(
@@ -21,18 +17,6 @@ Z = 1.959963984540054  # two-sided 95% of the normal distribution
 )
 def test_wilson_is_as_published(right, count, low, high):
   np.testing.assert_allclose(wilson(right, count), (low, high), atol=5e-5)
-
-
-@pytest.mark.parametrize(("right", "count"), [(3, 7), (50, 64), (127, 128)])
-def test_wilson_inverts_the_score_test(right, count):
-  """Its ends are the proportions that the count is just 1.96 deviations of."""
-  away = lambda p: abs(right / count - p) / math.sqrt(p * (1 - p) / count) - Z
-  share_ = right / count
-  ends = (
-    optimize.brentq(away, 1e-9, share_ - 1e-9),
-    optimize.brentq(away, share_ + 1e-9, 1 - 1e-9),
-  )
-  np.testing.assert_allclose(wilson(right, count), ends, atol=1e-9)
 
 
 def test_wilson_is_the_same_for_right_and_wrong():
@@ -54,20 +38,12 @@ def test_a_share_counts_what_is_true():
   assert (score.low, score.high) == wilson(3, 4)
 
 
-def test_a_mean_has_students_interval():
-  # The quantile for four degrees of freedom is 2.7764, from any table.
-  score = mean([1.0, 2.0, 3.0, 4.0, 5.0])
-  reach = 2.7764 * math.sqrt(2.5 / 5)
-  assert (score.kind, score.value, score.count) == (MEAN, 3.0, 5)
-  np.testing.assert_allclose(
-    (score.low, score.high), (3 - reach, 3 + reach), atol=1e-4
-  )
-
-
-def test_a_mean_is_as_scipy_has_it(rng):
+def test_a_mean_has_students_interval(rng):
   values = rng.normal(5.0, 3.0, 9)
   expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
   score = mean(list(values))
+  assert (score.kind, score.count) == (MEAN, 9)
+  assert score.value == pytest.approx(values.mean())
   np.testing.assert_allclose((score.low, score.high), expected)
 
 

@@ -20,7 +20,6 @@ from tests.conftest import small_config
 
 BASE = {"a/kernel": np.ones((2, 3), np.float32), "a/bias": np.zeros(3)}
 
-
 LOW = {
   "lora/a/kernel/a": np.array([[1.0], [2.0]], np.float32),
   "lora/a/kernel/b": np.array([[1.0, 0.0, -1.0]], np.float32),
@@ -91,16 +90,20 @@ def test_another_base_is_refused_by_name(workdir, weights, words):
   assert "\n" not in str(error.value)
 
 
-def test_what_is_no_adapter_is_refused(tmp_path):
-  safetensors.save(tmp_path / "other.safetensors", LOW)
-  with pytest.raises(UserError, match=r"part of a plain LoRA \(lora/a/ker"):
-    read_adapter(tmp_path / "other.safetensors")
-  with pytest.raises(UserError, match="no such file"):
-    read_adapter(tmp_path / "gone.safetensors")
-  about = {"format": "lumiere_jax adapter 2"}
-  safetensors.save(tmp_path / "newer.safetensors", LOW, about)
-  with pytest.raises(UserError, match="format 'lumiere_jax adapter 2'"):
-    read_adapter(tmp_path / "newer.safetensors")
+@pytest.mark.parametrize(
+  ("name", "about", "words"),
+  [
+    ("other", {}, r"part of a plain LoRA \(lora/a/ker"),
+    ("newer", {"format": "lumiere_jax adapter 2"}, "'lumiere_jax adapter 2'"),
+    ("gone", None, "no such file"),
+  ],
+)
+def test_what_is_no_adapter_is_refused(tmp_path, name, about, words):
+  file = tmp_path / f"{name}.safetensors"
+  if about is not None:
+    safetensors.save(file, LOW, about)
+  with pytest.raises(UserError, match=words):
+    read_adapter(file)
 
 
 # Published adapters. The two stages differ in width.
@@ -111,12 +114,8 @@ MODELS = {
   ),
 }
 
-
 PATH = "mid_attention/out/kernel"
-
-
 LAYER = "mid_block.attentions.0.to_out.0"
-
 
 STAGES = {
   stage: {

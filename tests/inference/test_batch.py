@@ -15,8 +15,6 @@ from lumiere_jax.media.video_reader import probe
 from lumiere_jax.media.video_writer import write_video
 
 PROMPT = "a red circle"
-
-
 FRAMES, SIDE = 8, 16
 
 
@@ -38,8 +36,8 @@ class StandIn:
     if name not in TASKS:
       raise AttributeError(name)
 
-    def make(*args, **how):
-      self.asked.append((name, args, how))
+    def make(prompt, **how):
+      self.asked.append((name, prompt, how))
       if on_progress := how.get("on_progress"):
         canvas = np.zeros((1, FRAMES, SIDE, SIDE, 3))
         on_progress(Progress(stage="base", done=1, total=2, canvas=canvas))
@@ -74,10 +72,8 @@ def test_a_name_is_made_and_nothing_is_written_over(made, tmp_path, capsys):
   ask(seed=7)
   ask(seed=7)
   name = "text_to_video-a-red-circle-seed7"
-  assert {p.name for p in tmp_path.iterdir()} == {
-    f"{name}.mp4",
-    f"{name}-2.mp4",
-  }
+  names = {p.name for p in tmp_path.iterdir()}
+  assert names == {f"{name}.mp4", f"{name}-2.mp4"}
   assert "8 frames of 16x16 at 16 frames a second" in capsys.readouterr().out
   ask(output=Output(out="x.mp4"))
   with pytest.raises(UserError, match=r"x\.mp4: is there already; give over"):
@@ -103,11 +99,9 @@ def test_a_file_of_prompts_makes_a_folder_of_videos(made, tmp_path):
   lines = read_prompt_file(file)
   out = Output(out="videos", format="npy")
   ask(lines=lines, output=out, seed=1, negative_prompt="blur")
-  assert sorted(p.name for p in (tmp_path / "videos").iterdir()) == [
-    "0001-one-seed9.npy",
-    "0002-two-seed1.npy",
-  ]
-  (_, (first,), how), (_, (second,), other) = made.asked
+  names = {p.name for p in (tmp_path / "videos").iterdir()}
+  assert names == {"0001-one-seed9.npy", "0002-two-seed1.npy"}
+  (_, first, how), (_, second, other) = made.asked
   assert (first, how["seed"], how["negative_prompt"]) == ("one", (9,), "grey")
   assert how["settings"] == Settings(steps=4)
   assert (second, other["seed"]) == ("two", (1,))
@@ -126,7 +120,7 @@ def test_a_file_of_prompts_makes_a_folder_of_videos(made, tmp_path):
   ],
 )
 def test_options_of_a_line_that_do_not_do(made, options, words):
-  line = PromptLine(prompt="x", options=options, where="f, line 2")
+  line = PromptLine(prompt="x", options=options, where="f, line 2:")
   with pytest.raises(UserError, match=words):
     ask(lines=[line])
   assert not made.asked
@@ -174,44 +168,37 @@ def files(tmp_path, rng):
 
 
 def test_tasks_read_their_files(made, files):
+  video = {"video": "video.mp4"}
   inputs = {"image": "image.png", "last_image": "image.png"}
   ask("image_to_video", inputs=inputs)
-  ask(
-    "inpaint", inputs={"video": "video.mp4", "mask": "mask.png", "feather": 2}
-  )
+  ask("inpaint", inputs=video | {"mask": "mask.png", "feather": 2})
   ask("cinemagraph", inputs={"image": "image.png", "box": "8,0,16,24"})
-  ask("outpaint", inputs={"video": "video.mp4", "expand": "1,2,3,4"})
-  ask("video_to_video", inputs={"video": "video.mp4", "strength": 0.4})
+  ask("outpaint", inputs=video | {"expand": "1,2,3,4"})
+  ask("video_to_video", inputs=video | {"strength": 0.4})
   ask("extend", inputs={"video": "video.npy", "times": 3, "context": 4})
-  ask("super_resolve", [""], inputs={"video": "video.mp4"})
+  ask("super_resolve", [""], inputs=video)
   ask("panorama", inputs={"width": 64})
-  asked = {name: (args, how) for name, args, how in made.asked}
+  asked = {name: how for name, _, how in made.asked}
   picture = read_image(files / "image.png")
-  args, how = asked["image_to_video"]
-  np.testing.assert_array_equal(args[1], picture)
-  np.testing.assert_array_equal(how["last_image"], picture)
-  assert how["composited"]
-  (_, video, mask), how = asked["inpaint"]
-  assert video.shape == (
-    9,
-    24,
-    32,
-    3,
-  )  # one more, so that truncation is reported
+  for name in ("image", "last_image"):
+    np.testing.assert_array_equal(asked["image_to_video"][name], picture)
+  assert asked["image_to_video"]["composited"]
+  how = asked["inpaint"]
+  # One frame more, so that truncation is reported.
+  assert how["video"].shape == (9, 24, 32, 3)
   # The left half of what is cut at its middle, to half a pixel.
-  assert mask.shape == (9, 16, 16)
-  assert mask[0, 8, :8].all()
-  assert not mask[0, 8, 9:].any()
+  assert how["mask"].shape == (9, 16, 16)
+  assert how["mask"][0, 8, :8].all() and not how["mask"][0, 8, 9:].any()
   assert how["feather"] == 2
-  (_, _, mask), _ = asked["cinemagraph"]
+  mask = asked["cinemagraph"]["mask"]
   assert mask.shape == (16, 16)
   assert 0 < mask.sum() < mask.size
-  assert asked["outpaint"][0][2] == (1, 2, 3, 4)
-  assert asked["video_to_video"][1]["strength"] == 0.4
-  assert len(asked["extend"][0][1]) == 12
-  assert asked["extend"][1]["times"] == 3
-  assert asked["super_resolve"][1]["prompt"] == ""
-  assert asked["panorama"][1]["width"] == 64
+  assert asked["outpaint"]["expand"] == (1, 2, 3, 4)
+  assert asked["video_to_video"]["strength"] == 0.4
+  assert len(asked["extend"]["video"]) == 12
+  assert asked["extend"]["times"] == 3
+  assert asked["panorama"]["width"] == 64
+  assert made.asked[-2][:2] == ("super_resolve", "")
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,11 @@ import pytest
 from lumiere_jax.diffusion.guidance import clip_quantile
 from lumiere_jax.diffusion.prediction import predict
 from lumiere_jax.inference import stage_sampler
-from lumiere_jax.inference.cascade import Cascade
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
 SHORT = "a small red circle moves left"
-
-
 FULL = f"{SHORT} and a large blue square moves right and up"  # all 16 tokens
 
 
@@ -77,8 +72,8 @@ def test_format_1_gives_the_video_it_gave(frame_by_frame, prompt, name, atol):
   assert pipeline.text.identity == index["parts"]["text"]["meta"]["identity"]
   assert pipeline.text.tokenize([prompt])[1].all() == (prompt == FULL)
   video = pipeline.sample(
-    [prompt],
-    seeds=[1],
+    prompt,
+    seed=1,
     settings=Settings(
       steps=4, sampler="ddpm", grid="schedule", window=2, overlap=0
     ),
@@ -92,7 +87,6 @@ def test_format_1_gives_the_video_it_gave(frame_by_frame, prompt, name, atol):
 def test_a_base_of_format_1_gives_the_same_video_on_the_grid_of_then(sampler):
   """Made at commit f301370, of a caption without padding."""
   pipeline = Pipeline.from_pretrained(GOLDEN / "format_1")
-  base = Cascade(pipeline.text, {"base": pipeline.stages["base"]})
   settings = Settings(
     steps=6,
     sampler=sampler,
@@ -100,14 +94,14 @@ def test_a_base_of_format_1_gives_the_same_video_on_the_grid_of_then(sampler):
     max_value=1.0,
     guidance_interval=(0.2, 0.8),
   )
-  video = base.sample([FULL], seeds=[1], settings=settings)
+  video = pipeline.base_alone.sample(FULL, seed=1, settings=settings)
   golden = np.load(GOLDEN / "format_1_base.npz")[sampler]
   np.testing.assert_allclose(video, golden, atol=1e-5)
 
 
 def test_a_bundle_of_format_1_is_sampled_on_a_grid_of_today():
   pipeline = Pipeline.from_pretrained(GOLDEN / "format_1")
-  levels = pipeline.log_snrs("base", Settings(steps=6))
+  levels = pipeline.plan(Settings(steps=6))["base"].log_snrs
   assert levels[0] == -np.inf
   steps = np.diff(levels[1:-1])
   np.testing.assert_allclose(steps, steps[0], rtol=1e-5)

@@ -24,7 +24,7 @@ def test_txt(tmp_path):
     for prompt in ('a dog, "big"', "犬 # runs", "a cat")
   ]
   assert [line.where for line in lines] == [
-    f"{path}, line {k}" for k in (3, 5, 7)
+    f"{path}, line {k}:" for k in (3, 5, 7)
   ]
 
 
@@ -45,7 +45,7 @@ def test_csv(tmp_path):
     PromptLine(prompt="a cat", seed=0, options={"steps": "5"}),
   ]
   assert [line.where for line in lines] == [
-    f"{path}, line {k}" for k in (2, 5, 7)
+    f"{path}, line {k}:" for k in (2, 5, 7)
   ]
 
 
@@ -68,7 +68,7 @@ def test_jsonl(tmp_path):
     PromptLine(prompt="犬", options={"k": "false"}),
     PromptLine(prompt="zeros", seed=0, options={"overlap": "0"}),
   ]
-  assert lines[1].where.endswith("x.jsonl, line 3")
+  assert lines[1].where.endswith("x.jsonl, line 3:")
 
 
 @pytest.mark.parametrize(

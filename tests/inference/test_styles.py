@@ -24,13 +24,12 @@ from lumiere_jax.models.unet import abstract_params
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.safetensors import LazyArray
-from tests.conftest import make_cond, random_leaves, run, small_config
+from tests.conftest import small_config
 from tests.inference.test_adapters import PATH, published, write
 
 TEMPORAL = TemporalConfig(
   resample=(True,), num_attentions=1, head_dim=8, max_distance=32
 )
-
 
 IMAGE = small_config(
   channels=(16, 32),
@@ -39,11 +38,9 @@ IMAGE = small_config(
   temporal=None,
 )
 
-
 UPSCALER = dataclasses.replace(
   IMAGE, channels=(16, 24), in_channels=6, noise_conditioned=True
 )
-
 
 MODELS = {
   "t2i": IMAGE,
@@ -68,13 +65,8 @@ def drawn(model, seed):
 
 
 ORIGINAL = drawn(IMAGE, 0)
-
-
 STYLED = drawn(IMAGE, 1)
-
-
 UPSCALING = drawn(UPSCALER, 2)
-
 
 WEIGHTS = {
   "t2i": ORIGINAL,
@@ -103,10 +95,6 @@ def make_adapter(target="spatial", flat=ORIGINAL, seed=3):
   rng = np.random.default_rng(seed)
   draw = lambda leaf: rng.normal(0, 0.3, leaf.shape).astype(np.float32)
   return {k: draw(v) for k, v in fresh.items()}
-
-
-def write_adapter(folder, flat, stage="t2i", base=ORIGINAL):
-  return write(folder, flat, stage, base)
 
 
 def assert_same(got, expected):
@@ -210,12 +198,14 @@ def test_another_architecture_is_refused_by_leaf():
   with pytest.raises(UserError) as error:
     interpolate_style(WEIGHTS["base"], other, 0.5, "style=x")
   message = str(error.value)
-  assert message.startswith("style=x was made with another config.model")
-  assert f"{PATH} is missing" in message
-  assert "mid_7/kernel is unexpected" in message
-  assert "head/kernel is 1x1" in message
-  assert "temporal_" not in message
-  assert "\n" not in message
+  for words in (
+    "style=x was made with another config.model",
+    f"{PATH} is missing",
+    "mid_7/kernel is unexpected",
+    "head/kernel is 1x1",
+  ):
+    assert words in message
+  assert "temporal_" not in message and "\n" not in message
 
 
 def test_a_fine_tuned_model_styles_every_stage_it_fits(tmp_path):
@@ -278,7 +268,7 @@ def test_an_adapter_scaled_is_the_interpolation(tmp_path, alpha):
   holds the very leaves it was trained on."""
   adapter = make_adapter()
   merged = lora.merge({**ORIGINAL, **adapter})
-  style = read_style(write_adapter(tmp_path, adapter))
+  style = read_style(write(tmp_path, adapter, "t2i", ORIGINAL))
   assert style.slot == "base"
   with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "alpha=1.3 is above 1")
@@ -296,24 +286,9 @@ def test_an_adapter_scaled_is_the_interpolation(tmp_path, alpha):
     assert_same(got["t2i"], merged)
 
 
-def test_a_style_and_its_adapter_look_the_same():
-  """Through the network: what it makes, not leaves alone."""
-  flat, adapter = random_leaves(IMAGE), make_adapter()
-  merged = lora.merge({**flat, **adapter})
-  keys = jax.random.split(jax.random.key(5))
-  z, cond = jax.random.normal(keys[0], (2, 1, 8, 8, 3)), make_cond(2)
-  ways = [
-    interpolate_style(flat, merged, 0.6),
-    lora.merge({**flat, **lora.scaled(adapter, 0.6)}),
-  ]
-  one, other = (run(IMAGE, way, z, cond) for way in ways)
-  np.testing.assert_allclose(one, other, atol=2e-5)
-  assert np.abs(one - run(IMAGE, flat, z, cond)).max() > 1e-2
-
-
 def test_an_adapter_on_other_weights_is_merged_with_a_warning(tmp_path):
   adapter = make_adapter()
-  style = read_style(write_adapter(tmp_path, adapter, base=STYLED))
+  style = read_style(write(tmp_path, adapter, "t2i", STYLED))
   words = "trained on the t2i of 'out/t2i', and the base of model holds other"
   with pytest.warns(UserWarning, match=words):
     got = styled({"base": WEIGHTS["base"]}, MODELS, style, 1.0)["base"]
@@ -324,13 +299,13 @@ def test_an_adapter_of_the_base_knows_the_base(tmp_path):
   """Its fingerprint is of all leaves; only its spatial part is a style."""
   base = WEIGHTS["base"]
   adapter = make_adapter(".*", base)
-  style = read_style(write_adapter(tmp_path, adapter, "base", base))
+  style = read_style(write(tmp_path, adapter, "base", base))
   got = styled({"base": base}, MODELS, style, 1.0)["base"]
   assert_added_kept(got, base)
   expected = lora.merge({**base, **spatial(adapter)})
   assert_same(got, expected)
   time = make_adapter("temporal", base)
-  write_adapter(tmp_path, time, "base", base)
+  write(tmp_path, time, "base", base)
   with pytest.raises(UserError, match="adapts no spatial layers"):
     read_style(tmp_path)
 
@@ -338,7 +313,7 @@ def test_an_adapter_of_the_base_knows_the_base(tmp_path):
 def test_an_adapter_of_another_network_is_refused(tmp_path):
   wide = drawn(dataclasses.replace(IMAGE, channels=(16, 48)), 0)
   adapter = make_adapter(flat=wide)
-  style = read_style(write_adapter(tmp_path, adapter, base=wide))
+  style = read_style(write(tmp_path, adapter, "t2i", wide))
   with pytest.raises(UserError, match=r"style=.*/kernel of another shape"):
     styled(WEIGHTS, MODELS, style, 1.0)
 
@@ -377,41 +352,31 @@ def test_where_a_published_adapter_fits_two_slots_one_must_be_named(tmp_path):
 
 
 def test_what_is_no_style_is_named(tmp_path):
-  for name, words in (
-    ("gone", r"style=.*gone does not exist; give a bundle"),
-    (".", r"style=.* has no bundle.json; give a bundle"),
-  ):
-    with pytest.raises(UserError, match=words):
-      read_style(tmp_path / name)
-  with pytest.raises(UserError, match="there is no stage 'tti'; name one of t"):
-    read_style(f"tti={tmp_path}")
   write_bundle(tmp_path / "text", text={"a": np.ones(2)})
-  with pytest.raises(UserError, match="holds no stage; give a fine-tuned t2i "):
-    read_style(tmp_path / "text")
   write_bundle(tmp_path / "t2i", t2i=STYLED)
-  with pytest.raises(UserError, match="holds t2i; give a fine-tuned ssr"):
-    read_style(f"ssr={tmp_path / 't2i'}")
   safetensors.save(tmp_path / "odd.safetensors", {"x": np.ones(2)})
-  with pytest.raises(UserError, match=r"style=.*part of a plain LoRA"):
-    read_style(tmp_path / "odd.safetensors")
-  adapter = write_adapter(tmp_path / "adapter", make_adapter())
-  with pytest.raises(UserError, match="was trained for stage 't2i'; give it a"):
-    read_style(f"ssr={adapter}")
+  write(tmp_path / "adapter", make_adapter(), "t2i", ORIGINAL)
   (tmp_path / "pickled").mkdir()
   (tmp_path / "pickled" / "pytorch_lora_weights.bin").write_bytes(b"pickle")
-  with pytest.raises(UserError, match="pickled weights are not read"):
-    read_style(tmp_path / "pickled")
+  for stage, name, words in (
+    ("", "gone", r"style=.*gone does not exist; give a bundle"),
+    ("", ".", r"style=.* has no bundle.json; give a bundle"),
+    ("tti=", ".", "there is no stage 'tti'; name one of t"),
+    ("", "text", "holds no stage; give a fine-tuned t2i "),
+    ("ssr=", "t2i", "holds t2i; give a fine-tuned ssr"),
+    ("", "odd.safetensors", r"style=.*part of a plain LoRA"),
+    ("ssr=", "adapter", "was trained for stage 't2i'; give it a"),
+    ("", "pickled", "pickled weights are not read"),
+  ):
+    with pytest.raises(UserError, match=words):
+      read_style(f"{stage}{tmp_path / name}")
 
 
 @pytest.mark.parametrize("alpha", [-0.01, 1.51, float("nan"), float("inf")])
 def test_alphas_out_of_range_are_refused(tmp_path, alpha):
   style = read_style(write_bundle(tmp_path / "t2i", t2i=STYLED))
-  for call in (
-    lambda: check_alpha(alpha),
-    lambda: styled(WEIGHTS, MODELS, style, alpha),
-  ):
-    with pytest.raises(UserError, match=r"alpha=\S+ is not in \[0, 1.5\]"):
-      call()
+  with pytest.raises(UserError, match=r"alpha=\S+ is not in \[0, 1.5\]"):
+    styled(WEIGHTS, MODELS, style, alpha)
 
 
 def test_more_than_all_of_a_style_is_warned_of():
@@ -425,6 +390,5 @@ def test_alphas_are_numbers_with_commas():
   assert parse_alphas("0,0.25, 0.5") == (0.0, 0.25, 0.5)
   assert parse_alphas("1") == (1.0,)
   for text in ("", "0,", "0;1", "half", "0,nan", "-1,0", "2"):
-    with pytest.raises(UserError, match="alphas=") as error:
+    with pytest.raises(UserError, match=r"^alphas=.*$"):
       parse_alphas(text)
-    assert "\n" not in str(error.value)

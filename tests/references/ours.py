@@ -10,15 +10,12 @@ import numpy as np
 from lumiere_jax.conversion.convert import Conversion, convert
 from lumiere_jax.conversion.diffusers import read_stage
 from lumiere_jax.diffusion.noise import sample_keys
-from lumiere_jax.diffusion.samplers import make_sampler
-from lumiere_jax.inference.cascade import guidance_params
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
-from lumiere_jax.inference.stage_sampler import sample_stage
+from lumiere_jax.inference.stage_sampler import sample_stage, traced
 from lumiere_jax.models.params import unflatten
 from lumiere_jax.models.tokenizer import default_tokenizer_path
 from lumiere_jax.models.unet import UNet
-from lumiere_jax.stages.conditioning import add_low_resolution
 from lumiere_jax.storage import safetensors
 from lumiere_jax.training.config import TextConfig
 from lumiere_jax.typing import Cond
@@ -98,26 +95,21 @@ def trajectory(
     image: (b, h, w, 3), low-resolution input of the second stage.
   """
   stage = pipeline.stages[slot]
-  settings = Settings(steps=trajectories.STEPS)
-  own = settings.of(slot, stage.config.defaults)
+  settings = Settings(steps=trajectories.STEPS, num_frames=1)
+  plan = pipeline.plan(settings)[slot]
   cond, null = pipeline._text(trajectories.PROMPTS, "")[slot]
   keys = sample_keys(trajectories.SEEDS, list(pipeline.stages).index(slot))
-  if image is not None:
-    cond = add_low_resolution(
-      stage.config, cond, image[:, None], keys, own.noise_level
-    )
+  low = None if image is None else image[:, None]
   seen = []
   keep = lambda done, z: seen.append(np.asarray(z)[:, 0])
   sample_stage(
-    stage.config,
+    plan.program,
     stage.params,
-    cond,
+    plan.condition(cond, low, keys),
     null,
     keys,
-    1,
-    rule=make_sampler(own.sampler),
-    log_snrs=stage.config.levels(own),
-    guidance_params=guidance_params(settings, own),
+    log_snrs=plan.log_snrs,
+    guidance=traced(plan.sampling),
     chunk=1,
     callback=keep,
   )
@@ -126,9 +118,9 @@ def trajectory(
 
 def picture(pipeline: Pipeline) -> np.ndarray:
   """Images of the whole cascade for the prompts: (b, h, w, 3)."""
-  settings = Settings(steps=trajectories.STEPS, num_frames=1)
+  settings = Settings(steps=trajectories.STEPS, num_frames=1, chunk=1)
   return np.asarray(
     pipeline.sample(
-      trajectories.PROMPTS, seeds=trajectories.SEEDS, settings=settings
+      trajectories.PROMPTS, seed=trajectories.SEEDS, settings=settings
     )
   )[:, 0]

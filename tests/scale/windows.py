@@ -1,5 +1,6 @@
 """Samples a video in windows on several meshes: python -m ... OUT."""
 
+import dataclasses
 import sys
 
 import jax
@@ -11,11 +12,7 @@ from lumiere_jax.diffusion.guidance import Part, threshold
 from lumiere_jax.diffusion.noise import sample_keys
 from lumiere_jax.diffusion.prediction import predict
 from lumiere_jax.diffusion.samplers import make_sampler
-from lumiere_jax.inference.stage_sampler import (
-  GuidanceParams,
-  Program,
-  sample_stage,
-)
+from lumiere_jax.inference.stage_sampler import Program, sample_stage, traced
 from lumiere_jax.inference.windowing import Windows
 from lumiere_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from lumiere_jax.stages.config import SamplingConfig
@@ -42,38 +39,39 @@ def sample(mesh: jax.sharding.Mesh | None) -> np.ndarray:
     text=jax.random.normal(key, (1, 5, config.model.text_dim)),
     text_mask=jnp.ones((1, 5), bool),
   )
-  cond = text.replace(
-    frames=jax.random.normal(key, (*size, 3)), noise_level=jnp.full(1, 0.1)
+  cond = dataclasses.replace(
+    text,
+    frames=jax.random.normal(key, (*size, 3)),
+    noise_level=jnp.full(1, 0.1),
   )
-  return np.asarray(
-    sample_stage(
-      config,
-      weights if mesh is None else lay_out_weights(config.model, weights, mesh),
-      cond,
-      text.replace(text=jnp.zeros_like(text.text)),
-      sample_keys([3]),
-      FRAMES,
-      rule=make_sampler(SAMPLER),
-      log_snrs=config.levels(SamplingConfig(steps=STEPS)),
-      guidance_params=GuidanceParams(guidance_scale=3.0),
-      windows=Windows(size=8),
-      mesh=mesh,
-    )
+  sampling = SamplingConfig(steps=STEPS, guidance_scale=3.0)
+  video = sample_stage(
+    _program(mesh),
+    weights if mesh is None else lay_out_weights(config.model, weights, mesh),
+    cond,
+    dataclasses.replace(text, text=jnp.zeros_like(text.text)),
+    sample_keys([3]),
+    log_snrs=config.levels(sampling),
+    guidance=traced(sampling),
+    mesh=mesh,
+  )
+  return np.asarray(video)
+
+
+def _program(mesh: jax.sharding.Mesh | None) -> Program:
+  return Program(
+    config=SSR.sampling,
+    rule=make_sampler(SAMPLER),
+    windows=Windows(size=8),
+    num_frames=FRAMES,
+    devices=mesh.shape["data"] if mesh else 1,
   )
 
 
 def thresholded(mesh: jax.sharding.Mesh | None) -> np.ndarray:
   """A thresholded clip of noise; on a mesh, sharded as for windows."""
   z = 3 * jax.random.normal(jax.random.key(0), (2, FRAMES, 8, 8, 3))
-  config = SSR.sampling
-  program = Program(
-    config=config,
-    rule=make_sampler(SAMPLER),
-    windows=Windows(size=8),
-    num_frames=FRAMES,
-    devices=mesh.shape["data"] if mesh else 1,
-  )
-  division = program.division
+  division = _program(mesh).division
 
   def apply(z, owned=None):
     part = None

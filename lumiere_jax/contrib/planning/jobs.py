@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from lumiere_jax.diffusion.samplers import make_sampler
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.stage_sampler import (
-  GuidanceParams,
   Program,
   layout,
   run_chunk,
+  traced,
 )
 from lumiere_jax.inference.windowing import Windows
 from lumiere_jax.models.unet import abstract_params
@@ -23,6 +23,7 @@ from lumiere_jax.parallel import multihost
 from lumiere_jax.parallel.flops import count_flops
 from lumiere_jax.parallel.mesh import BATCH, check_batch
 from lumiere_jax.parallel.sharding import shardings
+from lumiere_jax.stages.config import SamplingConfig
 from lumiere_jax.stages.denoiser import cast_kernels
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.initialization import abstract_state
@@ -115,8 +116,6 @@ def sample_job(
   )
   division = program.division
   frames = len(division.frames) if division else num_frames
-  if not windows:
-    config.model.check_video(num_frames, *config.video.resolution)
   videos = 1 if windows else math.prod(mesh.shape[axis] for axis in BATCH)
   inputs_of = lambda frames: _sample_inputs(experiment, videos, frames)
   inputs = inputs_of(frames)
@@ -137,7 +136,7 @@ def sample_job(
     about={
       "clip": (num_frames, *config.video.resolution),
       "parameters": _count(params),
-      "windows": len(program.starts) if windows else 1,
+      "windows": len(program.starts()),
       "hops": division.hops if division else (),
     },
   )
@@ -169,7 +168,7 @@ def _sample_inputs(
       jax.vmap(jax.random.key)(jnp.arange(videos)),
       cond,
       text,
-      jax.tree.map(jnp.float32, GuidanceParams()),
+      traced(SamplingConfig()),
     )
 
   return jax.eval_shape(make)

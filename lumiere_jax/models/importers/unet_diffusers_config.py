@@ -172,7 +172,9 @@ def config_from_diffusers(content: Mapping[str, Any], name: str) -> UNetConfig:
     raise UserError(field, error.problem, error.fix) from error
 
 
-def config_to_diffusers(config: UNetConfig, sample_size: int) -> dict[str, Any]:
+def config_to_diffusers(
+  config: UNetConfig, sample_size: int | list[int]
+) -> dict[str, Any]:
   """The config.json of the spatial part of a network.
 
   Args:

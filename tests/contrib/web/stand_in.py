@@ -65,7 +65,7 @@ class Drawing(Pipeline):
     original = Cascade.sample
 
     def sample(cascade_, prompts, **how):
-      self.prompt = prompts[0]
+      self.prompt = prompts if isinstance(prompts, str) else prompts[0]
       return original(cascade_, prompts, **how)
 
     with (
@@ -75,7 +75,7 @@ class Drawing(Pipeline):
     ):
       yield self
 
-  def _sample_stage(self, config, params, cond, null, keys, frames, **rest):
+  def _sample_stage(self, program, params, cond, null, keys, **rest):
     del params, null, keys
     canvas = jnp.zeros((1, 1, 1, 1, 3))
     self.running += 1
@@ -87,7 +87,9 @@ class Drawing(Pipeline):
         rest["callback"](step + 1, canvas)
     finally:
       self.running -= 1
-    drawn = to_float(jnp.asarray(_draw(self.prompt, frames, config)))
+    drawn = to_float(
+      jnp.asarray(_draw(self.prompt, program.num_frames, program.config))
+    )
     return jnp.broadcast_to(drawn, (len(cond.text), *drawn.shape))
 
 
