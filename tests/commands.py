@@ -31,7 +31,7 @@ _SKIP = {
   r"^make|pip install": "a target of make, run on its own",
   r"lumiere_jax\.app|benchmarks": "a server, or a measurement",
   r"--topology=": "needs the TPU compiler",
-  r"SOURCE|STYLE_DIR|from_pretrained\(|^pipelines": "not a command as it stands",
+  r"SOURCE|STYLE_DIR|from_pretrained\(|^pipelines": "no command as it stands",
 }
 _FEW = {
   "main": "--config.train.steps=2 --config.train.batch_size=2"
