@@ -11,7 +11,6 @@ results replaces the one between markers in the report.
 
 from collections.abc import Callable
 import contextlib
-import dataclasses
 import os
 import pathlib
 import random
@@ -20,18 +19,19 @@ import signal
 import subprocess
 import tempfile
 import time
+from typing import Any, NamedTuple
 
 from absl import app, flags, logging
 
 from configs import base
 from tests.conftest import replace
+from tests.training.conftest import records
 from tests.training.killing import (
   FRAMES,
   TINY,
   assert_same_runs,
   finish,
   lines,
-  read,
   start,
   wait_until,
   whole_checkpoints,
@@ -50,8 +50,7 @@ MARKS = ("<!-- torture: begins -->", "<!-- torture: ends -->")
 Path = pathlib.Path
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
   """A row of the table: what was done to a run, and the result."""
 
   action: str
@@ -89,67 +88,49 @@ def kill(workdir: Path, whole: Path) -> list[Row]:
   """Kills one run many times, then lets it finish."""
   draw = random.Random(SEED.value)
 
-  def start_up(process: subprocess.Popen) -> None:
-    del process
-    time.sleep(draw.uniform(0, 10))
-
   def some_steps(process: subprocess.Popen) -> None:
     done = lines(workdir / "metrics.jsonl") + draw.randrange(2, 6)
     logged = lambda: lines(workdir / "metrics.jsonl") >= done
     wait_until_or_end(process, logged, rest=0.01)
 
-  def in_training(process: subprocess.Popen) -> None:
-    some_steps(process)
-    time.sleep(draw.uniform(0, 1))
+  def sleep(process: subprocess.Popen, seconds: float) -> None:
+    if seconds == 1:
+      some_steps(process)
+    time.sleep(draw.uniform(0, seconds))
 
-  def saving(process: subprocess.Popen) -> None:
+  def writing(process: subprocess.Popen, pattern: str) -> None:
+    """Until such a file appears, or the run ends."""
     some_steps(process)
-    while_saving(process, workdir)
+    there = lambda: {path.name for path in workdir.glob(pattern)}
+    old = there()
+    wait_until_or_end(process, lambda: there() - old)
 
-  def exporting(process: subprocess.Popen) -> None:
-    some_steps(process)
-    while_exporting(process, workdir)
-
-  ways: list[tuple[str, Callable]] = [
-    ("at a random moment in training", in_training),
-    ("while a checkpoint is written", saving),
-    ("at a random moment of start-up", start_up),
-    ("while a bundle is written", exporting),
+  checkpoints = "checkpoints/*orbax-checkpoint-tmp*"
+  ways: list[tuple[str, Callable, Any]] = [
+    ("at a random moment in training", sleep, 1),
+    ("while a checkpoint is written", writing, checkpoints),
+    ("at a random moment of start-up", sleep, 10),
+    ("while a bundle is written", writing, "bundle/.*.part"),
   ]
   rows = []
   for number in range(KILLS.value):
-    name, wait = ways[number % len(ways)]
+    name, wait, what = ways[number % len(ways)]
     starts = lines(workdir / "runs.jsonl")
     process = begin(workdir)
-    wait(process)
-    ended = process.poll() is not None
+    wait(process, what)
+    ended = "it had finished; " if process.poll() is not None else ""
     process.kill()
     process.communicate()
     rows.append(
       Row(
         f"SIGKILL {number + 1}, {name}",
-        ("it had finished; " if ended else "") + state_of(workdir),
+        ended + state_of(workdir),
         resumed(workdir, starts),
       )
     )
   finish(begin(workdir))
   rows.append(finished(workdir, whole))
   return rows
-
-
-def while_saving(process: subprocess.Popen, workdir: Path) -> None:
-  """Waits until a checkpoint is started or the run ends."""
-  began = lambda: list(workdir.glob("checkpoints/*orbax-checkpoint-tmp*"))
-  old = {path.name for path in began()}
-  new = lambda: {path.name for path in began()} - old
-  wait_until_or_end(process, new)
-
-
-def while_exporting(process: subprocess.Popen, workdir: Path) -> None:
-  """Waits until a file of the bundle is being written or the run ends."""
-  part = lambda: list(workdir.glob("bundle/.*.part"))
-  old = {path.name for path in part()}
-  wait_until_or_end(process, lambda: {p.name for p in part()} - old)
 
 
 def wait_until_or_end(
@@ -177,9 +158,8 @@ def resumed(workdir: Path, starts: int) -> str:
   """From which step the killed run had started; `starts` were before it."""
   if lines(workdir / "runs.jsonl") == starts:
     return "killed before loading"
-  return (
-    f"had started from step {read(workdir / 'runs.jsonl')[-1]['start_step']}"
-  )
+  step = records(workdir / "runs.jsonl")[-1]["start_step"]
+  return f"had started from step {step}"
 
 
 def ends(workdir: Path, whole: Path) -> str:
@@ -188,7 +168,7 @@ def ends(workdir: Path, whole: Path) -> str:
   torn = [*workdir.rglob("*-tmp*"), *workdir.rglob(".*.part")]
   torn = [path for path in torn if path.parent.name != "text_cache"]
   assert not torn, f"unfinished files remain: {torn}"
-  starts = [run["start_step"] for run in read(workdir / "runs.jsonl")]
+  starts = [run["start_step"] for run in records(workdir / "runs.jsonl")]
   assert starts == sorted(starts)
   return f"bit-equal after {len(starts)} starts"
 
@@ -229,7 +209,7 @@ def power_cut(workdir: Path, whole: Path) -> list[Row]:
     if path.is_file():
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   assert f"checkpoint {newest} is damaged" in finish(begin(workdir))
-  step = read(workdir / "runs.jsonl")[-1]["start_step"]
+  step = records(workdir / "runs.jsonl")[-1]["start_step"]
   assert 0 < step < newest
   return [
     Row(
@@ -297,9 +277,7 @@ def mount(folder: Path, options: str) -> bool:
   """Mounts a file system in memory; False where that is not allowed."""
   folder.mkdir()
   command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-  return (
-    os.geteuid() == 0 and not subprocess.run(command, check=False).returncode
-  )
+  return not os.geteuid() and not subprocess.run(command).returncode
 
 
 def error_of(process: subprocess.Popen) -> str:
@@ -307,9 +285,8 @@ def error_of(process: subprocess.Popen) -> str:
   _, errors = process.communicate(timeout=300)
   assert process.returncode == 2, errors
   assert "Traceback" not in errors, errors
-  found = [line for line in errors.splitlines() if line.startswith("error: ")]
-  assert len(found) == 1, errors
-  words = found[0].removeprefix("error: ").split()
+  (line,) = (x for x in errors.splitlines() if x.startswith("error: "))
+  words = line.removeprefix("error: ").split()
   return " ".join(
     w.rpartition("/")[2] if w.startswith("/") else w for w in words
   )

@@ -80,7 +80,7 @@ class DataConfig:
   cache: str = ""
   fps: float = 16.0
   num_frames: int = 80
-  resolution: int | tuple[int, ...] = 128
+  resolution: tuple[int, int] = (128, 128)
   buckets: str = ""
   num_clips: int = 4096
   two_objects: float = 0.25

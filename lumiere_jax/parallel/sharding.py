@@ -39,15 +39,10 @@ T = TypeVar("T")
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
-  """The spec of a leaf of the state.
+  """The spec of a leaf of the state, such as 'ema/down_0_0/conv_0/kernel'.
 
-  Args:
-    path: such as 'ema/down_0_0/conv_0/kernel'.
-    shape: of the leaf.
-    mesh: an axis that does not divide its dimension is left out.
-
-  Raises:
-    ValueError: no rule matches.
+  Axes that do not divide their dimension are left out. Raises a ValueError if
+  no rule matches.
   """
   for pattern, spec in RULES:
     if re.search(pattern, path):
@@ -100,8 +95,8 @@ def fit_spec(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
       chosen.append(name)
     return tuple(chosen) if len(chosen) > 1 else (*chosen, None)[0]
 
-  spec = (*spec, *[None] * (len(shape) - len(spec)))
-  return P(*map(fit, spec, shape))
+  padded = (*spec, *[None] * (len(shape) - len(spec)))
+  return P(*map(fit, padded, shape))
 
 
 def constrain(x: Array, spec: P) -> Array:
@@ -128,11 +123,4 @@ gather_weight.defvjp(
 
 
 def _path(keys: tuple) -> str:
-  return "/".join(map(_name, keys))
-
-
-def _name(key: Any) -> str:
-  for attribute in ("name", "key", "idx"):
-    if hasattr(key, attribute):
-      return str(getattr(key, attribute))
-  raise TypeError(f"a tree with keys of type {type(key).__name__}")
+  return jax.tree_util.keystr(keys, simple=True, separator="/")

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import html
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,7 @@ _TICKS = 18  # Height of a row of levels.
 def noise_summary(experiment: Experiment) -> dict[str, Any]:
   """Log-SNRs of training (deciles) and sampling (grid), for JSON.
 
-  Args:
-    experiment: its shift must be a number.
+  The experiment's shift must be a number.
   """
   frames, pixels = _clip(experiment)
   at = jnp.arange(1, 10, dtype=jnp.float32) / 10
@@ -36,11 +34,6 @@ def noise_summary(experiment: Experiment) -> dict[str, Any]:
     "grid": _grid(experiment),
     "frames_agree_at": round(decisive_log_snr(frames, pixels), 3),
   }
-
-
-def show_noise(experiment: Experiment) -> None:
-  """Prints `noise_summary` as JSON; -Infinity is pure noise."""
-  print(json.dumps(noise_summary(experiment), indent=2))
 
 
 def draw_noise(experiment: Experiment, file: Path) -> None:

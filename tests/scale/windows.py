@@ -1,5 +1,6 @@
 """Samples a video in windows on several meshes: python -m ... OUT."""
 
+import dataclasses
 import sys
 
 import jax
@@ -17,12 +18,11 @@ from lumiere_jax.inference.stage_sampler import (
   sample_stage,
 )
 from lumiere_jax.inference.windowing import Windows
-from lumiere_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from lumiere_jax.stages.config import SamplingConfig
 from lumiere_jax.stages.denoiser import lay_out_weights
 from lumiere_jax.typing import Cond
 from tests.conftest import random_leaves
-from tests.scale.experiments import SSR
+from tests.scale.experiments import SSR, mesh_of
 
 FRAMES = 22
 
@@ -42,15 +42,17 @@ def sample(mesh: jax.sharding.Mesh | None) -> np.ndarray:
     text=jax.random.normal(key, (1, 5, config.model.text_dim)),
     text_mask=jnp.ones((1, 5), bool),
   )
-  cond = text.replace(
-    frames=jax.random.normal(key, (*size, 3)), noise_level=jnp.full(1, 0.1)
+  cond = dataclasses.replace(
+    text,
+    frames=jax.random.normal(key, (*size, 3)),
+    noise_level=jnp.full(1, 0.1),
   )
   return np.asarray(
     sample_stage(
       config,
       weights if mesh is None else lay_out_weights(config.model, weights, mesh),
       cond,
-      text.replace(text=jnp.zeros_like(text.text)),
+      dataclasses.replace(text, text=jnp.zeros_like(text.text)),
       sample_keys([3]),
       FRAMES,
       rule=make_sampler(SAMPLER),
@@ -83,18 +85,16 @@ def thresholded(mesh: jax.sharding.Mesh | None) -> np.ndarray:
     cond = Cond(text=jnp.zeros((2, 1, 1)))
     return threshold(denoiser, 0.95, 100.0, part)(z, jnp.zeros(2), cond).x0
 
+  if mesh is None:
+    return np.asarray(jax.jit(apply)(z))
   if division is None:
-    if mesh is None:
-      return np.asarray(jax.jit(apply)(z))
     with jax.set_mesh(mesh):
-      return np.asarray(
-        jax.jit(apply)(jax.device_put(z, P(None, None, "space")))
-      )
+      rows = jax.device_put(z, P(None, None, "space"))
+      return np.asarray(jax.jit(apply)(rows))
   held = z[:, division.frames]
   for k, count in enumerate(division.counts):  # leftovers of windows
-    held = held.at[:, k * division.size + count : (k + 1) * division.size].set(
-      1e9
-    )
+    rest = slice(k * division.size + count, (k + 1) * division.size)
+    held = held.at[:, rest].set(1e9)
   cut = P(None, "data")
   divided = jax.shard_map(
     apply,
@@ -113,8 +113,7 @@ def main(out: str) -> None:
   """Saves the video and the thresholded clip of each mesh."""
   videos = {"alone": sample(None), "thresholded alone": thresholded(None)}
   for shape in MESHES:
-    config = MeshConfig(**dict(zip(AXES, shape, strict=True)))
-    mesh = make_mesh(config, jax.devices()[: np.prod(shape)])
+    mesh = mesh_of(*shape)
     name = "x".join(map(str, shape))
     videos[name] = sample(mesh)
     videos[f"thresholded {name}"] = thresholded(mesh)
