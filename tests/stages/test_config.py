@@ -129,23 +129,22 @@ def test_embedded_time_does_not_depend_on_the_schedule(embedding, run):
 
 def test_an_inflated_model_of_any_shift_is_its_image_model(rng):
   """Frame by frame, at each log-SNR: time is not resampled here."""
-  model = small_config(temporal=None, out_channels=3)
+  one_level = {"channels": (16,), "num_res_blocks": (1,)}
+  model = small_config(attention=("self",), temporal=None, **one_level)
   temporal = dataclasses.replace(
-    common.TINY_TEMPORAL, resample=(False, False), head_dim=8, max_distance=3
+    common.TINY_TEMPORAL, resample=(), head_dim=8, max_distance=3
   )
   video = common.inflated(model, temporal)
-  params = init_params(model, jax.random.key(0))
   noisy = lambda x: jnp.float32(x + 0.1 * rng.standard_normal(x.shape))
-  params = jax.tree.map(noisy, params)
-  fresh = init_params(video, jax.random.key(1))
-  clips = params | {k: v for k, v in fresh.items() if k not in params}
+  params = jax.tree.map(noisy, init_params(model, jax.random.key(0)))
+  clips = init_params(video, jax.random.key(1)) | params
   z = jnp.float32(rng.standard_normal((3, 4, 8, 8, 3)))
   log_snr, cond = jnp.float32([-9.0, -2.0, 4.0]), make_cond(3)
   picture = network_denoiser(stage_config(model, DiffusionConfig()), params)
-  want = picture(z, log_snr, cond)
-  for shift in (0.0, -2.77, -6.0):
+  want = jax.jit(picture)(z, log_snr, cond)
+  for shift in (0.0, -6.0):
     config = stage_config(video, DiffusionConfig(shift=shift), frames=4)
-    got = network_denoiser(config, clips)(z, log_snr, cond)
+    got = jax.jit(network_denoiser(config, clips))(z, log_snr, cond)
     np.testing.assert_allclose(got.v, want.v, atol=2e-5)
   assert inflate(params, abstract_params(video), "x").keys() == clips.keys()
 
