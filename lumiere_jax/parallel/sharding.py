@@ -62,13 +62,12 @@ def shardings(tree: T, mesh: Mesh) -> T:
 def constrain_leaves(tree: T) -> T:
   """Constrains weights or gradients to `RULES` if a mesh is set."""
 
-  def of(path: tuple, leaf: Array) -> Array:
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-      return leaf
-    return constrain(leaf, spec_of(_path(path), leaf.shape, mesh))
-
-  return jax.tree_util.tree_map_with_path(of, tree)
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return tree
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: constrain(x, spec_of(_path(path), x.shape, mesh)), tree
+  )
 
 
 def fit_spec(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:

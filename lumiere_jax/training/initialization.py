@@ -40,10 +40,7 @@ from lumiere_jax.typing import FlatParams
 def check_init_from(experiment: Experiment, *, resuming: bool) -> None:
   """Raises a UserError where `init_from` is missing or does not fit.
 
-  Args:
-    experiment: the stage.
-    resuming: the workdir has a checkpoint: the source is no longer needed and
-      may be gone.
+  A run that resumes from a checkpoint no longer needs it; it may be gone.
   """
   name = option("config.init_from")
   if experiment.parent and not experiment.init_from:
@@ -73,14 +70,12 @@ def resolve_max_distance(
 
   A resumed run and an adapter keep that of the weights they belong to. A run
   that starts from a video model has at least that: for longer clips its
-  position biases are widened, for shorter ones they stay.
+  position biases are widened, for shorter ones they stay. A number in the
+  config that is too small, or differs where it is fixed, is a UserError.
 
   Args:
-    experiment: if it sets a number, that must be possible.
+    experiment: the stage.
     run: the record of the run to resume; None: a new run.
-
-  Raises:
-    UserError: its number is too small, or differs where it is fixed.
   """
   temporal, network = experiment.model.temporal, experiment.network.temporal
   if not temporal or not network:

@@ -234,15 +234,10 @@ class MetricLogger:
     return self._held_out.read()
 
   def log_step(self, step: int, metrics: Metrics, flops: int) -> None:
-    """Counts a step; at log steps, waits for its metrics and writes them.
+    """Counts a step, from 1, and its model FLOPs.
 
-    Args:
-      step: number of the step, from 1.
-      metrics: of the step, on the device.
-      flops: its model FLOPs.
-
-    Raises:
-      UserError: too many steps in a row were skipped.
+    At log steps, waits for its metrics and writes them; too many skipped steps
+    in a row are a UserError then.
     """
     config = self._experiment.train
     self._steps += 1

@@ -42,10 +42,8 @@ def draw_noise(experiment: Experiment, file: Path) -> None:
   at = jnp.asarray((np.arange(20_000) + 0.5) / 20_000, jnp.float32)
   drawn = np.asarray(experiment.diffusion.make_noise().log_snr(at))
   decided = {
-    f"colour of {count} frame{'s' * (count > 1)} decided": decisive_log_snr(
-      count, pixels
-    )
-    for count in dict.fromkeys((frames, 1))
+    f"colour of {n} frame{'s' * (n > 1)} decided": decisive_log_snr(n, pixels)
+    for n in dict.fromkeys((frames, 1))
   }
   size = "x".join(map(str, (frames, *experiment.data.resolution)))
   svg = chart(
@@ -64,22 +62,13 @@ def chart(
   grids: Mapping[str, Sequence[float]],
   decided: Mapping[str, float],
 ) -> str:
-  """An SVG chart of noise levels along a log-SNR axis.
+  """An SVG chart of noise levels along a log-SNR axis, by their labels.
 
-  Args:
-    title: of the chart.
-    draws: label -> log-SNRs, drawn as a histogram.
-    grids: label -> log-SNRs, drawn as a row of marks.
-    decided: label -> log-SNR, drawn as a vertical line.
+  `draws` are histograms, `grids` rows of marks, `decided` vertical lines.
   """
-  x = lambda log_snr: (
-    _LEFT
-    + (min(max(log_snr, _LOW), _HIGH) - _LOW)
-    / (_HIGH - _LOW)
-    * (_WIDTH - _LEFT - _RIGHT)
-  )
-  parts, y = [], 44
-  parts.append(_text(4, 14, title, "#222"))
+  scale = (_WIDTH - _LEFT - _RIGHT) / (_HIGH - _LOW)
+  x = lambda log_snr: _LEFT + (min(max(log_snr, _LOW), _HIGH) - _LOW) * scale
+  parts, y = [_text(4, 14, title, "#222")], 44
   for name, values in draws.items():
     parts.append(_text(4, y + _BAND - 4, name) + _bars(values, x, y))
     y += _BAND + 8
