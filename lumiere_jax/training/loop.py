@@ -97,13 +97,13 @@ class PeriodicActions:
     """Computes and logs the held-out loss, once per step."""
     step = self._run.step
     if self._config.eval_clips and step not in self._losses:
-      record = self._held_out(self._run, final=step == self._config.steps)
+      record = self._held_out(final=step == self._config.steps)
       self._logger.log_held_out(record)
       self._losses[step] = record["loss"]
 
   def preview(self) -> None:
     """Samples and logs preview clips."""
-    self._logger.log_previews(self._run.step, self._previews(self._run))
+    self._logger.log_previews(self._run.step, self._previews())
 
   def save_due(self, step: int) -> bool:
     """Whether to save: by steps, by minutes, or as the best state so far."""

@@ -31,20 +31,20 @@ class Previews:
   """
 
   def __init__(self, run: Run):
-    task, data = run.task, run.experiment.data
+    self._run, task, data = run, run.task, run.experiment.data
     self._left: list[Video] = []
     self._right: list[Video] = []
     self._batch: Batch
     if prompts := run.experiment.preview.prompts:
       self._captions = list(prompts)
       self._batch = run.encode_text(self._captions)
-      self._null = self._null_cond(run)
+      self._null = self._null_cond()
       mask = jnp.asarray(self._batch["text_mask"])
       self._cond = Cond(text=self._null.text, text_mask=mask)
       self._frames, self._size = data.num_frames, data.resolution
       return
     self._batch, self._captions = run.preview_batch()
-    self._null = self._null_cond(run)
+    self._null = self._null_cond()
     inputs = {"text": self._null.text, **self._batch}
     x0, cond = jax.jit(task.held_out_inputs)(inputs)
     self._cond = cond
@@ -56,15 +56,15 @@ class Previews:
       self._left = [cond.frames[..., k : k + 3] for k in starts]
       self._right = [x0]
 
-  def _null_cond(self, run: Run) -> Cond:
+  def _null_cond(self) -> Cond:
     repeat = lambda x: jnp.repeat(x[None], len(self._captions), axis=0)
-    task = run.task
+    task = self._run.task
     return Cond(text=repeat(task.null_text), text_mask=repeat(task.null_mask))
 
-  def __call__(self, run: Run) -> list[PreviewClip]:
+  def __call__(self) -> list[PreviewClip]:
     """Writes STEP-NUMBER-CAPTION.mp4, or .png for images."""
-    fps = run.experiment.data.fps
-    shown = to_host([*self._left, self._sample(run), *self._right])
+    run, fps = self._run, self._run.experiment.data.fps
+    shown = to_host([*self._left, self._sample(), *self._right])
     if not is_primary():
       return []
     videos = side_by_side([np.asarray(to_uint8(video)) for video in shown])
@@ -83,8 +83,8 @@ class Previews:
       clips.append(PreviewClip(f"preview/{k}", path, video, fps))
     return clips
 
-  def _sample(self, run: Run) -> Video:
-    experiment = run.experiment
+  def _sample(self) -> Video:
+    run, experiment = self._run, self._run.experiment
     config, preview = experiment.sampling, experiment.preview
     video = dataclasses.replace(config.video, resolution=self._size)
     config = dataclasses.replace(config, video=video)
