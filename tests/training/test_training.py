@@ -411,7 +411,6 @@ RANK = {"lora": {"rank": 2}}
     (BASE, RANK, "nothing to adapt"),
     (BASE, {"data": {"images": "IMAGES"}}, r"config\.data\.images.*frozen her"),
   ],
-  ids=str,
 )
 def test_runs_that_cannot_start(
   experiment, changes, words, image_run, tmp_path
