@@ -1,6 +1,7 @@
 """Shared parts of the configs."""
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
@@ -26,6 +27,17 @@ def choose(size: str, sizes: dict[str, Experiment]) -> ConfigDict:
   if config.defaults:
     _take(config.defaults, "log_snr_min", float)
   return config
+
+
+def replace(experiment: Experiment, **changes: Any) -> Experiment:
+  """The experiment with changes; those of a part are a dict of its fields."""
+  parts = {
+    name: dataclasses.replace(getattr(experiment, name), **change)
+    if isinstance(change, dict)
+    else change
+    for name, change in changes.items()
+  }
+  return dataclasses.replace(experiment, **parts)
 
 
 def _take(config: ConfigDict, name: str, kind: type) -> None:
@@ -62,6 +74,14 @@ IF_I_XL = UNetConfig(
   mask_text=False,
 )
 
+# Of a network that enlarges: IF-II's, and its input with the low resolution.
+UPSCALES = {
+  "in_channels": 6,
+  "noise_conditioned": True,
+  "activate_embedding_once": True,
+  "skip_scale": 0.7071,
+}
+
 # IF-II-L (1.2 B), trained for 64 -> 256 pixels.
 IF_II_L = UNetConfig(
   channels=(160, 320, 640, 960, 1280),
@@ -69,14 +89,11 @@ IF_II_L = UNetConfig(
   attention=("none", "none", "none", "self", "self"),
   text_dim=4096,
   text_channels=1280,
-  in_channels=6,
   low_resolution="corners",
   out_channels=6,
   noise_embedding="squaredcos_cap_v2",
-  noise_conditioned=True,
-  activate_embedding_once=True,
-  skip_scale=0.7071,
   mask_text=False,
+  **UPSCALES,
 )
 
 IF_DIFFUSION = DiffusionConfig(
@@ -132,14 +149,7 @@ TINY = UNetConfig(
   activation="silu",
 )
 
-TINY_SSR = dataclasses.replace(
-  TINY,
-  attention=("none", "cross"),
-  in_channels=6,
-  noise_conditioned=True,
-  activate_embedding_once=True,
-  skip_scale=0.7071,
-)
+TINY_SSR = dataclasses.replace(TINY, attention=("none", "cross"), **UPSCALES)
 
 TINY_TEMPORAL = TemporalConfig(resample=(True,), num_attentions=1, head_dim=16)
 TINY_TEXT = TextConfig(max_length=48)
@@ -157,14 +167,7 @@ IF_TINY = dataclasses.replace(
   mask_text=False,
 )
 
-IF_TINY_SSR = dataclasses.replace(
-  IF_TINY,
-  in_channels=6,
-  low_resolution="corners",
-  noise_conditioned=True,
-  activate_embedding_once=True,
-  skip_scale=0.7071,
-)
+IF_TINY_SSR = dataclasses.replace(IF_TINY, low_resolution="corners", **UPSCALES)
 
 IF_TINY_TEXT = dataclasses.replace(IF_TEXT, dtype="float32")
 

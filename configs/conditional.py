@@ -14,8 +14,6 @@ python -m lumiere_jax.main --config=configs/conditional.py:tiny \
     --config.init_from=out/base --workdir=out/conditional
 """
 
-import dataclasses
-
 from configs import base, common, ssr
 from lumiere_jax.training.config import Experiment, PreviewConfig
 
@@ -33,23 +31,19 @@ PREVIEW = PreviewConfig(every=10, steps=10, clips=4)
 
 def conditional(start: Experiment, **changes) -> Experiment:
   """The pixel-conditioned experiment that fine-tunes `start`."""
-  train = {"trainable": TRAINABLE} | changes.pop("train", {})
-  return dataclasses.replace(
+  start = common.replace(
     start,
-    model=dataclasses.replace(start.model, cond_channels=4),
-    data=dataclasses.replace(start.data, masks=MASKS),
-    train=dataclasses.replace(start.train, **train),
-    **changes,
+    model={"cond_channels": 4},
+    data={"masks": MASKS},
+    train={"trainable": TRAINABLE},
   )
+  return common.replace(start, **changes)
 
 
-FULL = conditional(
-  base.FULL,
-  stage="conditional",
-  train={"steps": 100_000, "learning_rate": 5e-5},
-)
+LONG = {"steps": 100_000, "learning_rate": 5e-5}
+FULL = conditional(base.FULL, stage="conditional", train=LONG)
 TINY = conditional(base.TINY, stage="conditional", preview=PREVIEW)
-SSR = conditional(ssr.FULL, train={"steps": 100_000, "learning_rate": 5e-5})
+SSR = conditional(ssr.FULL, train=LONG)
 SSR_TINY = conditional(ssr.TINY, preview=PREVIEW)
 
 

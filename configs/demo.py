@@ -7,7 +7,6 @@ learn to generate such videos in minutes.
 python -m lumiere_jax.main --config=configs/demo.py:base --workdir=out/demo/base
 """
 
-import dataclasses
 from importlib import resources
 
 from configs import common, shipped
@@ -28,13 +27,12 @@ BRIEF = {
 
 def brief(start: Experiment, num_frames: int) -> Experiment:
   """A few more steps from the shipped weights of a stage."""
-  data = {"source": "files", "path": CLIPS}
-  return dataclasses.replace(
+  return common.replace(
     start,
     init_from=SHIPPED,
-    text=dataclasses.replace(start.text, weights=SHIPPED, train=False),
-    data=dataclasses.replace(start.data, num_frames=num_frames, **data),
-    train=dataclasses.replace(start.train, **BRIEF),
+    text={"weights": SHIPPED, "train": False},
+    data={"num_frames": num_frames, "source": "files", "path": CLIPS},
+    train=BRIEF,
     licence="trained on Big Buck Bunny, CC BY 3.0, Blender Foundation",
   )
 

@@ -44,10 +44,7 @@ SSR_IMAGE = dataclasses.replace(
   patch=4,
   channels=(48, 64, 96),
   attention=("none", "none", "cross"),
-  in_channels=6,
-  noise_conditioned=True,
-  activate_embedding_once=True,
-  skip_scale=0.7071,
+  **common.UPSCALES,
 )
 
 # max_distance as in the shipped weights: 0 would be 19.
@@ -97,13 +94,11 @@ FASTER = dataclasses.replace(
 
 def experiment(stage: str, **changes) -> Experiment:
   """A stage with `changes` to the shared settings."""
-  data = dataclasses.replace(DATA, **changes.pop("data"))
-  train = dataclasses.replace(TRAIN, **changes.pop("train"))
   shared = {"text": TEXT, "diffusion": DiffusionConfig(), "defaults": FAST}
   return Experiment(
     stage=stage,
-    data=data,
-    train=train,
+    data=dataclasses.replace(DATA, **changes.pop("data")),
+    train=dataclasses.replace(TRAIN, **changes.pop("train")),
     licence="Apache-2.0",
     **(shared | changes),
   )

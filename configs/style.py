@@ -36,19 +36,16 @@ T2I = "A_TRAINED_T2I"
 
 
 def style(start: Experiment, *, rank: int = 0, **train) -> Experiment:
-  """The experiment that fine-tunes `start` on a folder of images.
+  """The experiment that fine-tunes a t2i on a folder of images.
 
-  Args:
-    start: of stage 't2i'.
-    rank: of spatial adapters to train instead of the weights; 0: none.
-    train: changes to its `TrainConfig`.
+  With a rank, it trains spatial adapters instead of the weights.
   """
-  return dataclasses.replace(
+  return common.replace(
     start,
     init_from=T2I,
-    text=dataclasses.replace(start.text, train=False),
-    data=dataclasses.replace(start.data, source="files"),
-    train=dataclasses.replace(start.train, **train),
+    text={"train": False},
+    data={"source": "files"},
+    train=train,
     lora=LoraConfig(rank=rank, target="spatial"),
   )
 

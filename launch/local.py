@@ -60,17 +60,12 @@ def run(
   children = []
   with caught_signals() as signals:
     try:
-      port = free_port()
+      port, pumps = free_port(), []
       for k in range(processes):
-        children.append(
-          start(command, environment(k, processes, devices, port))
-        )
-      pumps = [
-        pump
-        for k, child in enumerate(children)
-        if k
-        for pump in forward_output(child, k)
-      ]
+        environ = environment(k, processes, devices, port)
+        children.append(start(command, environ))
+      for k, child in enumerate(children[1:], 1):
+        pumps += forward_output(child, k)
       code = wait(children, signals, grace_s)
     finally:
       for child in children:
@@ -85,14 +80,13 @@ def environment(
 ) -> Mapping[str, str]:
   """The environment of process `k`."""
   address = f"127.0.0.1:{port}"
+  own = range(k * devices, (k + 1) * devices)
   return {
     "JAX_PLATFORMS": "cpu",
     **os.environ,
     "JAX_NUM_CPU_DEVICES": str(devices),
     # On GPUs each process uses its own devices.
-    "JAX_LOCAL_DEVICE_IDS": ",".join(
-      str(k * devices + i) for i in range(devices)
-    ),
+    "JAX_LOCAL_DEVICE_IDS": ",".join(map(str, own)),
     "JAX_COORDINATOR_BIND_ADDRESS": address,
     "LUMIERE_COORDINATOR": address,
     "LUMIERE_NUM_PROCESSES": str(processes),
@@ -120,14 +114,11 @@ def start(
 def forward_output(child: subprocess.Popen, k: int) -> list[threading.Thread]:
   """Forwards the output of process `k`, each line prefixed with `[k]`."""
   streams = ((child.stdout, sys.stdout), (child.stderr, sys.stderr))
-  threads = [
-    threading.Thread(
-      target=_pump, args=(source, target.buffer, b"[%d] " % k), daemon=True
-    )
-    for source, target in streams
-  ]
-  for thread in threads:
-    thread.start()
+  threads = []
+  for source, target in streams:
+    args = (source, target.buffer, b"[%d] " % k)
+    threads.append(threading.Thread(target=_pump, args=args, daemon=True))
+    threads[-1].start()
   return threads
 
 
@@ -145,28 +136,20 @@ def wait(
 ) -> int:
   """Waits for all processes, at most `grace_s` after the first failure.
 
-  Args:
-    children: the processes.
-    signals: to forward to them; forwarded ones are removed from the list.
-    grace_s: seconds that the others have after the first failure.
-
-  Returns:
-    See `run`.
+  Forwards `signals`, which are removed from the list. Returns as `run` does.
   """
   code, deadline = 0, float("inf")
-  while [child for child in children if child.poll() is None]:
+  running = True
+  while running and time.monotonic() <= deadline:
     while signals:
       number = signals.pop(0)
       for child in children:
         child.send_signal(number)
-    failed = [c.returncode for c in children if c.returncode]
+    codes = [child.poll() for child in children]
+    running, failed = None in codes, [number for number in codes if number]
     if failed and not code:
       code, deadline = failed[0], time.monotonic() + grace_s
-    if time.monotonic() > deadline:
-      break
-    time.sleep(POLL_S)
-  failed = [c.returncode for c in children if c.returncode]
-  code = code or next(iter(failed), 0)
+    time.sleep(POLL_S if running else 0)
   return 128 - code if code < 0 else code
 
 

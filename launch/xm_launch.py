@@ -15,7 +15,6 @@ use our own executor, which applies launch/gke.yaml.
 """
 
 from collections.abc import Sequence
-import dataclasses
 import itertools
 from pathlib import Path
 import subprocess
@@ -79,37 +78,21 @@ class TpuSlice(xm_local.Kubernetes):
     registry.register(TpuSlice, launch=_launch_slices)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-  """An experiment.
-
-  Attributes:
-    package: to build.
-    executor: to run it on.
-    arguments: work unit -> arguments of the trainer.
-  """
-
-  package: xm.Packageable
-  executor: xm.Executor
-  arguments: dict[str, list[str]]
-
-
 def main(argv: list[str]) -> None:
   """Launches the experiment of the flags, or prints it."""
   if not WORKDIR.value or not IMAGE.value:
     raise app.UsageError("--workdir and --image must be given")
   check_workdir(EXECUTOR.value, WORKDIR.value, BUCKET.value)
   executor = make_executor(EXECUTOR.value, RESOURCES.value, WORKDIR.value)
-  plan = Plan(
-    package=package(executor, IMAGE.value, build=BUILD.value),
-    executor=executor,
-    arguments=work_units(CONFIG.value, WORKDIR.value, SWEEP.value, argv[1:]),
-  )
+  packaged = package(executor, IMAGE.value, build=BUILD.value)
+  units = work_units(CONFIG.value, WORKDIR.value, SWEEP.value, argv[1:])
   if DRY_RUN.value:
-    show(plan)
-  else:
-    with xm_local.create_experiment(TITLE.value) as experiment:
-      launch(plan, experiment)
+    show(packaged, executor, units)
+    return
+  with xm_local.create_experiment(TITLE.value) as experiment:
+    [executable] = experiment.package([packaged])
+    for arguments in units.values():
+      experiment.add(xm.Job(executable, executor, name="train", args=arguments))
 
 
 def check_workdir(kind: str, workdir: str, bucket: str | None) -> None:
@@ -171,11 +154,7 @@ def work_units(
 ) -> dict[str, list[str]]:
   """Name of each combination of the swept values -> arguments of the trainer.
 
-  Args:
-    config: the trainer's --config.
-    workdir: its --workdir, or the parent folder of those of a sweep.
-    sweep: "FLAG=VALUE,VALUE..." each.
-    others: further arguments of all work units.
+  Those of a sweep ("FLAG=VALUE,VALUE..." each) have subfolders of `workdir`.
   """
   swept = [_split("--sweep", text) for text in sweep]
   choices = [[(flag, v) for v in values.split(",")] for flag, values in swept]
@@ -192,28 +171,19 @@ def work_units(
   return units
 
 
-def launch(plan: Plan, experiment: xm.Experiment) -> None:
-  """Builds the package and starts all work units."""
-  [executable] = experiment.package([plan.package])
-  for arguments in plan.arguments.values():
-    job = xm.Job(executable, plan.executor, name="train", args=arguments)
-    experiment.add(job)
-
-
-def show(plan: Plan) -> None:
-  """Prints the jobs of `launch`."""
-  print(f"package: {plan.package.executable_spec}")
-  print(f"  for {plan.package.executor_spec}")
-  for number, (name, arguments) in enumerate(plan.arguments.items(), 1):
+def show(
+  packaged: xm.Packageable, executor: xm.Executor, units: dict[str, list[str]]
+) -> None:
+  """Prints the package and all work units."""
+  print(f"package: {packaged.executable_spec}")
+  print(f"  for {packaged.executor_spec}")
+  for number, (name, arguments) in enumerate(units.items(), 1):
     print(f"job {number} {name}".rstrip())
-    print(f"  on {plan.executor.requirements}")
-    if isinstance(plan.executor, TpuSlice):
-      command = slice_command(
-        plan.executor, str(number), IMAGE.value, arguments
-      )
-      print(f"  $ {' '.join(command)}")
-    else:
-      print(f"  $ python -m lumiere_jax.main {' '.join(arguments)}")
+    print(f"  on {executor.requirements}")
+    command = ["python", "-m", "lumiere_jax.main", *arguments]
+    if isinstance(executor, TpuSlice):
+      command = slice_command(executor, str(number), IMAGE.value, arguments)
+    print(f"  $ {' '.join(command)}")
 
 
 def slice_command(

@@ -20,19 +20,11 @@ from lumiere_jax.flags import define, read
 from lumiere_jax.inference.batch import ModelSource
 
 MODELS = define(ModelSource)
-
-
 STYLE = flags.DEFINE_multi_string(
   "style", [], "NAME=PATH of a style to offer; give it again for more."
 )
-
-
 ADDRESS = define(Address)
-
-
 OPTIONS = define(Options)
-
-
 LIMITS = define(Limits)
 
 

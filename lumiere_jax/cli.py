@@ -3,7 +3,7 @@
 from collections.abc import Callable
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 import warnings
 
 from absl import app, flags, logging
@@ -13,10 +13,7 @@ from lumiere_jax.errors import UserError, option, set_option_format
 from lumiere_jax.storage.files import user_cache
 
 USAGE_EXIT = 2
-
-
 INTERRUPTED_EXIT = 130  # 128 + SIGINT, as shells report Ctrl-C.
-
 
 # Errors of absl and ml_collections: an unknown config key is a KeyError or
 # AttributeError, a value of the wrong type a TypeError or ValueError, a missing
@@ -36,20 +33,13 @@ def run(main: Callable[[list[str]], None]) -> None:
   set_option_format("--{}".format)
   warnings.showwarning = _show_warning
   sys.unraisablehook = _skip_closed_loop
-  _keep_compiled_programs()
+  # Programs are kept, which shortens the next start of a command.
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    jax.config.update("jax_compilation_cache_dir", str(user_cache("compiled")))
   # Orbax logs every file it writes, and logs with a stack trace what it then
   # raises too.
   logging.set_verbosity(logging.FATAL)
   app.run(_guarded(main), flags_parser=_parse_flags)
-
-
-def _keep_compiled_programs() -> None:
-  """Sets JAX's persistent compilation cache, unless the user has.
-
-  It shortens the start of commands that run again, to resume or to sample.
-  """
-  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    jax.config.update("jax_compilation_cache_dir", str(user_cache("compiled")))
 
 
 def config_value(flag: flags.FlagHolder) -> dict[str, Any]:
@@ -60,7 +50,7 @@ def config_value(flag: flags.FlagHolder) -> dict[str, Any]:
     raise UserError(f"{option(flag.name)}:", _words(error)) from error
 
 
-def fail(message: object) -> None:
+def fail(message: object) -> NoReturn:
   """Prints one line and exits with code 2."""
   print("error: " + " ".join(str(message).split()), file=sys.stderr)
   sys.exit(USAGE_EXIT)

@@ -27,13 +27,7 @@ flags.disclaim_key_flags()  # --help lists the flag under the entry module.
 def define_config(name: str, default: str | None, text: str):
   """Defines a flag for a config file, such as configs/base.py:tiny.
 
-  Args:
-    name: of the flag.
-    default: a path, or None.
-    text: what --help says.
-
-  Returns:
-    The flag's holder, as of `config_flags.DEFINE_config_file`.
+  Like `config_flags.DEFINE_config_file`, but the file is found by `locate`.
   """
   holder = config_flags.DEFINE_config_file(name, None, text)
   flags.FLAGS[name].parser = _Parser(name)
@@ -59,18 +53,10 @@ def read_config(path: str) -> ConfigDict:
 
 
 def print_help(cls: type, config: Mapping[str, Any]) -> None:
-  """Prints each key of a config with its value, default and help.
-
-  Args:
-    cls: the dataclass that is built from it.
-    config: its values.
-  """
+  """Prints each key of a config (of `cls`) with its value, default and help."""
   for key, text in describe(cls, config, "config"):
-    print(key)
-    if text:
-      print(
-        textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="  ")
-      )
+    lines = textwrap.wrap(text, 78)
+    print(key, *(f"  {line}" for line in lines), sep="\n")
 
 
 def locate(path: str) -> str:
@@ -79,13 +65,8 @@ def locate(path: str) -> str:
   A path is relative to the working directory. Where there is no such file, the
   package's copy is taken: `configs/base.py` works anywhere. If the file lies in
   a package, the folder that holds the package is put on `sys.path`, so that
-  `from configs import common` works without `python -m` in a checkout.
-
-  Args:
-    path: of the file, with or without ":SIZE".
-
-  Returns:
-    The path to read. It is unchanged if there is no such file.
+  `from configs import common` works without `python -m` in a checkout. ":SIZE"
+  may follow a path. Without such a file, the path is returned unchanged.
   """
   name, colon, size = path.partition(":")
   file = Path(name)

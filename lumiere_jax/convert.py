@@ -28,23 +28,15 @@ from lumiere_jax.inference.settings import Settings
 from lumiere_jax.training.config import Experiment, TextConfig
 
 JOB = define(Conversion)
-
-
 INFLATE = flags.DEFINE_bool(
   "inflate", False, "Make the video model that training starts from."
 )
-
-
 TEMPORAL = define_config(
   "temporal",
   None,
   "Config whose temporal layers and clips the inflated model has.",
 )
-
-
 TEXT = define(TextConfig, only=("tokenizer", "max_length", "dtype", "cleaning"))
-
-
 SETTINGS = define(Settings)
 
 

@@ -8,12 +8,14 @@ import contextlib
 import contextvars
 import dataclasses
 import difflib
-import math
 import sys
 import typing
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+  from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 class UserError(Exception):
@@ -50,10 +52,9 @@ class VideoError(UserError):
     reason: "kind: details", the message without the file name.
   """
 
-  def __init__(self, path, reason: str):
+  def __init__(self, path: object, reason: str):
     super().__init__(f"{path}:", reason)
-    self.path = str(path)
-    self.reason = reason
+    self.path, self.reason = str(path), reason
 
 
 # How messages name options. Libraries mark them with `option`; each front end
@@ -74,9 +75,7 @@ def format_message(
 ) -> str:
   """Replaces marked options with the names that users know them by.
 
-  Args:
-    text: a message.
-    name_of: option -> name; None: as set by `set_option_format`.
+  These are `name_of(option)`; None: as set by `set_option_format`.
   """
   parts = text.split(_MARK)
   parts[1::2] = map(name_of or _front_end["name_of"], parts[1::2])
@@ -141,41 +140,57 @@ def check_unit(what: str, value: float) -> None:
     )
 
 
-def check_least(
-  config: Any,
-  where: str,
-  names: Iterable[str],
-  *,
-  above: float = -math.inf,
-  least: float = -math.inf,
-) -> None:
-  """Checks that attributes of a config are large enough, and not NaN.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Range:
+  """Bounds of a number; None is no bound."""
 
-  Args:
-    config: has the attributes.
-    where: its name, e.g. "config.train".
-    names: of the attributes.
-    above: they must be greater than this.
-    least: they must be at least this.
-  """
+  least: float | None = None
+  above: float | None = None
+  most: float | None = None
+  below: float | None = None
+
+  def check_range(self, what: str, value: float) -> None:
+    """Raises a UserError for `what` where a value is out of range, or NaN."""
+    if not (
+      (self.least is None or value >= self.least)
+      and (self.above is None or value > self.above)
+      and (self.most is None or value <= self.most)
+      and (self.below is None or value < self.below)
+    ):
+      raise UserError(what, f"must be {self}")
+
+  def __str__(self) -> str:
+    """The bounds in words, such as 'at least 0 and below 1'."""
+    if self.least is not None and self.most is not None:
+      return f"from {self.least:g} to {self.most:g}"
+    bounds = {
+      "at least": self.least,
+      "above": self.above,
+      "at most": self.most,
+      "below": self.below,
+    }
+    return " and ".join(
+      f"{words} {bound:g}"
+      for words, bound in bounds.items()
+      if bound is not None
+    )
+
+
+def check_least(
+  config: Any, where: str, names: Iterable[str], **bounds: float
+) -> None:
+  """Checks that attributes of a config called `where` are in a `Range`."""
   for name in names:
     value = getattr(config, name)
-    if not value > above:
-      raise UserError(f"{where}.{name}={value}", f"must be above {above:g}")
-    if not value >= least:
-      raise UserError(f"{where}.{name}={value}", f"must be at least {least:g}")
+    Range(**bounds).check_range(f"{where}.{name}={value}", value)
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
   """Makes a dataclass from a mapping; unknown and missing keys are errors.
 
   Mappings for fields that are dataclasses themselves are built in turn. Lists
-  become tuples, so that configs are hashable and can be static to jit.
-
-  Args:
-    cls: a dataclass; its own `__post_init__` may check values.
-    values: field name -> value.
-    where: the name of the mapping, e.g. "config.model".
+  become tuples, so that configs are hashable and can be static to jit. `where`
+  is the name of the mapping in messages, such as "config.model".
   """
   fields = {f.name: f for f in dataclasses.fields(cls)}
   for key in values:
@@ -186,7 +201,10 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         f"known: {', '.join(fields)}",
       )
   for name, field in fields.items():
-    if name not in values and _is_required(field):
+    has_default = not (
+      field.default is field.default_factory is dataclasses.MISSING
+    )
+    if name not in values and not has_default:
       raise UserError(f"{where}:", f"{name!r} is missing", "give it a value")
   hints = typing.get_type_hints(cls)
   return cls(
@@ -202,16 +220,12 @@ def build_by_name(
   return build(classes[name], options, f"{what} {name!r}")
 
 
-def _is_required(field: dataclasses.Field) -> bool:
-  missing = dataclasses.MISSING
-  return field.default is missing and field.default_factory is missing
-
-
 def _convert(hint: Any, value: Any, where: str) -> Any:
   if isinstance(value, Mapping):
-    types = (hint, *typing.get_args(hint))
-    nested = [t for t in types if dataclasses.is_dataclass(t)]
-    return build(nested[0], value, where) if nested else dict(value)
+    for kind in (hint, *typing.get_args(hint)):
+      if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return build(kind, value, where)
+    return dict(value)
   if isinstance(value, list | tuple):
     return tuple(_convert(None, v, where) for v in value)
   return value

@@ -14,8 +14,6 @@ from lumiere_jax.flags import define, read
 from lumiere_jax.inference.settings import Settings
 
 REQUEST = define(EvalRequest)
-
-
 SETTINGS = define(Settings)
 
 

@@ -24,11 +24,10 @@ flags.disclaim_key_flags()  # --help lists the flags under the entry module.
 Flags = dict[str, flags.FlagHolder]
 """Field -> its flag."""
 
-
 T = TypeVar("T")
 
 
-class TextParser(flags.ArgumentParser):
+class _TextParser(flags.ArgumentParser):
   """Reads a flag by a function of its text."""
 
   def __init__(self, parse: Callable[[str], Any]):
@@ -90,12 +89,12 @@ def _define(
   if default is dataclasses.MISSING:
     default = {str: ""}.get(kind)
   if info.parse or kind in _PARSERS:
-    parser = TextParser(info.parse or _PARSERS[kind])
+    parser = _TextParser(info.parse or _PARSERS[kind])
     return flags.DEFINE(parser, name, _written(default), text, into)
   if typing.get_origin(kind) is tuple:
     define_list = flags.DEFINE_list if info.comma else flags.DEFINE_multi_string
     return define_list(name, list(default or ()), text, into)
-  simple = {
+  simple: dict[Any, Callable[..., flags.FlagHolder]] = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,

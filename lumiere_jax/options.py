@@ -13,19 +13,15 @@ import types
 import typing
 from typing import Any, TypeVar
 
-from lumiere_jax.errors import UserError, check_choice, format_message, option
+from lumiere_jax.errors import Range, check_choice, format_message, option
 
 _KEY = "option"
-
-
 _ATTRIBUTES = "\n  Attributes:\n"
-
-
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FieldInfo:
+class FieldInfo(Range):
   """What front ends need to know of a field.
 
   Attributes:
@@ -35,7 +31,6 @@ class FieldInfo:
     hint: a few words for the page, where `help` is too long for it.
     group: fields of one group stand in one row of the page's settings; the
       page does not show the others.
-    least, above, most, below: bounds; None is no bound.
     choices: names it can take.
     required: whether it has to be given; its default then stands for nothing.
     parse: reads it from text, where its type does not say how.
@@ -47,44 +42,16 @@ class FieldInfo:
   label: str = ""
   hint: str = ""
   group: str = ""
-  least: float | None = None
-  above: float | None = None
-  most: float | None = None
-  below: float | None = None
   choices: Iterable[str] = ()
   required: bool = False
   parse: Callable[[str], Any] | None = None
   comma: bool = False
 
-  @property
-  def range(self) -> str:
-    """The bounds in words, such as 'at least 0 and below 1'; '' is none."""
-    if self.least is not None and self.most is not None:
-      return f"from {self.least:g} to {self.most:g}"
-    bounds = {
-      "at least": self.least,
-      "above": self.above,
-      "at most": self.most,
-      "below": self.below,
-    }
-    return " and ".join(
-      f"{words} {bound:g}"
-      for words, bound in bounds.items()
-      if bound is not None
-    )
-
   def check(self, value: Any) -> None:
     """Raises a UserError where a value is out of range or no choice."""
     if self.choices:
       check_choice(option(self.name), value, self.choices)
-    fits = (
-      (self.least is None or value >= self.least)
-      and (self.above is None or value > self.above)
-      and (self.most is None or value <= self.most)
-      and (self.below is None or value < self.below)
-    )
-    if not fits:  # a NaN fits nowhere
-      raise UserError(option(self.name, value), f"must be {self.range}")
+    self.check_range(option(self.name, value), value)
 
 
 def setting(default: Any = dataclasses.MISSING, help: str = "", **info: Any):
@@ -176,7 +143,8 @@ def describe(
   for field in dataclasses.fields(cls):
     name, kind = f"{where}.{field.name}", bare_type(hints[field.name])
     value = values.get(field.name, _default(field))
-    if dataclasses.is_dataclass(kind) and value is not None:
+    is_nested = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    if is_nested and value is not None:
       inner = value if isinstance(value, Mapping) else vars(value)
       yield from describe(kind, inner, name)
       continue

@@ -10,6 +10,7 @@ does not fit.
 import sys
 
 from absl import flags
+from ml_collections import config_flags
 
 from lumiere_jax import cli
 from lumiere_jax.config_files import define_config
@@ -18,13 +19,9 @@ from lumiere_jax.flags import define, read
 from lumiere_jax.training.config import Experiment
 
 TOO_LARGE_EXIT = 3
-
-
 CONFIG = define_config(
   "config", "configs/base.py", "Stage and size, as for main."
 )
-
-
 REQUEST = define(PlanRequest)
 
 
@@ -35,7 +32,7 @@ def main(argv: list[str]) -> None:
   request = read(
     PlanRequest,
     REQUEST,
-    config=flags.FLAGS["config"].config_filename,
+    config=config_flags.get_config_filename(flags.FLAGS["config"]),
     overrides=tuple(a for a in sys.argv[1:] if a.startswith("--config.")),
   )
   if not plan(Experiment.from_config(config), request):

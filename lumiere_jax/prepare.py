@@ -16,8 +16,6 @@ from lumiere_jax.models.text_encoder import open_text_encoder
 from lumiere_jax.training.config import TextConfig
 
 OPTIONS = define(Options)
-
-
 TEXT = define(
   TextConfig,
   only=("tokenizer", "weights", "dtype", "cleaning", "max_length"),

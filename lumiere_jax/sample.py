@@ -23,8 +23,6 @@ from lumiere_jax.inference.settings import Settings
 from lumiere_jax.inference.tasks import TASKS
 
 PROMPT = flags.DEFINE_string("prompt", "", "What the video shows.")
-
-
 PROMPT_FILE = flags.DEFINE_string(
   "prompt_file",
   "",
@@ -32,27 +30,15 @@ PROMPT_FILE = flags.DEFINE_string(
   "'prompt' and, where they differ, 'seed' and any flag of a task or of "
   "sampling.",
 )
-
-
 SHOW_GRID = flags.DEFINE_bool(
   "show_grid",
   False,
   "Print as JSON the log-SNR of every step of each stage, and do not sample.",
 )
-
-
 REQUEST = define(SampleRequest)
-
-
 INPUTS = define(*TASKS.values())
-
-
 OUTPUT = define(Output)
-
-
 SETTINGS = define(Settings)
-
-
 HOSTS = define(Hosts)
 
 

@@ -3,6 +3,8 @@
 It imports no other room, so that every room can use it.
 """
 
+from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 from beartype import beartype
@@ -44,11 +46,11 @@ class Cond:
   frames: Video | None = None
   noise_level: PerSample | None = None
 
-  def map_frames(self, fn) -> "Cond":
+  def map_frames(self, fn: Callable[[Array], Array]) -> "Cond":
     """Applies `fn` to the leaves that have a time axis (axis 1)."""
-    return self.replace(frames=jax.tree.map(fn, self.frames))
+    return dataclasses.replace(self, frames=jax.tree.map(fn, self.frames))
 
-  def map_samples(self, fn) -> "Cond":
+  def map_samples(self, fn: Callable[[Array], Array]) -> "Cond":
     """Applies `fn` to every leaf; all have the batch as their axis 0."""
     return jax.tree.map(fn, self)
 

@@ -1,17 +1,20 @@
 """Fixtures that several rooms share."""
 
-import dataclasses
 import functools
+import multiprocessing
 import os
 import pathlib
+import runpy
 import subprocess
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import common
 from lumiere_jax.models.config import TemporalConfig, UNetConfig
 from lumiere_jax.models.params import unflatten
 from lumiere_jax.models.temporal import identity_taps
@@ -99,27 +102,54 @@ def rng():
   return np.random.default_rng(0)
 
 
-def replace(experiment, **changes):
-  """An experiment with some values changed, parts by their own fields."""
-  parts = {
-    name: dataclasses.replace(getattr(experiment, name), **change)
-    if isinstance(change, dict)
-    else change
-    for name, change in changes.items()
-  }
-  return dataclasses.replace(experiment, **parts)
+replace = common.replace
+
+
+ROOT = pathlib.Path(__file__).parents[1]
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(
+  [
+    *("tests.conftest", "lumiere_jax.training.loop"),
+    *("lumiere_jax.inference.batch", "lumiere_jax.conversion.convert"),
+  ]
+)
 
 
 def run_command(
   module: str, *flags: str, **environment: str
 ) -> subprocess.CompletedProcess:
-  """`python -m lumiere_jax.MODULE FLAGS` in a process of its own."""
-  return subprocess.run(
-    [sys.executable, "-m", f"lumiere_jax.{module}", *flags],
-    cwd=pathlib.Path(__file__).parents[1],
-    env=os.environ | environment,
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
+  """`python -m lumiere_jax.MODULE FLAGS` in a process of its own.
+
+  Without an environment of its own, it is forked from one that has imported
+  the package, which takes seconds.
+  """
+  name = f"lumiere_jax.{module}"
+  if environment:
+    return subprocess.run(
+      [sys.executable, "-m", name, *flags],
+      cwd=ROOT,
+      env=os.environ | environment,
+      capture_output=True,
+      text=True,
+      timeout=300,
+      check=False,
+    )
+  with tempfile.TemporaryDirectory() as folder:
+    files = [pathlib.Path(folder, stream) for stream in ("out", "err")]
+    process = _SERVER.Process(target=_run_module, args=(name, flags, files))
+    process.start()
+    process.join(300)
+    process.kill()
+    process.join()
+    out, err = (file.read_text() for file in files)
+    done = subprocess.CompletedProcess(flags, process.exitcode, out, err)
+    process.close()
+    return done
+
+
+def _run_module(name: str, flags: tuple[str, ...], files: list) -> None:
+  os.chdir(ROOT)
+  for number, file in enumerate(files, 1):
+    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+  sys.argv = [name, *flags]
+  runpy.run_module(name, run_name="__main__", alter_sys=True)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -9,8 +10,10 @@ import av
 import pytest
 
 from tests.conftest import run_command as run
+from tests.data.videos import write_jsonl
 
 ROOT = pathlib.Path(__file__).parents[1]
+TINY = "--config=configs/base.py:tiny"
 CLIPS = ROOT / "lumiere_jax/data/assets/big_buck_bunny"
 
 
@@ -27,38 +30,21 @@ def refused(result: subprocess.CompletedProcess) -> str:
 @pytest.mark.parametrize(
   ("flags", "words"),
   [
-    (["--config=configs/base.py"], ["config.init_from", "scratch"]),
-    (["--config=configs/base.py:tinny"], ["tinny", 'did you mean "tiny"']),
-    (
-      ["--config=configs/base.py:tiny", "--config.train.stesp=3"],
-      ["stesp", 'Did you mean "steps"'],
-    ),
-    (["--config=configs/nothing.py"], ["configs/nothing.py"]),
-    (
-      ["--config=configs/base.py:tiny", "--config.train.steps=many"],
-      ["steps", "many"],
-    ),
-    (
-      ["--config=configs/base.py:tiny", "--config.data.num_frames=15"],
-      ["num_frames=15", "14 or 16"],
-    ),
-    (
-      ["--config=configs/t2i.py:tiny", "--config.data.source=files"],
-      ["config.data.path"],
-    ),
-    (
-      ["--config=configs/base.py:tiny", "--config.init_from=/no/such/place"],
-      ["/no/such/place", "does not exist"],
-    ),
-    (["--confg=configs/base.py"], ["confg"]),
-    (["stray"], ["stray"]),
+    ("--config=configs/base.py", "config.init_from.*scratch"),
+    ("--config=configs/base.py:tinny", 'tinny.*did you mean "tiny"'),
+    (f"{TINY} --config.train.stesp=3", 'stesp.*Did you mean "steps"'),
+    ("--config=configs/nothing.py", "configs/nothing.py"),
+    (f"{TINY} --config.train.steps=many", "steps.*many"),
+    (f"{TINY} --config.data.num_frames=15", "num_frames=15.*14 or 16"),
+    (f"{TINY} --config.init_from=/no/place", "/no/place.* does not exist"),
+    ("--config=configs/t2i.py:tiny --config.data.source=files", "data.path"),
+    ("--confg=configs/base.py", "confg"),
+    ("stray", "stray"),
   ],
-  ids=lambda x: x[-1][:40] if isinstance(x, list) else "",
 )
 def test_training_mistakes(flags, words, tmp_path):
-  line = refused(run("main", *flags, f"--workdir={tmp_path / 'w'}"))
-  for word in words:
-    assert word in line
+  workdir = f"--workdir={tmp_path / 'w'}"
+  assert re.search(words, refused(run("main", *flags.split(), workdir)))
 
 
 def test_a_folder_with_nothing_usable_counts_the_reasons(tmp_path):
@@ -66,21 +52,12 @@ def test_a_folder_with_nothing_usable_counts_the_reasons(tmp_path):
   folder.mkdir()
   (folder / "empty.mp4").touch()
   (folder / "text.mp4").write_text("this is no video")
-  (folder / "captions.jsonl").write_text(
-    '{"file": "empty.mp4", "caption": "a"}\n'
-    '{"file": "text.mp4", "caption": "b"}\n'
-    '{"file": "gone.mp4", "caption": "c"}\n'
+  write_jsonl(folder, ["empty.mp4", "text.mp4", "gone.mp4"])
+  flags = (
+    *("--config=configs/t2i.py:tiny", "--config.data.source=files"),
+    *(f"--config.data.path={folder}", f"--workdir={tmp_path / 'w'}"),
   )
-  line = refused(
-    run(
-      "main",
-      "--config=configs/t2i.py:tiny",
-      "--config.data.source=files",
-      f"--config.data.path={folder}",
-      f"--workdir={tmp_path / 'w'}",
-    )
-  )
-  assert "3" in line
+  assert "3" in refused(run("main", *flags))
   report = (tmp_path / "w" / "data_report.jsonl").read_text()
   assert len(report.splitlines()) == 3
   assert report.count('"used": false') == 3
@@ -91,12 +68,8 @@ def workdir(tmp_path_factory):
   """A base trained by the command of the README, shrunk to two steps."""
   folder = tmp_path_factory.mktemp("base")
   result = run(
-    "main",
-    "--config=configs/base.py:tiny",
-    "--config.init_from=scratch",
-    "--config.data.source=files",
-    f"--config.data.path={CLIPS}",
-    "--config.train.steps=2",
+    *("main", TINY, "--config.init_from=scratch", "--config.train.steps=2"),
+    *("--config.data.source=files", f"--config.data.path={CLIPS}"),
     f"--workdir={folder}",
   )
   assert result.returncode == 0, result.stderr
@@ -107,14 +80,9 @@ def test_the_same_command_makes_the_same_file(workdir, tmp_path):
   files = [tmp_path / name for name in ("a.mp4", "b.mp4")]
   for file in files:
     result = run(
-      "sample",
-      f"--model={workdir / 'bundle'}",
-      "--task=text_to_video",
-      "--prompt=a big grey rabbit stretches",
-      "--seed=1",
-      "--steps=2",
-      f"--out={file}",
-      f"--contact_sheet={file.with_suffix('.png')}",
+      *("sample", f"--model={workdir / 'bundle'}", "--task=text_to_video"),
+      *("--prompt=a big grey rabbit stretches", "--seed=1", "--steps=2"),
+      *(f"--out={file}", f"--contact_sheet={file.with_suffix('.png')}"),
     )
     assert result.returncode == 0, result.stderr
     assert "100%" in result.stderr  # a bar for the stage
@@ -131,10 +99,7 @@ def test_the_same_command_makes_the_same_file(workdir, tmp_path):
 def test_a_long_prompt_is_cut_and_shown(workdir, tmp_path):
   words = " ".join(f"word{i}" for i in range(80))
   result = run(
-    "sample",
-    f"--model={workdir}",
-    f"--prompt={words}",
-    "--steps=1",
+    *("sample", f"--model={workdir}", f"--prompt={words}", "--steps=1"),
     f"--out={tmp_path / 'x.gif'}",
   )
   assert result.returncode == 0, result.stderr
@@ -146,28 +111,24 @@ def test_a_long_prompt_is_cut_and_shown(workdir, tmp_path):
 @pytest.mark.parametrize(
   ("flags", "words"),
   [
-    (["--prompt="], ["--prompt is empty"]),
-    (["--window=20"], ["window of 20", "longer than the video of 16"]),
-    (["--window=8", "--overlap=8"], ["overlap of 8"]),
-    (["--num_frames=15"], ["num_frames=15", "14 or 16"]),
-    (["--out=x.avii"], [".avii", ".mp4"]),
-    (["--contact_sheet=x.tiff"], [".tiff", ".png"]),
-    (["--task=text_to_vidio"], ['did you mean "text_to_video"']),
-    (["--seed=-1"], ["seed -1"]),
-    (["--model=/no/such/place"], ["/no/such/place", "does not exist"]),
-    (["--stepps=3"], ["stepps"]),
-    (["--sampler=hun"], ["--sampler='hun'", 'did you mean "heun"']),
-    (["--guidance_interval=0.3"], ["guidance_interval=0.3", "two numbers"]),
+    ("--prompt=", "--prompt is empty"),
+    ("--window=20", "window of 20.*longer than the video of 16"),
+    ("--window=8 --overlap=8", "overlap of 8"),
+    ("--num_frames=15", "num_frames=15.*14 or 16"),
+    ("--out=x.avii", r"\.avii.*\.mp4"),
+    ("--contact_sheet=x.tiff", r"\.tiff.*\.png"),
+    ("--task=text_to_vidio", 'did you mean "text_to_video"'),
+    ("--seed=-1", "seed -1"),
+    ("--model=/no/such/place", "/no/such/place.*does not exist"),
+    ("--stepps=3", "stepps"),
+    ("--sampler=hun", "--sampler='hun'.*did you mean \"heun\""),
+    ("--guidance_interval=0.3", "guidance_interval=0.3.*two numbers"),
   ],
-  ids=lambda x: x[-1] if x and x[0].startswith("--") else "",
 )
 def test_sampling_mistakes(flags, words, workdir, tmp_path):
   given = ["--prompt=a circle", f"--out={tmp_path / 'x.mp4'}", "--steps=1"]
-  if not flags[0].startswith("--model"):
-    given.append(f"--model={workdir}")
-  line = refused(run("sample", *given, *flags))
-  for word in words:
-    assert word in line
+  line = refused(run("sample", f"--model={workdir}", *given, *flags.split()))
+  assert re.search(words, line)
   assert not list(tmp_path.iterdir())
 
 

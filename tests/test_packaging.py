@@ -16,11 +16,7 @@ from lumiere_jax.errors import UserError
 from lumiere_jax.training.config import Experiment
 
 ROOT = Path(__file__).parents[1]
-
-
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-
-
 LOCKS = sorted(ROOT.glob("requirements*.txt"))
 
 
@@ -63,14 +59,12 @@ def test_commands_run_the_entry_modules(monkeypatch):
     assert module == "lumiere_jax.console"
     assert command == f"lumiere-{function}"
     getattr(console, function)()
-  files = {path.stem for path in (ROOT / "lumiere_jax").glob("*.py")}
   entries = {
-    name
-    for name in files
-    if 'if __name__ == "__main__"'
-    in (ROOT / f"lumiere_jax/{name}.py").read_text()
+    f"lumiere_jax.{path.stem}"
+    for path in (ROOT / "lumiere_jax").glob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text()
   }
-  assert {x.removeprefix("lumiere_jax.") for x in ran} == entries
+  assert set(ran) == entries
 
 
 def test_the_package_carries_the_configs():
@@ -126,14 +120,9 @@ def test_a_command_outside_a_checkout(tmp_path):
     "assert importlib.util.find_spec('configs') is None\n"
     "console.train()"
   )
+  flags = ("--config=configs/t2i.py:tiny", "--show_noise")
   done = subprocess.run(
-    [
-      sys.executable,
-      "-c",
-      code,
-      "--config=configs/t2i.py:tiny",
-      "--show_noise",
-    ],
+    [sys.executable, "-c", code, *flags],
     cwd=tmp_path,
     env=os.environ | {"PYTHONPATH": str(site)},
     capture_output=True,

@@ -24,13 +24,13 @@ from absl import app, flags, logging
 
 from configs import base
 from tests.conftest import replace
+from tests.training.conftest import records
 from tests.training.killing import (
   FRAMES,
   TINY,
   assert_same_runs,
   finish,
   lines,
-  read,
   start,
   wait_until,
   whole_checkpoints,
@@ -164,7 +164,7 @@ def state_of(workdir: Path) -> str:
 
 def start_steps(workdir: Path) -> list[int]:
   """The steps that the starts of the run began with."""
-  return [run["start_step"] for run in read(workdir / "runs.jsonl")]
+  return [run["start_step"] for run in records(workdir / "runs.jsonl")]
 
 
 def finished(action: str, workdir: Path, whole: Path) -> tuple[str, str, str]:

@@ -81,7 +81,7 @@ class DataConfig:
   cache: str = ""
   fps: float = 16.0
   num_frames: int = 80
-  resolution: tuple[int, int] = 128  # type: ignore[assignment]  # or a side
+  resolution: tuple[int, int] = (128, 128)
   buckets: str = ""
   num_clips: int = 4096
   two_objects: float = 0.25

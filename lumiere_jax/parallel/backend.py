@@ -26,15 +26,12 @@ _FEW_PARAMS = 2**25
 def compiler_options(
   platform: str, *, runs_once: bool = False
 ) -> dict[str, str]:
-  """Compiler options for `jax.jit`; only CPUs have any.
+  """Compiler options for `jax.jit` on 'cpu'; 'gpu' and 'tpu' have none.
 
-  Options that this version of the compiler does not know are left out.
-
-  Args:
-    platform: 'cpu', 'gpu' or 'tpu'.
-    runs_once: the program takes longer to compile than to run.
+  Options that this version of the compiler does not know are left out. A
+  program that `runs_once` takes longer to compile than to run.
   """
-  known = {}
+  known: dict[str, str] = {}
   if platform != "cpu":
     return known
   for name, value in (_CPU | (_RUNS_ONCE if runs_once else {})).items():

@@ -79,21 +79,16 @@ def start(
       coordinator does not answer in time. (If other processes do not come in
       time, JAX ends process 0 with exit code 134.)
   """
-  given = {
-    "coordinator": coordinator,
-    "num_processes": num_processes,
-    "process_id": process_id,
-  }
-  args = initialize_args(given, os.environ)
+  names = ("coordinator", "num_processes", "process_id")
+  given = zip(names, (coordinator, num_processes, process_id), strict=True)
+  args = initialize_args(dict(given), os.environ)
   if args is None:
     return False
-  if "coordinator_address" in args:
-    _check_coordinator(
-      args["coordinator_address"],
-      args["num_processes"],
-      args["process_id"],
-      wait_s,
-    )
+  if address := args.get("coordinator_address"):
+    if args["process_id"] == 0:
+      _check_port(address, args["num_processes"], wait_s)
+    else:
+      _wait_for_coordinator(address, wait_s)
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   try:
     jax.distributed.initialize(
@@ -123,9 +118,7 @@ def initialize_args(
 ) -> dict[str, Any] | None:
   """Arguments for `jax.distributed.initialize`; None: a single process.
 
-  Args:
-    given: values of `coordinator`, `num_processes`, `process_id`, or None.
-    environ: the environment.
+  `given` are values of `coordinator`, `num_processes`, `process_id`, or None.
   """
   values = {
     name: environ.get(f"LUMIERE_{name.upper()}") if value is None else value
@@ -222,33 +215,33 @@ def _on_tpus(environ: Mapping[str, str]) -> bool:
   return importlib.util.find_spec("libtpu") is not None
 
 
-def _check_coordinator(
-  address: str, num_processes: int, process_id: int, wait_s: float
-) -> None:
-  """Tries the port: JAX would not raise, but abort the process."""
-  host, port = _address(address)
-  if process_id == 0:
-    with contextlib.closing(socket.socket()) as listener:
-      listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-      try:
-        listener.bind(("", port))
-      except OSError as error:
-        raise UserError(
-          f"{option('coordinator', address)}:",
-          f"port {port} cannot be opened ({error.strerror})",
-          "use another one",
-        ) from error
-    if num_processes > 1:
-      print(
-        f"process 0 waits for {num_processes - 1} more at {address}, at most "
-        f"{wait_s:g} s",
-        file=sys.stderr,
-      )
-    return
+def _check_port(address: str, num_processes: int, wait_s: float) -> None:
+  """Tries the port of process 0: JAX would not raise, but abort the process."""
+  _, port = _address(address)
+  with contextlib.closing(socket.socket()) as listener:
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+      listener.bind(("", port))
+    except OSError as error:
+      raise UserError(
+        f"{option('coordinator', address)}:",
+        f"port {port} cannot be opened ({error.strerror})",
+        "use another one",
+      ) from error
+  if num_processes > 1:
+    print(
+      f"process 0 waits for {num_processes - 1} more at {address}, at most "
+      f"{wait_s:g} s",
+      file=sys.stderr,
+    )
+
+
+def _wait_for_coordinator(address: str, wait_s: float) -> None:
+  """As above: JAX would abort the process."""
   end = time.monotonic() + wait_s
   while True:
     try:
-      socket.create_connection((host, port), timeout=5).close()
+      socket.create_connection(_address(address), timeout=5).close()
       return
     except OSError as error:  # names of pods resolve only after a while
       if time.monotonic() > end:

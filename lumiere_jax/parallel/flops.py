@@ -66,17 +66,20 @@ def _inner(params: dict[str, Any]) -> list[core.Jaxpr]:
 
 def _dot(equation: core.JaxprEqn) -> int:
   (contracted, _), _ = equation.params["dimension_numbers"]
-  left = equation.invars[0].aval.shape
+  left = _shape(equation.invars[0])
   depth = math.prod(left[axis] for axis in contracted)
-  return 2 * equation.outvars[0].aval.size * depth
+  return 2 * math.prod(_shape(equation.outvars[0])) * depth
 
 
 def _convolution(equation: core.JaxprEqn) -> int:
   """Each output sums over kernel positions and the channels of a group."""
   numbers = equation.params["dimension_numbers"]
-  kernel = equation.invars[1].aval
-  outputs = kernel.shape[numbers.rhs_spec[0]]
-  per_output = kernel.size // outputs
+  kernel = _shape(equation.invars[1])
+  per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
   # With batch groups (kernel gradients of grouped convolutions), the kernel's
   # channels are already those of one group.
-  return 2 * equation.outvars[0].aval.size * per_output
+  return 2 * math.prod(_shape(equation.outvars[0])) * per_output
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+  return atom.aval.shape

@@ -7,10 +7,10 @@ a v5p); here it is one way. NVIDIA: from data sheets, without sparsity.
 
 import dataclasses
 
-GB, GIB = 1e9, 2**30
+GIB = 2**30
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Chip:
   """One device as JAX counts them; a TPU7x chip is two.
 
@@ -32,35 +32,22 @@ class Chip:
   dcn_bandwidth: float
 
 
-def _chip(
-  tflops: float, hbm_bytes: float, hbm: float, ici: float, dcn: float
-) -> Chip:
-  """A chip by TFLOP/s, bytes of memory, and bandwidths in GB/s."""
-  return Chip(
-    flops=tflops * 1e12,
-    hbm_bytes=hbm_bytes,
-    hbm_bandwidth=hbm * GB,
-    ici_bandwidth=ici * GB,
-    dcn_bandwidth=dcn * GB,
-  )
-
-
-_V5E = _chip(197, 15.75 * GIB, 819, 200, 3.125)
-_V5P = _chip(459, 95.74 * GIB, 2765, 600, 6.25)
-_V6E = _chip(918, 31.25 * GIB, 1638, 400, 12.5)
+_V5E = Chip(197e12, 15.75 * GIB, 819e9, 200e9, 3.125e9)
+_V5P = Chip(459e12, 95.74 * GIB, 2765e9, 600e9, 6.25e9)
+_V6E = Chip(918e12, 31.25 * GIB, 1638e9, 400e9, 12.5e9)
 
 CHIPS = {
-  "TPU v4": _chip(275, 30.75 * GIB, 1200, 300, 6.25),
+  "TPU v4": Chip(275e12, 30.75 * GIB, 1200e9, 300e9, 6.25e9),
   "TPU v5 lite": _V5E,
   "TPU v5e": _V5E,
   "TPU v5": _V5P,
   "TPU v5p": _V5P,
   "TPU v6 lite": _V6E,
   "TPU v6e": _V6E,
-  "TPU7x": _chip(1153.5, 94.75 * GIB, 3690, 300, 6.25),
-  "NVIDIA A100": _chip(312, 80 * GB, 2039, 300, 25),
-  "NVIDIA H100": _chip(989, 80 * GB, 3350, 450, 50),
-  "NVIDIA H200": _chip(989, 141 * GB, 4800, 450, 50),
+  "TPU7x": Chip(1153.5e12, 94.75 * GIB, 3690e9, 300e9, 6.25e9),
+  "NVIDIA A100": Chip(312e12, 80e9, 2039e9, 300e9, 25e9),
+  "NVIDIA H100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9),
+  "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9, 50e9),
 }
 """By JAX's names of device kinds."""
 
@@ -78,4 +65,4 @@ def chip(device_kind: str) -> Chip | None:
 def peak_flops(device_kind: str) -> float | None:
   """Bfloat16 operations per second of a device; None: unknown (a CPU)."""
   found = chip(device_kind)
-  return found and found.flops
+  return found.flops if found else None

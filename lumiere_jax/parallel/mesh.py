@@ -69,13 +69,9 @@ class MeshConfig:
 def make_mesh(
   config: MeshConfig = MeshConfig(), devices: Sequence | None = None
 ) -> Mesh:
-  """A mesh over the devices of all processes.
+  """A mesh over all devices, or those of a described topology.
 
   The data axis goes over the slowest links.
-
-  Args:
-    config: sizes of the axes.
-    devices: by default all available; may be those of a described topology.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = config.resolve(len(devices))
@@ -98,10 +94,7 @@ def make_mesh(
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
   """Raises a UserError where a micro-batch does not divide among devices.
 
-  Args:
-    batch_size: clips per step, of all hosts and micro-batches.
-    accumulate: micro-batches per step.
-    mesh: of the devices.
+  `batch_size` is that of all hosts and of all `accumulate` micro-batches.
   """
   shares = math.prod(mesh.shape[axis] for axis in BATCH)
   if batch_size % (shares * accumulate):

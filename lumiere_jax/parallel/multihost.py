@@ -10,6 +10,8 @@ import numpy as np
 
 from lumiere_jax.parallel.mesh import BATCH
 
+T = TypeVar("T")
+
 
 def is_primary() -> bool:
   """Whether this is process 0, which alone writes shared files."""
@@ -17,11 +19,7 @@ def is_primary() -> bool:
 
 
 def barrier(what: str) -> None:
-  """Waits for all processes.
-
-  Args:
-    what: a unique name of this barrier.
-  """
+  """Waits for all processes; `what` is a unique name of this barrier."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(what)
 
@@ -31,9 +29,6 @@ def broadcast_flag(value: bool) -> bool:
   if jax.process_count() == 1:
     return value
   return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
-
-
-T = TypeVar("T")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -49,7 +44,7 @@ def by_sample(mesh: Mesh) -> NamedSharding:
 def local_rows(mesh: Mesh, batch_size: int) -> tuple[int, ...]:
   """Indices of the clips of a batch that are on this process's devices."""
   indices = by_sample(mesh).addressable_devices_indices_map((batch_size,))
-  found = {k for (rows,) in indices.values() for k in range(batch_size)[rows]}
+  found = {k for i in indices.values() if i for k in range(batch_size)[i[0]]}
   return tuple(sorted(found))
 
 
@@ -67,8 +62,8 @@ def to_devices(
   local = {row: k for k, row in enumerate(local_rows(mesh, batch_size))}
 
   def shard(array: np.ndarray) -> jax.Array:
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-      rows = range(batch_size)[index[0]]
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+      rows = range(batch_size)[index[0] if index else slice(None)]
       return array[local[rows[0]] : local[rows[-1]] + 1]
 
     shape = (batch_size, *array.shape[1:])

@@ -39,15 +39,10 @@ T = TypeVar("T")
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
-  """The spec of a leaf of the state.
+  """The spec of a leaf of the state, such as 'ema/down_0_0/conv_0/kernel'.
 
-  Args:
-    path: such as 'ema/down_0_0/conv_0/kernel'.
-    shape: of the leaf.
-    mesh: an axis that does not divide its dimension is left out.
-
-  Raises:
-    ValueError: no rule matches.
+  Axes that do not divide their dimension are left out. Raises a ValueError if
+  no rule matches.
   """
   for pattern, spec in RULES:
     if re.search(pattern, path):
@@ -67,13 +62,12 @@ def shardings(tree: T, mesh: Mesh) -> T:
 def constrain_leaves(tree: T) -> T:
   """Constrains weights or gradients to `RULES` if a mesh is set."""
 
-  def of(path: tuple, leaf: Array) -> Array:
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-      return leaf
-    return constrain(leaf, spec_of(_path(path), leaf.shape, mesh))
-
-  return jax.tree_util.tree_map_with_path(of, tree)
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1:
+    return tree
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: constrain(x, spec_of(_path(path), x.shape, mesh)), tree
+  )
 
 
 def fit_spec(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
@@ -100,8 +94,8 @@ def fit_spec(spec: P, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
       chosen.append(name)
     return tuple(chosen) if len(chosen) > 1 else (*chosen, None)[0]
 
-  spec = (*spec, *[None] * (len(shape) - len(spec)))
-  return P(*map(fit, spec, shape))
+  padded = (*spec, *[None] * (len(shape) - len(spec)))
+  return P(*map(fit, padded, shape))
 
 
 def constrain(x: Array, spec: P) -> Array:
@@ -128,11 +122,4 @@ gather_weight.defvjp(
 
 
 def _path(keys: tuple) -> str:
-  return "/".join(map(_name, keys))
-
-
-def _name(key: Any) -> str:
-  for attribute in ("name", "key", "idx"):
-    if hasattr(key, attribute):
-      return str(getattr(key, attribute))
-  raise TypeError(f"a tree with keys of type {type(key).__name__}")
+  return jax.tree_util.keystr(keys, simple=True, separator="/")

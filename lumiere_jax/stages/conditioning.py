@@ -64,19 +64,16 @@ def bilinear_matrix(
 ) -> Float[np.ndarray, "new old"]:
   """Linear interpolation along one axis, as in torch's `interpolate`.
 
-  Args:
-    size: number of input pixels.
-    new_size: number of output pixels.
-    alignment: 'half_pixel' (`align_corners=False`): the outer edges of both
-      grids are aligned, and outermost values are repeated beyond pixel centres.
-      'corners' (`align_corners=True`): the centres of the outermost pixels are
-      aligned; IF does this in super-resolution.
+  Alignment 'half_pixel' (`align_corners=False`): the outer edges of both grids
+  are aligned, and outermost values are repeated beyond pixel centres. 'corners'
+  (`align_corners=True`): the centres of the outermost pixels are aligned; IF
+  does this in super-resolution.
   """
   if alignment == "corners":
     position = np.linspace(0.0, size - 1.0, new_size)
   else:
-    position = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
-    position = np.clip(position, 0.0, size - 1.0)
+    centres = (np.arange(new_size) + 0.5) * (size / new_size) - 0.5
+    position = np.clip(centres, 0.0, size - 1.0)
   distance = np.abs(position[:, None] - np.arange(size))
   return np.maximum(0.0, 1.0 - distance).astype(np.float32)
 
@@ -105,11 +102,9 @@ class Crops:
   def rows_of(
     self, matrix: Float[np.ndarray, "n old"], axis: int
   ) -> Float[Array, "b size old"]:
-    """The rows of a matrix for the pixels of each crop.
+    """The rows of a `bilinear_matrix` for the pixels of each crop.
 
-    Args:
-      matrix: of `bilinear_matrix`, with a row for each pixel of whole frames.
-      axis: 0: of image rows; 1: of columns.
+    The matrix has a row for each image row (axis 0) or column (axis 1).
     """
     one = lambda first: jax.lax.dynamic_slice_in_dim(matrix, first, self.size)
     return jax.vmap(one)(self.corners[:, axis])
@@ -118,13 +113,9 @@ class Crops:
 def random_crops(
   keys: Keys, resolution: tuple[int, int], size: int, grid: int
 ) -> Crops | None:
-  """Draws a random crop of each clip.
+  """Draws a random crop of each clip; size 0, whole frames, gives None.
 
-  Args:
-    keys: (b,) one for each clip.
-    resolution: (height, width) of the clips in pixels.
-    size: side of the crops; 0 is whole frames and gives None.
-    grid: corners are multiples of this many pixels.
+  Corners are multiples of `grid` pixels. `resolution` is (height, width).
   """
   if not size:
     return None
@@ -145,18 +136,10 @@ def enlarge(
   alignment: str,
   crops: Crops | None = None,
 ) -> Video:
-  """Bilinear up-sampling of every frame.
+  """Bilinear up-sampling of whole frames: (b, t, *resolution, c).
 
-  Crops equal crops of the whole up-sampled frames, also at their borders.
-
-  Args:
-    low: (b, t, h, w, c), whole frames.
-    resolution: (height, width) after up-sampling.
-    alignment: see `bilinear_matrix`.
-    crops: of the up-sampled frames; None: whole frames.
-
-  Returns:
-    (b, t, *resolution, c), or crops (b, t, size, size, c).
+  With crops (b, t, size, size, c) of the result, which equal those of whole
+  up-sampled frames, also at their borders. See `bilinear_matrix`.
   """
   rows, columns = (
     bilinear_matrix(n, new, alignment)
@@ -166,8 +149,12 @@ def enlarge(
   einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
   if crops is None:
     return einsum("bthwc,yh,xw->btyxc", low, rows, columns)
-  rows, columns = crops.rows_of(rows, 0), crops.rows_of(columns, 1)
-  return einsum("bthwc,byh,bxw->btyxc", low, rows, columns)
+  return einsum(
+    "bthwc,byh,bxw->btyxc",
+    low,
+    crops.rows_of(rows, 0),
+    crops.rows_of(columns, 1),
+  )
 
 
 def low_resolution_frames(
@@ -188,10 +175,7 @@ def low_resolution_frames(
     schedule: gives the log-SNR of noise levels.
     noise_level: (b,) schedule times in [0, 1]; 0 is no noise.
     noise: standard normal, of the shape of the result.
-    crops: see `enlarge`.
-
-  Returns:
-    (b, t, *resolution, 3), or crops (b, t, size, size, 3).
+    crops: of the result; see `enlarge`.
   """
   video = enlarge(low, resolution, alignment, crops)
   return add_noise(video, noise, schedule.log_snr(noise_level))
@@ -200,11 +184,8 @@ def low_resolution_frames(
 def masked_frames(video: Video, mask: Video) -> Video:
   """Masked video and mask for `Cond.frames`: (b, t, h, w, 4).
 
-  The conditioning of Lumiere, section 4.2. Other than given pixels are 0.
-
-  Args:
-    video: (b, t, h, w, 3) in [-1, 1].
-    mask: (b, t, h, w, 1), 1 for given pixels, else 0.
+  The conditioning of Lumiere, section 4.2. The mask (b, t, h, w, 1) is 1 for
+  given pixels; others are 0 in mask and video.
   """
   return jnp.concatenate([video * mask, mask], axis=-1)
 
@@ -239,7 +220,7 @@ def add_low_resolution(
     config.model.low_resolution,
     config.embedding_schedule,
   )
-  return cond.replace(frames=frames, noise_level=level)
+  return dataclasses.replace(cond, frames=frames, noise_level=level)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
@@ -259,15 +240,12 @@ def add_masked_video(
   config: StageConfig, cond: Cond, frames: int, given: MaskedVideo | None
 ) -> Cond:
   """Adds the masked video and its mask; None: nothing is given."""
-  size = (len(cond.text), frames, *config.video.resolution)
+  clips, resolution = len(cond.text), config.video.resolution
   if given is None:
-    video, mask = jnp.zeros((*size, 3)), jnp.zeros((*size, 1))
+    added = jnp.zeros((clips, frames, *resolution, 4))
   else:
-    parts = given.at(config.video.resolution)
-    video, mask = (
-      jnp.broadcast_to(part, (len(cond.text), *part.shape)) for part in parts
-    )
-  frames = masked_frames(video, mask)
+    parts = (jnp.asarray(part)[None] for part in given.at(resolution))
+    added = jnp.repeat(masked_frames(*parts), clips, axis=0)
   if cond.frames is not None:
-    frames = jnp.concatenate([cond.frames, frames], axis=-1)
-  return cond.replace(frames=frames)
+    added = jnp.concatenate([cond.frames, added], axis=-1)
+  return dataclasses.replace(cond, frames=added)

@@ -21,13 +21,7 @@ from lumiere_jax.diffusion.noise_levels import (
 )
 from lumiere_jax.diffusion.prediction import KINDS
 from lumiere_jax.diffusion.schedules import SCHEDULES, Schedule, make_schedule
-from lumiere_jax.errors import (
-  UserError,
-  build,
-  check_choice,
-  check_least,
-  check_unit,
-)
+from lumiere_jax.errors import UserError, build, check_choice, check_least
 from lumiere_jax.models.config import UNetConfig
 
 IF_SCHEDULE = "squaredcos_cap_v2"
@@ -84,51 +78,44 @@ class DiffusionConfig:
   max_noise_level: float = 0.5
 
   def __post_init__(self):
-    known = {
+    where = "config.diffusion"
+    for name, known in {
       "schedule": SCHEDULES,
       "noise": DISTRIBUTIONS,
       "prediction": KINDS,
       "loss_weight": WEIGHTS,
       "null_text": NULL_TEXTS,
-    }
-    for name, options in known.items():
-      check_choice(f"config.diffusion.{name}", getattr(self, name), options)
-    for name in ("caption_dropout", "max_noise_level"):
-      check_unit(f"config.diffusion.{name}", getattr(self, name))
-    check_least(
-      self, "config.diffusion", ("min_snr_gamma", "noise_std"), above=0
-    )
+    }.items():
+      check_choice(f"{where}.{name}", getattr(self, name), known)
+    fractions = ("caption_dropout", "max_noise_level")
+    check_least(self, where, fractions, least=0, most=1)
+    check_least(self, where, ("min_snr_gamma", "noise_std"), above=0)
     if not self.log_snr_min < self.log_snr_max:
       raise UserError(
-        f"config.diffusion.log_snr_min={self.log_snr_min:g}",
+        f"{where}.log_snr_min={self.log_snr_min:g}",
         f"is not below log_snr_max={self.log_snr_max:g}",
         "give a smaller log_snr_min",
       )
     is_number = isinstance(self.shift, int | float)
     if self.shift != AUTO and not (is_number and abs(self.shift) <= LIMIT):
       raise UserError(
-        f"config.diffusion.shift={self.shift!r}",
+        f"{where}.shift={self.shift!r}",
         f"is neither {AUTO!r} nor a number from {-LIMIT:g} to {LIMIT:g}",
         "0 is no shift, below 0 is more noise",
       )
-    self._check_unused()
-
-  def _check_unused(self) -> None:
-    """Checks that values without effect have their defaults."""
-    used = {
-      "noise_mean": ("logit_normal", "normal"),
-      "noise_std": ("logit_normal", "normal"),
-      "log_snr_min": ("uniform",),
-      "log_snr_max": ("uniform",),
-    }
-    defaults = {f.name: f.default for f in dataclasses.fields(self)}
-    for name, kinds in used.items():
-      value = getattr(self, name)
-      if self.noise not in kinds and value != defaults[name]:
+    normal, uniform = ("logit_normal", "normal"), ("uniform",)
+    for name, kinds in {
+      "noise_mean": normal,
+      "noise_std": normal,
+      "log_snr_min": uniform,
+      "log_snr_max": uniform,
+    }.items():
+      value, default = getattr(self, name), getattr(type(self), name)
+      if self.noise not in kinds and value != default:
         raise UserError(
-          f"config.diffusion.{name}={value:g}",
+          f"{where}.{name}={value:g}",
           f"has no effect with noise={self.noise!r}",
-          f"set config.diffusion.noise={kinds[0]!r} too",
+          f"set {where}.noise={kinds[0]!r} too",
         )
 
   def make_schedule(self) -> Schedule:
@@ -199,13 +186,10 @@ class SamplingConfig:
 
   def __post_init__(self):
     check_grid(self.grid, "config.defaults.grid")
-    for name in ("log_snr_min", "log_snr_max", "shift"):
-      value = getattr(self, name)
-      if value is not None and not abs(value) <= LOG_SNR_LIMIT:
-        raise UserError(
-          f"config.defaults.{name}={value}",
-          f"must be from {-LOG_SNR_LIMIT:g} to {LOG_SNR_LIMIT:g}",
-        )
+    names = ["log_snr_max", "shift"]
+    names += ["log_snr_min"] if self.log_snr_min is not None else []
+    limits = {"least": -LOG_SNR_LIMIT, "most": LOG_SNR_LIMIT}
+    check_least(self, "config.defaults", names, **limits)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -248,10 +232,7 @@ class StageConfig:
 
     Networks that predict v or x0 start from pure noise. From eps, x0 is
     undefined there, so that these start at the noisiest level of training.
-
-    Args:
-      sampling: settings.
-      num_frames: number of frames, or of a window; 0: as trained.
+    `num_frames` is that of the video, or of a window; 0: as trained.
 
     Returns:
       (steps + 1,) log-SNR, increasing; the last one is +inf.

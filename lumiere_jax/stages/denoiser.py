@@ -61,7 +61,7 @@ def network_denoiser(
 
   def denoise(z: jax.Array, log_snr: jax.Array, cond: Cond) -> Prediction:
     with lora.applied(adapter, adapter_scale):
-      output = network.apply(
+      output: Any = network.apply(
         variables,
         z,
         embedding.time(log_snr),

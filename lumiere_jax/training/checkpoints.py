@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import dataclasses
 import json
 from pathlib import Path
 import sys
@@ -66,10 +67,7 @@ class Checkpoints:
   ) -> None:
     """Starts saving, unless this step is already saved.
 
-    Args:
-      state: to save.
-      frozen: the name returned by `save_frozen`.
-      held_out: the held-out loss at this step, if it was measured.
+    `frozen` is the name of `save_frozen`, `held_out` the loss at this step.
     """
     if self._manager.latest_step() == int(state.step):
       return
@@ -97,10 +95,8 @@ class Checkpoints:
   def restore(self, abstract: TrainState) -> tuple[TrainState, str] | None:
     """The newest state and the name of its frozen weights, or None.
 
-    A damaged checkpoint is set aside, and the one before it is restored.
-
-    Args:
-      abstract: shapes and shardings to restore to.
+    `abstract` has the shapes and shardings to restore to. A damaged checkpoint
+    is set aside, and the one before it is restored.
 
     Raises:
       UserError: it was saved with another config (differing leaves are named),
@@ -132,7 +128,7 @@ class Checkpoints:
     tree = self._read(step, state=target)["state"]
     leaves = [tree["opt_state"][name] for name in _opt_leaves(saved)]
     opt_state = jax.tree.unflatten(jax.tree.structure(saved.opt_state), leaves)
-    state = abstract.replace(
+    state = TrainState(
       **{name: tree[name] for name in _COUNTS},
       trainable=flatten(tree["trainable"]),
       ema=flatten(tree["ema"]),
@@ -238,7 +234,7 @@ def _match_saved_counts(
   state, count = abstract.opt_state, abstract.step
   separate = isinstance(state, SeparateCount)
   other = state.state if separate else SeparateCount(state, count)
-  changed = abstract.replace(opt_state=other)
+  changed = dataclasses.replace(abstract, opt_state=other)
   matches = about["opt_state"] == _shapes(_opt_leaves(changed))
   return changed if matches else abstract
 

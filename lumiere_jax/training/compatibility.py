@@ -2,15 +2,11 @@
 
 from collections.abc import Mapping
 import dataclasses
-import math
 from pathlib import Path
-import sys
 from typing import Any
 
-from lumiere_jax.diffusion.noise_levels import auto_shift
 from lumiere_jax.errors import UserError
-from lumiere_jax.parallel.multihost import is_primary
-from lumiere_jax.stages.config import AUTO, StageConfig, upgrade_format_1
+from lumiere_jax.stages.config import StageConfig, upgrade_format_1
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.metric_logger import JsonLines
@@ -46,55 +42,12 @@ def last_run(workdir: Path) -> dict[str, Any]:
   return records[-1] if records else {}
 
 
-def set_auto_shift(
-  experiment: Experiment, source: StageConfig | None = None
-) -> Experiment:
-  """The experiment, with the number that a shift of 'auto' stands for.
-
-  Args:
-    experiment: its frames and pixels count.
-    source: the model it starts from. None: for a stage with a parent, an
-      unshifted image model at the same resolution; for others, none.
-  """
-  if experiment.diffusion.shift != AUTO:
-    return experiment
-  pixels = math.prod(experiment.data.resolution)
-  if source:
-    video, shift = source.video, float(source.diffusion.shift)
-    parent = video.num_frames, math.prod(video.resolution), shift
-  else:
-    parent = (1, pixels, 0.0) if experiment.parent else None
-  shift = auto_shift(experiment.data.num_frames, pixels, parent)
-  return _with_shift(experiment, round(shift, 4))
-
-
-def restore_shift(experiment: Experiment, run: Mapping[str, Any]) -> Experiment:
-  """The same with the number recorded by the run that is resumed."""
-  shift = run.get("config", {}).get("diffusion", {}).get("shift")
-  if experiment.diffusion.shift != AUTO or shift is None:
-    return experiment
-  if is_primary():
-    print(
-      f"config.diffusion.shift={AUTO}: {shift:g}, recorded when this run began",
-      file=sys.stderr,
-    )
-  return _with_shift(experiment, shift)
-
-
-def _with_shift(experiment: Experiment, shift: float) -> Experiment:
-  diffusion = dataclasses.replace(experiment.diffusion, shift=shift)
-  return dataclasses.replace(experiment, diffusion=diffusion)
-
-
 def check_source(experiment: Experiment, source: StageConfig) -> None:
   """Raises a UserError where the source's weights mean something else.
 
-  Args:
-    experiment: starts from them. If all layers train, prediction and null text
-      may differ.
-    source: the config they were trained with.
+  If all layers train, prediction and null text may differ.
   """
-  checked = {"model": _NETWORK}
+  checked: dict[str, tuple[str, ...]] = {"model": _NETWORK}
   if experiment.train.trainable != EVERYTHING or experiment.lora.rank:
     checked["diffusion"] = _TASK
   differing = [
@@ -113,11 +66,9 @@ def check_source(experiment: Experiment, source: StageConfig) -> None:
 
 
 def check_resumed(experiment: Experiment, run: Mapping[str, Any]) -> None:
-  """Raises a UserError where a fixed setting of a run has changed.
+  """Raises a UserError where a fixed setting of the `last_run` has changed.
 
-  Args:
-    experiment: to resume with.
-    run: the `last_run`; what an older version did not record is not compared.
+  What an older version did not record is not compared.
   """
   before = upgrade_format_1(run.get("config", {}))
   now = dataclasses.asdict(experiment)
@@ -162,8 +113,8 @@ def finished_step(experiment: Experiment, workdir: Path) -> int | None:
 
   A run killed between its last checkpoint and its bundle is not finished.
   """
-  folders = (workdir / "checkpoints").iterdir()
-  latest = max((int(p.name) for p in folders if p.name.isdigit()), default=0)
+  names = [path.name for path in (workdir / "checkpoints").iterdir()]
+  latest = max((int(name) for name in names if name.isdigit()), default=0)
   if latest < experiment.train.steps or not bundles.is_bundle(workdir):
     return None
   part = bundles.open_bundle(workdir).parts.get(experiment.stage)

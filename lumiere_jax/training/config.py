@@ -78,9 +78,7 @@ class TrainConfig:
     warmup_steps: of linear warm-up.
     cooldown_steps: of linear decay to 0 at the end; short runs need it.
     weight_decay: decoupled, of matrices and kernels only.
-    b1: of Adam.
-    b2: of Adam.
-    eps: of Adam.
+    b1, b2, eps: of Adam.
     muon_rms: root mean square of Muon's updates before the learning rate; that
       of Adam's is about 0.2 (Liu et al. 2025), and 1 at first.
     clip_norm: global gradient norm to clip to.
@@ -147,12 +145,7 @@ class TrainConfig:
       *("profile_from", "profile_steps"),
     )
     check_least(self, "config.train", from_0, least=0)
-    if not 0 <= self.ema_decay < 1:
-      raise UserError(
-        f"config.train.ema_decay={self.ema_decay}",
-        "is not in [0, 1)",
-        "choose a value there, such as 0.9999",
-      )
+    check_least(self, "config.train", ("ema_decay",), least=0, below=1)
     if self.keep_best and not self.eval_clips:
       raise UserError(
         f"config.train.keep_best={self.keep_best}",
@@ -257,21 +250,20 @@ class Experiment:
     for spec in self.data.specs:
       self._check_clips(spec.num_frames, *spec.resolution)
     self._check_channels()
-    self._check_conditioning()
     if self.text.train:
       self._check_text_trains()
 
   def _check_clips(self, frames: int, height: int, width: int) -> None:
-    crop = self.data.crop
+    crop, largest = self.data.crop, min(height, width)
     self.model.check_video(frames, height, width)
     if crop:
       self.model.check_video(frames, crop, crop)
-      if crop > min(height, width):
-        raise UserError(
-          f"config.data.crop={crop}",
-          f"is larger than the frames, {height}x{width}",
-          f"use at most {min(height, width)}",
-        )
+    if crop > largest:
+      raise UserError(
+        f"config.data.crop={crop}",
+        f"is larger than the frames, {height}x{width}",
+        f"use at most {largest}",
+      )
     for side in (height, width, crop):
       if side % self.upscale:
         raise UserError(
@@ -281,16 +273,14 @@ class Experiment:
         )
 
   def _check_channels(self) -> None:
-    channels, expected = self.model.in_channels, 3 if self.upscale == 1 else 6
-    if channels != expected:
+    inputs, expected = self.model.in_channels, 3 if self.upscale == 1 else 6
+    if inputs != expected:
       raise UserError(
-        f"config.model.in_channels={channels}",
+        f"config.model.in_channels={inputs}",
         f"does not fit config.upscale={self.upscale}, whose input has "
         f"{expected} channels",
         f"set it to {expected}",
       )
-
-  def _check_conditioning(self) -> None:
     channels, masks = self.model.cond_channels, self.data.masks
     if self.stage == CONDITIONAL and not channels:
       raise UserError(
@@ -314,19 +304,20 @@ class Experiment:
 
   def _check_text_trains(self) -> None:
     """Later stages and adapters share the encoder of the first stage."""
-    conflicts = {
-      f"config.stage={self.stage!r}": self.parent is not None,
-      f"config.lora.rank={self.lora.rank}": self.lora.rank > 0,
-      "config.diffusion.null_text='empty'": (
-        self.diffusion.null_text == "empty"  # its features would change
+    fits = {  # with 'empty', the features of the null text would change
+      "stage": (self.stage, self.parent is None),
+      "lora.rank": (self.lora.rank, not self.lora.rank),
+      "diffusion.null_text": (
+        self.diffusion.null_text,
+        self.diffusion.null_text != "empty",
       ),
-      f"config.text.dtype={self.text.dtype!r}": self.text.dtype != "float32",
+      "text.dtype": (self.text.dtype, self.text.dtype == "float32"),
     }
-    for name, conflict in conflicts.items():
-      if conflict:
+    for name, (value, fit) in fits.items():
+      if not fit:
         raise UserError(
           "config.text.train=True",
-          f"cannot be combined with {name}",
+          f"cannot be combined with config.{name}={value!r}",
           "train the encoder in an image stage, in float32 and with "
           "null_text='zeros'",
         )

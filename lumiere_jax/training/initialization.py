@@ -3,12 +3,15 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import math
 import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from lumiere_jax.diffusion.noise_levels import auto_shift
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.models import lora, t5
 from lumiere_jax.models.params import (
@@ -26,12 +29,7 @@ from lumiere_jax.stages.config import AUTO, StageConfig, descendants
 from lumiere_jax.stages.denoiser import cast_kernels
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.training.checkpoints import Checkpoints
-from lumiere_jax.training.compatibility import (
-  EVERYTHING,
-  SCRATCH,
-  check_source,
-  set_auto_shift,
-)
+from lumiere_jax.training.compatibility import EVERYTHING, SCRATCH, check_source
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.optimizer import make_optimizer
 from lumiere_jax.training.state import TrainState, init_state
@@ -42,10 +40,7 @@ from lumiere_jax.typing import FlatParams
 def check_init_from(experiment: Experiment, *, resuming: bool) -> None:
   """Raises a UserError where `init_from` is missing or does not fit.
 
-  Args:
-    experiment: the stage.
-    resuming: the workdir has a checkpoint: the source is no longer needed and
-      may be gone.
+  A run that resumes from a checkpoint no longer needs it; it may be gone.
   """
   name = option("config.init_from")
   if experiment.parent and not experiment.init_from:
@@ -64,7 +59,8 @@ def check_init_from(experiment: Experiment, *, resuming: bool) -> None:
       "set config.init_from=DIR to its bundle or workdir, or the rank to 0",
     )
   if not from_scratch(experiment) and not resuming:
-    check_source(experiment, stage_config(*_open_source(experiment)))
+    bundle, stage = _open_source(experiment)
+    check_source(experiment, _stage_config(bundle, stage))
 
 
 def resolve_max_distance(
@@ -74,19 +70,17 @@ def resolve_max_distance(
 
   A resumed run and an adapter keep that of the weights they belong to. A run
   that starts from a video model has at least that: for longer clips its
-  position biases are widened, for shorter ones they stay.
+  position biases are widened, for shorter ones they stay. A number in the
+  config that is too small, or differs where it is fixed, is a UserError.
 
   Args:
-    experiment: if it sets a number, that must be possible.
+    experiment: the stage.
     run: the record of the run to resume; None: a new run.
-
-  Raises:
-    UserError: its number is too small, or differs where it is fixed.
   """
-  if not experiment.model.temporal:
+  temporal, network = experiment.model.temporal, experiment.network.temporal
+  if not temporal or not network:
     return experiment
-  asked = experiment.model.temporal.max_distance
-  for_clips = experiment.network.temporal.max_distance
+  asked = temporal.max_distance
   known, owner = 0, "the resumed run"
   if run:
     known = _max_distance(run["config"])
@@ -101,8 +95,8 @@ def resolve_max_distance(
       f"does not fit: {owner} has {known}",
       f"set it to {known}, or to 0 to choose it automatically",
     )
-  number = known if known and fixed else max(for_clips, known)
-  temporal = dataclasses.replace(experiment.model.temporal, max_distance=number)
+  number = known if known and fixed else max(network.max_distance, known)
+  temporal = dataclasses.replace(temporal, max_distance=number)
   model = dataclasses.replace(experiment.model, temporal=temporal)
   return dataclasses.replace(experiment, model=model)
 
@@ -127,19 +121,60 @@ def trainable_pattern(experiment: Experiment) -> str:
   return experiment.train.trainable
 
 
-def resolve_shift(experiment: Experiment) -> Experiment:
-  """The experiment, with its noise shift as a number."""
-  if experiment.diffusion.shift != AUTO or from_scratch(experiment):
+def resolve_shift(
+  experiment: Experiment, run: Mapping[str, Any] | None = None
+) -> Experiment:
+  """The experiment, with its noise shift as a number.
+
+  A resumed `run` keeps the recorded one; others follow `set_auto_shift`.
+  """
+  if experiment.diffusion.shift != AUTO:
+    return experiment
+  shift = (run or {}).get("config", {}).get("diffusion", {}).get("shift")
+  if shift is not None:
+    if multihost.is_primary():
+      print(
+        f"config.diffusion.shift={AUTO}: {shift:g}, recorded when this run "
+        "began",
+        file=sys.stderr,
+      )
+    return _with_shift(experiment, shift)
+  if from_scratch(experiment):
     return set_auto_shift(experiment)
   bundle, stage = _open_source(experiment)
-  config = stage_config(bundle, stage)
+  config = _stage_config(bundle, stage)
   if "inflated_from" in bundle.parts[stage].meta:  # not trained on clips yet
     config = config.as_image()
   return set_auto_shift(experiment, config)
 
 
-def stage_config(bundle: bundles.Bundle, stage: str) -> StageConfig:
-  """The config of a stage of a bundle."""
+def set_auto_shift(
+  experiment: Experiment, source: StageConfig | None = None
+) -> Experiment:
+  """The experiment, with the number that a shift of 'auto' stands for.
+
+  Args:
+    experiment: its frames and pixels count.
+    source: the model it starts from. None: for a stage with a parent, an
+      unshifted image model at the same resolution; for others, none.
+  """
+  if experiment.diffusion.shift != AUTO:
+    return experiment
+  pixels = math.prod(experiment.data.resolution)
+  parent = (1, pixels, 0.0) if experiment.parent else None
+  if source:
+    video, shift = source.video, float(source.diffusion.shift)
+    parent = video.num_frames, math.prod(video.resolution), shift
+  shift = auto_shift(experiment.data.num_frames, pixels, parent)
+  return _with_shift(experiment, round(shift, 4))
+
+
+def _with_shift(experiment: Experiment, shift: float) -> Experiment:
+  diffusion = dataclasses.replace(experiment.diffusion, shift=shift)
+  return dataclasses.replace(experiment, diffusion=diffusion)
+
+
+def _stage_config(bundle: bundles.Bundle, stage: str) -> StageConfig:
   where = f"{bundle.folder}: parts.{stage}.meta"
   return StageConfig.from_meta(bundle.parts[stage].meta, where)
 
@@ -170,14 +205,13 @@ def init_or_restore(
   Raises:
     UserError: weights or checkpoint were made with another config.
   """
-  pattern = trainable_pattern(experiment)
   # One function object: JAX traces it once.
   fresh = functools.partial(fresh_params, experiment, task)
-  abstract, _ = _abstract_state(experiment, jax.eval_shape(fresh), mesh)
+  abstract, _ = abstract_state(experiment, task, mesh, fresh)
   restored = checkpoints.restore(abstract)
   if restored is None:
     params = _initial_params(experiment, task, mesh, text, fresh)
-    trainable, frozen = split(params, pattern)
+    trainable, frozen = split(params, trainable_pattern(experiment))
     name = checkpoints.save_frozen(multihost.to_host(frozen))
     # Trainable leaves are float32, whatever the source was (IF's is float16).
     float32 = lambda x: x.astype(jnp.float32) if x.dtype != jnp.float32 else x
@@ -198,30 +232,27 @@ def init_or_restore(
 
 
 def abstract_state(
-  experiment: Experiment, task: Task, mesh: jax.sharding.Mesh
+  experiment: Experiment,
+  task: Task,
+  mesh: jax.sharding.Mesh,
+  fresh: Callable[[], FlatParams] | None = None,
 ) -> tuple[TrainState, FlatParams]:
   """Shapes and shardings of the state and the frozen weights.
 
   Dtypes of frozen weights are those the config initialises them in; a source
-  may have others.
+  may have others. `fresh` defaults to `fresh_params`.
   """
-  shapes = jax.eval_shape(functools.partial(fresh_params, experiment, task))
-  return _abstract_state(experiment, shapes, mesh)
-
-
-def _abstract_state(
-  experiment: Experiment, shapes: FlatParams, mesh: jax.sharding.Mesh
-) -> tuple[TrainState, FlatParams]:
+  fresh = fresh or functools.partial(fresh_params, experiment, task)
+  shapes = jax.eval_shape(fresh)
   trainable, frozen = split(shapes, trainable_pattern(experiment))
   first = functools.partial(init_state, optimizer=_optimizer(experiment))
   state = jax.eval_shape(first, trainable)
   frozen = jax.eval_shape(lambda flat: cast_frozen(flat, experiment), frozen)
-  return tuple(
-    multihost.abstract(tree, shardings(tree, mesh)) for tree in (state, frozen)
-  )
+  sharded = lambda tree: multihost.abstract(tree, shardings(tree, mesh))
+  return sharded(state), sharded(frozen)
 
 
-def _optimizer(experiment: Experiment):
+def _optimizer(experiment: Experiment) -> optax.GradientTransformation:
   return make_optimizer(experiment.train, joint=experiment.joint)
 
 
@@ -323,15 +354,15 @@ def _drop_extra_leaves(
       return experiment.model.temporal is None
     return not is_spatial(path) and not experiment.model.cond_channels
 
-  kept = {k: v for k, v in source.items() if not is_extra(k)}
-  if len(kept) < len(source):
-    dropped = sorted({k.partition("/")[0] for k in source.keys() - kept.keys()})
+  extra = set(filter(is_extra, source))
+  if extra:
+    dropped = sorted({path.partition("/")[0] for path in extra})
     print(
-      f"{name} has {len(source) - len(kept)} leaves that stage "
-      f"{experiment.stage!r} does not use; dropped: {', '.join(dropped)}",
+      f"{name} has {len(extra)} leaves that stage {experiment.stage!r} does "
+      f"not use; dropped: {', '.join(dropped)}",
       file=sys.stderr,
     )
-  return kept
+  return {k: v for k, v in source.items() if k not in extra}
 
 
 def _open_source(experiment: Experiment) -> tuple[bundles.Bundle, str]:

@@ -1,13 +1,12 @@
 """The training loop, the same for every stage."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import functools
 from pathlib import Path
 import sys
 import time
-from typing import Any
 
 import jax
 
@@ -21,7 +20,6 @@ from lumiere_jax.training.compatibility import (
   check_text_encoder,
   finished_step,
   last_run,
-  restore_shift,
 )
 from lumiere_jax.training.config import Experiment, TrainConfig
 from lumiere_jax.training.evaluation import HeldOut
@@ -46,14 +44,16 @@ from lumiere_jax.training.workdir import (
   report_disk_errors,
 )
 
+BEST = "best"
+"""The bundle with the lowest held-out loss, beside `bundle`, the newest."""
+
 
 class ProfileWindow:
   """Profiles the configured steps into `workdir/profile`."""
 
   def __init__(self, config: TrainConfig, workdir: Path):
-    self._steps = range(
-      config.profile_from, config.profile_from + config.profile_steps
-    )
+    first = config.profile_from
+    self._steps = range(first, first + config.profile_steps)
     self._folder = workdir / "profile"
     self._on = False
 
@@ -70,17 +70,12 @@ class ProfileWindow:
       self._on = False
 
 
-BEST = "best"
-"""The bundle with the lowest held-out loss, beside `bundle`, the newest."""
-
-
 class PeriodicActions:
   """Evaluation, previews and saving, and when saving is due."""
 
   def __init__(self, run: Run, logger: MetricLogger):
     self._run, self._logger = run, logger
     self._config = run.experiment.train
-    self._exporter = run.exporter()
     self._saved_at = time.monotonic()
     # Losses at other noise levels are not comparable.
     levels = run.task.evaluation_log_snrs
@@ -92,27 +87,23 @@ class PeriodicActions:
 
   @functools.cached_property
   def _held_out(self) -> HeldOut:
-    return self._run.held_out()
+    return HeldOut(self._run)
 
   @functools.cached_property
   def _previews(self) -> Previews:
-    return self._run.previews()
+    return Previews(self._run)
 
   def evaluate(self) -> None:
     """Computes and logs the held-out loss, once per step."""
     step = self._run.step
-    if not self._config.eval_clips or step in self._losses:
-      return
-    record: Mapping[str, Any] = self._held_out(
-      self._run.state, self._run.frozen, final=step == self._config.steps
-    )
-    self._logger.log_held_out(record)
-    self._losses[step] = record["loss"]
+    if self._config.eval_clips and step not in self._losses:
+      record = self._held_out(final=step == self._config.steps)
+      self._logger.log_held_out(record)
+      self._losses[step] = record["loss"]
 
   def preview(self) -> None:
     """Samples and logs preview clips."""
-    clips = self._previews(self._run.state, self._run.frozen)
-    self._logger.log_previews(self._run.step, clips)
+    self._logger.log_previews(self._run.step, self._previews())
 
   def save_due(self, step: int) -> bool:
     """Whether to save: by steps, by minutes, or as the best state so far."""
@@ -134,9 +125,9 @@ class PeriodicActions:
     run, step = self._run, self._run.step
     run.checkpoints.save(run.state, run.frozen_name, self._losses.get(step))
     self._saved_at = time.monotonic()
-    self._exporter.save(run.state)
+    run.export()
     if self._is_best(step):
-      self._exporter.save(run.state, BEST)
+      run.export(BEST)
 
   def _is_best(self, step: int) -> bool:
     """Whether this step has the lowest held-out loss so far."""
@@ -158,7 +149,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
   resuming = experiment.resume and (workdir / "checkpoints").is_dir()
   check_init_from(experiment, resuming=resuming)
   before = last_run(workdir) if resuming else {}
-  experiment = resolve_shift(restore_shift(experiment, before))
+  experiment = resolve_shift(experiment, before)
   experiment = resolve_max_distance(experiment, before if resuming else None)
   check_resumed(experiment, before)
   with (
@@ -178,7 +169,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
     check_platform(experiment.model.attention_kernel, platform_of(mesh))
     config = experiment.train
     check_batch(config.batch_size, config.accumulate, mesh)
-    with contextlib.closing(Run.open(experiment, workdir, mesh)) as run:
+    with contextlib.closing(Run(experiment, workdir, mesh)) as run:
       check_text_encoder(run.text.identity, before)
       report_start(run)
       logger = MetricLogger(experiment, workdir, run.step, run.load_timer)

@@ -1,4 +1,4 @@
-"""Metrics, progress bar and previews of a training run."""
+"""Metrics of a run: JSON lines, progress bar, TensorBoard, Weights & Biases."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -7,26 +7,31 @@ import json
 import os
 from pathlib import Path
 import sys
+import tempfile
 import time
-from typing import Any
+from typing import Any, NamedTuple
+import uuid
 
 import jax
+import numpy as np
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from lumiere_jax.data.loader import LoadTimer
 from lumiere_jax.errors import UserError
+from lumiere_jax.media.video_writer import write_video
 from lumiere_jax.parallel.hardware import peak_flops
 from lumiere_jax.parallel.multihost import barrier, is_primary
 from lumiere_jax.storage.atomic import writing
 from lumiere_jax.training.config import Experiment
-from lumiere_jax.training.metric_writers import (
-  MetricWriter,
-  PreviewClip,
-  TensorBoard,
-  WeightsAndBiases,
-)
 from lumiere_jax.training.param_overview import MEBI
 from lumiere_jax.training.train_step import Metrics, Program
+
+_NOT_PLOTTED = ("step", "log_snr", "share")
+_LONG_WAIT = 0.25  # Share of time waiting for data above which to warn.
+_GIF_MAX_FPS = 50.0
 
 
 class JsonLines:
@@ -63,16 +68,121 @@ class JsonLines:
 
   def rewind(self, step: int) -> None:
     """Removes lines of later steps than the one a run resumes from."""
-    if not self.path.exists():
-      return
-    kept = [r for r in self.read() if r["step"] <= step]
-    with writing(self.path) as file:
-      file.write("".join(json.dumps(r) + "\n" for r in kept).encode())
+    if self.path.exists():
+      kept = [json.dumps(r) + "\n" for r in self.read() if r["step"] <= step]
+      with writing(self.path) as file:
+        file.write("".join(kept).encode())
 
 
-# The axis of losses by noise level; not plotted as metrics.
-_AXES = ("log_snr", "share")
-_LONG_WAIT = 0.25  # Share of time waiting for data above which to warn.
+class PreviewClip(NamedTuple):
+  """A (t, h, w, 3) uint8 clip and its file; its name is that of all steps."""
+
+  name: str
+  path: Path
+  video: np.ndarray
+  fps: float
+
+
+class TensorBoard:
+  """Event files in a folder; events of a killed run beyond `start` are void.
+
+  Events are written synchronously: the writer thread of tensorboardX's
+  SummaryWriter blocks forever once the disk is full.
+  """
+
+  def __init__(self, folder: Path, start: int):
+    folder.mkdir(parents=True, exist_ok=True)
+    self._file = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+    session = SessionLog(status=SessionLog.START)
+    self._write(Event(step=start, session_log=session))
+
+  def scalars(self, step: int, record: Mapping[str, Any]) -> None:
+    """Writes all numbers of a record, nested ones too."""
+    values = [
+      Summary.Value(tag=name, simple_value=value)
+      for name, value in flat_numbers(record).items()
+    ]
+    self._write(Event(step=step, summary=Summary(value=values)))
+
+  def clip(self, step: int, clip: PreviewClip) -> None:
+    """Writes the clip as an animated GIF among the images."""
+    with tempfile.TemporaryDirectory() as folder:
+      gif = Path(folder) / "clip.gif"
+      write_video(gif, clip.video, min(clip.fps, _GIF_MAX_FPS))
+      encoded = gif.read_bytes()
+    _, height, width, _ = clip.video.shape
+    image = Summary.Image(
+      height=height, width=width, colorspace=3, encoded_image_string=encoded
+    )
+    value = Summary.Value(tag=clip.name, image=image)
+    self._write(Event(step=step, summary=Summary(value=[value])))
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
+  def _write(self, event: Event) -> None:
+    event.wall_time = time.time()
+    self._file.write_event(event)
+    self._file.flush()
+
+
+class WeightsAndBiases:
+  """A run on Weights & Biases; a resumed run goes on in the same one."""
+
+  def __init__(self, project: str, workdir: Path, config: Mapping[str, Any]):
+    """Opens the run named in the workdir, or a new one."""
+    try:
+      import wandb
+    except ImportError as error:
+      raise UserError(
+        f"config.train.wandb={project!r}",
+        "needs the wandb package",
+        "install it with pip install wandb, or leave the option out",
+      ) from error
+    self._wandb = wandb
+    name = workdir / "wandb_run"
+    if not name.exists():
+      name.write_text(uuid.uuid4().hex[:8])
+    try:
+      self._run = wandb.init(
+        project=project,
+        id=name.read_text(),
+        name=workdir.name,
+        dir=str(workdir),
+        config=dict(config),
+        resume="allow",
+      )
+    except wandb.errors.Error as error:  # no key, no network
+      raise UserError(
+        f"config.train.wandb={project!r}",
+        f"cannot be opened ({error})",
+        "log in with `wandb login`, set WANDB_MODE=offline, or leave the "
+        "option out",
+      ) from error
+
+  def scalars(self, step: int, record: Mapping[str, Any]) -> None:
+    """Writes all numbers of a record, nested ones too."""
+    self._run.log(flat_numbers(record), step=step)
+
+  def clip(self, step: int, clip: PreviewClip) -> None:
+    """Sends the file of a clip."""
+    is_image = clip.path.suffix == ".png"
+    kind = self._wandb.Image if is_image else self._wandb.Video
+    self._run.log({clip.name: kind(str(clip.path))}, step=step)
+
+  def close(self) -> None:
+    """Finishes the run."""
+    self._run.finish()
+
+
+def flat_numbers(record: Mapping[str, Any]) -> dict[str, float]:
+  """Numbers in nested mappings and lists, such as {'grad_norms/mid': 0.1}."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): float(value)
+    for path, value in jax.tree_util.tree_leaves_with_path(dict(record))
+    if isinstance(value, int | float)
+  }
 
 
 class MetricLogger:
@@ -93,7 +203,7 @@ class MetricLogger:
     self._primary = is_primary()
     self._metrics = JsonLines(workdir / "metrics.jsonl")
     self._held_out = JsonLines(workdir / "held_out.jsonl")
-    self._writers: list[MetricWriter] = []
+    self._writers: list[TensorBoard | WeightsAndBiases] = []
     if self._primary:
       for log in (self._metrics, self._held_out):
         log.rewind(start)
@@ -102,7 +212,6 @@ class MetricLogger:
         config = dataclasses.asdict(experiment)
         self._writers.append(WeightsAndBiases(project, workdir, config))
     barrier("journal")  # all processes read the rewound files
-    self._interval = _Interval()
     self._warned = False
     self._bar = tqdm(
       desc=experiment.stage,
@@ -113,40 +222,33 @@ class MetricLogger:
       dynamic_ncols=True,
       disable=not self._primary,
     )
+    self.start_clock()
 
   def start_clock(self) -> None:
-    """Starts timing."""
-    self._interval = _Interval()
+    """Starts timing, and counting, anew."""
+    self._began = time.monotonic()
+    self._steps, self._flops, self._left_out, self._waited = 0, 0, 0.0, 0.0
 
   def held_out_records(self) -> list[dict[str, Any]]:
     """Records of held-out losses so far."""
     return self._held_out.read()
 
   def log_step(self, step: int, metrics: Metrics, flops: int) -> None:
-    """Counts a step; at log steps, waits for its metrics and writes them.
+    """Counts a step, from 1, and its model FLOPs.
 
-    Args:
-      step: number of the step, from 1.
-      metrics: of the step, on the device.
-      flops: its model FLOPs.
-
-    Raises:
-      UserError: too many steps in a row were skipped.
+    At log steps, waits for its metrics and writes them; too many skipped steps
+    in a row are a UserError then.
     """
     config = self._experiment.train
-    self._interval.steps += 1
-    self._interval.flops += flops
+    self._steps += 1
+    self._flops += flops
     self._bar.update()
     if step % config.log_every and step != config.steps:
       return
     values = jax.tree.map(float, metrics)
     in_a_row = int(values.pop("skipped_in_a_row"))
-    record = {
-      "step": step,
-      **values,
-      "skipped": int(values["skipped"]),
-      **self._speed(),
-    }
+    skipped = int(values["skipped"])
+    record = {"step": step, **values, "skipped": skipped, **self._speed()}
     self._write(self._metrics, record, "train")
     self._bar.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
     if in_a_row >= config.max_skips:
@@ -173,14 +275,11 @@ class MetricLogger:
   def log_compilation(
     self, shape: tuple[int, ...], program: Program, waited: float
   ) -> None:
-    """Reports a compiled program for batches of a shape.
+    """Reports a program for batches of a shape, and the seconds waited for it.
 
-    Args:
-      shape: of the batches.
-      program: for these.
-      waited: seconds that training waited for it; they count for no step.
+    These count for no step.
     """
-    self._interval.leave_out(waited)
+    self._left_out += waited
     memory = program.temporary_bytes
     size = "" if memory is None else f", {memory / MEBI:,.0f} MiB temporary"
     self.print(
@@ -198,19 +297,15 @@ class MetricLogger:
     """Time in this block counts as waiting for data."""
     before = time.monotonic()
     yield
-    self._interval.waited += time.monotonic() - before
+    self._waited += time.monotonic() - before
 
   @contextlib.contextmanager
   def untimed(self, metrics: Metrics | None) -> Iterator[None]:
-    """Time in this block counts for no step.
-
-    Args:
-      metrics: of the last step; waits for them first.
-    """
+    """Waits for the last step's metrics; then, time counts for no step."""
     jax.block_until_ready(metrics)
     before = time.monotonic()
     yield
-    self._interval.leave_out(time.monotonic() - before)
+    self._left_out += time.monotonic() - before
 
   def close(self) -> None:
     """Flushes and closes all writers."""
@@ -223,46 +318,32 @@ class MetricLogger:
   ) -> None:
     if self._primary:
       log.append(record)
-      scalars = {k: v for k, v in record.items() if k not in _AXES}
+      scalars = {k: v for k, v in record.items() if k not in _NOT_PLOTTED}
       for writer in self._writers:
         writer.scalars(record["step"], {name: scalars})
 
   def _speed(self) -> dict[str, Any]:
     """Speed since the last log step; `tflops` and `mfu` are per device."""
-    done, self._interval = self._interval, _Interval()
-    seconds = max(done.seconds, 1e-9)
-    flops = done.flops / seconds / jax.device_count()
+    seconds = max(time.monotonic() - self._began - self._left_out, 1e-9)
+    flops = self._flops / seconds / jax.device_count()
     peak = peak_flops(jax.devices()[0].device_kind)
-    waited = done.waited / seconds
+    waited = self._waited / seconds
     load_seconds = self._load_timer.take()
-    threads = self._experiment.data.threads
-    if waited > _LONG_WAIT and not self._warned and done.steps > 1:
+    if waited > _LONG_WAIT and not self._warned and self._steps > 1:
       self._warned = True
       self.print(
         f"data: {waited:.0%} of the time is spent waiting for clips; raise "
         "config.data.threads, or preprocess the clips (python -m "
         "lumiere_jax.prepare)"
       )
+    clips = self._steps * self._experiment.train.batch_size
+    self.start_clock()
     return {
       "seconds": round(seconds, 3),
-      "clips_per_s": done.steps * self._experiment.train.batch_size / seconds,
+      "clips_per_s": clips / seconds,
       "data_wait": waited,
-      "loader_clips_per_s": load_seconds and threads / load_seconds,
+      "loader_clips_per_s": load_seconds
+      and self._experiment.data.threads / load_seconds,
       "tflops": flops / 1e12,
       "mfu": peak and flops / peak,
     }
-
-
-class _Interval:
-  """Counters since the last log step."""
-
-  def __init__(self):
-    self._began, self._left_out = time.monotonic(), 0.0
-    self.steps, self.flops, self.waited = 0, 0, 0.0
-
-  def leave_out(self, seconds: float) -> None:
-    self._left_out += seconds
-
-  @property
-  def seconds(self) -> float:
-    return time.monotonic() - self._began - self._left_out

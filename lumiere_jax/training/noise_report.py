@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import html
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,7 @@ _TICKS = 18  # Height of a row of levels.
 def noise_summary(experiment: Experiment) -> dict[str, Any]:
   """Log-SNRs of training (deciles) and sampling (grid), for JSON.
 
-  Args:
-    experiment: its shift must be a number.
+  The experiment's shift must be a number.
   """
   frames, pixels = _clip(experiment)
   at = jnp.arange(1, 10, dtype=jnp.float32) / 10
@@ -38,21 +36,14 @@ def noise_summary(experiment: Experiment) -> dict[str, Any]:
   }
 
 
-def show_noise(experiment: Experiment) -> None:
-  """Prints `noise_summary` as JSON; -Infinity is pure noise."""
-  print(json.dumps(noise_summary(experiment), indent=2))
-
-
 def draw_noise(experiment: Experiment, file: Path) -> None:
   """Draws the same as an SVG file; the shift must be a number."""
   frames, pixels = _clip(experiment)
   at = jnp.asarray((np.arange(20_000) + 0.5) / 20_000, jnp.float32)
   drawn = np.asarray(experiment.diffusion.make_noise().log_snr(at))
   decided = {
-    f"colour of {count} frame{'s' * (count > 1)} decided": decisive_log_snr(
-      count, pixels
-    )
-    for count in dict.fromkeys((frames, 1))
+    f"colour of {n} frame{'s' * (n > 1)} decided": decisive_log_snr(n, pixels)
+    for n in dict.fromkeys((frames, 1))
   }
   size = "x".join(map(str, (frames, *experiment.data.resolution)))
   svg = chart(
@@ -71,22 +62,13 @@ def chart(
   grids: Mapping[str, Sequence[float]],
   decided: Mapping[str, float],
 ) -> str:
-  """An SVG chart of noise levels along a log-SNR axis.
+  """An SVG chart of noise levels along a log-SNR axis, by their labels.
 
-  Args:
-    title: of the chart.
-    draws: label -> log-SNRs, drawn as a histogram.
-    grids: label -> log-SNRs, drawn as a row of marks.
-    decided: label -> log-SNR, drawn as a vertical line.
+  `draws` are histograms, `grids` rows of marks, `decided` vertical lines.
   """
-  x = lambda log_snr: (
-    _LEFT
-    + (min(max(log_snr, _LOW), _HIGH) - _LOW)
-    / (_HIGH - _LOW)
-    * (_WIDTH - _LEFT - _RIGHT)
-  )
-  parts, y = [], 44
-  parts.append(_text(4, 14, title, "#222"))
+  scale = (_WIDTH - _LEFT - _RIGHT) / (_HIGH - _LOW)
+  x = lambda log_snr: _LEFT + (min(max(log_snr, _LOW), _HIGH) - _LOW) * scale
+  parts, y = [_text(4, 14, title, "#222")], 44
   for name, values in draws.items():
     parts.append(_text(4, y + _BAND - 4, name) + _bars(values, x, y))
     y += _BAND + 8

@@ -1,8 +1,9 @@
 """Optimizers and learning rates."""
 
 import re
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
+from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,7 +16,8 @@ from lumiere_jax.typing import FlatParams
 T = TypeVar("T")
 
 
-class SeparateCount(NamedTuple):
+@struct.dataclass
+class SeparateCount:
   """Optimizer state with a separate update count for the added leaves.
 
   Added leaves are those of inflation: temporal layers and `cond_in`.
@@ -34,12 +36,10 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Gradient clipping, the optimizer, weight decay and the learning rate.
 
-  Args:
-    config: the training config.
-    joint: whether steps on images leave the added leaves unchanged (see
-      `state.restore_added`). These then have an update count of their own, for
-      Adam's bias correction and Adafactor's decay. The learning rate is the
-      same for all leaves and follows the steps that were not skipped.
+  In `joint` training, steps on images leave the added leaves unchanged (see
+  `state.restore_added`). These then have an update count of their own, for
+  Adam's bias correction and Adafactor's decay. The learning rate is the same
+  for all leaves and follows the steps that were not skipped.
   """
   kinds = {
     "adam": lambda: optax.scale_by_adam(config.b1, config.b2, config.eps),
@@ -167,7 +167,7 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
   up, down = max(config.warmup_steps, 1), config.cooldown_steps
   top, end = config.learning_rate, config.final_learning_rate
 
-  def decayed(step: jax.Array) -> jax.Array:
+  def decayed(step: jax.Array) -> jax.Array | float:
     if config.decay == "cosine":
       done = jnp.clip((step - up) / max(config.steps - up, 1), 0.0, 1.0)
       return end + (top - end) * (1 + jnp.cos(jnp.pi * done)) / 2

@@ -13,6 +13,7 @@ from lumiere_jax.models.params import is_temporal
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.typing import FlatParams
 
+MEBI = 2**20
 _LEVEL = re.compile(r"(temporal_)?(down|up)_(\d+)_")
 
 
@@ -46,9 +47,6 @@ def _block_order(block: str) -> tuple:
   rank = {"down": 1, "mid": 2, "up": 3, "head": 4}.get(side, 0)
   depth = int(level) if rank in (1, 3) else 0
   return rank, -depth if side == "up" else depth, is_temporal(block), block
-
-
-MEBI = 2**20
 
 
 def parameter_table(trainable: FlatParams, frozen: FlatParams) -> str:
@@ -92,12 +90,11 @@ def _bytes(tree: Any) -> int:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """The first column to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-  line = lambda row: (
-    "  "
-    + "  ".join(
-      cell.rjust(width) if i else cell.ljust(width)
-      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-  )
-  return "\n".join(line(row).rstrip() for row in (head, *rows))
+  lines = []
+  for name, *cells in (head, *rows):
+    right = zip(cells, widths[1:], strict=True)
+    line = [name.ljust(widths[0]), *(cell.rjust(n) for cell, n in right)]
+    lines.append(f"  {'  '.join(line)}".rstrip())
+  return "\n".join(lines)

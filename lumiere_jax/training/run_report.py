@@ -6,7 +6,7 @@ import html
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lumiere_jax.training.metric_logger import JsonLines
 
@@ -45,27 +45,23 @@ class RunSummary:
   """
 
   name: str
-  command: str
-  seconds: float
+  command: str = ""
+  seconds: float = 0.0
   parameters: dict[str, int]
   losses: list[tuple[int, float]]
   held_out: list[tuple[int, float]]
   frame_by_frame: float | None
 
   @classmethod
-  def read(
-    cls, workdir: Path, *, name: str, command: str = "", seconds: float = 0.0
-  ) -> "RunSummary":
-    """Reads the log files in a workdir."""
+  def read(cls, workdir: Path, **about: Any) -> "RunSummary":
+    """Reads the log files in a workdir; `about` are the other attributes."""
+    log = lambda name: JsonLines(workdir / f"{name}.jsonl").read()
     pairs = lambda records: [(r["step"], r["loss"]) for r in records]
-    held_out = JsonLines(workdir / "held_out.jsonl").read()
-    start = JsonLines(workdir / "runs.jsonl").read()[-1]
+    held_out = log("held_out")
     return cls(
-      name=name,
-      command=command,
-      seconds=seconds,
-      parameters=start["parameters"],
-      losses=pairs(JsonLines(workdir / "metrics.jsonl").read()),
+      **about,
+      parameters=log("runs")[-1]["parameters"],
+      losses=pairs(log("metrics")),
       held_out=pairs(held_out),
       frame_by_frame=held_out[-1].get("frame_by_frame") if held_out else None,
     )
@@ -83,16 +79,8 @@ class RunSummary:
     }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sample:
-  """A sampled video or image.
-
-  Attributes:
-    file: its name in the folder of the page.
-    title: its heading.
-    caption: one line about it.
-    command: that made it.
-  """
+class Sample(NamedTuple):
+  """A video or image: file beside the page, heading, caption, its command."""
 
   file: str
   title: str
@@ -109,30 +97,29 @@ def write_page(
   """Writes index.html and metrics.json beside the samples in `folder`."""
   numbers = {run.name: run.numbers() for run in runs}
   (folder / "metrics.json").write_text(json.dumps(numbers, indent=2) + "\n")
-  commands = "\n".join(one.command for one in [*samples, *runs])
+  commands = [sample.command for sample in samples]
+  commands += [run.command for run in runs]
+  note = "Losses are those of the first and last batch."
+  if all(run.held_out for run in runs):
+    note = (
+      "Losses are on held-out clips and fixed noise, before and after "
+      "training. <i>Frame by frame</i>: the same weights without the temporal "
+      "layers."
+    )
   body = [
     f"<h1>{html.escape(title)}</h1>",
     *map(_figure, samples),
     "<h2>Training</h2>",
-    f"<p>{_loss_note(runs)}</p>",
+    f"<p>{note}</p>",
     _table(runs),
     *(_curve(run) for run in runs),
     "<h2>Commands</h2>",
-    f"<pre>{html.escape(commands)}</pre>",
+    "<pre>" + html.escape("\n".join(commands)) + "</pre>",
   ]
   (folder / "index.html").write_text(
     f'<!doctype html><html lang="en"><meta charset="utf-8">'
     f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
     f"<body>{''.join(body)}</body></html>\n"
-  )
-
-
-def _loss_note(runs: Sequence[RunSummary]) -> str:
-  if not all(run.held_out for run in runs):
-    return "Losses are those of the first and last batch."
-  return (
-    "Losses are on held-out clips and fixed noise, before and after training. "
-    "<i>Frame by frame</i>: the same weights without the temporal layers."
   )
 
 
@@ -157,17 +144,13 @@ def _table(runs: Sequence[RunSummary]) -> str:
   )
   rows = []
   for run in runs:
-    n = run.numbers()
-    spatial = n["last_loss_frame_by_frame"]
+    n, counts, spatial = run.numbers(), run.parameters, run.frame_by_frame
     rows.append(
       (
         run.name,
-        f"{n['parameters']['trainable']:,}",
-        f"{n['parameters']['frozen']:,}",
-        f"{n['steps']}",
-        f"{n['seconds']:.0f}",
-        f"{n['first_loss']:.4f}",
-        f"{n['last_loss']:.4f}",
+        *(f"{counts[name]:,}" for name in ("trainable", "frozen")),
+        *(n["steps"], f"{n['seconds']:.0f}"),
+        *(f"{n[name]:.4f}" for name in ("first_loss", "last_loss")),
         "" if spatial is None else f"{spatial:.4f}",
       )
     )

@@ -1,5 +1,6 @@
 """Training state and its update."""
 
+import dataclasses
 import functools
 
 from flax import struct
@@ -71,15 +72,19 @@ def apply_gradients(
   trainable = optax.apply_updates(state.trainable, updates)
   decay = ema_decay(state.step, config.ema_decay, config.ema_warmup)
   average = functools.partial(optax.incremental_update, step_size=1.0 - decay)
-  updated = state.replace(
-    trainable=trainable, ema=average(trainable, state.ema), opt_state=opt_state
+  updated = dataclasses.replace(
+    state,
+    trainable=trainable,
+    ema=average(trainable, state.ema),
+    opt_state=opt_state,
   )
   finite = jnp.isfinite(optax.tree.norm(grads))
   skip = 1 - finite.astype(jnp.int32)
   selected = jax.tree.map(
     lambda new, old: jnp.where(finite, new, old), updated, state
   )
-  return selected.replace(
+  return dataclasses.replace(
+    selected,
     step=state.step + 1,
     skipped=state.skipped + skip,
     skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
@@ -90,12 +95,8 @@ def restore_added(old: TrainState, new: TrainState) -> TrainState:
   """`new`, with weights, moments, averages and count of added leaves of `old`.
 
   A step on images bypasses the temporal layers, which must not drift on old
-  momentum.
-
-  Args:
-    old: the state before the step.
-    new: the state after it, of an optimizer with `joint=True`.
+  momentum. The optimizer is one with `joint=True`.
   """
   restored = select_added(old, new)
-  opt_state = restored.opt_state._replace(count=old.opt_state.count)
-  return restored.replace(opt_state=opt_state)
+  opt_state = dataclasses.replace(restored.opt_state, count=old.opt_state.count)
+  return dataclasses.replace(restored, opt_state=opt_state)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,7 @@ class Task:
     if not self.text_encoder:
       return batch
     encoder, _ = t5.split_params(params)
-    text = T5Encoder(self.text_encoder).apply(
+    text: Any = T5Encoder(self.text_encoder).apply(
       {"params": encoder}, batch["tokens"], batch["text_mask"]
     )
     return {**batch, "text": text}
@@ -86,25 +87,21 @@ class Task:
   def inputs(self, batch: Batch, keys: Keys) -> tuple[Video, Cond]:
     """Clean video in [-1, 1] and what the network is conditioned on.
 
-    Args:
-      batch: see `Batch`; without 'text', the returned one has none either.
-      keys: (b,) for crops, augmentation and noise.
+    The keys (b,) are for crops, augmentation and noise.
     """
     experiment = self.experiment
     crop_keys, level_keys, noise_keys = _split(keys, 3)
     video = batch["video"]
-    size = video.shape[2:4]
+    size = video.shape[2], video.shape[3]
     crops = random_crops(
       crop_keys, size, experiment.data.crop, experiment.upscale
     )
     cut = crops.cut if crops else lambda x: x
     x0 = to_float(cut(video))
-    cond = Cond(text=batch.get("text"), text_mask=batch["text_mask"])
-    frames = []
+    frames, level = [], None
     if experiment.upscale > 1:
       highest = experiment.diffusion.max_noise_level
       level = highest * jax.vmap(jax.random.uniform)(level_keys)
-      cond = cond.replace(noise_level=level)
       # Replicated over the devices that share the clip: it is small, and each
       # high-resolution row needs two of its rows.
       low = shrink(to_float(constrain(video, WHOLE_VIDEO)), experiment.upscale)
@@ -122,21 +119,18 @@ class Task:
     if experiment.model.cond_channels:
       mask = cut(batch["mask"]).astype(x0.dtype)
       frames.append(masked_frames(x0, mask))
-    if frames:
-      cond = cond.replace(frames=jnp.concatenate(frames, axis=-1))
     shard = lambda video: constrain(video, VIDEO)
-    return shard(x0), cond.map_frames(shard)
+    return shard(x0), Cond(
+      text=batch["text"],
+      text_mask=batch["text_mask"],
+      frames=shard(jnp.concatenate(frames, axis=-1)) if frames else None,
+      noise_level=level,
+    )
 
   def loss(
     self, params: FlatParams, batch: Batch, draws: Draws
   ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Training loss at random noise levels, with random caption dropout.
-
-    Args:
-      params: all weights.
-      batch: a batch or micro-batch.
-      draws: the random draws of the same clips.
-    """
+    """Loss of a (micro-)batch at random noise levels, some captions dropped."""
     diffusion = self.experiment.diffusion
     input_keys, drop_keys, loss_keys = _split(draws.keys, 3)
     x0, cond = self.inputs(self.encode(params, batch), input_keys)
@@ -147,7 +141,7 @@ class Task:
       self.denoiser(params, bypass_temporal=self.is_image_batch(batch)),
       x0,
       cond,
-      draws.replace(keys=loss_keys),
+      dataclasses.replace(draws, keys=loss_keys),
       noise=diffusion.make_noise(),
       schedule=make_schedule(diffusion.schedule),
       kind=diffusion.prediction,

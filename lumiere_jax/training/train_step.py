@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import optax
 
 from lumiere_jax.diffusion.loss import Draws
@@ -37,21 +38,17 @@ def loss_and_gradients(
   A batch is processed in `accumulate` micro-batches; random draws belong to
   clips and do not depend on the split.
   """
-
-  def loss_of(
-    trainable: FlatParams, frozen: FlatParams, batch: Batch, draws: Draws
-  ) -> jax.Array:
-    return task.loss({**trainable, **frozen}, batch, draws)[0]
-
-  def whole(*args: Any) -> tuple[jax.Array, FlatParams]:
-    loss, grads = jax.value_and_grad(loss_of)(*args)
-    return loss, constrain_leaves(grads)
-
   parts = experiment.train.accumulate
 
-  def micro(x: jax.Array) -> jax.Array:
-    # Strided, so that clips stay on their devices.
-    return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+  def whole(
+    trainable: FlatParams, frozen: FlatParams, batch: Batch, draws: Draws
+  ) -> tuple[jax.Array, FlatParams]:
+    loss_of = lambda leaves: task.loss({**leaves, **frozen}, batch, draws)[0]
+    loss, grads = jax.value_and_grad(loss_of)(trainable)
+    return loss, constrain_leaves(grads)
+
+  # Strided, so that clips stay on their devices.
+  micro = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
   def accumulated(
     trainable: FlatParams, frozen: FlatParams, batch: Batch, draws: Draws
@@ -104,22 +101,25 @@ def make_train_step(
 
 def jit_train_step(
   experiment: Experiment, task: Task, state: TrainState
-) -> Callable[..., tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
   """`make_train_step`, jitted; the new state keeps the shardings of the old.
 
-  Args:
-    experiment: the stage.
-    task: of the stage.
-    state: with its shardings; may be abstract.
+  The state may be abstract.
   """
+  mesh = _mesh_of(state)
   where = jax.tree.map(lambda leaf: leaf.sharding, state)
-  mesh = state.step.sharding.mesh
   return jax.jit(
     make_train_step(experiment, task),
     donate_argnums=0,
     out_shardings=(where, replicated(mesh)),
     compiler_options=compiler_options(platform_of(mesh)),
   )
+
+
+def _mesh_of(state: TrainState) -> Mesh:
+  mesh = getattr(state.step.sharding, "mesh", None)
+  assert isinstance(mesh, Mesh)
+  return mesh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ class TrainStep:
 
   def _compile(self, state: TrainState, *rest: Any) -> Program:
     start = time.monotonic()
-    with jax.set_mesh(state.step.sharding.mesh):  # per thread
+    with jax.set_mesh(_mesh_of(state)):  # per thread
       step = jit_train_step(self._experiment, self._task, state)
       traced = step.trace(state, *rest)
       lowered = traced.lower()

@@ -17,74 +17,57 @@ from lumiere_jax.parallel.multihost import barrier, is_primary
 from lumiere_jax.storage.atomic import locked, remove_unfinished
 from lumiere_jax.storage.remote import is_url
 
+TEXT_CACHE = "text_cache"
+"""Default folder of text features."""
+
+_OLD_RUN = "before-"
+
 
 @contextlib.contextmanager
 def handle_preemption() -> Iterator[Callable[[int], bool]]:
   """On SIGTERM or Ctrl-C the loop saves and stops; a second Ctrl-C kills.
 
-  With several processes, a signal to one stops all at the same step.
+  With several processes, JAX handles SIGTERM: all stop at the same step.
 
   Yields:
     stop_requested(step): whether to stop before that step.
   """
   multihost = jax.process_count() > 1
-  with _multihost_signals() if multihost else _signals() as stop_requested:
-    yield stop_requested
-
-
-@contextlib.contextmanager
-def _multihost_signals() -> Iterator[Callable[[int], bool]]:
-  """Ctrl-C becomes SIGTERM, on which JAX has all processes agree on a step."""
-
-  def forward(number: int, frame: Any) -> None:
-    del number, frame
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-  old = signal.signal(signal.SIGINT, forward)
-
-  def stop_requested(step: int) -> bool:
-    stop = multihost_utils.reached_preemption_sync_point(step)
-    if stop and is_primary():
-      _print_stopping()
-    return stop
-
-  try:
-    yield stop_requested
-  finally:
-    signal.signal(signal.SIGINT, old)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[Callable[[int], bool]]:
   received: list[int] = []
+
+  def print_stopping() -> None:
+    print(
+      "\nstopping after this step; the state will be saved", file=sys.stderr
+    )
 
   def handle(number: int, frame: Any) -> None:
     del frame
     if received and number == signal.SIGINT:
       raise KeyboardInterrupt
     received.append(number)
-    _print_stopping()
+    if multihost:
+      os.kill(os.getpid(), signal.SIGTERM)
+    else:
+      print_stopping()
 
+  def stop_requested(step: int) -> bool:
+    if not multihost:
+      return bool(received)
+    stop = multihost_utils.reached_preemption_sync_point(step)
+    if stop and is_primary():
+      print_stopping()
+    return stop
+
+  handled = [signal.SIGINT] if multihost else [signal.SIGTERM, signal.SIGINT]
   try:
-    old = {n: signal.signal(n, handle) for n in (signal.SIGTERM, signal.SIGINT)}
+    old = {number: signal.signal(number, handle) for number in handled}
   except ValueError:  # only the main thread can handle signals
     old = {}
   try:
-    yield lambda step: bool(received)
+    yield stop_requested
   finally:
     for number, handler in old.items():
       signal.signal(number, handler)
-
-
-def _print_stopping() -> None:
-  print("\nstopping after this step; the state will be saved", file=sys.stderr)
-
-
-TEXT_CACHE = "text_cache"
-"""Default folder of text features."""
-
-_OLD_RUN = "before-"
 
 
 def check_workdir(workdir: str) -> Path:
@@ -116,36 +99,23 @@ def open_workdir(workdir: Path, *, resume: bool) -> Iterator[None]:
     yield
     return
   with locked(workdir):
-    if not resume:
-      _move_old_run(workdir)
-    for path in _files_of_run(workdir):
-      remove_unfinished(path)
+    # Text features stay: any run can use them, and other hosts may write them.
+    files = [
+      path
+      for path in workdir.iterdir()
+      if path.name != TEXT_CACHE and not path.name.startswith(_OLD_RUN)
+    ]
+    if files and not resume:
+      names = (f"{_OLD_RUN}{number}" for number in itertools.count(1))
+      target = next(p for p in map(workdir.joinpath, names) if not p.exists())
+      target.mkdir()
+      for path in files:
+        path.rename(target / path.name)
+    elif resume:
+      for path in files:
+        remove_unfinished(path)
     barrier("workdir")
     yield
-
-
-def _files_of_run(workdir: Path) -> list[Path]:
-  """Files and folders of the current run.
-
-  Not text features: any run can use them, and other hosts may be writing them.
-  """
-  return [
-    path
-    for path in workdir.iterdir()
-    if path.name != TEXT_CACHE and not path.name.startswith(_OLD_RUN)
-  ]
-
-
-def _move_old_run(workdir: Path) -> None:
-  """Moves the files of the run to `before-N`."""
-  old = _files_of_run(workdir)
-  if not old:
-    return
-  names = (f"{_OLD_RUN}{number}" for number in itertools.count(1))
-  target = next(p for p in map(workdir.joinpath, names) if not p.exists())
-  target.mkdir()
-  for path in old:
-    path.rename(target / path.name)
 
 
 @contextlib.contextmanager

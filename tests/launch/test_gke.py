@@ -5,42 +5,34 @@ import yaml
 
 from tests.launch.conftest import GKE, IN_BUCKET, MOUNTED
 
-# The fields of the JobSet and Job APIs that are used, by their path.
-JOBSET = {
-  "": {"apiVersion", "kind", "metadata", "spec"},
-  "metadata": {"name", "annotations"},
-  "spec": {"network", "failurePolicy", "replicatedJobs"},
-  "spec.network": {"enableDNSHostnames", "publishNotReadyAddresses"},
-  "spec.failurePolicy": {"maxRestarts", "rules"},
-  "spec.failurePolicy.rules": {"name", "action", "onJobFailureReasons"},
-  "spec.replicatedJobs": {"name", "replicas", "template"},
-  "spec.replicatedJobs.template": {"spec"},
-}
-JOB = {
-  "": {
-    *("completionMode", "completions", "parallelism", "backoffLimit"),
-    *("podFailurePolicy", "template"),
-  },
-  "podFailurePolicy": {"rules"},
-  "podFailurePolicy.rules": {"action", "onPodConditions", "onExitCodes"},
-  "podFailurePolicy.rules.onExitCodes": {"containerName", "operator", "values"},
-  "podFailurePolicy.rules.onPodConditions": {"type", "status"},
-  "template": {"metadata", "spec"},
-  "template.metadata": {"annotations"},
-  "template.spec": {
-    *("restartPolicy", "terminationGracePeriodSeconds", "nodeSelector"),
-    *("tolerations", "containers", "volumes"),
-  },
-  "template.spec.volumes": {"name", "csi"},
-  "template.spec.volumes.csi": {"driver", "volumeAttributes"},
-  "template.spec.tolerations": {"key", "operator", "effect"},
-  "template.spec.containers": {
-    *("name", "image", "command", "args", "ports", "resources"),
-    "volumeMounts",
-  },
-  "template.spec.containers.ports": {"containerPort"},
-  "template.spec.containers.volumeMounts": {"name", "mountPath"},
-}
+# The fields of the JobSet and Job APIs that are used, after their path.
+JOBSET = """
+: apiVersion kind metadata spec
+metadata: name annotations
+spec: network failurePolicy replicatedJobs
+spec.network: enableDNSHostnames publishNotReadyAddresses
+spec.failurePolicy: maxRestarts rules
+spec.failurePolicy.rules: name action onJobFailureReasons
+spec.replicatedJobs: name replicas template
+spec.replicatedJobs.template: spec
+"""
+JOB = """
+: completionMode completions parallelism backoffLimit podFailurePolicy template
+podFailurePolicy: rules
+podFailurePolicy.rules: action onPodConditions onExitCodes
+podFailurePolicy.rules.onExitCodes: containerName operator values
+podFailurePolicy.rules.onPodConditions: type status
+template: metadata spec
+template.metadata: annotations
+template.spec: restartPolicy terminationGracePeriodSeconds nodeSelector \
+  tolerations containers volumes
+template.spec.volumes: name csi
+template.spec.volumes.csi: driver volumeAttributes
+template.spec.tolerations: key operator effect
+template.spec.containers: name image command args ports resources volumeMounts
+template.spec.containers.ports: containerPort
+template.spec.containers.volumeMounts: name mountPath
+"""
 
 
 def manifest(tools, *options, arguments=("--config=c.py",)):
@@ -58,16 +50,17 @@ def job_of(jobset):
   return job["template"]["spec"]
 
 
-def check_fields(value, fields, path=""):
-  """Checks that mappings have only the keys in `fields` at their path."""
+def check_fields(value, known, path=""):
+  """Checks that mappings have only the `known` keys at their path."""
+  fields = dict(line.split(":") for line in known.strip().splitlines())
   if isinstance(value, list):
     for item in value:
-      check_fields(item, fields, path)
+      check_fields(item, known, path)
   elif isinstance(value, dict):
     if path in fields:
-      assert value.keys() <= fields[path], path
+      assert value.keys() <= set(fields[path].split()), path
     for key, inner in value.items():
-      check_fields(inner, fields, f"{path}.{key}".lstrip("."))
+      check_fields(inner, known, f"{path}.{key}".lstrip("."))
 
 
 def test_the_manifest_is_a_jobset(tools):

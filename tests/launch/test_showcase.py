@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.showcase import FRAMES, SHOWS, SIDE, draw_inputs, gallery_page, run
-from lumiere_jax.inference.tasks import DEFAULTS, TASKS, Task, make_task
+from launch.gallery import gallery_page
+from launch.showcase import FRAMES, SHOWS, SIDE, draw_inputs, run
+from lumiere_jax.inference.tasks import DEFAULTS, TASKS, make_task
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.video_reader import probe
 from lumiere_jax.toy_scenes.captions import parse_caption
@@ -18,18 +19,14 @@ def drawn(tmp_path_factory):
   return folder
 
 
-def task_of(show, drawn) -> Task:
+@pytest.mark.parametrize("show", SHOWS, ids=lambda show: show.name)
+def test_each_can_be_asked_for(show, drawn):
   inputs = {}
   for argument in show.command("demo", drawn, drawn):
     name, _, value = argument.removeprefix("--").partition("=")
     if name in DEFAULTS:
       inputs[name] = type(DEFAULTS[name])(value)
-  return make_task(show.task, inputs)
-
-
-@pytest.mark.parametrize("show", SHOWS, ids=lambda show: show.name)
-def test_each_can_be_asked_for(show, drawn):
-  task = task_of(show, drawn)
+  task = make_task(show.task, inputs)
   task.check()
   if show.prompt:
     parse_caption(show.prompt)

@@ -58,10 +58,9 @@ def run(tmp_path, *command):
 def test_a_sweep_is_the_product_with_a_workdir_each():
   units = xm_launch.work_units("c.py", "/mnt/run/w/", SWEEP, ["--config.x=a b"])
   assert list(units) == [
-    "train.learning_rate=1e-4,seed=0",
-    "train.learning_rate=1e-4,seed=1",
-    "train.learning_rate=3e-4,seed=0",
-    "train.learning_rate=3e-4,seed=1",
+    f"train.learning_rate={rate},seed={seed}"
+    for rate in ("1e-4", "3e-4")
+    for seed in (0, 1)
   ]
   assert units["train.learning_rate=3e-4,seed=0"] == [
     "--config=c.py",
@@ -71,9 +70,7 @@ def test_a_sweep_is_the_product_with_a_workdir_each():
     "--workdir=/mnt/run/w/train.learning_rate=3e-4,seed=0",
   ]
   assert len({arguments[-1] for arguments in units.values()}) == 4
-
-
-def test_without_a_sweep_the_workdir_is_the_one_given():
+  # Without a sweep, it is the one given.
   units = xm_launch.work_units("c.py", "/mnt/run/w", [], [])
   assert units == {"": ["--config=c.py", "--workdir=/mnt/run/w"]}
 

@@ -26,73 +26,49 @@ EXPLICIT = {
 }
 
 BY_HAND = ("10.0.0.2:8476", 4, 3)
+TASKS = "SLURM_STEP_TASKS_PER_NODE"
+ADDRESS = {"LUMIERE_COORDINATOR": "10.0.0.2:8476", "LUMIERE_NUM_PROCESSES": "4"}
+NAMES = ("coordinator", "num_processes", "process_id")
 
 
-def arguments(
-  environ=(), coordinator=None, num_processes=None, process_id=None
-):
-  given = {
-    "coordinator": coordinator,
-    "num_processes": num_processes,
-    "process_id": process_id,
-  }
-  return distributed.initialize_args(given, LAPTOP | dict(environ))
-
-
-def lumiere(**values):
-  return {f"LUMIERE_{k.upper()}": v for k, v in values.items()}
-
-
-def test_a_laptop_is_a_single_process(monkeypatch):
-  assert arguments() is None
-  # Also with libtpu installed.
-  monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-  assert arguments() is None
-
-
-@pytest.mark.parametrize("environ", [{}, SLURM], ids=["laptop", "slurm"])
-def test_options_are_used_as_given(environ):
-  assert arguments(environ, *BY_HAND) == EXPLICIT
-
-
-def test_the_environment_replaces_options():
-  environ = lumiere(
-    coordinator="10.0.0.2:8476", num_processes="4", process_id="2"
-  )
-  assert arguments(environ, process_id=3) == EXPLICIT
-
-
-def test_an_indexed_job_has_its_index():
-  environ = lumiere(coordinator="10.0.0.2:8476", num_processes="4")
-  assert arguments(environ | {"JOB_COMPLETION_INDEX": "3"}) == EXPLICIT
-  # Alone it means nothing: Kubernetes also sets it in jobs of one pod.
-  assert arguments({"JOB_COMPLETION_INDEX": "3"}) is None
+def arguments(environ, given=(None, None, None)):
+  """The arguments; environment variables of value None are left out."""
+  environ = {k: v for k, v in environ.items() if v is not None}
+  given = dict(zip(NAMES, given, strict=True))
+  return distributed.initialize_args(given, environ)
 
 
 @pytest.mark.parametrize(
-  ("changes", "expected"),
+  ("environ", "given"),
   [
-    ({}, {}),
-    # The only task of a node gets all its GPUs, not the one JAX would give it.
-    ({"SLURM_STEP_TASKS_PER_NODE": "1(x4)"}, {"local_device_ids": []}),
-    ({"SLURM_STEP_TASKS_PER_NODE": "4"}, {}),
-    ({"SLURM_STEP_TASKS_PER_NODE": "1,3"}, {}),
-    ({"SLURM_NTASKS": "1"}, None),
-    # The shell that salloc opens.
-    ({"SLURM_STEP_NUM_TASKS": "1"}, None),
-    # In an sbatch script, outside srun.
-    ({"SLURM_STEP_NODELIST": None}, None),
+    ({}, BY_HAND),
+    (SLURM, BY_HAND),
+    (ADDRESS | {"LUMIERE_PROCESS_ID": "2"}, (None, None, 3)),
+    (ADDRESS | {"JOB_COMPLETION_INDEX": "3"}, (None, None, None)),
   ],
-  ids=str,
 )
-def test_slurm(changes, expected):
-  environ = {k: v for k, v in (SLURM | changes).items() if v is not None}
-  assert arguments(environ) == expected
+def test_options_are_used_as_given_and_replace_the_environment(environ, given):
+  assert arguments(LAPTOP | environ, given) == EXPLICIT
 
 
+@pytest.mark.parametrize("libtpu", [None, object()])
 @pytest.mark.parametrize(
   ("environ", "expected"),
   [
+    ({}, None),
+    # Kubernetes also sets it in jobs of one pod.
+    ({"JOB_COMPLETION_INDEX": "3"}, None),
+    (SLURM, {}),
+    # The only task of a node gets all its GPUs, not the one JAX would give it.
+    (SLURM | {TASKS: "1(x4)"}, {"local_device_ids": []}),
+    (SLURM | {TASKS: "4"}, {}),
+    (SLURM | {TASKS: "1,3"}, {}),
+    (SLURM | {"SLURM_NTASKS": "1"}, None),
+    # The shell that salloc opens.
+    (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, None),
+    # In an sbatch script, outside srun.
+    (SLURM | {"SLURM_STEP_NODELIST": None}, None),
+    # GKE.
     ({"TPU_WORKER_HOSTNAMES": "a,b"}, {}),
     ({"TPU_PROCESS_ADDRESSES": "a:8471,b:8471"}, {}),
     ({"TPU_PROCESS_ADDRESSES_PATH": "/etc/addresses"}, {}),
@@ -103,15 +79,16 @@ def test_slurm(changes, expected):
   ],
   ids=str,
 )
-def test_tpus_of_gke(environ, expected):
-  assert arguments(environ) == expected
+def test_what_is_detected(environ, expected, libtpu, monkeypatch):
+  """JAX marks machines without chips, which may have libtpu too."""
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: libtpu)
+  assert arguments(LAPTOP | environ) == expected
 
 
-def test_a_cloud_tpu_is_detected_by_libtpu(monkeypatch):
-  given = dict.fromkeys(("coordinator", "num_processes", "process_id"))
-  for found, expected in ((object(), {}), (None, None)):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, f=found: f)
-    assert distributed.initialize_args(given, {}) == expected
+@pytest.mark.parametrize(("libtpu", "expected"), [(None, None), (object(), {})])
+def test_a_cloud_tpu_is_detected_by_libtpu(libtpu, expected, monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: libtpu)
+  assert arguments({}) == expected
 
 
 @pytest.mark.parametrize(
@@ -133,7 +110,7 @@ def test_a_cloud_tpu_is_detected_by_libtpu(monkeypatch):
 )
 def test_errors_name_the_option(given, words):
   with pytest.raises(UserError, match=words):
-    arguments({}, *given)
+    arguments(LAPTOP, given)
 
 
 @contextlib.contextmanager

@@ -1,19 +1,16 @@
 """Training on two devices equals training on one."""
 
-import pathlib
-
 import numpy as np
 
 from tests.conftest import run_command
 from tests.training.conftest import records
 
 
-def train(workdir: pathlib.Path, devices: int, batch_size: int):
+def train(workdir, devices, batch_size):
   """A run in its own process: the device count is set at start-up."""
   return run_command(
-    "main",
-    "--config=tests/training/micro.py:t2i",
-    "--config.train.steps=3",
+    *("main", "--config=tests/training/micro.py:t2i"),
+    *("--config.train.steps=3", "--config.train.eval_clips=0"),
     f"--config.train.batch_size={batch_size}",
     f"--workdir={workdir}",
     JAX_NUM_CPU_DEVICES=str(devices),

@@ -1,8 +1,12 @@
 """Real configs, shrunk to compile in seconds for eight CPU devices."""
 
 import dataclasses
+import math
+
+import jax
 
 from configs import base, common, ssr
+from lumiere_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from lumiere_jax.training.config import Experiment
 from tests.conftest import replace
 from tests.training import conftest
@@ -32,6 +36,12 @@ MICRO = replace(
 
 def get_config(size: str):
   return common.choose(size, {"base": BASE, "ssr": SSR, "micro": MICRO})
+
+
+def mesh_of(*shape: int) -> jax.sharding.Mesh:
+  """A mesh of the first devices; its shape is (data, fsdp, space)."""
+  config = MeshConfig(**dict(zip(AXES, shape, strict=True)))
+  return make_mesh(config, jax.devices()[: math.prod(shape)])
 
 
 def with_optimizer(experiment: Experiment, name: str) -> Experiment:

@@ -8,14 +8,13 @@ import jax
 import numpy as np
 
 from lumiere_jax.parallel import multihost
-from lumiere_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from lumiere_jax.parallel.sharding import shardings
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.initialization import fresh_params
 from lumiere_jax.training.optimizer import make_optimizer
 from lumiere_jax.training.state import apply_gradients, init_state
 from lumiere_jax.training.train_step import loss_and_gradients
-from tests.scale.experiments import BASE, MICRO, with_optimizer
+from tests.scale.experiments import BASE, MICRO, mesh_of, with_optimizer
 from tests.training.conftest import make_batch, make_task
 
 SHAPES = [
@@ -76,9 +75,7 @@ def main(out: str) -> None:
   results = {}
   for model, (experiment, shapes) in RUNS.items():
     for shape in [(1, 1, 1), *shapes]:
-      config = MeshConfig(**dict(zip(AXES, shape, strict=True)))
-      mesh = make_mesh(config, jax.devices()[: np.prod(shape)])
-      for name, value in run(experiment, mesh).items():
+      for name, value in run(experiment, mesh_of(*shape)).items():
         results[f"{model}/{'x'.join(map(str, shape))}/{name}"] = value
   np.savez(out, **results)
 

@@ -13,9 +13,8 @@ from lumiere_jax.contrib.planning.collectives import collectives
 from lumiere_jax.contrib.planning.hlo import parse
 from lumiere_jax.contrib.planning.jobs import PlannedJob, sample_job, train_job
 from lumiere_jax.inference.windowing import Windows
-from lumiere_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.conftest import replace
-from tests.scale.experiments import BASE, SSR
+from tests.scale.experiments import BASE, SSR, mesh_of
 
 FRAMES = 22
 """Of the sampled video: windows of 8 start at 0, 6, 12 and 14."""
@@ -31,7 +30,7 @@ def collectives_of(job: PlannedJob, mesh: jax.sharding.Mesh) -> list[dict]:
 
 def main(out: str) -> None:
   """Saves the collectives of the three programs."""
-  mesh = make_mesh(MeshConfig(data=2, fsdp=2, space=2))
+  mesh = mesh_of(2, 2, 2)
   inflated = lambda e: replace(e, init_from="elsewhere")
   jobs = {
     "base": train_job(inflated(BASE), mesh),

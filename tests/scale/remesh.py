@@ -7,19 +7,17 @@ import jax
 import numpy as np
 
 from lumiere_jax.parallel import distributed, multihost
-from lumiere_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from lumiere_jax.parallel.multihost import is_primary
 from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.initialization import abstract_state
-from tests.scale.experiments import MICRO
+from tests.scale.experiments import MICRO, mesh_of
 from tests.training.conftest import make_task
 
 
 def main(workdir: str, shape: str, out: str) -> None:
   """Saves all leaves of the restored state."""
-  sizes = map(int, shape.split("x"))
   with distributed.joined():
-    mesh = make_mesh(MeshConfig(**dict(zip(AXES, sizes, strict=True))))
+    mesh = mesh_of(*map(int, shape.split("x")))
     state, _ = abstract_state(MICRO, make_task(MICRO), mesh)
     checkpoints = Checkpoints(Path(workdir), MICRO.train)
     restored, _ = checkpoints.restore(state)

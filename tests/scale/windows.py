@@ -14,12 +14,11 @@ from lumiere_jax.diffusion.prediction import predict
 from lumiere_jax.diffusion.samplers import make_sampler
 from lumiere_jax.inference.stage_sampler import Program, sample_stage, traced
 from lumiere_jax.inference.windowing import Windows
-from lumiere_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from lumiere_jax.stages.config import SamplingConfig
 from lumiere_jax.stages.denoiser import lay_out_weights
 from lumiere_jax.typing import Cond
 from tests.conftest import random_leaves
-from tests.scale.experiments import SSR
+from tests.scale.experiments import SSR, mesh_of
 
 FRAMES = 22
 
@@ -81,18 +80,16 @@ def thresholded(mesh: jax.sharding.Mesh | None) -> np.ndarray:
     cond = Cond(text=jnp.zeros((2, 1, 1)))
     return threshold(denoiser, 0.95, 100.0, part)(z, jnp.zeros(2), cond).x0
 
+  if mesh is None:
+    return np.asarray(jax.jit(apply)(z))
   if division is None:
-    if mesh is None:
-      return np.asarray(jax.jit(apply)(z))
     with jax.set_mesh(mesh):
-      return np.asarray(
-        jax.jit(apply)(jax.device_put(z, P(None, None, "space")))
-      )
+      rows = jax.device_put(z, P(None, None, "space"))
+      return np.asarray(jax.jit(apply)(rows))
   held = z[:, division.frames]
   for k, count in enumerate(division.counts):  # leftovers of windows
-    held = held.at[:, k * division.size + count : (k + 1) * division.size].set(
-      1e9
-    )
+    rest = slice(k * division.size + count, (k + 1) * division.size)
+    held = held.at[:, rest].set(1e9)
   cut = P(None, "data")
   divided = jax.shard_map(
     apply,
@@ -111,8 +108,7 @@ def main(out: str) -> None:
   """Saves the video and the thresholded clip of each mesh."""
   videos = {"alone": sample(None), "thresholded alone": thresholded(None)}
   for shape in MESHES:
-    config = MeshConfig(**dict(zip(AXES, shape, strict=True)))
-    mesh = make_mesh(config, jax.devices()[: np.prod(shape)])
+    mesh = mesh_of(*shape)
     name = "x".join(map(str, shape))
     videos[name] = sample(mesh)
     videos[f"thresholded {name}"] = thresholded(mesh)

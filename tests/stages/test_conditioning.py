@@ -50,23 +50,19 @@ def test_half_pixel_alignment_moves_nothing(upscale):
   """A slope stays where it is, but for the edges, whose pixels repeat; kept
   corners move it by up to (upscale - 1) / 2 pixels."""
   n = 16 * upscale
-  slope = jnp.broadcast_to(jnp.arange(float(n)), (1, 1, n, n)).reshape(
-    1, 1, n, n, 1
-  )
+  row = jnp.arange(float(n))[:, None]
+  slope = jnp.broadcast_to(row, (1, 1, n, n, 1))
   low = conditioning.shrink(slope, upscale)
-  moved = {
-    alignment: np.asarray(conditioning.enlarge(low, (n, n), alignment) - slope)[
-      0, 0, 0, upscale:-upscale, 0
-    ]
-    for alignment in ALIGNMENTS
-  }
-  np.testing.assert_allclose(moved["half_pixel"], 0, atol=1e-4)
-  farthest = np.abs(moved["corners"]).max()
+  moved = lambda alignment: np.abs(
+    conditioning.enlarge(low, (n, n), alignment) - slope
+  )[0, 0, 0, upscale:-upscale, 0].max()
+  assert moved("half_pixel") < 1e-4
+  farthest = moved("corners")
   assert 0.8 * (upscale - 1) / 2 < farthest < (upscale - 1) / 2
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
-@pytest.mark.parametrize("upscale", [2, 4, 8])
+@pytest.mark.parametrize("upscale", [2, 8])
 def test_conditioning_of_crops_is_cropped_conditioning(rng, alignment, upscale):
   """At their borders too, where the frame has pixels beyond the crop."""
   h, w, size = 6 * upscale, 8 * upscale, 3 * upscale
@@ -75,9 +71,8 @@ def test_conditioning_of_crops_is_cropped_conditioning(rng, alignment, upscale):
   crops = conditioning.random_crops(keys, (h, w), size, upscale)
   assert len(set(map(tuple, np.asarray(crops.corners).tolist()))) > 8
   low = conditioning.shrink(video, upscale)
-  enlarge = jax.jit(conditioning.enlarge, static_argnums=(1, 2))
-  whole = enlarge(low, (h, w), alignment)
-  alone = enlarge(low, (h, w), alignment, crops)
+  whole = conditioning.enlarge(low, (h, w), alignment)
+  alone = conditioning.enlarge(low, (h, w), alignment, crops)
   assert alone.shape == (16, 2, size, size, 3)
   np.testing.assert_allclose(alone, crops.cut(whole), atol=1e-6)
 
@@ -117,17 +112,10 @@ def test_crops_are_cut_from_the_clip_on_the_grid():
   drawn = conditioning.random_crops(keys, (h, w), 4, 2)
   crops = drawn.cut(video)
   assert crops.shape == (64, 2, 4, 4, 3)
-  corners = np.asarray(crops[:, 0, 0, 0, 0])
-  rows, columns = corners // w, corners % w
-  assert set(rows) == set(columns) == {0, 2, 4}
-  for crop, row, column in zip(np.asarray(crops), rows, columns, strict=True):
-    expected = np.asarray(video[0])[
-      :, int(row) : int(row) + 4, int(column) : int(column) + 4
-    ]
-    np.testing.assert_array_equal(crop, expected)  # same for every frame
-  np.testing.assert_array_equal(
-    drawn.corners, np.stack([rows, columns], axis=-1)
-  )
+  assert set(np.asarray(drawn.corners).ravel().tolist()) == {0, 2, 4}
+  for crop, (y, x) in zip(crops, drawn.corners, strict=True):
+    expected = video[0, :, y : y + 4, x : x + 4]  # same for every frame
+    np.testing.assert_array_equal(crop, expected)
   assert conditioning.random_crops(keys, (h, w), 0, 2) is None
 
 
@@ -150,16 +138,10 @@ def test_noise_of_a_sample_depends_on_its_key_alone():
   assert abs(float(whole.std()) - 1) < 0.2
 
 
-@pytest.mark.parametrize("level", [0, 1, 127, 254, 255])
-def test_pixels_survive_the_way_to_float_and_back(level):
-  pixels = jnp.full((1, 1, 1, 1, 3), level, jnp.uint8)
+def test_pixels_survive_the_way_to_float_and_back():
+  pixels = jnp.arange(256, dtype=jnp.uint8)
   video = conditioning.to_float(pixels)
-  assert -1.0 <= float(video.min()) <= float(video.max()) <= 1.0
+  assert (float(video.min()), float(video.max())) == (-1.0, 1.0)
   np.testing.assert_array_equal(conditioning.to_uint8(video), pixels)
-
-
-def test_out_of_range_values_are_clipped():
-  video = jnp.array([-3.0, 3.0, 0.0]).reshape(1, 1, 1, 1, 3)
-  np.testing.assert_array_equal(
-    np.asarray(conditioning.to_uint8(video)).ravel(), [0, 255, 128]
-  )
+  beyond = conditioning.to_uint8(jnp.array([-3.0, 3.0, 0.0]))
+  np.testing.assert_array_equal(beyond, [0, 255, 128])

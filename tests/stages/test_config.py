@@ -33,29 +33,48 @@ from lumiere_jax.stages.denoiser import network_denoiser
 from tests.conftest import make_cond, small_config
 
 
-def test_six_channels_are_a_prediction_and_its_variance(rng, monkeypatch):
+def stage_config(model, diffusion, frames=1, side=16):
+  video = VideoConfig(num_frames=frames, fps=16.0, resolution=(side, side))
+  return StageConfig(model=model, diffusion=diffusion, video=video)
+
+
+@pytest.fixture
+def run(monkeypatch):
+  """Runs a stage with a network of a given output: prediction and its time."""
+
+  def run(config, z, log_snr, output):
+    times = []
+
+    class Network:
+      def __init__(self, config):
+        pass
+
+      def apply(self, variables, z, time, cond, **options):
+        times.append(np.asarray(time))
+        return output
+
+    monkeypatch.setattr(denoiser, "UNet", Network)
+    log_snr = jnp.float32(log_snr)
+    denoise = network_denoiser(config, {})
+    return denoise(z, log_snr, make_cond(len(z))), times[0]
+
+  return run
+
+
+def test_six_channels_are_a_prediction_and_its_variance(rng, run):
   """As IF: eps, then v in [-1, 1]; the network is told step k as k / 1000."""
   eps, v = jnp.float32(rng.uniform(-1, 1, (2, 2, 1, 4, 4, 3)))
-
-  class Network:
-    def __init__(self, config):
-      self.channels = config.out_channels
-
-    def apply(self, variables, z, time, cond, *, bypass_temporal):
-      np.testing.assert_array_equal(time, t)
-      return jnp.concatenate([eps, v], axis=-1)[..., : self.channels]
-
-  monkeypatch.setattr(denoiser, "UNet", Network)
   t, z = jnp.array([0.3, 0.999]), jnp.float32(rng.standard_normal(eps.shape))
   log_snr = SquaredCosCapV2().log_snr(t)
-  for channels in (3, 6):
-    config = StageConfig(
-      model=dataclasses.replace(common.IF_TINY, out_channels=channels),
-      diffusion=DiffusionConfig(schedule="squaredcos_cap_v2", prediction="eps"),
-      video=VideoConfig(num_frames=1, fps=16.0, resolution=(4, 4)),
+  want = predict("eps", eps, z, log_snr)
+  for output in (eps, jnp.concatenate([eps, v], axis=-1)):
+    channels = output.shape[-1]
+    config = stage_config(
+      dataclasses.replace(common.IF_TINY, out_channels=channels),
+      common.IF_DIFFUSION,
     )
-    got = network_denoiser(config, {})(z, log_snr, make_cond(2))
-    want = predict("eps", eps, z, log_snr)
+    got, time = run(config, z, log_snr, output)
+    np.testing.assert_array_equal(time, t)
     for form in ("x0", "eps", "v"):
       np.testing.assert_array_equal(getattr(got, form), getattr(want, form))
     if channels == 3:
@@ -77,7 +96,7 @@ def test_schedules_have_the_shift():
     ({"schedule": "squaredcos"}, 'did you mean "squaredcos_cap_v2"'),
     ({"loss_weight": "minsnr"}, 'loss_weight=.*did you mean "min_snr"'),
     ({"min_snr_gamma": 0.0}, "min_snr_gamma=0.0 must be above 0"),
-    ({"caption_dropout": 2.0}, "caption_dropout=2.0 is not in"),
+    ({"caption_dropout": 2.0}, "caption_dropout=2.0 must be from 0 to 1"),
     ({"noise": "lognormal"}, "noise=.*logit_normal"),
     ({"noise_std": 0.0}, "noise_std=0.0 must be above 0"),
     ({"log_snr_min": 10.0}, "log_snr_min=10 is not below"),
@@ -92,101 +111,61 @@ def test_bad_values_are_user_errors(changes, words):
   assert "\n" not in str(error.value)
 
 
-def stage_config(model, diffusion, frames=1, side=16):
-  video = VideoConfig(num_frames=frames, fps=16.0, resolution=(side, side))
-  return StageConfig(model=model, diffusion=diffusion, video=video)
-
-
-def embedded_time(config, log_snr, monkeypatch):
-  """The time that the network gets."""
-  times = []
-
-  class Network:
-    def __init__(self, config):
-      pass
-
-    def apply(self, variables, z, time, cond, **options):
-      times.append(np.asarray(time))
-      return z
-
-  monkeypatch.setattr(denoiser, "UNet", Network)
-  z = jnp.zeros((len(log_snr), 1, 2, 2, 3))
-  network_denoiser(config, {})(z, jnp.float32(log_snr), make_cond(len(log_snr)))
-  return times[0]
-
-
 @pytest.mark.parametrize("embedding", SCHEDULES)
-def test_embedded_time_does_not_depend_on_the_schedule(embedding, monkeypatch):
+def test_embedded_time_does_not_depend_on_the_schedule(embedding, run):
   model = dataclasses.replace(common.TINY, noise_embedding=embedding)
-  log_snr = [-12.0, -2.0, 0.0, 3.0]
+  log_snr = [-12.0, -2.0, 0.0, 3.0, -np.inf]
+  z = jnp.zeros((len(log_snr), 1, 2, 2, 3))
   want = SCHEDULES[embedding]().time(jnp.float32(log_snr))
   assert len(set(np.asarray(want).tolist())) >= 3  # linear ends at -10
+  if embedding != "squaredcos_cap_v2":  # pure noise is embedded as time 1
+    assert float(want[-1]) == pytest.approx(1.0, rel=1e-6)
   for schedule in SCHEDULES:
-    for shift in (0.0, -2.77, 1.5):
-      for noise in ("schedule", "normal", "uniform"):
-        diffusion = DiffusionConfig(schedule=schedule, shift=shift, noise=noise)
-        got = embedded_time(
-          stage_config(model, diffusion), log_snr, monkeypatch
-        )
-        np.testing.assert_array_equal(got, want)
+    for shift, noise in ((-2.77, "schedule"), (1.5, "normal"), (0, "uniform")):
+      diffusion = DiffusionConfig(schedule=schedule, shift=shift, noise=noise)
+      _, time = run(stage_config(model, diffusion), z, log_snr, z)
+      np.testing.assert_array_equal(time, want)
 
 
-def test_pure_noise_is_embedded_as_time_1(monkeypatch):
-  for embedding in set(SCHEDULES) - {"squaredcos_cap_v2"}:
-    model = dataclasses.replace(common.TINY, noise_embedding=embedding)
-    got = embedded_time(
-      stage_config(model, DiffusionConfig()), [-np.inf], monkeypatch
-    )
-    np.testing.assert_allclose(got, [1.0], rtol=1e-6)
-
-
-def test_an_inflated_model_of_any_shift_is_its_image_model():
+def test_an_inflated_model_of_any_shift_is_its_image_model(rng):
   """Frame by frame, at each log-SNR: time is not resampled here."""
-  model = small_config(temporal=None, out_channels=3)
+  one_level = {"channels": (16,), "num_res_blocks": (1,)}
+  model = small_config(attention=("self",), temporal=None, **one_level)
   temporal = dataclasses.replace(
-    common.TINY_TEMPORAL, resample=(False, False), head_dim=8, max_distance=3
+    common.TINY_TEMPORAL, resample=(), head_dim=8, max_distance=3
   )
   video = common.inflated(model, temporal)
-  params = init_params(model, jax.random.key(0))
-  random = np.random.default_rng(0)
-  params = {
-    k: jnp.float32(x + 0.1 * random.standard_normal(x.shape))
-    for k, x in params.items()
-  }
-  fresh = init_params(video, jax.random.key(1))
-  clips = params | {k: v for k, v in fresh.items() if k not in params}
-  z = jnp.float32(random.standard_normal((3, 4, 8, 8, 3)))
+  noisy = lambda x: jnp.float32(x + 0.1 * rng.standard_normal(x.shape))
+  params = jax.tree.map(noisy, init_params(model, jax.random.key(0)))
+  clips = init_params(video, jax.random.key(1)) | params
+  z = jnp.float32(rng.standard_normal((3, 4, 8, 8, 3)))
   log_snr, cond = jnp.float32([-9.0, -2.0, 4.0]), make_cond(3)
   picture = network_denoiser(stage_config(model, DiffusionConfig()), params)
-  want = picture(z, log_snr, cond)
-  for shift in (0.0, -2.77, -6.0):
+  want = jax.jit(picture)(z, log_snr, cond)
+  for shift in (0.0, -6.0):
     config = stage_config(video, DiffusionConfig(shift=shift), frames=4)
-    got = network_denoiser(config, clips)(z, log_snr, cond)
+    got = jax.jit(network_denoiser(config, clips))(z, log_snr, cond)
     np.testing.assert_allclose(got.v, want.v, atol=2e-5)
   assert inflate(params, abstract_params(video), "x").keys() == clips.keys()
 
 
-def meta(**model):
-  config = stage_config(
-    common.TINY, DiffusionConfig(schedule="linear", shift=-1.0)
-  )
-  content = config.to_meta()
+def format_1(schedule, shift):
+  diffusion = DiffusionConfig(schedule=schedule, shift=shift)
+  content = stage_config(common.TINY, diffusion).to_meta()
   for name in ("noise_embedding", "noise_embedding_shift"):
     del content["model"][name]
-  content["model"] |= model
   return content
 
 
 def test_format_1_embeds_times_of_its_schedule():
-  config = StageConfig.from_meta(meta(), "x")
+  config = StageConfig.from_meta(format_1("linear", -1.0), "x")
   assert config.model.noise_embedding == "linear"
   assert config.model.noise_embedding_shift == -1.0
   assert config.embedding_schedule == Linear(shift=-1.0)
 
 
 def test_format_1_samples_if_on_its_own_grid():
-  content = meta()
-  content["diffusion"] |= {"schedule": "squaredcos_cap_v2", "shift": 0.0}
+  content = format_1("squaredcos_cap_v2", 0.0)
   content["sampling"] = {"sampler": "ddpm", "steps": 10}
   config = StageConfig.from_meta(content, "x")
   want = SquaredCosCapV2().grid(10)

@@ -6,12 +6,14 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import common
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.models.config import TemporalConfig
 from lumiere_jax.stages.config import DiffusionConfig
+from lumiere_jax.storage.bundle import open_bundle
 from lumiere_jax.training.config import Experiment, TrainConfig
 from lumiere_jax.training.loop import train
 from lumiere_jax.training.task import Task
@@ -78,6 +80,17 @@ def records(path: pathlib.Path) -> list[dict]:
   return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def load(workdir: pathlib.Path, part: str):
+  """The leaves of a part of a run's bundle."""
+  return open_bundle(workdir).load(part)
+
+
+def assert_same(expected, got) -> None:
+  """Checks that leaves are in `got` too, bit for bit."""
+  for path, leaf in expected.items():
+    np.testing.assert_array_equal(leaf, got[path], err_msg=path)
+
+
 def make_task(experiment: Experiment) -> Task:
   width = experiment.model.text_dim
   return Task(
@@ -87,37 +100,38 @@ def make_task(experiment: Experiment) -> Task:
   )
 
 
-def make_batch(experiment: Experiment, size: int, seed: int = 0, **shape):
+def make_batch(experiment: Experiment, size: int, seed: int = 0, frames=None):
   """Random clips, texts and masks."""
-  data = experiment.data
-  frames = shape.get("frames", data.num_frames)
+  data, model = experiment.data, experiment.model
   keys = jax.random.split(jax.random.key(seed), 3)
+  shape = (size, frames or data.num_frames, *data.resolution)
+  pixels = lambda key, channels, top: jax.random.randint(
+    key, (*shape, channels), 0, top
+  ).astype(jnp.uint8)
   batch = {
-    "video": jax.random.randint(
-      keys[0], (size, frames, *data.resolution, 3), 0, 256
-    ).astype(jnp.uint8),
-    "text": jax.random.normal(keys[1], (size, 4, experiment.model.text_dim)),
+    "video": pixels(keys[0], 3, 256),
+    "text": jax.random.normal(keys[1], (size, 4, model.text_dim)),
     "text_mask": jnp.ones((size, 4), bool),
   }
-  if experiment.model.cond_channels:
-    mask = jax.random.bernoulli(
-      keys[2], 0.5, (size, frames, *data.resolution, 1)
-    )
-    batch["mask"] = mask.astype(jnp.uint8)
+  if model.cond_channels:
+    batch["mask"] = pixels(keys[2], 1, 2)
   return batch
+
+
+def run_stage(tmp_path_factory, experiment: Experiment) -> pathlib.Path:
+  """Trains a stage in a new folder."""
+  workdir = tmp_path_factory.mktemp(experiment.stage)
+  train(experiment, workdir)
+  return workdir
 
 
 @pytest.fixture(scope="session")
 def image_run(tmp_path_factory):
   """A text-to-image model trained for a few steps."""
-  workdir = tmp_path_factory.mktemp("t2i")
-  train(T2I, workdir)
-  return workdir
+  return run_stage(tmp_path_factory, T2I)
 
 
 @pytest.fixture(scope="session")
 def base_run(tmp_path_factory, image_run):
   """A base inflated from it and trained for a few steps."""
-  workdir = tmp_path_factory.mktemp("base")
-  train(replace(BASE, init_from=str(image_run)), workdir)
-  return workdir
+  return run_stage(tmp_path_factory, replace(BASE, init_from=str(image_run)))

@@ -1,7 +1,6 @@
 """Training processes that can be killed, and comparison of their results."""
 
 from collections.abc import Callable
-import json
 import pathlib
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.optimizer import make_optimizer
 from lumiere_jax.training.state import TrainState, init_state
-from tests.training.conftest import make_task
+from tests.training.conftest import assert_same, make_task, records
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLIPS = ROOT / "lumiere_jax/data/assets/big_buck_bunny"
@@ -49,19 +48,13 @@ def finish(process: subprocess.Popen) -> str:
   return errors
 
 
-def read(path: pathlib.Path) -> list[dict]:
-  """Records of a log; every line must parse."""
-  return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def lines(path: pathlib.Path) -> int:
   return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def whole_checkpoints(workdir: pathlib.Path) -> list[int]:
   """Steps of the complete checkpoints."""
-  folder = workdir / "checkpoints"
-  names = [path.name for path in folder.iterdir()] if folder.exists() else []
+  names = [path.name for path in workdir.glob("checkpoints/*")]
   return sorted(int(name) for name in names if name.isdigit())
 
 
@@ -84,23 +77,17 @@ def assert_same_runs(
   """
   for name in ("metrics.jsonl", "held_out.jsonl"):
     pick = lambda r: (r["step"], r["loss"], r.get("grad_norm"))
-    expected, got = ([pick(r) for r in read(d / name)] for d in (one, other))
+    expected, got = ([*map(pick, records(d / name))] for d in (one, other))
     assert got == expected
-  logged = [r["step"] for r in read(other / "metrics.jsonl")]
+  logged = [r["step"] for r in records(other / "metrics.jsonl")]
   assert logged == list(range(1, steps + 1))
   bundle = f"bundle/base-ema-{steps:08d}.safetensors"
-  weights = [safetensors.load(folder / bundle) for folder in (one, other)]
-  assert weights[0].keys() == weights[1].keys()
-  for path, leaf in weights[0].items():
-    np.testing.assert_array_equal(leaf, weights[1][path], err_msg=path)
-  states = [restore(folder, config) for folder in (one, other)]
-  assert int(states[0].step) == steps
-  paths = jax.tree_util.tree_leaves_with_path(states[0])
-  for (path, leaf), again in zip(
-    paths, jax.tree.leaves(states[1]), strict=True
-  ):
-    name = jax.tree_util.keystr(path)
-    np.testing.assert_array_equal(leaf, again, err_msg=name)
+  expected, got = (safetensors.load(folder / bundle) for folder in (one, other))
+  assert got.keys() == expected.keys()
+  assert_same(expected, got)
+  expected, got = (restore(folder, config) for folder in (one, other))
+  assert int(expected.step) == steps
+  jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
 def restore(workdir: pathlib.Path, experiment: Experiment) -> TrainState:

@@ -1,6 +1,7 @@
 """Checkpoints: which are kept, damaged ones, full disks."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -19,7 +20,6 @@ from tests.conftest import replace
 from tests.training.conftest import BASE
 
 ADAM = optax.adam(0.1)
-SIZE = 300
 
 
 def settings(**changes):
@@ -27,8 +27,15 @@ def settings(**changes):
 
 
 def state_at(step: int, optimizer=ADAM) -> TrainState:
-  leaves = {"a/b": jnp.full(SIZE, float(step)), "c": jnp.arange(3.0) + step}
-  return init_state(leaves, optimizer).replace(step=jnp.int32(step))
+  leaves = {"a/b": jnp.full(300, float(step)), "c": jnp.arange(3.0) + step}
+  state = init_state(leaves, optimizer)
+  return dataclasses.replace(state, step=jnp.int32(step))
+
+
+def assert_equal(one, two):
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+    np.testing.assert_array_equal(a, b)
+    assert a.dtype == b.dtype
 
 
 def save(workdir, steps, held_out=None, **changes):
@@ -58,11 +65,7 @@ def test_the_restored_state_equals_the_saved_one(tmp_path):
   save(tmp_path, [3, 7])
   state, frozen = restore(tmp_path)
   assert frozen == "frozen"
-  for saved, read in zip(
-    jax.tree.leaves(state_at(7)), jax.tree.leaves(state), strict=True
-  ):
-    np.testing.assert_array_equal(saved, read)
-    assert saved.dtype == read.dtype
+  assert_equal(state_at(7), state)
 
 
 @pytest.mark.parametrize("before", [False, True])
@@ -82,25 +85,21 @@ def test_a_run_may_start_or_stop_joint_training(tmp_path, before):
   # The separate count starts at the count of all updates, or is dropped.
   joint, plain = (state, read) if before else (read, state)
   assert int(joint.opt_state.count) == 5
-  for one, two in zip(
-    jax.tree.leaves(joint.replace(opt_state=joint.opt_state.state)),
-    jax.tree.leaves(plain),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(one, two)
+  opt_state = joint.opt_state.state
+  assert_equal(dataclasses.replace(joint, opt_state=opt_state), plain)
   # No buffer is in it twice: all are donated.
   step = jax.jit(lambda s: s, donate_argnums=0)
   assert int(step(read).step) == 5
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path):
-  losses = {2: 0.5, 4: 0.3, 6: 0.4, 8: 0.6, 10: 0.7, 12: 0.9}
-  save(tmp_path / "a", range(1, 13), losses, keep=2)
-  assert kept(tmp_path / "a") == [11, 12]
-  save(tmp_path / "b", range(1, 13), losses, keep=2, keep_best=1)
-  assert kept(tmp_path / "b") == [4, 11, 12]
-  save(tmp_path / "c", range(1, 13), losses, keep=1, keep_best=3)
-  assert kept(tmp_path / "c") == [2, 4, 6, 12]
+@pytest.mark.parametrize(
+  ("keep", "keep_best", "steps"),
+  [(2, 0, [6, 7]), (2, 1, [4, 6, 7]), (1, 2, [3, 4, 7])],
+)
+def test_the_newest_and_the_best_are_kept(tmp_path, keep, keep_best, steps):
+  losses = {2: 0.5, 3: 0.4, 4: 0.3, 6: 0.6, 7: 0.9}
+  save(tmp_path, range(1, 8), losses, keep=keep, keep_best=keep_best)
+  assert kept(tmp_path) == steps
 
 
 def test_the_best_is_still_known_after_a_restart(tmp_path):
@@ -137,11 +136,8 @@ def test_if_all_are_damaged_it_is_an_error(tmp_path):
       restore(tmp_path)
 
 
-def test_no_checkpoint_is_none(tmp_path):
-  assert restore(tmp_path) is None
-
-
 def test_unfinished_checkpoints_are_removed(tmp_path):
+  assert restore(tmp_path) is None
   save(tmp_path, [3])
   folder = tmp_path / "checkpoints"
   shutil.copytree(folder / "3", folder / "5.orbax-checkpoint-tmp")

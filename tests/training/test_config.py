@@ -17,71 +17,66 @@ from tests.conftest import replace
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
-FULL = {
-  "t2i": t2i.FULL,
-  "base": base.FULL,
-  "conditional": conditional.FULL,
-  "ssr_image": ssr_image.FULL,
-  "ssr": ssr.FULL,
-  "conditional ssr": conditional.SSR,
-}
+
+@pytest.mark.parametrize(
+  ("part", "changes", "words"),
+  [
+    ("data", {"num_frames": 15}, "num_frames=15 is no multiple of 2"),
+    ("data", {"buckets": "7x16x16"}, "num_frames=7 is no multiple of 2"),
+    ("data", {"buckets": "8x16x17"}, "width=17 is no multiple of 2"),
+    ("data", {"crop": 64}, "crop=64 is larger than the frames"),
+    ("data", {"masks": "none"}, "cond_channels=0 .*config.data.masks"),
+    ("model", {"cond_channels": 4}, "cond_channels=4 does not fit"),
+    ("data", {"image_share": 1.0}, r"image_share=1\.0 must lie between"),
+    ("data", {"min_fps_ratio": -1.0}, r"min_fps_ratio=-1\.0 must be at"),
+    ("data", {"resample": "blnd"}, 'did you mean "blend"'),
+    ("model", {"in_channels": 6}, "in_channels=6 .*upscale=1.* 3 channels"),
+    ("train", {"steps": 0}, "steps=0 must be above 0"),
+    ("train", {"learning_rate": float("nan")}, "learning_rate=nan must be"),
+    ("train", {"accumulate": 3}, "batch_size=2 does not divide into acc"),
+    ("train", {"keep_best": 1, "eval_clips": 0}, "keep_best=1 needs the held"),
+    ("train", {"optimizer": "adamm"}, 'did you mean "adam"'),
+    ("train", {"decay": "cosin"}, 'did you mean "cosine"'),
+    ("train", {"frozen_dtype": "bf16"}, "source, bfloat16"),
+    ("train", {"ema_decay": 1.0}, r"ema_decay=1\.0 .* at least 0 and below 1"),
+    ("train", {"keep_best": -1}, "keep_best=-1 must be at least 0"),
+    ("preview", {"clips": 0}, r"config\.preview\.clips=0 must be above 0"),
+    ("data", {"resolution": (8, 8, 8)}, "neither a side nor"),
+    ("data", {"resolution": (0,)}, "neither a side nor"),
+    ("data", {"resolution": ("abc",)}, "neither a side nor"),
+    ("lora", {"rank": -1}, r"config\.lora\.rank=-1 must be at least 0"),
+    ("diffusion", {"schedule": "cosin"}, 'did you mean "cosine"'),
+    ("model", {"remat": ("full",)}, "remat has 1 entries"),
+  ],
+)
+def test_invalid_values(part, changes, words):
+  with pytest.raises(UserError, match=words):
+    replace(base.TINY, **{part: changes})
 
 
 @pytest.mark.parametrize(
-  ("changes", "words"),
+  ("start", "changes", "words"),
   [
-    ({"stage": "bse"}, 'not one of .*did you mean "base"'),
-    ({"data": {"num_frames": 15}}, "num_frames=15 is no multiple of 2"),
-    ({"data": {"buckets": "7x16x16"}}, "num_frames=7 is no multiple of 2"),
-    ({"data": {"buckets": "8x16x17"}}, "width=17 is no multiple of 2"),
-    ({"data": {"crop": 64}}, "crop=64 is larger than the frames"),
-    ({"data": {"masks": "none"}}, "cond_channels=0 .*config.data.masks"),
-    ({"model": {"cond_channels": 4}}, "cond_channels=4 does not fit"),
-    ({"data": {"image_share": 1.0}}, r"image_share=1\.0 must lie between"),
-    ({"data": {"min_fps_ratio": -1.0}}, r"min_fps_ratio=-1\.0 must be at"),
-    ({"data": {"resample": "blnd"}}, 'did you mean "blend"'),
-    ({"model": {"in_channels": 6}}, "in_channels=6 .*upscale=1.* 3 channels"),
-    ({"upscale": 3}, r"not a multiple of config\.upscale=3"),
-    ({"train": {"steps": 0}}, "steps=0 must be above 0"),
-    ({"train": {"learning_rate": float("nan")}}, "learning_rate=nan must be"),
-    ({"train": {"accumulate": 3}}, "batch_size=2 does not divide into acc"),
+    (base.TINY, {"stage": "bse"}, 'not one of .*did you mean "base"'),
+    (base.TINY, {"upscale": 3}, r"not a multiple of config\.upscale=3"),
+    (base.TINY, {"stage": "conditional"}, "cond_channels=0 does not fit stage"),
     (
-      {"train": {"keep_best": 1, "eval_clips": 0}},
-      "keep_best=1 needs the held-out loss",
+      conditional.TINY,
+      {"preview": {"prompts": ("a dog",)}},
+      r"config\.preview\.prompts does not",
     ),
-    ({"train": {"optimizer": "adamm"}}, 'did you mean "adam"'),
-    ({"train": {"decay": "cosin"}}, 'did you mean "cosine"'),
-    ({"train": {"frozen_dtype": "bf16"}}, "source, bfloat16"),
-    ({"train": {"ema_decay": 1.0}}, r"ema_decay=1\.0 is not in"),
-    ({"train": {"keep_best": -1}}, "keep_best=-1 must be at least 0"),
-    ({"preview": {"clips": 0}}, r"config\.preview\.clips=0 must be above 0"),
-    ({"data": {"resolution": (8, 8, 8)}}, "neither a side nor"),
-    ({"data": {"resolution": (0,)}}, "neither a side nor"),
-    ({"data": {"resolution": ("abc",)}}, "neither a side nor"),
-    ({"lora": {"rank": -1}}, r"config\.lora\.rank=-1 must be at least 0"),
-    ({"diffusion": {"schedule": "cosin"}}, 'did you mean "cosine"'),
-    ({"diffusion": {"caption_dropout": 2.0}}, "not in"),
-    ({"model": {"remat": ("full",)}}, "remat has 1 entries"),
   ],
 )
-def test_invalid_values(changes, words):
+def test_parts_that_do_not_fit_together(start, changes, words):
   with pytest.raises(UserError, match=words):
-    replace(base.TINY, **changes)
-
-
-def test_conditional_stages_need_their_channels():
-  with pytest.raises(UserError, match="cond_channels=0 does not fit stage"):
-    replace(base.TINY, stage="conditional")
-  with pytest.raises(UserError, match=r"config\.preview\.prompts does not"):
-    replace(conditional.TINY, preview={"prompts": ("a dog",)})
+    replace(start, **changes)
 
 
 def test_unknown_keys_suggest_the_nearest_name():
   config = dataclasses.asdict(base.TINY)
   config["train"]["lerning_rate"] = 1.0
-  with pytest.raises(
-    UserError, match=r"config.train: unknown key.*mean \"learning_rate\""
-  ):
+  words = r"config.train: unknown key.*mean \"learning_rate\""
+  with pytest.raises(UserError, match=words):
     Experiment.from_config(config)
 
 
@@ -92,23 +87,11 @@ def test_resolution_is_a_side_or_two(value, size):
   assert replace(base.TINY, data={"resolution": value}).data.resolution == size
 
 
+@pytest.mark.parametrize("size", ["full", "tiny"])
 @pytest.mark.parametrize("module", [t2i, base, conditional, ssr_image, ssr])
-def test_configs_survive_a_round_trip(module):
-  for size in ("full", "tiny"):
-    config = module.get_config(size).to_dict()
-    assert Experiment.from_config(config) == getattr(module, size.upper())
-
-
-def test_video_stages_of_full_size_drop_cuts_and_slideshows():
-  videos = FULL | {"ssr if": ssr.IF}
-  for name, experiment in videos.items():
-    on = experiment.data.num_frames > 1
-    assert (experiment.data.scene_cuts > 0) == on, name
-    assert (experiment.data.min_motion > 0) == on, name
-  small = [base.TINY, base.IF_TINY, ssr.TINY, ssr.IF_TINY, conditional.TINY]
-  for experiment in [*small, *demo.STAGES.values(), shipped.BASE]:
-    assert not experiment.data.scene_cuts
-    assert not experiment.data.min_motion
+def test_configs_survive_a_round_trip(module, size):
+  config = module.get_config(size).to_dict()
+  assert Experiment.from_config(config) == getattr(module, size.upper())
 
 
 @pytest.mark.parametrize("module", [demo, shipped])
@@ -119,10 +102,20 @@ def test_every_stage_has_a_demo_and_a_shipped_config(module, stage):
   assert experiment.model.text_dim == shipped.IMAGE.text_dim
 
 
-@pytest.mark.parametrize("stage", ["base", "conditional", "ssr"])
-def test_a_stage_with_a_parent_needs_init_from(stage, tmp_path):
+def test_video_stages_of_full_size_drop_cuts_and_slideshows():
+  filtered = lambda x: (x.data.scene_cuts > 0, x.data.min_motion > 0)
+  for video in (base.FULL, conditional.FULL, ssr.FULL, conditional.SSR, ssr.IF):
+    assert filtered(video) == (True, True)
+  small = [base.TINY, base.IF_TINY, ssr.TINY, ssr.IF_TINY, conditional.TINY]
+  others = [*demo.STAGES.values(), shipped.BASE, t2i.FULL, ssr_image.FULL]
+  for other in [*small, *others]:
+    assert filtered(other) == (False, False)
+
+
+@pytest.mark.parametrize("start", [base.FULL, conditional.FULL, ssr.FULL])
+def test_a_stage_with_a_parent_needs_init_from(start, tmp_path):
   with pytest.raises(UserError, match=r"init_from=DIR .*init_from=scratch"):
-    train(FULL[stage], tmp_path / "w")
+    train(start, tmp_path / "w")
   assert not (tmp_path / "w").exists()
 
 
@@ -137,15 +130,14 @@ def leaves(config: dict, prefix: str = "config"):
 def test_every_key_is_in_the_guide():
   text = (DOCS / "training.md").read_text()
   keys = set(leaves(dataclasses.asdict(conditional.FULL)))
-  missing = [key for key in sorted(keys) if f"`{key}`" not in text]
-  assert not missing
+  assert not [key for key in sorted(keys) if f"`{key}`" not in text]
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("name", sorted(FULL.keys() - {"conditional ssr"}))
-def test_tiny_configs_run_on_any_number_of_devices(name, devices):
+@pytest.mark.parametrize("stage", PARENTS)
+def test_tiny_configs_run_on_any_number_of_devices(stage, devices):
   """Their two clips divide among few devices; the others share rows."""
-  tiny = importlib.import_module(f"configs.{name}").TINY
+  tiny = importlib.import_module(f"configs.{stage}").TINY
   kinds = (AxisType.Auto,) * len(AXES)
   mesh = AbstractMesh(tiny.mesh.resolve(devices), AXES, axis_types=kinds)
   check_batch(tiny.train.batch_size, tiny.train.accumulate, mesh)

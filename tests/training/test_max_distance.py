@@ -11,9 +11,17 @@ from lumiere_jax.training.compatibility import last_run
 from lumiere_jax.training.initialization import resolve_max_distance
 from lumiere_jax.training.loop import train
 from tests.conftest import replace
-from tests.training.conftest import BASE, CONDITIONAL, T2I, TEMPORAL, records
+from tests.training.conftest import (
+  BASE,
+  CONDITIONAL,
+  T2I,
+  TEMPORAL,
+  load,
+  records,
+)
 
 TABLE = "temporal_mid/attention_0/position_bias"
+LONG = {"data": {"num_frames": 16}}
 
 
 def with_distance(number, start=BASE, **changes):
@@ -44,12 +52,12 @@ def test_it_is_at_least_that_of_the_source(base_run):
   source = {"init_from": str(base_run)}
   assert found(with_distance(0, **source)) == 4
   assert found(with_distance(0, CONDITIONAL, **source)) == 4
-  assert found(with_distance(0, data={"num_frames": 16}, **source)) == 15
+  assert found(with_distance(0, **LONG, **source)) == 15
   assert found(with_distance(9, **source)) == 9
   with pytest.raises(UserError, match=r"=3 .*config\.init_from=.* has 4; set"):
     found(with_distance(3, **source))
   # An adapter does not change the weights it belongs to.
-  adapter = {"lora": {"rank": 2}, "data": {"num_frames": 16}, **source}
+  adapter = {"lora": {"rank": 2}, **LONG, **source}
   assert found(with_distance(0, **adapter)) == 4
   with pytest.raises(UserError, match="set it to 4, or to 0"):
     found(with_distance(9, **adapter))
@@ -58,28 +66,27 @@ def test_it_is_at_least_that_of_the_source(base_run):
 def test_a_resumed_run_keeps_its_own(base_run):
   """Also if its config set a number, as all once did."""
   assert found(with_distance(0, init_from="gone"), base_run) == 4
-  assert found(with_distance(0, data={"num_frames": 16}), base_run) == 4
+  assert found(with_distance(0, **LONG), base_run) == 4
   with pytest.raises(UserError, match=r"=5 .*the resumed run has 4"):
     found(with_distance(5), base_run)
 
 
 def test_first_short_clips_then_long_ones(base_run, tmp_path):
   """The bias is widened by repeating its ends, and trains."""
-  short = open_bundle(base_run).load("base")[TABLE]
+  short = load(base_run, "base")[TABLE]
   assert short.shape[0] == 2 * 4 + 1
+  brief = {"steps": 1, "eval_clips": 0, "warmup_steps": 1}
   experiment = with_distance(
     0,
     init_from=str(base_run),
     data={"num_frames": 8},
-    train={"steps": 1, "warmup_steps": 1, "learning_rate": 1e-3},
+    train={**brief, "learning_rate": 1e-3},
   )
   train(experiment, tmp_path)
-  bundle = open_bundle(tmp_path)
-  assert bundle.parts["base"].meta["model"]["temporal"]["max_distance"] == 7
-  long = bundle.load("base")[TABLE]
+  meta = open_bundle(tmp_path).parts["base"].meta
+  assert meta["model"]["temporal"]["max_distance"] == 7
   widened = np.concatenate([short[:1]] * 3 + [short] + [short[-1:]] * 3)
-  assert long.shape == widened.shape
-  moved = np.abs(long - widened)
+  moved = np.abs(load(tmp_path, "base")[TABLE] - widened)
   assert (moved <= 1.1e-3).all()  # one step of Adam
   assert moved.max() > 1e-6
   # Resumed with other clips, it keeps its width.
@@ -87,4 +94,4 @@ def test_first_short_clips_then_long_ones(base_run, tmp_path):
     replace(experiment, data={"num_frames": 4}, train={"steps": 2}), tmp_path
   )
   assert records(tmp_path / "metrics.jsonl")[-1]["step"] == 2
-  assert open_bundle(tmp_path).load("base")[TABLE].shape == widened.shape
+  assert load(tmp_path, "base")[TABLE].shape == widened.shape

@@ -1,4 +1,4 @@
-"""A text encoder that trains together with the first stage."""
+"""A text encoder that trains together with the first stage, by Muon."""
 
 import numpy as np
 import pytest
@@ -9,31 +9,35 @@ from lumiere_jax.models.text_encoder import open_text_encoder, text_encoder_of
 from lumiere_jax.storage.bundle import open_bundle
 from lumiere_jax.training.loop import train
 from tests.conftest import replace
-from tests.training.conftest import BASE, T2I, records
+from tests.training.conftest import (
+  BASE,
+  T2I,
+  assert_same,
+  load,
+  records,
+  run_stage,
+)
 
 TRAINING = replace(
   T2I,
   text={"train": True},
-  train={"save_every": 2},
+  train={"save_every": 2, "optimizer": "muon"},
   preview={"every": 2, "steps": 2, "prompts": ("a red ring",)},
 )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("t2i")
-  train(TRAINING, workdir)
-  return workdir
+  return run_stage(tmp_path_factory, TRAINING)
 
 
 def test_the_encoder_trains_and_is_in_the_bundle(run):
-  bundle = open_bundle(run)
-  trained = flatten(text_encoder_of(bundle).params)
+  trained = flatten(text_encoder_of(open_bundle(run)).params)
   untrained = flatten(open_text_encoder("", "", 48).params)
   assert trained.keys() == untrained.keys()
-  moved = [k for k in trained if not np.array_equal(trained[k], untrained[k])]
-  assert len(moved) == len(trained)
-  assert not [k for k in bundle.load("t2i") if k.startswith("text_encoder")]
+  for path, leaf in trained.items():
+    assert not np.array_equal(leaf, untrained[path]), path
+  assert not [k for k in load(run, "t2i") if k.startswith("text_encoder")]
   assert "text" in records(run / "metrics.jsonl")[-1]["grad_norms"]
   assert not (run / "text_cache").exists()
 
@@ -47,13 +51,16 @@ def test_it_resumes_exactly(run, tmp_path):
   train(replace(TRAINING, train={"steps": 2}), tmp_path)
   train(TRAINING, tmp_path)
   for part in ("text", "t2i"):
-    whole, parted = (open_bundle(path).load(part) for path in (run, tmp_path))
-    for path, leaf in whole.items():
-      np.testing.assert_array_equal(leaf, parted[path], err_msg=path)
+    assert_same(load(run, part), load(tmp_path, part))
+  losses = lambda folder: [r["loss"] for r in records(folder / "metrics.jsonl")]
+  assert losses(run) == losses(tmp_path)
 
 
 def test_later_stages_load_it_from_the_bundle(run, tmp_path):
-  base = replace(BASE, init_from=str(run), text={"weights": str(run)})
+  brief = {"steps": 1, "eval_clips": 0}
+  base = replace(
+    BASE, init_from=str(run), text={"weights": str(run)}, train=brief
+  )
   train(base, tmp_path)
   identity = lambda path: open_bundle(path).parts["text"].meta["identity"]
   assert identity(tmp_path) == identity(run)
@@ -75,9 +82,8 @@ def test_invalid_combinations(changes, words):
     replace(TRAINING, **changes)
 
 
-def test_a_bundle_without_an_encoder_is_an_error(run, tmp_path):
-  (tmp_path / "bundle.json").write_text(
-    '{"format": "lumiere_jax", "version": 1, "parts": {}}'
-  )
+def test_a_bundle_without_an_encoder_is_an_error(tmp_path):
+  index = '{"format": "lumiere_jax", "version": 1, "parts": {}}'
+  (tmp_path / "bundle.json").write_text(index)
   with pytest.raises(UserError, match="holds no text encoder"):
     open_text_encoder("", str(tmp_path), 48)

@@ -1,16 +1,12 @@
 """Which paths can be a workdir."""
 
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from lumiere_jax.errors import UserError
 from lumiere_jax.training.workdir import check_workdir
-
-ROOT = pathlib.Path(__file__).parents[2]
+from tests.conftest import run_command
 
 
 @pytest.mark.parametrize("url", ["gs://bucket/x", "s3://b", "file:///tmp/x"])
@@ -24,23 +20,11 @@ def test_a_folder_is_used_as_given(folder):
   assert check_workdir(folder) == pathlib.Path(folder)
 
 
-def test_the_error_comes_before_waiting_for_other_processes(tmp_path):
-  command = [
-    *(sys.executable, "-m", "lumiere_jax.main"),
-    f"--config={ROOT}/configs/base.py:tiny",
-    "--workdir=gs://bucket/x",
+def test_the_error_comes_before_waiting_for_other_processes():
+  result = run_command(
+    *("main", "--config=configs/base.py:tiny", "--workdir=gs://bucket/x"),
     *("--coordinator=127.0.0.1:1", "--num_processes=2", "--process_id=1"),
-  ]
-  result = subprocess.run(
-    command,
-    cwd=tmp_path,
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    timeout=120,
-    check=False,
   )
   assert result.returncode == 2
   assert result.stderr.startswith("error: --workdir=gs://bucket/x is a URL")
   assert len(result.stderr.splitlines()) == 1
-  assert not list(tmp_path.iterdir())

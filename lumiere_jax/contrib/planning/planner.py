@@ -10,8 +10,8 @@ from lumiere_jax.contrib.planning.topology import describe
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.parallel.mesh import make_mesh
-from lumiere_jax.training.compatibility import set_auto_shift
 from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.initialization import set_auto_shift
 
 
 @documented

@@ -1,11 +1,12 @@
-"""The tour of `make demo`, with commands that are recorded but not run."""
+"""The page of `make demo`, with commands that are recorded but not run."""
 
 import html
 
 import pytest
 
-from launch import tour
+from launch import demo
 from launch.showcase import SHOWS, command_line
+from lumiere_jax.stages.config import PARENTS
 from lumiere_jax.training.run_report import RunSummary
 
 
@@ -33,15 +34,15 @@ def test_the_page_shows_every_task_and_every_stage(
       frame_by_frame=None,
     )
 
-  monkeypatch.setattr(tour, "run", run)
+  monkeypatch.setattr(demo, "run", run)
   monkeypatch.setattr(RunSummary, "read", read)
-  tour.take_tour(tmp_path, "demo")
-  assert len(ran) == len(SHOWS) + len(tour.STAGES)
+  demo.take_tour(tmp_path, "demo")
+  assert len(ran) == len(SHOWS) + len(PARENTS)
   page = html.unescape((tmp_path / "index.html").read_text())
   for command in ran:
     assert command_line(command) in page
   assert about in page
   for show in SHOWS:
     assert f'src="{show.name}{show.ending}"' in page
-  for stage in tour.STAGES:
+  for stage in PARENTS:
     assert f"<td>{stage}</td>" in page
