@@ -20,12 +20,12 @@ from configs import common
 from lumiere_jax.conversion.diffusers import write_stage
 from lumiere_jax.conversion.lazy_stage import LazyStage
 from lumiere_jax.models.config import UNetConfig
-from lumiere_jax.models.importers.t5_hf import params_to_hf
 from lumiere_jax.models.t5 import T5_SIZES, init_params
 from lumiere_jax.models.tokenizer import default_tokenizer_path
 from lumiere_jax.models.unet import abstract_params
 from lumiere_jax.stages.config import SamplingConfig, StageConfig, VideoConfig
 from lumiere_jax.storage import safetensors
+from tests.references.t5 import params_to_hf
 
 OUT = flags.DEFINE_string("out", "out/stand_ins", "Folder to write.")
 

@@ -33,6 +33,10 @@ def refused(result: subprocess.CompletedProcess) -> str:
       ["--config=configs/base.py:tiny", "--config.train.stesp=3"],
       ["stesp", 'Did you mean "steps"'],
     ),
+    (
+      ["--config=configs/base.py:tiny", "--config.model.dtype=bfloat16"],
+      ["dtype", "config.execution.dtype"],
+    ),
     (["--config=configs/nothing.py"], ["configs/nothing.py"]),
     (
       ["--config=configs/base.py:tiny", "--config.train.steps=many"],

@@ -166,8 +166,8 @@ def _portable(pipeline: Pipeline) -> Pipeline:
     name: Stage(
       config=dataclasses.replace(
         stage.config,
-        model=dataclasses.replace(
-          stage.config.model, attention_kernel="chunked", remat=()
+        execution=dataclasses.replace(
+          stage.config.execution, attention_kernel="chunked", remat=()
         ),
       ),
       params=stage.params,

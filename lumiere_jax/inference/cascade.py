@@ -263,8 +263,10 @@ class Cascade:
     video = dataclasses.replace(
       config.video, resolution=self.sizes(settings)[name]
     )
-    model = dataclasses.replace(config.model, frame_chunk=settings.frame_chunk)
-    return dataclasses.replace(config, video=video, model=model)
+    execution = dataclasses.replace(
+      config.execution, frame_chunk=settings.frame_chunk
+    )
+    return dataclasses.replace(config, video=video, execution=execution)
 
   def log_snrs(
     self,

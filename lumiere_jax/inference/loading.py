@@ -45,7 +45,7 @@ class Loaded:
     if self.mesh is None:
       params = jax.device_put(params)
     else:
-      params = lay_out_weights(config.model, params, self.mesh)
+      params = lay_out_weights(config.execution.dtype, params, self.mesh)
     return Stage(config=config, params=params)
 
   def pair(self) -> dict[str, Stage]:

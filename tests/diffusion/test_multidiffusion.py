@@ -12,10 +12,11 @@ from lumiere_jax.diffusion.multidiffusion import (
 from lumiere_jax.diffusion.noise import INITIAL, frame_noise, sample_keys
 from lumiere_jax.diffusion.prediction import Prediction, predict
 from lumiere_jax.diffusion.samplers import DDPM, State
-from lumiere_jax.diffusion.sampling_loop import sample_chunk, time_grid
+from lumiere_jax.diffusion.sampling_loop import sample_chunk
 from lumiere_jax.diffusion.schedules import Cosine
 from lumiere_jax.errors import UserError
 from tests.diffusion.conftest import Gaussian
+from tests.references.samplers import time_grid
 
 LOG_SNR = jnp.array([-1.0, 2.0])
 FORMS = ("x0", "eps", "v", "log_var")

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from lumiere_jax.errors import UserError
-from lumiere_jax.models.importers.t5_hf import params_from_hf
 from lumiere_jax.models.t5 import (
   T5_SIZES,
   T5Config,
@@ -22,9 +21,9 @@ from lumiere_jax.models.t5 import (
   init_params,
   relative_position_bucket,
 )
-from lumiere_jax.models.text_encoder import load_t5
 from lumiere_jax.storage import safetensors
 from tests.references import t5
+from tests.references.t5 import load_t5, params_from_hf
 
 SMALL = T5Config(
   vocab_size=50,

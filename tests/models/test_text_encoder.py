@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-from lumiere_jax.models.importers.t5_hf import params_to_hf
 from lumiere_jax.models.params import flatten, unflatten
 from lumiere_jax.models.t5 import T5Config, abstract_params, init_params
 from lumiere_jax.models.text_encoder import (
@@ -21,6 +20,7 @@ from lumiere_jax.models.text_encoder import (
 )
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.bundle import TEXT, Bundle
+from tests.references.t5 import params_to_hf
 
 CAPTIONS = [" A RED circle", ""]
 

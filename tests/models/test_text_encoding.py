@@ -10,7 +10,6 @@ import pytest
 
 from lumiere_jax.errors import UserError
 from lumiere_jax.models.caption_cleaning import CLEANINGS
-from lumiere_jax.models.importers.t5_hf import params_to_hf
 from lumiere_jax.models.params import flatten, unflatten
 from lumiere_jax.models.t5 import T5_SIZES, T5Encoder, init_params
 from lumiere_jax.models.text_encoder import TextEncoder
@@ -20,6 +19,7 @@ from lumiere_jax.models.tokenizer import (
   train_tokenizer,
 )
 from lumiere_jax.storage import safetensors
+from tests.references.t5 import params_to_hf
 
 CAPTIONS = [
   "a red circle moves left",

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 
 from lumiere_jax.models.caption_cleaning import clean
-from lumiere_jax.models.importers.t5_hf import params_from_hf, params_to_hf
 from lumiere_jax.models.t5 import (
   T5_SIZES,
   T5Config,
   T5Encoder,
   relative_position_bucket,
 )
-from lumiere_jax.models.text_encoder import load_t5
 from lumiere_jax.models.tokenizer import Tokenizer
 from tests.references import t5
 from tests.references.captions import nasty_captions
 from tests.references.strings import mixed_strings
+from tests.references.t5 import load_t5, params_from_hf, params_to_hf
 
 pytestmark = pytest.mark.parity
 

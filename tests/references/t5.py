@@ -7,6 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from lumiere_jax.models.importers.t5_hf import (
+  hf_name,
+  is_transposed,
+  lazy_leaves,
+)
+from lumiere_jax.models.params import flatten, unflatten
+from lumiere_jax.models.t5 import T5Config
+from lumiere_jax.models.text_encoder import open_t5
+from lumiere_jax.typing import FlatParams, Params
 from tests.references.drawn import draw
 
 FOLDER = Path(__file__).parent / "t5"
@@ -83,3 +92,23 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 def digest(values: list) -> str:
   """SHA-256 (hex) of lists of strings or numbers."""
   return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def params_to_hf(params: Params) -> FlatParams:
+  """The tensors of an encoder, under Hugging Face names."""
+  return {
+    hf_name(path): np.asarray(x).T if is_transposed(path) else np.asarray(x)
+    for path, x in flatten(params).items()
+  }
+
+
+def params_from_hf(tensors: FlatParams, config: T5Config) -> Params:
+  """The inverse of `params_to_hf`."""
+  leaves = lazy_leaves(tensors, config, "T5 weights")
+  return unflatten({k: np.asarray(x) for k, x in leaves.items()})
+
+
+def load_t5(source, dtype: str = "float32") -> tuple[T5Config, Params]:
+  """Config and parameters of weight files."""
+  config, leaves = open_t5(source, dtype)
+  return config, unflatten({k: np.asarray(x) for k, x in leaves.items()})

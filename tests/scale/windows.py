@@ -48,7 +48,9 @@ def sample(mesh: jax.sharding.Mesh | None) -> np.ndarray:
   return np.asarray(
     sample_stage(
       config,
-      weights if mesh is None else lay_out_weights(config.model, weights, mesh),
+      weights
+      if mesh is None
+      else lay_out_weights(config.execution.dtype, weights, mesh),
       cond,
       text.replace(text=jnp.zeros_like(text.text)),
       sample_keys([3]),

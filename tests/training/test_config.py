@@ -61,7 +61,7 @@ FULL = {
     ({"lora": {"rank": -1}}, r"config\.lora\.rank=-1 must be at least 0"),
     ({"diffusion": {"schedule": "cosin"}}, 'did you mean "cosine"'),
     ({"diffusion": {"caption_dropout": 2.0}}, "not in"),
-    ({"model": {"remat": ("full",)}}, "remat has 1 entries"),
+    ({"execution": {"remat": ("full",)}}, "remat has 1 entries"),
   ],
 )
 def test_invalid_values(changes, words):

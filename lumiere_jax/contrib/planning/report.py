@@ -41,6 +41,7 @@ class _Job:
     settings = plan.about.get("settings", {})
     self.training = plan.about.get("job", "train") == "train"
     self.model = settings.get("model", {})
+    self.execution = settings.get("execution", {})
     self.train = settings.get("train", {})
     self.mesh = settings.get("mesh", {})
     self.devices = plan.devices
@@ -91,10 +92,10 @@ def _for_activations(job: _Job) -> Iterator[str]:
 
 def _for_gradients(job: _Job) -> Iterator[str]:
   levels = len(job.model.get("channels", ()))
-  remat = tuple(job.model.get("remat") or ("none",) * levels)
+  remat = tuple(job.execution.get("remat") or ("none",) * levels)
   if set(remat) - {"full"}:
     value = ", ".join(["'full'"] * levels)
-    override = option("config.model.remat", f'"({value})"')
+    override = option("config.execution.remat", f'"({value})"')
     yield f"{override} (computes all blocks twice)"
   fewer = job.samples_per_device(2 * job.accumulate)
   if fewer >= 1 and fewer == int(fewer):

@@ -46,7 +46,9 @@ def test_a_training_step_has_the_shapes_of_training(mesh):
 
 
 def test_micro_batches_and_remat_do_not_change_model_flops(mesh):
-  other = replace(STAGE, train={"accumulate": 2}, model={"remat": ("full",)})
+  other = replace(
+    STAGE, train={"accumulate": 2}, execution={"remat": ("full",)}
+  )
   assert (
     train_job(other, mesh).model_flops == train_job(STAGE, mesh).model_flops
   )

@@ -52,7 +52,8 @@ MEASURED = ProgramCosts(
 )
 
 SETTINGS = {
-  "model": {"channels": (1, 2, 3, 4), "remat": ()},
+  "model": {"channels": (1, 2, 3, 4)},
+  "execution": {"remat": ()},
   "train": {
     "batch_size": 128,
     "accumulate": 1,
@@ -177,7 +178,7 @@ def test_as_json(tmp_path):
   assert read["advice"] == [format_message(step) for step in advice(FAILED)]
 
 
-REMAT = "config.model.remat=\"('full', 'full', 'full', 'full')\""
+REMAT = "config.execution.remat=\"('full', 'full', 'full', 'full')\""
 SPACE, FSDP = "config.mesh.space=2", "config.mesh.fsdp=4"
 LARGER = "a larger topology"
 

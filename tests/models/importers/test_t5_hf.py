@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from lumiere_jax.errors import UserError
-from lumiere_jax.models.importers.t5_hf import params_from_hf, params_to_hf
-from lumiere_jax.models.text_encoder import load_t5
 from lumiere_jax.storage import safetensors
 from tests.models.test_t5 import SMALL, hf_weights
+from tests.references.t5 import load_t5, params_from_hf, params_to_hf
 
 
 def _write_config(folder, config=SMALL, **changes):

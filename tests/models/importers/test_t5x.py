@@ -11,12 +11,12 @@ import pytest
 import tensorstore
 
 from lumiere_jax.errors import UserError
-from lumiere_jax.models.importers.t5_hf import params_to_hf
 from lumiere_jax.models.importers.t5x import open_t5x
 from lumiere_jax.models.params import flatten, unflatten
 from lumiere_jax.models.t5 import T5Config, T5Encoder, init_params
-from lumiere_jax.models.text_encoder import load_t5, open_t5
+from lumiere_jax.models.text_encoder import open_t5
 from lumiere_jax.storage import safetensors
+from tests.references.t5 import load_t5, params_to_hf
 
 TINY = (
   pathlib.Path(__file__).parents[2] / "../shared/assets/t5x/tiny.checkpoint_0"
