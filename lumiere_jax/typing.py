@@ -3,6 +3,7 @@
 It imports no other room, so that every room can use it.
 """
 
+import dataclasses
 from typing import Any
 
 from beartype import beartype
@@ -46,7 +47,7 @@ class Cond:
 
   def map_frames(self, fn) -> "Cond":
     """Applies `fn` to the leaves that have a time axis (axis 1)."""
-    return self.replace(frames=jax.tree.map(fn, self.frames))
+    return dataclasses.replace(self, frames=jax.tree.map(fn, self.frames))
 
   def map_samples(self, fn) -> "Cond":
     """Applies `fn` to every leaf; all have the batch as their axis 0."""

@@ -1,6 +1,6 @@
 """A U-Net as data: its architecture, and how it is executed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
@@ -184,12 +184,20 @@ class UNetConfig:
     check_choice("config.model.activation", self.activation, ACTIVATIONS)
     attends = zip(self.channels, self.attention, strict=True)
     with_heads = [width for width, kind in attends if kind != "none"]
-    self._check_multiples("channels", "norm_groups", self.channels)
-    self._check_multiples("text_channels", "norm_groups", [self.text_channels])
-    self._check_multiples("text_dim", "pool_heads", [self.text_dim])
-    self._check_multiples(
-      "channels", "head_dim", [*with_heads, self.channels[-1]]
-    )
+    for name, divisor, widths in (
+      ("channels", "norm_groups", self.channels),
+      ("text_channels", "norm_groups", [self.text_channels]),
+      ("text_dim", "pool_heads", [self.text_dim]),
+      ("channels", "head_dim", [*with_heads, self.channels[-1]]),
+    ):
+      size = getattr(self, divisor)
+      for width in widths:
+        if width % size:
+          raise UserError(
+            f"config.model.{name}",
+            f"has {width}, which is no multiple of {divisor}={size}",
+            "change one of them",
+          )
     if not (t := self.temporal):
       return
     if len(t.resample) != levels - 1:
@@ -205,18 +213,6 @@ class UNetConfig:
         f"does not divide the width {self.channels[-1]} of the coarsest level",
         "give a divisor of it",
       )
-
-  def _check_multiples(
-    self, name: str, divisor: str, widths: Iterable[int]
-  ) -> None:
-    for width in widths:
-      if width % getattr(self, divisor):
-        raise UserError(
-          f"config.model.{name}",
-          f"has {width}, which is no multiple of "
-          f"{divisor}={getattr(self, divisor)}",
-          "change one of them",
-        )
 
   @property
   def temporal_factor(self) -> int:
@@ -241,20 +237,16 @@ class UNetConfig:
 
   def check_video(self, frames: int, height: int, width: int) -> None:
     """Checks that the size of a video divides by the model's factors."""
-    if frames % self.temporal_factor:
-      low = frames - frames % self.temporal_factor
-      raise UserError(
-        f"num_frames={frames}",
-        f"is no multiple of {self.temporal_factor}, the model's temporal "
-        "down-sampling factor",
-        "use "
-        + " or ".join(str(n) for n in (low, low + self.temporal_factor) if n),
-      )
-    for name, size in (("height", height), ("width", width)):
-      if size % self.spatial_factor:
+    for name, size, factor, kind in (
+      ("num_frames", frames, self.temporal_factor, "temporal"),
+      ("height", height, self.spatial_factor, "spatial"),
+      ("width", width, self.spatial_factor, "spatial"),
+    ):
+      if rest := size % factor:
+        fitting = [n for n in (size - rest, size - rest + factor) if n]
         raise UserError(
           f"{name}={size}",
-          f"is no multiple of {self.spatial_factor}, the model's spatial "
-          "down-sampling factor",
-          f"use {size + -size % self.spatial_factor}",
+          f"is no multiple of {factor}, the model's {kind} down-sampling "
+          "factor",
+          f"use {' or '.join(map(str, fitting))}",
         )

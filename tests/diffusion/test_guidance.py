@@ -246,12 +246,6 @@ def test_threshold_against_numpy_per_clip(z, cond, percentile, max_value):
   np.testing.assert_array_equal(got.log_var, z)
 
 
-def test_static_threshold_is_a_clip(z, cond):
-  net = lambda z, log_snr, cond: predict("x0", z, z, log_snr)
-  got = threshold(net, 0.95, 1.0)(z, LOG_SNR, cond(2))
-  np.testing.assert_array_equal(got.x0, np.clip(z, -1, 1))
-
-
 @pytest.mark.parametrize("percentile", [0.0, 0.3, 0.5, 0.95, 0.995, 1.0])
 @pytest.mark.parametrize("kind", ["normal", "ties", "zeros", "huge"])
 def test_the_quantile_of_clips_is_numpys(percentile, kind):

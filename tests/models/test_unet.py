@@ -276,7 +276,7 @@ def test_bad_executions(changes, words):
   ("shape", "words"),
   [
     ((1, 6, 8, 8, 3), "num_frames=6 is no multiple of 4.*use 4 or 8"),
-    ((1, 4, 8, 10, 3), "width=10 is no multiple of 4.*use 12"),
+    ((1, 4, 8, 10, 3), "width=10 is no multiple of 4.*use 8 or 12"),
   ],
 )
 def test_sizes_that_do_not_divide(shape, words):
