@@ -214,11 +214,11 @@ def diffusion_loss(
     weight, gamma: of the error by noise level, see `level_weight`.
   """
   log_snr = noise.log_snr(draws.quantile)
+  weights = level_weight(weight, log_snr, kind, gamma)
   normal = lambda key: jax.random.normal(key, x0.shape[1:])
   eps = jax.vmap(normal)(draws.keys)
   prediction, truth = _predict(denoiser, x0, eps, log_snr, cond)
-  losses = _squared_error(prediction, truth, kind)
-  losses *= level_weight(weight, log_snr, kind, gamma)
+  losses = weights * _squared_error(prediction, truth, kind)
   if prediction.log_var is not None:
     losses += variational_bound(prediction, truth, log_snr, schedule)
   return losses.mean(), {"loss_per_sample": losses, "log_snr": log_snr}

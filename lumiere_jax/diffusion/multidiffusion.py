@@ -1,6 +1,7 @@
 """MultiDiffusion: denoises long or large videos in overlapping windows."""
 
 from collections.abc import Sequence
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -143,17 +144,16 @@ def sum_windows(
   """
   window = shares.shape[1]
   groups = _group(starts, shares, chunk)
-  size = groups[0].shape[1]
+  size, b = groups[0].shape[1], z.shape[0]
 
   def cut(start: Int[Array, ""]) -> tuple[Video, PerSample, Cond]:
     take = lambda x: jax.lax.dynamic_slice_in_dim(x, start, window, axis)
     return take(z), log_snr, cond.map_frames(take)
 
   def evaluate(starts: Int[Array, "m"]) -> Prediction:
-    """Predictions (m, b, ...), made as one batch."""
+    """Predictions of one batch, ordered by window, then by sample."""
     windows = [cut(starts[i]) for i in range(size)]
-    out = denoiser(*jax.tree.map(lambda *x: jnp.concatenate(x), *windows))
-    return jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), out)
+    return denoiser(*jax.tree.map(lambda *x: jnp.concatenate(x), *windows))
 
   def add(canvas, part, start, share):
     share = jnp.expand_dims(share, tuple(range(1, 5 - axis)))
@@ -164,15 +164,14 @@ def sum_windows(
   def accumulate(canvas: Prediction, group: tuple) -> tuple[Prediction, None]:
     out = evaluate(group[0])
     for i in range(size):
-      where = group[0][i], group[1][i]
-      canvas = jax.tree.map(
-        lambda x, parts, i=i, where=where: add(x, parts[i], *where), canvas, out
-      )
+      part = jax.tree.map(lambda x, i=i: x[i * b : (i + 1) * b], out)
+      place = functools.partial(add, start=group[0][i], share=group[1][i])
+      canvas = jax.tree.map(place, canvas, part)
     return canvas, None
 
   def blank(x: jax.ShapeDtypeStruct) -> Array:
-    _, *shape = x.shape
-    shape[axis] = z.shape[axis]
+    shape = list(x.shape)
+    shape[0], shape[axis] = b, z.shape[axis]
     return jnp.zeros(shape, x.dtype)
 
   canvas = jax.tree.map(blank, jax.eval_shape(evaluate, groups[0][0]))

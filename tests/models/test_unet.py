@@ -216,11 +216,8 @@ def test_samples_do_not_see_each_other(rng):
 
 def test_bfloat16_computes_close(rng):
   config = small_config()
-  args = (
-    config,
-    random_leaves(config),
-    np.float32(rng.normal(size=(1, 4, 8, 8, 3))),
-  )
+  z = np.float32(rng.normal(size=(1, 4, 8, 8, 3)))
+  args = config, random_leaves(config), z
   exact = run(*args, make_cond(1))
   half = ExecutionConfig(dtype="bfloat16")
   rounded = run(*args, make_cond(1), execution=half)

@@ -99,6 +99,12 @@ def test_configs_survive_a_round_trip(module):
     assert Experiment.from_config(config) == getattr(module, size.upper())
 
 
+def test_execution_keys_of_older_configs_may_be_in_the_model():
+  config = dataclasses.asdict(base.FULL)
+  config["model"] |= config.pop("execution")
+  assert Experiment.from_config(config) == base.FULL
+
+
 def test_video_stages_of_full_size_drop_cuts_and_slideshows():
   videos = FULL | {"ssr if": ssr.IF}
   for name, experiment in videos.items():
