@@ -102,7 +102,7 @@ def embedded_time(config, log_snr, monkeypatch):
   times = []
 
   class Network:
-    def __init__(self, config):
+    def __init__(self, config, execution):
       pass
 
     def apply(self, variables, z, time, cond, **options):
