@@ -1,7 +1,7 @@
 """Memory, time and MFU of a training step for each kind of remat.
 
 python -m benchmarks.remat --config=configs/base.py:tiny \
-    [--config.model.dtype=bfloat16 ...] [--kinds=none,full] [--steps=5]
+    [--config.execution.dtype=bfloat16 ...] [--kinds=none,full] [--steps=5]
 
 Each kind is applied to every level. Weights and clips are random: neither time
 nor memory depends on them. Stages with a parent have frozen spatial layers.
@@ -39,15 +39,16 @@ def main(argv: Sequence[str]) -> None:
     Experiment.from_config(CONFIG.value.to_dict()), init_from="given"
   )
   device = jax.devices()[0].device_kind
-  print(f"{device}, {experiment.model.dtype}, batch {batch_shape(experiment)}")
+  print(
+    f"{device}, {experiment.execution.dtype}, batch {batch_shape(experiment)}"
+  )
   print("| remat | temporary MiB | s per step | TFLOP/s | MFU |")
   print("|---|---|---|---|---|")
   for kind in dict.fromkeys(KINDS.value):
     remat = (kind,) * len(experiment.model.channels)
-    model = dataclasses.replace(experiment.model, remat=remat)
-    print(
-      f"| {kind} | {measure(dataclasses.replace(experiment, model=model))} |"
-    )
+    execution = dataclasses.replace(experiment.execution, remat=remat)
+    row = measure(dataclasses.replace(experiment, execution=execution))
+    print(f"| {kind} | {row} |")
 
 
 def measure(experiment: Experiment) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.markdown import table
 from lumiere_jax.diffusion.noise import sample_keys
 from lumiere_jax.diffusion.samplers import SAMPLERS
-from lumiere_jax.diffusion.sampling_loop import sample_chunk, time_grid
+from lumiere_jax.diffusion.sampling_loop import sample_chunk
 from lumiere_jax.diffusion.schedules import Cosine, alpha_sigma
 from lumiere_jax.typing import Cond
 from tests.diffusion.conftest import Gaussian
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
 
 def measure(name: str, steps: int) -> tuple[float, float]:
   """Error and spread."""
-  rule, grid = SAMPLERS[name](), time_grid(Cosine(), steps)
+  rule, grid = SAMPLERS[name](), jnp.append(Cosine().grid(steps), jnp.inf)
   z = jnp.asarray(np.random.default_rng(0).standard_normal(SHAPE), jnp.float32)
   cond = Cond(text=jnp.zeros((1, 1, 1)))
   end = sample_chunk(

@@ -28,8 +28,9 @@ from lumiere_jax.training.config import Experiment, TrainConfig
 FULL = Experiment(
   stage="base",
   model=common.inflated(
-    common.on_chips(common.IF_I_XL), TemporalConfig(resample=(True, True, True))
+    common.IF_I_XL, TemporalConfig(resample=(True, True, True))
   ),
+  execution=common.on_chips(common.IF_I_XL),
   text=common.IF_TEXT,
   diffusion=common.for_videos(common.IF_DIFFUSION),
   data=DataConfig(num_frames=80, **common.FOOTAGE),

@@ -7,7 +7,11 @@ from ml_collections import ConfigDict, config_dict
 
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.errors import check_choice
-from lumiere_jax.models.config import TemporalConfig, UNetConfig
+from lumiere_jax.models.config import (
+  ExecutionConfig,
+  TemporalConfig,
+  UNetConfig,
+)
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.stages.config import DiffusionConfig
 from lumiere_jax.training.config import (
@@ -45,11 +49,10 @@ def _take(config: ConfigDict, name: str, kind: type) -> None:
   config[name] = config_dict.FieldReference(config[name], field_type=kind)
 
 
-def on_chips(model: UNetConfig) -> UNetConfig:
-  """The model for accelerators: bfloat16, fused attention, and only the input
-  of each block kept for the backward pass."""
-  return dataclasses.replace(
-    model,
+def on_chips(model: UNetConfig) -> ExecutionConfig:
+  """For accelerators: bfloat16, fused attention, and only the input of each
+  block kept for the backward pass."""
+  return ExecutionConfig(
     dtype="bfloat16",
     attention_kernel="auto",
     remat=("full",) * len(model.channels),

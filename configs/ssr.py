@@ -30,7 +30,8 @@ TEMPORAL = TemporalConfig(resample=(False, False, True, True))
 FULL = Experiment(
   stage="ssr",
   upscale=8,
-  model=common.inflated(common.on_chips(common.SSR_1024), TEMPORAL),
+  model=common.inflated(common.SSR_1024, TEMPORAL),
+  execution=common.on_chips(common.SSR_1024),
   text=common.T5_XXL,
   diffusion=common.for_videos(DiffusionConfig(prediction="v")),
   data=DataConfig(num_frames=16, resolution=1024, crop=256, **common.FOOTAGE),
@@ -47,7 +48,8 @@ FULL = Experiment(
 
 IF = dataclasses.replace(
   FULL,
-  model=common.inflated(common.on_chips(common.IF_II_L), TEMPORAL),
+  model=common.inflated(common.IF_II_L, TEMPORAL),
+  execution=common.on_chips(common.IF_II_L),
   text=common.IF_TEXT,
   diffusion=common.for_videos(common.IF_DIFFUSION),
 )

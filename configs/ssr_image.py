@@ -25,7 +25,8 @@ from lumiere_jax.training.config import Experiment, TrainConfig
 FULL = Experiment(
   stage="ssr_image",
   upscale=8,
-  model=common.on_chips(common.SSR_1024),
+  model=common.SSR_1024,
+  execution=common.on_chips(common.SSR_1024),
   text=common.T5_XXL,
   diffusion=DiffusionConfig(prediction="v"),
   data=DataConfig(num_frames=1, resolution=1024, crop=256),
@@ -36,7 +37,8 @@ FULL = Experiment(
 
 IF = dataclasses.replace(
   FULL,
-  model=common.on_chips(common.IF_II_L),
+  model=common.IF_II_L,
+  execution=common.on_chips(common.IF_II_L),
   text=common.IF_TEXT,
   diffusion=common.IF_DIFFUSION,
   train=common.FINE_TUNE,

@@ -24,7 +24,8 @@ from lumiere_jax.training.config import Experiment, TrainConfig
 
 FULL = Experiment(
   stage="t2i",
-  model=common.on_chips(common.IF_I_XL),
+  model=common.IF_I_XL,
+  execution=common.on_chips(common.IF_I_XL),
   text=common.IF_TEXT,
   diffusion=common.IF_DIFFUSION,
   data=DataConfig(num_frames=1),

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import os
+import re
 import sys
 from typing import Any, NoReturn
 import warnings
@@ -10,6 +11,7 @@ from absl import app, flags, logging
 import jax
 
 from lumiere_jax.errors import UserError, option, set_option_format
+from lumiere_jax.models.config import EXECUTION_KEYS
 from lumiere_jax.storage.files import user_cache
 
 USAGE_EXIT = 2
@@ -78,9 +80,16 @@ def _parse_flags(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except (KeyError, AttributeError) as error:
-    fail(f"--config has no key {_words(error)}")
+    fail(f"--config has no key {_words(error)}{_moved(argv)}")
   except (UserError, *FLAG_ERRORS) as error:
     fail(_words(error))
+
+
+def _moved(argv: list[str]) -> str:
+  """The new key where a flag sets one of `execution` in `model`, as of old."""
+  keys = "|".join(EXECUTION_KEYS)
+  found = re.search(rf"\.model\.({keys})\b", " ".join(argv))
+  return f"; it is config.execution.{found[1]} now" if found else ""
 
 
 def _words(error: BaseException) -> str:

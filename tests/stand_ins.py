@@ -7,7 +7,6 @@ Writes IF-I/, IF-II/ (each `unet` and `scheduler`, in float16) and T5/
 (`config.json`, two shards with their index, `spiece.model`). They know nothing.
 """
 
-import dataclasses
 import json
 from pathlib import Path
 import shutil
@@ -20,12 +19,12 @@ from configs import common
 from lumiere_jax.conversion.diffusers import write_stage
 from lumiere_jax.conversion.lazy_stage import LazyStage
 from lumiere_jax.models.config import UNetConfig
-from lumiere_jax.models.importers.t5_hf import params_to_hf
 from lumiere_jax.models.t5 import T5_SIZES, init_params
 from lumiere_jax.models.tokenizer import default_tokenizer_path
 from lumiere_jax.models.unet import abstract_params
 from lumiere_jax.stages.config import SamplingConfig, StageConfig, VideoConfig
 from lumiere_jax.storage import safetensors
+from tests.references.t5 import params_to_hf, write_hf
 
 OUT = flags.DEFINE_string("out", "out/stand_ins", "Folder to write.")
 
@@ -75,15 +74,7 @@ def write_t5(folder: Path) -> None:
   where = {name: file for file, own in shards.items() for name in own}
   index = {"metadata": {}, "weight_map": where}
   (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-  content = dataclasses.asdict(config)
-  content |= {
-    "model_type": "t5",
-    "feed_forward_proj": "gated-gelu",
-    "relative_attention_num_buckets": content.pop("num_buckets"),
-    "relative_attention_max_distance": content.pop("max_distance"),
-  }
-  del content["dtype"]
-  (folder / "config.json").write_text(json.dumps(content))
+  write_hf(folder, config, {})
   shutil.copyfile(default_tokenizer_path(), folder / "spiece.model")
 
 

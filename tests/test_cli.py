@@ -33,6 +33,7 @@ def refused(result: subprocess.CompletedProcess) -> str:
     ("--config=configs/base.py", "config.init_from.*scratch"),
     ("--config=configs/base.py:tinny", 'tinny.*did you mean "tiny"'),
     (f"{TINY} --config.train.stesp=3", 'stesp.*Did you mean "steps"'),
+    (f"{TINY} --config.model.dtype=bfloat16", "dtype.*config.execution.dtype"),
     ("--config=configs/nothing.py", "configs/nothing.py"),
     (f"{TINY} --config.train.steps=many", "steps.*many"),
     (f"{TINY} --config.data.num_frames=15", "num_frames=15.*14 or 16"),

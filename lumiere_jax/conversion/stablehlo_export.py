@@ -136,10 +136,10 @@ def _portable(pipeline: Pipeline) -> Pipeline:
   """The same without kernels for one platform only."""
   stages = {}
   for name, stage in pipeline.stages.items():
-    model = dataclasses.replace(
-      stage.config.model, attention_kernel="chunked", remat=()
+    execution = dataclasses.replace(
+      stage.config.execution, attention_kernel="chunked", remat=()
     )
-    config = dataclasses.replace(stage.config, model=model)
+    config = dataclasses.replace(stage.config, execution=execution)
     stages[name] = dataclasses.replace(stage, config=config)
   return Pipeline(pipeline.text, stages)
 

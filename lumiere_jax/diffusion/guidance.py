@@ -17,6 +17,7 @@ from lumiere_jax.diffusion.prediction import (
   Denoiser,
   Prediction,
   expand,
+  paired_masks,
   predict,
 )
 from lumiere_jax.diffusion.schedules import Schedule, alpha_sigma
@@ -43,7 +44,7 @@ def guide(
   one batch of 2b. The log-variance is the conditional one.
 
   Args:
-    denoiser: to be guided.
+    denoiser: the network.
     scale: w, for all, per sample, or by noise level (see `oscillate` and
       `interval`); 1 is the conditional model, 0 the unconditional one.
     null_cond: text and mask (batch 1 or b) of "no text" or of a negative
@@ -66,7 +67,7 @@ def guide(
     w = expand(_scale_at(scale, log_snr))
     mixed = jax.tree.map(lambda c, u: w * c + (1 - w) * u, with_text, without)
     mixed = _rescale(mixed, with_text.x0, log_snr, rescale)
-    return mixed.replace(log_var=with_text.log_var)
+    return dataclasses.replace(mixed, log_var=with_text.log_var)
 
   return guided
 
@@ -88,8 +89,7 @@ def oscillate(
   there.
 
   Args:
-    high: scale of the first steps, and of every second one after them.
-    low: scale of the others.
+    high, low: the scales.
     after: steps before the first low one; below 0: there is none.
     log_snrs: (n,) noise levels of consecutive steps.
     first_step: number of the first of them.
@@ -112,11 +112,8 @@ def interval(
 ) -> Callable[[PerSample], PerSample]:
   """Guidance in an interval of noise levels (Kynkäänniemi et al. 2024).
 
-  Args:
-    scale: inside the interval; outside it is 1, the conditional model.
-    low: schedule time of the cleanest level inside.
-    high: schedule time of the noisiest; 0 and 1 guide always.
-    schedule: gives the time of a log-SNR.
+  The scale is 1, the conditional model, outside the times `low` (the cleanest)
+  to `high` of the schedule; 0 and 1 guide always.
   """
 
   def inside(log_snr: PerSample) -> PerSample:
@@ -143,7 +140,8 @@ def _rescale(
   ratio = jnp.where(ours > 0, std(x0) / ours, 1.0)
   added = amount * (ratio - 1) * guided.x0
   alpha, sigma = alpha_sigma(expand(log_snr))
-  return guided.replace(
+  return dataclasses.replace(
+    guided,
     x0=guided.x0 + added,
     eps=guided.eps - alpha / sigma * added,
     v=guided.v - added / sigma,
@@ -203,8 +201,7 @@ def threshold(
 def check_countable(values: int) -> None:
   """Checks that a clip is not too large for thresholding.
 
-  Args:
-    values: frames x height x width x channels.
+  Its values are frames x height x width x channels.
   """
   if values > MAX_VALUES:
     raise UserError(
@@ -225,10 +222,8 @@ def clip_quantile(
   bound find the value of a rank exactly. Counts are integers, so that their sum
   does not depend on the sharding.
 
-  Args:
-    x: (b, t, h, w, c) float32, >= 0.
-    percentile: a fraction in [0, 1], rounded to millionths.
-    part: see `threshold`.
+  `x` is float32 and not negative, `percentile` a fraction in [0, 1] that is
+  rounded to millionths; for `part` see `threshold`.
   """
   axes = (1, 2, 3, 4)
   bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.int32)
@@ -271,11 +266,7 @@ def _position(
 
   float32 is exact for integers up to 2^24 only. So this multiplies integers,
   millionths and `last`, the latter split into millions, thousands and ones: no
-  intermediate result reaches 2^31.
-
-  Args:
-    percentile: a fraction in [0, 1].
-    last: below 2^31.
+  intermediate result reaches 2^31, nor may `last`.
   """
   millionths = jnp.round(percentile * 1e6).astype(jnp.int32)
   millions, rest = divmod(last, 10**6)
@@ -293,19 +284,14 @@ def _tile(x: Float[Array, "n *rest"], batch: int) -> Float[Array, "b *rest"]:
 
 def _with_null(cond: Cond, null_cond: Cond) -> tuple[Cond, Cond]:
   """`cond`, and `cond` with the null text, as pytrees of equal structure."""
-  null = jax.tree.map(
+  text, mask = jax.tree.map(
     lambda x: _tile(x, cond.text.shape[0]),
-    Cond(text=null_cond.text, text_mask=null_cond.text_mask),
+    (null_cond.text, null_cond.text_mask),
   )
-  without = cond.replace(
-    text=null.text.astype(cond.text.dtype), text_mask=null.text_mask
+  masks = paired_masks(cond.text_mask, mask, cond.text) or (None, None)
+  texts = cond.text, text.astype(cond.text.dtype)
+  with_text, without = (
+    dataclasses.replace(cond, text=text, text_mask=mask)
+    for text, mask in zip(texts, masks, strict=True)
   )
-  if cond.text_mask is None and null.text_mask is None:
-    return cond, without
-  return _fill_mask(cond), _fill_mask(without)
-
-
-def _fill_mask(cond: Cond) -> Cond:
-  if cond.text_mask is not None:
-    return cond
-  return cond.replace(text_mask=jnp.ones(cond.text.shape[:2], bool))
+  return with_text, without

@@ -1,5 +1,7 @@
 """Diffusion losses, the variational bound and caption dropout."""
 
+import dataclasses
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from lumiere_jax.diffusion.prediction import (
   Prediction,
   add_noise,
   expand,
+  paired_masks,
   to_v,
 )
 from lumiere_jax.diffusion.schedules import Schedule, alpha_sigma
@@ -44,12 +47,11 @@ def variational_bound(
   the sum is weighted by 1/1000 (guided-diffusion's "rescaled MSE"), so the
   weight of each is 1.
 
-  Args:
-    prediction: with a log-variance.
-    truth: the clean videos and the noise added to them.
-    log_snr: the noise levels.
-    schedule: gives the log-SNR of the neighbouring steps.
+  The prediction has a log-variance; the truth is the clean videos and the noise
+  added to them. The schedule gives the log-SNR of the neighbouring steps.
   """
+  share = prediction.log_var
+  assert share is not None
   t = schedule.time(log_snr)
   is_last = expand(t < 0.99 * STEP)
   here = expand(log_snr)
@@ -58,14 +60,14 @@ def variational_bound(
   above = expand(schedule.log_snr(jnp.minimum(t + STEP, 1.0)))
   nats = jnp.where(
     is_last,
-    _decoder(prediction, truth.x0, here, above),
-    _divergence(prediction, truth.eps, here, below),
+    _decoder(prediction.x0, share, truth.x0, here, above),
+    _divergence(prediction.eps, share, truth.eps, here, below),
   )
   return jnp.mean(nats, axis=(1, 2, 3, 4)) / jnp.log(2.0)
 
 
 def _divergence(
-  prediction: Prediction, eps: Video, log_snr_t: Levels, log_snr_s: Levels
+  mean: Video, share: Video, eps: Video, log_snr_t: Levels, log_snr_s: Levels
 ) -> Video:
   """KL of two Gaussians: the posterior given x0, and the predicted one.
 
@@ -73,8 +75,8 @@ def _divergence(
   (w + e^-w - 1 + e^-w (SNR_s - SNR_t) (x0 error)^2) / 2. The last product is
   expressed by the error of eps, which is precise at every noise level.
   """
-  error = jnp.square(jax.lax.stop_gradient(prediction.eps) - eps)
-  excess = prediction.log_var * (
+  error = jnp.square(jax.lax.stop_gradient(mean) - eps)
+  excess = share * (
     jax.nn.log_sigmoid(-log_snr_t) - jax.nn.log_sigmoid(-log_snr_s)
   )
   error = jnp.expm1(log_snr_s - log_snr_t) * error
@@ -82,7 +84,7 @@ def _divergence(
 
 
 def _decoder(
-  prediction: Prediction, x0: Video, log_snr_t: Levels, log_snr_u: Levels
+  mean: Video, share: Video, x0: Video, log_snr_t: Levels, log_snr_u: Levels
 ) -> Video:
   """-log p(x0 | z_t) of the last step: the Gaussian's mass in the bin of x0.
 
@@ -94,11 +96,10 @@ def _decoder(
   largest = 2 * jnp.log(sigma)
   rest = -jnp.expm1(log_snr_u - log_snr_t)
   smallest = largest + jnp.log(jnp.maximum(rest, 1e-6))
-  share = prediction.log_var
   std = jnp.exp(0.5 * ((1 - share) * smallest + share * largest))
   # Mirrored so that the bin is in the left tail, where the normal distribution
   # function is precise.
-  distance = x0 - jax.lax.stop_gradient(prediction.x0)
+  distance = x0 - jax.lax.stop_gradient(mean)
   is_edge = jnp.abs(x0) > 0.999
   distance = -jnp.where(is_edge, jnp.sign(x0) * distance, jnp.abs(distance))
   cdf = lambda x: ndtr(x / std)
@@ -128,12 +129,7 @@ class Draws:
 
 @typechecked
 def draw(key: Key[Array, ""], batch: int) -> Draws:
-  """Draws for a batch, with stratified noise levels.
-
-  Args:
-    key: random key of this step.
-    batch: number of samples, in all micro-batches together.
-  """
+  """Draws of a step for all micro-batches, with stratified noise levels."""
   level_key, noise_key = jax.random.split(key)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(noise_key, jnp.arange(batch))
   return Draws(stratified(level_key, batch), keys)
@@ -160,14 +156,8 @@ def loss_per_sample(
 ) -> PerSample:
   """Mean squared error of each sample for given noise and noise levels.
 
-  Args:
-    denoiser: the network.
-    x0: clean videos in [-1, 1].
-    eps: standard normal noise.
-    log_snr: the noise levels.
-    cond: conditioning.
-    kind: the space of the error, one of `prediction.KINDS`; "eps" is the loss
-      of Imagen, "v" that of Imagen Video.
+  `kind` is the space of the error, one of `prediction.KINDS`; "eps" is the loss
+  of Imagen, "v" that of Imagen Video. `x0` is in [-1, 1].
   """
   check_choice("loss kind", kind, KINDS)
   prediction, truth = _predict(denoiser, x0, eps, log_snr, cond)
@@ -175,42 +165,25 @@ def loss_per_sample(
 
 
 @typechecked
-def min_snr_weight(
-  log_snr: PerSample, kind: str, gamma: float | int
+def level_weight(
+  weight: str, log_snr: PerSample, kind: str, gamma: float | int
 ) -> PerSample:
-  """The weight that makes the loss min(SNR, gamma) times that of x0.
+  """The weight of the loss of a kind by noise level.
 
-  Min-SNR (Hang et al. 2023) limits the weight of low noise levels.
-
-  Args:
-    log_snr: noise levels.
-    kind: the space of the loss, one of `prediction.KINDS`.
-    gamma: the largest weight of x0; 5 in the paper.
+  It makes the loss a multiple of that of x0, at most `gamma` times it:
+  "min_snr" SNR (Min-SNR, Hang et al. 2023: gamma is 5), "v" SNR + 1, the loss
+  of v (Progressive Distillation, arXiv 2202.00512, section 4), by which high
+  noise levels count for every prediction type. "none" is 1.
   """
+  check_choice("loss weight", weight, WEIGHTS)
   check_choice("loss kind", kind, KINDS)
   snr = jnp.exp(log_snr)
-  return jnp.minimum(snr, gamma) / _unit(snr, kind)
-
-
-@typechecked
-def v_weight(log_snr: PerSample, kind: str, gamma: float | int) -> PerSample:
-  """The weight that makes the loss min(SNR + 1, gamma) times that of x0.
-
-  The weight of the v loss (Progressive Distillation, arXiv 2202.00512, section
-  4): high noise levels count for every prediction type.
-
-  Args:
-    log_snr: noise levels.
-    kind: the space of the loss, one of `prediction.KINDS`.
-    gamma: the largest weight of x0.
-  """
-  snr = jnp.exp(log_snr)
-  return jnp.minimum(snr + 1, gamma) / _unit(snr, kind)
-
-
-def _unit(snr: PerSample, kind: str) -> PerSample | float:
-  """The loss of a kind, as a multiple of the loss of x0."""
-  return {"x0": 1.0, "eps": snr, "v": snr + 1}[kind]
+  if weight == "none":
+    return jnp.ones_like(snr)
+  # The loss of each kind, as a multiple of that of x0.
+  unit = {"x0": jnp.ones_like(snr), "eps": snr, "v": snr + 1}
+  wanted = unit["eps" if weight == "min_snr" else "v"]
+  return jnp.minimum(wanted, gamma) / unit[kind]
 
 
 @typechecked
@@ -231,30 +204,21 @@ def diffusion_loss(
   A prediction with a log-variance adds the variational bound that trains it:
   IF's hybrid loss (Improved DDPM, eq. 16, as guided-diffusion weighs it).
 
+  Gives the mean loss, and {"loss_per_sample", "log_snr"}, each (b,).
+
   Args:
-    denoiser: the network.
-    x0: clean videos in [-1, 1].
-    cond: conditioning.
+    denoiser, x0, cond, kind: see `loss_per_sample`.
     draws: see `draw`.
     noise: the distribution of noise levels.
     schedule: gives the neighbouring levels, for a learned variance.
-    kind: the space of the error, one of `prediction.KINDS`.
-    weight: of the error by noise level: "none", "min_snr" or "v".
-    gamma: see `min_snr_weight` and `v_weight`.
-
-  Returns:
-    The mean loss, and {"loss_per_sample", "log_snr"}, each (b,).
+    weight, gamma: of the error by noise level, see `level_weight`.
   """
-  check_choice("loss kind", kind, KINDS)
-  check_choice("loss weight", weight, WEIGHTS)
   log_snr = noise.log_snr(draws.quantile)
+  weights = level_weight(weight, log_snr, kind, gamma)
   normal = lambda key: jax.random.normal(key, x0.shape[1:])
   eps = jax.vmap(normal)(draws.keys)
   prediction, truth = _predict(denoiser, x0, eps, log_snr, cond)
-  losses = _squared_error(prediction, truth, kind)
-  weigh = {"min_snr": min_snr_weight, "v": v_weight}
-  if weight in weigh:
-    losses *= weigh[weight](log_snr, kind, gamma)
+  losses = weights * _squared_error(prediction, truth, kind)
   if prediction.log_var is not None:
     losses += variational_bound(prediction, truth, log_snr, schedule)
   return losses.mean(), {"loss_per_sample": losses, "log_snr": log_snr}
@@ -289,27 +253,14 @@ def drop_captions(
   This trains the unconditional model of classifier-free guidance (Imagen: rate
   0.1). Frames and noise level are kept.
 
-  Args:
-    keys: (b,) one random key per sample.
-    cond: conditioning of the batch.
-    null_text: stands for "no text": zeros (Imagen) or the encoding of the empty
-      caption (IF).
-    null_mask: its mask; None: every token is real.
-    rate: in [0, 1].
+  "No text" is zeros (Imagen) or the encoding of the empty caption (IF). A mask
+  of None: every token is real.
   """
   check_unit("caption dropout rate", rate)
   drop = jax.vmap(lambda key: jax.random.bernoulli(key, rate))(keys)
   null_text = null_text.astype(cond.text.dtype)
   text = jnp.where(drop[:, None, None], null_text, cond.text)
-  return cond.replace(text=text, text_mask=_drop_mask(drop, cond, null_mask))
-
-
-def _drop_mask(
-  drop: Bool[Array, "b"], cond: Cond, null_mask: Bool[Array, "l"] | None
-) -> Bool[Array, "b l"] | None:
-  if cond.text_mask is None and null_mask is None:
-    return None
-  ones = jnp.ones(cond.text.shape[:2], bool)
-  mask = ones if cond.text_mask is None else cond.text_mask
-  null = ones if null_mask is None else null_mask
-  return jnp.where(drop[:, None], null, mask)
+  mask = None
+  if masks := paired_masks(cond.text_mask, null_mask, text):
+    mask = jnp.where(drop[:, None], masks[1], masks[0])
+  return dataclasses.replace(cond, text=text, text_mask=mask)

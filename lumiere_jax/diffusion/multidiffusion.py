@@ -1,6 +1,7 @@
 """MultiDiffusion: denoises long or large videos in overlapping windows."""
 
 from collections.abc import Sequence
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +29,10 @@ def window_starts(
   unit: str = "frames",
   grid: int = 1,
 ) -> tuple[int, ...]:
-  """First frames of the fewest windows that cover a video.
-
-  The same function computes first rows and columns.
+  """First frames (or rows, columns) of the fewest windows that cover a video.
 
   Args:
-    num_frames: T, frames of the video.
+    num_frames: T, of the video.
     window: T', frames of a window.
     overlap: least number of frames that neighbours share; 2 in Lumiere (App.
       C).
@@ -98,9 +97,8 @@ def multi_diffusion(
   whole canvas, keeps its variance where windows overlap.
 
   Args:
-    denoiser: is called with `window` frames of the video and of the
-      conditioning.
-    starts: first frame of each window, see `window_starts`.
+    denoiser: is called with `window` frames of video and conditioning.
+    starts: see `window_starts`.
     window: frames of a window.
     chunk: windows denoised at once, folded into the batch; more need more
       memory.
@@ -138,34 +136,45 @@ def sum_windows(
   """The sum of the windows' predictions, weighted by their shares.
 
   Args:
-    denoiser: see `multi_diffusion`.
-    z: (b, t, h, w, c).
-    log_snr: (b,).
-    cond: conditioning of all frames.
+    denoiser, z, log_snr, cond: of all frames, see `multi_diffusion`.
     starts: first frames of the windows; may be traced.
     shares: weight of each frame of each window.
     chunk: windows denoised at once.
-    axis: the axis of the windows.
+    axis: of the windows.
   """
   window = shares.shape[1]
   groups = _group(starts, shares, chunk)
+  size, b = groups[0].shape[1], z.shape[0]
 
-  def evaluate(starts: Int[Array, "k"]) -> list[Prediction]:
-    return _denoise_windows(denoiser, z, log_snr, cond, starts, window, axis)
+  def cut(start: Int[Array, ""]) -> tuple[Video, PerSample, Cond]:
+    take = lambda x: jax.lax.dynamic_slice_in_dim(x, start, window, axis)
+    return take(z), log_snr, cond.map_frames(take)
+
+  def evaluate(starts: Int[Array, "m"]) -> Prediction:
+    """Predictions of one batch, ordered by window, then by sample."""
+    windows = [cut(starts[i]) for i in range(size)]
+    return denoiser(*jax.tree.map(lambda *x: jnp.concatenate(x), *windows))
+
+  def add(canvas, part, start, share):
+    share = jnp.expand_dims(share, tuple(range(1, 5 - axis)))
+    before = jax.lax.dynamic_slice_in_dim(canvas, start, window, axis)
+    after = before + share * part
+    return jax.lax.dynamic_update_slice_in_dim(canvas, after, start, axis)
 
   def accumulate(canvas: Prediction, group: tuple) -> tuple[Prediction, None]:
-    starts, shares = group
-    for i, out in enumerate(evaluate(starts)):
-      canvas = _add_window(canvas, out, starts[i], shares[i], axis)
+    out = evaluate(group[0])
+    for i in range(size):
+      part = jax.tree.map(lambda x, i=i: x[i * b : (i + 1) * b], out)
+      place = functools.partial(add, start=group[0][i], share=group[1][i])
+      canvas = jax.tree.map(place, canvas, part)
     return canvas, None
 
-  one = jax.eval_shape(evaluate, groups[0][0])[0]
-  canvas = jax.tree.map(
-    lambda x: jnp.zeros(
-      (*x.shape[:axis], z.shape[axis], *x.shape[axis + 1 :]), x.dtype
-    ),
-    one,
-  )
+  def blank(x: jax.ShapeDtypeStruct) -> Array:
+    shape = list(x.shape)
+    shape[0], shape[axis] = b, z.shape[axis]
+    return jnp.zeros(shape, x.dtype)
+
+  canvas = jax.tree.map(blank, jax.eval_shape(evaluate, groups[0][0]))
   return jax.lax.scan(accumulate, canvas, groups)[0]
 
 
@@ -201,8 +210,7 @@ def _group(
 ) -> tuple[Int[Array, "n m"], Float[Array, "n m window"]]:
   """Groups of at most `chunk` windows, as equal as possible.
 
-  The last one is padded with windows of zero weight, so that all groups have
-  the same shape.
+  The last one is padded to the same shape with windows of zero weight.
   """
   groups = -(-len(starts) // chunk)
   size = -(-len(starts) // groups)
@@ -210,44 +218,3 @@ def _group(
   starts = jnp.pad(starts, (0, missing), mode="edge")
   shares = jnp.pad(shares, ((0, missing), (0, 0)))
   return starts.reshape(groups, size), shares.reshape(groups, size, -1)
-
-
-def _denoise_windows(
-  denoiser: Denoiser,
-  z: Video,
-  log_snr: PerSample,
-  cond: Cond,
-  starts: Int[Array, "k"],
-  window: int,
-  axis: int,
-) -> list[Prediction]:
-  """Denoises windows as one batch, ordered by window, then by sample."""
-
-  def cut(start: Int[Array, ""]) -> tuple[Video, PerSample, Cond]:
-    take = lambda x: jax.lax.dynamic_slice_in_dim(x, start, window, axis)
-    return take(z), log_snr, cond.map_frames(take)
-
-  windows = [cut(starts[i]) for i in range(starts.shape[0])]
-  out = denoiser(*jax.tree.map(lambda *x: jnp.concatenate(x), *windows))
-  b = z.shape[0]
-  of_window = lambda i: jax.tree.map(lambda x: x[i * b : (i + 1) * b], out)
-  return [of_window(i) for i in range(len(windows))]
-
-
-def _add_window(
-  canvas: Prediction,
-  out: Prediction,
-  start: Int[Array, ""],
-  share: Float[Array, "window"],
-  axis: int,
-) -> Prediction:
-  """Adds the weighted prediction of a window to its frames of the canvas."""
-  trailing = tuple(range(1, 5 - axis))
-
-  def add(whole: Video, part: Video) -> Video:
-    size = part.shape[axis]
-    before = jax.lax.dynamic_slice_in_dim(whole, start, size, axis)
-    after = before + jnp.expand_dims(share, trailing) * part
-    return jax.lax.dynamic_update_slice_in_dim(whole, after, start, axis)
-
-  return jax.tree.map(add, canvas, out)

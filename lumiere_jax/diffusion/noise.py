@@ -22,12 +22,10 @@ Keys = Key[Array, "b"]
 
 @typechecked
 def sample_keys(seeds: Sequence[int], stream: int = 0) -> Keys:
-  """One random key per sample.
+  """One random key per sample, from seeds in [0, 2^32).
 
-  Args:
-    seeds: one per video, each in [0, 2^32).
-    stream: gives independent keys for the same seeds, e.g. the number of the
-      stage in a cascade.
+  Another `stream`, e.g. the number of the stage in a cascade, gives independent
+  keys.
   """
   for seed in seeds:
     if not 0 <= seed < 2**32:
@@ -49,14 +47,10 @@ def frame_noise(
   shape: tuple[int, int, int],
   first_frame: int | Int[Array, ""] = 0,
 ) -> Video:
-  """Standard normal noise of one step, bit-equal in any batch.
+  """Standard normal noise of one step (or `INITIAL`), bit-equal in any batch.
 
-  Args:
-    keys: (b,) keys of the samples.
-    step: number of the sampling step, or `INITIAL`.
-    num_frames: t, the number of frames.
-    shape: (h, w, c) of a frame.
-    first_frame: number of the first frame in the whole video.
+  `shape` is (h, w, c); `first_frame` is the number of the first frame in the
+  whole video.
   """
 
   def frame(key: Key[Array, ""], number: Int[Array, ""]) -> Float[Array, "..."]:

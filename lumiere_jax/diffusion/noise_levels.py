@@ -17,24 +17,21 @@ import jax.numpy as jnp
 from jaxtyping import Float
 import numpy as np
 
-from lumiere_jax.diffusion.schedules import Schedule
+from lumiere_jax.diffusion.schedules import LIMIT, Schedule
 from lumiere_jax.errors import UserError, check_choice
 from lumiere_jax.typing import PerSample, typechecked
 
 REFERENCE_PIXELS = 64 * 64
 """The image size that the cosine schedule was made for (simple diffusion)."""
 
-LIMIT = 20.0
-"""Largest |log-SNR| in training, so that eps gives a finite x0."""
-
 _TAIL = 1e-3  # Share of draws outside either end of a range of levels.
 
 
 @runtime_checkable
 class NoiseDistribution(Protocol):
-  """The distribution of noise levels in training."""
+  """The distribution of noise levels in training; a `Schedule` is one too."""
 
-  def log_snr(self, quantile: PerSample) -> PerSample:
+  def log_snr(self, quantile: PerSample, /) -> PerSample:
     """The quantile function: log-SNR that a share `quantile` of draws exceed.
 
     In [0, 1); 0 is the cleanest.
@@ -43,30 +40,11 @@ class NoiseDistribution(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UniformTime:
-  """Uniform times of a schedule (Imagen, Improved DDPM).
-
-  Attributes:
-    schedule: gives the log-SNR of a time.
-  """
-
-  schedule: Schedule
-
-  def log_snr(self, quantile: PerSample) -> PerSample:
-    """See `NoiseDistribution`."""
-    return self.schedule.log_snr(quantile)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Normal:
-  """log(sigma / alpha) ~ N(mean, std^2): EDM's P_mean and P_std.
+  """log(sigma / alpha) ~ N(mean, std^2): EDM's P_mean -1.2 and P_std 1.2.
 
-  Also SD3's logit-normal times, as sigma / alpha is t / (1 - t) on its straight
-  paths (Esser et al. 2024, section 3.1).
-
-  Attributes:
-    mean: of log(sigma / alpha); -1.2 in EDM, 0 in SD3.
-    std: of the same; 1.2 in EDM, 1 in SD3.
+  With mean 0 and std 1 also SD3's logit-normal times, as sigma / alpha is
+  t / (1 - t) on its straight paths (Esser et al. 2024, section 3.1).
   """
 
   mean: float
@@ -80,12 +58,7 @@ class Normal:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Uniform:
-  """Uniform log-SNR between two ends.
-
-  Attributes:
-    low: the noisiest.
-    high: the cleanest.
-  """
+  """Uniform log-SNR from `high` (the cleanest) to `low` (the noisiest)."""
 
   low: float
   high: float
@@ -97,12 +70,7 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shifted:
-  """Another distribution, shifted and clipped to [-LIMIT, LIMIT].
-
-  Attributes:
-    of: the distribution.
-    shift: added to its log-SNR; negative for more noise.
-  """
+  """Another distribution, shifted (negative: more noise), in +-LIMIT."""
 
   of: NoiseDistribution
   shift: float
@@ -126,11 +94,8 @@ def auto_shift(
   Video (Menapace et al. 2024, section 3.2: inputs scaled by the square root of
   the frames) for frames.
 
-  Args:
-    frames: of a clip.
-    pixels: of a frame.
-    parent: frames, pixels and shift of the parent model; None: one image of
-      64x64, unshifted.
+  `parent` is frames, pixels and shift of the parent model; None: one image of
+  64x64, unshifted.
   """
   old_frames, old_pixels, shift = parent or (1, REFERENCE_PIXELS, 0.0)
   return shift - math.log(frames * pixels / (old_frames * old_pixels))
@@ -152,15 +117,9 @@ def evaluation_bins(
   """Bins of noise levels, for a held-out loss by level.
 
   They are equally wide in log-SNR over 99.8% of the training draws; the
-  outermost ones include the tails.
-
-  Args:
-    noise: the distribution.
-    count: number of bins.
-
-  Returns:
-    (count + 1,) quantiles of the edges, from 0 (clean) to 1 (noisy). The mean
-    of the bins' losses, weighted by their widths, is the training loss.
+  outermost ones include the tails. Given are the (count + 1,) quantiles of the
+  edges, from 0 (clean) to 1 (noisy). The mean of the bins' losses, weighted by
+  their widths, is the training loss.
   """
   at = (np.arange(20_000) + 0.5) / 20_000
   drawn = _drawn(noise, at)
@@ -228,6 +187,9 @@ def sampling_levels(
             times, as 'trailing' from the last step
   a list    such as -inf,-8,-4,0,4; -inf is `start`
 
+  They are (steps + 1,) float32 and increase. The last one is +inf: the last
+  step returns the predicted x0.
+
   Args:
     grid: one of these.
     steps: at least 1; the length of a list.
@@ -235,13 +197,8 @@ def sampling_levels(
     start: first level of 'log_snr', 'karras' and 'trailing': minus infinity,
       which is pure noise, or the noisiest level that the network was trained
       on. No level of the grid is noisier.
-    low: second level of 'log_snr' and 'karras'.
-    high: last level of 'log_snr' and 'karras'.
+    low, high: second and last level of 'log_snr' and 'karras'.
     shift: added to all levels except `start` and those of a list.
-
-  Returns:
-    (steps + 1,) float32, increasing. The last one is +inf: the last step
-    returns the predicted x0.
   """
   if steps < 1:
     raise UserError(f"steps={steps}", "is too few", "use at least 1")
@@ -277,7 +234,7 @@ def sampling_levels(
 
 def _between(
   grid: str, steps: int, start: float, low: float, high: float
-) -> Sequence[float]:
+) -> Float[np.ndarray, "n"]:
   """`start`, and `steps - 1` levels from max(low, start) to `high`."""
   first = [start] if start < low else []
   count, low = steps - len(first), max(start, low)
@@ -289,11 +246,13 @@ def _between(
       "that the model was trained on",
     )
   if count == 1 and first:  # A single level, in the middle.
-    return [start, (low + high) / 2]
+    return np.array([start, (low + high) / 2])
   if grid == "karras":
-    ends = np.exp(-np.array([low, high]) / 2 / _RHO)
-    return np.append(first, -2 * _RHO * np.log(np.linspace(*ends, count)))
-  return np.append(first, np.linspace(low, high, count))
+    noisy, clean = (math.exp(-level / 2 / _RHO) for level in (low, high))
+    rest = -2 * _RHO * np.log(np.linspace(noisy, clean, count))
+  else:
+    rest = np.linspace(low, high, count)
+  return np.concatenate([first, rest])
 
 
 def as_distribution(
@@ -306,22 +265,19 @@ def as_distribution(
   low: float,
   high: float,
 ) -> NoiseDistribution:
-  """A distribution by name.
+  """A distribution by name, one of `DISTRIBUTIONS`.
 
   Args:
-    name: one of `DISTRIBUTIONS`.
-    schedule: of 'schedule', without shift.
-    mean: of 'normal' and 'logit_normal'.
-    std: of 'normal' and 'logit_normal'.
+    name: 'schedule' is uniform in its times (Imagen, Improved DDPM).
+    schedule: without shift.
+    mean, std: of 'normal' and 'logit_normal'.
     shift: added to the log-SNR.
-    low: smallest log-SNR of 'uniform', before the shift.
-    high: largest log-SNR of 'uniform', before the shift.
+    low, high: log-SNRs of 'uniform', before the shift.
   """
   check_choice("config.diffusion.noise", name, DISTRIBUTIONS)
+  drawn: NoiseDistribution = Normal(mean=mean, std=std)
   if name == "schedule":
-    drawn = UniformTime(schedule=schedule)
+    drawn = schedule
   elif name == "uniform":
     drawn = Uniform(low=low, high=high)
-  else:
-    drawn = Normal(mean=mean, std=std)
   return Shifted(of=drawn, shift=shift)

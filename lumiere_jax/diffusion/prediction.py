@@ -4,7 +4,7 @@ from typing import Protocol, runtime_checkable
 
 from flax import struct
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lumiere_jax.diffusion.schedules import alpha_sigma
 from lumiere_jax.errors import check_choice
@@ -53,6 +53,18 @@ def expand(values: PerSample) -> Float[Array, "b 1 1 1 1"]:
   return values.reshape(-1, 1, 1, 1, 1)
 
 
+def paired_masks(
+  mask: Bool[Array, "b l"] | None,
+  other: Bool[Array, "*b l"] | None,
+  text: Float[Array, "b l e"],
+) -> tuple[Array, Array] | None:
+  """Two masks of texts shaped as `text`, or None if all tokens are real."""
+  if mask is None and other is None:
+    return None
+  ones = jnp.ones(text.shape[:2], bool)
+  return ones if mask is None else mask, ones if other is None else other
+
+
 @typechecked
 def add_noise(x0: Video, eps: Video, log_snr: PerSample) -> Video:
   """z = alpha x0 + sigma eps, per sample."""
@@ -77,12 +89,7 @@ def predict(
 ) -> Prediction:
   """Converts a network's output to a prediction, in float32.
 
-  Args:
-    kind: of the output, one of `KINDS`.
-    output: the network's output, any float type.
-    z: the noisy videos.
-    log_snr: their log-SNR; finite.
-    log_var: see `Prediction`.
+  The output is of any float type and of a kind in `KINDS`; log_snr is finite.
   """
   check_choice("prediction kind", kind, KINDS)
   alpha, sigma = alpha_sigma(expand(log_snr))

@@ -32,7 +32,11 @@ class State:
 
 
 class Sampler:
-  """Steps from one noise level to the next lower one."""
+  """Steps from one noise level to the next lower one.
+
+  A sampler with one evaluation per step and no memory defines `step`, others
+  define `advance`.
+  """
 
   def init(self, z: Video) -> State:
     """The state before the first step."""
@@ -55,14 +59,6 @@ class Sampler:
       log_snr_s: infinity for the clean video.
       noise: standard normal noise of this step.
     """
-    raise NotImplementedError
-
-
-class OneStepSampler(Sampler):
-  """A sampler with one evaluation per step and no memory."""
-
-  def advance(self, denoise, state, log_snr_t, log_snr_s, noise):
-    """See `Sampler`."""
     prediction = denoise(state.z, log_snr_t)
     return State(self.step(prediction, state.z, log_snr_t, log_snr_s, noise))
 
@@ -79,7 +75,7 @@ class OneStepSampler(Sampler):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DDPM(OneStepSampler):
+class DDPM(Sampler):
   """Ancestral sampling (Imagen, App. A).
 
   Attributes:
@@ -111,7 +107,7 @@ class DDPM(OneStepSampler):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DDIM(OneStepSampler):
+class DDIM(Sampler):
   """DDIM (Song et al., eq. 12 and 16).
 
   Attributes:

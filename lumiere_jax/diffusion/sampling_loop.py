@@ -1,7 +1,6 @@
 """The sampling loop: a scan over steps, and a loop on the host around it."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +9,10 @@ import numpy as np
 
 from lumiere_jax.diffusion.noise import Keys, frame_noise
 from lumiere_jax.diffusion.prediction import Denoiser, Prediction
-from lumiere_jax.diffusion.samplers import LogSNR, State
+from lumiere_jax.diffusion.samplers import LogSNR, Sampler, State
 from lumiere_jax.diffusion.schedules import Schedule
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.typing import Cond, Video, typechecked
-
-
-@typechecked
-def time_grid(schedule: Schedule, steps: int) -> Float[Array, "n"]:
-  """The noise levels of `steps` sampling steps on the schedule's own grid.
-
-  Returns:
-    (steps + 1,) increasing log-SNR. The last one is +inf: the last step returns
-    the predicted x0.
-  """
-  if steps < 1:
-    raise UserError(f"steps={steps}", "is too few", "use at least 1")
-  return jnp.append(schedule.grid(steps), jnp.inf)
 
 
 def part_way(
@@ -39,13 +25,11 @@ def part_way(
   """The noise levels to edit a video with SDEdit (Meng et al. 2021).
 
   Args:
-    log_snrs: (steps + 1,) increasing; the last one is infinite.
-    strength: in (0, 1], the schedule time of the first level; 1 is all levels.
+    log_snrs: (steps + 1,) increasing; the last one is infinite. Kept are those
+      cleaner than the first level.
+    strength: in (0, 1], the time of the first level; 1 is all levels.
     schedule: gives the log-SNR of a time.
     rounded: starts at the nearest level of the grid instead.
-
-  Returns:
-    The first level, and those of `log_snrs` that are cleaner.
   """
   if not 0 < strength <= 1:
     raise UserError(
@@ -66,7 +50,7 @@ def part_way(
 @typechecked
 def sample_chunk(
   denoiser: Denoiser,
-  sampler: Any,
+  sampler: Sampler,
   state: State,
   log_snrs: Float[Array, "n"],
   first_step: int | Int[Array, ""],
@@ -78,24 +62,25 @@ def sample_chunk(
 
   Args:
     denoiser: network with guidance, windows and thresholding around it.
-    sampler: a `samplers.Sampler`; static.
+    sampler: static.
     state: `sampler.init(z)`, or the result of the previous chunk.
     log_snrs: (steps of this chunk + 1,) noise levels.
     first_step: number of the chunk's first step; noise is keyed by it, so that
       it does not depend on the chunk size.
-    keys: (b,) keys of the samples.
+    keys: of the samples.
     cond: conditioning.
-    first_frame: number of the first frame of z in the video, if frames are
+    first_frame: number of the first frame of z in a video whose frames are
       sharded.
   """
-  num_frames, *shape = state.z.shape[1:]
+  _, num_frames, height, width, channels = state.z.shape
+  size = height, width, channels
 
   def denoise(z: Video, log_snr: LogSNR) -> Prediction:
     return denoiser(z, jnp.full(z.shape[:1], log_snr), cond)
 
   def body(state: State, step: tuple) -> tuple[State, None]:
     number, log_snr_t, log_snr_s = step
-    noise = frame_noise(keys, number, num_frames, tuple(shape), first_frame)
+    noise = frame_noise(keys, number, num_frames, size, first_frame)
     return sampler.advance(denoise, state, log_snr_t, log_snr_s, noise), None
 
   numbers = first_step + jnp.arange(log_snrs.shape[0] - 1)
@@ -126,18 +111,15 @@ def sample(
     log_snrs: (steps + 1,) all noise levels.
     chunk: most steps per chunk; see `chunk_size`.
     callback: called as `callback(steps done, z)` after every chunk, for
-      progress and previews; stops sampling if it returns True or raises.
-
-  Returns:
-    The video, or the current z if the callback stopped early.
+      progress and previews. If it returns True, the current z is returned.
   """
   # On the host: slicing device arrays would compile once per chunk.
-  log_snrs = np.asarray(log_snrs)
-  steps = len(log_snrs) - 1
+  levels = np.asarray(log_snrs)
+  steps = len(levels) - 1
   size = chunk_size(steps, chunk)
   for first in range(0, steps, size):
-    levels = log_snrs[first : first + size + 1]
-    state = chunk_fn(state, levels, np.int32(first))
+    part = levels[first : first + size + 1]
+    state = chunk_fn(state, part, np.int32(first))
     if callback is not None and callback(first + size, state.z):
       break
   return state.z

@@ -27,15 +27,29 @@ from lumiere_jax.errors import UserError, build_by_name
 Values = Float[Array, "*shape"]
 
 
+LIMIT = 20.0
+"""Largest |log-SNR|, so that eps gives a finite x0."""
+
+SAMPLED_FROM = -15.0
+"""First level of `Cosine.grid`, as bundles of format 1 were sampled."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-  """The noise level at each time, from t=0 (clean) to t=1 (noise)."""
+  """The noise level at each time, from t=0 (clean) to t=1 (noise).
+
+  Attributes:
+    shift: added to the log-SNR.
+  """
+
+  shift: float = 0.0
 
   def log_snr(self, t: Values) -> Values:
     """log-SNR at times t in [0, 1]: finite, non-increasing in t."""
     raise NotImplementedError
 
   def time(self, log_snr: Values) -> Values:
-    """The time in [0, 1] of a log-SNR: the inverse of `log_snr`."""
+    """The time of a log-SNR; 0 or 1 outside the range of `log_snr`."""
     raise NotImplementedError
 
   def grid(self, steps: int) -> Float[Array, "steps"]:
@@ -47,31 +61,11 @@ class Schedule:
     return self.log_snr(jnp.linspace(1.0, 0.0, steps + 1)[:-1])
 
 
-SAMPLED_FROM = -15.0
-"""First level of `Cosine.grid`, as bundles of format 1 were sampled."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-  """alpha = cos(pi t / 2) (Nichol and Dhariwal, without offset), clipped.
+  """alpha = cos(pi t / 2) (Nichol and Dhariwal, without offset).
 
-  Attributes:
-    log_snr_min: lower end of the clip; keeps 1 / alpha finite.
-    log_snr_max: upper end of the clip; keeps 1 / sigma finite.
-    shift: added to the log-SNR before clipping.
+  Clipped to [-LIMIT, LIMIT] after the shift.
   """
-
-  log_snr_min: float = -20.0
-  log_snr_max: float = 20.0
-  shift: float = 0.0
-
-  def __post_init__(self):
-    if not self.log_snr_min < self.log_snr_max:
-      raise UserError(
-        f"schedule 'cosine': log_snr_min={self.log_snr_min}",
-        f"is not below log_snr_max={self.log_snr_max}",
-        "give a smaller log_snr_min",
-      )
 
   def log_snr(self, t: Values) -> Values:
     """-2 log tan(pi t / 2) + shift, clipped."""
@@ -79,7 +73,7 @@ class Cosine(Schedule):
     # is negative; 1 - t is exact near t = 1.
     log_sin = lambda x: jnp.log(jnp.sin(math.pi / 2 * x))
     raw = 2 * (log_sin(1 - t) - log_sin(t)) + self.shift
-    return jnp.clip(raw, self.log_snr_min, self.log_snr_max)
+    return jnp.clip(raw, -LIMIT, LIMIT)
 
   def time(self, log_snr: Values) -> Values:
     """The inverse of `log_snr`, exact within the clip."""
@@ -90,61 +84,42 @@ class Cosine(Schedule):
     return jnp.maximum(self.trailing(steps), SAMPLED_FROM)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear(Schedule):
   """sigma^2 = 1 - exp(-1e-4 - 10 t^2): beta rises linearly with time (DDPM).
 
   The continuous form of Imagen's last stage. It needs no clip: log-SNR runs
   from 9.2 (t=0) to -10 (t=1).
-
-  Attributes:
-    shift: added to the log-SNR.
   """
-
-  shift: float = 0.0
 
   def log_snr(self, t: Values) -> Values:
     """-log(exp(1e-4 + 10 t^2) - 1) + shift."""
     return self.shift - jnp.log(jnp.expm1(1e-4 + 10 * jnp.square(t)))
 
   def time(self, log_snr: Values) -> Values:
-    """The inverse of `log_snr`; 0 or 1 outside its range."""
+    """The inverse of `log_snr`."""
     square = (jax.nn.softplus(self.shift - log_snr) - 1e-4) / 10
     return jnp.sqrt(jnp.clip(square, 0, 1))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvenLogSNR(Schedule):
-  """log-SNR falls evenly from 20 (t=0) to -20 (t=1).
-
-  Attributes:
-    shift: added to the log-SNR.
-  """
-
-  shift: float = 0.0
+  """log-SNR falls evenly from LIMIT (t=0) to -LIMIT (t=1)."""
 
   def log_snr(self, t: Values) -> Values:
     """20 - 40 t + shift."""
-    return 20 - 40 * t + self.shift
+    return LIMIT - 2 * LIMIT * t + self.shift
 
   def time(self, log_snr: Values) -> Values:
-    """The inverse of `log_snr`; 0 or 1 outside its range."""
-    return jnp.clip((20 + self.shift - log_snr) / 40, 0, 1)
+    """The inverse of `log_snr`."""
+    return jnp.clip((LIMIT + self.shift - log_snr) / (2 * LIMIT), 0, 1)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class SquaredCosCapV2(Schedule):
   """The 1000 steps of DeepFloyd IF: the cosine in betas that end at 0.999.
 
   Step k (0 is the cleanest) has time k / 1000, which the network embeds. Times
   between steps belong to the step before, so that t ~ U(0, 1) draws all steps
-  equally often.
-
-  Attributes:
-    shift: added to the log-SNR, which is then clipped to [-20, 20].
+  equally often. Clipped to [-LIMIT, LIMIT] after the shift.
   """
-
-  shift: float = 0.0
 
   def log_snr(self, t: Values) -> Values:
     """log-SNR of step floor(1000 t)."""
@@ -162,25 +137,21 @@ class SquaredCosCapV2(Schedule):
 
   def grid(self, steps: int) -> Float[Array, "steps"]:
     """Every (1000 // steps)-th step from 0, in decreasing order (as in IF)."""
-    self._check(steps)
-    return self._of(np.arange(steps)[::-1] * (NUM_STEPS // steps))
+    return self._at(np.arange(steps)[::-1] * (NUM_STEPS // steps))
 
   def trailing(self, steps: int) -> Float[Array, "steps"]:
     """Evenly spaced steps, starting from the last one."""
-    self._check(steps)
     ends = NUM_STEPS - np.arange(steps) * (NUM_STEPS / steps)
-    return self._of(np.round(ends).astype(int) - 1)
+    return self._at(np.round(ends).astype(int) - 1)
 
-  def _of(self, steps: Int[np.ndarray, "n"]) -> Float[Array, "n"]:
-    return jnp.asarray(_table(self.shift)[steps], jnp.float32)
-
-  def _check(self, steps: int) -> None:
-    if steps > NUM_STEPS:
+  def _at(self, numbers: Int[np.ndarray, "n"]) -> Float[Array, "n"]:
+    if len(numbers) > NUM_STEPS:
       raise UserError(
-        f"steps={steps}",
+        f"steps={len(numbers)}",
         f"is more than the {NUM_STEPS} steps of schedule 'squaredcos_cap_v2'",
         f"use at most {NUM_STEPS}",
       )
+    return jnp.asarray(_table(self.shift)[numbers], jnp.float32)
 
 
 NUM_STEPS = 1000
@@ -194,7 +165,7 @@ def _table(shift: float) -> Float[np.ndarray, "1000"]:
   cosine = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
   betas = np.minimum(1 - cosine[1:] / cosine[:-1], 0.999)
   alpha2 = np.cumprod(1 - betas)
-  return np.clip(np.log(alpha2) - np.log1p(-alpha2) + shift, -20.0, 20.0)
+  return np.clip(np.log(alpha2) - np.log1p(-alpha2) + shift, -LIMIT, LIMIT)
 
 
 SCHEDULES = {

@@ -50,7 +50,7 @@ class Division:
 
   @property
   def devices(self) -> int:
-    """The number of devices."""
+    """How many there are."""
     return len(self.windows)
 
   @property
@@ -146,12 +146,8 @@ def divide(
 ) -> Division:
   """Assigns windows to devices, in order and as evenly as possible.
 
-  Args:
-    starts: first frame of each window, increasing; see `window_starts`.
-    window: frames of a window.
-    num_frames: of the video.
-    devices: any number; those without a window are idle.
-    weights: see `multi_diffusion`.
+  `starts` are increasing, see `window_starts`; for `weights` see
+  `multi_diffusion`. Devices without a window are idle.
   """
   if list(starts) != sorted(starts):
     raise UserError(
@@ -192,8 +188,8 @@ def multi_diffusion_over_devices(
   Args:
     denoiser: is called with `division.window` frames; may be sharded over other
       axes of the mesh.
-    division: of the video.
-    tables: the row of `division.tables` for this device: the first axis is 1.
+    division, tables: of the video, and the row of `division.tables` for this
+      device: the first axis is 1.
     axis: mesh axis of the frames.
     chunk: windows that a device denoises at once.
   """

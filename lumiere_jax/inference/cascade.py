@@ -279,8 +279,8 @@ class Cascade:
       config = dataclasses.replace(
         stage.config,
         video=dataclasses.replace(stage.config.video, resolution=sizes[name]),
-        model=dataclasses.replace(
-          stage.config.model, frame_chunk=settings.frame_chunk
+        execution=dataclasses.replace(
+          stage.config.execution, frame_chunk=settings.frame_chunk
         ),
       )
       sampling = settings.of(name, config.defaults)

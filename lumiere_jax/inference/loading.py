@@ -43,7 +43,7 @@ class Loaded:
     config = self.configs[name]
     params = jax.tree.map(np.asarray, self.weights[name])
     params = (
-      lay_out_weights(config.model, params, self.mesh)
+      lay_out_weights(config.execution.dtype, params, self.mesh)
       if self.mesh
       else jax.device_put(params)
     )

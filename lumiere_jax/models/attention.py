@@ -43,7 +43,7 @@ def check_platform(kernel: str, platform: str) -> None:
   """Checks that devices of a platform have a kernel."""
   if _ONLY_ON.get(kernel, platform) != platform:
     raise UserError(
-      f"config.model.attention_kernel={kernel!r}",
+      f"config.execution.attention_kernel={kernel!r}",
       f"runs on a {_ONLY_ON[kernel].upper()} only, but these devices are "
       f"{platform!r}",
       "use 'auto'",
@@ -128,7 +128,9 @@ def _has_cudnn() -> bool:
 
 def _unchunked(query, own, shared, mask, bias, kernel: str) -> Array:
   args = _by_group(query, own, shared, mask)
-  attention = functools.partial(_dot_product, bias=bias, kernel=kernel)
+  attention = lambda query, own, shared, mask: _dot_product(
+    query, own, shared, mask, bias, kernel
+  )
   if bias is None:
     return attention(*jax.tree.map(_fold, args)).reshape(query.shape)
   # Folding samples and rows into one axis would mix two sharded axes.
@@ -159,8 +161,8 @@ def _chunked(query, own, shared, mask, bias, over: str | None = None) -> Array:
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def attend_chunk(part: tuple) -> Array:
       query, bias = part
-      keys = jax.tree.map(lambda x: x.astype(dtype), (own, shared))
-      return _dot_product(query, *keys, mask, bias, "xla")
+      narrow = jax.tree.map(lambda x: x.astype(dtype), (own, shared))
+      return _dot_product(query, narrow[0], narrow[1], mask, bias, "xla")
 
     if chunks == 1:
       return attend_chunk((query, bias))
@@ -272,8 +274,8 @@ def _on_each_device(
   if mesh.empty or mesh.size == 1 or not axes:
     return attention(*args)
   fitted = lambda x, spec: None if x is None else fit_spec(spec, x.shape, mesh)
-  specs = (_SPECS[rows], _SPECS[rows], P(BATCH), P(BATCH), P())
-  specs = tuple(map(fitted, args, specs))
+  wanted = (_SPECS[rows], _SPECS[rows], P(BATCH), P(BATCH), P())
+  specs = tuple(map(fitted, args, wanted))
   return jax.shard_map(
     functools.partial(attention, over=specs[1] and specs[1][2]),
     in_specs=specs,
@@ -326,7 +328,7 @@ def _dot_product(query, own, shared, mask, bias, kernel: str) -> Array:
     bias=None if bias is None else bias[None],
     mask=mask,
     key_value_seq_lengths=lengths,
-    implementation=kernel,
+    implementation="cudnn",
   )
 
 

@@ -4,7 +4,7 @@ Imagen, arXiv 2205.11487, appendix F. Every block takes a video (b, t, h, w, c)
 and processes each frame independently; an image is a video of one frame.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import functools
 
 import einops
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lumiere_jax.models.attention import attend
+from lumiere_jax.models.config import ExecutionConfig, UNetConfig
 from lumiere_jax.models.sharded_layers import Conv, Dense, DenseGeneral
 from lumiere_jax.parallel.backend import materialised
 from lumiere_jax.typing import PerSample, Video
@@ -106,9 +107,9 @@ def _group_norm_forward(x, scale, shift, mask, groups, activation):
   x = materialised(x)
   mean, variance = _statistics(x, mask, groups)
   inverse = jax.lax.rsqrt(variance + NORM_EPS)
-  factor, offset = _materialised(
-    scale * inverse, shift - mean * scale * inverse
-  )
+  # Otherwise XLA recomputes the group lookup of each channel at every position.
+  factor = materialised(scale * inverse)
+  offset = materialised(shift - mean * scale * inverse)
   out = _affine(x, factor, offset)
   out = ACTIVATIONS[activation](out) if activation else out
   return out, (x, scale, mask, mean, inverse, factor, offset)
@@ -135,8 +136,8 @@ def _group_norm_backward(
     _mean_of_group(scale * y, groups) / count for y in (to_shift, to_scale)
   )
   by_mean, by_variance = (inverse * y for y in means)
-  slope = -inverse * by_variance
-  slope, level = _materialised(slope, -by_mean - mean * slope)
+  slope = materialised(-inverse * by_variance)
+  level = materialised(-by_mean - mean * slope)
   through = wide * slope + level
   if mask is not None:
     through = jnp.where(mask[..., None], through, 0.0)
@@ -185,11 +186,6 @@ def _affine(x: Array, factor: _Channels, offset: _Channels) -> Array:
   return (x.astype(jnp.float32) * factor + offset).astype(x.dtype)
 
 
-def _materialised(*arrays: Array) -> Iterator[Array]:
-  # Otherwise XLA recomputes the group lookup of each channel at every position.
-  return map(materialised, arrays)
-
-
 def norm_text(
   text: Float[Array, "b l e"], mask: Bool[Array, "b l"] | None, groups: int
 ) -> Float[Array, "b l e"]:
@@ -199,11 +195,10 @@ def norm_text(
 
 
 def sinusoid(time: PerSample, width: int) -> Float[Array, "b width"]:
-  """Sinusoidal embedding of times in units of 1/1000, cosines first.
+  """Sinusoidal embedding of times in [0, 1], cosines first.
 
-  Args:
-    time: (b,) in [0, 1]; IF's integer step k is k / 1000.
-    width: even number of features; periods from 2 pi to 2 pi * 10^4 steps.
+  IF's integer step k is the time k / 1000. Periods of the (even number of)
+  features are from 2 pi to 2 pi * 10^4 steps.
   """
   half = width // 2
   frequencies = jnp.exp(-jnp.log(1e4) * jnp.arange(half) / half)
@@ -214,17 +209,16 @@ def sinusoid(time: PerSample, width: int) -> Float[Array, "b width"]:
 class TimeEmbedding(nn.Module):
   """Sinusoid of a time in [0, 1], then Linear - activation - Linear."""
 
-  sinusoid_width: int
-  width: int
-  activation: str
-  dtype: jnp.dtype
+  config: UNetConfig
+  execution: ExecutionConfig
 
   @nn.compact
   def __call__(self, time: PerSample) -> Float[Array, "b width"]:
-    x = sinusoid(time, self.sinusoid_width).astype(self.dtype)
-    x = Dense(self.width, dtype=self.dtype, name="in")(x)
-    x = ACTIVATIONS[self.activation](x)
-    return Dense(self.width, dtype=self.dtype, name="out")(x)
+    c, dtype = self.config, self.execution.dtype
+    x = sinusoid(time, c.channels[0]).astype(dtype)
+    x = Dense(c.channels[-1], dtype=dtype, name="in")(x)
+    x = ACTIVATIONS[c.activation](x)
+    return Dense(c.channels[-1], dtype=dtype, name="out")(x)
 
 
 class TextPooling(nn.Module):
@@ -234,15 +228,17 @@ class TextPooling(nn.Module):
   [mean token, tokens], Linear, LayerNorm (Imagen appendix F.1).
   """
 
-  heads: int
-  width: int
-  dtype: jnp.dtype
+  config: UNetConfig
+  execution: ExecutionConfig
 
   @nn.compact
   def __call__(
     self, text: Float[Array, "b l e"], mask: Bool[Array, "b l"] | None
   ) -> Float[Array, "b width"]:
-    dense = lambda features, name: Dense(features, dtype=self.dtype, name=name)
+    c = self.config
+    dense = lambda features, name: Dense(
+      features, dtype=self.execution.dtype, name=name
+    )
     norm = lambda name: nn.LayerNorm(
       epsilon=NORM_EPS, dtype=jnp.float32, name=name
     )
@@ -257,7 +253,9 @@ class TextPooling(nn.Module):
     )
     query = mean + position
     keys = jnp.concatenate([query, tokens], axis=1)
-    split = lambda x: einops.rearrange(x, "b l (n d) -> b l n d", n=self.heads)
+    split = lambda x: einops.rearrange(
+      x, "b l (n d) -> b l n d", n=c.pool_heads
+    )
     mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
     pooled = attend(
       split(dense(width, "query")(query))[:, None],
@@ -269,19 +267,7 @@ class TextPooling(nn.Module):
       kernel="xla",
     )
     pooled = einops.rearrange(pooled, "b 1 1 n d -> b (n d)")
-    return norm("norm_out")(dense(self.width, "out")(pooled))
-
-
-def average_pool(x: Video) -> Video:
-  """Average pooling of 2x2 pixels: (b t h w c) -> (b t h/2 w/2 c)."""
-  return einops.reduce(
-    x, "b t (h i) (w j) c -> b t h w c", "mean", i=2, j=2
-  ).astype(x.dtype)
-
-
-def upsample_nearest(x: Video) -> Video:
-  """Nearest-neighbour up-sampling: (b t h w c) -> (b t 2h 2w c)."""
-  return einops.repeat(x, "b t h w c -> b t (h i) (w j) c", i=2, j=2)
+    return norm("norm_out")(dense(c.channels[-1], "out")(pooled))
 
 
 def to_patches(x: Video, side: int) -> Video:
@@ -300,9 +286,12 @@ def to_pixels(x: Video, side: int) -> Video:
 
 RESAMPLE: dict[str, Callable[[Video], Video]] = {
   "none": lambda x: x,
-  "down": average_pool,
-  "up": upsample_nearest,
+  "down": lambda x: einops.reduce(
+    x, "b t (h i) (w j) c -> b t h w c", "mean", i=2, j=2
+  ).astype(x.dtype),
+  "up": lambda x: einops.repeat(x, "b t h w c -> b t (h i) (w j) c", i=2, j=2),
 }
+"""Average pooling of 2x2 pixels, and nearest-neighbour up-sampling."""
 
 
 class ResBlock(nn.Module):
@@ -314,43 +303,31 @@ class ResBlock(nn.Module):
   Attributes:
     channels: output channels.
     resample: 'none', 'down' (average pool) or 'up' (nearest), on both paths.
-    activate_embedding: False if the embedding is activated already (IF's
-      super-resolution models).
-    out_scale: factor on the sum; IF's super-resolution models use sqrt(1/2).
   """
 
+  config: UNetConfig
+  execution: ExecutionConfig
   channels: int
-  groups: int
-  activation: str
-  resample: str
-  activate_embedding: bool
-  out_scale: float
-  dtype: jnp.dtype
+  resample: str = "none"
 
   @nn.compact
   def __call__(self, x: Video, emb: Float[Array, "b e"]) -> Video:
-    act = ACTIVATIONS[self.activation]
+    c, dtype = self.config, self.execution.dtype
     resample = RESAMPLE[self.resample]
-    norm = lambda name: GroupNorm(self.groups, self.activation, name=name)
+    norm = lambda name: GroupNorm(c.norm_groups, c.activation, name=name)
+    conv = functools.partial(Conv, self.channels, (3, 3), dtype=dtype)
     x = materialised(x)
-    h = resample(norm("norm_0")(x))
-    h = Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_0")(h)
-    if self.activate_embedding:
-      emb = act(emb)
-    film = Dense(2 * self.channels, dtype=self.dtype, name="film")(emb)
-    film = jnp.split(film[:, None, None, None, :], 2, axis=-1)
-    h = norm("norm_1")(h, film=film)
-    h = Conv(
-      self.channels,
-      (3, 3),
-      dtype=self.dtype,
-      kernel_init=nn.initializers.zeros,
-      name="conv_1",
-    )(h)
+    h = conv(name="conv_0")(resample(norm("norm_0")(x)))
+    if not c.activate_embedding_once:
+      emb = ACTIVATIONS[c.activation](emb)
+    film = Dense(2 * self.channels, dtype=dtype, name="film")(emb)
+    scale, shift = jnp.split(film[:, None, None, None, :], 2, axis=-1)
+    h = norm("norm_1")(h, film=(scale, shift))
+    h = conv(kernel_init=nn.initializers.zeros, name="conv_1")(h)
     x = resample(x)
     if x.shape[-1] != self.channels:
-      x = Dense(self.channels, dtype=self.dtype, name="skip")(x)
-    return (x + h) * jnp.asarray(self.out_scale, self.dtype)
+      x = Dense(self.channels, dtype=dtype, name="skip")(x)
+    return (x + h) * jnp.asarray(c.skip_scale, dtype)
 
 
 class TextAttention(nn.Module):
@@ -358,29 +335,26 @@ class TextAttention(nn.Module):
 
   Attributes:
     self_attention: False: to the text only.
-    kernel: one of `attention.KERNELS`.
   """
 
-  head_dim: int
-  groups: int
+  config: UNetConfig
+  execution: ExecutionConfig
   self_attention: bool
-  kernel: str
-  dtype: jnp.dtype
 
   @nn.compact
   def __call__(
     self, x: Video, text: Float[Array, "b l e"], mask: Bool[Array, "b l"] | None
   ) -> Video:
+    c, dtype = self.config, self.execution.dtype
     x = materialised(x)
-    b, t, h, w, channels = x.shape
-    heads = channels // self.head_dim
+    heads = x.shape[-1] // c.head_dim
     project = lambda parts, name: DenseGeneral(
-      (parts, heads, self.head_dim), dtype=self.dtype, name=name
+      (parts, heads, c.head_dim), dtype=dtype, name=name
     )
     # The text is projected once per sample and shared by its frames.
-    text_kv = project(2, "text_kv")(norm_text(text, mask, self.groups))
+    text_kv = project(2, "text_kv")(norm_text(text, mask, c.norm_groups))
     pixels = einops.rearrange(
-      GroupNorm(self.groups, name="norm")(x), "b t h w c -> b t (h w) c"
+      GroupNorm(c.norm_groups, name="norm")(x), "b t h w c -> b t (h w) c"
     )
     parts = project(3 if self.self_attention else 1, "qkv")(pixels)
     out = attend(
@@ -388,14 +362,13 @@ class TextAttention(nn.Module):
       parts[..., 1:, :, :] if self.self_attention else None,
       text_kv,
       mask,
-      kernel=self.kernel,
+      kernel=self.execution.attention_kernel,
     )
-    out = checkpoint_name(out, "attention")
     out = DenseGeneral(
-      channels,
+      x.shape[-1],
       axis=(-2, -1),
-      dtype=self.dtype,
+      dtype=dtype,
       kernel_init=nn.initializers.zeros,
       name="out",
-    )(out)
-    return x + out.reshape(b, t, h, w, channels)
+    )(checkpoint_name(out, "attention"))
+    return x + out.reshape(x.shape)

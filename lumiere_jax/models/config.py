@@ -1,16 +1,18 @@
-"""The architecture of a U-Net, as data."""
+"""A U-Net as data: its architecture, and how it is executed."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 import jax
 
 from lumiere_jax.errors import UserError, check_choice, check_least
-from lumiere_jax.models import blocks
 from lumiere_jax.models.attention import KERNELS
 
 ATTENTION = ("none", "cross", "self")
 LOW_RESOLUTION = ("half_pixel", "corners")
+ACTIVATIONS = ("gelu", "silu")
+DTYPES = ("float32", "bfloat16", "float16")
 
 REMAT = {
   "none": jax.checkpoint_policies.everything_saveable,
@@ -22,6 +24,60 @@ REMAT = {
   ),
 }
 """What the backward pass keeps of a block; the rest is recomputed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+  """How a U-Net is computed; its function is the same up to rounding.
+
+  Attributes:
+    dtype: of the computation; parameters, norms and softmax are float32.
+    attention_kernel: one of `attention.KERNELS`.
+    remat: of each level, what the backward pass keeps of its blocks: 'none'
+      recomputes nothing, 'full' keeps nothing, 'attention' only the outputs of
+      attention, 'products' those of convolutions and matrix products; () is
+      'none' everywhere. Trades speed for memory.
+    frame_chunk: frames that spatial layers process at once; 0 is all. Trades
+      speed for memory.
+  """
+
+  dtype: str = "float32"
+  attention_kernel: str = "xla"
+  remat: tuple[str, ...] = ()
+  frame_chunk: int = 0
+
+  def __post_init__(self):
+    where = "config.execution"
+    check_least(self, where, ("frame_chunk",), least=0)
+    check_choice(f"{where}.dtype", self.dtype, DTYPES)
+    check_choice(f"{where}.attention_kernel", self.attention_kernel, KERNELS)
+    for kind in self.remat:
+      check_choice(f"{where}.remat", kind, REMAT)
+
+  def check_levels(self, levels: int) -> None:
+    """Checks that `remat` fits a network of so many levels."""
+    if len(self.remat) not in (0, levels):
+      raise UserError(
+        "config.execution.remat",
+        f"has {len(self.remat)} entries, config.model.channels has {levels}",
+        "give one per level, or none",
+      )
+
+
+EXECUTION_KEYS = tuple(f.name for f in dataclasses.fields(ExecutionConfig))
+
+
+def move_execution(values: Mapping[str, Any]) -> dict[str, Any]:
+  """A stage's config with the keys of `execution` that were in `model`.
+
+  Bundles, runs and configs of older versions have them there.
+  """
+  model = dict(values.get("model") or {})
+  moved = {key: model.pop(key) for key in EXECUTION_KEYS if key in model}
+  if not moved:
+    return dict(values)
+  execution = {**values.get("execution", {}), **moved}
+  return {**values, "model": model, "execution": execution}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,15 +141,7 @@ class UNetConfig:
       and the norms of the text treat padding as tokens (IF).
     patch: side of the pixel squares that become channels of one position of the
       finest level (space to depth); 1: each pixel is a position.
-    frame_chunk: frames that spatial layers process at once; 0 is all. Trades
-      speed for memory; results are the same.
     temporal: None for an image model.
-    dtype: of the computation; parameters, norms and softmax are float32.
-    attention_kernel: one of `attention.KERNELS`.
-    remat: of each level, what the backward pass keeps of its blocks: 'none'
-      recomputes nothing, 'full' keeps nothing, 'attention' only the outputs of
-      attention, 'products' those of convolutions and matrix products; () is
-      'none' everywhere. Trades speed for memory; results are the same.
   """
 
   channels: tuple[int, ...]
@@ -116,41 +164,40 @@ class UNetConfig:
   skip_scale: float = 1.0
   mask_text: bool = True
   patch: int = 1
-  frame_chunk: int = 0
   temporal: TemporalConfig | None = None
-  dtype: str = "float32"
-  attention_kernel: str = "xla"
-  remat: tuple[str, ...] = ()
 
   def __post_init__(self):
     levels = len(self.channels)
-    for name in ("num_res_blocks", "attention", "remat"):
-      count = len(getattr(self, name))
-      if count != levels and (count or name != "remat"):
+    for name in ("num_res_blocks", "attention"):
+      if (count := len(getattr(self, name))) != levels:
         raise UserError(
           f"config.model.{name}",
           f"has {count} entries, channels has {levels}",
-          "give one per level" + (", or none" if name == "remat" else ""),
+          "give one per level",
         )
-    check_least(self, "config.model", ("frame_chunk",), least=0)
     check_least(self, "config.model", ("patch",), least=1)
-    for name, known in (("attention", ATTENTION), ("remat", REMAT)):
-      for kind in getattr(self, name):
-        check_choice(f"config.model.{name}", kind, known)
-    for name, known in (
-      ("attention_kernel", KERNELS),
-      ("low_resolution", LOW_RESOLUTION),
-      ("activation", blocks.ACTIVATIONS),
-    ):
-      check_choice(f"config.model.{name}", getattr(self, name), known)
+    for kind in self.attention:
+      check_choice("config.model.attention", kind, ATTENTION)
+    check_choice(
+      "config.model.low_resolution", self.low_resolution, LOW_RESOLUTION
+    )
+    check_choice("config.model.activation", self.activation, ACTIVATIONS)
     attends = zip(self.channels, self.attention, strict=True)
     with_heads = [width for width, kind in attends if kind != "none"]
-    self._check_multiples("channels", "norm_groups", self.channels)
-    self._check_multiples("text_channels", "norm_groups", [self.text_channels])
-    self._check_multiples("text_dim", "pool_heads", [self.text_dim])
-    self._check_multiples(
-      "channels", "head_dim", [*with_heads, self.channels[-1]]
-    )
+    for name, divisor, widths in (
+      ("channels", "norm_groups", self.channels),
+      ("text_channels", "norm_groups", [self.text_channels]),
+      ("text_dim", "pool_heads", [self.text_dim]),
+      ("channels", "head_dim", [*with_heads, self.channels[-1]]),
+    ):
+      size = getattr(self, divisor)
+      for width in widths:
+        if width % size:
+          raise UserError(
+            f"config.model.{name}",
+            f"has {width}, which is no multiple of {divisor}={size}",
+            "change one of them",
+          )
     if not (t := self.temporal):
       return
     if len(t.resample) != levels - 1:
@@ -167,18 +214,6 @@ class UNetConfig:
         "give a divisor of it",
       )
 
-  def _check_multiples(
-    self, name: str, divisor: str, widths: Iterable[int]
-  ) -> None:
-    for width in widths:
-      if width % getattr(self, divisor):
-        raise UserError(
-          f"config.model.{name}",
-          f"has {width}, which is no multiple of "
-          f"{divisor}={getattr(self, divisor)}",
-          "change one of them",
-        )
-
   @property
   def temporal_factor(self) -> int:
     """Frames must be a multiple of this."""
@@ -190,11 +225,9 @@ class UNetConfig:
     return self.patch * 2 ** (len(self.channels) - 1)
 
   def for_clips(self, frames: int) -> "UNetConfig":
-    """The config with `temporal.max_distance` resolved.
+    """The config with `temporal.max_distance` for training clips.
 
-    Args:
-      frames: of the longest training clip. If n are left on the coarsest level,
-        the longest offset is n - 1.
+    If of the longest one n frames are left on the coarsest level, it is n - 1.
     """
     if not self.temporal or self.temporal.max_distance:
       return self
@@ -204,20 +237,16 @@ class UNetConfig:
 
   def check_video(self, frames: int, height: int, width: int) -> None:
     """Checks that the size of a video divides by the model's factors."""
-    if frames % self.temporal_factor:
-      low = frames - frames % self.temporal_factor
-      raise UserError(
-        f"num_frames={frames}",
-        f"is no multiple of {self.temporal_factor}, the model's temporal "
-        "down-sampling factor",
-        "use "
-        + " or ".join(str(n) for n in (low, low + self.temporal_factor) if n),
-      )
-    for name, size in (("height", height), ("width", width)):
-      if size % self.spatial_factor:
+    for name, size, factor, kind in (
+      ("num_frames", frames, self.temporal_factor, "temporal"),
+      ("height", height, self.spatial_factor, "spatial"),
+      ("width", width, self.spatial_factor, "spatial"),
+    ):
+      if rest := size % factor:
+        fitting = [n for n in (size - rest, size - rest + factor) if n]
         raise UserError(
           f"{name}={size}",
-          f"is no multiple of {self.spatial_factor}, the model's spatial "
-          "down-sampling factor",
-          f"use {size + -size % self.spatial_factor}",
+          f"is no multiple of {factor}, the model's {kind} down-sampling "
+          "factor",
+          f"use {' or '.join(map(str, fitting))}",
         )

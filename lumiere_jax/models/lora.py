@@ -42,13 +42,9 @@ _ONE_INPUT = re.compile(r"(^|/)(qkv|text_kv)/kernel$")
 def init_adapter(
   flat: FlatParams, target: str, rank: int, key: jax.Array
 ) -> FlatParams:
-  """A fresh adapter without effect: A is random, B is zero.
+  """A fresh adapter of weights (or shapes), without effect: B is zero.
 
-  Args:
-    flat: the weights, or their shapes.
-    target: 'temporal', 'spatial', or a regex searched in paths.
-    rank: columns of A and rows of B.
-    key: random key for A.
+  `target` is 'temporal', 'spatial', or a regex searched in paths.
   """
   paths = select_paths(
     (path for path in flat if path.endswith("/kernel")),
@@ -57,14 +53,11 @@ def init_adapter(
     TARGETS,
   )
   adapter = {}
-  for path, subkey in zip(
-    paths, jax.random.split(key, len(paths)), strict=True
-  ):
+  keys = jax.random.split(key, len(paths))
+  for path, subkey in zip(paths, keys, strict=True):
     inner, outer = axes(path, flat[path].shape)
-    std = np.prod(inner) ** -0.5
-    adapter[f"{PREFIX}{path}/a"] = std * jax.random.normal(
-      subkey, (*inner, rank)
-    )
+    a = jax.random.normal(subkey, (*inner, rank))
+    adapter[f"{PREFIX}{path}/a"] = np.prod(inner) ** -0.5 * a
     adapter[f"{PREFIX}{path}/b"] = jnp.zeros((rank, *outer))
   return adapter
 
@@ -88,9 +81,6 @@ def merge(flat: FlatParams) -> FlatParams:
 
   Sums are float32 and rounded once. Needs the memory of one float32 kernel
   besides the result; lazy kernels stay lazy.
-
-  Args:
-    flat: weights (numpy, jax or lazy), with or without adapters.
   """
   weights, adapter = split_params(flat)
   check_fits(weights, adapter, "the adapter")
@@ -140,9 +130,7 @@ def axes(
 def applied(adapter: FlatParams, scale: float = 1.0) -> Iterator[None]:
   """Within this context, layers compute x W + scale * x A B.
 
-  Args:
-    adapter: leaves as `init_adapter` makes them; {} does nothing.
-    scale: alpha / rank.
+  `scale` is alpha / rank.
   """
 
   def intercept(

@@ -59,11 +59,8 @@ def select_paths(
 ) -> list[str]:
   """The paths that match a pattern; a UserError if there are none.
 
-  Args:
-    paths: of leaves.
-    pattern: a regex to search in each path, or a name in `named`.
-    field: the config key of the pattern.
-    named: predicates by name.
+  The pattern, of the config key `field`, is a regex to search in each path, or
+  the name of one of the `named` predicates.
   """
   named, paths, field = named or {}, list(paths), f"{field}={pattern!r}"
   try:
@@ -91,8 +88,7 @@ def inflate(source: FlatParams, fresh: FlatParams, name: str) -> FlatParams:
 
   Args:
     source: an image model, or a video model of the same shape.
-    fresh: a newly initialised model of the target shape (or its abstract
-      shapes, if `source` has all leaves).
+    fresh: a new model (or its shapes, if `source` has all leaves).
     name: of `source`, for errors.
   """
   expected = {k: v for k, v in fresh.items() if k in source or is_spatial(k)}

@@ -22,9 +22,11 @@ from lumiere_jax.parallel.sharding import gather_weight
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-def gathered(inputs: Array, *weights: Array | None, dtype: Any) -> list[Array]:
+def gathered(
+  *arrays: Array | None, dtype: Any = None, inexact: bool = True
+) -> list[Array | None]:
   """Inputs and gathered weights, all of one dtype."""
-  inputs, *weights = promote_dtype(inputs, *weights, dtype=dtype)
+  inputs, *weights = promote_dtype(*arrays, dtype=dtype, inexact=inexact)
   return [inputs, *(w if w is None else gather_weight(w) for w in weights)]
 
 
@@ -78,11 +80,8 @@ def _conv_general_dilated(
 ) -> Array:
   """`convolve` with the signature that `nn.Conv` calls."""
   steps = {*strides, *lhs_dilation, *rhs_dilation, feature_group_count}
-  if (
-    steps != {1}
-    or padding != "SAME"
-    or not all(n % 2 for n in kernel.shape[:2])
-  ):
+  odd = all(n % 2 for n in kernel.shape[:2])
+  if steps != {1} or padding != "SAME" or not odd:
     raise ValueError(
       f"kernel {kernel.shape[:2]}, strides {strides}, dilations {lhs_dilation} "
       f"and {rhs_dilation}, {feature_group_count} groups, padding {padding!r}: "

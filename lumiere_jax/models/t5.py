@@ -32,8 +32,7 @@ class T5Config:
     vocab_size: rows of the token embedding; may exceed the tokenizer's.
     d_model: width of the features.
     d_ff: width inside the gated feed-forward layers.
-    num_heads: attention heads.
-    d_kv: width of one head.
+    num_heads, d_kv: attention heads, and the width of one.
     num_layers: blocks of attention and feed-forward.
     num_buckets: learned relative-position biases per head.
     max_distance: farther tokens share the last bucket.
@@ -117,17 +116,8 @@ class RelativePositionBias(nn.Module):
     return table[:, buckets]
 
 
-class RMSNorm(nn.Module):
-  """x / RMS(x) over the last axis, times a learned scale; in float32."""
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b l e"]) -> Float[Array, "b l e"]:
-    """Normalises the features of each token."""
-    scale = self.param(
-      "scale", nn.initializers.ones, (x.shape[-1],), jnp.float32
-    )
-    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    return x * jax.lax.rsqrt(mean_square + 1e-6) * scale
+def _norm(name: str) -> nn.RMSNorm:
+  return nn.RMSNorm(epsilon=1e-6, dtype=jnp.float32, name=name)
 
 
 def _dense(features: int, config: T5Config, name: str) -> nn.Dense:
@@ -154,21 +144,18 @@ class SelfAttention(nn.Module):
   ) -> Float[Array, "b l e"]:
     """Attends to the tokens where `mask` is True."""
     c = self.config
-    width = c.num_heads * c.d_kv
-    heads = lambda y: y.reshape(*y.shape[:-1], c.num_heads, c.d_kv)
-    query = heads(_dense(width, c, "query")(x))
-    key = heads(_dense(width, c, "key")(x))
-    value = heads(_dense(width, c, "value")(x))
-    logits = jnp.einsum(
-      "bqnd,bknd->bnqk", query, key, preferred_element_type=jnp.float32
+    heads = lambda name: _dense(c.num_heads * c.d_kv, c, name)(x).reshape(
+      *x.shape[:-1], c.num_heads, c.d_kv
     )
-    logits = jnp.where(
-      mask[:, None, None, :], logits + bias, jnp.finfo(jnp.float32).min
+    mixed = jax.nn.dot_product_attention(
+      heads("query"),
+      heads("key"),
+      heads("value"),
+      bias[None],
+      mask[:, None, None, :],
+      scale=1.0,
     )
-    weights = jax.nn.softmax(logits, axis=-1).astype(c.dtype)
-    mixed = jnp.einsum("bnqk,bknd->bqnd", weights, value)
-    mixed = mixed.reshape(*x.shape[:-1], width)
-    return _dense(c.d_model, c, "out")(mixed)
+    return _dense(c.d_model, c, "out")(mixed.reshape(*x.shape[:-1], -1))
 
 
 class GatedMlp(nn.Module):
@@ -201,8 +188,8 @@ class EncoderLayer(nn.Module):
     """Applies the layer; the residual stream `x` stays float32."""
     attention = SelfAttention(self.config, name="attention")
     mlp = GatedMlp(self.config, name="mlp")
-    x += attention(RMSNorm(name="pre_attention_layer_norm")(x), bias, mask)
-    return x + mlp(RMSNorm(name="pre_mlp_layer_norm")(x))
+    x += attention(_norm("pre_attention_layer_norm")(x), bias, mask)
+    return x + mlp(_norm("pre_mlp_layer_norm")(x))
 
 
 class T5Encoder(nn.Module):
@@ -221,15 +208,10 @@ class T5Encoder(nn.Module):
     tokens: Int[Array | np.ndarray, "b l"],
     mask: Bool[Array | np.ndarray, "b l"],
   ) -> Float[Array, "b l e"]:
-    """Encodes token ids.
+    """Float32 features of RMS about 1 of token ids.
 
-    Args:
-      tokens: ids below `config.vocab_size`.
-      mask: True where a token is real; padding is never attended to.
-
-    Returns:
-      float32 features of RMS about 1, also at padding: networks without a mask
-      (DeepFloyd IF) were trained with these.
+    Padding, where the mask is False, is never attended to, but has features
+    too: networks without a mask (DeepFloyd IF) were trained with these.
     """
     c = self.config
     x = nn.Embed(
@@ -241,8 +223,8 @@ class T5Encoder(nn.Module):
     )(jnp.asarray(tokens)).astype(jnp.float32)
     bias = RelativePositionBias(c, name="relpos_bias")(tokens.shape[1])
     for i in range(c.num_layers):
-      x = EncoderLayer(c, name=f"layers_{i}")(x, bias, mask)
-    return RMSNorm(name="encoder_norm")(x)
+      x = EncoderLayer(c, name=f"layers_{i}")(x, bias, jnp.asarray(mask))
+    return _norm("encoder_norm")(x)
 
 
 def init_params(config: T5Config, seed: int = 0) -> Params:

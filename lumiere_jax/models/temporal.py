@@ -9,8 +9,10 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lumiere_jax.errors import UserError
 from lumiere_jax.models.attention import attend
 from lumiere_jax.models.blocks import GroupNorm, norm_text
+from lumiere_jax.models.config import ExecutionConfig, TemporalConfig
 from lumiere_jax.models.sharded_layers import Conv, Dense, DenseGeneral, product
 from lumiere_jax.parallel.backend import materialised
 from lumiere_jax.parallel.sharding import gather_weight
@@ -38,8 +40,8 @@ def _convolve_halved(x: Video, kernel: Float[Array, "3 c d"]) -> Video:
     )
   even, odd = (materialised(x[:, i::2]) for i in (0, 1))
   before = materialised(jnp.concatenate([even[:, :1], odd[:, :-1]], axis=1))
-  frames = zip((before, even, odd), kernel, strict=True)
-  return sum(product(x, tap) for x, tap in frames)
+  here = product(even, kernel[1]) + product(odd, kernel[2])
+  return product(before, kernel[0]) + here
 
 
 def _convolve_doubled(x: Video, kernel: Float[Array, "3 c d"]) -> Video:
@@ -89,7 +91,7 @@ class TemporalConv(nn.Module):
   """`convolve_time` with a bias."""
 
   kernel_init: nn.initializers.Initializer
-  dtype: jnp.dtype
+  dtype: str
   resample: str = "none"
 
   @nn.compact
@@ -109,7 +111,7 @@ class TemporalResample(nn.Module):
   """
 
   resample: str
-  dtype: jnp.dtype
+  dtype: str
 
   @nn.compact
   def __call__(self, x: Video) -> Video:
@@ -124,20 +126,20 @@ class ConvInflation(nn.Module):
   linear projection (zero-initialised), added to the input.
   """
 
+  temporal: TemporalConfig
   groups: int
-  activation: str
-  dtype: jnp.dtype
+  execution: ExecutionConfig
 
   @nn.compact
   def __call__(self, x: Video) -> Video:
-    channels = x.shape[-1]
-    norm = lambda name: GroupNorm(self.groups, self.activation, name=name)
+    channels, dtype = x.shape[-1], self.execution.dtype
+    norm = lambda name: GroupNorm(
+      self.groups, self.temporal.activation, name=name
+    )
     fan_in = nn.initializers.lecun_normal(in_axis=(0, 1))
-    h = Conv(channels, (3, 3), dtype=self.dtype, name="conv_space")(x)
-    h = norm("norm_0")(h)
-    h = TemporalConv(fan_in, self.dtype, name="conv_time")(h)
-    h = norm("norm_1")(h)
-    return x + zero_projection(channels, self.dtype)(h)
+    h = Conv(channels, (3, 3), dtype=dtype, name="conv_space")(x)
+    h = TemporalConv(fan_in, dtype, name="conv_time")(norm("norm_0")(h))
+    return x + zero_projection(channels, dtype)(norm("norm_1")(h))
 
 
 class TemporalAttention(nn.Module):
@@ -146,17 +148,11 @@ class TemporalAttention(nn.Module):
   Attention to the text is our addition. In the paper the text reaches temporal
   layers only through the features of the image model, which need not depend on
   words that describe motion.
-
-  Attributes:
-    max_distance: larger offsets between frames share their bias.
-    kernel: one of `attention.KERNELS`.
   """
 
-  head_dim: int
+  temporal: TemporalConfig
   groups: int
-  max_distance: int
-  kernel: str
-  dtype: jnp.dtype
+  execution: ExecutionConfig
 
   @nn.compact
   def __call__(
@@ -165,22 +161,19 @@ class TemporalAttention(nn.Module):
     text: Float[Array, "b l e"] | None = None,
     mask: Bool[Array, "b l"] | None = None,
   ) -> Video:
-    channels = x.shape[-1]
-    heads = channels // self.head_dim
-    normed = GroupNorm(self.groups, name="norm")(x)
+    channels, width = x.shape[-1], self.temporal.head_dim
+    heads, dtype = channels // width, self.execution.dtype
     # A bias of the keys would shift all logits of a query equally, which the
     # softmax ignores.
     qkv = DenseGeneral(
-      (3, heads, self.head_dim), use_bias=False, dtype=self.dtype, name="qkv"
-    )(normed)
-    bias = self._bias(heads, x.shape[1]).astype(self.dtype)
+      (3, heads, width), use_bias=False, dtype=dtype, name="qkv"
+    )(GroupNorm(self.groups, name="norm")(x))
+    bias = self._bias(heads, x.shape[1]).astype(dtype)
     if text is not None:
-      text = DenseGeneral(
-        (2, heads, self.head_dim), dtype=self.dtype, name="text_kv"
-      )(norm_text(text, mask, self.groups))
+      text = DenseGeneral((2, heads, width), dtype=dtype, name="text_kv")(
+        norm_text(text, mask, self.groups)
+      )
       bias = jnp.pad(bias, ((0, 0), (0, 0), (text.shape[1], 0)))
-
-    h, w = x.shape[2:4]
     qkv = einops.rearrange(qkv, "b t h w i n d -> b (h w) t i n d")
     out = attend(
       qkv[..., 0, :, :],
@@ -188,55 +181,50 @@ class TemporalAttention(nn.Module):
       text,
       None if text is None else mask,
       bias,
-      kernel=self.kernel,
+      kernel=self.execution.attention_kernel,
       rows="groups",
     )
-    out = einops.rearrange(out, "b (h w) t n d -> b t h w (n d)", h=h, w=w)
+    out = einops.rearrange(out, "b (h w) t n d -> b t h w (n d)", h=x.shape[2])
     out = checkpoint_name(out, "attention")
-    return x + zero_projection(channels, self.dtype)(out)
+    return x + zero_projection(channels, dtype)(out)
 
   def _bias(self, heads: int, frames: int) -> Float[Array, "n t t"]:
     """Relative position bias, by key frame - query frame."""
+    far = self.temporal.max_distance
+    if not far:
+      raise UserError(
+        "config.model.temporal.max_distance=0",
+        "depends on the length of the training clips, which the network does "
+        "not know",
+        "give the number, or call `UNetConfig.for_clips`",
+      )
     table = self.param(
-      "position_bias",
-      nn.initializers.normal(0.02),
-      (2 * self.max_distance + 1, heads),
+      "position_bias", nn.initializers.normal(0.02), (2 * far + 1, heads)
     )
     index = jnp.arange(frames)
-    offset = jnp.clip(
-      index[None, :] - index[:, None], -self.max_distance, self.max_distance
-    )
-    bias = table[offset + self.max_distance]
-    return einops.rearrange(bias, "q k n -> n q k")
+    offset = jnp.clip(index[None, :] - index[:, None], -far, far)
+    return einops.rearrange(table[offset + far], "q k n -> n q k")
 
 
 class AttentionInflation(nn.Module):
   """A stack of temporal attentions (figure 4c)."""
 
-  num_attentions: int
-  head_dim: int
+  temporal: TemporalConfig
   groups: int
-  max_distance: int
-  kernel: str
-  dtype: jnp.dtype
+  execution: ExecutionConfig
 
   @nn.compact
   def __call__(
     self, x: Video, text: Array | None = None, mask: Array | None = None
   ) -> Video:
-    for i in range(self.num_attentions):
+    for i in range(self.temporal.num_attentions):
       x = TemporalAttention(
-        self.head_dim,
-        self.groups,
-        self.max_distance,
-        self.kernel,
-        self.dtype,
-        name=f"attention_{i}",
+        self.temporal, self.groups, self.execution, name=f"attention_{i}"
       )(x, text, mask)
     return x
 
 
-def zero_projection(channels: int, dtype: jnp.dtype) -> nn.Dense:
+def zero_projection(channels: int, dtype: str) -> nn.Dense:
   """Projection that makes a residual block the identity at initialisation."""
   return Dense(
     channels, dtype=dtype, kernel_init=nn.initializers.zeros, name="proj"

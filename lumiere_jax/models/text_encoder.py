@@ -39,12 +39,6 @@ class TextEncoder:
 
   Features depend on the caption only: captions are encoded one at a time, so
   that neither the batch nor the place in it matters.
-
-  Attributes:
-    tokenizer: gives (b, l) ids, l its `max_length`.
-    config: of the T5 encoder.
-    params: of the T5 encoder, on the device.
-    cleaning: of captions before tokenization, one of `CLEANINGS`.
   """
 
   def __init__(
@@ -57,10 +51,11 @@ class TextEncoder:
     """Moves the parameters to the default device unless they are on one.
 
     Args:
-      tokenizer: the one that the encoder was trained with.
+      tokenizer: the one that the encoder was trained with; gives (b, l) ids, l
+        its `max_length`.
       config: of the T5 encoder.
       params: its parameters; lazy ones are read one at a time.
-      cleaning: one of `CLEANINGS`.
+      cleaning: of captions before tokenization, one of `CLEANINGS`.
     """
     check_choice("cleaning", cleaning, CLEANINGS)
     if tokenizer.vocab_size > config.vocab_size:
@@ -104,17 +99,11 @@ class TextEncoder:
     tokenizer: str | os.PathLike | None = None,
     cleaning: str = "none",
   ) -> "TextEncoder":
-    """Published weights with their tokenizer.
+    """Published weights with their tokenizer; see `open_t5` for both formats.
 
-    Args:
-      source: safetensors with config.json, or a T5X checkpoint; see `open_t5`.
-      max_length: tokens.
-      dtype: "float32" or "bfloat16", to convert the weights to.
-      tokenizer: by default spiece.model beside the weights, or in a folder
-        `tokenizer` beside their folder.
-      cleaning: one of `CLEANINGS`.
+    By default the tokenizer is spiece.model beside the weights, or in a folder
+    `tokenizer` beside their folder.
     """
-    check_choice("cleaning", cleaning, CLEANINGS)
     config, leaves = open_t5(source, dtype)
     pieces = Tokenizer(tokenizer or _find_tokenizer(source), max_length)
     if config.vocab_size - pieces.vocab_size > _MAX_UNUSED:
@@ -158,12 +147,9 @@ class TextEncoder:
     return self.tokenizer.encode([clean(c) for c in captions])
 
   def encode(self, captions: Sequence[str]) -> tuple[Text, Mask]:
-    """Features and mask (True for real tokens) of each caption.
+    """Features (b, l, e) float32 of captions, and their mask (b, l).
 
     Warns when it truncates a caption, see `Tokenizer.encode`.
-
-    Returns:
-      text, (b, l, e) float32, and mask, (b, l) bool.
     """
     check_captions(captions)
     self.params = jax.tree.map(jnp.asarray, self.params)  # If offloaded.
@@ -190,10 +176,8 @@ def check_captions(captions: Iterable[str]) -> None:
 def null_text(encoder: TextEncoder, kind: str) -> tuple[np.ndarray, np.ndarray]:
   """The conditioning that stands for "no caption": text (l, e) and mask (l,).
 
-  Args:
-    encoder: the text encoder.
-    kind: 'zeros' (Imagen: zero embeddings, all unmasked) or 'empty' (IF: the
-      encoding of the empty caption).
+  `kind` is 'zeros' (Imagen: zero embeddings, all unmasked) or 'empty' (IF: the
+  encoding of the empty caption).
   """
   text, mask = encoder.encode([""])
   if kind == "zeros":
@@ -219,45 +203,32 @@ def open_text_encoder(
     weights: T5 v1.1 weights in the format of Hugging Face or T5X; or a bundle
       or workdir, whose encoder is used as it is; '' is a small encoder of fixed
       random weights.
-    max_length: tokens.
-    dtype: of the weights, "float32" or "bfloat16".
-    cleaning: of captions, one of `CLEANINGS`.
+    max_length, dtype, cleaning: see `TextEncoder` and `T5Config`.
   """
   if weights and bundles.is_bundle(weights):
     return text_encoder_of(bundles.open_bundle(weights, "config.text.weights"))
-  options = {
-    "max_length": max_length,
-    "dtype": dtype,
-    "tokenizer": tokenizer or None,
-    "cleaning": cleaning,
-  }
   if weights:
-    return TextEncoder.pretrained(weights, **options)
-  return TextEncoder.random(**options)
+    make = functools.partial(TextEncoder.pretrained, weights)
+  else:
+    make = functools.partial(TextEncoder.random)
+  return make(
+    max_length=max_length,
+    dtype=dtype,
+    tokenizer=tokenizer or None,
+    cleaning=cleaning,
+  )
 
 
 def open_t5(
   source: str | os.PathLike, dtype: str = "float32"
 ) -> tuple[T5Config, dict[str, LazyArray]]:
-  """Opens T5 v1.1 encoder weights without reading them.
+  """Opens T5 v1.1 weights; gives the config and the leaves of `T5Encoder`.
 
-  Args:
-    source: a folder or file of safetensors with config.json (Hugging Face), or
-      the folder or msgpack file of a T5X checkpoint.
-    dtype: "float32" or "bfloat16", to convert the weights to.
-
-  Returns:
-    The config, and the leaves of `T5Encoder(config)` by path.
+  Nothing is read yet. `source` is a folder or file of safetensors with
+  config.json (Hugging Face), or the folder or msgpack file of a T5X checkpoint.
+  Weights are converted to `dtype`, "float32" or "bfloat16".
   """
   return (open_t5x if is_t5x(source) else open_hf)(source, dtype)
-
-
-def load_t5(
-  source: str | os.PathLike, dtype: str = "float32"
-) -> tuple[T5Config, Params]:
-  """Reads the weights that `open_t5` opens, one array at a time."""
-  config, leaves = open_t5(source, dtype)
-  return config, unflatten({k: np.asarray(x) for k, x in leaves.items()})
 
 
 def _find_tokenizer(source: str | os.PathLike) -> Path:

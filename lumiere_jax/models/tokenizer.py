@@ -24,15 +24,10 @@ def default_tokenizer_path() -> pathlib.Path:
 
 
 class Tokenizer:
-  """A sentencepiece model with T5's special ids: pad 0, eos 1.
-
-  Attributes:
-    path: the model file.
-    max_length: tokens per text, the final eos included.
-  """
+  """A sentencepiece model with T5's special ids: pad 0, eos 1."""
 
   def __init__(self, model_path: str | os.PathLike, max_length: int):
-    """Loads a model."""
+    """Loads a model file; `max_length` tokens include the final eos."""
     self.path = pathlib.Path(model_path)
     self.max_length = max_length
     if max_length < 1:
@@ -67,11 +62,7 @@ class Tokenizer:
     """Token ids of each text, ending in eos and padded with 0.
 
     Texts longer than `max_length` are truncated, with a UserWarning that shows
-    the omitted part.
-
-    Returns:
-      int32 tokens and bool mask (True for real tokens), both (len(texts),
-      max_length).
+    the omitted part. The mask is True for real tokens.
     """
     if isinstance(texts, str):
       raise TypeError("encode takes a sequence of texts, not one text")
@@ -88,10 +79,6 @@ class Tokenizer:
       tokens[i, : len(kept)] = kept
       mask[i, : len(kept)] = True
     return tokens, mask
-
-  def left_out(self, text: str) -> str:
-    """The end of `text` that `encode` truncates; '' if it fits."""
-    return self._split(text)[1]
 
   def decode(self, tokens: Int[np.ndarray, "b l"]) -> list[str]:
     """The texts of rows of ids, up to eos."""
@@ -116,11 +103,8 @@ def train_tokenizer(
   As T5's: a unigram model, NFKC normalisation, pad 0, eos 1, unk 2. Unlike
   T5's, it encodes unknown characters as bytes, so that decoding is lossless.
 
-  Args:
-    captions: the training texts.
-    path: the file to write.
-    vocab_size: the largest number of pieces, including 256 single bytes; a
-      small corpus gives fewer.
+  `vocab_size` is the largest number of pieces, including 256 single bytes; a
+  small corpus gives fewer.
   """
   captions = [c for c in captions if c.strip()]
   if not captions:

@@ -22,7 +22,11 @@ from lumiere_jax.diffusion.noise_levels import (
 from lumiere_jax.diffusion.prediction import KINDS
 from lumiere_jax.diffusion.schedules import SCHEDULES, Schedule, make_schedule
 from lumiere_jax.errors import UserError, build, check_choice, check_least
-from lumiere_jax.models.config import UNetConfig
+from lumiere_jax.models.config import (
+  ExecutionConfig,
+  UNetConfig,
+  move_execution,
+)
 
 IF_SCHEDULE = "squaredcos_cap_v2"
 NULL_TEXTS = ("zeros", "empty")
@@ -201,14 +205,17 @@ class StageConfig:
     diffusion: the process it was trained on.
     video: the clips it generates.
     sampling: default sampling settings; None: see `defaults`.
+    execution: how the network is computed.
   """
 
   model: UNetConfig
   diffusion: DiffusionConfig
   video: VideoConfig
   sampling: SamplingConfig | None = None
+  execution: ExecutionConfig = ExecutionConfig()
 
   def __post_init__(self):
+    self.execution.check_levels(len(self.model.channels))
     check_choice(
       "config.model.noise_embedding", self.model.noise_embedding, SCHEDULES
     )
@@ -273,7 +280,7 @@ class StageConfig:
     """From bundle.json of any format version."""
     names = [f.name for f in dataclasses.fields(cls)]
     known = {k: meta[k] for k in names if k in meta}
-    return build(cls, upgrade_format_1(known), where)
+    return build(cls, move_execution(upgrade_format_1(known)), where)
 
   def to_meta(self) -> dict[str, Any]:
     """For bundle.json."""

@@ -8,7 +8,6 @@ from jax.sharding import Mesh
 
 from lumiere_jax.diffusion.prediction import Denoiser, Prediction, predict
 from lumiere_jax.models import lora
-from lumiere_jax.models.config import UNetConfig
 from lumiere_jax.models.params import unflatten
 from lumiere_jax.models.unet import UNet
 from lumiere_jax.parallel import multihost
@@ -34,11 +33,9 @@ def cast_kernels(params: FlatParams, dtype: str) -> FlatParams:
   return {path: cast(path, leaf) for path, leaf in params.items()}
 
 
-def lay_out_weights(
-  config: UNetConfig, params: FlatParams, mesh: Mesh
-) -> FlatParams:
+def lay_out_weights(dtype: str, params: FlatParams, mesh: Mesh) -> FlatParams:
   """Casts weights and shards them over a mesh, for sampling."""
-  params = cast_kernels(params, config.dtype)
+  params = cast_kernels(params, dtype)
   return multihost.lay_out(params, shardings(params, mesh))
 
 
@@ -54,7 +51,7 @@ def network_denoiser(
   With 6 output channels, the last three are v in [-1, 1] of a learned variance
   (IF), the position of the log-variance in its range.
   """
-  network = UNet(config.model)
+  network = UNet(config.model, config.execution)
   embedding = config.embedding_schedule
   weights, adapter = lora.split_params(params)
   variables = {"params": unflatten(weights)}

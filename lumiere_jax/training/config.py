@@ -7,7 +7,11 @@ from typing import Any
 from lumiere_jax.data.config import DataConfig
 from lumiere_jax.errors import UserError, build, check_choice, check_least
 from lumiere_jax.models.caption_cleaning import CLEANINGS
-from lumiere_jax.models.config import UNetConfig
+from lumiere_jax.models.config import (
+  ExecutionConfig,
+  UNetConfig,
+  move_execution,
+)
 from lumiere_jax.models.t5 import DTYPES
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.stages.config import (
@@ -218,6 +222,7 @@ class Experiment:
   Attributes:
     stage: one of `PARENTS`.
     model: its network; `network` completes it from the data.
+    execution: how the network is computed.
     seed: of initialisation, data order and noise.
     init_from: a bundle or workdir to start from, or 'scratch'; '' is scratch
       for image stages, and an error for the others.
@@ -237,6 +242,7 @@ class Experiment:
   train: TrainConfig
   preview: PreviewConfig = PreviewConfig()
   lora: LoraConfig = LoraConfig()
+  execution: ExecutionConfig = ExecutionConfig()
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   seed: int = 0
   init_from: str = ""
@@ -247,6 +253,7 @@ class Experiment:
 
   def __post_init__(self):
     check_choice("config.stage", self.stage, PARENTS)
+    self.execution.check_levels(len(self.model.channels))
     for spec in self.data.specs:
       self._check_clips(spec.num_frames, *spec.resolution)
     self._check_channels()
@@ -352,9 +359,10 @@ class Experiment:
         upscale=self.upscale,
       ),
       sampling=self.defaults,
+      execution=self.execution,
     )
 
   @classmethod
   def from_config(cls, config: Mapping[str, Any]) -> "Experiment":
     """Validates every key and value; raises a UserError for bad ones."""
-    return build(cls, config, "config")
+    return build(cls, move_execution(config), "config")

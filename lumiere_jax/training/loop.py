@@ -166,7 +166,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
         )
       return
     mesh = make_mesh(experiment.mesh)
-    check_platform(experiment.model.attention_kernel, platform_of(mesh))
+    check_platform(experiment.execution.attention_kernel, platform_of(mesh))
     config = experiment.train
     check_batch(config.batch_size, config.accumulate, mesh)
     with contextlib.closing(Run(experiment, workdir, mesh)) as run:

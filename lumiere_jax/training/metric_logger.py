@@ -257,7 +257,7 @@ class MetricLogger:
         f"the gradients of the last {in_a_row} steps were not finite, so "
         "these steps were skipped",
         "restart with a lower config.train.learning_rate or clip_norm, or "
-        "with config.model.dtype=float32",
+        "with config.execution.dtype=float32",
       )
 
   def log_held_out(self, record: Mapping[str, Any]) -> None:

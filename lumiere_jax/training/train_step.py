@@ -226,12 +226,12 @@ def model_flops(
 
 def _countable(experiment: Experiment) -> Experiment:
   """Without rematerialisation, fused kernels and accumulation."""
-  model = dataclasses.replace(
-    experiment.model, remat=(), attention_kernel="xla"
+  execution = dataclasses.replace(
+    experiment.execution, remat=(), attention_kernel="xla"
   )
   # Muon's matrix products are not model FLOPs.
   optimizer = {"muon": "adam"}.get(name := experiment.train.optimizer, name)
   train = dataclasses.replace(
     experiment.train, accumulate=1, optimizer=optimizer
   )
-  return dataclasses.replace(experiment, model=model, train=train)
+  return dataclasses.replace(experiment, execution=execution, train=train)

@@ -17,11 +17,12 @@ from lumiere_jax.diffusion.guidance import (
 )
 from lumiere_jax.diffusion.multidiffusion import multi_diffusion, window_starts
 from lumiere_jax.diffusion.prediction import predict
-from lumiere_jax.diffusion.sampling_loop import time_grid
 from lumiere_jax.diffusion.schedules import Cosine, SquaredCosCapV2
 from lumiere_jax.diffusion.sharded_multidiffusion import divide
 from lumiere_jax.errors import UserError
 from lumiere_jax.typing import Cond
+from tests.diffusion.conftest import scales
+from tests.references.samplers import time_grid
 
 LOG_SNR = jnp.array([-3.0, 1.0])
 
@@ -43,14 +44,17 @@ def network(z, log_snr, cond):
   return predict("eps", eps, z, log_snr, log_var=eps * 0.1)
 
 
+def both(z, full, null):
+  """Predictions with the text, and with that of a null conditioning of one."""
+  without = full.replace(text=jnp.tile(null.text, (2, 1, 1)))
+  return network(z, LOG_SNR, full), network(z, LOG_SNR, without)
+
+
 @pytest.mark.parametrize("frames", [False, True])
 def test_guidance_by_hand(z, cond, frames):
   full = cond(2, frames=0.2 * z if frames else None)
   null = cond(1, seed=7)
-  with_text = network(z, LOG_SNR, full)
-  without = network(
-    z, LOG_SNR, full.replace(text=jnp.tile(null.text, (2, 1, 1)))
-  )
+  with_text, without = both(z, full, null)
   for w in (0, 1, 2.0):
     got = guide(network, w, null)(z, LOG_SNR, full)
     want = without.eps + w * (with_text.eps - without.eps)
@@ -109,7 +113,7 @@ def test_guidance_keeps_precision_at_the_noisiest_level(cond):
   log_snr = jnp.array([-15.0])
   net = lambda z, log_snr, cond: predict("v", 0.9 * z, z, log_snr)
   got = guide(net, 7.0, cond(1))(z, log_snr, cond(1))
-  alpha, sigma = np.sqrt(1 / (1 + np.exp(15.0))), np.sqrt(1 / (1 + np.exp(-15)))
+  alpha, sigma = scales(-15.0)
   want = (alpha - 0.9 * sigma) * np.asarray(z, np.float64)
   np.testing.assert_allclose(got.x0, want, rtol=1e-5, atol=1e-5)
 
@@ -186,10 +190,7 @@ def test_rescaling_by_hand_in_all_forms(z, cond, amount):
 
 def test_rescaling_that_changes_nothing(z, cond):
   full, null = cond(2), cond(1, seed=7)
-  with_text = network(z, LOG_SNR, full)
-  without = network(
-    z, LOG_SNR, cond(2).replace(text=jnp.tile(null.text, (2, 1, 1)))
-  )
+  with_text, without = both(z, full, null)
   none = guide(network, 3.0, null, 0.0)(z, LOG_SNR, full)
   for form in ("x0", "eps", "v"):
     mixed = 3.0 * getattr(with_text, form) - 2.0 * getattr(without, form)
@@ -237,19 +238,12 @@ def test_threshold_against_numpy_per_clip(z, cond, percentile, max_value):
     clip[...] = np.clip(clip, -s, s) / s
   np.testing.assert_allclose(got.x0, want, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(got.x0[1], z[1])  # within [-1, 1]
-  snr = np.exp(np.asarray(LOG_SNR, np.float64)).reshape(-1, 1, 1, 1, 1)
-  alpha, sigma = np.sqrt(snr / (1 + snr)), np.sqrt(1 / (1 + snr))
+  alpha, sigma = scales(LOG_SNR.reshape(-1, 1, 1, 1, 1))
   eps = (z - alpha * want) / sigma
   np.testing.assert_allclose(got.eps, eps, rtol=1e-4, atol=1e-4)
   v = alpha * eps - sigma * want
   np.testing.assert_allclose(got.v, v, rtol=1e-4, atol=1e-4)
   np.testing.assert_array_equal(got.log_var, z)
-
-
-def test_static_threshold_is_a_clip(z, cond):
-  net = lambda z, log_snr, cond: predict("x0", z, z, log_snr)
-  got = threshold(net, 0.95, 1.0)(z, LOG_SNR, cond(2))
-  np.testing.assert_array_equal(got.x0, np.clip(z, -1, 1))
 
 
 @pytest.mark.parametrize("percentile", [0.0, 0.3, 0.5, 0.95, 0.995, 1.0])

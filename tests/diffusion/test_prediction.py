@@ -10,6 +10,7 @@ from lumiere_jax.diffusion.prediction import (
   to_v,
 )
 from lumiere_jax.errors import UserError
+from tests.diffusion.conftest import scales
 
 LOG_SNR = np.array([-20, -15, -6, -1, 0, 1, 6, 15, 20], np.float32)
 SHAPE = (len(LOG_SNR), 2, 3, 4, 3)
@@ -20,8 +21,7 @@ def truth():
   rng = np.random.default_rng(0)
   x0 = rng.uniform(-1, 1, SHAPE)
   eps = rng.standard_normal(SHAPE)
-  snr = np.exp(LOG_SNR.astype(np.float64)).reshape(-1, 1, 1, 1, 1)
-  alpha, sigma = np.sqrt(snr / (1 + snr)), np.sqrt(1 / (1 + snr))
+  alpha, sigma = scales(LOG_SNR.reshape(-1, 1, 1, 1, 1))
   z, v = alpha * x0 + sigma * eps, alpha * eps - sigma * x0
   return {"x0": x0, "eps": eps, "z": z, "v": v}, alpha, sigma
 
@@ -80,14 +80,10 @@ def test_half_precision_outputs_are_converted_in_float32():
   np.testing.assert_array_equal(low.x0, high.x0)
 
 
-def test_log_var_is_carried():
+def test_log_var_is_carried_and_unknown_kinds_are_user_errors():
   z = jnp.ones((1, 1, 1, 1, 1))
   out = predict("v", z, z, jnp.zeros(1), log_var=0.5 * z)
   np.testing.assert_array_equal(out.log_var, 0.5 * z)
-
-
-def test_unknown_kind_is_a_user_error():
-  z = jnp.ones((1, 1, 1, 1, 1))
   with pytest.raises(UserError, match="kind='epsilon' is not one of"):
     predict("epsilon", z, z, jnp.zeros(1))
 

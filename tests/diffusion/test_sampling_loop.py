@@ -16,39 +16,12 @@ from lumiere_jax.diffusion.samplers import (
   Heun,
   State,
 )
-from lumiere_jax.diffusion.sampling_loop import (
-  part_way,
-  sample,
-  sample_chunk,
-  time_grid,
-)
-from lumiere_jax.diffusion.schedules import Cosine, Linear, SquaredCosCapV2
+from lumiere_jax.diffusion.sampling_loop import part_way, sample, sample_chunk
+from lumiere_jax.diffusion.schedules import Cosine
 from lumiere_jax.errors import UserError
 from lumiere_jax.typing import Cond
 from tests.diffusion.conftest import Gaussian, scales
-
-
-def test_time_grid_is_even_in_time():
-  for schedule in (Cosine(), Linear()):
-    grid = time_grid(schedule, 8)
-    assert grid.shape == (9,) and grid[-1] == np.inf
-    times = schedule.time(grid[:-1])
-    np.testing.assert_allclose(times, 1 - np.arange(8) / 8, atol=4e-4)
-    assert np.all(np.diff(grid) > 0)
-  with pytest.raises(UserError, match="steps=0"):
-    time_grid(Cosine(), 0)
-
-
-def test_time_grid_of_the_discrete_schedule_is_ifs():
-  schedule = SquaredCosCapV2()
-  for steps, first in ((1, 0), (7, 852), (100, 990), (1000, 999)):
-    grid = time_grid(schedule, steps)
-    assert grid.shape == (steps + 1,) and grid[-1] == np.inf
-    numbers = first - first // max(steps - 1, 1) * np.arange(steps)
-    want = schedule.log_snr(jnp.float32(numbers / 1000))
-    np.testing.assert_array_equal(grid[:-1], want)
-  with pytest.raises(UserError, match="steps=1001 is more than the 1000"):
-    time_grid(schedule, 1001)
+from tests.references.samplers import time_grid
 
 
 @pytest.mark.parametrize(
@@ -171,26 +144,26 @@ def sampler():
 
 
 def test_changing_values_never_recompiles(cond, sampler):
-  first = sampler(PARAMS, 0, cond(2), cond(1))
+  run = lambda seed=0, text=0, null=0, **changes: np.asarray(
+    sampler(PARAMS | changes, seed, cond(2, seed=text), cond(1, seed=null))
+  )
+  first = run()
+  for change in (
+    {"scale": 7.0},
+    {"after": 2},
+    {"after": 2, "low": 0.0},
+    {"interval": (0.3, 1.0)},
+    {"interval": (0.0, 0.7)},
+    {"rescale": 0.7},
+    {"percentile": 0.5},
+    {"max": 1.0},
+    {"seed": 1},
+    {"text": 3},
+    {"null": 3},
+  ):  # and each value does reach the video
+    assert np.abs(run(**change) - first).max() > 1e-3, change
+  np.testing.assert_array_equal(run(), first)
   assert sampler.traces == 1
-  others = [
-    sampler(PARAMS | {"scale": 7.0}, 0, cond(2), cond(1)),
-    sampler(PARAMS | {"after": 2}, 0, cond(2), cond(1)),
-    sampler(PARAMS | {"after": 2, "low": 0.0}, 0, cond(2), cond(1)),
-    sampler(PARAMS | {"interval": (0.3, 1.0)}, 0, cond(2), cond(1)),
-    sampler(PARAMS | {"interval": (0.0, 0.7)}, 0, cond(2), cond(1)),
-    sampler(PARAMS | {"rescale": 0.7}, 0, cond(2), cond(1)),
-    sampler(PARAMS | {"percentile": 0.5}, 0, cond(2), cond(1)),
-    sampler(PARAMS | {"max": 1.0}, 0, cond(2), cond(1)),
-    sampler(PARAMS, 1, cond(2), cond(1)),
-    sampler(PARAMS, 0, cond(2, seed=3), cond(1)),
-    sampler(PARAMS, 0, cond(2), cond(1, seed=3)),
-  ]
-  assert sampler.traces == 1
-  for other in others:  # and each value does reach the video
-    assert np.abs(np.asarray(other) - np.asarray(first)).max() > 1e-3
-  again = sampler(PARAMS, 0, cond(2), cond(1))
-  np.testing.assert_array_equal(again, first)
 
 
 def test_chunks_give_the_same_video_and_compile_once(cond, sampler):

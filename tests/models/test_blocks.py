@@ -9,13 +9,21 @@ import numpy as np
 import pytest
 
 from lumiere_jax.models import blocks
+from lumiere_jax.models.config import ExecutionConfig
+from tests.conftest import random_params, small_config
 
 GROUPS = 2
+UNIT = {"params": {"scale": jnp.ones(6), "bias": jnp.zeros(6)}}
 
 
 def draw(*shape, seed=0):
   rng = np.random.default_rng([seed, *shape])
   return jnp.asarray(rng.standard_normal(shape, np.float32))
+
+
+def close_trees(got, expected):
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+  jax.tree.map(close, got, expected)
 
 
 def plain(params, x, film, activation, mask):
@@ -41,72 +49,64 @@ def test_norm_modulation_and_activation(activation, masked):
   ours = lambda p, *args: norm.apply({"params": p}, args[0], mask, args[1])
   theirs = lambda *args: plain(*args, activation, mask)
   args = params, x, film
-  expected, back = jax.vjp(theirs, *args)
-  got, ours_back = jax.vjp(ours, *args)
-  np.testing.assert_allclose(got, expected, atol=1e-5)
   g = draw(*x.shape, seed=2)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-    ours_back(g),
-    back(g),
-  )
+
+  @jax.jit
+  def both(*args):
+    ours_out, ours_back = jax.vjp(ours, *args)
+    out, back = jax.vjp(theirs, *args)
+    return (ours_out, out), (ours_back(g), back(g))
+
+  outputs, gradients = both(*args)
+  np.testing.assert_allclose(*outputs, atol=1e-5)
+  close_trees(*gradients)
 
 
 def test_norm_of_sharded_frames():
   """Scale and shift are replicated; their gradients are of local frames."""
   x, norm = draw(2, 3, 4, 4, 6), blocks.GroupNorm(GROUPS)
-  params = norm.init(jax.random.key(0), x)
   loss = lambda params, x: jnp.square(norm.apply(params, x)).sum()
   auto = (jax.sharding.AxisType.Auto,)
-  spec, mesh = jax.P("data"), jax.make_mesh((1,), ("data",), auto)
   apart = jax.shard_map(
     lambda params, x: jax.lax.psum(loss(params, x), "data"),
-    mesh=mesh,
-    in_specs=(jax.P(), spec),
+    mesh=jax.make_mesh((1,), ("data",), auto),
+    in_specs=(jax.P(), jax.P("data")),
     out_specs=jax.P(),
   )
-  got, expected = jax.grad(apart)(params, x), jax.grad(loss)(params, x)
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), got, expected
-  )
+  gradient = lambda loss: jax.jit(jax.grad(loss))(UNIT, x)
+  close_trees(gradient(apart), gradient(loss))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_half_precision_is_near(dtype):
   x, norm = draw(2, 3, 4, 4, 6), blocks.GroupNorm(GROUPS, "gelu")
-  params = norm.init(jax.random.key(0), x)
-  got = norm.apply(params, x.astype(dtype))
+  got = norm.apply(UNIT, x.astype(dtype))
   assert got.dtype == dtype
-  expected = norm.apply(params, x)
+  expected = norm.apply(UNIT, x)
   np.testing.assert_allclose(got.astype(jnp.float32), expected, atol=2e-2)
 
 
 @pytest.mark.parametrize("mean", [0.0, 30.0, 1000.0])
 def test_norm_of_values_far_from_zero(mean):
   """The variance is a small difference of large numbers."""
-  x = draw(1, 16, 16, 4)
-  norm = blocks.GroupNorm(GROUPS)
-  params = norm.init(jax.random.key(0), x)
-  expected = norm.apply(params, x)
-  got = norm.apply(params, x + mean)
+  x, norm = draw(1, 16, 16, 6), blocks.GroupNorm(GROUPS)
+  got, expected = norm.apply(UNIT, x + mean), norm.apply(UNIT, x)
   np.testing.assert_allclose(got, expected, atol=1e-6 * (1 + mean**2))
 
 
 def test_norm_of_constant_and_of_masked_frames_is_finite():
-  x = jnp.full((1, 8, 8, 4), 30.0)
-  norm = blocks.GroupNorm(GROUPS)
-  params = norm.init(jax.random.key(0), x)
-  np.testing.assert_allclose(norm.apply(params, x), 0.0, atol=1e-2)
+  x, norm = jnp.full((1, 8, 8, 6), 30.0), blocks.GroupNorm(GROUPS)
+  np.testing.assert_allclose(norm.apply(UNIT, x), 0.0, atol=1e-2)
   none = jnp.zeros(x.shape[:-1], bool)
-  assert jnp.isfinite(norm.apply(params, draw(*x.shape), none)).all()
+  assert jnp.isfinite(norm.apply(UNIT, draw(*x.shape), none)).all()
 
 
 @pytest.mark.parametrize("x", [-200.0, -5.0, -1.0, 0.0, 1.0, 5.0, 200.0])
 def test_gelu_and_its_slope(x):
   x, exact = jnp.float32(x), lambda x: nn.gelu(x, approximate=False)
-  close = functools.partial(np.testing.assert_allclose, atol=1e-6)
-  close(blocks.gelu(x), exact(x))
-  close(jax.grad(blocks.gelu)(x), jax.grad(exact)(x))
+  np.testing.assert_allclose(blocks.gelu(x), exact(x), atol=1e-6)
+  got, expected = jax.grad(blocks.gelu)(x), jax.grad(exact)(x)
+  np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 def test_gelu_in_bfloat16_has_digits_where_x_is_negative():
@@ -127,16 +127,13 @@ def test_sinusoid_is_cosines_then_sines():
 
 
 def test_attention_is_softmax_over_text_then_pixels(rng):
-  block = blocks.TextAttention(4, 2, True, "xla", jnp.float32)
+  config = small_config(head_dim=4, norm_groups=2)
+  block = blocks.TextAttention(config, ExecutionConfig(), True)
   x = rng.standard_normal((1, 2, 2, 3, 8)).astype(np.float32)
   text = rng.standard_normal((1, 5, 6)).astype(np.float32)
   mask = np.array([[True, True, True, False, False]])
-  params = block.init(jax.random.key(0), x, text, mask)["params"]
-  params = jax.tree.map(
-    lambda p: jnp.asarray(rng.standard_normal(p.shape), p.dtype), params
-  )
-  out = block.apply({"params": params}, x, text, mask)
-  p = jax.tree.map(np.asarray, params)
+  p = random_params(block, rng, x, text, mask)
+  out = jax.jit(block.apply)({"params": p}, x, text, mask)
 
   def norm(x, name):  # over positions and the channels of each of 2 groups
     g = x.reshape(-1, 2, x.shape[-1] // 2)

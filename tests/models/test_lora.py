@@ -77,12 +77,6 @@ def test_the_correction_has_the_rank_it_says():
     assert np.linalg.matrix_rank(matrix, tol=1e-4) == RANK
 
 
-def test_merging_keeps_the_precision_of_the_weights():
-  half = {k: v.astype(jnp.bfloat16) for k, v in FLAT.items()}
-  merged = lora.merge({**half, **adapter()})
-  assert {v.dtype for v in merged.values()} == {jnp.dtype(jnp.bfloat16)}
-
-
 def test_targets_choose_layers():
   temporal = lora.kernels(adapter("temporal"))
   spatial = lora.kernels(adapter("spatial"))

@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 
 from lumiere_jax.models import temporal
+from lumiere_jax.models.config import ExecutionConfig, TemporalConfig
+from tests.conftest import random_params
+
+RUN = ExecutionConfig()
+CONV = temporal.TemporalConv(temporal.identity_taps, "float32")
 
 
-def apply(module, x, params=None, seed=0):
-  if params is None:
-    params = module.init(jax.random.key(seed), x)["params"]
+def layers(**changes) -> TemporalConfig:
+  return TemporalConfig(resample=(), head_dim=4, **changes)
+
+
+def apply(module, x, params=None):
+  params = params or module.init(jax.random.key(0), x)["params"]
   return np.asarray(module.apply({"params": params}, x))
 
 
@@ -20,8 +28,7 @@ def test_convolution_repeats_the_edge_frames(rng):
   x = rng.standard_normal((2, 5, 1, 2, 3)).astype(np.float32)
   kernel = rng.standard_normal((3, 3, 3)).astype(np.float32)
   bias = rng.standard_normal(3).astype(np.float32)
-  module = temporal.TemporalConv(temporal.identity_taps, jnp.float32)
-  out = apply(module, x, {"kernel": kernel, "bias": bias})
+  out = apply(CONV, x, {"kernel": kernel, "bias": bias})
   for t in range(5):
     before, after = max(t - 1, 0), min(t + 1, 4)
     expected = (
@@ -38,17 +45,14 @@ def test_resampling_is_part_of_the_convolution(rng, frames):
     "bias": np.ones(4, np.float32),
   }
 
-  def conv(x, resample):
-    init = temporal.identity_taps
-    return apply(temporal.TemporalConv(init, jnp.float32, resample), x, params)
-
+  conv = lambda x, kind: apply(CONV.copy(resample=kind), x, params)
   close = functools.partial(np.testing.assert_allclose, atol=1e-5)
   close(conv(x, "down"), conv(x, "none")[:, ::2])
   close(conv(x, "up"), conv(np.repeat(x, 2, axis=1), "none"))
 
 
 def test_odd_frames_cannot_be_halved():
-  module = temporal.TemporalResample("down", jnp.float32)
+  module = temporal.TemporalResample("down", "float32")
   with pytest.raises(ValueError, match="3 frames"):
     module.init(jax.random.key(0), jnp.zeros((1, 3, 2, 2, 4)))
 
@@ -58,11 +62,11 @@ def test_80_40_20_10_80_is_nearest_neighbour_at_first(rng):
   x = video = rng.standard_normal((1, 80, 2, 2, 4)).astype(np.float32)
   lengths = [x.shape[1]]
   for _ in range(3):
-    x = apply(temporal.TemporalResample("down", jnp.float32), x)
+    x = apply(temporal.TemporalResample("down", "float32"), x)
     lengths.append(x.shape[1])
   np.testing.assert_array_equal(x, video[:, ::8])
   for _ in range(3):
-    x = apply(temporal.TemporalResample("up", jnp.float32), x)
+    x = apply(temporal.TemporalResample("up", "float32"), x)
   lengths.append(x.shape[1])
   assert lengths == [80, 40, 20, 10, 80]
   np.testing.assert_array_equal(x, np.repeat(video[:, ::8], 8, axis=1))
@@ -71,8 +75,10 @@ def test_80_40_20_10_80_is_nearest_neighbour_at_first(rng):
 @pytest.mark.parametrize(
   "module",
   [
-    temporal.ConvInflation(2, "silu", jnp.float32),
-    temporal.AttentionInflation(3, 4, 2, 8, "xla", jnp.float32),
+    temporal.ConvInflation(layers(), 2, RUN),
+    temporal.AttentionInflation(
+      layers(num_attentions=3, max_distance=8), 2, RUN
+    ),
   ],
 )
 def test_inflation_blocks_start_as_the_identity_and_can_leave_it(rng, module):
@@ -91,14 +97,10 @@ def test_inflation_blocks_start_as_the_identity_and_can_leave_it(rng, module):
 
 
 def test_attention_bias_depends_on_the_distance_in_frames(rng):
-  module = temporal.TemporalAttention(4, 1, 2, "xla", jnp.float32)
+  module = temporal.TemporalAttention(layers(max_distance=2), 1, RUN)
   x = rng.standard_normal((1, 5, 1, 1, 4)).astype(np.float32)
-  params = module.init(jax.random.key(0), x)["params"]
-  params = jax.tree.map(
-    lambda p: jnp.asarray(rng.standard_normal(p.shape), p.dtype), params
-  )
-  p = jax.tree.map(np.asarray, params)
-  out = apply(module, x, params)[0, :, 0, 0]
+  p = random_params(module, rng, x)
+  out = apply(module, x, p)[0, :, 0, 0]
   frames = x[0, :, 0, 0]
   normed = (frames - frames.mean(1, keepdims=True)) / np.sqrt(
     frames.var(1, keepdims=True) + 1e-5
@@ -116,14 +118,11 @@ def test_attention_bias_depends_on_the_distance_in_frames(rng):
 
 
 def test_attention_sees_the_text_beside_the_frames(rng):
-  module = temporal.TemporalAttention(4, 1, 3, "xla", jnp.float32)
+  module = temporal.TemporalAttention(layers(max_distance=3), 1, RUN)
   x = rng.standard_normal((2, 3, 1, 2, 4)).astype(np.float32)
   text = rng.standard_normal((2, 5, 6)).astype(np.float32)
   mask = np.arange(5) < np.array([[3], [5]])
-  params = module.init(jax.random.key(0), x, text, mask)["params"]
-  p = jax.tree.map(
-    lambda p: rng.standard_normal(p.shape).astype(np.float32), params
-  )
+  p = random_params(module, rng, x, text, mask)
   out = module.apply({"params": p}, x, text, mask)
 
   def norm(x, leaves):

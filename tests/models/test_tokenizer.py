@@ -62,7 +62,6 @@ def test_truncation_warns_and_shows_the_rest():
   assert mask[1].all()
   assert tokens[1, -1] == 1
   assert tokenizer.decode(tokens) == ["a dog", "a red circle moves"]
-  assert tokenizer.left_out(text) == "left slowly"
 
 
 def test_text_that_just_fits_is_not_truncated():
@@ -72,7 +71,6 @@ def test_text_that_just_fits_is_not_truncated():
     tokens, mask = tokenizer.encode(["a red circle moves"])
   assert mask.all()
   assert tokens[0, -1] == 1
-  assert tokenizer.left_out("a red circle moves") == ""
 
 
 def test_lone_surrogates_are_plain_text():

@@ -11,11 +11,23 @@ import pytest
 from configs import base, common, ssr, ssr_image, t2i
 from lumiere_jax.errors import UserError
 from lumiere_jax.models import blocks
-from lumiere_jax.models.config import TemporalConfig, UNetConfig
+from lumiere_jax.models.config import (
+  ExecutionConfig,
+  TemporalConfig,
+  UNetConfig,
+)
 from lumiere_jax.models.params import unflatten
 from lumiere_jax.models.unet import UNet, abstract_params
 from lumiere_jax.typing import Cond
-from tests.conftest import TEXT, make_cond, random_leaves, run, small_config
+from tests.conftest import (
+  TEXT,
+  apply,
+  make_cond,
+  random_leaves,
+  random_params,
+  run,
+  small_config,
+)
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -24,33 +36,19 @@ def count(config: UNetConfig) -> int:
   return sum(leaf.size for leaf in abstract_params(config).values())
 
 
-def if_config(channels, blocks=(3, 3, 3, 3), **changes):
+def if_i(*channels: int) -> UNetConfig:
   return dataclasses.replace(
-    common.IF_I_XL,
-    channels=channels,
-    num_res_blocks=blocks,
-    text_channels=channels[-1],
-    out_channels=6,
-    **changes,
+    common.IF_I_XL, channels=channels, text_channels=channels[-1]
   )
 
 
 def test_parameter_counts_equal_the_published_if_models():
   # IF-I-XL: exactly the size of its weights file; M, L and IF-II-L: to the
   # digits their authors give.
-  assert count(if_config((704, 1408, 2112, 2816))) == 4_304_695_110
-  assert round(count(if_config((192, 384, 576, 768))) / 1e6, 1) == 371.6
-  assert round(count(if_config((320, 640, 960, 1280))) / 1e6, 1) == 935.4
-  second = if_config(
-    (160, 320, 640, 960, 1280),
-    (2, 2, 3, 5, 5),
-    attention=("none", "none", "none", "self", "self"),
-    in_channels=6,
-    noise_conditioned=True,
-    activate_embedding_once=True,
-    skip_scale=0.7071,
-  )
-  assert round(count(second) / 1e6, 1) == 1243.3
+  assert count(common.IF_I_XL) == 4_304_695_110
+  assert round(count(if_i(192, 384, 576, 768)) / 1e6, 1) == 371.6
+  assert round(count(if_i(320, 640, 960, 1280)) / 1e6, 1) == 935.4
+  assert round(count(common.IF_II_L) / 1e6, 1) == 1243.3
 
 
 @pytest.mark.parametrize(
@@ -92,12 +90,14 @@ def padded(text, real: int, length: int, rng, scale: float = 3.0) -> Cond:
 def test_padding_has_no_effect_in_attention(rng, kind, kernel):
   x = rng.standard_normal((1, 2, 2, 3, 8)).astype(np.float32)
   text = rng.standard_normal((1, 7, 6)).astype(np.float32)
-  block = blocks.TextAttention(4, 2, kind == "self", kernel, jnp.float32)
-  params = block.init(jax.random.key(0), x, text, None)["params"]
-  params = jax.tree.map(
-    lambda p: jnp.asarray(0.5 * rng.standard_normal(p.shape), p.dtype), params
+  block = blocks.TextAttention(
+    small_config(head_dim=4, norm_groups=2),
+    ExecutionConfig(attention_kernel=kernel),
+    kind == "self",
   )
-  run = lambda text, mask: block.apply({"params": params}, x, text, mask)
+  params = random_params(block, rng, x, text, None, scale=0.5)
+  compiled = jax.jit(block.apply)
+  run = lambda text, mask: compiled({"params": params}, x, text, mask)
   exact = run(text, None)
   for length in (16, 48):
     cond = padded(text, 7, length, rng)
@@ -107,9 +107,12 @@ def test_padding_has_no_effect_in_attention(rng, kind, kernel):
 
 def test_padding_has_no_effect_in_pooling(rng):
   text = rng.standard_normal((2, 7, 6)).astype(np.float32)
-  block = blocks.TextPooling(2, 8, jnp.float32)
-  params = block.init(jax.random.key(0), text, None)["params"]
-  run = lambda text, mask: block.apply({"params": params}, text, mask)
+  block = blocks.TextPooling(
+    small_config(pool_heads=2, text_dim=6), ExecutionConfig()
+  )
+  params = random_params(block, rng, text, None)
+  compiled = jax.jit(block.apply)
+  run = lambda text, mask: compiled({"params": params}, text, mask)
   for length in (16, 48):
     cond = padded(text, 7, length, rng)
     out = run(cond.text, cond.text_mask)
@@ -163,30 +166,34 @@ def test_if_treats_padding_as_tokens(rng):
 
 
 def test_a_position_bias_has_the_offsets_of_the_clips_and_no_others():
-  temporal = TemporalConfig(resample=(True, True), head_dim=8)
-  config = small_config(temporal=temporal)
-  table = "temporal_mid/attention_0/position_bias"
-  for frames, entries in ((80, 39), (16, 7), (8, 3), (4, 3)):
-    assert abstract_params(config.for_clips(frames))[table].shape[0] == entries
-  # Each of them learns: of 16 frames 4 are left, -3 to 3 apart.
-  fitting = config.for_clips(16)
+  config = small_config(
+    channels=(8, 16),
+    num_res_blocks=(1, 1),
+    attention=("none", "self"),
+    temporal=TemporalConfig(resample=(True,), num_attentions=1, head_dim=8),
+    text_channels=8,
+  )
+  for frames, longest in ((80, 39), (8, 3), (4, 1), (2, 1)):
+    assert config.for_clips(frames).temporal.max_distance == longest
+  # Each of them learns: of 8 frames 4 are left, -3 to 3 apart.
+  fitting = config.for_clips(8)
   flat = random_leaves(fitting)
   flat = flat | {
     k: flat[k] + 0.1 * jnp.ones_like(v)
     for k, v in flat.items()
     if "/proj/" in k and v.ndim == 2
   }
-  z = jax.random.normal(jax.random.key(1), (1, 16, 8, 8, 3))
+  z = jax.random.normal(jax.random.key(1), (1, 8, 8, 8, 3))
 
   def loss(flat):
-    variables = {"params": unflatten(flat)}
-    out = UNet(fitting).apply(variables, z, jnp.full(1, 0.4), make_cond(1))
+    out = apply(flat, z, jnp.full(1, 0.4), make_cond(1), config=fitting)
     return jnp.square(out).mean()
 
   grads = jax.jit(jax.grad(loss))(flat)
   biases = {k: v for k, v in grads.items() if k.endswith("position_bias")}
-  assert len(biases) >= 6
+  assert len(biases) >= 4
   for path, grad in biases.items():
+    assert len(grad) == 7
     assert (jnp.abs(grad).max(axis=1) > 0).all(), path
   # A number that is given stays, an image model has none.
   given = small_config()
@@ -209,16 +216,20 @@ def test_samples_do_not_see_each_other(rng):
     np.testing.assert_allclose(both[i], alone[0], atol=2e-5)
 
 
-def test_bfloat16_computes_close_and_keeps_float32_weights(rng):
+def test_bfloat16_computes_close(rng):
   config = small_config()
-  flat = random_leaves(config)
-  z = rng.standard_normal((1, 4, 8, 8, 3)).astype(np.float32)
-  half = small_config(dtype="bfloat16")
-  exact, rounded = (run(c, flat, z, make_cond(1)) for c in (config, half))
-  assert all(v.dtype == jnp.float32 for v in abstract_params(half).values())
+  z = np.float32(rng.normal(size=(1, 4, 8, 8, 3)))
+  args = config, random_leaves(config), z
+  exact = run(*args, make_cond(1))
+  half = ExecutionConfig(dtype="bfloat16")
+  rounded = run(*args, make_cond(1), execution=half)
   assert exact.dtype == rounded.dtype == np.float32
   error = np.linalg.norm(exact - rounded) / np.linalg.norm(exact)
   assert 1e-5 < error < 0.05
+  shapes = jax.eval_shape(
+    UNet(config, half).init, jax.random.key(0), z, jnp.zeros(1), make_cond(1)
+  )
+  assert {x.dtype for x in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize(
@@ -226,13 +237,10 @@ def test_bfloat16_computes_close_and_keeps_float32_weights(rng):
   [
     ({"attention": ("none", "self")}, "attention has 2 entries"),
     ({"attention": ("none", "crossed", "self")}, "'crossed' is not one of"),
-    ({"attention_kernel": "chunk"}, "attention_kernel='chunk' is not one of"),
     ({"low_resolution": "corner"}, 'low_resolution=.*mean "corners"'),
     ({"channels": (16, 24, 30)}, "30, which is no multiple of norm_groups=4"),
     ({"head_dim": 12}, "32, which is no multiple of head_dim=12"),
     ({"activation": "relu"}, "activation='relu' is not one of gelu, silu"),
-    ({"remat": ("full",)}, "remat has 1 entries, channels has 3"),
-    ({"remat": ("full", "fll", "none")}, "remat='fll' is not one of"),
     (
       {"temporal": TemporalConfig(resample=(True,), head_dim=8)},
       "resample has",
@@ -249,10 +257,25 @@ def test_bad_configs(changes, words):
 
 
 @pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"attention_kernel": "chunk"}, "attention_kernel='chunk' is not one of"),
+    ({"remat": ("full", "fll", "none")}, "remat='fll' is not one of"),
+    ({"remat": ("full",)}, r"remat has 1 entries, .*\.channels has 3"),
+    ({"dtype": "half"}, "dtype='half' is not one of float32, bfloat16"),
+    ({"frame_chunk": -1}, "frame_chunk=-1 must be at least 0"),
+  ],
+)
+def test_bad_executions(changes, words):
+  with pytest.raises(UserError, match=words):
+    ExecutionConfig(**changes).check_levels(3)
+
+
+@pytest.mark.parametrize(
   ("shape", "words"),
   [
     ((1, 6, 8, 8, 3), "num_frames=6 is no multiple of 4.*use 4 or 8"),
-    ((1, 4, 8, 10, 3), "width=10 is no multiple of 4.*use 12"),
+    ((1, 4, 8, 10, 3), "width=10 is no multiple of 4.*use 8 or 12"),
   ],
 )
 def test_sizes_that_do_not_divide(shape, words):
@@ -263,40 +286,34 @@ def test_sizes_that_do_not_divide(shape, words):
     )
 
 
-def remat_config(*kinds: str) -> UNetConfig:
-  return small_config(
+def test_remat_changes_no_gradient():
+  """And it recomputes: convolutions of the blocks appear twice."""
+  config = small_config(
     channels=(8, 16),
     num_res_blocks=(1, 1),
     attention=("none", "self"),
     text_channels=8,
-    temporal=TemporalConfig(
-      resample=(True,), num_attentions=1, head_dim=8, max_distance=32
-    ),
-    remat=kinds,
+    temporal=None,
   )
+  flat = random_leaves(config)
+  z = jax.random.normal(jax.random.key(1), (1, 1, 8, 8, 3))
 
+  def gradient(*remat: str):
+    execution = ExecutionConfig(remat=remat)
+    args = z, jnp.full(1, 0.4), make_cond(1)
 
-def test_remat_changes_no_gradient():
-  """And it recomputes: convolutions of the blocks appear twice."""
-  flat = random_leaves(remat_config())
-  z = jax.random.normal(jax.random.key(1), (1, 4, 8, 8, 3))
-
-  def gradient(config: UNetConfig):
     def loss(flat):
-      variables = {"params": unflatten(flat)}
-      out = UNet(config).apply(variables, z, jnp.full(1, 0.4), make_cond(1))
+      out = apply(flat, *args, config=config, execution=execution)
       return jnp.square(out).mean()
 
     return jax.jit(jax.grad(loss)).lower(flat)
 
-  plain = gradient(remat_config())
-  mixed = gradient(remat_config("full", "none"))
+  plain, mixed = gradient(), gradient("full", "none")
   convolutions = lambda lowered: lowered.as_text().count("convolution(")
   everything = convolutions(plain)
-  products = gradient(remat_config("products", "products"))
-  assert convolutions(products) == everything
-  for kinds in (("full", "full"), ("attention", "attention")):
-    assert convolutions(gradient(remat_config(*kinds))) > 1.2 * everything
+  assert convolutions(gradient("products", "products")) == everything
+  for kind in ("full", "attention"):
+    assert convolutions(gradient(kind, kind)) > 1.2 * everything
   assert everything < convolutions(mixed)
   expected, got = plain.compile()(flat), mixed.compile()(flat)
   for path, leaf in expected.items():
@@ -312,14 +329,10 @@ def test_patch_model_shapes():
   assert shapes["stem/kernel"].shape == (3, 3, 6 * 4, 16)
   assert shapes["cond_in/kernel"].shape == (3, 3, 4 * 4, 16)
   assert shapes["head/kernel"].shape == (3, 3, 16, 3 * 4)
-  params = jax.tree.map(
-    lambda x: jnp.ones(x.shape, x.dtype) * 0.01, unflatten(shapes)
+  z, cond = jnp.ones((1, 4, 16, 8, 3)), make_cond(1, jnp.ones((1, 4, 16, 8, 7)))
+  out = jax.eval_shape(
+    UNet(config).apply, {"params": unflatten(shapes)}, z, jnp.zeros(1), cond
   )
-  cond = make_cond(1, noise_level=jnp.zeros(1)).replace(
-    frames=jnp.ones((1, 4, 16, 8, 7))
-  )
-  z = jnp.ones((1, 4, 16, 8, 3))
-  out = UNet(config).apply({"params": params}, z, jnp.zeros(1), cond)
   assert out.shape == z.shape
   with pytest.raises(UserError, match="width=12 is no multiple of 8"):
     config.check_video(4, 16, 12)
@@ -327,19 +340,10 @@ def test_patch_model_shapes():
 
 def test_frames_in_chunks_are_the_same(rng):
   config = small_config()
-  shapes = abstract_params(config)
-  params = unflatten(
-    {
-      k: jnp.asarray(rng.normal(size=v.shape) * 0.1, v.dtype)
-      for k, v in shapes.items()
-    }
-  )
-  z = jnp.asarray(rng.normal(size=(1, 8, 8, 8, 3)), jnp.float32)
-  run = lambda config: jax.jit(UNet(config).apply)(
-    {"params": params}, z, jnp.full(1, 0.5), make_cond(1)
-  )
-  whole = run(config)
-  chunked = dataclasses.replace(config, frame_chunk=3)  # 2 of 8, 2 of 4, all
-  np.testing.assert_allclose(run(chunked), whole, atol=2e-5)
-  assert abstract_params(chunked).keys() == shapes.keys()
+  z = np.float32(rng.normal(size=(1, 8, 8, 8, 3)))
+  args = config, random_leaves(config), z, make_cond(1)
+  whole = run(*args)
+  # 2 of 8, 2 of 4, all
+  chunked = run(*args, execution=ExecutionConfig(frame_chunk=3))
+  np.testing.assert_allclose(chunked, whole, atol=2e-5)
   assert whole.std() > 0.1

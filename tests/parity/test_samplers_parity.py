@@ -20,9 +20,10 @@ from lumiere_jax.diffusion.prediction import (
   to_v,
 )
 from lumiere_jax.diffusion.samplers import DDIM, DDPM, DPMSolverPP2M, Heun
-from lumiere_jax.diffusion.sampling_loop import sample, sample_chunk, time_grid
+from lumiere_jax.diffusion.sampling_loop import sample, sample_chunk
 from lumiere_jax.diffusion.schedules import SquaredCosCapV2
 from lumiere_jax.typing import Cond
+from tests.references.samplers import time_grid
 
 pytestmark = [
   pytest.mark.parity,

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 
 from lumiere_jax.models.caption_cleaning import clean
-from lumiere_jax.models.importers.t5_hf import params_from_hf, params_to_hf
 from lumiere_jax.models.t5 import (
   T5_SIZES,
   T5Config,
   T5Encoder,
   relative_position_bucket,
 )
-from lumiere_jax.models.text_encoder import load_t5
 from lumiere_jax.models.tokenizer import Tokenizer
 from tests.references import t5
 from tests.references.captions import nasty_captions
 from tests.references.strings import mixed_strings
+from tests.references.t5 import hf_config, load_t5, params_from_hf, params_to_hf
 
 pytestmark = pytest.mark.parity
 
@@ -51,20 +50,6 @@ def make():
   return make_t5
 
 
-def _hf_config(config):
-  return {
-    "vocab_size": config.vocab_size,
-    "d_model": config.d_model,
-    "d_ff": config.d_ff,
-    "num_heads": config.num_heads,
-    "d_kv": config.d_kv,
-    "num_layers": config.num_layers,
-    "relative_attention_num_buckets": config.num_buckets,
-    "relative_attention_max_distance": config.max_distance,
-    "feed_forward_proj": "gated-gelu",
-  }
-
-
 def _tensors(model):
   return {k: v.detach().numpy() for k, v in model.state_dict().items()}
 
@@ -76,7 +61,7 @@ def _features(tensors, config, ids, mask):
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_encoder_agrees_with_transformers(make, config):
-  model, _ = make.encoder(_hf_config(config), seed=0)
+  model, _ = make.encoder(hf_config(config), seed=0)
   ids, mask = t5.tokens(config.vocab_size)
   ours = _features(_tensors(model), config, ids, mask)
   error = t5.relative_error(ours, make.features(model, ids, mask))
@@ -87,7 +72,7 @@ def test_encoder_agrees_with_transformers(make, config):
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_bfloat16_stays_near_transformers_float32(make, config):
-  model, _ = make.encoder(_hf_config(config), seed=0)
+  model, _ = make.encoder(hf_config(config), seed=0)
   ids, mask = t5.tokens(config.vocab_size)
   half = dataclasses.replace(config, dtype="bfloat16")
   ours = np.asarray(_features(_tensors(model), half, ids, mask))
@@ -99,7 +84,7 @@ def test_bfloat16_stays_near_transformers_float32(make, config):
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 64, 127, 128])
 def test_every_length_agrees_with_transformers(make, length):
-  model, _ = make.encoder(_hf_config(SMALL), seed=1)
+  model, _ = make.encoder(hf_config(SMALL), seed=1)
   ids, _ = t5.tokens(SMALL.vocab_size)
   ids = ids[:1, :length]
   ours = _features(_tensors(model), SMALL, ids, ids >= 0)
@@ -110,8 +95,8 @@ def test_every_length_agrees_with_transformers(make, length):
 def test_our_weights_load_into_transformers(make):
   import torch
 
-  model, _ = make.encoder(_hf_config(SMALL), seed=0)
-  other, _ = make.encoder(_hf_config(SMALL), seed=1)
+  model, _ = make.encoder(hf_config(SMALL), seed=0)
+  other, _ = make.encoder(hf_config(SMALL), seed=1)
   tensors = params_to_hf(params_from_hf(_tensors(model), SMALL))
   state = {k: torch.tensor(np.array(v)) for k, v in tensors.items()}
   faults = other.load_state_dict(state, strict=False)
@@ -126,10 +111,10 @@ def test_our_weights_load_into_transformers(make):
 def test_saved_models_load(make, tmp_path, shard, full):
   import transformers
 
-  model, _ = make.encoder(_hf_config(SMALL), seed=0)
+  model, _ = make.encoder(hf_config(SMALL), seed=0)
   saved = model
   if full:  # with a decoder and a head, which are passed over
-    config = transformers.T5Config(**_hf_config(SMALL))
+    config = transformers.T5Config(**hf_config(SMALL))
     config.tie_word_embeddings = False
     saved = transformers.T5ForConditionalGeneration(config)
     saved.load_state_dict(model.state_dict(), strict=False)
@@ -145,7 +130,7 @@ def test_saved_models_load(make, tmp_path, shard, full):
 def test_buckets_agree_with_transformers(make, num_buckets, max_distance):
   import torch
 
-  model, _ = make.encoder(_hf_config(SMALL), seed=0)
+  model, _ = make.encoder(hf_config(SMALL), seed=0)
   attention = model.encoder.block[0].layer[0].SelfAttention
   distance = np.arange(-400, 401)
   theirs = attention._relative_position_bucket(

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from lumiere_jax.models.caption_cleaning import CLEANINGS
-from tests.references import trajectories, unets
+from tests.references import t5, trajectories, unets
 
 MADE_WITH = {
   m.__name__: m.__version__ for m in (torch, transformers, diffusers, np)
@@ -49,18 +49,8 @@ def output(model, config: dict[str, Any]) -> np.ndarray:
 
 def text_features() -> tuple[torch.Tensor, torch.Tensor]:
   """Features of the prompts and of empty ones, (b, 77, e) each."""
-  c = trajectories.T5
-  encoder = transformers.T5EncoderModel(
-    transformers.T5Config(
-      vocab_size=c.vocab_size,
-      d_model=c.d_model,
-      d_ff=c.d_ff,
-      num_heads=c.num_heads,
-      d_kv=c.d_kv,
-      num_layers=c.num_layers,
-      feed_forward_proj="gated-gelu",
-    )
-  ).eval()
+  config = transformers.T5Config(**t5.hf_config(trajectories.T5))
+  encoder = transformers.T5EncoderModel(config).eval()
   tensors = trajectories.t5_tensors()
   tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
   encoder.load_state_dict(

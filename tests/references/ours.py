@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,10 +15,9 @@ from lumiere_jax.inference.stage_sampler import sample_stage, traced
 from lumiere_jax.models.params import unflatten
 from lumiere_jax.models.tokenizer import default_tokenizer_path
 from lumiere_jax.models.unet import UNet
-from lumiere_jax.storage import safetensors
 from lumiere_jax.training.config import TextConfig
 from lumiere_jax.typing import Cond
-from tests.references import trajectories, unets
+from tests.references import t5, trajectories, unets
 
 
 def output(folder: Path) -> np.ndarray:
@@ -50,24 +48,10 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 def write_t5(folder: Path) -> Path:
   """Writes the encoder of the trajectories as it would be published."""
-  folder.mkdir()
-  tensors = trajectories.t5_tensors()
-  safetensors.save(folder / "model.safetensors", tensors, {"format": "pt"})
-  c = trajectories.T5
-  content: dict[str, Any] = {
-    "feed_forward_proj": "gated-gelu",
-    "vocab_size": c.vocab_size,
-    "d_model": c.d_model,
-    "d_ff": c.d_ff,
-    "num_heads": c.num_heads,
-    "d_kv": c.d_kv,
-    "num_layers": c.num_layers,
-  }
-  (folder / "config.json").write_text(json.dumps(content))
-  return folder
+  return t5.write_hf(folder, trajectories.T5, trajectories.t5_tensors())
 
 
-def import_all(stages: list[Path], t5: Path, out: Path) -> Pipeline:
+def import_all(stages: list[Path], text_folder: Path, out: Path) -> Pipeline:
   """Converts both stages and T5 into one bundle, as a user would."""
   for folder in stages:
     convert(
@@ -78,7 +62,11 @@ def import_all(stages: list[Path], t5: Path, out: Path) -> Pipeline:
   text = TextConfig(tokenizer=str(default_tokenizer_path()), cleaning="if")
   convert(
     Conversion(
-      source="t5", target="bundle", src=(str(t5),), out=str(out), text=text
+      source="t5",
+      target="bundle",
+      src=(str(text_folder),),
+      out=str(out),
+      text=text,
     )
   )
   return Pipeline.from_pretrained(out)

@@ -11,8 +11,8 @@ from lumiere_jax.diffusion.guidance import threshold
 from lumiere_jax.diffusion.noise import frame_noise, sample_keys
 from lumiere_jax.diffusion.prediction import predict
 from lumiere_jax.diffusion.samplers import make_sampler
-from lumiere_jax.diffusion.sampling_loop import sample, sample_chunk, time_grid
-from lumiere_jax.diffusion.schedules import SquaredCosCapV2
+from lumiere_jax.diffusion.sampling_loop import sample, sample_chunk
+from lumiere_jax.diffusion.schedules import Schedule, SquaredCosCapV2
 from lumiere_jax.typing import Cond
 
 FOLDER = Path(__file__).parent / "samplers"
@@ -38,6 +38,11 @@ def first() -> np.ndarray:
 def noise(step: int) -> np.ndarray:
   """The noise of a step."""
   return np.asarray(frame_noise(sample_keys(SEEDS), step, 1, SHAPE[2:]))
+
+
+def time_grid(schedule: Schedule, steps: int) -> jax.Array:
+  """Noise levels on a schedule's own grid, (steps + 1,)."""
+  return jnp.append(schedule.grid(steps), jnp.inf)
 
 
 def walk(name: str) -> np.ndarray:

@@ -5,8 +5,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flax import serialization
+import jax
 import numpy as np
 
+from lumiere_jax.models.importers.t5_hf import (
+  hf_name,
+  is_transposed,
+  lazy_leaves,
+)
+from lumiere_jax.models.params import flatten, unflatten
+from lumiere_jax.models.t5 import T5Config
+from lumiere_jax.models.text_encoder import open_t5
+from lumiere_jax.storage import safetensors
+from lumiere_jax.typing import FlatParams, Params
 from tests.references.drawn import draw
 
 FOLDER = Path(__file__).parent / "t5"
@@ -83,3 +95,57 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 def digest(values: list) -> str:
   """SHA-256 (hex) of lists of strings or numbers."""
   return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def params_to_hf(params: Params) -> FlatParams:
+  """The tensors of an encoder, under Hugging Face names."""
+  return {
+    hf_name(path): np.asarray(x).T if is_transposed(path) else np.asarray(x)
+    for path, x in flatten(params).items()
+  }
+
+
+def params_from_hf(tensors: FlatParams, config: T5Config) -> Params:
+  """The inverse of `params_to_hf`."""
+  leaves = lazy_leaves(tensors, config, "T5 weights")
+  return unflatten({k: np.asarray(x) for k, x in leaves.items()})
+
+
+def load_t5(source, dtype: str = "float32") -> tuple[T5Config, Params]:
+  """Config and parameters of weight files."""
+  config, leaves = open_t5(source, dtype)
+  return config, unflatten({k: np.asarray(x) for k, x in leaves.items()})
+
+
+def hf_config(config: T5Config) -> dict[str, Any]:
+  """The config.json of an encoder."""
+  content = vars(config) | {
+    "feed_forward_proj": "gated-gelu",
+    "relative_attention_num_buckets": config.num_buckets,
+    "relative_attention_max_distance": config.max_distance,
+  }
+  ours = ("num_buckets", "max_distance", "dtype")
+  return {k: v for k, v in content.items() if k not in ours}
+
+
+def write_hf(folder: Path, config: T5Config, tensors: FlatParams, **changes):
+  """Writes an encoder as Hugging Face folders hold it; returns the folder."""
+  folder.mkdir(parents=True, exist_ok=True)
+  content = {**hf_config(config), "model_type": "t5", **changes}
+  (folder / "config.json").write_text(json.dumps(content))
+  if tensors:
+    safetensors.save(folder / "model.safetensors", tensors, {"format": "pt"})
+  return folder
+
+
+def t5x_name(path: str) -> str:
+  """The place of a leaf in the tree that T5X saves."""
+  return path if path.startswith("token_embedder") else f"encoder/{path}"
+
+
+def write_t5x(file: Path, params: Params) -> Path:
+  """Writes an encoder as the msgpack file of a T5X checkpoint."""
+  flat = {f"target/{t5x_name(k)}": v for k, v in flatten(params).items()}
+  tree = jax.tree.map(np.asarray, unflatten(flat))
+  file.write_bytes(serialization.msgpack_serialize(tree))
+  return file

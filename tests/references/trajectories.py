@@ -6,10 +6,10 @@ import jax
 import numpy as np
 
 from lumiere_jax.diffusion.noise import INITIAL, frame_noise, sample_keys
-from lumiere_jax.models.importers.t5_hf import params_to_hf
 from lumiere_jax.models.t5 import T5Config, init_params
 from lumiere_jax.models.tokenizer import Tokenizer, default_tokenizer_path
 from tests.references import unets
+from tests.references.t5 import params_to_hf
 
 FOLDER = Path(__file__).parent / "trajectories"
 PROMPTS = ["A small red circle moves left", "blue star"]

@@ -46,7 +46,9 @@ def sample(mesh: jax.sharding.Mesh | None) -> np.ndarray:
   sampling = SamplingConfig(steps=STEPS, guidance_scale=3.0)
   video = sample_stage(
     _program(mesh),
-    weights if mesh is None else lay_out_weights(config.model, weights, mesh),
+    weights
+    if mesh is None
+    else lay_out_weights(config.execution.dtype, weights, mesh),
     cond,
     dataclasses.replace(text, text=jnp.zeros_like(text.text)),
     sample_keys([3]),

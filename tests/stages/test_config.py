@@ -19,7 +19,7 @@ from lumiere_jax.diffusion.schedules import (
 )
 from lumiere_jax.errors import UserError
 from lumiere_jax.inference.settings import Settings
-from lumiere_jax.models.config import LOW_RESOLUTION
+from lumiere_jax.models.config import LOW_RESOLUTION, ExecutionConfig
 from lumiere_jax.models.params import inflate
 from lumiere_jax.models.unet import abstract_params, init_params
 from lumiere_jax.stages import denoiser
@@ -46,7 +46,7 @@ def run(monkeypatch):
     times = []
 
     class Network:
-      def __init__(self, config):
+      def __init__(self, config, execution):
         pass
 
       def apply(self, variables, z, time, cond, **options):
@@ -162,6 +162,18 @@ def test_format_1_embeds_times_of_its_schedule():
   assert config.model.noise_embedding == "linear"
   assert config.model.noise_embedding_shift == -1.0
   assert config.embedding_schedule == Linear(shift=-1.0)
+
+
+def test_execution_keys_of_older_bundles_move_out_of_the_model():
+  content = meta(dtype="bfloat16", remat=["full", "none"])
+  content.pop("execution")
+  config = StageConfig.from_meta(content, "x")
+  assert config.execution == ExecutionConfig(
+    dtype="bfloat16", remat=("full", "none")
+  )
+  content["model"]["remat"] = ["full"]
+  with pytest.raises(UserError, match="remat has 1 entries"):
+    StageConfig.from_meta(content, "x")
 
 
 def test_format_1_samples_if_on_its_own_grid():

@@ -46,7 +46,7 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs"
     ("data", {"resolution": ("abc",)}, "neither a side nor"),
     ("lora", {"rank": -1}, r"config\.lora\.rank=-1 must be at least 0"),
     ("diffusion", {"schedule": "cosin"}, 'did you mean "cosine"'),
-    ("model", {"remat": ("full",)}, "remat has 1 entries"),
+    ("execution", {"remat": ("full",)}, "remat has 1 entries"),
   ],
 )
 def test_invalid_values(part, changes, words):
@@ -92,6 +92,12 @@ def test_resolution_is_a_side_or_two(value, size):
 def test_configs_survive_a_round_trip(module, size):
   config = module.get_config(size).to_dict()
   assert Experiment.from_config(config) == getattr(module, size.upper())
+
+
+def test_execution_keys_of_older_configs_may_be_in_the_model():
+  config = dataclasses.asdict(base.FULL)
+  config["model"] |= config.pop("execution")
+  assert Experiment.from_config(config) == base.FULL
 
 
 @pytest.mark.parametrize("module", [demo, shipped])

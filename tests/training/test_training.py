@@ -359,7 +359,7 @@ def test_training_in_half_precision(tmp_path, image_run):
   experiment = replace(
     BASE,
     init_from=str(image_run),
-    model={"dtype": "bfloat16"},
+    execution={"dtype": "bfloat16"},
     train={"steps": 2, "frozen_dtype": "bfloat16", "optimizer": "adafactor"},
   )
   train(experiment, tmp_path)

@@ -120,9 +120,9 @@ def sample_job(
   inputs_of = lambda frames: _sample_inputs(experiment, videos, frames)
   inputs = inputs_of(frames)
   where = layout(inputs, mesh, divided=division is not None)
-  params = cast_kernels(abstract_params(config.model), config.model.dtype)
-  model = dataclasses.replace(config.model, attention_kernel="xla")  # countable
-  config = dataclasses.replace(config, model=model)
+  params = cast_kernels(abstract_params(config.model), config.execution.dtype)
+  countable = dataclasses.replace(config.execution, attention_kernel="xla")
+  config = dataclasses.replace(config, execution=countable)
   one_device = dataclasses.replace(program, devices=1, config=config)
   jit = lambda program: jax.jit(functools.partial(run_chunk, program=program))
   return PlannedJob(

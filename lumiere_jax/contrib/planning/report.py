@@ -43,9 +43,9 @@ def _for_activations(plan: Plan) -> Iterator[str]:
   accumulate, samples = settings["train"]["accumulate"], 1.0
   if _trains(plan):
     levels = len(settings["model"]["channels"])
-    if set(settings["model"]["remat"] or ("none",)) - {"full"}:
+    if set(settings["execution"]["remat"] or ("none",)) - {"full"}:
       value = ", ".join(["'full'"] * levels)
-      override = option("config.model.remat", f'"({value})"')
+      override = option("config.execution.remat", f'"({value})"')
       yield f"{override} (computes all blocks twice)"
     # That a device processes at a time.
     samples = settings["train"]["batch_size"] / accumulate

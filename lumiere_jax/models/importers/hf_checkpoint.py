@@ -80,14 +80,14 @@ def open_weights(
     )
   tensors: dict[str, LazyArray] = {}
   for each in files:
-    for name, lazy in _select(safetensors.load_lazily(each), keep).items():
-      if name in tensors:
-        raise UserError(
-          f"{source}:",
-          f"more than one file holds {name}",
-          "name the file to use",
-        )
-      tensors[name] = lazy
+    found = _select(safetensors.load_lazily(each), keep)
+    if twice := sorted(found.keys() & tensors.keys()):
+      raise UserError(
+        f"{source}:",
+        f"more than one file holds {twice[0]}",
+        "name the file to use",
+      )
+    tensors |= found
   return tensors
 
 
@@ -99,11 +99,7 @@ def check_tensors(
 ) -> None:
   """Checks names and shapes of tensors; the error names every difference.
 
-  Args:
-    given: name -> array.
-    expected: name -> shape.
-    name: of their source, for the error.
-    fix: what to give instead, for the error.
+  `name` is their source, and `fix` what to give instead.
   """
   faults = {
     "missing": sorted(expected.keys() - given.keys()),

@@ -57,8 +57,11 @@ _IGNORED = {
   *("qalora_group_size", "target_modules", "task_type"),
 }
 
-# Supported initialisations; others change the base weights.
-_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+# Other initialisations change the base weights.
+_SUPPORTED = {
+  "peft_type": ("LORA",),
+  "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,7 @@ def read_layers(
   """Layer name -> correction, of a plain LoRA file.
 
   Args:
-    tensors: all tensors of the file, float16, bfloat16 or float32.
+    tensors: of the whole file, float16, bfloat16 or float32.
     settings: the PEFT config of the adapter, which has alpha; None: alpha is in
       tensors, by default the rank.
     name: of the file, for errors.
@@ -142,12 +145,7 @@ def read_layers(
 def settings_of(
   metadata: Mapping[str, str], name: str
 ) -> dict[str, Any] | None:
-  """The PEFT config in the header of a file written by diffusers, if any.
-
-  Args:
-    metadata: strings of the header.
-    name: of the file, for errors.
-  """
+  """The PEFT config in the header of a file written by diffusers, if any."""
   if _METADATA not in metadata:
     return None
   try:
@@ -195,12 +193,7 @@ def from_diffusers(
   """Adapter leaves in float32, as of `lora.init_adapter`.
 
   The layers of a fused kernel are concatenated along the rank; each affects its
-  own part of the output.
-
-  Args:
-    layers: of `read_layers`.
-    config: of the network they are for.
-    name: of their file, for errors.
+  own part of the output. `name` is their file, for errors.
   """
   if problems := misfits(layers, config):
     raise UserError(f"{name}:", problems, "give an adapter of this network")
@@ -213,8 +206,17 @@ def from_diffusers(
   flat = {}
   for path, given in parts.items():
     inner, outer = axes(path, leaves[path].shape)
-    flat[f"{PREFIX}{path}/a"] = _down(given, inner)
-    flat[f"{PREFIX}{path}/b"] = _up(given, outer, is_fused(path))
+    down, up = [], []
+    for number, layer in sorted(given.items()):
+      kernel = transpose_kernel(np.asarray(layer.down, np.float32))
+      down.append(kernel.reshape(*inner, layer.rank))
+      half = np.asarray(layer.up, np.float32).reshape(-1, layer.rank).T
+      block = np.zeros((layer.rank, *outer), np.float32)
+      part = block[:, number] if is_fused(path) else block
+      part[...] = (layer.scale * half).reshape(part.shape)
+      up.append(block)
+    flat[f"{PREFIX}{path}/a"] = np.concatenate(down, axis=-1)
+    flat[f"{PREFIX}{path}/b"] = np.concatenate(up)
   return flat
 
 
@@ -276,20 +278,16 @@ def _scales(
     "init_lora_weights": True,
   }
   values = {k: settings.get(k, default) for k, default in read.items()}
-  refused = [
-    f"{key}={value!r}"
-    for key, value in settings.items()
-    if value and key not in read and key not in _IGNORED
-  ]
-  if values["peft_type"] != "LORA":
-    refused.append(f"peft_type={values['peft_type']!r}")
-  if values["init_lora_weights"] not in _INITIALISATIONS:
-    refused.append(f"init_lora_weights={values['init_lora_weights']!r}")
-  if refused:
+  unsupported = {k: v for k, v in settings.items() if v and k not in read}
+  unsupported = {k: v for k, v in unsupported.items() if k not in _IGNORED}
+  for key, supported in _SUPPORTED.items():
+    if values[key] not in supported:
+      unsupported[key] = values[key]
+  if unsupported:
+    refused = ", ".join(f"{key}={x!r}" for key, x in unsupported.items())
     raise UserError(
       f"{name}:",
-      f"its PEFT config has {', '.join(refused)}, which plain LoRA does not "
-      "support",
+      f"its PEFT config has {refused}, which plain LoRA does not support",
       "give an adapter without",
     )
   expected = {m: _pattern(values, "rank_pattern", "r", m, name) for m in ranks}
@@ -336,28 +334,3 @@ def _places(config: UNetConfig) -> dict[str, tuple[str, int]]:
     if path.endswith("/kernel")
     for number, tensor in enumerate(names)
   }
-
-
-def _down(layers: Mapping[int, Layer], inner: tuple[int, ...]) -> np.ndarray:
-  """A of the adapter, (*inner, ranks of all parts)."""
-  arrays = [
-    transpose_kernel(np.asarray(layer.down, np.float32)).reshape(
-      *inner, layer.rank
-    )
-    for _, layer in sorted(layers.items())
-  ]
-  return np.concatenate(arrays, axis=-1)
-
-
-def _up(
-  layers: Mapping[int, Layer], outer: tuple[int, ...], fused: bool
-) -> np.ndarray:
-  """B of the adapter with the scales, (ranks of all parts, *outer)."""
-  blocks = []
-  for number, layer in sorted(layers.items()):
-    up = np.asarray(layer.up, np.float32).reshape(-1, layer.rank).T
-    block = np.zeros((layer.rank, *outer), np.float32)
-    part = block[:, number] if fused else block
-    part[...] = (layer.scale * up).reshape(part.shape)
-    blocks.append(block)
-  return np.concatenate(blocks)

@@ -1,4 +1,4 @@
-"""T5 encoder weights from and to Hugging Face files.
+"""T5 encoder weights from Hugging Face files.
 
 The decoder and output head of a full T5 are ignored.
 """
@@ -16,10 +16,8 @@ from lumiere_jax.models.importers.hf_checkpoint import (
   open_weights,
   read_json,
 )
-from lumiere_jax.models.params import flatten, unflatten
 from lumiere_jax.models.t5 import T5Config, abstract_params
 from lumiere_jax.storage.safetensors import LazyArray
-from lumiere_jax.typing import FlatParams, Params
 
 _EMBEDDING = ("shared.weight", "encoder.embed_tokens.weight")
 
@@ -58,15 +56,9 @@ _CONFIG_KEYS = {
 def open_hf(
   source: str | os.PathLike, dtype: str = "float32"
 ) -> tuple[T5Config, dict[str, LazyArray]]:
-  """Opens config.json and safetensors of a T5 v1.1 encoder; reads no weights.
+  """Opens a folder or file of safetensors with config.json; see `open_t5`.
 
-  Args:
-    source: a folder with config.json and model.safetensors, or shards with
-      model.safetensors.index.json; or one file with config.json beside it.
-    dtype: "float32" or "bfloat16", to convert the weights to.
-
-  Returns:
-    The config, and the leaves of `T5Encoder(config)` by path.
+  The files are model.safetensors, or shards with model.safetensors.index.json.
   """
   source = Path(source)
   if not source.exists():
@@ -74,43 +66,28 @@ def open_hf(
   folder = source if source.is_dir() else source.parent
   config = _read_config(folder / "config.json", dtype)
   tensors = open_weights(source, "model", keep=_is_encoder)
-  return config, _leaves(tensors, config, str(source))
+  return config, lazy_leaves(tensors, config, str(source))
 
 
-def params_from_hf(
-  tensors: Mapping[str, np.ndarray], config: T5Config
-) -> Params:
-  """Parameters of `T5Encoder(config)` from tensors under Hugging Face names.
+def lazy_leaves(
+  tensors: Mapping[str, Any], config: T5Config, source: str
+) -> dict[str, LazyArray]:
+  """The leaves of `T5Encoder(config)`, read from `tensors` on access.
 
   Matrices are transposed from (out, in) to (in, out) and cast to the dtypes of
   the config. Tensors outside the encoder (decoder, head) are ignored.
   """
   kept = {name: x for name, x in tensors.items() if _is_encoder(name)}
-  leaves = _leaves(kept, config, "T5 weights")
-  return unflatten({k: np.asarray(x) for k, x in leaves.items()})
-
-
-def params_to_hf(params: Params) -> FlatParams:
-  """The inverse of `params_from_hf`: numpy arrays under Hugging Face names."""
-  flat = flatten(params)
-  return {_hf_name(p): _transpose(p, np.asarray(v)) for p, v in flat.items()}
-
-
-def _leaves(
-  tensors: dict[str, Any], config: T5Config, source: str
-) -> dict[str, LazyArray]:
-  """The encoder's leaves, read from `tensors` on access."""
-  tensors = dict(tensors)
-  alias = tensors.pop(_EMBEDDING[1], None)
+  alias = kept.pop(_EMBEDDING[1], None)
   if alias is not None:
-    tensors.setdefault(_EMBEDDING[0], alias)
+    kept.setdefault(_EMBEDDING[0], alias)
   leaves = abstract_params(config)
   expected = {
-    _hf_name(path): leaf.shape[::-1] if _is_transposed(path) else leaf.shape
+    hf_name(path): leaf.shape[::-1] if is_transposed(path) else leaf.shape
     for path, leaf in leaves.items()
   }
   check_tensors(
-    tensors,
+    kept,
     expected,
     source,
     "give the T5 v1.1 encoder that its config describes (d_model "
@@ -118,32 +95,32 @@ def _leaves(
   )
 
   def leaf(path: str) -> LazyArray:
-    tensor, spec = tensors[_hf_name(path)], leaves[path]
-    make = lambda: _transpose(path, np.asarray(tensor)).astype(
-      spec.dtype, copy=False
-    )
+    tensor, spec = kept[hf_name(path)], leaves[path]
+
+    def make() -> np.ndarray:
+      value = np.asarray(tensor).astype(spec.dtype, copy=False)
+      return value.T if is_transposed(path) else value
+
     return LazyArray(spec.shape, spec.dtype, make)
 
   return {path: leaf(path) for path in leaves}
 
 
-def _is_encoder(name: str) -> bool:
-  return name in _EMBEDDING or name.startswith("encoder.")
-
-
-def _hf_name(path: str) -> str:
+def hf_name(path: str) -> str:
+  """The tensor of a leaf."""
   module, _, leaf = path.partition("/")
   if module.startswith("layers_"):
     return f"encoder.block.{module.removeprefix('layers_')}.{_LEAVES[leaf]}"
   return _TOP_LEVEL[module]
 
 
-def _is_transposed(path: str) -> bool:
+def is_transposed(path: str) -> bool:
+  """Whether the tensor of a leaf is its transpose."""
   return path.endswith(("/kernel", "/rel_embedding"))
 
 
-def _transpose(path: str, value: np.ndarray) -> np.ndarray:
-  return value.T if _is_transposed(path) else value
+def _is_encoder(name: str) -> bool:
+  return name in _EMBEDDING or name.startswith("encoder.")
 
 
 def _read_config(path: Path, dtype: str) -> T5Config:

@@ -68,17 +68,10 @@ def is_t5x(source: str | os.PathLike) -> bool:
 def open_t5x(
   source: str | os.PathLike, dtype: str = "float32"
 ) -> tuple[T5Config, dict[str, LazyArray]]:
-  """Opens a T5 v1.1 encoder saved by T5X, without reading its arrays.
+  """Opens the folder or msgpack file of a checkpoint; see `open_t5`.
 
   The config is inferred from the shapes of the arrays; `max_distance` is the
   same in every T5.
-
-  Args:
-    source: the folder of a checkpoint, or a msgpack file.
-    dtype: "float32" or "bfloat16", to convert the weights to.
-
-  Returns:
-    The config, and the leaves of `T5Encoder(config)` by path.
   """
   source = Path(source)
   file = source / INDEX if source.is_dir() else source
@@ -92,12 +85,12 @@ def open_t5x(
     "give the whole checkpoint of a T5 v1.1 encoder (d_model "
     f"{config.d_model}, {config.num_layers} layers)",
   )
-  return config, {p: _cast(arrays[p], leaf.dtype) for p, leaf in leaves.items()}
 
+  def cast(array: LazyArray, dtype: np.dtype) -> LazyArray:
+    make = lambda: np.asarray(array).astype(dtype, copy=False)
+    return LazyArray(array.shape, dtype, make)
 
-def _cast(array: LazyArray, dtype: np.dtype) -> LazyArray:
-  make = lambda: np.asarray(array).astype(dtype, copy=False)
-  return LazyArray(array.shape, dtype, make)
+  return config, {p: cast(arrays[p], leaf.dtype) for p, leaf in leaves.items()}
 
 
 # The msgpack file.
@@ -267,10 +260,10 @@ def _infer(arrays: dict[str, LazyArray], source: Path, dtype: str) -> T5Config:
     )
   sizes = {name: arrays[p].shape[axis] for name, (p, axis) in _SIZES.items()}
   width = sizes.pop("width")
-  layers = {re.match(r"layers_(\d+)/", path) for path in arrays} - {None}
+  layers = re.findall(r"^layers_(\d+)/", "\n".join(arrays), re.MULTILINE)
   return T5Config(
     **sizes,
     d_kv=width // max(sizes["num_heads"], 1),
-    num_layers=max(int(layer[1]) for layer in layers) + 1,
+    num_layers=max(map(int, layers)) + 1,
     dtype=dtype,
   )

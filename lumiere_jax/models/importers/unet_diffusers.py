@@ -5,7 +5,6 @@ that models larger than memory can be converted.
 """
 
 from collections.abc import Mapping
-import re
 
 import jax
 import numpy as np
@@ -30,34 +29,34 @@ _MODULES = {
   "mid_1": "mid_block.resnets.1",
 }
 
-_EMBEDDING = {"in": ("linear_1",), "out": ("linear_2",)}
-
-_POOL = {
-  "norm_in": ("norm1",),
-  "query": ("pool.q_proj",),
-  "key": ("pool.k_proj",),
-  "value": ("pool.v_proj",),
-  "out": ("proj",),
-  "norm_out": ("norm2",),
-}
-
-_RES_BLOCK = {
-  "norm_0": ("norm1",),
-  "conv_0": ("conv1",),
-  "film": ("time_emb_proj",),
-  "norm_1": ("norm2",),
-  "conv_1": ("conv2",),
-  "skip": ("conv_shortcut",),
-}
-
-# `qkv` and `text_kv` fuse several diffusers tensors into one array; cross
-# attention has queries only.
-_ATTENTION = {
-  "norm": ("group_norm",),
-  "norm_text": ("norm_cross",),
-  "qkv": ("to_q", "to_k", "to_v"),
-  "text_kv": ("add_k_proj", "add_v_proj"),
-  "out": ("to_out.0",),
+# Inner modules of the modules whose names end so; others are residual blocks.
+_INNER: dict[str, dict[str, tuple[str, ...]]] = {
+  "_embed": {"in": ("linear_1",), "out": ("linear_2",)},
+  "text_pool": {
+    "norm_in": ("norm1",),
+    "query": ("pool.q_proj",),
+    "key": ("pool.k_proj",),
+    "value": ("pool.v_proj",),
+    "out": ("proj",),
+    "norm_out": ("norm2",),
+  },
+  # `qkv` and `text_kv` fuse several diffusers tensors into one array; cross
+  # attention has queries only.
+  "_attention": {
+    "norm": ("group_norm",),
+    "norm_text": ("norm_cross",),
+    "qkv": ("to_q", "to_k", "to_v"),
+    "text_kv": ("add_k_proj", "add_v_proj"),
+    "out": ("to_out.0",),
+  },
+  "": {
+    "norm_0": ("norm1",),
+    "conv_0": ("conv1",),
+    "film": ("time_emb_proj",),
+    "norm_1": ("norm2",),
+    "conv_1": ("conv2",),
+    "skip": ("conv_shortcut",),
+  },
 }
 
 _FUSED = ("qkv", "text_kv")
@@ -83,10 +82,7 @@ def from_diffusers(
 ) -> dict[str, LazyArray]:
   """Spatial leaves, in the dtype of the source.
 
-  Args:
-    tensors: all tensors of the model.
-    config: of the same network.
-    name: of the source, for errors.
+  `tensors` are all those of the model; `name` is their source, for errors.
   """
   leaves, names = spatial_leaves(config), tensor_names(config)
   expected = {
@@ -177,7 +173,8 @@ def _names(path: str, shape: tuple[int, ...], levels: int) -> tuple[str, ...]:
   leaf = _LEAVES[leaf]
   if not inner:
     return (f"{prefix}.{leaf}",)
-  names = _parts(module)[inner[0]]
+  parts = next(x for end, x in _INNER.items() if module.endswith(end))
+  names = parts[inner[0]]
   if inner[0] in _FUSED:
     names = names[: shape[-3]]
   return tuple(f"{prefix}.{name}.{leaf}" for name in names)
@@ -186,19 +183,11 @@ def _names(path: str, shape: tuple[int, ...], levels: int) -> tuple[str, ...]:
 def _prefix(module: str, levels: int) -> str:
   if module in _MODULES:
     return _MODULES[module]
-  way, level, kind = re.fullmatch(r"(down|up)_(\d+)_(\w+)", module).groups()
+  way, level, kind = module.split("_", 2)
   # diffusers counts decoder levels from the coarsest one.
-  level = int(level) if way == "down" else levels - 1 - int(level)
+  number = int(level) if way == "down" else levels - 1 - int(level)
+  block = f"{way}_blocks.{number}"
   if kind == "resample":
-    return f"{way}_blocks.{level}.{way}samplers.0"
-  number, attention = re.fullmatch(r"(\d+)(_attention)?", kind).groups()
-  kind = "attentions" if attention else "resnets"
-  return f"{way}_blocks.{level}.{kind}.{number}"
-
-
-def _parts(module: str) -> dict[str, tuple[str, ...]]:
-  if module == "text_pool":
-    return _POOL
-  if module in ("time_embed", "noise_embed"):
-    return _EMBEDDING
-  return _ATTENTION if module.endswith("attention") else _RES_BLOCK
+    return f"{block}.{way}samplers.0"
+  index, _, attention = kind.partition("_")
+  return f"{block}.{'attentions' if attention else 'resnets'}.{index}"

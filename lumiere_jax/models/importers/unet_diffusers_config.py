@@ -1,8 +1,8 @@
 """`UNetConfig` from and to config.json of IF's U-Nets in diffusers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 from lumiere_jax.errors import UserError
 from lumiere_jax.models.config import UNetConfig
@@ -70,7 +70,7 @@ class _Keys:
     self.read.add(key)
     return self.content.get(key, default)
 
-  def refuse(self, key: str, expected: str) -> None:
+  def refuse(self, key: str, expected: str) -> NoReturn:
     raise UserError(
       f"{self.name}:",
       f"{key}={self.content.get(key)!r} is not supported, it must be "
@@ -78,27 +78,20 @@ class _Keys:
       "give a U-Net of DeepFloyd IF",
     )
 
-  def positive_ints(self, key: str, value: Any) -> Any:
-    """Checks that `value`, read from a key, is one or more positive ints."""
-    numbers = value if isinstance(value, tuple) else (value,)
-    if not numbers or not all(type(n) is int and n > 0 for n in numbers):
+  def sizes(self, key: str, values: Iterable[Any]) -> tuple[int, ...]:
+    """Checks that values of a key are positive integers."""
+    values = tuple(values)
+    if not values or not all(type(n) is int and n > 0 for n in values):
       self.refuse(key, "made of positive integers")
-    return value
+    return values
 
-  def positive_number(self, key: str) -> float:
-    """A positive number, by default 1."""
-    value = self(key, 1.0)
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-      self.refuse(key, "a positive number")
-    return value
-
-  def same(self, key: str, default: Any = None) -> Any:
-    """The value of a key that must not differ between levels."""
+  def size(self, key: str, default: Any = None) -> int:
+    """A positive integer that must not differ between levels."""
     value = self(key, default)
     values = value if isinstance(value, list) else [value]
     if any(other != values[0] for other in values):
       self.refuse(key, "the same at every level")
-    return values[0] if values else None
+    return self.sizes(key, values)[0]
 
   def each(self, key: str, levels: int, default: Any = None) -> tuple:
     """The values of a key for each level."""
@@ -113,9 +106,7 @@ class _Keys:
 def config_from_diffusers(content: Mapping[str, Any], name: str) -> UNetConfig:
   """The `UNetConfig` of a config.json; unsupported keys are errors.
 
-  Args:
-    content: of config.json.
-    name: its path, for errors.
+  `name` is its path, for errors.
   """
   if content.get("_class_name", CLASS) != CLASS:
     raise UserError(
@@ -128,31 +119,31 @@ def config_from_diffusers(content: Mapping[str, Any], name: str) -> UNetConfig:
     if keys(key) not in values:
       keys.refuse(key, " or ".join(map(repr, values)))
   channels = keys("block_out_channels")
-  channels = keys.positive_ints(
-    "block_out_channels", tuple(channels) if isinstance(channels, list) else ()
-  )
+  channels = channels if isinstance(channels, list) else ()
+  channels = keys.sizes("block_out_channels", channels)
   levels = len(channels)
   once = bool(keys("resnet_skip_time_act", False))
-  _check_embedding(keys, channels)
-  scale = keys.positive_number("resnet_out_scale_factor")
+  width = keys("time_embedding_dim") or 4 * channels[0]
+  if width != channels[-1]:
+    keys.refuse(
+      "time_embedding_dim",
+      f"{channels[-1]}, the width of the coarsest level (if absent, it is "
+      f"{4 * channels[0]})",
+    )
+  scale = keys("resnet_out_scale_factor", 1.0)
+  if type(scale) not in (int, float) or not 0 < scale < math.inf:
+    keys.refuse("resnet_out_scale_factor", "a positive number")
   if keys("mid_block_scale_factor", 1.0) != scale:
     keys.refuse("mid_block_scale_factor", f"{scale!r}, as for other blocks")
-  values = {
+  blocks = keys.each("layers_per_block", levels, 2)
+  config: dict[str, Any] = {
     "channels": channels,
-    "num_res_blocks": keys.positive_ints(
-      "layers_per_block", keys.each("layers_per_block", levels, 2)
-    ),
+    "num_res_blocks": keys.sizes("layers_per_block", blocks),
     "attention": _attention(keys, levels),
-    "text_dim": keys.positive_ints("encoder_hid_dim", keys("encoder_hid_dim")),
-    "text_channels": keys.positive_ints(
-      "cross_attention_dim", keys.same("cross_attention_dim", 1280)
-    ),
-    "pool_heads": keys.positive_ints(
-      "addition_embed_type_num_heads", keys("addition_embed_type_num_heads", 64)
-    ),
-    "head_dim": keys.positive_ints(
-      "attention_head_dim", keys.same("attention_head_dim", 8)
-    ),
+    "text_dim": keys.size("encoder_hid_dim"),
+    "text_channels": keys.size("cross_attention_dim", 1280),
+    "pool_heads": keys.size("addition_embed_type_num_heads", 64),
+    "head_dim": keys.size("attention_head_dim", 8),
     "in_channels": keys("in_channels"),
     # IF's pipelines up-sample the low-resolution input in this way.
     "low_resolution": "corners" if keys("in_channels") == 6 else "half_pixel",
@@ -164,9 +155,20 @@ def config_from_diffusers(content: Mapping[str, Any], name: str) -> UNetConfig:
     "skip_scale": 1 / scale,
     "mask_text": False,
   }
-  _refuse_unread(keys)
+  known = {*keys.read, *_IGNORED}
+  unknown = [
+    key
+    for key, value in content.items()
+    if not (key in known or key.startswith("_") or value is None)
+  ]
+  if unknown:
+    raise UserError(
+      f"{name}:",
+      f"unknown keys {', '.join(unknown)}",
+      "give a U-Net of DeepFloyd IF",
+    )
   try:
-    return UNetConfig(**values)
+    return UNetConfig(**config)
   except UserError as error:  # Widths that do not divide.
     field = f"{name}: {error.field}"
     raise UserError(field, error.problem, error.fix) from error
@@ -177,9 +179,7 @@ def config_to_diffusers(
 ) -> dict[str, Any]:
   """The config.json of the spatial part of a network.
 
-  Args:
-    config: of the network.
-    sample_size: side in pixels of the training images.
+  `sample_size` is the side in pixels of the training images.
   """
   c = config
   for field, supported in {"mask_text": False, "norm_groups": 32}.items():
@@ -242,16 +242,6 @@ def _activation(keys: _Keys, once: bool) -> str:
   return _ACTIVATIONS[name]
 
 
-def _check_embedding(keys: _Keys, channels: tuple[int, ...]) -> None:
-  width = keys("time_embedding_dim") or 4 * channels[0]
-  if width != channels[-1]:
-    keys.refuse(
-      "time_embedding_dim",
-      f"{channels[-1]}, the width of the coarsest level (if absent, it is "
-      f"{4 * channels[0]})",
-    )
-
-
 def _attention(keys: _Keys, levels: int) -> tuple[str, ...]:
   down = keys.each("down_block_types", levels)
   up = keys.each("up_block_types", levels)
@@ -278,18 +268,3 @@ def _attention(keys: _Keys, levels: int) -> tuple[str, ...]:
       f"{kinds[-1] != 'self'}, as for the coarsest level",
     )
   return kinds
-
-
-def _refuse_unread(keys: _Keys) -> None:
-  known = {*keys.read, *_IGNORED}
-  unknown = [
-    key
-    for key, value in keys.content.items()
-    if not (key in known or key.startswith("_") or value is None)
-  ]
-  if unknown:
-    raise UserError(
-      f"{keys.name}:",
-      f"unknown keys {', '.join(unknown)}",
-      "give a U-Net of DeepFloyd IF",
-    )

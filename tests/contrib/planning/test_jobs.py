@@ -31,7 +31,9 @@ def mesh():
 
 def test_a_training_step_has_the_shapes_of_training(mesh):
   # Micro-batches and remat do not change model FLOPs.
-  costly = replace(STAGE, train={"accumulate": 2}, model={"remat": ("full",)})
+  costly = replace(
+    STAGE, train={"accumulate": 2}, execution={"remat": ("full",)}
+  )
   job = train_job(costly, mesh)
   state, frozen, batch, _ = job.arguments
   real = make_batch(STAGE, STAGE.train.batch_size)

@@ -52,7 +52,8 @@ MEASURED = ProgramCosts(
 )
 
 SETTINGS = {
-  "model": {"channels": (1, 2, 3, 4), "remat": ()},
+  "model": {"channels": (1, 2, 3, 4)},
+  "execution": {"remat": ()},
   "train": {
     "batch_size": 128,
     "accumulate": 1,
@@ -175,7 +176,7 @@ def test_as_json(tmp_path, plan):
     assert read["advice"] == [*map(format_message, advice(plan))]
 
 
-REMAT = "config.model.remat=\"('full', 'full', 'full', 'full')\""
+REMAT = "config.execution.remat=\"('full', 'full', 'full', 'full')\""
 SPACE, FSDP = "config.mesh.space=2", "config.mesh.fsdp=4"
 LARGER = "a larger topology"
 

@@ -9,26 +9,9 @@ import numpy as np
 import pytest
 
 from lumiere_jax.errors import UserError
-from lumiere_jax.models.importers.t5_hf import params_from_hf, params_to_hf
-from lumiere_jax.models.text_encoder import load_t5
 from lumiere_jax.storage import safetensors
 from tests.models.test_t5 import SMALL, hf_weights
-
-
-def _write_config(folder, config=SMALL, **changes):
-  content = {
-    "vocab_size": config.vocab_size,
-    "d_model": config.d_model,
-    "d_ff": config.d_ff,
-    "num_heads": config.num_heads,
-    "d_kv": config.d_kv,
-    "num_layers": config.num_layers,
-    "relative_attention_num_buckets": config.num_buckets,
-    "relative_attention_max_distance": config.max_distance,
-    "feed_forward_proj": "gated-gelu",
-    "model_type": "t5",
-  }
-  (folder / "config.json").write_text(json.dumps(content | changes))
+from tests.references.t5 import load_t5, params_from_hf, params_to_hf, write_hf
 
 
 def _equal(a, b):
@@ -37,10 +20,7 @@ def _equal(a, b):
 
 def test_hf_names_round_trip():
   tensors = hf_weights(SMALL)
-  back = params_to_hf(params_from_hf(tensors, SMALL))
-  assert back.keys() == tensors.keys()
-  for name in tensors:
-    np.testing.assert_array_equal(back[name], tensors[name])
+  _equal(params_to_hf(params_from_hf(tensors, SMALL)), tensors)
 
 
 def test_the_rest_of_a_full_t5_is_ignored():
@@ -72,9 +52,8 @@ def test_misfits_are_named():
 
 def test_one_file_loads_as_a_folder_and_by_name(tmp_path):
   tensors = hf_weights(SMALL)
-  _write_config(tmp_path)
+  write_hf(tmp_path, SMALL, tensors | {"lm_head.weight": np.ones((50, 12))})
   file = tmp_path / "model.safetensors"
-  safetensors.save(file, tensors | {"lm_head.weight": np.ones((50, 12))})
   for source in (tmp_path, file, str(file)):
     config, params = load_t5(source)
     assert config == SMALL
@@ -83,7 +62,7 @@ def test_one_file_loads_as_a_folder_and_by_name(tmp_path):
 
 def test_shards_load_by_their_index(tmp_path):
   tensors = hf_weights(SMALL)
-  _write_config(tmp_path)
+  write_hf(tmp_path, SMALL, {})
   names, weight_map = sorted(tensors), {}
   for i in range(3):
     file = f"model-0000{i + 1}-of-00003.safetensors"
@@ -107,8 +86,7 @@ def test_shards_load_by_their_index(tmp_path):
 @pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16])
 def test_weights_become_the_dtype_asked_for(tmp_path, stored):
   tensors = {k: v.astype(stored) for k, v in hf_weights(SMALL).items()}
-  _write_config(tmp_path)
-  safetensors.save(tmp_path / "model.safetensors", tensors)
+  write_hf(tmp_path, SMALL, tensors)
   for dtype in ("float32", "bfloat16"):
     config, params = load_t5(tmp_path, dtype)
     assert config == dataclasses.replace(SMALL, dtype=dtype)
@@ -122,24 +100,19 @@ def test_weights_become_the_dtype_asked_for(tmp_path, stored):
 
 
 def test_files_that_are_not_t5_v1_1_are_refused(tmp_path):
-  with pytest.raises(UserError, match="none: no such file or folder"):
-    load_t5(tmp_path / "none")
-  with pytest.raises(UserError, match=r"config\.json: no such file"):
-    load_t5(tmp_path)
+  def refused(words, source=tmp_path):
+    with pytest.raises(UserError, match=words):
+      load_t5(source)
+
+  refused("none: no such file or folder", tmp_path / "none")
+  refused(r"config\.json: no such file")
   (tmp_path / "config.json").write_text("{")
-  with pytest.raises(UserError, match=r"config\.json: not JSON"):
-    load_t5(tmp_path)
-  _write_config(tmp_path, feed_forward_proj="relu")
-  with pytest.raises(UserError, match="feed_forward_proj is 'relu'"):
-    load_t5(tmp_path)
-  _write_config(tmp_path)
-  with pytest.raises(UserError, match=r"holds no \.safetensors file"):
-    load_t5(tmp_path)
-  safetensors.save(tmp_path / "model.safetensors", {"x": np.ones(2)})
-  with pytest.raises(
-    UserError, match=r"30 tensors are missing .*d_model 12, 3 layers"
-  ):
-    load_t5(tmp_path)
+  refused(r"config\.json: not JSON")
+  write_hf(tmp_path, SMALL, {}, feed_forward_proj="relu")
+  refused("feed_forward_proj is 'relu'")
+  write_hf(tmp_path, SMALL, {})
+  refused(r"holds no \.safetensors file")
+  write_hf(tmp_path, SMALL, {"x": np.ones(2)})
+  refused(r"30 tensors are missing .*d_model 12, 3 layers")
   (tmp_path / "config.json").write_text('{"feed_forward_proj": "gated-gelu"}')
-  with pytest.raises(UserError, match=r"config\.json: 'd_model' is missing"):
-    load_t5(tmp_path)
+  refused(r"config\.json: 'd_model' is missing")

@@ -1,6 +1,5 @@
 """T5X checkpoints: every form, laziness, and malformed files."""
 
-import json
 import pathlib
 
 from flax import serialization
@@ -11,12 +10,17 @@ import pytest
 import tensorstore
 
 from lumiere_jax.errors import UserError
-from lumiere_jax.models.importers.t5_hf import params_to_hf
 from lumiere_jax.models.importers.t5x import open_t5x
 from lumiere_jax.models.params import flatten, unflatten
 from lumiere_jax.models.t5 import T5Config, T5Encoder, init_params
-from lumiere_jax.models.text_encoder import load_t5, open_t5
-from lumiere_jax.storage import safetensors
+from lumiere_jax.models.text_encoder import open_t5
+from tests.references.t5 import (
+  load_t5,
+  params_to_hf,
+  t5x_name,
+  write_hf,
+  write_t5x,
+)
 
 TINY = (
   pathlib.Path(__file__).parents[2] / "../shared/assets/t5x/tiny.checkpoint_0"
@@ -36,13 +40,9 @@ FLAT = flatten(init_params(CONFIG, seed=5))
 KERNEL = "layers_1/mlp/wo/kernel"
 
 
-def _t5x_name(path):
-  return path if path.startswith("token_embedder") else f"encoder/{path}"
-
-
 def _tree(flat=FLAT):
   """The tree that T5X saves: encoder, decoder and optimizer state."""
-  target = {_t5x_name(path): value for path, value in flat.items()}
+  target = {t5x_name(path): value for path, value in flat.items()}
   target["decoder/logits_dense/kernel"] = np.ones((12, 50), np.float32)
   state = {f"param_states/{k}/v": np.ones((2, 3)) for k in target}
   flat = {f"target/{k}": v for k, v in target.items()}
@@ -78,7 +78,7 @@ def _write_folder(folder, flat=FLAT, as_spec=False):
   """A checkpoint of zarr folders; norms stay in the msgpack file."""
   inside = {}
   for path, value in flat.items():
-    name = f"target.{_t5x_name(path).replace('/', '.')}"
+    name = f"target.{t5x_name(path).replace('/', '.')}"
     if path.endswith("scale"):
       inside[path] = value
       continue
@@ -117,23 +117,15 @@ def test_every_form_holds_the_same_leaves(tmp_path, write):
     np.testing.assert_array_equal(flat[path], value)
 
 
-@every_form
-def test_features_are_those_of_the_hugging_face_form(tmp_path, write):
-  (tmp_path / "hf").mkdir()
-  (tmp_path / "t5x").mkdir()
-  config = vars(CONFIG) | {
-    "feed_forward_proj": "gated-gelu",
-    "relative_attention_num_buckets": CONFIG.num_buckets,
-  }
-  (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
-  tensors = params_to_hf(unflatten(FLAT))
-  safetensors.save(tmp_path / "hf/model.safetensors", tensors)
-  ids = np.arange(30)[None]
+def test_features_are_those_of_the_hugging_face_form(tmp_path):
+  params, ids = unflatten(FLAT), np.arange(30)[None]
   results = []
-  for source in (tmp_path / "hf", write(tmp_path / "t5x")):
-    config, leaves = open_t5(source)
-    tree = unflatten({k: np.asarray(v) for k, v in leaves.items()})
-    results.append(T5Encoder(config).apply({"params": tree}, ids, ids >= 0))
+  for source in (
+    write_hf(tmp_path / "hf", CONFIG, params_to_hf(params)),
+    write_t5x(tmp_path / "t5x", params),
+  ):
+    config, loaded = load_t5(source)
+    results.append(T5Encoder(config).apply({"params": loaded}, ids, ids >= 0))
   np.testing.assert_array_equal(*results)
 
 
@@ -176,7 +168,7 @@ def test_genuine_checkpoint():
   saved = serialization.msgpack_restore(TINY.read_bytes())
   target = flatten(saved["optimizer"]["target"])
   for path, leaf in leaves.items():
-    np.testing.assert_array_equal(np.asarray(leaf), target[_t5x_name(path)])
+    np.testing.assert_array_equal(np.asarray(leaf), target[t5x_name(path)])
   ids = np.arange(100)[None] * 300
   tree = unflatten({k: np.asarray(v) for k, v in leaves.items()})
   out = T5Encoder(config).apply({"params": tree}, ids, ids >= 0)
