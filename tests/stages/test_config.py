@@ -165,8 +165,9 @@ def test_format_1_embeds_times_of_its_schedule():
 
 
 def test_execution_keys_of_older_bundles_move_out_of_the_model():
-  content = meta(dtype="bfloat16", remat=["full", "none"])
+  content = format_1("linear", -1.0)
   content.pop("execution")
+  content["model"] |= {"dtype": "bfloat16", "remat": ["full", "none"]}
   config = StageConfig.from_meta(content, "x")
   assert config.execution == ExecutionConfig(
     dtype="bfloat16", remat=("full", "none")
