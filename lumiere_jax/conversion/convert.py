@@ -146,7 +146,7 @@ def _open_bundles(job: Conversion) -> list[bundles.Bundle]:
     if job.source == "workdir" and not (Path(src) / "bundle").is_dir():
       raise UserError(
         option("src", src),
-        "is no workdir that has saved a bundle",
+        "is not a workdir that has saved a bundle",
         f"give the workdir of a training run, or {option('from', 'bundle')}",
       )
   return [bundles.open_bundle(src, option("src")) for src in job.src]

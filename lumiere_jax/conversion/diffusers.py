@@ -135,7 +135,7 @@ def _number(
 ) -> float:
   value = content.get(key, default)
   if type(value) not in (int, float) or not least <= value <= most:
-    problem = f"{key}={value!r} is no number from {least:g} to {most:g}"
+    problem = f"{key}={value!r} is not a number from {least:g} to {most:g}"
     raise UserError(f"{name}:", problem, _FIX)
   return float(value)
 
@@ -257,7 +257,7 @@ def _resolution(content: Mapping[str, Any], unet: Path) -> tuple[int, int]:
   if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
     raise UserError(
       f"{unet / 'config.json'}:",
-      f"sample_size={size!r} is no size in pixels",
+      f"sample_size={size!r} is not a size in pixels",
       "write the resolution it was trained on",
     )
   return tuple(sides)

@@ -97,7 +97,7 @@ def inflate(stage: LazyStage, experiment: Experiment) -> LazyStage:
   if stage.config.model.temporal or stage.name not in video_stages:
     raise UserError(
       f"{option('inflate')}:",
-      f"stage {stage.name!r} is no image stage",
+      f"stage {stage.name!r} is not an image stage",
       "give a t2i or an ssr_image",
     )
   if experiment.model.temporal is None:

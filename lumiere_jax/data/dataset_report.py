@@ -30,7 +30,7 @@ class Row:
     seconds, fps, width, height: of the shot, if it could be decoded; a picture
       has 0 seconds and no fps.
     frames_at_fps: number of frames at the frame rate of the clips.
-    uneven: it is used and its frame rate is no multiple of that of the clips,
+    uneven: it is used and its frame rate is not a multiple of that of the clips,
       so frames are taken at uneven steps, or blended.
   """
 
@@ -121,7 +121,7 @@ def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:
   ]
   if uneven := sum(row.uneven for row in used):
     lines.append(
-      f"data: {uneven} of these have a frame rate that is no multiple of "
+      f"data: {uneven} of these have a frame rate that is not a multiple of "
       f"{fps:g} fps: their frames are taken at uneven steps, or blended if "
       "resample=blend"
     )

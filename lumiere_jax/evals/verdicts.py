@@ -62,7 +62,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
   approximation.
   """
   if not 0 <= right <= count or not count:
-    raise ValueError(f"{right} of {count} is no proportion")
+    raise ValueError(f"{right} of {count} is not a proportion")
   z = float(special.ndtri((1 + CONFIDENCE) / 2))
   p, spread = right / count, z**2 / count
   middle = (p + spread / 2) / (1 + spread)

@@ -174,7 +174,7 @@ class Cascade:
       fitting = ",".join(str(n - n % self.upscale) for n in settings.size)
       raise UserError(
         option("size", f"{height},{width}"),
-        f"is no multiple of {self.upscale}, the factor of super-resolution",
+        f"is not a multiple of {self.upscale}, the factor of super-resolution",
         f"use {option('size', fitting)}",
       )
     sizes = {"ssr": settings.size}

@@ -195,7 +195,7 @@ class UNetConfig:
         if width % size:
           raise UserError(
             f"config.model.{name}",
-            f"has {width}, which is no multiple of {divisor}={size}",
+            f"has {width}, which is not a multiple of {divisor}={size}",
             "change one of them",
           )
     if not (t := self.temporal):
@@ -246,7 +246,7 @@ class UNetConfig:
         fitting = [n for n in (size - rest, size - rest + factor) if n]
         raise UserError(
           f"{name}={size}",
-          f"is no multiple of {factor}, the model's {kind} down-sampling "
+          f"is not a multiple of {factor}, the model's {kind} down-sampling "
           "factor",
           f"use {' or '.join(map(str, fitting))}",
         )

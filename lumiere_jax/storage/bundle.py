@@ -137,7 +137,7 @@ def _download(name: str) -> Path:
     reason = str(error).strip().splitlines()[0]
     raise UserError(
       name,
-      "is no local folder and could not be downloaded from the Hugging Face "
+      "is not a local folder and could not be downloaded from the Hugging Face "
       f"hub ({reason})",
       "check the name, your access and the network",
     ) from error

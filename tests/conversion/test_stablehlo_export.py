@@ -96,6 +96,6 @@ def test_invalid_settings_write_nothing(tmp_path):
   )
   with pytest.raises(UserError, match="batch=0"):
     convert(job(batch=0))
-  with pytest.raises(UserError, match="num_frames=3 is no multiple of 2"):
+  with pytest.raises(UserError, match="num_frames=3 is not a multiple of 2"):
     convert(job(settings=Settings(num_frames=3)))
   assert not (tmp_path / "out" / "sampler.stablehlo").exists()

@@ -204,7 +204,7 @@ def test_thresholds_are_of_whole_clips(pipeline, monkeypatch):
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
-    ({"num_frames": 15}, "num_frames=15 is no multiple of 2.*14 or 16"),
+    ({"num_frames": 15}, "num_frames=15 is not a multiple of 2.*14 or 16"),
     ({"window": 18}, "window of 18 frames is longer than the video of 16"),
     ({"window": 8, "overlap": 8}, "overlap of 8 frames does not fit"),
     ({"window": 7}, "window of 7 frames is not a multiple"),

@@ -238,8 +238,11 @@ def test_bfloat16_computes_close(rng):
     ({"attention": ("none", "self")}, "attention has 2 entries"),
     ({"attention": ("none", "crossed", "self")}, "'crossed' is not one of"),
     ({"low_resolution": "corner"}, 'low_resolution=.*mean "corners"'),
-    ({"channels": (16, 24, 30)}, "30, which is no multiple of norm_groups=4"),
-    ({"head_dim": 12}, "32, which is no multiple of head_dim=12"),
+    (
+      {"channels": (16, 24, 30)},
+      "30, which is not a multiple of norm_groups=4",
+    ),
+    ({"head_dim": 12}, "32, which is not a multiple of head_dim=12"),
     ({"activation": "relu"}, "activation='relu' is not one of gelu, silu"),
     (
       {"temporal": TemporalConfig(resample=(True,), head_dim=8)},
@@ -274,8 +277,8 @@ def test_bad_executions(changes, words):
 @pytest.mark.parametrize(
   ("shape", "words"),
   [
-    ((1, 6, 8, 8, 3), "num_frames=6 is no multiple of 4.*use 4 or 8"),
-    ((1, 4, 8, 10, 3), "width=10 is no multiple of 4.*use 8 or 12"),
+    ((1, 6, 8, 8, 3), "num_frames=6 is not a multiple of 4.*use 4 or 8"),
+    ((1, 4, 8, 10, 3), "width=10 is not a multiple of 4.*use 8 or 12"),
   ],
 )
 def test_sizes_that_do_not_divide(shape, words):
@@ -334,7 +337,7 @@ def test_patch_model_shapes():
     UNet(config).apply, {"params": unflatten(shapes)}, z, jnp.zeros(1), cond
   )
   assert out.shape == z.shape
-  with pytest.raises(UserError, match="width=12 is no multiple of 8"):
+  with pytest.raises(UserError, match="width=12 is not a multiple of 8"):
     config.check_video(4, 16, 12)
 
 

@@ -21,9 +21,9 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs"
 @pytest.mark.parametrize(
   ("part", "changes", "words"),
   [
-    ("data", {"num_frames": 15}, "num_frames=15 is no multiple of 2"),
-    ("data", {"buckets": "7x16x16"}, "num_frames=7 is no multiple of 2"),
-    ("data", {"buckets": "8x16x17"}, "width=17 is no multiple of 2"),
+    ("data", {"num_frames": 15}, "num_frames=15 is not a multiple of 2"),
+    ("data", {"buckets": "7x16x16"}, "num_frames=7 is not a multiple of 2"),
+    ("data", {"buckets": "8x16x17"}, "width=17 is not a multiple of 2"),
     ("data", {"crop": 64}, "crop=64 is larger than the frames"),
     ("data", {"masks": "none"}, "cond_channels=0 .*config.data.masks"),
     ("model", {"cond_channels": 4}, "cond_channels=4 does not fit"),

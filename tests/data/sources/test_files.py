@@ -152,7 +152,7 @@ def test_all_real_clips_but_slow_ones_are_used(capsys):
   printed = capsys.readouterr().err
   assert "21 of 23 files" in printed
   assert "dropped 2 slow" in printed
-  assert "21 of these have a frame rate that is no multiple of 16" in printed
+  assert "21 of these have a frame rate that is not a multiple of 16" in printed
   assert (
     len(FilesSource.open(CLIPS, [shape], filters=Filters(min_fps_ratio=0)))
     == 23
@@ -353,7 +353,7 @@ def test_uneven_frame_rates_are_counted(tmp_path, capsys):
   write_jsonl(tmp_path, list(uneven))
   _, rows = open_files(tmp_path)
   assert {name: row["uneven"] for name, row in rows.items()} == uneven
-  words = "3 of these have a frame rate that is no multiple of 8 fps"
+  words = "3 of these have a frame rate that is not a multiple of 8 fps"
   assert capsys.readouterr().err.count(words) == 1
   open_files(tmp_path, spec(1))
   assert "no multiple" not in capsys.readouterr().err
