@@ -30,8 +30,8 @@ class Row:
     seconds, fps, width, height: of the shot, if it could be decoded; a picture
       has 0 seconds and no fps.
     frames_at_fps: number of frames at the frame rate of the clips.
-    uneven: it is used and its frame rate is not a multiple of that of the clips,
-      so frames are taken at uneven steps, or blended.
+    uneven: it is used and its frame rate is not a multiple of the clips', so
+      frames are taken at uneven steps, or blended.
   """
 
   file: str

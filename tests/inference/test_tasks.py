@@ -221,7 +221,7 @@ MASK = np.zeros((SIDE, SIDE), bool)
     ("extend", (VIDEO,), {"context": 0}, "context=0"),
     ("extend", (VIDEO,), {"times": 0, "context": 6}, "times=0"),
     ("extend", (VIDEO[:3],), {"context": 6}, "has 3 frames"),
-    ("panorama", (), {"width": 81}, "no multiple of 2"),
+    ("panorama", (), {"width": 81}, "not a multiple of 2"),
   ],
 )
 def test_inputs_that_do_not_do(pipeline, asked, task, inputs, changes, words):

@@ -121,7 +121,7 @@ def test_downloaded_repositories_are_opened_by_name(offline):
 
 
 def test_failed_downloads_are_one_line(offline):
-  with pytest.raises(UserError, match="someone/none is no local f") as error:
+  with pytest.raises(UserError, match="someone/none is not a local f") as error:
     bundles.open_bundle("someone/none")
   assert "\n" not in str(error.value)
 
