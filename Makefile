@@ -36,7 +36,7 @@ scale: $(VENV)/ready  ## eight devices and several processes against one
 beam: $(BEAM)/ready  ## data preparation at scale, against the small one
 	$(BEAM)/bin/python -m pytest -q tests/launch/test_prepare_beam.py
 
-smoke: $(VENV)/ready $(BEAM)/ready $(APP)/ready  ## one run each of scale, beam, page
+smoke: $(VENV)/ready $(BEAM)/ready $(APP)/ready  ## a little of scale, Beam, the page
 	$(BIN)/python -m pytest -q tests/scale/test_windows.py
 	$(BEAM)/bin/python -m pytest -q tests/launch/test_prepare_beam.py -k output_equals
 	$(APP)/bin/python -m pytest -q $(GRADIO_LEAVES) tests/contrib/web/test_page.py
