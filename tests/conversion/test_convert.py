@@ -229,7 +229,7 @@ def test_inflation_is_deterministic(inflate, tmp_path):
   check_same(a, b)
   drawn = [v for k, v in a.items() if "temporal_" in k and "conv" in k]
   assert any(leaf.std() > 0 for leaf in drawn)
-  with pytest.raises(UserError, match="no image stage"):
+  with pytest.raises(UserError, match="not an image stage"):
     run("bundle", folders[0], tmp_path / "c", temporal=base.IF_TINY)
 
 

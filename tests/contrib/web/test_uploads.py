@@ -141,7 +141,7 @@ def test_large_and_long_videos_are_rejected_undecoded(
   write_video(large, pixels, 16.0, crf=51)
   decode = lambda *args: pytest.fail("it was decoded")
   monkeypatch.setattr(container.Track, "frames", decode)
-  monkeypatch.setattr(video_reader, "_measure", decode)
+  monkeypatch.setattr(video_reader, "_end_of_packet", decode)
   reject(take_video, long, "video", r"is too long: 2.5 s; at most 2 s")
   reject(take_video, large, "video", r"is too large: 102x32 pixels")
 
