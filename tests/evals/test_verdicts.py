@@ -28,7 +28,7 @@ def test_wilson_is_the_same_for_right_and_wrong():
 
 @pytest.mark.parametrize(("right", "count"), [(0, 0), (3, 2), (-1, 2)])
 def test_no_proportion_has_no_interval(right, count):
-  with pytest.raises(ValueError, match="no proportion"):
+  with pytest.raises(ValueError, match="not a proportion"):
     wilson(right, count)
 
 
