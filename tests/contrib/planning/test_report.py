@@ -191,7 +191,7 @@ def test_advice_begins_with_the_largest_part():
 def test_advice_depends_on_the_settings():
   full = {"remat": ("full",) * 4}
   done = {"frozen_dtype": "bfloat16", "batch_size": 512}
-  plan = changed(model=full, train=done, mesh={"fsdp": 8, "space": 2})
+  plan = changed(execution=full, train=done, mesh={"fsdp": 8, "space": 2})
   # 512 x 2 / 128 samples on a device at a time.
   assert names(plan) == [
     "config.train.accumulate=2",
@@ -199,7 +199,7 @@ def test_advice_depends_on_the_settings():
     LARGER,
   ]
   # fsdp and space together fill a slice of 64 devices.
-  plan = changed(model=full, train=done, mesh={"fsdp": 32, "space": 2})
+  plan = changed(execution=full, train=done, mesh={"fsdp": 32, "space": 2})
   assert names(plan)[1:] == [LARGER]
   plan = changed(mesh={"data": 128})
   assert f"{FSDP} config.mesh.data=-1" in names(plan)
