@@ -319,3 +319,9 @@ def test_thresholds_of_sharded_clips(cond, devices, percentile):
   x0 = x0.reshape(2, -1, *z.shape[2:])[:, division.places]
   whole = jax.jit(threshold(net, percentile, 100.0))(z, LOG_SNR, cond(2)).x0
   np.testing.assert_array_equal(x0, whole)
+
+
+def test_static_threshold_is_a_clip(z, cond):
+  net = lambda z, log_snr, cond: predict("x0", z, z, log_snr)
+  got = threshold(net, 0.95, 1.0)(z, LOG_SNR, cond(2))
+  np.testing.assert_array_equal(got.x0, np.clip(z, -1, 1))

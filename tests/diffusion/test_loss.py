@@ -360,3 +360,38 @@ def test_bound_has_finite_gradients_of_the_variance_only(schedule):
   for form in ("x0", "eps", "v"):
     np.testing.assert_array_equal(getattr(gradient, form), 0)
   assert np.all(np.isfinite(gradient.log_var))
+
+
+def test_eps_loss_in_other_forms_is_reweighted(cond):
+  # |x0 error| = sigma/alpha |eps error| and |v error| = |eps error| / alpha.
+  rng = np.random.default_rng(1)
+  x0, eps = jnp.float32(rng.standard_normal((2, *SHAPE)))
+  log_snr = jnp.array([-2.0, 0.0, 2.0])
+  loss = lambda kind: loss_per_sample(
+    constant("eps", 0.1), x0, eps, log_snr, cond(3), kind
+  )
+  snr = np.exp(log_snr)
+  np.testing.assert_allclose(loss("x0"), loss("eps") / snr, rtol=1e-4)
+  np.testing.assert_allclose(loss("v"), loss("eps") * (1 + 1 / snr), rtol=1e-4)
+
+
+def test_the_variance_that_fits_the_error_costs_least():
+  """Where eps is off by e, log-variances learn posterior plus error."""
+  schedule = SquaredCosCapV2()
+  log_snr = schedule.log_snr(jnp.float32(np.array([0.01, 0.3])))
+  _, truth, prediction = case(log_snr, error=0.5)
+  cost = lambda place: variational_bound(
+    prediction.replace(log_var=jnp.full_like(truth.x0, place)),
+    truth, log_snr, schedule,
+  )  # fmt: skip
+  places = np.linspace(-1, 40, 411)
+  costs = np.array(jax.jit(jax.vmap(cost))(jnp.float32(places)))
+  best = places[costs.argmin(axis=0)]
+  betas, products = alphas()
+  k = np.array([10, 300])
+  posterior = (1 - products[k - 1]) / (1 - products[k]) * betas[k]
+  shift = betas[k] / np.sqrt((1 - products[k]) * (1 - betas[k]))
+  error = np.square(prediction.eps - truth.eps).mean(axis=(1, 2, 3, 4))
+  fit = np.log((posterior + shift**2 * error) / posterior)
+  want = fit / np.log(betas[k] / posterior)
+  np.testing.assert_allclose(best, want, atol=0.11)

@@ -318,3 +318,42 @@ def test_windows_on_a_grid(grid, spread):
 def test_impossible_windows(size, window, overlap, options, message):
   with pytest.raises(UserError, match=message):
     window_starts(size, window, overlap, **options)
+
+
+def test_ramps_cross_fade_linearly(z, cond):
+  # Two windows sharing two frames: shares 2/3, 1/3 and 1/3, 2/3.
+  first = lambda z, log_snr, cond: predict(
+    "x0", jnp.zeros_like(z) + cond.frames[:, :1], z, log_snr
+  )
+  frames = jnp.zeros((2, 10, 2, 3, 1)).at[:, 4:].set(1.0)
+  z = jnp.zeros_like(frames)
+  got = multi_diffusion(first, (0, 4), 6, weights="ramp")(
+    z, LOG_SNR, cond(2, frames=frames)
+  )
+  want = [0, 0, 0, 0, 1 / 3, 2 / 3, 1, 1, 1, 1]
+  np.testing.assert_allclose(got.x0[1, :, 0, 0, 0], want, atol=1e-6)
+
+
+def test_averaging_the_next_z_would_lose_variance():
+  # The control of the test above: as in MultiDiffusion's own code, but with
+  # noise per window, each window steps by itself and the results are averaged.
+  grid, keys = time_grid(Cosine(), 256), sample_keys(range(4))
+
+  def step(z, levels):
+    number, log_snr_t, log_snr_s = levels
+    total, count = jnp.zeros_like(z), np.zeros((10, 1, 1, 1))
+    for i, start in enumerate(STARTS):
+      frames = slice(start, start + WINDOW)
+      out = Gaussian(0.0, STD)(z[:, frames], jnp.full(4, log_snr_t), None)
+      noise = frame_noise(keys, 2 * number + i, WINDOW, SHAPE[2:])
+      next_z = DDPM().step(out, z[:, frames], log_snr_t, log_snr_s, noise)
+      total, count[frames] = total.at[:, frames].add(next_z), count[frames] + 1
+    return total / count, None
+
+  z = jax.random.normal(jax.random.key(0), SHAPE)
+  levels = (jnp.arange(256), grid[:-1], grid[1:])
+  shared, alone = variances(jax.jit(jax.lax.scan, static_argnums=0)(
+    step, z, levels
+  )[0])  # fmt: skip
+  assert abs(alone / STD**2 - 1) < MONTE_CARLO + 0.03
+  assert shared < 0.8 * alone

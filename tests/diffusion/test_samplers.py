@@ -245,3 +245,16 @@ def test_every_step_is_that_of_diffusers(name):
   error = (np.abs(ours - theirs).max((1, 2, 3, 4, 5)) / scale).max()
   print(f"{name}: {error:.1e}")
   assert error < 1e-4
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_ddpm_is_imagens_formula(pair):
+  # App. A: mu = e^(lt-ls) (as/at) z + (1 - e^(lt-ls)) as x,
+  # var = (1 - e^(lt-ls)) ss^2.
+  (alpha_t, _), (alpha_s, sigma_s) = map(scales, pair)
+  ratio, x0, z = np.exp(pair[0] - pair[1]), -0.6, 1.3
+  mean = ratio * alpha_s / alpha_t * z + (1 - ratio) * alpha_s * x0
+  std = np.sqrt(1 - ratio) * sigma_s
+  got = [one_step(DDPM(), x0, z, pair, noise) for noise in (0.0, 1.0, -2.0)]
+  want = [mean, mean + std, mean - 2 * std]
+  np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6)

@@ -1,8 +1,12 @@
+import math
+
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from lumiere_jax.evals.verdicts import MEAN, SHARE, mean, share, wilson
+
+Z = 1.959963984540054  # two-sided 95% of the normal distribution
 
 
 @pytest.mark.parametrize(
@@ -67,3 +71,22 @@ def test_one_value_has_no_interval():
     mean([1.0])
   same = mean([2.0, 2.0])
   assert same.low == same.value == same.high == 2.0
+
+
+@pytest.mark.parametrize(("right", "count"), [(3, 7), (50, 64), (127, 128)])
+def test_wilson_inverts_the_score_test(right, count):
+  """Its ends are the proportions that the count is just 1.96 deviations of."""
+  away = lambda p: abs(right / count - p) / math.sqrt(p * (1 - p) / count) - Z
+  share_ = right / count
+  ends = (
+    optimize.brentq(away, 1e-9, share_ - 1e-9),
+    optimize.brentq(away, share_ + 1e-9, 1 - 1e-9),
+  )
+  np.testing.assert_allclose(wilson(right, count), ends, atol=1e-9)
+
+
+def test_a_mean_is_as_scipy_has_it(rng):
+  values = rng.normal(5.0, 3.0, 9)
+  expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+  score = mean(list(values))
+  np.testing.assert_allclose((score.low, score.high), expected)

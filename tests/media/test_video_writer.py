@@ -278,3 +278,11 @@ def test_frames_come_one_by_one(tmp_path):
   assert number(first[None]) == [8]
   rest = np.stack(list(frames))
   assert number(rest) == list(range(9, 58))
+
+
+def test_gif_keeps_still_frames(tmp_path):
+  write_video(tmp_path / "x.gif", moving()[[0, 0, 0, 5, 5]], 10)
+  video, fps = read_video(tmp_path / "x.gif")
+  assert len(video) == 5
+  assert fps == pytest.approx(10)
+  assert np.array_equal(video[0], video[2])

@@ -137,3 +137,9 @@ def test_lazy_weights_stay_lazy():
   for path, leaf in merged.items():
     assert isinstance(leaf, LazyArray)
     np.testing.assert_array_equal(leaf, expected[path])
+
+
+def test_merging_keeps_the_precision_of_the_weights():
+  half = {k: v.astype(jnp.bfloat16) for k, v in FLAT.items()}
+  merged = lora.merge({**half, **adapter()})
+  assert {v.dtype for v in merged.values()} == {jnp.dtype(jnp.bfloat16)}

@@ -7,6 +7,7 @@ import math
 
 from flax import traverse_util
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -280,3 +281,19 @@ def test_features_equal_transformers(tmp_path, name):
   error = t5.relative_error(ours, np.load(t5.FOLDER / f"{name}.npy"))
   print(f"{name}: differs from transformers by {error:.2e} of a feature")
   assert error < 1e-5
+
+
+def test_buckets_of_t5_at_known_distances():
+  distance = np.array([0, -1, -7, -8, -16, -64, -128, -999, 1, 8, 128])
+  ours = relative_position_bucket(distance, 32, 128)
+  assert ours.tolist() == [0, 1, 7, 8, 10, 14, 15, 15, 17, 24, 31]
+
+
+def test_full_size_gives_the_width_if_expects():
+  config = T5_SIZES["xxl"]
+  params = traverse_util.unflatten_dict(abstract_params(config), sep="/")
+  tokens = jax.ShapeDtypeStruct((2, 77), jnp.int32)
+  mask = jax.ShapeDtypeStruct((2, 77), bool)
+  apply = lambda p, *x: T5Encoder(config).apply({"params": p}, *x)
+  out = jax.eval_shape(apply, params, tokens, mask)
+  assert (out.shape, out.dtype) == ((2, 77, 4096), jnp.float32)

@@ -229,3 +229,29 @@ def test_require_writable(place, tmp_path):
     require_writable(f"{tmp_path}/file/x")
   with pytest.raises(UserError, match=r"^no://x: .*Protocol not known"):
     require_writable("no://x/")
+
+
+def test_file_urls_and_names_without_ending(tmp_path):
+  (tmp_path / "a.longer than an ending").write_bytes(b"\0\1" * 5000)
+  copy = fetch(f"file://{tmp_path}/a.longer than an ending", tmp_path / "c")
+  assert copy.read_bytes() == b"\0\1" * 5000
+  assert copy.suffix == ""
+
+
+def test_incomplete_copies_are_removed(memory, tmp_path, monkeypatch):
+  memory.pipe("/f/x.mp4", b"x" * 100)
+  info = memory.info
+  monkeypatch.setattr(
+    type(memory), "info", lambda self, path: info(path) | {"size": 200}
+  )
+  with pytest.raises(VideoError, match="cut short: 100 of 200 bytes"):
+    fetch("memory://f/x.mp4", tmp_path)
+  assert files(tmp_path) == []
+
+
+def test_unwritable_cache(memory, tmp_path):
+  memory.pipe("/f/x.mp4", b"x")
+  (tmp_path / "file").touch()
+  with pytest.raises(UserError, match="cannot be written") as caught:
+    fetch("memory://f/x.mp4", tmp_path / "file")
+  assert not isinstance(caught.value, VideoError)

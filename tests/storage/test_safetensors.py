@@ -175,3 +175,9 @@ def test_files_in_memory(saved):
   _same(_flat(), safetensors.loads(data, "x"))
   with pytest.raises(UserError, match="shelf 3: not safetensors"):
     safetensors.loads(data[:-1], "shelf 3")
+
+
+def test_unwritable_place_is_named(tmp_path):
+  (tmp_path / "file").write_text("in the way")
+  with pytest.raises(UserError, match=r"x\.safetensors: cannot be written"):
+    safetensors.save(tmp_path / "file" / "x.safetensors", {"x": np.ones(3)})

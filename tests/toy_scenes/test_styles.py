@@ -126,3 +126,15 @@ def test_unusable_arguments(call, words):
   with pytest.raises(UserError, match=words) as error:
     call()
   assert "\n" not in str(error.value)
+
+
+@by_style
+def test_noise_affects_neither_reading_nor_strength(style):
+  source = _source(12, 32, 48, seed=7)
+  rng = np.random.default_rng(0)
+  for index in range(len(source)):
+    plain, styled = _pair(source, index, style)
+    noise = rng.normal(0, 8, styled.shape)
+    assert matches(_pixels(styled + noise), source.caption(index)) == RIGHT
+    assert strength(_pixels(styled + noise), style) > 0.9
+    assert strength(_pixels(plain + noise), style) < 0.02

@@ -170,3 +170,13 @@ def test_moments_are_frames_of_moving_scenes_with_their_captions():
   half = _source(num_frames=1, moments=0.5, two_objects=0.0)
   says = [half.caption(k) == clips.caption(k) for k in range(200)]
   assert 70 < sum(says) < 130
+
+
+def test_blinking_changes_at_least_six_times_a_second():
+  source = _source(motions=("blinking",), two_objects=0.0, num_frames=80)
+  for index in range(20):
+    video = source.clip(index).astype(int)
+    there = np.abs(video - video[:, :1, :1]).sum((1, 2, 3)) > 0
+    assert there[0]
+    assert np.count_nonzero(there[1:] != there[:-1]) >= 6 * 79 // 16
+    assert 0.35 < there.mean() < 0.65

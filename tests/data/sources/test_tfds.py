@@ -396,3 +396,8 @@ def test_mock_ucf101(tmp_path, capsys):
   assert "6 of 6" in capsys.readouterr().err
   assert {clip.shape for clip in clips} == {(4, 16, 16, 3)}
   assert all(len(texts) == 1 and texts[0].islower() for texts in captions)
+
+
+def test_tensorflow_is_not_needed(open_small):
+  open_small().clip(0)
+  assert "tensorflow" not in sys.modules
