@@ -10,6 +10,7 @@ import pytest
 from lumiere_jax.data.loader import Loader, batches
 from lumiere_jax.data.sources.base import UnreadableClip
 from lumiere_jax.media.video_writer import write_video
+from lumiere_jax.models.tokenizer import Tokenizer, default_tokenizer_path
 from tests.data.videos import (
   frame_numbers,
   make,
@@ -159,3 +160,26 @@ def test_names_that_are_not_unicode(tmp_path):
   with pytest.raises(UnreadableClip):
     source.clip(0)
   assert read_report(tmp_path / "data_report.jsonl")[1]["file"] == name
+
+
+def test_a_video_of_one_frame(tmp_path):
+  make(tmp_path, "one.mp4", seconds=0.125)
+  write_jsonl(tmp_path, ["one.mp4"])
+  source, _ = open_files(tmp_path, spec(1))
+  assert frame_numbers(source.clip(0, np.random.default_rng(0))) == [0]
+
+
+def test_very_long_captions_train(tmp_path):
+  long = ("a dog runs " * 9091).strip()
+  assert len(long) > 99_999
+  make(tmp_path, "x.mp4")
+  write_jsonl(tmp_path, {"x.mp4": long})
+  source, _ = open_files(tmp_path)
+  loader = Loader(source=source, seed=0)
+  batch = next(batches(loader, batch_size=1, num_threads=1))
+  assert batch["caption"] == [long]
+  tokenizer = Tokenizer(default_tokenizer_path(), max_length=8)
+  with pytest.warns(UserWarning, match="only 8 tokens of a text are read"):
+    tokens, mask = tokenizer.encode(batch["caption"])
+  assert mask.all()
+  assert tokens.shape == (1, 8)

@@ -1,12 +1,17 @@
 """Captions of folders in every form, and captions of classes."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from lumiere_jax.data.captions import label_captions, read_captions, words
 from lumiere_jax.errors import UserError
 from lumiere_jax.storage.remote import Folder
+
+UCF101 = (
+  Path(__file__).parents[2] / "../shared/assets/prompts/ucf101_class_prompt.psv"
+)
 
 
 def write(folder, files):
@@ -252,3 +257,11 @@ def test_unusable_prompts_files(tmp_path, content, message):
     path.write_bytes(content)
   with pytest.raises(UserError, match=rf"prompts\.psv.*{message}"):
     label_captions(["TaiChi"], path)
+
+
+@pytest.mark.skipif(not UCF101.exists(), reason="needs the shared prompts")
+def test_prompts_of_ucf101():
+  labels = [line.split("|")[0] for line in UCF101.read_text().splitlines()]
+  captions = label_captions(labels, UCF101)
+  assert len(captions) == 101
+  assert captions["ApplyEyeMakeup"] == ("applying eye makeup",)

@@ -261,3 +261,28 @@ def test_bad_files_are_named(tmp_path):
   for name, reason in reasons.items():
     with pytest.raises(UserError, match=f"{tmp_path / name}: {reason}"):
       read_mask(tmp_path / name, SIZE, 4)
+
+
+def test_array_of_one_frame(tmp_path):
+  np.save(tmp_path / "x.npy", ~quarter()[0])
+  mask = read_mask(tmp_path / "x.npy", SIZE, 2)
+  assert np.array_equal(mask, quarter().repeat(2, 0))
+
+
+@pytest.mark.parametrize(
+  "text", ["", "1,2,3", "1,2,3,4,5", "a,b,c,d", "1,2,3,4.5", "1 2 3 4"]
+)
+@pytest.mark.parametrize("parse", [parse_box, parse_expand])
+def test_not_four_numbers(parse, text):
+  name = parse.__name__.removeprefix("parse_")
+  with pytest.raises(UserError, match=f"{name}={text} is not four whole"):
+    parse(text)
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [("0,0,0,0", "adds nothing; give left,top"), ("8,-8,0,0", "below 0")],
+)
+def test_bad_expansions(text, message):
+  with pytest.raises(UserError, match=f"expand={text} .*{message}"):
+    parse_expand(text)

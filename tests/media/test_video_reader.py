@@ -333,3 +333,17 @@ def test_real_clips_open():
     )
     assert clip.shape == (16, 64, 64, 3)
     assert clip.std() > 20
+
+
+def test_one_frame_is_a_video(tmp_path):
+  path = encode(tmp_path / "x.mp4", plain(1), kind="h264.mp4", fps=5)
+  info = probe(path)
+  assert info.num_frames == 1
+  assert info.duration_s == pytest.approx(0.2)
+  assert info.frames_at(1.0) == 1
+
+
+def test_unknown_resampling(tmp_path):
+  path = brightening(tmp_path / "x.mkv", 24)
+  with pytest.raises(UserError, match=r'resample=.*did you mean "blend"'):
+    read_clip(path, start_s=0, num_frames=2, fps=16, resample="blnd")

@@ -145,3 +145,10 @@ def test_pixels_survive_the_way_to_float_and_back():
   np.testing.assert_array_equal(conditioning.to_uint8(video), pixels)
   beyond = conditioning.to_uint8(jnp.array([-3.0, 3.0, 0.0]))
   np.testing.assert_array_equal(beyond, [0, 255, 128])
+
+
+def test_out_of_range_values_are_clipped():
+  video = jnp.array([-3.0, 3.0, 0.0]).reshape(1, 1, 1, 1, 3)
+  np.testing.assert_array_equal(
+    np.asarray(conditioning.to_uint8(video)).ravel(), [0, 255, 128]
+  )

@@ -207,3 +207,9 @@ def test_advice_depends_on_the_settings():
 
 def test_advice_for_sampling():
   assert names(changed(job="sample")) == [SPACE, FSDP, LARGER]
+
+
+def test_loops_of_unknown_length_are_reported():
+  measured = dataclasses.replace(MEASURED, unknown_loops=2)
+  plan = dataclasses.replace(PLAN, measured=measured)
+  assert "2 loops have an unknown trip count" in text(plan)

@@ -413,3 +413,15 @@ def test_impossible_specs():
   for name in good:
     with pytest.raises(UserError, match="above 0"):
       spec(**good | {name: 0})
+
+
+def test_folders_of_classes(tmp_path):
+  for label in ("BabyCrawling", "tai_chi"):
+    make(tmp_path / label, "x.mp4")
+  source, _ = open_files(tmp_path)
+  captions = [source.captions(k) for k in range(2)]
+  assert captions == [("baby crawling",), ("tai chi",)]
+  prompts = tmp_path / "prompts.psv"
+  prompts.write_text("tai_chi|a person does tai chi\nBabyCrawling|a baby\n")
+  source, _ = open_files(tmp_path, prompts=str(prompts))
+  assert source.captions(1) == ("a person does tai chi",)

@@ -271,3 +271,24 @@ def test_a_damaged_clip_is_dropped(folder, tmp_path, capsys):
   assert again.clip(1).shape == (4, 16, 16, 3)
   assert capsys.readouterr().err.count("a.mp4 dropped: damaged") == 1
   assert not read_report(report)[-1]["used"]
+
+
+def test_clips_start_on_any_frame(original):
+  source = open_prepared(original, [SPEC])
+  first = set()
+  for seed in range(100):
+    numbers = frame_numbers(source.clip(0, np.random.default_rng(seed)))
+    assert np.diff(numbers).tolist() == [1, 1, 1]
+    first.add(numbers[0])
+  assert set(range(12)) <= first <= set(range(13))
+  assert frame_numbers(source.clip(0)) == [6, 7, 8, 9]
+
+
+def test_the_split_is_that_of_files(videos, original):
+  for fraction in (0.01, 0.5, 0.9):
+    parts = FilesSource.open(videos, [SPEC]).split(fraction)
+    ours = open_prepared(original, [SPEC]).split(fraction)
+    for mine, theirs in zip(ours, parts, strict=True):
+      assert [v.file for v in mine.videos] == [v.file for v in theirs.videos]
+      for index in range(len(mine)):
+        assert mine.clip(index).shape == (4, 16, 16, 3)

@@ -401,3 +401,27 @@ def test_mock_ucf101(tmp_path, capsys):
 def test_tensorflow_is_not_needed(open_small):
   open_small().clip(0)
   assert "tensorflow" not in sys.modules
+
+
+def test_the_split_is_stable(open_small):
+  parts = [open_small().split(0.3) for _ in range(2)]
+  names = [[{v.file for v in part.videos} for part in split] for split in parts]
+  assert names[0] == names[1]
+  train, held_out = names[0]
+  assert held_out
+  assert not train & held_out
+  assert len(train | held_out) == COUNT
+  assert parts[0][1].clip(0).shape == (4, 16, 16, 3)
+
+
+def test_short_examples_are_dropped(open_small, tmp_path, capsys):
+  report = tmp_path / "report.jsonl"
+  source = open_small("small_classes", spec(15), report_path=report)
+  assert "dropped 5 too short" in capsys.readouterr().err
+  reasons = [row["reason"] for row in read_report(report) if not row["used"]]
+  assert len(reasons) == 5
+  assert all(reason.startswith("too short: 1.") for reason in reasons)
+  lengths = [v.info.num_frames for v in source.videos]
+  assert sorted(lengths) == list(range(15, 22))
+  for index, count in enumerate(lengths):
+    assert read_back(source.clip(index))[0] == count % 10
