@@ -50,10 +50,6 @@ class Cond:
     """Applies `fn` to the leaves that have a time axis (axis 1)."""
     return dataclasses.replace(self, frames=jax.tree.map(fn, self.frames))
 
-  def map_samples(self, fn: Callable[[Array], Array]) -> "Cond":
-    """Applies `fn` to every leaf; all have the batch as their axis 0."""
-    return jax.tree.map(fn, self)
-
 
 Mask = Bool[np.ndarray, "t h w"]
 """True (or 1) = given, False (or 0) = to be generated; everywhere."""

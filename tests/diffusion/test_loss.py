@@ -100,7 +100,9 @@ def test_micro_batches_add_up_to_the_batch(cond):
   parts = []
   for i in range(4):
     cut = lambda x, i=i: x[2 * i : 2 * i + 2]
-    part, other = run(cut(x0), full.map_samples(cut), jax.tree.map(cut, draws))
+    part, other = run(*jax.tree.map(cut, (x0, full, draws)))
+      cut(x0), jax.tree.map(cut, full), jax.tree.map(cut, draws)
+    )
     parts.append(part)
     np.testing.assert_array_equal(other["log_snr"], cut(metrics["log_snr"]))
     np.testing.assert_allclose(
@@ -234,7 +236,7 @@ def test_dropped_captions_are_exactly_the_null_text(captions):
   np.testing.assert_array_equal(out.frames, captions.frames)
   np.testing.assert_array_equal(out.noise_level, captions.noise_level)
   # A part of the batch loses the same captions.
-  part = drop(keys[:64], captions.map_samples(lambda x: x[:64]), null_text,
+  part = drop(keys[:64], jax.tree.map(lambda x: x[:64], captions), null_text,
               null_mask, 0.1)  # fmt: skip
   np.testing.assert_array_equal(part.text, out.text[:64])
 

@@ -211,7 +211,7 @@ def test_samples_do_not_see_each_other(rng):
   cond, time = make_cond(2), jnp.array([0.2, 0.7])
   both = run(config, flat, z, cond, time)
   for i in range(2):
-    one = cond.map_samples(lambda x, i=i: x[i : i + 1])
+    one = jax.tree.map(lambda x, i=i: x[i : i + 1], cond)
     alone = run(config, flat, z[i : i + 1], one, time[i : i + 1])
     np.testing.assert_allclose(both[i], alone[0], atol=2e-5)
 
