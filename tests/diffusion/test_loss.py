@@ -101,8 +101,6 @@ def test_micro_batches_add_up_to_the_batch(cond):
   for i in range(4):
     cut = lambda x, i=i: x[2 * i : 2 * i + 2]
     part, other = run(*jax.tree.map(cut, (x0, full, draws)))
-      cut(x0), jax.tree.map(cut, full), jax.tree.map(cut, draws)
-    )
     parts.append(part)
     np.testing.assert_array_equal(other["log_snr"], cut(metrics["log_snr"]))
     np.testing.assert_allclose(
