@@ -27,7 +27,7 @@ gallery: $(VENV)/ready  ## make the pictures and clips of docs/gallery.md anew
 	$(BIN)/python -m launch.gallery
 
 test: $(VENV)/ready  ## the whole suite, without torch
-	$(BIN)/python -m pytest -q -n auto --dist loadfile \
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder \
 	  -m "not parity and not scale and not app"
 
 scale: $(VENV)/ready  ## eight devices and several processes against one

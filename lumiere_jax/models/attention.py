@@ -50,6 +50,7 @@ def check_platform(kernel: str, platform: str) -> None:
     )
 
 
+@functools.partial(jax.jit, static_argnames=("kernel", "rows"))
 def attend(
   query: Float[Array, "b g q n d"],
   own: Float[Array, "b g k 2 n d"] | None,

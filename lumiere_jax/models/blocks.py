@@ -86,7 +86,7 @@ _Channels = Float[Array, "... 1 1 c"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def group_norm(
+def _group_norm(
   x: Float[Array, "... h w c"],
   scale: _Channels,
   shift: _Channels,
@@ -144,7 +144,9 @@ def _group_norm_backward(
   return (g * factor + through).astype(x.dtype), to_scale, to_shift, None
 
 
-group_norm.defvjp(_group_norm_forward, _group_norm_backward)
+_group_norm.defvjp(_group_norm_forward, _group_norm_backward)
+# Traced once for all layers of the same shapes.
+group_norm = jax.jit(_group_norm, static_argnums=(4, 5))
 
 
 def _statistics(

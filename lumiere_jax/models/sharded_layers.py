@@ -31,7 +31,7 @@ def gathered(
 
 
 @jax.custom_vjp
-def convolve(
+def _convolve(
   x: Float[Array, "b h w c"], kernel: Float[Array, "i j c d"]
 ) -> Float[Array, "b h w d"]:
   """Convolution with an odd kernel size, stride 1 and zero padding."""
@@ -49,7 +49,7 @@ def _convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple]:
 def _convolve_backward(residuals: tuple, g: Array) -> tuple[Array, Array]:
   x, kernel = residuals
   g = materialised(g)
-  to_input = convolve(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+  to_input = _convolve(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
   # Convolves x with g, with channels as the batch and samples as channels.
   # XLA on CPU compiles the transpose that `jax.grad` would give to a general
   # convolution, which is hundreds of times slower inside loops.
@@ -64,7 +64,9 @@ def _convolve_backward(residuals: tuple, g: Array) -> tuple[Array, Array]:
   return to_input, to_kernel.transpose(1, 2, 0, 3)
 
 
-convolve.defvjp(_convolve_forward, _convolve_backward)
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+# Traced once for all layers of the same shapes.
+convolve = jax.jit(_convolve)
 
 
 def _conv_general_dilated(
