@@ -33,6 +33,22 @@ def test_paths_in_the_recipes_exist():
   assert not [path for path in paths if not (ROOT / path).exists()]
 
 
+def test_names_in_the_recipes_exist():
+  """Each name in a recipe is in a file that the recipe names."""
+  text = (ROOT / "CONTRIBUTING.md").read_text()
+  recipes = text.partition("## Recipes")[2].partition("\n## ")[0]
+  parts = re.split(r"\n(?=\*\*A )", recipes)[1:]
+  assert len(parts) == 4
+  for recipe in parts:
+    words = re.findall(r"`([^`]+)`", recipe)
+    files = [ROOT / word for word in words if (ROOT / word).is_file()]
+    source = "".join(file.read_text() for file in files)
+    names = [word for word in words if re.fullmatch(r"[A-Za-z_.]+", word)]
+    last = {name.rpartition(".")[2] for name in names}
+    missing = {n for n in last if not re.search(rf"\b{n}\b", source)}
+    assert not missing, recipe.strip().partition(".")[0]
+
+
 def test_the_readme_imports_weights_as_the_walkthrough_does():
   lines = (ROOT / "README.md").read_text().splitlines()
   imports = [x for x in lines if x.startswith("python -m lumiere_jax.convert")]
