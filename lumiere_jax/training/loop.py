@@ -219,6 +219,10 @@ def loop(
     if preview.every and start < config.steps:
       actions.preview()
   actions.save()
+  logger.print(
+    f"{run.experiment.stage}: saved at step {run.step} of {config.steps}; "
+    f"averaged weights in {run.workdir / 'bundle'}"
+  )
 
 
 def report_start(run: Run) -> None:

@@ -350,8 +350,11 @@ def test_training_can_start_from_a_bundle_with_an_adapter(
 def test_stages_can_start_from_their_descendants(base_run, tmp_path, capsys):
   """From the spatial part of a base, to fine-tune its images."""
   train(replace(T2I, init_from=str(base_run), train={"steps": 1}), tmp_path)
-  words = "that stage 't2i' does not use; dropped: temporal_"
-  assert words in capsys.readouterr().err
+  err = capsys.readouterr().err
+  assert "that stage 't2i' does not use; dropped: temporal_" in err
+  bundle = tmp_path / "bundle"
+  assert f"t2i: saved at step 1 of 1; averaged weights in {bundle}" in err
+  assert bundle.is_dir()
   assert load(tmp_path, "t2i").keys() == fresh(T2I).keys()
 
 
