@@ -2,19 +2,23 @@
 
 import dataclasses
 import math
+import re
 
 from absl import flags as absl_flags
 import pytest
 
 from lumiere_jax import flags
 from lumiere_jax.config_files import print_help, read_config
+from lumiere_jax.data.masks import PATTERNS
 from lumiere_jax.errors import UserError
 from lumiere_jax.evals.runner import EvalRequest
 from lumiere_jax.inference.batch import Output, SampleRequest
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.inference.tasks import TASKS
+from lumiere_jax.models.attention import KERNELS
 from lumiere_jax.options import check_values, help_of, options_of, setting
 from lumiere_jax.parallel.mesh import MeshConfig
+from lumiere_jax.stages.config import PARENTS
 from lumiere_jax.training.config import Experiment
 from tests.conftest import run_command
 
@@ -147,6 +151,8 @@ def test_every_key_of_a_config_has_help(capsys):
   known = [key.partition(" = ")[0] for key in keys]
   assert "config.model.temporal.resample" in known
   assert len(known) == len(set(known)) > 80
+  names = re.findall(r"'(\w+)'", printed)
+  assert {*PARENTS, *KERNELS, *PATTERNS} <= set(names)
 
 
 def test_help_of_a_config_is_a_command():

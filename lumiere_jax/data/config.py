@@ -67,7 +67,9 @@ class DataConfig:
       '': none. Only for stages that train spatial layers.
     image_share: fraction of the steps that train on pictures.
     masks: mask patterns of the conditional model and their relative weights,
-      e.g. 'first_frame:8 border:2'; see `masks.PATTERNS`.
+      e.g. 'first_frame:8 border:2'; of 'none', 'everything', 'first_frame',
+      'first_last', 'first_k', 'random_frames', 'random_boxes', 'moving_boxes',
+      'border', 'region'. See `masks.PATTERNS`.
     threads: number of threads that read and decode.
     workers: number of processes that make batches in place of the threads, for
       sources limited by Python, such as 'procedural' with a GPU; the batches

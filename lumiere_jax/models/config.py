@@ -32,7 +32,8 @@ class ExecutionConfig:
 
   Attributes:
     dtype: of the computation; parameters, norms and softmax are float32.
-    attention_kernel: one of `attention.KERNELS`.
+    attention_kernel: 'auto', 'xla', 'chunked', 'flash' or 'cudnn'; see
+      `attention.KERNELS`.
     remat: of each level, what the backward pass keeps of its blocks: 'none'
       recomputes nothing, 'full' keeps nothing, 'attention' only the outputs of
       attention, 'products' those of convolutions and matrix products; () is

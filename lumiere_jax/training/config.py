@@ -220,7 +220,7 @@ class Experiment:
   """One training stage.
 
   Attributes:
-    stage: one of `PARENTS`.
+    stage: 't2i', 'base', 'conditional', 'ssr_image' or 'ssr'.
     model: its network; `network` completes it from the data.
     execution: how the network is computed.
     seed: of initialisation, data order and noise.
