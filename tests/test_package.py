@@ -56,3 +56,20 @@ def test_the_readme_imports_weights_as_the_walkthrough_does():
   walkthrough = (ROOT / "docs/weights.md").read_text().splitlines()
   assert set(imports) <= set(walkthrough)
   assert len(lines) <= 150
+
+
+def test_the_changelog_names_modules_that_exist():
+  text = (ROOT / "CHANGELOG.md").read_text()
+  table = text.partition("| old import path")[2].partition("\n\n")[0]
+  for row in table.splitlines()[2:]:
+    _, old, new, _ = row.split("|")
+    if "same names" in new:
+      new += " ".join(re.findall(r"\.\w+`", old)).replace(".", "`.")
+    room = ""
+    for name in re.findall(r"`([a-z_.\d]+)`", new):
+      name = room + name if name.startswith(".") else name
+      room = name.rpartition(".")[0] if "." in name else name
+      if "same names" in new:
+        room = new.split("`")[1]
+      path = ROOT / "lumiere_jax" / name.replace(".", "/")
+      assert path.is_dir() or path.with_suffix(".py").is_file(), row

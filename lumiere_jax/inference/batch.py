@@ -357,5 +357,6 @@ def _write(
         f"{path}: {len(pixels)} frames of {size} at {fps:g} frames a second"
       )
   if output.contact_sheet:
-    write_image(output.contact_sheet, contact_sheet(videos[0]))
+    frames = videos[:1] if job.task.picture else videos[0]
+    write_image(output.contact_sheet, contact_sheet(frames))
     print(output.contact_sheet)

@@ -185,6 +185,9 @@ class Settings:
         "is not an interval in [0, 1]",
         "give the lower time first, such as 0.2,0.8",
       )
+    if self.size and min(self.size) < 1:
+      size = ",".join(map(str, self.size))
+      raise UserError(option("size", size), "must be at least 1,1")
     for name in ("grid", "ssr_grid"):
       if (grid := getattr(self, name)) is not None:
         check_grid(grid, option(name))

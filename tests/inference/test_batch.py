@@ -230,7 +230,8 @@ def test_inputs_that_do_not_do(made, files, task, inputs, words):
 
 
 def test_a_picture_is_written_as_one(made, tmp_path):
-  ask("text_to_image", seed=5)
+  ask("text_to_image", seed=5, output=Output(contact_sheet="sheet.png"))
+  assert (tmp_path / "sheet.png").exists()
   path = tmp_path / "text_to_image-a-red-circle-seed5.png"
   assert read_image(path).max() == 5
   with pytest.raises(UserError, match="cannot write images that end"):

@@ -213,6 +213,7 @@ def test_thresholds_are_of_whole_clips(pipeline, monkeypatch):
     ({"guidance_rescale": 1.5}, "guidance_rescale=1.5 must be"),
     ({"guidance_interval": (0.8, 0.2)}, "guidance_interval=0.8,0.2 is not"),
     ({"guidance_interval": (0.0, 1.1)}, "guidance_interval=0,1.1 is not"),
+    ({"size": (0, 64)}, "size=0,64 must be at least 1,1"),
     ({"oscillate_after": -2}, "oscillate_after=-2 must be at least -1"),
     ({"oscillate_low": -1.0}, "oscillate_low=-1.0 must be at least 0"),
     ({"percentile": 1.5}, "percentile=1.5"),
