@@ -98,8 +98,11 @@ def apply(flat, *args, config, execution=ExecutionConfig(), **kwargs):
 
 
 def run(config, flat, z, cond, time=None, **kwargs):
-  time = jnp.full(z.shape[:1], 0.4) if time is None else time
-  return np.asarray(apply(flat, z, time, cond, config=config, **kwargs))
+  # Arrays of one type, whatever the test gives: one trace.
+  time = np.float32(np.full(len(z), 0.4) if time is None else time)
+  return np.asarray(
+    apply(flat, np.asarray(z), time, cond, config=config, **kwargs)
+  )
 
 
 def random_params(module, rng, *inputs, scale=1.0):

@@ -14,7 +14,7 @@ from lumiere_jax.errors import UserError, option
 from lumiere_jax.models.config import UNetConfig
 from lumiere_jax.models.params import is_spatial
 from lumiere_jax.models.unet import abstract_params, init_params
-from lumiere_jax.parallel.backend import init_compiler_options
+from lumiere_jax.parallel.backend import few_params, init_compiler_options
 from lumiere_jax.stages.config import PARENTS, StageConfig
 from lumiere_jax.storage.safetensors import LazyArray
 from lumiere_jax.training.config import Experiment
@@ -122,23 +122,23 @@ def inflate(stage: LazyStage, experiment: Experiment) -> LazyStage:
 
 
 def _init_temporal(model: UNetConfig, seed: int) -> dict[str, LazyArray]:
-  """The new leaves, initialised level by level."""
+  """The new leaves, initialised at once if few, else level by level."""
   leaves = abstract_params(model).items()
   added = {k: leaf for k, leaf in leaves if not is_spatial(k)}
   options = init_compiler_options(jax.default_backend(), added)
+  level_of = (lambda path: "all") if few_params(added) else _level
+  init_all = jax.jit(functools.partial(init_params, model))  # traced once
 
   # Leaves are written in order, so the cache needs to hold one level only.
   @functools.lru_cache(maxsize=1)
   def init_level(level: str) -> dict[str, np.ndarray]:
-    own = {path for path in added if _level(path) == level}
-    init = lambda key: {
-      k: v for k, v in init_params(model, key).items() if k in own
-    }
+    own = {path for path in added if level_of(path) == level}
+    init = lambda key: {k: v for k, v in init_all(key).items() if k in own}
     init = jax.jit(init, compiler_options=options)
     return jax.device_get(init(jax.random.key(seed)))
 
   def lazy(path: str, leaf: jax.ShapeDtypeStruct) -> LazyArray:
-    make = lambda: init_level(_level(path))[path]
+    make = lambda: init_level(level_of(path))[path]
     return LazyArray(leaf.shape, np.dtype(leaf.dtype), make)
 
   return {path: lazy(path, leaf) for path, leaf in added.items()}

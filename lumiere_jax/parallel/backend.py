@@ -50,8 +50,12 @@ def init_compiler_options(
 
   For many leaves, running would take longer than the compilation saves.
   """
-  few = sum(leaf.size for leaf in leaves.values()) < _FEW_PARAMS
-  return compiler_options(platform, runs_once=few)
+  return compiler_options(platform, runs_once=few_params(leaves))
+
+
+def few_params(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> bool:
+  """Whether initialising these leaves takes less time than compiling it."""
+  return sum(leaf.size for leaf in leaves.values()) < _FEW_PARAMS
 
 
 def platform_of(mesh: jax.sharding.Mesh) -> str:

@@ -205,8 +205,8 @@ def init_or_restore(
   Raises:
     UserError: weights or checkpoint were made with another config.
   """
-  # One function object: JAX traces it once.
-  fresh = functools.partial(fresh_params, experiment, task)
+  # Traced once: plain functions are traced again by each transformation.
+  fresh = jax.jit(functools.partial(fresh_params, experiment, task))
   abstract, _ = abstract_state(experiment, task, mesh, fresh)
   restored = checkpoints.restore(abstract)
   if restored is None:

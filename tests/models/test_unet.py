@@ -124,18 +124,15 @@ def test_padding_has_no_effect(rng):
   config = small_config()
   flat = random_leaves(config)
   z = rng.standard_normal((1, 4, 8, 8, 3)).astype(np.float32)
-  text = rng.standard_normal((1, 7, TEXT[1])).astype(np.float32)
+  text = rng.standard_normal((1, *TEXT)).astype(np.float32)
   exact = run(config, flat, z, Cond(text=jnp.asarray(text)))
-  some = run(config, flat, z, padded(text, 7, 16, rng))
+  some = run(config, flat, z, padded(text, 5, 16, rng))
   for scale in (1.0, 1e30, np.nan):
-    other = run(config, flat, z, padded(text, 7, 16, rng, scale))
+    other = run(config, flat, z, padded(text, 5, 16, rng, scale))
     np.testing.assert_array_equal(other, some)
   close = {"rtol": 1e-6, "atol": 1e-6 * np.abs(exact).max()}
   np.testing.assert_allclose(some, exact, **close)
-  np.testing.assert_allclose(
-    run(config, flat, z, padded(text, 7, 48, rng)), exact, **close
-  )
-  fewer = run(config, flat, z, padded(text, 6, 16, rng))
+  fewer = run(config, flat, z, padded(text, 4, 16, rng))
   assert np.abs(fewer - exact).max() > 1e-3 * np.abs(exact).max()
 
 
@@ -343,10 +340,10 @@ def test_patch_model_shapes():
 
 def test_frames_in_chunks_are_the_same(rng):
   config = small_config()
-  z = np.float32(rng.normal(size=(1, 8, 8, 8, 3)))
+  z = np.float32(rng.normal(size=(1, 4, 8, 8, 3)))
   args = config, random_leaves(config), z, make_cond(1)
   whole = run(*args)
-  # 2 of 8, 2 of 4, all
+  # 2 of 4, then all
   chunked = run(*args, execution=ExecutionConfig(frame_chunk=3))
   np.testing.assert_allclose(chunked, whole, atol=2e-5)
   assert whole.std() > 0.1

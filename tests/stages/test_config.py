@@ -21,7 +21,7 @@ from lumiere_jax.errors import UserError
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.models.config import LOW_RESOLUTION, ExecutionConfig
 from lumiere_jax.models.params import inflate
-from lumiere_jax.models.unet import abstract_params, init_params
+from lumiere_jax.models.unet import abstract_params
 from lumiere_jax.stages import denoiser
 from lumiere_jax.stages.config import (
   DiffusionConfig,
@@ -30,7 +30,7 @@ from lumiere_jax.stages.config import (
   VideoConfig,
 )
 from lumiere_jax.stages.denoiser import network_denoiser
-from tests.conftest import make_cond, small_config
+from tests.conftest import make_cond, random_leaves, small_config
 
 
 def stage_config(model, diffusion, frames=1, side=16):
@@ -135,9 +135,8 @@ def test_an_inflated_model_of_any_shift_is_its_image_model(rng):
     common.TINY_TEMPORAL, resample=(), head_dim=8, max_distance=3
   )
   video = common.inflated(model, temporal)
-  noisy = lambda x: jnp.float32(x + 0.1 * rng.standard_normal(x.shape))
-  params = jax.tree.map(noisy, init_params(model, jax.random.key(0)))
-  clips = init_params(video, jax.random.key(1)) | params
+  params = random_leaves(model)
+  clips = random_leaves(video, seed=1) | params
   z = jnp.float32(rng.standard_normal((3, 4, 8, 8, 3)))
   log_snr, cond = jnp.float32([-9.0, -2.0, 4.0]), make_cond(3)
   picture = network_denoiser(stage_config(model, DiffusionConfig()), params)

@@ -43,7 +43,7 @@ TRAIN = TrainConfig(
   ema_decay=0.9,
   log_every=1,
   eval_every=0,
-  eval_clips=2,
+  eval_clips=0,  # compiles another two programs
   eval_levels=2,
   save_every=100,
 )
@@ -133,5 +133,6 @@ def image_run(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def base_run(tmp_path_factory, image_run):
-  """A base inflated from it and trained for a few steps."""
-  return run_stage(tmp_path_factory, replace(BASE, init_from=str(image_run)))
+  """A base inflated from it, trained for a few steps and evaluated."""
+  changes = {"init_from": str(image_run), "train": {"eval_clips": 2}}
+  return run_stage(tmp_path_factory, replace(BASE, **changes))

@@ -75,12 +75,11 @@ def test_first_short_clips_then_long_ones(base_run, tmp_path):
   """The bias is widened by repeating its ends, and trains."""
   short = load(base_run, "base")[TABLE]
   assert short.shape[0] == 2 * 4 + 1
-  brief = {"steps": 1, "eval_clips": 0, "warmup_steps": 1}
   experiment = with_distance(
     0,
     init_from=str(base_run),
     data={"num_frames": 8},
-    train={**brief, "learning_rate": 1e-3},
+    train={"steps": 1, "warmup_steps": 1, "learning_rate": 1e-3},
   )
   train(experiment, tmp_path)
   meta = open_bundle(tmp_path).parts["base"].meta

@@ -85,13 +85,12 @@ def run_style(tmp_path, image_run, pictures):
     workdir = tmp_path / "style"
     cache = str(tmp_path / "cache")
     folder = {"path": str(pictures), "cache": cache, "threads": 1}
-    brief = {"steps": 2, "eval_clips": 0}
     small = replace(
       experiment,
       init_from=str(image_run),
       model=IMAGE,
       data={"resolution": 8, **folder},
-      train=dataclasses.asdict(T2I.train) | brief,
+      train=dataclasses.asdict(T2I.train) | {"steps": 2},
     )
     train(small, workdir)
     return workdir

@@ -28,7 +28,8 @@ TRAINING = replace(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  return run_stage(tmp_path_factory, TRAINING)
+  evaluated = replace(TRAINING, train={"eval_clips": 2})
+  return run_stage(tmp_path_factory, evaluated)
 
 
 def test_the_encoder_trains_and_is_in_the_bundle(run):
@@ -57,10 +58,8 @@ def test_it_resumes_exactly(run, tmp_path):
 
 
 def test_later_stages_load_it_from_the_bundle(run, tmp_path):
-  brief = {"steps": 1, "eval_clips": 0}
-  base = replace(
-    BASE, init_from=str(run), text={"weights": str(run)}, train=brief
-  )
+  weights = {"weights": str(run)}
+  base = replace(BASE, init_from=str(run), text=weights, train={"steps": 1})
   train(base, tmp_path)
   identity = lambda path: open_bundle(path).parts["text"].meta["identity"]
   assert identity(tmp_path) == identity(run)

@@ -138,7 +138,7 @@ def conditional_run(tmp_path_factory, base_run):
     CONDITIONAL,
     init_from=str(base_run),
     preview={"every": 2, "clips": 2, "steps": 2},
-    train={"keep_best": 1, "eval_every": 2},
+    train={"keep_best": 1, "eval_clips": 2, "eval_every": 2},
   )
   return run_stage(tmp_path_factory, experiment)
 
@@ -202,7 +202,7 @@ def test_super_resolution_stages_train(tmp_path):
   shrink = lambda experiment, start, **model: replace(
     experiment,
     model=small | model,
-    train={"steps": 1, "eval_clips": 2, "eval_levels": 2},
+    train={"steps": 1, "eval_clips": 0, "eval_levels": 2},
     data={"resolution": 16, "crop": 8, "num_clips": 4},
     init_from=str(start),
     preview={"every": 0},
@@ -212,7 +212,7 @@ def test_super_resolution_stages_train(tmp_path):
   )
   train(shrink(ssr_image.TINY, ""), tmp_path / "image")
   video = shrink(conditional.SSR_TINY, tmp_path / "image", temporal=temporal)
-  train(video, tmp_path / "video")
+  train(replace(video, train={"eval_clips": 2}), tmp_path / "video")
   image = load(tmp_path / "image", "ssr_image")
   given = load(tmp_path / "video", "ssr")
   assert_same(image, given)
