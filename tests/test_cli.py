@@ -71,6 +71,7 @@ def workdir(tmp_path_factory):
   result = run(
     *("main", TINY, "--config.init_from=scratch", "--config.train.steps=2"),
     *("--config.data.source=files", f"--config.data.path={CLIPS}"),
+    *("--config.train.eval_clips=0", "--config.preview.every=0"),
     f"--workdir={folder}",
   )
   assert result.returncode == 0, result.stderr
