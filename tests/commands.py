@@ -5,7 +5,7 @@ python -m tests.commands --revision=f301370 --videos=DIR --out=out/commands
 Each command runs at that commit and at HEAD, in clones of their own, on small
 stand-ins for what a user would bring. The table shows the exit status and how
 many files each wrote. Exits with 1 where a command fails only in the newer
-tree. Results of a tree whose file is in --out are not made again.
+tree. A command whose result is in --out does not run again.
 """
 
 import json
@@ -119,23 +119,22 @@ def run(command: str, tree: Path) -> tuple[int, int]:
 
 def results_of(revision: str, out: Path, assets: Path) -> dict[str, list]:
   """Command -> [status, files], run in a clone of `revision`."""
-  file = out / f"{revision}.json"
-  if file.exists():
-    return json.loads(file.read_text())
-  tree = out / revision
-  shutil.rmtree(tree, ignore_errors=True)
-  subprocess.run(["git", "clone", "-q", ".", tree], check=True)
-  subprocess.run(["git", "checkout", "-q", revision], cwd=tree, check=True)
-  results = {}
+  file, tree = out / f"{revision}.json", out / revision
+  results = json.loads(file.read_text()) if file.exists() else {}
+  if not tree.exists():
+    subprocess.run(["git", "clone", "-q", ".", tree], check=True)
+    subprocess.run(["git", "checkout", "-q", revision], cwd=tree, check=True)
   for name, command in commands(_REVISION.value):
+    key = f"{name}: {command}"
+    if key in results:
+      continue
     why = [v for k, v in _SKIP.items() if re.search(k, command)]
     if why:
-      results[f"{name}: {command}"] = ["skipped", why[0]]
+      results[key] = ["skipped", why[0]]
     else:
-      command_here = on_stand_ins(command, assets)
-      results[f"{name}: {command}"] = list(run(command_here, tree))
-    print(revision, *results[f"{name}: {command}"], command[:120], flush=True)
-  file.write_text(json.dumps(results, indent=1))
+      results[key] = list(run(on_stand_ins(command, assets), tree))
+    file.write_text(json.dumps(results, indent=1))
+    print(revision, *results[key], command[:120], flush=True)
   return results
 
 
