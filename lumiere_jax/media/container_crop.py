@@ -60,12 +60,8 @@ def _clean_aperture(content: bytes, size: bytes) -> Crop:
   stored = struct.unpack(">HH", size.ljust(4, b"\0"))
   left = round((stored[0] - width) / 2 + right)
   top = round((stored[1] - height) / 2 + down)
-  return (
-    left,
-    top,
-    stored[0] - round(width) - left,
-    stored[1] - round(height) - top,
-  )
+  after = stored[0] - round(width) - left, stored[1] - round(height) - top
+  return (left, top, *after) if min(left, top, *after) >= 0 else NO_CROP
 
 
 def _matroska_crops(file: BinaryIO, end: int) -> Iterator[Crop]:

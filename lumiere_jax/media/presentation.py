@@ -30,6 +30,12 @@ del _OTHER_MATRICES[9]
 # libavcodec's AVFieldOrder: which field is shown first.
 _FIELD_ORDERS = {2: "tff", 3: "bff", 4: "bff", 5: "tff"}
 
+# Decoders that flag interlaced frames; of others the container states it.
+_FLAG_FIELDS = {
+  *("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4", "vc1", "wmv3", "cavs"),
+  *("dvvideo", "prores", "dnxhd", "ffv1"),
+}
+
 # FFmpeg's own decoders of these ignore alpha.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
@@ -86,13 +92,12 @@ def presentation(path, container, stream: av.VideoStream) -> Presentation:
   """Reads it from an opened file of which nothing has been decoded yet."""
   context = stream.codec_context
   number = container.streams.video.index(stream)
+  order = _FIELD_ORDERS.get(context.field_order)
   crops = container_crops(path, container.format.name)
-  # Other decoders flag their interlaced frames.
-  unflagged = context.codec.intra_only
   return Presentation(
     path=str(path),
     tags={name: getattr(context, name) for name in _TAGS},
-    fields=_FIELD_ORDERS.get(context.field_order) if unflagged else None,
+    fields=None if context.name in _FLAG_FIELDS else order,
     crop=crops[number] if number < len(crops) else NO_CROP,
   )
 
