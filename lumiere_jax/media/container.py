@@ -109,9 +109,12 @@ class Track:
     decoded = itertools.chain.from_iterable(map(self.decode, packets))
     return ((self.time(f, index), f) for index, f in enumerate(decoded))
 
-  def images(self) -> Iterator[tuple[float, RGBImage]]:
-    """As `frames`: (end time, upright RGB), all of the size of the first."""
-    framing = Framing()
+  def images(self, background: int = 255) -> Iterator[tuple[float, RGBImage]]:
+    """As `frames`: (end time, upright RGB), all of the size of the first.
+
+    Transparent parts show the grey level `background`.
+    """
+    framing = Framing(background=background)
     for begins_s, frame in self.frames():
       image = framing(frame, self.pixel_aspect)
       # The size may change within a stream.

@@ -38,10 +38,12 @@ class Framing:
     resolution: (height, width) in pixels; None keeps that of the video.
     crop: position of the crop window, as fractions of the excess height and
       width; (0.5, 0.5) is the centre.
+    background: grey level behind transparent parts; white by default.
   """
 
   resolution: tuple[int, int] | None = None
   crop: tuple[float, float] = (0.5, 0.5)
+  background: int = 255
   reformatter: VideoReformatter = dataclasses.field(
     default_factory=VideoReformatter
   )
@@ -51,7 +53,7 @@ class Framing:
 
     YUV becomes RGB by the frame's colour tag; untagged frames are BT.709 if
     they are 1280 pixels wide or more or taller than 576, otherwise BT.601.
-    HDR and wide gamuts are mapped to sRGB; transparent parts become white.
+    HDR and wide gamuts are mapped to sRGB.
     """
     size = upright_size(frame, pixel_aspect)
     target = self.resolution or size
@@ -61,7 +63,9 @@ class Framing:
     ]
     matrix = _display_matrix(frame)
     height, width = cover[::-1] if _swaps_axes(matrix) else cover
-    stored = _to_rgb(self.reformatter, frame, (height, width), SCALING)
+    stored = _to_rgb(
+      self.reformatter, frame, (height, width), SCALING, self.background
+    )
     image = _upright(stored, matrix)
     top, left = (
       round((c - t) * at)
@@ -81,11 +85,12 @@ def _to_rgb(
   frame: av.VideoFrame,
   size: tuple[int, int],
   interpolation: int,
+  background: int = 255,
 ) -> RGBImage:
   """A frame's pixels, not rotated, of `size`: (height, width)."""
   if _may_be_transparent(frame):
     # At full size, lest resizing spread the colours of transparent pixels.
-    frame = av.VideoFrame.from_ndarray(_on_white(frame), "rgb24")
+    frame = av.VideoFrame.from_ndarray(_blended(frame, background), "rgb24")
   deep = needs_mapping(frame)
   resized = reformatter.reformat(
     frame,
@@ -105,8 +110,8 @@ def _may_be_transparent(frame: av.VideoFrame) -> bool:
   return form.has_palette or any(part.is_alpha for part in form.components)
 
 
-def _on_white(frame: av.VideoFrame) -> RGBImage:
-  """A frame with alpha over white."""
+def _blended(frame: av.VideoFrame, background: int) -> RGBImage:
+  """A frame with alpha over a grey level."""
   deep = needs_mapping(frame)
   whole: np.ndarray = frame.reformat(
     format="rgba64le" if deep else "rgba",
@@ -116,7 +121,8 @@ def _on_white(frame: av.VideoFrame) -> RGBImage:
   ).to_ndarray()
   alpha = whole[..., 3:] / np.float32(65535 if deep else 255)
   pixels = to_srgb(whole[..., :3], frame) if deep else whole[..., :3]
-  return np.rint(255 + alpha * (pixels - np.float32(255))).astype(np.uint8)
+  behind = np.float32(background)
+  return np.rint(behind + alpha * (pixels - behind)).astype(np.uint8)
 
 
 def _colorspace(frame: av.VideoFrame) -> Colorspace | None:

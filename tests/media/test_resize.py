@@ -13,7 +13,7 @@ from lumiere_jax.errors import VideoError
 from lumiere_jax.media.input_file import InMemoryFile
 from lumiere_jax.media.resize import Thumbnails
 from lumiere_jax.media.video_reader import probe, read_clip, read_video
-from tests.media.encoding import encode, plain
+from tests.media.encoding import encode, plain, store
 
 CORNERS = np.array(
   [[[200, 40, 40], [40, 200, 40]], [[40, 40, 200], [200, 200, 200]]], np.uint8
@@ -150,25 +150,6 @@ def test_colours_are_right(tmp_path, tag, weights, size, full):
   path = encode(tmp_path / "x.mkv", None, yuv=yuv, colours=colours)
   clip = read_clip(path, start_s=0, num_frames=1, fps=25)[0].astype(int)
   np.testing.assert_allclose(clip, rgb, atol=3)
-
-
-def store(path, codec, pictures, layout, options=(), tags=(), prepare=None):
-  """Encodes rgb, rgba or 16-bit yuv pictures in a pixel layout."""
-  kind = "rgba" if pictures.shape[-1] == 4 else "rgb24"
-  kind = "yuv444p16le" if pictures.dtype == np.uint16 else kind
-  with av.open(str(path), "w") as out:
-    stream = out.add_stream(codec, 10, dict(options))
-    stream.height, stream.width = pictures.shape[1:3]
-    stream.pix_fmt = layout
-    for name, value in dict(tags).items():
-      setattr(stream.codec_context, name, value)
-    for k, picture in enumerate(pictures):
-      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), kind)
-      frame = frame.reformat(format=layout)
-      frame.pts, frame.time_base = k, Fraction(1, 10)
-      out.mux(stream.encode(prepare(frame) if prepare else frame))
-    out.mux(stream.encode(None))
-  return path
 
 
 def first(path, side=2):
