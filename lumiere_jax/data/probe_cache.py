@@ -14,7 +14,7 @@ from lumiere_jax.media.video_reader import VideoInfo
 from lumiere_jax.storage.files import user_cache
 from lumiere_jax.storage.remote import is_url
 
-_VERSION = 1  # Raise it when probing the same file gives another result.
+_VERSION = 2  # Raise it when probing the same file gives another result.
 _Stamp = list[int]
 """Size and modification time of a file."""
 

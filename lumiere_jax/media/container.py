@@ -8,8 +8,10 @@ import contextlib
 import dataclasses
 from fractions import Fraction
 import io
+import itertools
 
 import av
+from av.video.codeccontext import VideoCodecContext
 
 from lumiere_jax.errors import VideoError
 from lumiere_jax.media.input_file import (
@@ -18,6 +20,7 @@ from lumiere_jax.media.input_file import (
   animated_webp,
   require_file,
 )
+from lumiere_jax.media.presentation import Presentation, decoder, presentation
 from lumiere_jax.media.resize import Framing
 
 TOLERANCE_S = 1e-3
@@ -37,6 +40,8 @@ class Track:
   path: str
   container: av.container.InputContainer
   stream: av.VideoStream
+  decoder: VideoCodecContext
+  presentation: Presentation
 
   @property
   def rate(self) -> Fraction:
@@ -47,7 +52,7 @@ class Track:
   @property
   def pixel_aspect(self) -> Fraction:
     """Width over height of one stored pixel."""
-    return self.stream.codec_context.sample_aspect_ratio or Fraction(1)
+    return self.stream.sample_aspect_ratio or Fraction(1)
 
   @property
   def start(self) -> int | None:
@@ -91,16 +96,25 @@ class Track:
       self.container.seek(int(time_s / unit) + start, stream=self.stream)
     except av.FFmpegError:
       return False
+    self.decoder.flush_buffers()
     return True
+
+  def decode(self, packet: av.Packet) -> list[av.VideoFrame]:
+    """The frames that a packet completes, as they are shown."""
+    return [self.presentation(f) for f in self.decoder.decode(packet)]
 
   def frames(self) -> Iterator[tuple[float, av.VideoFrame]]:
     """Decodes all following frames: (time, frame), in presentation order."""
-    decoded = self.container.decode(self.stream)
+    packets = self.container.demux(self.stream)
+    decoded = itertools.chain.from_iterable(map(self.decode, packets))
     return ((self.time(f, index), f) for index, f in enumerate(decoded))
 
-  def images(self) -> Iterator[tuple[float, RGBImage]]:
-    """As `frames`: (end time, upright RGB), all of the size of the first."""
-    framing = Framing()
+  def images(self, background: int = 255) -> Iterator[tuple[float, RGBImage]]:
+    """As `frames`: (end time, upright RGB), all of the size of the first.
+
+    Transparent parts show the grey level `background`.
+    """
+    framing = Framing(background=background)
     for begins_s, frame in self.frames():
       image = framing(frame, self.pixel_aspect)
       # The size may change within a stream.
@@ -137,7 +151,13 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
     stream.thread_type = "AUTO" if num_threads != 1 else "SLICE"
     stream.codec_context.thread_count = num_threads
     try:
-      yield Track(path=str(path), container=container, stream=stream)
+      yield Track(
+        path=str(path),
+        container=container,
+        stream=stream,
+        decoder=decoder(stream),
+        presentation=presentation(path, container, stream),
+      )
     except av.FFmpegError as error:
       reason = f"damaged: the decoder failed ({error.strerror})"
       raise VideoError(path, reason) from error

@@ -46,8 +46,7 @@ def read_mask(path, resolution: tuple[int, int], num_frames: int) -> Mask:
   Args:
     path: a picture, a video, an animated GIF, WebP or PNG, a folder of png
       images in order of their names, or an .npy file of (h, w) or (t, h, w):
-      bool, or uint8 of 0..255 (or of 0 and 1). The alpha channel of videos is
-      ignored.
+      bool, or uint8 of 0..255 (or of 0 and 1). Transparent parts are black.
     resolution: (height, width) of the result.
     num_frames: t. A longer mask is cut, frame by frame whatever its frame
       rate; of a shorter one, or a picture, the last frame is repeated.
@@ -170,7 +169,7 @@ def _read_frames(path: Path) -> Iterator[MaskFrame]:
     yield from _from_array(path)
   else:
     with open_video(path) as track:
-      for _, pixels in track.images():
+      for _, pixels in track.images(background=0):
         yield _from_pixels(pixels)
 
 

@@ -10,6 +10,7 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from jaxtyping import UInt8
 import numpy as np
 
+from lumiere_jax.media.colour import is_hdr, needs_mapping, to_srgb
 from lumiere_jax.media.input_file import RGBImage
 
 # swscale widens its kernels when it shrinks, so this antialiases. The flags
@@ -37,10 +38,12 @@ class Framing:
     resolution: (height, width) in pixels; None keeps that of the video.
     crop: position of the crop window, as fractions of the excess height and
       width; (0.5, 0.5) is the centre.
+    background: grey level behind transparent parts; white by default.
   """
 
   resolution: tuple[int, int] | None = None
   crop: tuple[float, float] = (0.5, 0.5)
+  background: int = 255
   reformatter: VideoReformatter = dataclasses.field(
     default_factory=VideoReformatter
   )
@@ -50,6 +53,7 @@ class Framing:
 
     YUV becomes RGB by the frame's colour tag; untagged frames are BT.709 if
     they are 1280 pixels wide or more or taller than 576, otherwise BT.601.
+    HDR and wide gamuts are mapped to sRGB.
     """
     size = upright_size(frame, pixel_aspect)
     target = self.resolution or size
@@ -59,16 +63,10 @@ class Framing:
     ]
     matrix = _display_matrix(frame)
     height, width = cover[::-1] if _swaps_axes(matrix) else cover
-    stored = self.reformatter.reformat(
-      frame,
-      width=width,
-      height=height,
-      format="rgb24",
-      src_colorspace=_colorspace(frame),
-      interpolation=SCALING,
-      threads=1,
+    stored = _to_rgb(
+      self.reformatter, frame, (height, width), SCALING, self.background
     )
-    image = _upright(stored.to_ndarray(), matrix)
+    image = _upright(stored, matrix)
     top, left = (
       round((c - t) * at)
       for c, t, at in zip(cover, target, self.crop, strict=True)
@@ -82,10 +80,57 @@ def blend(before: RGBImage, after: RGBImage, weight: float) -> RGBImage:
   return np.rint(mean).astype(np.uint8)
 
 
+def _to_rgb(
+  reformatter: VideoReformatter,
+  frame: av.VideoFrame,
+  size: tuple[int, int],
+  interpolation: int,
+  background: int = 255,
+) -> RGBImage:
+  """A frame's pixels, not rotated, of `size`: (height, width)."""
+  if _may_be_transparent(frame):
+    # At full size, lest resizing spread the colours of transparent pixels.
+    frame = av.VideoFrame.from_ndarray(_blended(frame, background), "rgb24")
+  deep = needs_mapping(frame)
+  resized = reformatter.reformat(
+    frame,
+    width=size[1],
+    height=size[0],
+    format="rgb48le" if deep else "rgb24",
+    src_colorspace=_colorspace(frame),
+    interpolation=interpolation,
+    threads=1,
+  )
+  pixels = resized.to_ndarray()
+  return to_srgb(pixels, frame) if deep else pixels
+
+
+def _may_be_transparent(frame: av.VideoFrame) -> bool:
+  form = frame.format
+  return form.has_palette or any(part.is_alpha for part in form.components)
+
+
+def _blended(frame: av.VideoFrame, background: int) -> RGBImage:
+  """A frame with alpha over a grey level."""
+  deep = needs_mapping(frame)
+  whole: np.ndarray = frame.reformat(
+    format="rgba64le" if deep else "rgba",
+    src_colorspace=_colorspace(frame),
+    interpolation=SCALING,
+    threads=1,
+  ).to_ndarray()
+  alpha = whole[..., 3:] / np.float32(65535 if deep else 255)
+  pixels = to_srgb(whole[..., :3], frame) if deep else whole[..., :3]
+  behind = np.float32(background)
+  return np.rint(behind + alpha * (pixels - behind)).astype(np.uint8)
+
+
 def _colorspace(frame: av.VideoFrame) -> Colorspace | None:
-  """BT.709 for untagged HD; None leaves it to the tag, else BT.601."""
+  """For untagged frames; None leaves it to the tag, else BT.601."""
   if frame.colorspace != _UNSPECIFIED or frame.format.is_rgb:
     return None
+  if is_hdr(frame):
+    return Colorspace.BT2020
   hd = frame.width >= _HD_WIDTH or frame.height > _SD_MAX_HEIGHT
   return Colorspace.ITU709 if hd else None
 
@@ -94,7 +139,7 @@ def upright_size(
   frame: av.VideoFrame, pixel_aspect: Fraction
 ) -> tuple[int, int]:
   """(height, width) as displayed: upright, with square pixels."""
-  shown = frame.height, round(frame.width * float(pixel_aspect))
+  shown = frame.height, max(1, round(frame.width * float(pixel_aspect)))
   return shown[::-1] if _swaps_axes(_display_matrix(frame)) else shown
 
 
@@ -141,16 +186,10 @@ class Thumbnails:
 
   def __call__(self, time_s: float, frame: av.VideoFrame) -> None:
     """Adds a frame; an `on_frame` of `probe`."""
-    small = self._reformatter.reformat(
-      frame,
-      width=self._side,
-      height=self._side,
-      format="rgb24",
-      interpolation=Interpolation.AREA,
-      threads=1,
-    )
+    size = self._side, self._side
+    small = _to_rgb(self._reformatter, frame, size, Interpolation.AREA)
     self.times_s.append(time_s)
-    self._images.append(small.to_ndarray())
+    self._images.append(small)
 
   @property
   def images(self) -> UInt8[np.ndarray, "t h w 3"]:

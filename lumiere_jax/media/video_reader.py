@@ -77,7 +77,7 @@ def probe(
       if packet.stream.index != track.stream.index:
         continue
       try:
-        frames = track.stream.decode(packet)
+        frames = track.decode(packet)
       except av.FFmpegError:  # the decoder goes on with the next packet
         damaged.append(packets_end_s)
         continue

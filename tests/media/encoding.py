@@ -97,3 +97,22 @@ def with_audio(path, seconds, video=None):
       out.mux(stream.encode(frame) if stream is audio else [])
       out.mux(stream.encode(None))
   return path
+
+
+def store(path, codec, pictures, layout, options=(), tags=(), prepare=None):
+  """Encodes rgb, rgba or 16-bit yuv pictures in a pixel layout."""
+  kind = "rgba" if pictures.shape[-1] == 4 else "rgb24"
+  kind = "yuv444p16le" if pictures.dtype == np.uint16 else kind
+  with av.open(str(path), "w") as out:
+    stream = out.add_stream(codec, 10, dict(options))
+    stream.height, stream.width = pictures.shape[1:3]
+    stream.pix_fmt = layout
+    for name, value in dict(tags).items():
+      setattr(stream.codec_context, name, value)
+    for k, picture in enumerate(pictures):
+      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), kind)
+      frame = frame.reformat(format=layout)
+      frame.pts, frame.time_base = k, Fraction(1, 10)
+      out.mux(stream.encode(prepare(frame) if prepare else frame))
+    out.mux(stream.encode(None))
+  return path

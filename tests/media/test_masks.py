@@ -15,6 +15,7 @@ from lumiere_jax.media.masks import (
 )
 from lumiere_jax.media.video_reader import read_video
 from lumiere_jax.media.video_writer import write_video
+from tests.media.encoding import store
 
 SIZE = (48, 64)
 
@@ -106,6 +107,14 @@ def test_transparent_parts_are_given(tmp_path, palette):
   image.save(tmp_path / "x.png")
   assert np.array_equal(read_mask(tmp_path / "x.png", SIZE, 1), quarter())
   assert read_image(tmp_path / "x.png").all()  # pictures lie over white
+
+
+def test_transparent_parts_of_a_video_are_given(tmp_path):
+  video = np.full((2, *SIZE, 4), 255, np.uint8)
+  video[..., 3] = grey(quarter(2))
+  path = store(tmp_path / "x.mov", "qtrle", video, "argb")
+  assert np.array_equal(read_mask(path, SIZE, 2), quarter(2))
+  assert read_video(path)[0].all()  # elsewhere it is white
 
 
 def test_never_painted_parts_of_a_gif_are_given(tmp_path):
