@@ -14,7 +14,7 @@ from lumiere_jax.media.video_reader import VideoInfo
 from lumiere_jax.storage.files import user_cache
 from lumiere_jax.storage.remote import is_url
 
-_VERSION = 1  # Raise it when probing the same file gives another result.
+_VERSION = 2  # Raise it when probing the same file gives another result.
 _Stamp = list[int]
 """Size and modification time of a file."""
 
@@ -86,7 +86,8 @@ def _read(path: Path) -> Iterator[tuple[str, tuple[_Stamp, list[Shot]]]]:
 
 
 def _shot(values: dict) -> Shot:
-  return Shot(**values | {"info": VideoInfo(**values["info"])})
+  info = VideoInfo(**values["info"] | {"breaks_s": ()})  # a shot has none
+  return Shot(**values | {"info": info})
 
 
 def _stamp(path: Path) -> _Stamp | None:
