@@ -63,7 +63,8 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
 def measure(path, most_frames: float = math.inf) -> Timeline:
   """Measures the times of a video by its packets.
 
-  Only the first picture of each run is decoded. It ends after `most_frames`.
+  Only the first picture of each recording is decoded. It ends after
+  `most_frames`.
   The result for a file is cached until the file changes.
 
   Raises:
@@ -121,7 +122,7 @@ class _Shown(NamedTuple):
   number: int
   pts: int | None
   dts: int | None
-  duration_s: float
+  steps: int
   is_key: bool
 
 
@@ -137,8 +138,9 @@ def _read_recording(
       if frames and not pictured:
         start, pictured = frames[0].pts, True
     if packet is not None:
-      seconds, is_key = track.duration(packet), packet.is_keyframe
-      shown.append(_Shown(number, packet.pts, packet.dts, seconds, is_key))
+      steps = packet.duration or track.steps_of_frame
+      times = packet.pts, packet.dts, steps
+      shown.append(_Shown(number, *times, packet.is_keyframe))
   return start, shown if pictured else []
 
 
@@ -147,17 +149,17 @@ def _find_runs(
 ) -> tuple[tuple[Run, ...], float]:
   """The runs of a recording that begins at `begins_s`, and when it ends."""
   runs, ends, unit = [Run(pts=start, begins_s=begins_s)], start, track.unit
-  spans = sorted((s.pts, s.duration_s) for s in shown if s.pts is not None)
-  for pts, seconds in spans:
-    if (pts - ends) * unit > track.gap_s:
+  gap = track.gap_s / float(unit)
+  spans = sorted((s.pts, s.steps) for s in shown if s.pts is not None)
+  for pts, steps in spans:
+    if pts - ends > gap:
       begins_s += float((ends - runs[-1].pts) * unit)
       runs.append(Run(pts=pts, begins_s=begins_s))
-    ends = max(ends, pts + round(seconds / unit))
+    ends = max(ends, pts + steps)
   match track.is_broadcast, shown[0], shown[-1]:
     case True, _Shown(pts=int(pts), dts=int(dts)), _Shown(dts=int(last)):
       # The last timestamps before a break are guesses, and may be too late.
-      shown_for = round(shown[-1].duration_s / unit)
-      ends = min(ends, last + shown_for + pts - dts)
+      ends = min(ends, last + shown[-1].steps + pts - dts)
   return tuple(runs), begins_s + float((ends - runs[-1].pts) * unit)
 
 

@@ -132,7 +132,7 @@ class Track:
     reordered_avi = kind.name == "avi" and context.has_b_frames
     return not (kind.flags & _WITHOUT_TIMESTAMPS or reordered_avi)
 
-  @property
+  @functools.cached_property
   def may_break(self) -> bool:
     """Whether its clock may go back: no index orders all of its frames."""
     kind = self.container.format.name
@@ -158,16 +158,21 @@ class Track:
   def left_out_s(self) -> float:
     return self.left_out / float(self.rate)
 
-  def duration(self, frame: av.VideoFrame | av.Packet) -> float:
+  def duration(self, frame: av.VideoFrame) -> float:
     """Seconds that a frame is shown if no other follows."""
     if not self.has_times or not frame.duration:
       return 1 / float(self.rate)
     return float(frame.duration * self.unit)
 
-  @property
+  @functools.cached_property
   def unit(self) -> Fraction:
     """Seconds that its timestamps count."""
     return self.stream.time_base or Fraction(1)
+
+  @functools.cached_property
+  def steps_of_frame(self) -> int:
+    """As `unit`s: of a packet that states no duration."""
+    return round(1 / (self.rate * self.unit))
 
   @functools.cached_property
   def _timeline(self) -> Timeline:
@@ -249,14 +254,14 @@ class Track:
     """Whether another recording begins with `packet`."""
     if not self.may_break or last.dts is None or packet.dts is None:
       return False
-    unit = float(self.unit)
-    since_s = (packet.dts - last.dts) * unit
-    if not self.is_broadcast:
-      return since_s < -_GUESS_S
+    since = packet.dts - last.dts
+    if since < 0:
+      return self.is_broadcast or since * self.unit < -_GUESS_S
+    if since <= 2 * self.steps_of_frame or not self.is_broadcast:
+      return False
     # Elsewhere than at a cut, they do not skip together.
-    gap_s = self.gap_s + self.duration(last)
-    skips = packet.pts is not None and (packet.pts - latest) * unit > gap_s
-    return since_s < 0 or (since_s > gap_s and skips)
+    gap = self.gap_s / float(self.unit) + (last.duration or self.steps_of_frame)
+    return since > gap and packet.pts is not None and packet.pts - latest > gap
 
   def frames(
     self, damage: list[float] | None = None
@@ -323,7 +328,7 @@ def _end_of_packet(packet: av.Packet) -> float:
   start = packet.dts if packet.pts is None else packet.pts
   if start is None or packet.time_base is None:
     return 0.0
-  return float((start + (packet.duration or 0)) * packet.time_base)
+  return (start + (packet.duration or 0)) * float(packet.time_base)
 
 
 def _copy(packet: av.Packet) -> av.Packet:
