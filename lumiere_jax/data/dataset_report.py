@@ -30,6 +30,8 @@ class Row:
     seconds, fps, width, height: of the shot, if it could be decoded; a picture
       has 0 seconds and no fps.
     frames_at_fps: number of frames at the frame rate of the clips.
+    left_out_s: seconds of the file that cannot be decoded, because a recording
+      begins between key frames; 0 if none.
     uneven: it is used and its frame rate is not a multiple of the clips', so
       frames are taken at uneven steps, or blended.
   """
@@ -45,6 +47,7 @@ class Row:
   width: int | None = None
   height: int | None = None
   frames_at_fps: int | None = None
+  left_out_s: float = 0.0
   uneven: bool = False
 
   @property

@@ -1,4 +1,4 @@
-"""Shot detection and motion measurement on thumbnails of a video.
+"""Splits videos into shots, and measures motion on thumbnails.
 
 The thumbnails are taken while the video is probed, so it is decoded once.
 """
@@ -6,6 +6,7 @@ The thumbnails are taken while the video is probed, so it is decoded once.
 import dataclasses
 import itertools
 
+import av
 from jaxtyping import Float, UInt8
 import numpy as np
 
@@ -58,7 +59,7 @@ FRAME_FILTERS = "scene_cuts", "min_motion"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shot:
-  """The part of a video between two cuts; see `motion` for its motion.
+  """A part of a video without cuts and breaks; see `motion` for its motion.
 
   It begins at `start_s` in the file. The motion is None if not measured.
   """
@@ -69,27 +70,40 @@ class Shot:
 
 
 def probe_shots(path, filters: Filters) -> list[Shot]:
-  """Probes a video and, if `filters` ask for it, splits it at its cuts.
+  """Probes a video and splits it at breaks (see `Track`).
+
+  It is also split at its cuts, if the `filters` ask for it.
 
   Raises:
     VideoError: it cannot be used, see `probe`.
   """
-  if not filters.scene_cuts and not filters.min_motion:
-    info = probe(path, num_threads=1)
-    return [Shot(start_s=0.0, info=info)]
+  watches = bool(filters.scene_cuts or filters.min_motion)
   thumbnails = Thumbnails(_SIDE)
-  info = probe(path, num_threads=1, on_frame=thumbnails)
-  images, times_s = thumbnails.images, [*thumbnails.times_s, info.duration_s]
-  cuts = find_cuts(images, filters.scene_cuts) if filters.scene_cuts else []
+  times_s: list[float] = []
+
+  def on_frame(time_s: float, frame: av.VideoFrame) -> None:
+    times_s.append(time_s)
+    if watches:
+      thumbnails(time_s, frame)
+
+  info = probe(path, num_threads=1, on_frame=on_frame)
+  images = thumbnails.images if watches else None
+  cuts = {int(np.searchsorted(times_s, at)) for at in info.breaks_s}
+  if images is not None and filters.scene_cuts:
+    cuts |= set(find_cuts(images, filters.scene_cuts))
+  times_s.append(info.duration_s)
   return [
     Shot(
       start_s=times_s[first],
       info=dataclasses.replace(
-        info, duration_s=times_s[end] - times_s[first], num_frames=end - first
+        info,
+        duration_s=times_s[end] - times_s[first],
+        num_frames=end - first,
+        breaks_s=(),
       ),
-      motion=motion(images[first:end]),
+      motion=None if images is None else motion(images[first:end]),
     )
-    for first, end in itertools.pairwise([0, *cuts, len(images)])
+    for first, end in itertools.pairwise([0, *sorted(cuts), len(times_s) - 1])
   ]
 
 

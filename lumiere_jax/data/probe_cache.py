@@ -86,7 +86,8 @@ def _read(path: Path) -> Iterator[tuple[str, tuple[_Stamp, list[Shot]]]]:
 
 
 def _shot(values: dict) -> Shot:
-  return Shot(**values | {"info": VideoInfo(**values["info"])})
+  info = VideoInfo(**values["info"] | {"breaks_s": ()})  # a shot has none
+  return Shot(**values | {"info": info})
 
 
 def _stamp(path: Path) -> _Stamp | None:

@@ -175,6 +175,7 @@ def index_shot(
     width=info.width,
     height=info.height,
     frames_at_fps=info.frames_at(specs[0].fps),
+    left_out_s=round(info.left_out_s, 3),
     uneven=spec is not None and filters.is_temporal(spec) and _is_uneven(ratio),
   )
   if spec is None:

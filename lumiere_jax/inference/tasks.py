@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lumiere_jax.errors import UserError, check_choice, option, suggest
+from lumiere_jax.errors import UserError, check_choice, notice, option, suggest
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.inference.sample_options import settings_of
 from lumiere_jax.media.images import read_image
@@ -328,7 +328,13 @@ def _read_video(path: str, fps: float, most: int) -> Clip:
   if path.endswith(".npy") or Path(path).is_dir():
     video, _ = read_video(path)
     return video[: most + 1] if most else video
-  frames = probe(path).frames_at(fps)
+  info = probe(path)
+  if info.left_out_s:
+    notice(
+      f"{option('video', path)}: {info.left_out_s:.2f} s cannot be decoded, "
+      "because a recording begins between key frames; they are left out"
+    )
+  frames = info.frames_at(fps)
   if most:
     frames = min(frames, most + 1)
   return read_clip(path, start_s=0.0, num_frames=frames, fps=fps)

@@ -1,125 +1,24 @@
-"""Opens video files: their video stream and the time of each frame.
+"""Opens video files, and measures their times without decoding them."""
 
-Times are seconds since the stream's start, whatever offset the file has.
-"""
-
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 import contextlib
-import dataclasses
-from fractions import Fraction
+import functools
 import io
 import itertools
+import math
+import os
+from typing import NamedTuple
 
 import av
-from av.video.codeccontext import VideoCodecContext
 
 from lumiere_jax.errors import VideoError
 from lumiere_jax.media.input_file import (
   InMemoryFile,
-  RGBImage,
   animated_webp,
   require_file,
 )
-from lumiere_jax.media.presentation import Presentation, decoder, presentation
-from lumiere_jax.media.resize import Framing
-
-TOLERANCE_S = 1e-3
-"""Matroska and FLV round timestamps to milliseconds."""
-
-_WITHOUT_TIMESTAMPS = 0x80  # libavformat's AVFMT_NOTIMESTAMPS
-_UNSPECIFIED_RATE = Fraction(25)
-
-# Formats with an index or timestamps that seeking can rely on.
-_SEEKABLE = ("mov", "matroska", "avi", "flv", "mpegts")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Track:
-  """The video stream of an opened file."""
-
-  path: str
-  container: av.container.InputContainer
-  stream: av.VideoStream
-  decoder: VideoCodecContext
-  presentation: Presentation
-
-  @property
-  def rate(self) -> Fraction:
-    """Frames per second, as stated or guessed from the first frames."""
-    stream = self.stream
-    return stream.average_rate or stream.guessed_rate or _UNSPECIFIED_RATE
-
-  @property
-  def pixel_aspect(self) -> Fraction:
-    """Width over height of one stored pixel."""
-    return self.stream.sample_aspect_ratio or Fraction(1)
-
-  @property
-  def start(self) -> int | None:
-    """The timestamp of time 0; None: times are derived from the frame rate.
-
-    Raw streams have no timestamps. AVI has those of decoding only, which
-    differ from presentation order where there are B-frames.
-    """
-    kind, context = self.container.format, self.stream.codec_context
-    reordered_avi = kind.name == "avi" and context.has_b_frames
-    if kind.flags & _WITHOUT_TIMESTAMPS or reordered_avi:
-      return None
-    # Animated PNG starts at 0 without stating it.
-    return 0 if kind.name == "apng" else self.stream.start_time
-
-  def time(self, frame: av.VideoFrame, index: int) -> float:
-    """Presentation time of `frame`, the `index`-th from the start."""
-    start, pts, unit = self.start, frame.pts, frame.time_base
-    if start is None or pts is None or unit is None:
-      return index / float(self.rate)
-    return float((pts - start) * unit)
-
-  def duration(self, frame: av.VideoFrame) -> float:
-    """Seconds that `frame` is shown if no other follows."""
-    unit = frame.time_base
-    if self.start is None or not frame.duration or unit is None:
-      return 1 / float(self.rate)
-    return float(frame.duration * unit)
-
-  def seek(self, time_s: float) -> bool:
-    """Seeks to the last key frame before `time_s`, or stays at the start.
-
-    Returns:
-      False if the file cannot seek after all; it has to be opened again.
-    """
-    start, unit = self.start, self.stream.time_base
-    seekable = self.container.format.name.startswith(_SEEKABLE)
-    if time_s <= 0 or not seekable or start is None or unit is None:
-      return True
-    try:
-      self.container.seek(int(time_s / unit) + start, stream=self.stream)
-    except av.FFmpegError:
-      return False
-    self.decoder.flush_buffers()
-    return True
-
-  def decode(self, packet: av.Packet) -> list[av.VideoFrame]:
-    """The frames that a packet completes, as they are shown."""
-    return [self.presentation(f) for f in self.decoder.decode(packet)]
-
-  def frames(self) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Decodes all following frames: (time, frame), in presentation order."""
-    packets = self.container.demux(self.stream)
-    decoded = itertools.chain.from_iterable(map(self.decode, packets))
-    return ((self.time(f, index), f) for index, f in enumerate(decoded))
-
-  def images(self, background: int = 255) -> Iterator[tuple[float, RGBImage]]:
-    """As `frames`: (end time, upright RGB), all of the size of the first.
-
-    Transparent parts show the grey level `background`.
-    """
-    framing = Framing(background=background)
-    for begins_s, frame in self.frames():
-      image = framing(frame, self.pixel_aspect)
-      # The size may change within a stream.
-      framing = dataclasses.replace(framing, resolution=image.shape[:2])
-      yield begins_s + self.duration(frame), image
+from lumiere_jax.media.presentation import decoder, presentation
+from lumiere_jax.media.track import Run, Timeline, Track, time_at
 
 
 @contextlib.contextmanager
@@ -136,13 +35,13 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
   """
   require_file(path)
   # With "file:", a colon in the name does not start a protocol.
-  source: io.BytesIO | str = (
+  opened: io.BytesIO | str = (
     path.open()
     if isinstance(path, InMemoryFile)
     else animated_webp(path) or f"file:{path}"
   )
   try:
-    container = av.open(source, "r", metadata_errors="replace")
+    container = av.open(opened, "r", metadata_errors="replace")
   except av.FFmpegError as error:
     reason = f"not a video, or cut short: {error.strerror}"
     raise VideoError(path, reason) from error
@@ -152,15 +51,119 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
     stream.codec_context.thread_count = num_threads
     try:
       yield Track(
-        path=str(path),
+        path=path,
         container=container,
         stream=stream,
         decoder=decoder(stream),
         presentation=presentation(path, container, stream),
+        measure=functools.partial(measure, path),
       )
     except av.FFmpegError as error:
       reason = f"damaged: the decoder failed ({error.strerror})"
       raise VideoError(path, reason) from error
+
+
+def measure(path, most_frames: float = math.inf) -> Timeline:
+  """Measures the times of a video by its packets.
+
+  Only the first picture of each recording is decoded. It ends after
+  `most_frames`.
+  The result for a file is cached until the file changes.
+
+  Raises:
+    VideoError: it cannot be opened as a video.
+  """
+  if isinstance(path, InMemoryFile):
+    return _measure(path, most_frames)
+  require_file(path)
+  status = os.stat(path)
+  stamp = status.st_size, status.st_mtime_ns
+  return _measure_file(str(path), most_frames, stamp)
+
+
+@functools.lru_cache(maxsize=1024)
+def _measure_file(
+  path: str, most_frames: float, stamp: tuple[int, int]
+) -> Timeline:
+  del stamp  # A changed file has another one.
+  return _measure(path, most_frames)
+
+
+def _measure(path, most_frames: float) -> Timeline:
+  recordings: list[tuple[Run, ...]] = []
+  keys: list[tuple[int, float]] = []
+  num_frames, ends_s = 0, 0.0
+  with open_video(path) as track:
+    packets = itertools.takewhile(
+      lambda item: item[1] <= most_frames, track.packets()
+    )
+    for _, items in itertools.groupby(packets, lambda item: item[0]):
+      start, shown = _read_recording(track, items)
+      num_frames += len(shown)
+      runs: tuple[Run, ...] = ()
+      if start is None or not track.has_times:
+        ends_s += len(shown) / float(track.rate)
+      else:
+        runs, ends_s = _find_runs(track, start, shown, ends_s)
+        keys += [
+          (packet.number, time_at(runs, packet.pts, track.unit))
+          for packet in shown
+          if packet.is_key and packet.pts is not None
+        ]
+      recordings.append(runs)
+  return Timeline(
+    runs=tuple(recordings),
+    num_frames=num_frames,
+    duration_s=ends_s,
+    keys=tuple(keys),
+  )
+
+
+class _Shown(NamedTuple):
+  """A packet without its data, to keep many."""
+
+  number: int
+  pts: int | None
+  dts: int | None
+  steps: int
+  is_key: bool
+
+
+def _read_recording(
+  track: Track, items: Iterable[tuple[int, int, av.Packet | None]]
+) -> tuple[int | None, list[_Shown]]:
+  """Timestamp of the first picture, and all packets; none without a picture."""
+  start, pictured = None, False
+  shown: list[_Shown] = []
+  for _, number, packet in items:
+    if packet is None or not pictured:
+      frames = track.decode(packet, damage=[])
+      if frames and not pictured:
+        start, pictured = frames[0].pts, True
+    if packet is not None:
+      steps = packet.duration or track.steps_of_frame
+      times = packet.pts, packet.dts, steps
+      shown.append(_Shown(number, *times, packet.is_keyframe))
+  return start, shown if pictured else []
+
+
+def _find_runs(
+  track: Track, start: int, shown: Sequence[_Shown], begins_s: float
+) -> tuple[tuple[Run, ...], float]:
+  """The runs of a recording that begins at `begins_s`, and when it ends."""
+  runs, ends, unit = [Run(pts=start, begins_s=begins_s)], start, track.unit
+  gap = track.gap_s / float(unit)
+  spans = sorted((s.pts, s.steps) for s in shown if s.pts is not None)
+  for pts, steps in spans:
+    if pts - ends > gap:
+      begins_s += float((ends - runs[-1].pts) * unit)
+      runs.append(Run(pts=pts, begins_s=begins_s))
+    ends = max(ends, pts + steps)
+  match track.is_broadcast, shown[0], shown[-1]:
+    case True, _Shown(pts=int(pts), dts=int(dts)), _Shown(dts=int(last)):
+      # The last timestamps before a break are guesses, and may be too late.
+      ends = min(ends, last + shown[-1].steps + pts - dts)
+  return tuple(runs), begins_s + float((ends - runs[-1].pts) * unit)
 
 
 def _video_stream(path, container) -> av.VideoStream:

@@ -11,10 +11,11 @@ import av
 import numpy as np
 
 from lumiere_jax.errors import UserError, VideoError, check_choice
-from lumiere_jax.media.container import TOLERANCE_S, Track, open_video
+from lumiere_jax.media.container import open_video
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.input_file import RGBImage, png_files, read_npy
 from lumiere_jax.media.resize import Framing, blend, upright_size
+from lumiere_jax.media.track import TOLERANCE_S, Track, frames_in
 from lumiere_jax.typing import Clip
 
 OnFrame = Callable[[float, av.VideoFrame], None]
@@ -34,15 +35,20 @@ class VideoInfo:
   """Measurements of a fully decoded video file.
 
   Attributes:
-    duration_s: from its start to the end of the last frame.
+    duration_s: from its first frame to the end of the last.
     num_frames: decodable frames.
     height, width: in pixels as displayed: upright, with square pixels.
+    breaks_s: times of frames that do not continue the one before; see `Track`.
+    left_out_s: length of the parts that cannot be decoded for lack of a key
+      frame, at the start or after a break; not part of the duration.
   """
 
   duration_s: float
   num_frames: int
   height: int
   width: int
+  breaks_s: tuple[float, ...] = ()
+  left_out_s: float = 0.0
 
   @property
   def fps(self) -> float:
@@ -51,7 +57,7 @@ class VideoInfo:
 
   def frames_at(self, fps: float) -> int:
     """How many frames resampling to `fps` gives; 1 for a picture."""
-    return max(1, math.ceil((self.duration_s - TOLERANCE_S) * fps))
+    return frames_in(self.duration_s, fps)
 
 
 def probe(
@@ -68,31 +74,21 @@ def probe(
     VideoError: the file is not a video, is damaged, or ends before the length
       that it states.
   """
-  end_s = packets_end_s = 0.0
-  num_frames, damaged, size = 0, [], (0, 0)
+  end_s, num_frames, size = 0.0, 0, (0, 0)
+  damaged: list[float] = []
   with open_video(path, num_threads) as track:
-    for packet in track.container.demux():
-      # Other streams may be longer: the file states the length of the longest.
-      packets_end_s = max(packets_end_s, _end_of_packet(packet))
-      if packet.stream.index != track.stream.index:
-        continue
-      try:
-        frames = track.decode(packet)
-      except av.FFmpegError:  # the decoder goes on with the next packet
-        damaged.append(packets_end_s)
-        continue
-      for frame in frames:
-        time_s = track.time(frame, num_frames)
-        if frame.is_corrupt or packet.is_corrupt:
-          damaged.append(time_s)
-        on_frame(time_s, frame)
-        end_s = max(end_s, time_s + track.duration(frame))
-        size = upright_size(frame, track.pixel_aspect)
-        num_frames += 1
+    for time_s, frame in track.frames(damaged):
+      on_frame(time_s, frame)
+      end_s = max(end_s, time_s + track.duration(frame))
+      size = upright_size(frame, track.pixel_aspect)
+      num_frames += 1
     if not num_frames:
       kind = "damaged" if damaged else "no frames"
+      if track.left_out:
+        kind = "damaged: it has no whole key frame"
       raise VideoError(path, f"{kind}: nothing in it can be decoded")
-    _check_complete(track, packets_end_s, end_s)
+    _check_complete(track, end_s)
+    breaks_s, left_out_s = track.breaks_s, track.left_out_s
   if damaged:
     raise VideoError(
       path,
@@ -100,18 +96,16 @@ def probe(
       f"{damaged[0]:.2f} s; cut or re-encode it",
     )
   return VideoInfo(
-    duration_s=end_s, num_frames=num_frames, height=size[0], width=size[1]
+    duration_s=end_s,
+    num_frames=num_frames,
+    height=size[0],
+    width=size[1],
+    breaks_s=breaks_s,
+    left_out_s=left_out_s,
   )
 
 
-def _end_of_packet(packet: av.Packet) -> float:
-  start = packet.dts if packet.pts is None else packet.pts
-  if start is None or packet.time_base is None:
-    return 0.0
-  return float((start + (packet.duration or 0)) * packet.time_base)
-
-
-def _check_complete(track: Track, packets_end_s: float, end_s: float) -> None:
+def _check_complete(track: Track, end_s: float) -> None:
   """Raises if the end of the file is missing, which decoders ignore."""
   container, stream = track.container, track.stream
   if not container.format.name.startswith(_STATE_LENGTH):
@@ -119,7 +113,8 @@ def _check_complete(track: Track, packets_end_s: float, end_s: float) -> None:
   stated_s = (container.duration or 0) / av.time_base
   if container.format.name == "avi":
     stated_s = stream.frames / float(track.rate)
-  if packets_end_s < stated_s - max(0.5, 0.05 * stated_s):
+  # Other streams may be longer: the file states the length of the longest.
+  if track.packets_end_s < stated_s - max(0.5, 0.05 * stated_s):
     raise VideoError(
       track.path,
       f"truncated: {end_s:.2f} s of the {stated_s:.2f} s it states; "
@@ -145,6 +140,7 @@ def read_frames(
 ) -> Iterator[RGBImage]:
   """Reads a part of a video, resampled in time and space, frame by frame.
 
+  Time is continuous across breaks (see `Track`), where nothing is blended.
   Frames are resized (antialiased) to cover `resolution`, with their aspect
   ratio kept, and cropped. Frame rates may vary.
 
@@ -238,7 +234,9 @@ def _shown_from(path, time_s: float) -> Iterator[_Shown]:
   """All frames from a key frame at or before `time_s` on."""
   last = None
   for track, begins_s, frame in _frames_from(path, time_s):
-    if last is not None:
+    if last is not None and begins_s in track.breaks_s:
+      yield dataclasses.replace(last, ends_s=begins_s)
+    elif last is not None:
       yield dataclasses.replace(last, ends_s=begins_s, following=frame)
     ends_s = begins_s + track.duration(frame)
     last = _Shown(

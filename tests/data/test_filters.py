@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -105,6 +106,24 @@ def test_shots_begin_on_their_frame(tmp_path):
     )
     distance = np.abs(clip[:, None].astype(int) - scenes).mean((2, 3, 4))
     assert (distance.argmin(1) == k).all()
+
+
+@pytest.mark.parametrize("cuts", [0.0, LEAST])
+def test_no_shot_spans_a_break(tmp_path, cuts):
+  """Whether or not the pictures differ, and cuts are looked for."""
+  whole, path = tmp_path / "1.mpg", tmp_path / "x.mpg"
+  with av.open(str(whole), "w", format="vob") as out:
+    stream = out.add_stream("mpeg2video", 25)
+    stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+    stream.bit_rate = 4_000_000
+    for pixels in large(scene(0, 30)):
+      out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+    out.mux(stream.encode(None))
+  path.write_bytes(whole.read_bytes() * 3)
+  found = probe_shots(path, Filters(scene_cuts=cuts))
+  assert [s.info.num_frames for s in found] == [30] * 3
+  assert [s.start_s for s in found] == pytest.approx([0, 1.2, 2.4])
+  assert all(s.info.fps == pytest.approx(25) for s in found)
 
 
 def test_frames_are_only_compared_if_a_filter_is_on(tmp_path):

@@ -4,6 +4,7 @@ from fractions import Fraction
 from pathlib import Path
 import random
 
+import av
 import numpy as np
 from PIL import Image
 import pytest
@@ -200,6 +201,150 @@ def test_nothing_is_blended_across_an_end(tmp_path):
   assert levels_of(path, **last) == pytest.approx([92, (92 + 255) / 2], abs=4)
   alone = brightening(tmp_path / "y.mkv", 24, count=24)
   assert levels_of(alone, **last) == [92, 92]
+
+
+def cut_stream(path, part, begin=0.0, end=1.0, unit=188):
+  """Writes a part of a stream, cut between packets of `unit` bytes."""
+  data = path.read_bytes()
+  first, last = (int(len(data) // unit * at) * unit for at in (begin, end))
+  part.write_bytes(data[first:last])
+  return part
+
+
+GOP = {"g": "30", "keyint_min": "30", "sc_threshold": "0", "crf": "4"}
+STREAMS = {  # kind -> codec, options, muxer, size of its packets
+  "h264.ts": ("libx264", GOP | {"bf": "3"}, "mpegts", 188),
+  "mpeg2.ts": ("mpeg2video", {"g": "30", "bf": "2"}, "mpegts", 188),
+  "mpeg2.mpg": ("mpeg2video", {"g": "30", "bf": "2"}, "vob", 2048),
+  "h264.h264": ("libx264", GOP, "h264", 1),
+}
+
+
+def encode_stream(path, kind, video, **options):
+  codec, codec_options, muxer, _ = STREAMS[kind]
+  with av.open(str(path), "w", format=muxer, options=options) as out:
+    stream = out.add_stream(codec, 25, codec_options)
+    stream.height, stream.width = video.shape[1:3]
+    stream.pix_fmt, stream.bit_rate = "yuv420p", 4_000_000
+    for pixels in video:
+      frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24")
+      out.mux(stream.encode(frame))
+    out.mux(stream.encode(None))
+  return path
+
+
+def joined(path, *parts):
+  path.write_bytes(b"".join(part.read_bytes() for part in parts))
+  return path
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+@pytest.mark.parametrize("begin", [0.35, 0.45])
+def test_begins_at_the_first_key_frame(tmp_path, kind, begin):
+  """The part before it is no time of the video; it is reported."""
+  whole = encode_stream(tmp_path / "whole", kind, plain(60))
+  path = cut_stream(whole, tmp_path / kind, begin, unit=STREAMS[kind][-1])
+  info = probe(path)
+  clip = read_clip(path, start_s=0, num_frames=info.num_frames, fps=25)
+  first = 60 - info.num_frames
+  assert number(clip) == list(range(first, 60))
+  assert info.fps == pytest.approx(25)
+  if kind.startswith("h264"):  # MPEG-2 encodes more key frames than asked for
+    assert first == 30
+    assert info.left_out_s > 0
+  late = read_clip(path, start_s=0.4, num_frames=3, fps=25)
+  assert number(late) == [first + k for k in (10, 11, 12)]
+
+
+@pytest.mark.parametrize("kind", ["h264.ts", "mpeg2.ts", "mpeg2.mpg"])
+@pytest.mark.parametrize("offset", [0, 1, 40000])
+def test_time_goes_on_where_the_clock_starts_again(tmp_path, kind, offset):
+  """Joined recordings; the last frame of the first may be left out."""
+  one = encode_stream(
+    tmp_path / "1", kind, plain(30), output_ts_offset=str(offset)
+  )
+  two = encode_stream(tmp_path / "2", kind, 255 - plain(40))
+  path = joined(tmp_path / kind, one, two)
+  info = probe(path)
+  assert info.num_frames in (69, 70)
+  assert info.fps == pytest.approx(25, rel=1e-3)
+  (at,) = info.breaks_s
+  assert at == pytest.approx((info.num_frames - 40) / 25)
+  clip = read_clip(path, start_s=0, num_frames=info.num_frames, fps=25)
+  begin = info.num_frames - 40
+  assert number(clip[: begin - 1]) == list(range(begin - 1))
+  assert number(clip[begin:]) == [63 - k for k in range(40)]
+  for start in (1, begin - 2, begin, begin + 11, begin + 33):
+    part = read_clip(path, start_s=start / 25, num_frames=4, fps=25)
+    assert number(part) == number(clip[start : start + 4])
+
+
+@pytest.mark.parametrize("kind", ["h264.ts", "mpeg2.ts"])
+def test_edited_recordings_begin_again_at_a_key_frame(tmp_path, kind):
+  """Cut anywhere, within packets and between key frames."""
+  whole = encode_stream(tmp_path / "whole", kind, plain(60))
+  one = cut_stream(whole, tmp_path / "1", 0, 0.4)
+  two = cut_stream(whole, tmp_path / "2", 0.2)
+  info = probe(joined(tmp_path / kind, one, two))
+  assert len(info.breaks_s) == 1
+  assert info.left_out_s > 0
+  assert info.fps == pytest.approx(25, rel=0.05)
+  clip = read_clip(
+    tmp_path / kind, start_s=0, num_frames=info.frames_at(25), fps=25
+  )
+  begin = round(info.breaks_s[0] * 25)
+  assert number(clip[begin:]) == list(range(60 - len(clip[begin:]), 60))
+  assert number(clip[: begin - 2]) == list(range(begin - 2))
+
+
+@pytest.mark.parametrize("gap_s", [3, 30, 1000])
+@pytest.mark.parametrize("kind", ["h264.ts", "h264.mkv", "ffv1.mkv"])
+def test_gaps_are_closed_where_no_picture_can_be_held(tmp_path, kind, gap_s):
+  pts = [40 * k + 1000 * gap_s * (k >= 25) for k in range(50)]
+  path = encode(tmp_path / kind, plain(50), kind=kind, pts=pts, ticks=1000)
+  info = probe(path)
+  held = kind != "h264.ts" and gap_s == 3
+  assert info.num_frames == 50
+  assert info.breaks_s == (() if held else pytest.approx((1.0,)))
+  assert info.duration_s == pytest.approx(5.0 if held else 2.0, abs=2e-3)
+  clip = read_clip(path, start_s=0.8, num_frames=10, fps=25)
+  expected = [*range(20, 25), *([24] * 5 if held else range(25, 30))]
+  assert number(clip) == expected
+
+
+def test_timestamps_may_wrap_around_or_be_negative(tmp_path):
+  for offset in (2**33 / 90000 - 1, -3):
+    path = encode_stream(
+      tmp_path / "x.ts", "h264.ts", plain(50), output_ts_offset=str(offset)
+    )
+    info = probe(path)
+    assert (info.num_frames, info.breaks_s) == (50, ())
+    assert info.duration_s == pytest.approx(2.0)
+    clip = read_clip(path, start_s=0.4, num_frames=30, fps=25)
+    assert number(clip) == list(range(10, 40))
+
+
+def test_fragments_joined_go_on(tmp_path):
+  how = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+  parts = [
+    encode(tmp_path / f"{k}.mp4", video, kind="h264.mp4", options=how)
+    for k, video in enumerate([plain(30), 255 - plain(40)])
+  ]
+  path = joined(tmp_path / "x.mp4", *parts)
+  info = probe(path)
+  assert (info.num_frames, info.breaks_s) == (70, (pytest.approx(1.2),))
+  clip = read_clip(path, start_s=1.0, num_frames=20, fps=25)
+  assert number(clip) == [*range(25, 30), *(63 - k for k in range(15))]
+
+
+def test_nothing_is_blended_across_a_break(tmp_path):
+  flat = lambda level, n: np.full((n, 48, 96, 3), level, np.uint8)
+  one = encode_stream(tmp_path / "1", "mpeg2.mpg", flat(50, 25))
+  two = encode_stream(tmp_path / "2", "mpeg2.mpg", flat(200, 25))
+  path = joined(tmp_path / "x.mpg", one, two)
+  how = {"start_s": 0.5, "num_frames": 16, "fps": 16}
+  means = read_clip(path, **how, resample="blend").mean((1, 2, 3))
+  assert ((abs(means - 50) < 5) | (abs(means - 200) < 5)).all()
 
 
 def test_longer_audio_is_no_missing_end(tmp_path):

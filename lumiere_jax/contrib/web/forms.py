@@ -37,7 +37,7 @@ from lumiere_jax.inference.tasks import (
   Task,
   make_task,
 )
-from lumiere_jax.media.container import open_video
+from lumiere_jax.media.container import measure, open_video
 from lumiere_jax.media.images import write_image
 from lumiere_jax.media.masks import parse_box, parse_expand
 from lumiere_jax.media.resize import upright_size
@@ -268,7 +268,7 @@ def _check_size(
   if isinstance(task, Panorama):
     width = task.width
   if video := getattr(task, "video", ""):
-    shown, size = _measure(video, pipeline.fps, limits)
+    shown, size = _measure(video, pipeline.fps)
     if isinstance(task, SuperResolve):
       frames = shown
       width, height = (side * pipeline.upscale for side in size)
@@ -319,13 +319,11 @@ def check_edges(
       )
 
 
-def _measure(path: str, fps: float, limits: Limits) -> tuple[int, Size]:
-  """Most frames that a video has at a frame rate, and its size."""
+def _measure(path: str, fps: float) -> tuple[int, Size]:
+  """How many frames a video has at a frame rate, and its size."""
   with open_video(path) as track:
-    stated_s = (track.container.duration or 0) / 1e6
     _, first = next(track.frames(), (0.0, None))
     if first is None:
       raise VideoError(path, "no frames: nothing in it can be decoded")
     height, width = upright_size(first, track.pixel_aspect)
-  frames = math.ceil((stated_s or limits.max_seconds) * fps) or 1
-  return frames, (width, height)
+  return measure(path).frames_at(fps), (width, height)

@@ -5,6 +5,7 @@ FFmpeg would follow a playlist to other files and hosts, and Pillow would pass
 PostScript to an interpreter.
 """
 
+import math
 import os
 from pathlib import Path
 import shutil
@@ -17,7 +18,7 @@ from PIL import Image
 
 from lumiere_jax.contrib.web.options import Limits
 from lumiere_jax.errors import UserError, option
-from lumiere_jax.media.container import Track, open_video
+from lumiere_jax.media.container import measure, open_video
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.input_file import open_picture
 from lumiere_jax.media.video_reader import read_clip
@@ -88,7 +89,8 @@ def take_video(
 ) -> str:
   """Checks and stores an uploaded video, like `take_picture`.
 
-  Packets are counted, no frame is decoded.
+  The length is measured by the packets; only its first picture is decoded, or
+  that of each recording if several were joined.
   """
   if not path:
     return ""
@@ -97,7 +99,7 @@ def take_video(
   with open_video(taken) as track:
     codec = track.stream.codec_context
     check_sides(option(field), (codec.width, codec.height), limits)
-    _check_length(track, field, limits)
+  _check_length(taken, field, limits)
   return os.fspath(taken)
 
 
@@ -172,22 +174,17 @@ def _store(
   return target
 
 
-def _check_length(track: Track, field: str, limits: Limits) -> None:
-  """Measures the length by the packets: what a file states may be wrong."""
-  base, start = track.stream.time_base, track.stream.start_time or 0
-  packets, end_s = 0, (track.container.duration or 0) / 1e6
-  for packet in track.container.demux(track.stream):
-    packets += packet.size > 0
-    if packet.pts is not None and base is not None:
-      end = packet.pts + (packet.duration or 0) - start
-      end_s = max(end_s, float(end * base))
-    many = packets > limits.max_seconds * _MAX_FPS
-    if many or end_s > limits.max_seconds + 0.1:
-      raise UserError(
-        option(field),
-        "is too long" + ("" if many else f": {end_s:.1f} s"),
-        f"at most {limits.max_seconds:g} s are accepted",
-      )
+def _check_length(path: Path, field: str, limits: Limits) -> None:
+  """Checks the length by the packets: what a file states may be wrong."""
+  most = math.ceil(limits.max_seconds * _MAX_FPS)
+  measured = measure(path, most)
+  many = measured.num_frames > most
+  if many or measured.duration_s > limits.max_seconds + 0.1:
+    raise UserError(
+      option(field),
+      "is too long" + ("" if many else f": {measured.duration_s:.1f} s"),
+      f"at most {limits.max_seconds:g} s are accepted",
+    )
 
 
 def editor_background(

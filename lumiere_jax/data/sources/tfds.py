@@ -29,10 +29,10 @@ from lumiere_jax.data.sources.tfds_builder import (
 )
 from lumiere_jax.data.video_index import IndexEntry, Video, index_shot
 from lumiere_jax.errors import UserError
-from lumiere_jax.media.container import TOLERANCE_S
 from lumiere_jax.media.images import fit, read_image
 from lumiere_jax.media.input_file import InMemoryFile
 from lumiere_jax.media.resize import blend
+from lumiere_jax.media.track import TOLERANCE_S
 from lumiere_jax.media.video_reader import VideoInfo
 from lumiere_jax.storage.atomic import AnyPath
 from lumiere_jax.typing import Clip

@@ -96,9 +96,11 @@ def with_files(picture, video, tmp_path):
   }
 
 
-def long_video(path: pathlib.Path, frames: int, fps: int = 16) -> str:
+def long_video(
+  path: pathlib.Path, frames: int, fps: int = 16, **options: str
+) -> str:
   """Writes a video of one colour, which takes few bytes per frame."""
-  with av.open(str(path), "w") as out:
+  with av.open(str(path), "w", options=options) as out:
     stream = out.add_stream("h264", fps, {"preset": "ultrafast"})
     stream.width = stream.height = 32
     stream.pix_fmt = "yuv420p"

@@ -191,6 +191,25 @@ def test_videos(ask, task, picture, tmp_path):
     ask(task, video=long, **rest)
 
 
+@pytest.mark.parametrize(
+  ("name", "how"),
+  [
+    ("x.mkv", {"live": "1"}),
+    ("x.mp4", {"movflags": "frag_keyframe+empty_moov"}),
+    ("x.mp4", {}),
+  ],
+)
+def test_recordings_are_as_long_as_their_frames(ask, tmp_path, name, how):
+  """Not as long as the limit, where the file does not state its length."""
+  video = long_video(tmp_path / name, 32, **how)
+  pixels = 33 * (32 * UPSCALE) ** 2 / 1e6
+  options = Options(limits=Limits(max_mpixels=pixels, max_seconds=60.0))
+  ask("super_resolve", video=video, options=options, prompt="")
+  less = Options(limits=Limits(max_mpixels=pixels * 31 / 33))
+  with pytest.raises(UserError, match="32 frames of"):
+    ask("super_resolve", video=video, options=less, prompt="")
+
+
 def test_videos_that_fill_the_memory(ask, tmp_path):
   video = str(tmp_path / "x.mp4")
   write_video(video, np.zeros((40, 320, 400, 3), np.uint8), 16.0)

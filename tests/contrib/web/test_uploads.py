@@ -6,6 +6,7 @@ from pathlib import Path
 import struct
 import zlib
 
+import av
 import numpy as np
 from PIL import Image
 import pytest
@@ -24,7 +25,7 @@ from lumiere_jax.contrib.web.uploads import (
   take_video,
 )
 from lumiere_jax.errors import UserError, option
-from lumiere_jax.media import container, video_reader
+from lumiere_jax.media import container
 from lumiere_jax.media.images import read_image, write_image
 from lumiere_jax.media.video_writer import write_video
 from tests.contrib.web.conftest import long_video
@@ -141,7 +142,6 @@ def test_large_and_long_videos_are_rejected_undecoded(
   write_video(large, pixels, 16.0, crf=51)
   decode = lambda *args: pytest.fail("it was decoded")
   monkeypatch.setattr(container.Track, "frames", decode)
-  monkeypatch.setattr(video_reader, "_end_of_packet", decode)
   reject(take_video, long, "video", r"is too long: 2.5 s; at most 2 s")
   reject(take_video, large, "video", r"is too large: 102x32 pixels")
 
@@ -157,6 +157,29 @@ def test_length_is_measured_by_packets(tmp_path, reject):
   with container.open_video(path) as track:
     assert (track.container.duration or 0) < 2e6
   reject(take_video, path, "video", "is too long")
+
+
+@pytest.mark.parametrize("kind", ["webm", "mkv", "mp4"])
+@pytest.mark.parametrize("count", [25, 75])
+def test_length_that_no_file_states_is_measured(tmp_path, reject, kind, count):
+  """As browsers record: without a duration, or in fragments."""
+  path = tmp_path / f"recorded.{kind}"
+  fragments = {"movflags": "frag_keyframe+empty_moov"}
+  options = fragments if kind == "mp4" else {"live": "1"}
+  codec = "libvpx" if kind == "webm" else "libx264"
+  with av.open(str(path), "w", options=options) as out:
+    stream = out.add_stream(codec, 25)
+    stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+    for level in range(count):
+      pixels = np.full((48, 64, 3), level, np.uint8)
+      out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+    out.mux(stream.encode(None))
+  if count == 25:
+    taken = take_video(path, "video", LIMITS, tmp_path / "job")
+    assert container.measure(taken).duration_s == pytest.approx(1.0, abs=2e-3)
+    assert container.measure(taken).frames_at(16) == 16
+  else:
+    reject(take_video, path, "video", "is too long: 3.0 s; at most 2 s")
 
 
 def test_too_many_frames_per_second(tmp_path, reject):
