@@ -10,12 +10,13 @@ from fractions import Fraction
 import io
 
 import av
+from av.sidedata import sidedata
 
-from lumiere_jax.errors import VideoError
+from lumiere_jax.errors import VideoError, foreign_errors
 from lumiere_jax.media.input_file import (
   InMemoryFile,
   RGBImage,
-  animated_webp,
+  png_for_ffmpeg,
   require_file,
 )
 from lumiere_jax.media.resize import Framing
@@ -28,6 +29,16 @@ _UNSPECIFIED_RATE = Fraction(25)
 
 # Formats with an index or timestamps that seeking can rely on.
 _SEEKABLE = ("mov", "matroska", "avi", "flv", "mpegts")
+
+
+def _unnamed(kinds: type[sidedata.Type], value: int) -> sidedata.Type:
+  kind = object.__new__(kinds)
+  vars(kind).update(_name_=f"TYPE_{value}", _value_=value)
+  return kind
+
+
+# PyAV refuses frames with side data that it has no name for, such as Exif.
+setattr(sidedata.Type, "_missing_", classmethod(_unnamed))  # noqa: B010
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,22 +136,28 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
   source: io.BytesIO | str = (
     path.open()
     if isinstance(path, InMemoryFile)
-    else animated_webp(path) or f"file:{path}"
+    else png_for_ffmpeg(path) or f"file:{path}"
   )
-  try:
+  wrong = lambda reason: VideoError(
+    path, f"not a video, or cut short: {reason}"
+  )
+  with foreign_errors(wrong):
     container = av.open(source, "r", metadata_errors="replace")
-  except av.FFmpegError as error:
-    reason = f"not a video, or cut short: {error.strerror}"
-    raise VideoError(path, reason) from error
-  with container:
+  with decoder_errors(path), container:
+    # FFmpeg takes anything for a picture by its ending alone.
+    if isinstance(source, str) and container.format.name == "image2":
+      raise VideoError(path, "not a picture or video, or cut short")
     stream = _video_stream(path, container)
     stream.thread_type = "AUTO" if num_threads != 1 else "SLICE"
     stream.codec_context.thread_count = num_threads
-    try:
-      yield Track(path=str(path), container=container, stream=stream)
-    except av.FFmpegError as error:
-      reason = f"damaged: the decoder failed ({error.strerror})"
-      raise VideoError(path, reason) from error
+    yield Track(path=str(path), container=container, stream=stream)
+
+
+def decoder_errors(path) -> contextlib.AbstractContextManager[None]:
+  """Makes a VideoError of whatever decoding or converting a frame raises."""
+  return foreign_errors(
+    lambda reason: VideoError(path, f"damaged: the decoder failed ({reason})")
+  )
 
 
 def _video_stream(path, container) -> av.VideoStream:
