@@ -57,6 +57,23 @@ class VideoError(UserError):
     self.path, self.reason = str(path), reason
 
 
+@contextlib.contextmanager
+def foreign_errors(error_for: Callable[[str], UserError]) -> Iterator[None]:
+  """Converts whatever another library raises about a user's file.
+
+  A decoder of damaged files may raise anything. `error_for` makes the error
+  from the reason, a line; a `UserError` passes unchanged.
+  """
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as error:
+    reason = getattr(error, "strerror", None) or error
+    line = " ".join(str(reason).split()) or type(error).__name__
+    raise error_for(line) from error
+
+
 # How messages name options. Libraries mark them with `option`; each front end
 # replaces the marked names with its own: '--steps' on the command line, the
 # label of an input field on the web page.

@@ -13,7 +13,6 @@ import sys
 from typing import Any
 
 from lumiere_jax.errors import UserError, suggest
-from lumiere_jax.media.input_file import PICTURE_ENDINGS
 from lumiere_jax.storage.files import read_text
 from lumiere_jax.storage.remote import Folder, is_url
 
@@ -24,11 +23,16 @@ Captions = dict[str, tuple[str, ...]]
 # that follows an abbreviation, as in RidingABike.
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
-# Only used to find videos; captioned files of any other ending are read too.
-MEDIA_ENDINGS = PICTURE_ENDINGS | {
-  *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-  *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
-}
+# Only used to find files; captioned files of any other ending are read too, and
+# the content of a file tells what it is.
+MEDIA_ENDINGS = frozenset(
+  {
+    *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+    *(".apng", ".avif", ".bmp", ".heic", ".heif", ".hif", ".jfif", ".jp2"),
+    *(".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
+  }
+)
 
 _THREADS = 16  # That read caption files, which may be remote.
 _Rows = Iterator[tuple[int, Any]]
@@ -147,32 +151,44 @@ def _jsonl_rows(path: str, text: str) -> _Rows:
 
 
 def _csv_rows(path: str, text: str) -> _Rows:
-  reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+  reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+  columns: list[str] = []
+  number = 0
   try:
-    columns = reader.fieldnames or []
-    wrong = [name for name in ("file", "caption") if columns.count(name) != 1]
-    if wrong and columns:
-      raise UserError(
-        f"{path}, line 1:",
-        f"must have one column {wrong[0]!r}, but has "
-        f"{', '.join(map(repr, columns))}",
-        "name the columns file,caption",
-      )
-    for row in reader:
-      if None in row or None in row.values():
+    for cells in reader:
+      number = reader.line_num
+      if not any(map(str.strip, cells)):  # Spreadsheets write rows of commas.
+        continue
+      if not columns:
+        columns = cells
+        _check_columns(f"{path}, line {number}:", columns)
+        continue
+      if len(cells) != len(columns):
         raise UserError(
-          f"{path}, line {reader.line_num}:",
+          f"{path}, line {number}:",
           f"does not have {len(columns)} columns",
           "quote captions that contain commas",
         )
+      row = dict(zip(columns, cells, strict=True))
       # Other columns are ignored, even one called captions.
-      yield reader.line_num, {k: row[k] for k in ("file", "caption")}
+      yield number, {k: row[k] for k in ("file", "caption")}
   except csv.Error as error:
     raise UserError(
-      f"{path}, line {reader.line_num + 1}:",
+      f"{path}, line {number + 1}:",
       f"not CSV ({error})",
       "quote captions that contain commas or quotes",
     ) from error
+
+
+def _check_columns(where: str, columns: list[str]) -> None:
+  for name in ("file", "caption"):
+    if columns.count(name) != 1:
+      raise UserError(
+        where,
+        f"must have one column {name!r}, but has "
+        f"{', '.join(map(repr, columns))}",
+        "name the columns file,caption",
+      )
 
 
 def _parse_json(where: str, text: str, example: str) -> Any:
@@ -181,6 +197,10 @@ def _parse_json(where: str, text: str, example: str) -> Any:
   except json.JSONDecodeError as error:
     raise UserError(
       where, f"not JSON ({error.msg}, column {error.colno})", f"write {example}"
+    ) from error
+  except (ValueError, RecursionError) as error:  # huge numbers, deep nesting
+    raise UserError(
+      where, f"not usable JSON ({error})", f"write {example}"
     ) from error
 
 

@@ -10,15 +10,26 @@ import os
 from typing import NamedTuple
 
 import av
+from av.sidedata import sidedata
 
-from lumiere_jax.errors import VideoError
+from lumiere_jax.errors import VideoError, foreign_errors
 from lumiere_jax.media.input_file import (
   InMemoryFile,
-  animated_webp,
+  png_for_ffmpeg,
   require_file,
 )
 from lumiere_jax.media.presentation import decoder, presentation
 from lumiere_jax.media.track import Run, Timeline, Track, time_at
+
+
+def _unnamed(kinds: type[sidedata.Type], value: int) -> sidedata.Type:
+  kind = object.__new__(kinds)
+  vars(kind).update(_name_=f"TYPE_{value}", _value_=value)
+  return kind
+
+
+# PyAV refuses frames with side data that it has no name for, such as Exif.
+setattr(sidedata.Type, "_missing_", classmethod(_unnamed))  # noqa: B010
 
 
 @contextlib.contextmanager
@@ -38,29 +49,35 @@ def open_video(path, num_threads: int = 1) -> Iterator[Track]:
   opened: io.BytesIO | str = (
     path.open()
     if isinstance(path, InMemoryFile)
-    else animated_webp(path) or f"file:{path}"
+    else png_for_ffmpeg(path) or f"file:{path}"
   )
-  try:
+  wrong = lambda reason: VideoError(
+    path, f"not a video, or cut short: {reason}"
+  )
+  with foreign_errors(wrong):
     container = av.open(opened, "r", metadata_errors="replace")
-  except av.FFmpegError as error:
-    reason = f"not a video, or cut short: {error.strerror}"
-    raise VideoError(path, reason) from error
-  with container:
+  with decoder_errors(path), container:
+    # FFmpeg takes anything for a picture by its ending alone.
+    if isinstance(opened, str) and container.format.name == "image2":
+      raise VideoError(path, "not a picture or video, or cut short")
     stream = _video_stream(path, container)
     stream.thread_type = "AUTO" if num_threads != 1 else "SLICE"
     stream.codec_context.thread_count = num_threads
-    try:
-      yield Track(
-        path=path,
-        container=container,
-        stream=stream,
-        decoder=decoder(stream),
-        presentation=presentation(path, container, stream),
-        measure=functools.partial(measure, path),
-      )
-    except av.FFmpegError as error:
-      reason = f"damaged: the decoder failed ({error.strerror})"
-      raise VideoError(path, reason) from error
+    yield Track(
+      path=path,
+      container=container,
+      stream=stream,
+      decoder=decoder(stream),
+      presentation=presentation(path, container, stream),
+      measure=functools.partial(measure, path),
+    )
+
+
+def decoder_errors(path) -> contextlib.AbstractContextManager[None]:
+  """Makes a VideoError of whatever decoding or converting a frame raises."""
+  return foreign_errors(
+    lambda reason: VideoError(path, f"damaged: the decoder failed ({reason})")
+  )
 
 
 def measure(path, most_frames: float = math.inf) -> Timeline:

@@ -11,7 +11,12 @@ import numpy as np
 from PIL import Image
 
 from lumiere_jax.errors import UserError, notice
-from lumiere_jax.media.input_file import RGBImage, open_picture, rgb
+from lumiere_jax.media.input_file import (
+  RGBImage,
+  is_animated,
+  open_picture,
+  rgb,
+)
 from lumiere_jax.media.resize import Framing
 from lumiere_jax.storage.atomic import replacing
 
@@ -44,11 +49,11 @@ def read_image(path, resolution: tuple[int, int] | None = None) -> RGBImage:
   with a notice.
 
   Args:
-    path: png, jpg, webp, bmp or another format that Pillow reads.
+    path: png, jpg, webp, avif, heic or another format that Pillow reads.
     resolution: (height, width) to `fit` it to; None keeps its own.
   """
   with open_picture(path) as image:
-    if getattr(image, "is_animated", False):
+    if is_animated(image):
       notice(f"{path} is animated; its first frame is used")
     pixels = rgb(image)
   return pixels if resolution is None else fit(pixels, resolution)

@@ -1,6 +1,6 @@
 """Input files on disk or in memory: checks, arrays and pictures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 import dataclasses
 import io
@@ -11,11 +11,21 @@ from jaxtyping import UInt8
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
-from lumiere_jax.errors import VideoError
+from lumiere_jax.errors import VideoError, foreign_errors
 
 RGBImage = UInt8[np.ndarray, "h w 3"]
-PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 _ORIENTATION = 0x0112  # EXIF tag; from 5 on, rows and columns are exchanged
+
+_FIRST_BYTES = (
+  *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM"),
+  *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),  # TIFF
+  *(b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),  # JPEG 2000
+)
+# Main brands of ISO media files that hold pictures; those of others are videos.
+_AVIF, _HEIF = (b"avif", b"avis"), (b"heic", b"heix", b"heim", b"heis", b"mif1")
+
+# Several pictures in other formats are pages, or what phones add to a photo.
+_ANIMATED = ("AVIF", "GIF", "PNG", "WEBP")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +69,9 @@ def require_file(path) -> None:
 def read_npy(path) -> np.ndarray:
   """Reads an array; never unpickles."""
   require_file(path)
-  try:
-    with open(path, "rb") as file:
-      return np.lib.format.read_array(file, allow_pickle=False)
-  except (OSError, ValueError, EOFError) as error:
-    raise VideoError(path, f"not an array: {error}") from error
+  wrong = lambda reason: VideoError(path, f"not an array: {reason}")
+  with foreign_errors(wrong), open(path, "rb") as file:
+    return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def png_files(folder: Path) -> list[Path]:
@@ -82,35 +90,79 @@ def open_picture(path) -> Iterator[Image.Image]:
     VideoError: it cannot be opened, or decoding it in the context fails.
   """
   require_file(path)
+  source = path.open() if isinstance(path, InMemoryFile) else path
+  damaged = lambda reason: VideoError(
+    path, f"damaged: {reason}; copy it again or re-encode it"
+  )
+  with foreign_errors(damaged):
+    if _brand(_head(path)) in _HEIF:
+      _enable_heif(path)
+    try:
+      with Image.open(source) as image:
+        yield image
+    except Image.DecompressionBombError as error:
+      raise VideoError(path, f"too large: {error}") from error
+    except UnidentifiedImageError as error:
+      reason = "not a picture, or cut short: give a png, jpg, webp or bmp"
+      raise VideoError(path, reason) from error
+
+
+def _enable_heif(path) -> None:
   try:
-    source = path.open() if isinstance(path, InMemoryFile) else path
-    with Image.open(source) as image:
-      yield image
-  except Image.DecompressionBombError as error:
-    raise VideoError(path, f"too large: {error}") from error
-  except UnidentifiedImageError as error:
-    reason = "not a picture, or cut short: give a png, jpg, webp or bmp"
+    from pi_heif import register_heif_opener
+  except ImportError as error:
+    reason = "HEIC needs a package: pip install pi-heif, or convert it to jpg"
     raise VideoError(path, reason) from error
-  except (OSError, SyntaxError, ValueError) as error:
-    reason = f"damaged: {error}; copy it again or re-encode it"
-    raise VideoError(path, reason) from error
+  register_heif_opener()
+
+
+def is_image_file(path) -> bool:
+  """Whether a file begins as a picture or animation, whatever its ending."""
+  require_file(path)
+  head = _head(path)
+  webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+  pictures = head.startswith(_FIRST_BYTES) or _brand(head) in _AVIF + _HEIF
+  return webp or pictures
 
 
 def is_picture(path) -> bool:
-  """Whether a file has a picture's ending and is not animated."""
-  if Path(path).suffix.lower() not in PICTURE_ENDINGS:
+  """Whether the content of a file is a picture that is not animated."""
+  if not is_image_file(path):
     return False
   with open_picture(path) as image:
-    return not getattr(image, "is_animated", False)
+    return not is_animated(image)
+
+
+def is_animated(image: Image.Image) -> bool:
+  """Whether an image is an animation, not a picture with pages or extras."""
+  return image.format in _ANIMATED and getattr(image, "is_animated", False)
+
+
+def frames_of(image: Image.Image) -> Iterable[Image.Image]:
+  """The frames of an animation, or the picture itself."""
+  return ImageSequence.Iterator(image) if is_animated(image) else [image]
+
+
+def _head(path) -> bytes:
+  if isinstance(path, InMemoryFile):
+    return path.data[:16]
+  wrong = lambda reason: VideoError(path, f"not readable: {reason}")
+  with foreign_errors(wrong), open(path, "rb") as file:
+    return file.read(16)
+
+
+def _brand(head: bytes) -> bytes:
+  """The main brand of an ISO media file (mp4, mov, avif, heic, ...), or b''."""
+  return head[8:12] if head[4:8] == b"ftyp" else b""
 
 
 def picture_size(path) -> tuple[int, int]:
   """(height, width) of an upright picture; decodes it to find damage."""
   with open_picture(path) as image:
     width, height = image.size
-    turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
     image.draft("RGB", (1, 1))  # decodes a JPEG at an eighth of its size
-    image.load()
+    image.load()  # turns a TIFF
+    turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
   return (width, height) if turned else (height, width)
 
 
@@ -118,7 +170,8 @@ def rgb(image: Image.Image, background: str = "white") -> RGBImage:
   """Upright RGB; transparent parts show the background colour."""
   image = ImageOps.exif_transpose(image)
   if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
-    image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    levels = np.clip(np.asarray(image) // 257, 0, 255)
+    image = Image.fromarray(levels.astype(np.uint8))
   if image.has_transparency_data:
     image = image.convert("RGBA")
     below = Image.new("RGBA", image.size, background)
@@ -126,20 +179,24 @@ def rgb(image: Image.Image, background: str = "white") -> RGBImage:
   return np.array(image.convert("RGB"))
 
 
-def animated_webp(path) -> io.BytesIO | None:
-  """An animated WebP as an animated PNG, which FFmpeg can read, else None."""
-  with open(path, "rb") as file:
-    head = file.read(21)
-  kind, features = head[:4] + head[8:16], head[20:]
-  if kind != b"RIFFWEBPVP8X" or not features or not features[0] & 2:
+def png_for_ffmpeg(path) -> io.BytesIO | None:
+  """A picture or animation that FFmpeg misreads, as a PNG, which it can read.
+
+  It reads no animated WebP, turns only the first frame of a PNG, and reads one
+  tile or page of other formats. None: it reads the file as it is.
+  """
+  if not is_image_file(path):
     return None
-  png = io.BytesIO()
   with open_picture(path) as image:
+    turned = image.getexif().get(_ORIENTATION, 1) != 1
+    if is_animated(image) and image.format != "WEBP" and not turned:
+      return None
     frames = [
-      (Image.fromarray(rgb(frame)), frame.info["duration"])
-      for frame in ImageSequence.Iterator(image)
-    ]
+      (Image.fromarray(rgb(frame)), frame.info.get("duration", 0))
+      for frame in frames_of(image)
+    ][getattr(image, "default_image", False) :]
   images, milliseconds = zip(*frames, strict=True)
+  png = io.BytesIO()
   images[0].save(
     png,
     "PNG",

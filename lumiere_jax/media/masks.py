@@ -12,14 +12,14 @@ from pathlib import Path
 
 from jaxtyping import Bool
 import numpy as np
-from PIL import ImageSequence
 
 from lumiere_jax.errors import UserError, VideoError, notice, option
 from lumiere_jax.media.container import open_video
 from lumiere_jax.media.images import fit
 from lumiere_jax.media.input_file import (
-  PICTURE_ENDINGS,
   RGBImage,
+  frames_of,
+  is_image_file,
   open_picture,
   png_files,
   read_npy,
@@ -29,10 +29,6 @@ from lumiere_jax.typing import Mask
 
 MaskFrame = Bool[np.ndarray, "h w"]
 Box = tuple[int, int, int, int]
-
-# Pillow composes the transparent frames of a GIF; FFmpeg turns pixels that
-# were never painted white.
-_READ_BY_PILLOW = PICTURE_ENDINGS | {".gif"}
 
 _LUMA = np.array([0.2126, 0.7152, 0.0722], np.float32)  # BT.709
 _HALF = 127.5
@@ -159,13 +155,14 @@ def fit_mask(frame: MaskFrame, resolution: tuple[int, int]) -> MaskFrame:
 
 
 def _read_frames(path: Path) -> Iterator[MaskFrame]:
-  ending = path.suffix.lower()
-  if path.is_dir() or ending in _READ_BY_PILLOW:
+  # Pillow composes the transparent frames of a GIF; FFmpeg turns pixels that
+  # were never painted white.
+  if path.is_dir() or is_image_file(path):
     for picture in png_files(path) if path.is_dir() else [path]:
       with open_picture(picture) as image:
-        for frame in ImageSequence.Iterator(image):
+        for frame in frames_of(image):
           yield _from_pixels(rgb(frame, "black"))
-  elif ending == ".npy":
+  elif path.suffix.lower() == ".npy":
     yield from _from_array(path)
   else:
     with open_video(path) as track:

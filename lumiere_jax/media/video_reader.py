@@ -11,7 +11,7 @@ import av
 import numpy as np
 
 from lumiere_jax.errors import UserError, VideoError, check_choice
-from lumiere_jax.media.container import open_video
+from lumiere_jax.media.container import decoder_errors, open_video
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.input_file import RGBImage, png_files, read_npy
 from lumiere_jax.media.resize import Framing, blend, upright_size
@@ -66,7 +66,7 @@ def probe(
   """Decodes a video to its end and measures it.
 
   Args:
-    path: anything PyAV opens, or an animated WebP.
+    path: anything PyAV or Pillow opens.
     num_threads: of the decoder; 0 is one per core.
     on_frame: called with the presentation time of each frame and the frame.
 
@@ -183,7 +183,8 @@ def read_frames(
         continue
       if frame.is_corrupt:
         raise VideoError(path, "damaged: a frame of the clip cannot be decoded")
-      image = images[frame] = framing(frame, shown.track.pixel_aspect)
+      with decoder_errors(path):
+        image = images[frame] = framing(frame, shown.track.pixel_aspect)
       framing = dataclasses.replace(framing, resolution=image.shape[:2])
     now, following = images[shown.frame], images.get(shown.following)
     yield now if following is None else blend(now, following, weight)

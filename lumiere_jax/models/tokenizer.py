@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 import numpy as np
 import sentencepiece
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, foreign_errors
 from lumiere_jax.storage.atomic import writing
 
 PAD, EOS, UNK = 0, 1, 2
@@ -143,15 +143,14 @@ def train_tokenizer(
 def _parse(
   content: bytes, path: pathlib.Path
 ) -> sentencepiece.SentencePieceProcessor:
-  try:
+  wrong = lambda reason: UserError(
+    f"{path}:",
+    "not a sentencepiece model",
+    "give T5's spiece.model or one trained by train_tokenizer",
+  )
+  with foreign_errors(wrong):
     # An empty file would parse, into a model without even an unknown piece.
     model = sentencepiece.SentencePieceProcessor(model_proto=content or b"?")
-  except RuntimeError as error:
-    raise UserError(
-      f"{path}:",
-      "not a sentencepiece model",
-      "give T5's spiece.model or one trained by train_tokenizer",
-    ) from error
   if (model.pad_id(), model.eos_id()) != (PAD, EOS):
     raise UserError(
       f"{path}:",

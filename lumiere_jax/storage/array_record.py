@@ -19,7 +19,7 @@ from array_record.python.array_record_module import (
   ArrayRecordWriter,
 )
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, foreign_errors
 from lumiere_jax.storage.atomic import AnyPath
 from lumiere_jax.storage.remote import Folder, atomic_upload
 
@@ -124,14 +124,13 @@ def read_keys(path: Path, reader: ArrayRecordReader | None = None) -> list[str]:
   """The keys of the records in one shard."""
   reader = reader or _open(path)
   count = reader.num_records() - 1
-  try:
-    keys = json.loads(_read(path, reader, count))["keys"]
-  except (ValueError, KeyError, TypeError) as error:
-    raise UserError(
-      f"{path}:",
-      "does not end with the list of its keys",
-      "move it away: this program did not write it",
-    ) from error
+  wrong = lambda reason: UserError(
+    f"{path}:",
+    "does not end with the list of its keys",
+    "move it away: this program did not write it",
+  )
+  with foreign_errors(wrong):
+    keys = [str(key) for key in json.loads(_read(path, reader, count))["keys"]]
   if len(keys) != count:
     raise _damaged(path, f"{count} records, {len(keys)} keys")
   return keys
@@ -156,22 +155,21 @@ def _write(address: str, records: Mapping[str, bytes]) -> None:
         writer.write(value)
       writer.close()
     except RuntimeError as error:  # ArrayRecord's error of file systems
-      raise OSError(_first_words(error)) from error
+      raise OSError(_first_words(str(error))) from error
 
 
 def _open(path: Path) -> ArrayRecordReader:
-  reader = ArrayRecordReader(os.fspath(path), _READER)
-  if not reader.ok() or not reader.num_records():
-    _read(path, reader, 0)  # Knows why it could not be opened.
-    raise _damaged(path, "no records")
-  return reader
+  with foreign_errors(lambda reason: _damaged(path, reason)):
+    reader = ArrayRecordReader(os.fspath(path), _READER)
+    if not reader.ok() or not reader.num_records():
+      _read(path, reader, 0)  # Knows why it could not be opened.
+      raise _damaged(path, "no records")
+    return reader
 
 
 def _read(path: Path, reader: ArrayRecordReader, position: int) -> bytes:
-  try:
+  with foreign_errors(lambda reason: _damaged(path, _first_words(reason))):
     return reader.read([position])[0]
-  except (RuntimeError, IndexError) as error:
-    raise _damaged(path, _first_words(error)) from error
 
 
 def _damaged(path: Path, details: str) -> UserError:
@@ -182,5 +180,5 @@ def _damaged(path: Path, details: str) -> UserError:
   )
 
 
-def _first_words(error: Exception) -> str:
-  return str(error).partition(";")[0]
+def _first_words(reason: str) -> str:
+  return reason.partition(";")[0]

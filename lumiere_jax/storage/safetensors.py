@@ -13,9 +13,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, deserialize, safe_open
+from safetensors import deserialize, safe_open
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, foreign_errors
 from lumiere_jax.storage.atomic import AnyPath, writing
 from lumiere_jax.typing import FlatParams
 
@@ -137,18 +137,16 @@ def _lazy(path: AnyPath, name: str, part: Any) -> LazyArray:
 
 def loads(data: bytes, name: str) -> FlatParams:
   """Reads the arrays of a file in memory, which errors call `name`."""
-  try:
-    found = deserialize(data)
-  except SafetensorError as error:
-    raise UserError(
-      f"{name}:", f"not safetensors, or only a part ({error})", "make it again"
-    ) from error
-  return {
-    name: np.frombuffer(array["data"], _DTYPE_OF_CODE[array["dtype"]]).reshape(
-      array["shape"]
-    )
-    for name, array in found
-  }
+  wrong = lambda reason: UserError(
+    f"{name}:", f"not safetensors, or only a part ({reason})", "make it again"
+  )
+  with foreign_errors(wrong):
+    return {
+      key: np.frombuffer(array["data"], _DTYPE_OF_CODE[array["dtype"]]).reshape(
+        array["shape"]
+      )
+      for key, array in deserialize(data)
+    }
 
 
 def load_metadata(path: AnyPath) -> dict[str, str]:
@@ -185,15 +183,17 @@ def _bytes(array: Any) -> memoryview:
 
 @contextlib.contextmanager
 def _opened(path: AnyPath) -> Iterator[Any]:
-  try:
-    with safe_open(path, framework="np") as file:
-      yield file
-  except FileNotFoundError as error:
-    raise UserError(f"{path}:", "no such file", "check the path") from error
-  except OSError as error:
-    problem, fix = f"cannot be read ({error})", "give a safetensors file"
-    raise UserError(f"{path}:", problem, fix) from error
-  except SafetensorError as error:
-    problem = f"not a safetensors file, or only a part of one ({error})"
-    fix = "copy or download it again"
-    raise UserError(f"{path}:", problem, fix) from error
+  wrong = lambda reason: UserError(
+    f"{path}:",
+    f"not a safetensors file, or only a part of one ({reason})",
+    "copy or download it again",
+  )
+  with foreign_errors(wrong):
+    try:
+      with safe_open(path, framework="np") as file:
+        yield file
+    except FileNotFoundError as error:
+      raise UserError(f"{path}:", "no such file", "check the path") from error
+    except OSError as error:
+      problem, fix = f"cannot be read ({error})", "give a safetensors file"
+      raise UserError(f"{path}:", problem, fix) from error

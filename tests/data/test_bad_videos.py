@@ -1,6 +1,8 @@
 """Unusual and damaged videos, and videos that become unreadable in use."""
 
+import functools
 import itertools
+import struct
 
 import av
 import numpy as np
@@ -16,6 +18,7 @@ from tests.data.videos import (
   make,
   open_files,
   open_videos,
+  picture,
   read_report,
   spec,
   write_jsonl,
@@ -78,6 +81,40 @@ def test_damage_in_the_middle_of_a_file(tmp_path, fill, rng):
     source.clip(0)
   with pytest.raises(UnreadableClip, match="was dropped before"):
     source.clip(0, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    ValueError("31 is not a valid Type"),
+    OverflowError("int too big"),
+    MemoryError(),
+    struct.error("unpack requires 4 bytes"),
+    IndexError("list index out of range"),
+    UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"),
+  ],
+)
+def test_any_error_of_a_decoder_drops_one_file(folder, monkeypatch, error):
+  picture(folder, "bad.png")
+  write_jsonl(folder, ["bad.png", *(f"{k}.mp4" for k in range(4))])
+  open_video, open_image, broken = av.open, Image.open, ("bad.png", "2.mp4")
+
+  def fails(path, *args, opener, **options):
+    if str(path).endswith(broken):
+      raise error
+    return opener(path, *args, **options)
+
+  replace = lambda module, opener: monkeypatch.setattr(
+    module, "open", functools.partial(fails, opener=opener)
+  )
+  replace(av, open_video)
+  replace(Image, open_image)
+  source, rows = open_files(folder)
+  assert len(source) == 3
+  for name in broken:
+    reason = rows[name]["reason"]
+    assert (str(error) or "MemoryError") in reason
+    assert reason.startswith(("damaged: ", "not a video"))
 
 
 def test_unusable_files_are_reported(tmp_path):

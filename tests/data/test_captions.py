@@ -128,8 +128,23 @@ def test_captions_take_precedence_over_classes(tmp_path):
   assert read_captions(folder) == {"B/y.mp4": ("y",)}
 
 
+@pytest.mark.parametrize(
+  "text",
+  [
+    "file,caption\nx.mp4,a dog\n,\n,\n",
+    ",,\r\nfile,caption\r\n , \r\n,,,,\r\n\r\nx.mp4,a dog\r\n",
+    'file,caption,note\n"",,\nx.mp4,a dog,\n""\n',
+  ],
+)
+def test_empty_rows_of_a_table_are_skipped(tmp_path, text):
+  folder = write(tmp_path, {"x.mp4": b"", "captions.csv": text})
+  assert read_captions(folder) == {"x.mp4": ("a dog",)}
+
+
 ERRORS = {
   "captions.jsonl": [
+    ("[" * 200_000, 1, "not usable JSON"),
+    ('{"file": "a", "caption": 1' + "0" * 5000 + "}", 1, "not usable JSON"),
     ('{"file": "a", "caption": ""}\n{"file"', 2, "not JSON"),
     ('\n{"file": "a", "text": ""}', 2, "no 'caption'; it has 'file', 'text'"),
     ('{"name": "a", "caption": ""}', 1, "no 'file'; it has 'name', 'caption'"),

@@ -1,5 +1,11 @@
 """Still and animated pictures, and contact sheets."""
 
+from fractions import Fraction
+import io
+from pathlib import Path
+import shutil
+
+import av
 import numpy as np
 from PIL import Image
 import pytest
@@ -8,8 +14,10 @@ from lumiere_jax.errors import UserError, VideoError
 from lumiere_jax.media.images import contact_sheet, read_image, write_image
 from lumiere_jax.media.input_file import is_picture, picture_size
 from lumiere_jax.media.video_reader import probe, read_clip, read_video
+from tests.media.encoding import encode, plain
 
-ENDINGS = ("png", "jpg", "jpeg", "webp", "bmp")
+ENDINGS = ("png", "jpg", "jpeg", "jfif", "webp", "bmp", "tiff", "avif")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF", "GIF", "JPEG2000")
 
 
 def quarters(height=24, width=32):
@@ -35,8 +43,93 @@ def test_picture_formats(tmp_path, ending):
     assert np.abs(corner).max() < 16
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("name", ["x", "x.mp4", "x.JPG", "x.txt"])
+def test_pictures_are_known_by_content(tmp_path, kind, name):
+  path = tmp_path / name
+  Image.fromarray(quarters(48, 64)).save(path, kind)
+  assert is_picture(path)
+  assert picture_size(path) == (48, 64)
+  (frame,), _ = read_video(path)
+  for read in (read_image(path), frame):
+    assert np.abs(read.astype(int) - quarters(48, 64)).mean() < 8
+
+
+@pytest.mark.parametrize("kind", ["h264.mp4", "ffv1.mkv", "h264.ts"])
+@pytest.mark.parametrize("name", ["x", "x.jpg", "x.PNG", "x.avif", "x.gif"])
+def test_videos_are_known_by_content(tmp_path, kind, name):
+  made = encode(tmp_path / kind, plain(10), kind=kind)
+  made.rename(tmp_path / name)
+  assert not is_picture(tmp_path / name)
+  assert probe(tmp_path / name).num_frames == 10
+
+
+@pytest.mark.parametrize("file", ["grid.avif", "grid.heic"])
+@pytest.mark.parametrize("name", ["x.HEIF", "x.mov"])
+def test_tiles_make_one_picture(tmp_path, file, name):
+  """Four tiles, red green / blue yellow, as phones and `avifenc` store them."""
+  path = tmp_path / name
+  shutil.copy(Path(__file__).parent / file, path)
+  height, width = {"grid.avif": (768, 1024), "grid.heic": (128, 128)}[file]
+  assert is_picture(path)
+  assert picture_size(path) == (height, width)
+  info = probe(path)
+  assert (info.num_frames, info.height, info.width) == (1, height, width)
+  expected = [[220, 30, 30], [30, 180, 30], [30, 30, 220], [230, 230, 30]]
+  for read in (read_image(path), read_video(path)[0][0]):
+    corners = read[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int)
+    assert np.abs(corners - expected).max() < 4
+
+
+@pytest.mark.parametrize("kind", ["MPO", "TIFF"])
+def test_the_main_one_of_several_pictures(tmp_path, kind, capsys):
+  """Phones add a gain map or a depth map to a photo."""
+  path, exif = tmp_path / "x.jpg", Image.Exif()
+  exif[0x0112] = 6
+  image, other = Image.fromarray(quarters()), Image.new("RGB", (16, 8))
+  image.save(path, kind, save_all=True, append_images=[other], exif=exif)
+  assert is_picture(path)
+  assert picture_size(path) == (32, 24)
+  turned = quarters().swapaxes(0, 1)[:, ::-1].astype(int)
+  for read in (read_image(path), read_video(path)[0][0]):
+    assert np.abs(read - turned).mean() < 8
+  assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["avi", "png", "webp"])
+def test_exif_in_the_frames_of_a_video(tmp_path, ending):
+  """PyAV has no name for this side data; orientation 6 turns all frames."""
+  path, exif = tmp_path / f"x.{ending}", Image.Exif()
+  exif[0x010F], exif[0x0112] = "Camera", 6
+  levels = range(10, 250, 40)
+  images = [Image.new("RGB", (64, 32), (k, k, k)) for k in levels]
+  if ending == "avi":
+    with av.open(path, "w") as out:
+      stream = out.add_stream("mjpeg", 10)
+      stream.width, stream.height, stream.pix_fmt = 64, 32, "yuvj420p"
+      for k, image in enumerate(images):
+        image.save(data := io.BytesIO(), "JPEG", exif=exif)
+        packet = av.Packet(data.getvalue())
+        packet.pts = packet.dts = k
+        packet.time_base, packet.stream = Fraction(1, 10), stream
+        packet.is_keyframe = True
+        out.mux(packet)
+  else:
+    options = {"lossless": True} if ending == "webp" else {}
+    options |= {"save_all": True, "append_images": images[1:]}
+    images[0].save(path, exif=exif, duration=100, **options)
+  info = probe(path)
+  assert (info.num_frames, info.height, info.width) == (6, 64, 32)
+  assert info.duration_s == pytest.approx(0.6)
+  clip = read_clip(path, start_s=0.05, num_frames=6, fps=10)
+  assert clip.shape == (6, 64, 32, 3)
+  shown = clip.reshape(6, -1)
+  assert np.abs(shown - np.array(levels)[:, None]).max() <= 2
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_upright(tmp_path, orientation):
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_exif_turns_upright(tmp_path, orientation, ending):
   """As TIFF 6.0 defines them: where the 0th row and column are shown."""
   image = quarters(16, 30)
   shown = {
@@ -51,9 +144,10 @@ def test_exif_turns_upright(tmp_path, orientation):
   }[orientation]
   exif = Image.Exif()
   exif[0x0112] = orientation
-  Image.fromarray(image).save(tmp_path / "x.png", exif=exif)
-  assert np.array_equal(read_image(tmp_path / "x.png"), shown)
-  assert picture_size(tmp_path / "x.png") == shown.shape[:2]
+  path = tmp_path / f"x.{ending}"
+  Image.fromarray(image).save(path, exif=exif)
+  assert np.array_equal(read_image(path), shown)
+  assert picture_size(path) == shown.shape[:2]
 
 
 def test_transparent_is_white(tmp_path):
@@ -95,7 +189,6 @@ def test_files_that_are_no_pictures(tmp_path):
   (tmp_path / "loop.png").symlink_to("loop.png")
   reasons = {
     "empty.png": "empty file",
-    "text.jpg": "not a picture, or cut short",
     "folder.bmp": "not a file",
     "loop.png": "missing: a link to no file",
     "gone.webp": "missing: no such file",
@@ -103,7 +196,9 @@ def test_files_that_are_no_pictures(tmp_path):
   for name, reason in reasons.items():
     with pytest.raises(VideoError, match=f"{name}: {reason}"):
       is_picture(tmp_path / name)
-  assert not is_picture(tmp_path / "gone.mp4")
+  for read, reason in ((read_image, "a picture, "), (probe, "a picture or ")):
+    with pytest.raises(VideoError, match=rf"text\.jpg: not {reason}"):
+      read(tmp_path / "text.jpg")
 
 
 def test_too_many_pixels(tmp_path):
@@ -116,7 +211,7 @@ def test_too_many_pixels(tmp_path):
     picture_size(tmp_path / "x.bmp")
 
 
-@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+@pytest.mark.parametrize("ending", ["gif", "webp", "png", "avif"])
 def test_animations_are_videos(tmp_path, ending):
   path = tmp_path / f"x.{ending}"
   levels = [10, 60, 110, 160, 210]
@@ -126,7 +221,7 @@ def test_animations_are_videos(tmp_path, ending):
     save_all=True,
     append_images=images[1:],
     duration=[100, 300, 50, 50, 500],
-    **({"lossless": True} if ending == "webp" else {}),
+    **{"webp": {"lossless": True}, "avif": {"quality": 100}}.get(ending, {}),
   )
   assert not is_picture(path)
   info = probe(path)

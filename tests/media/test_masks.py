@@ -257,7 +257,7 @@ def test_bad_files_are_named(tmp_path):
   reasons = {
     "gone.png": "missing: no such file",
     "text.png": "not a picture",
-    "text.gif": "not a picture",
+    "text.gif": "not a video",
     "text.mp4": "not a video",
     "text.npy": "not an array",
     "empty": "no frames: no .png files",

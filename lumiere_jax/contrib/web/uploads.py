@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from lumiere_jax.contrib.web.options import Limits
-from lumiere_jax.errors import UserError, option
+from lumiere_jax.errors import UserError, foreign_errors, option
 from lumiere_jax.media.container import measure, open_video
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.input_file import open_picture
@@ -223,12 +223,11 @@ def painted_mask(
 
 
 def _read_strokes(layer: str | BinaryIO) -> Bool[np.ndarray, "h w"]:
-  try:
-    with Image.open(layer, formats=("PNG", "WEBP")) as image:
-      if max(image.size) > EDITOR_SIDE:
-        raise UserError("The painted mask", "is too large", "paint it again")
-      return np.asarray(image.convert("RGBA"))[..., 3] > _MIN_ALPHA
-  except (OSError, Image.DecompressionBombError) as error:
-    raise UserError(
-      "The painted mask", "is not a picture", "paint it again"
-    ) from error
+  wrong = lambda reason: UserError(
+    "The painted mask", "is not a picture", "paint it again"
+  )
+  formats = ("PNG", "WEBP")
+  with foreign_errors(wrong), Image.open(layer, formats=formats) as image:
+    if max(image.size) > EDITOR_SIDE:
+      raise UserError("The painted mask", "is too large", "paint it again")
+    return np.asarray(image.convert("RGBA"))[..., 3] > _MIN_ALPHA

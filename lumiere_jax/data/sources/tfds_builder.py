@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lumiere_jax.errors import UserError, VideoError, suggest
+from lumiere_jax.errors import UserError, VideoError, foreign_errors, suggest
 from lumiere_jax.media.input_file import InMemoryFile, open_picture
 from lumiere_jax.storage.atomic import writing
 from lumiere_jax.storage.remote import default_cache
@@ -238,10 +238,6 @@ def _one_line(error: Exception) -> str:
   return " ".join(str(error).split()) or type(error).__name__
 
 
-# Errors of example readers for files that are damaged or missing.
-_READ_ERRORS = (RuntimeError, OSError, ValueError, LookupError)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleInfo:
   """Properties of an example; the `texts` are captions or labels of classes.
@@ -264,13 +260,11 @@ def example_name(index: int) -> str:
 
 def example_at(examples: Examples, index: int) -> Mapping[str, Any]:
   """Reads an example, or raises a VideoError."""
-  try:
+  damaged = lambda reason: VideoError(
+    example_name(index), f"damaged: {reason}; prepare the data set again"
+  )
+  with foreign_errors(damaged):
     return examples[index]
-  except _READ_ERRORS as error:
-    raise VideoError(
-      example_name(index),
-      f"damaged: {_one_line(error)}; prepare the data set again",
-    ) from error
 
 
 def probe_examples(

@@ -8,6 +8,7 @@ are ignored. Neither format can run code.
 """
 
 from collections.abc import Iterator
+import contextlib
 import os
 from pathlib import Path
 import re
@@ -19,7 +20,7 @@ import msgpack
 import numpy as np
 import tensorstore
 
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, foreign_errors
 from lumiere_jax.models.importers.hf_checkpoint import check_tensors
 from lumiere_jax.models.t5 import T5Config, abstract_params
 from lumiere_jax.storage.safetensors import LazyArray
@@ -38,12 +39,6 @@ _LEAF = re.compile(r".*/(kernel|scale|embedding|rel_embedding)")
 _ARRAY, _CHUNKED = 1, "__msgpack_chunked_array__"  # As flax writes them.
 _PLACEHOLDER = "PLACEHOLDER://"
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
-
-_MALFORMED = (
-  *(ValueError, TypeError, LookupError, AttributeError),
-  msgpack.UnpackException,
-)
-"""What unpacking a malformed file can raise."""
 
 _SIZES = {
   "vocab_size": ("token_embedder/embedding", 0),
@@ -98,26 +93,31 @@ def open_t5x(
 
 def _read_index(file: Path) -> dict[str, LazyArray]:
   """The encoder's arrays by path, in the file or in folders it names."""
-  try:
-    with file.open("rb") as stream, file.open("rb") as ahead:
-      unpacker = msgpack.Unpacker(
-        stream, ext_hook=_describe, strict_map_key=False, max_buffer_size=0
-      )
-      return {
-        path: _lazy(value, file, path, span)
-        for path, value, span in _walk(unpacker, ahead, "")
-      }
-  except OSError as error:
-    raise UserError(
-      f"{file}:", f"cannot be read ({error.strerror})", "give a T5X checkpoint"
-    ) from error
-  except _MALFORMED as error:
-    raise UserError(
-      f"{file}:",
-      "not the msgpack file of a T5X checkpoint, or incomplete "
-      f"({str(error) or type(error).__name__})",
-      "download it again",
-    ) from error
+  with _malformed(file):
+    try:
+      with file.open("rb") as stream, file.open("rb") as ahead:
+        unpacker = msgpack.Unpacker(
+          stream, ext_hook=_describe, strict_map_key=False, max_buffer_size=0
+        )
+        return {
+          path: _lazy(value, file, path, span)
+          for path, value, span in _walk(unpacker, ahead, "")
+        }
+    except OSError as error:
+      raise UserError(
+        f"{file}:",
+        f"cannot be read ({error.strerror})",
+        "give a T5X checkpoint",
+      ) from error
+
+
+def _malformed(file: Path) -> contextlib.AbstractContextManager[None]:
+  wrong = lambda reason: UserError(
+    f"{file}:",
+    f"not the msgpack file of a T5X checkpoint, or incomplete ({reason})",
+    "download it again",
+  )
+  return foreign_errors(wrong)
 
 
 def _walk(
@@ -189,10 +189,10 @@ def _lazy(value: Any, file: Path, path: str, span: slice) -> LazyArray:
 
 
 def _restore(file: Path, span: slice) -> np.ndarray:
-  with file.open("rb") as stream:
+  with _malformed(file), file.open("rb") as stream:
     stream.seek(span.start)
     data = stream.read(span.stop - span.start)
-  return serialization.msgpack_restore(data)
+    return serialization.msgpack_restore(data)
 
 
 # The folders beside it.
@@ -215,22 +215,18 @@ def _open_zarr(index: Path, name: str) -> LazyArray:
     "kvstore": {"driver": "file", "path": str(path)},
     "fill_missing_data_reads": False,
   }
-  failed = lambda error: UserError(
+  failed = lambda reason: UserError(
     f"{path}:",
-    f"not a zarr array, or incomplete ({error})",
+    f"not a zarr array, or incomplete ({reason})",
     "download the folder again",
   )
-  try:
+  with foreign_errors(failed):
     store = tensorstore.open(spec, open=True, read=True).result()
     dtype = _float(store.dtype.name)
-  except ValueError as error:
-    raise failed(error) from error
 
   def read() -> np.ndarray:
-    try:
+    with foreign_errors(failed):
       return store.read().result()
-    except ValueError as error:
-      raise failed(error) from error
 
   return LazyArray(tuple(store.shape), dtype, read)
 
