@@ -323,7 +323,7 @@ def test_values_that_are_not_finite_name_their_tensor(
   safetensors.save(file, tensors)
   with pytest.raises(UserError, match=rf"{WEIGHTS}: {name} has .*NaN or inf"):
     run("diffusers", broken, tmp_path / "out")
-  copy = shutil.copytree(bundle, tmp_path / "bundle")
+  copy = shutil.copytree(bundle.folder, tmp_path / "bundle")
   part = bundles.open_bundle(copy).parts["t2i"].tensors[0]
   leaves = safetensors.load(copy / part)
   path = "mid_0/conv_1/bias"
@@ -339,7 +339,7 @@ def test_values_that_are_not_finite_name_their_tensor(
 
 
 def test_float16_overflow_is_named(tmp_path, bundle):
-  copy = shutil.copytree(bundle, tmp_path / "bundle")
+  copy = shutil.copytree(bundle.folder, tmp_path / "bundle")
   part = bundles.open_bundle(copy).parts["t2i"].tensors[0]
   leaves = {k: v.astype("f4") for k, v in safetensors.load(copy / part).items()}
   leaves["head/bias"][0] = 1e5

@@ -210,12 +210,13 @@ def settings_of(
     key = _ALIASES.get(_bare(key), _bare(key))
     if key in _IGNORED or value is None:
       continue
-    if settings.setdefault(key, value) != value:
+    if key in settings and settings[key] != value:
       raise UserError(
         f"{name}:",
         f"{key} is given twice, as {settings[key]!r} and {value!r}",
         "remove one of them from its header or adapter_config.json",
       )
+    settings[key] = value
   if any(whole[:2]):
     settings.setdefault("lora_alpha", 8)  # PEFT's default
   return settings
