@@ -42,6 +42,8 @@ def update_averages(
 
   A skipped step changes nothing and is not counted.
   """
+  if not stds:
+    return new
   count = new.step - new.skipped
   taken = new.skipped == old.skipped
   log_shrink = jnp.log1p(-1.0 / jnp.maximum(count, 1).astype(jnp.float32))
