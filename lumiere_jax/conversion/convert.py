@@ -5,6 +5,8 @@ import dataclasses
 import itertools
 from pathlib import Path
 
+import numpy as np
+
 from lumiere_jax.conversion import diffusers
 from lumiere_jax.conversion.lazy_stage import (
   LazyStage,
@@ -13,11 +15,12 @@ from lumiere_jax.conversion.lazy_stage import (
   to_float16,
 )
 from lumiere_jax.conversion.stablehlo_export import write_artefact
-from lumiere_jax.errors import UserError, option
+from lumiere_jax.errors import UserError, notice, option
 from lumiere_jax.inference.adapters import apply_adapters, read_adapter
 from lumiere_jax.inference.loading import read_stage
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.inference.settings import Settings
+from lumiere_jax.models import lora
 from lumiere_jax.models.text_encoder import (
   TextEncoder,
   open_text_encoder,
@@ -27,11 +30,15 @@ from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.atomic import locked, require_space
+from lumiere_jax.training.averaging import MAX_STD, reconstruct
 from lumiere_jax.training.config import Experiment, TextConfig
 
 SOURCES = ("diffusers", "t5", "bundle", "workdir")
 TARGETS = ("bundle", "diffusers", "stablehlo")
-_ABOUT = ("step", "trained_on", "licence", "imported_from", "inflated_from")
+_ABOUT = (
+  *("step", "ema_std", "trained_on", "licence"),
+  *("imported_from", "inflated_from"),
+)
 
 
 @documented
@@ -72,6 +79,13 @@ class Conversion:
   licence: str = setting(
     "", "Licence of the weights, where the source states none."
   )
+  ema_std: float = setting(
+    0.0,
+    "Length of the average of a run with config.train.ema_stds, as a share of "
+    "the training; 0 is its moving average.",
+    least=0,
+    below=MAX_STD,
+  )
   half: bool = setting(
     False, "Write weights in float16: half the size, for sampling only."
   )
@@ -86,6 +100,13 @@ def convert(job: Conversion) -> None:
   for name, value in (("src", job.src), ("out", job.out)):
     if not value:
       raise UserError(option(name), "is missing", "give a folder")
+  if job.ema_std and (job.source != "workdir" or job.target == "stablehlo"):
+    raise UserError(
+      option("ema_std", job.ema_std),
+      "needs the snapshots of a training run",
+      f"give {option('from', 'workdir')}, and {option('to')} bundle or "
+      "diffusers",
+    )
   if job.target == "stablehlo":
     lines = _export(job)
   elif job.source == "t5":
@@ -124,7 +145,7 @@ def _import_text(job: Conversion) -> list[str]:
 
 def _convert_stages(job: Conversion) -> list[str]:
   opened = [] if job.source == "diffusers" else _open_bundles(job)
-  changed = job.temporal or job.adapters or job.stage or job.half
+  changed = job.temporal or job.adapters or job.stage or job.half or job.ema_std
   if opened and job.target == "bundle" and not changed:
     return _summary(add_parts(Path(job.out), linked=opened))
   stages = _read_stages(job, opened)
@@ -164,11 +185,19 @@ def _read_stages(
     ]
   else:
     stages = []
-    for bundle in opened:
+    for src, bundle in zip(job.src, opened, strict=True):
       for name, part in bundle.parts.items():
         if name != bundles.TEXT:
           config, leaves = read_stage(bundle, name)
           about = {k: part.meta[k] for k in _ABOUT if k in part.meta}
+          if job.ema_std:
+            average, step, error = reconstruct(Path(src), name, job.ema_std)
+            leaves = lora.merge(bundle.leaves(name) | average)
+            about |= {"step": step, "ema_std": job.ema_std}
+            notice(
+              f"{name}: the average of length {job.ema_std:g} at step {step}, "
+              f"fitted to {error:.2%}"
+            )
           stages.append(
             LazyStage(name=name, config=config, leaves=leaves, about=about)
           )
@@ -229,6 +258,8 @@ def add_parts(
     require_space(folder, total)
     for bundle in reversed(linked):
       for name, part in bundle.parts.items():
+        for leaf in bundle.leaves(name).values():
+          np.asarray(leaf)  # raises an error where it is not finite
         bundles.link_part(bundle, part, folder)
         parts[name] = part
     with progress_bar(total, "weights") as counted:

@@ -7,7 +7,11 @@ from typing import Any
 
 from lumiere_jax.conversion.lazy_stage import LazyStage, progress_bar
 from lumiere_jax.errors import UserError, notice, option
-from lumiere_jax.models.importers.hf_checkpoint import open_weights, read_json
+from lumiere_jax.models.importers.hf_checkpoint import (
+  check_known,
+  open_weights,
+  read_json,
+)
 from lumiere_jax.models.importers.unet_diffusers import (
   from_diffusers,
   to_diffusers,
@@ -31,13 +35,21 @@ _KINDS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 # Other values of these keys are not supported. An absent key has the first
 # value, which is diffusers' default or that of IF.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
+  "_class_name": ("DDPMScheduler",),
   "prediction_type": tuple(_KINDS),
   "beta_schedule": ("squaredcos_cap_v2",),
   "num_train_timesteps": (1000,),
   "rescale_betas_zero_snr": (False, None),
   "steps_offset": (0, None),
+  "thresholding": (False, True),
   "timestep_spacing": ("leading",),
   "trained_betas": (None,),
+}
+
+# Keys without effect on this beta schedule and class, and those checked below.
+_IGNORED = {
+  *("beta_start", "beta_end", "clip_sample", "clip_sample_range"),
+  *("dynamic_thresholding_ratio", "sample_max_value"),
 }
 
 IF = {
@@ -82,6 +94,7 @@ def from_scheduler(
       known = " or ".join(map(repr, values))
       problem = f"{key}={value!r} is not supported, only {known} is"
       raise UserError(f"{name}:", problem, _FIX)
+  check_known(content, {*supported, *_IGNORED}, name, _FIX)
   ratio = _number(content, name, "dynamic_thresholding_ratio", 0.995, 0, 1)
   cap = _number(content, name, "sample_max_value", 1.0, 1, math.inf)
   return (

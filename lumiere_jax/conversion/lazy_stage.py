@@ -16,7 +16,7 @@ from lumiere_jax.models.params import is_spatial
 from lumiere_jax.models.unet import abstract_params, init_params
 from lumiere_jax.parallel.backend import few_params, init_compiler_options
 from lumiere_jax.stages.config import PARENTS, StageConfig
-from lumiere_jax.storage.safetensors import LazyArray
+from lumiere_jax.storage.safetensors import LazyArray, check_finite
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.typing import FlatParams
 
@@ -57,8 +57,16 @@ def map_leaves(
 
 def to_float16(stage: LazyStage) -> LazyStage:
   """The stage in float16: each weight to about 1 part in 2,000."""
-  half = lambda array: array.astype(np.float16)
-  leaves = map_leaves(half, stage.leaves, np.float16)
+
+  def half(path: str, leaf: LazyArray | np.ndarray) -> LazyArray:
+    def make() -> np.ndarray:
+      with np.errstate(over="ignore"):
+        array = np.asarray(leaf).astype(np.float16)
+      return check_finite(array, f"{path} in float16", option("half"))
+
+    return LazyArray(leaf.shape, np.dtype(np.float16), make)
+
+  leaves = {path: half(path, leaf) for path, leaf in stage.leaves.items()}
   return dataclasses.replace(stage, leaves=leaves)
 
 

@@ -19,7 +19,7 @@ from lumiere_jax.storage import safetensors
 from lumiere_jax.typing import FlatParams
 
 FORMAT = "lumiere_jax adapter 1"
-_PEFT = "adapter_model.safetensors"
+_PEFT, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _FILES = ("adapter.safetensors", "pytorch_lora_weights.safetensors", _PEFT)
 
 
@@ -128,7 +128,7 @@ def read_adapter(
     )
   return Adapter(
     path=str(path),
-    flat=safetensors.load(file),
+    flat=safetensors.load(file, finite=True),
     stage=about["stage"],
     base=about["base"],
     base_name=about["base_name"],
@@ -232,12 +232,15 @@ def _file(place: Path, name: str) -> Path:
 def _published_layers(
   file: Path, about: Mapping[str, str], name: str
 ) -> dict[str, lora_diffusers.Layer]:
-  tensors = safetensors.load_lazily(file)
-  prefix = lora_diffusers.PEFT_PREFIX
+  tensors = safetensors.load_lazily(file, finite=True)
+  prefix, config = lora_diffusers.PEFT_PREFIX, file.parent / _CONFIG
   is_peft = file.name == _PEFT or any(key.startswith(prefix) for key in tensors)
-  settings = (
-    read_json(file.parent / "adapter_config.json")
-    if is_peft
-    else lora_diffusers.settings_of(about, name)
+  # In a folder with PEFT's file, the config belongs to that one.
+  beside = config.is_file() and not (file.parent / _PEFT).is_file()
+  settings = lora_diffusers.settings_of(
+    about,
+    name,
+    config=read_json(config) if is_peft or beside else None,
+    alpha_tensors=any(key.endswith("alpha") for key in tensors),
   )
   return lora_diffusers.read_layers(tensors, settings, name)

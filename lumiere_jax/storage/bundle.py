@@ -65,17 +65,17 @@ class Bundle:
   about: Mapping[str, Any]
 
   def load(self, name: str) -> FlatParams:
-    """Reads all leaves of one part: path -> array."""
+    """Reads all leaves of one part: path -> array; all must be finite."""
     return self._merge(name, safetensors.load)
 
   def leaves(self, name: str) -> dict[str, LazyArray]:
-    """The leaves of one part, each read on access."""
+    """The leaves of one part, each read on access; they must be finite then."""
     return self._merge(name, safetensors.load_lazily)
 
-  def _merge(self, name: str, read: Callable[[Path], Mapping]) -> dict:
+  def _merge(self, name: str, read: Callable[..., Mapping]) -> dict:
     flat: dict = {}
     for file in self.parts[name].tensors:
-      flat |= read(self.folder / file)
+      flat |= read(self.folder / file, finite=True)
     return dict(sorted(flat.items()))
 
   def file(self, name: str, role: str) -> Path:

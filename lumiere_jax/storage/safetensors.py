@@ -57,6 +57,7 @@ _DTYPE_OF_CODE: dict[str, np.dtype] = {
   "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
 _CODES = {dtype: code for code, dtype in _DTYPE_OF_CODE.items()}
 
 
@@ -104,21 +105,53 @@ def _parts(
   yield from (_bytes(flat[name]) for name in names)
 
 
+def check_finite(array: np.ndarray, name: str, field: str) -> np.ndarray:
+  """The array; a UserError about `field` if a value is NaN or infinite.
+
+  It compares bits, in a tenth of the time that reading takes: as integers, NaN
+  and infinity are the largest values, with either sign.
+  """
+  if array.dtype.name not in _FLOATS or not array.size:
+    return array
+  bits = array.reshape(-1).view(f"u{array.itemsize}")
+  top = np.array([np.inf, -np.inf], array.dtype).view(bits.dtype)
+  if bits.view(f"i{array.itemsize}").max() >= top[0] or bits.max() >= top[1]:
+    raise UserError(
+      field,
+      f"{name} has values that are NaN or infinite",
+      "give weights from before training or conversion failed",
+    )
+  return array
+
+
 def load(
-  path: AnyPath, keep: Callable[[str], bool] = lambda name: True
+  path: AnyPath,
+  keep: Callable[[str], bool] = lambda name: True,
+  *,
+  finite: bool = False,
 ) -> FlatParams:
-  """Reads the arrays whose names pass `keep` as numpy arrays."""
+  """Reads the arrays whose names pass `keep` as numpy arrays.
+
+  With `finite`, a NaN or an infinite value is a UserError.
+  """
+  check = lambda x, n: check_finite(x, n, f"{path}:") if finite else x
   with _opened(path) as file:
-    return {n: file.get_tensor(n) for n in sorted(file.keys()) if keep(n)}
+    names = [n for n in sorted(file.keys()) if keep(n)]
+    return {n: check(file.get_tensor(n), n) for n in names}
 
 
-def load_lazily(path: AnyPath) -> dict[str, LazyArray]:
-  """The arrays of a file, each read on access, if the file is still there."""
+def load_lazily(path: AnyPath, *, finite: bool = False) -> dict[str, LazyArray]:
+  """The arrays of a file, each read on access, if the file is still there.
+
+  With `finite`, a NaN or an infinite value is a UserError then.
+  """
   with _opened(path) as file:
-    return {n: _lazy(path, n, file.get_slice(n)) for n in sorted(file.keys())}
+    return {
+      n: _lazy(path, n, file.get_slice(n), finite) for n in sorted(file.keys())
+    }
 
 
-def _lazy(path: AnyPath, name: str, part: Any) -> LazyArray:
+def _lazy(path: AnyPath, name: str, part: Any, finite: bool) -> LazyArray:
   code = part.get_dtype()
   if code not in _DTYPE_OF_CODE:
     raise UserError(
@@ -130,7 +163,8 @@ def _lazy(path: AnyPath, name: str, part: Any) -> LazyArray:
   def read() -> np.ndarray:
     # Pages of a memory-mapped file stay in memory while it is open.
     with _opened(path) as file:
-      return file.get_tensor(name)
+      array = file.get_tensor(name)
+    return check_finite(array, name, f"{path}:") if finite else array
 
   return LazyArray(tuple(part.get_shape()), _DTYPE_OF_CODE[code], read)
 

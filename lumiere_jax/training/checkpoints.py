@@ -41,6 +41,7 @@ class Checkpoints:
 
   def __init__(self, workdir: Path, config: TrainConfig):
     self._frozen = workdir / "frozen"
+    self._stds = list(config.ema_stds)
     quality = lambda metrics: -metrics["held_out"]
     best = policies.BestN(
       get_metric_fn=quality,
@@ -79,6 +80,7 @@ class Checkpoints:
     )
     about = {
       "frozen": frozen,
+      "ema_stds": self._stds,
       "trainable": _shapes(state.trainable),
       "opt_state": _shapes(_opt_leaves(state)),
     }
@@ -123,7 +125,7 @@ class Checkpoints:
   def _restore(self, abstract: TrainState, step: int) -> tuple[TrainState, str]:
     about = self._read(step, about=ocp.args.JsonRestore())["about"]
     saved = _match_saved_counts(about, abstract)
-    _check_config(about, saved, step)
+    _check_config(about, saved, step, self._stds)
     target = ocp.args.StandardRestore(_to_tree(saved))
     tree = self._read(step, state=target)["state"]
     leaves = [tree["opt_state"][name] for name in _opt_leaves(saved)]
@@ -132,6 +134,9 @@ class Checkpoints:
       **{name: tree[name] for name in _COUNTS},
       trainable=flatten(tree["trainable"]),
       ema=flatten(tree["ema"]),
+      averages=tuple(
+        flatten(tree[_average(i)]) for i in range(len(self._stds))
+      ),
       opt_state=match_counts(opt_state, abstract.opt_state),
     )
     return state, about["frozen"]
@@ -212,8 +217,13 @@ def _to_tree(state: TrainState) -> dict[str, Any]:
     **{name: getattr(state, name) for name in _COUNTS},
     "trainable": unflatten(state.trainable),
     "ema": unflatten(state.ema),
+    **{_average(i): unflatten(x) for i, x in enumerate(state.averages)},
     "opt_state": _opt_leaves(state),
   }
+
+
+def _average(number: int) -> str:
+  return f"average_{number}"
 
 
 def _opt_leaves(state: TrainState) -> FlatParams:
@@ -240,7 +250,7 @@ def _match_saved_counts(
 
 
 def _check_config(
-  about: Mapping[str, Any], abstract: TrainState, step: int
+  about: Mapping[str, Any], abstract: TrainState, step: int, stds: list[float]
 ) -> None:
   """Raises a UserError where a checkpoint was saved with another config."""
   name = f"checkpoint {step} of this workdir"
@@ -249,6 +259,12 @@ def _check_config(
     for k, shape in about["trainable"].items()
   }
   check_same_leaves(saved, abstract.trainable, name)
+  if (old := about.get("ema_stds", [])) != stds:
+    raise UserError(
+      name,
+      f"was made with config.train.ema_stds={tuple(old)} and not {tuple(stds)}",
+      "use the same ones: averages begin with the run",
+    )
   if about["opt_state"] != _shapes(_opt_leaves(abstract)):
     raise UserError(
       name,

@@ -5,7 +5,13 @@ import dataclasses
 from typing import Any
 
 from lumiere_jax.data.config import DataConfig
-from lumiere_jax.errors import UserError, build, check_choice, check_least
+from lumiere_jax.errors import (
+  Range,
+  UserError,
+  build,
+  check_choice,
+  check_least,
+)
 from lumiere_jax.models.caption_cleaning import CLEANINGS
 from lumiere_jax.models.config import (
   ExecutionConfig,
@@ -90,6 +96,10 @@ class TrainConfig:
       gradients) in a row.
     ema_decay: of the averaged weights, which bundles hold.
     ema_warmup: the decay is at most (1 + step) / (ema_warmup + step).
+    ema_stds: lengths of further averages, as their standard deviation relative
+      to the training so far, such as (0.05, 0.1); any other length can then be
+      chosen after training. () is none.
+    ema_every: steps between snapshots of these; 0 makes about 32 in a run.
     log_every: steps between lines of metrics.jsonl.
     eval_every: steps between held-out losses; 0: at the start and end only.
     eval_clips: fixed held-out clips; 0: no held-out loss.
@@ -124,6 +134,8 @@ class TrainConfig:
   max_skips: int = 20
   ema_decay: float = 0.9999
   ema_warmup: float = 10.0
+  ema_stds: tuple[float, ...] = ()
+  ema_every: int = 0
   log_every: int = 100
   eval_every: int = 5_000
   eval_clips: int = 16
@@ -146,10 +158,15 @@ class TrainConfig:
     from_0 = (
       *("final_learning_rate", "warmup_steps", "cooldown_steps", "keep_best"),
       *("weight_decay", "eval_every", "eval_clips", "save_minutes"),
-      *("profile_from", "profile_steps"),
+      *("profile_from", "profile_steps", "ema_every"),
     )
     check_least(self, "config.train", from_0, least=0)
     check_least(self, "config.train", ("ema_decay",), least=0, below=1)
+    for std in self.ema_stds:
+      # 12**-0.5, a plain mean, would be the longest of these averages.
+      Range(above=0, most=0.288).check_range(
+        f"config.train.ema_stds={self.ema_stds}", std
+      )
     if self.keep_best and not self.eval_clips:
       raise UserError(
         f"config.train.keep_best={self.keep_best}",
@@ -165,6 +182,12 @@ class TrainConfig:
     check_choice("config.train.optimizer", self.optimizer, OPTIMIZERS)
     check_choice("config.train.decay", self.decay, DECAYS)
     check_choice("config.train.frozen_dtype", self.frozen_dtype, FROZEN_DTYPES)
+
+  @property
+  def snapshot_every(self) -> int:
+    """Steps between snapshots of the averages of `ema_stds`; 0: none."""
+    every = self.ema_every or max(self.steps // 32, 1)
+    return every if self.ema_stds else 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -319,14 +342,15 @@ class Experiment:
         self.diffusion.null_text != "empty",
       ),
       "text.dtype": (self.text.dtype, self.text.dtype == "float32"),
+      "train.ema_stds": (self.train.ema_stds, not self.train.ema_stds),
     }
     for name, (value, fit) in fits.items():
       if not fit:
         raise UserError(
           "config.text.train=True",
           f"cannot be combined with config.{name}={value!r}",
-          "train the encoder in an image stage, in float32 and with "
-          "null_text='zeros'",
+          "train the encoder in an image stage, in float32, without "
+          "ema_stds and with null_text='zeros'",
         )
 
   @property

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from lumiere_jax.diffusion.noise_levels import auto_shift
 from lumiere_jax.errors import UserError, option
@@ -218,7 +217,7 @@ def init_or_restore(
     trainable = multihost.lay_out(
       jax.tree.map(float32, trainable), shardings(trainable, mesh)
     )
-    first = functools.partial(init_state, optimizer=_optimizer(experiment))
+    first = _first_state(experiment)
     where = jax.tree.map(lambda x: x.sharding, abstract)
     state = jax.jit(first, out_shardings=where)(trainable)
   else:
@@ -245,15 +244,19 @@ def abstract_state(
   fresh = fresh or functools.partial(fresh_params, experiment, task)
   shapes = jax.eval_shape(fresh)
   trainable, frozen = split(shapes, trainable_pattern(experiment))
-  first = functools.partial(init_state, optimizer=_optimizer(experiment))
+  first = _first_state(experiment)
   state = jax.eval_shape(first, trainable)
   frozen = jax.eval_shape(lambda flat: cast_frozen(flat, experiment), frozen)
   sharded = lambda tree: multihost.abstract(tree, shardings(tree, mesh))
   return sharded(state), sharded(frozen)
 
 
-def _optimizer(experiment: Experiment) -> optax.GradientTransformation:
-  return make_optimizer(experiment.train, joint=experiment.joint)
+def _first_state(experiment: Experiment) -> Callable[[FlatParams], TrainState]:
+  return functools.partial(
+    init_state,
+    optimizer=make_optimizer(experiment.train, joint=experiment.joint),
+    num_averages=len(experiment.train.ema_stds),
+  )
 
 
 def fresh_params(experiment: Experiment, task: Task) -> FlatParams:

@@ -206,6 +206,9 @@ def loop(
       if step > start and due(preview.every, step):
         with logger.untimed(metrics):
           actions.preview()
+      if step > start and due(config.snapshot_every, step):
+        with logger.untimed(metrics):
+          run.save_averages()
       if step > start and actions.save_due(step):
         with logger.untimed(metrics):
           actions.save()
@@ -215,6 +218,7 @@ def loop(
         run.state, metrics = train_step(run.state, run.frozen, batch, key)
       logger.log_step(step + 1, metrics, train_step.flops(batch))
   if run.step == config.steps:
+    run.save_averages()
     actions.evaluate()
     if preview.every and start < config.steps:
       actions.preview()

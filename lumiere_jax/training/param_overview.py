@@ -67,7 +67,7 @@ def memory_by_group(state: TrainState, frozen: FlatParams) -> dict[str, int]:
   return {
     "frozen weights": _bytes(frozen),
     "trainable weights": _bytes(state.trainable),
-    "average": _bytes(state.ema),
+    "average": _bytes((state.ema, state.averages)),
     "optimizer": _bytes(state.opt_state),
     "gradients": _bytes(state.trainable),
   }

@@ -21,6 +21,7 @@ from lumiere_jax.models.text_encoder import (
 from lumiere_jax.parallel import multihost
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage import safetensors
+from lumiere_jax.training.averaging import drop_snapshots_after, write_snapshot
 from lumiere_jax.training.checkpoints import Checkpoints
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.initialization import (
@@ -82,6 +83,8 @@ class Run:
     self.state, self.frozen, self.frozen_name = init_or_restore(
       experiment, self.task, self.checkpoints, mesh, self.text
     )
+    if multihost.is_primary():
+      drop_snapshots_after(workdir, self.step)
 
   @property
   def step(self) -> int:
@@ -168,6 +171,16 @@ class Run:
         base_name=experiment.init_from,
         step=step,
       )
+
+  def save_averages(self) -> None:
+    """Writes snapshots of `state.averages`; all processes must call it."""
+    step, config = self.step, self.experiment
+    counts = {"step": step, "updates": step - int(self.state.skipped)}
+    stds = config.train.ema_stds
+    for std, average in zip(stds, self.state.averages, strict=True):
+      leaves = lora.scaled(multihost.to_host(average), config.lora.scale)
+      if multihost.is_primary():
+        write_snapshot(self.workdir, config.stage, std, leaves, **counts)
 
   def close(self) -> None:
     """Waits until all checkpoints are saved."""

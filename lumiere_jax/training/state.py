@@ -27,6 +27,8 @@ class TrainState:
     trainable: weights that train.
     ema: their exponential moving average.
     opt_state: of the optimizer.
+    averages: power-function averages of `averaging`, in the order of
+      `TrainConfig.ema_stds`.
   """
 
   step: jax.Array
@@ -35,12 +37,15 @@ class TrainState:
   trainable: FlatParams
   ema: FlatParams
   opt_state: optax.OptState
+  averages: tuple[FlatParams, ...] = ()
 
 
 def init_state(
-  trainable: FlatParams, optimizer: optax.GradientTransformation
+  trainable: FlatParams,
+  optimizer: optax.GradientTransformation,
+  num_averages: int = 0,
 ) -> TrainState:
-  """The state at step 0; the average starts as a copy of the weights."""
+  """The state at step 0; averages start as copies of the weights."""
   zero = lambda: jnp.zeros((), jnp.int32)
   return TrainState(
     step=zero(),
@@ -49,6 +54,9 @@ def init_state(
     trainable=trainable,
     ema=jax.tree.map(jnp.copy, trainable),
     opt_state=optimizer.init(trainable),
+    averages=tuple(
+      jax.tree.map(jnp.copy, trainable) for _ in range(num_averages)
+    ),
   )
 
 

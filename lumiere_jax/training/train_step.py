@@ -16,6 +16,7 @@ from lumiere_jax.parallel.backend import compiler_options, platform_of
 from lumiere_jax.parallel.flops import count_flops, flops_of
 from lumiere_jax.parallel.multihost import replicated
 from lumiere_jax.parallel.sharding import constrain_leaves
+from lumiere_jax.training.averaging import update_averages
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.optimizer import make_optimizer, next_rate
 from lumiere_jax.training.param_overview import by_block
@@ -86,6 +87,7 @@ def make_train_step(
       if not experiment.joint:
         raise ValueError("a batch of images, but data.images is not set")
       new = restore_added(state, new)
+    new = update_averages(state, new, experiment.train.ema_stds)
     norms = {k: optax.tree.norm(v) for k, v in by_block(grads).items()}
     return new, {
       "loss": loss,

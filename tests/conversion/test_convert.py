@@ -263,7 +263,11 @@ def test_given_scheduler(broken):
     ("beta_schedule", "linear"),
     ("dynamic_thresholding_ratio", "a"),
     ("sample_max_value", 0.5),
+    ("_class_name", "DPMSolverMultistepScheduler"),
     ("num_train_timesteps", 500),
+    ("thresholding", "yes"),
+    ("use_karras_sigmas", True),
+    ("of_the_future", 1),
     ("prediction_type", "flow"),
     ("rescale_betas_zero_snr", True),
     ("steps_offset", 1),
@@ -307,6 +311,45 @@ def test_static_clipping(broken):
   edit_scheduler(broken, clip_sample=False)
   with pytest.raises(UserError, match="clip_sample=False"):
     diffusers.read_stage(broken)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("target", ["bundle", "diffusers"])
+def test_values_that_are_not_finite_name_their_tensor(
+  broken, bundle, tmp_path, value, target
+):
+  """Of published weights, of bundles that are rewritten or linked."""
+  file = broken / "unet" / WEIGHTS
+  tensors = safetensors.load(file)
+  name = "mid_block.resnets.0.conv1.weight"
+  tensors[name][1, 2, 0, 0] = value
+  safetensors.save(file, tensors)
+  with pytest.raises(UserError, match=rf"{WEIGHTS}: {name} has .*NaN or inf"):
+    run("diffusers", broken, tmp_path / "out")
+  copy = shutil.copytree(bundle.folder, tmp_path / "bundle")
+  part = bundles.open_bundle(copy).parts["t2i"].tensors[0]
+  leaves = safetensors.load(copy / part)
+  path = "mid_0/conv_1/bias"
+  leaves[path][3] = value
+  (copy / part).unlink()  # it is a link
+  safetensors.save(copy / part, leaves)
+  with pytest.raises(UserError, match=rf"{part}: {path} has values"):
+    bundles.open_bundle(copy).load("t2i")
+  with pytest.raises(UserError, match=rf"{part}: {path} has values"):
+    run("bundle", copy, tmp_path / "x", target=target, stage="t2i")
+  with pytest.raises(UserError, match=rf"{part}: {path} has values"):
+    run("bundle", copy, tmp_path / "linked")
+
+
+def test_float16_overflow_is_named(tmp_path, bundle):
+  copy = shutil.copytree(bundle.folder, tmp_path / "bundle")
+  part = bundles.open_bundle(copy).parts["t2i"].tensors[0]
+  leaves = {k: v.astype("f4") for k, v in safetensors.load(copy / part).items()}
+  leaves["head/bias"][0] = 1e5
+  (copy / part).unlink()
+  safetensors.save(copy / part, leaves)
+  with pytest.raises(UserError, match="half head/bias in float16 has values"):
+    run("bundle", copy, tmp_path / "out", half=True)
 
 
 def test_broken_sources(broken, tmp_path):

@@ -186,6 +186,33 @@ def test_a_peft_folder_is_read_with_its_config(tmp_path):
     read_adapter(tmp_path)
 
 
+def test_a_config_beside_other_files_counts_too(tmp_path):
+  file = tmp_path / "pytorch_lora_weights.safetensors"
+  write_config(tmp_path)
+  safetensors.save(file, published())
+  check_merged(tmp_path, "base", 1)
+  safetensors.save(file, published(), {"unet.lora_alpha": "2"})
+  with pytest.raises(UserError, match="lora_alpha is given twice, as 1 and 2"):
+    read_adapter(tmp_path)
+  # Unless it is PEFT's own.
+  safetensors.save(tmp_path / "adapter_model.safetensors", published())
+  check_merged(file, "base", 2)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(workdir, tmp_path, bad):
+  tensors = published()
+  name = next(iter(tensors))
+  tensors[name][0, 1] = bad
+  safetensors.save(tmp_path / "x.safetensors", tensors)
+  with pytest.raises(UserError, match=rf"x\.safetensors: {name} has values"):
+    check_merged(tmp_path / "x.safetensors", "base", 2)
+  low = {k: v.copy() for k, v in LOW.items()}
+  low["lora/a/kernel/a"][0] = bad
+  with pytest.raises(UserError, match="lora/a/kernel/a has values that are"):
+    read_adapter(write(workdir, low))
+
+
 def test_it_is_merged_by_lazy_weights_and_with_one_of_ours(tmp_path):
   file = tmp_path / "style.safetensors"
   safetensors.save(file, published())

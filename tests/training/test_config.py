@@ -38,6 +38,7 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs"
     ("train", {"optimizer": "adamm"}, 'did you mean "adam"'),
     ("train", {"decay": "cosin"}, 'did you mean "cosine"'),
     ("train", {"frozen_dtype": "bf16"}, "source, bfloat16"),
+    ("train", {"ema_stds": (0.1, 0.3)}, r"ema_stds=.* at most 0\.288"),
     ("train", {"ema_decay": 1.0}, r"ema_decay=1\.0 .* at least 0 and below 1"),
     ("train", {"keep_best": -1}, "keep_best=-1 must be at least 0"),
     ("preview", {"clips": 0}, r"config\.preview\.clips=0 must be above 0"),

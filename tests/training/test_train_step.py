@@ -10,6 +10,7 @@ import pytest
 
 from lumiere_jax.models.params import split
 from lumiere_jax.training import train_step as step_module
+from lumiere_jax.training.averaging import exponent, update_averages
 from lumiere_jax.training.config import OPTIMIZERS, TrainConfig
 from lumiere_jax.training.optimizer import learning_rate, make_optimizer
 from lumiere_jax.training.param_overview import block_of, by_block
@@ -89,6 +90,32 @@ def test_the_average_has_its_closed_form():
     decay = lambda step, w=warmup: float(ema_decay(np.int32(step), 0.999, w))
     assert decay(0) == pytest.approx(min(0.999, 1 / warmup))
     assert decay(10**6) == pytest.approx(0.999)
+
+
+def test_power_function_averages_have_their_closed_form():
+  """After t updates, those up to k have the share (k / t) ** (gamma + 1)."""
+  stds, weights = (0.05, 0.1, 0.25), []
+  settings = config()
+  optimizer = optax.sgd(0.5)
+  state = init_state({"w": jnp.array([1.0, -2.0])}, optimizer, len(stds))
+  for step in range(9):
+    bad = step in (0, 4)  # a skipped step does not count
+    grads = {"w": jnp.array([np.nan if bad else 0.1 * step, -1.0])}
+    new = apply_gradients(state, grads, optimizer, settings)
+    new = update_averages(state, new, stds)
+    if bad:
+      assert_leaves_equal(new.averages, state.averages)
+    else:
+      weights.append(new.trainable["w"])
+    state = new
+  for std, average in zip(stds, state.averages, strict=True):
+    gamma = exponent(std)
+    assert std == pytest.approx(
+      ((gamma + 1) / (gamma + 2) ** 2 / (gamma + 3)) ** 0.5
+    )
+    shares = np.diff((np.arange(8) / 7) ** (gamma + 1))
+    closed = np.tensordot(shares, np.stack(weights), 1)
+    np.testing.assert_allclose(average["w"], closed, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -8,7 +8,7 @@
 STEM is `model` for transformers and `diffusion_pytorch_model` for diffusers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 import json
 import os
 from pathlib import Path
@@ -43,6 +43,23 @@ def read_json(path: Path) -> dict[str, Any]:
   return content
 
 
+def check_known(
+  content: Mapping[str, Any], known: Container[str], name: str, fix: str
+) -> None:
+  """Checks that a config has no key that is not `known`, unless it is null.
+
+  Keys that begin with an underscore say where the config is from. `name` is
+  its path, and `fix` what to give instead.
+  """
+  unknown = [
+    f"{key}={value!r}"
+    for key, value in content.items()
+    if not (key in known or key.startswith("_") or value is None)
+  ]
+  if unknown:
+    raise UserError(f"{name}:", f"unknown keys {', '.join(unknown)}", fix)
+
+
 def open_weights(
   source: str | os.PathLike,
   stem: str,
@@ -64,7 +81,7 @@ def open_weights(
     raise UserError(f"{source}:", "no such file or folder", "check the path")
   if source.is_file():
     refuse_pickle(source)
-    return _select(safetensors.load_lazily(source), keep)
+    return _select(safetensors.load_lazily(source, finite=True), keep)
   index = _find(source, f"{stem}.safetensors.index", ".json", variant)
   file = _find(source, stem, ".safetensors", variant)
   # Usually there is one of the two; else a plain one is preferred.
@@ -80,7 +97,7 @@ def open_weights(
     )
   tensors: dict[str, LazyArray] = {}
   for each in files:
-    found = _select(safetensors.load_lazily(each), keep)
+    found = _select(safetensors.load_lazily(each, finite=True), keep)
     if twice := sorted(found.keys() & tensors.keys()):
       raise UserError(
         f"{source}:",
@@ -176,7 +193,7 @@ def _open_shards(
     )
   tensors: dict[str, LazyArray] = {}
   for file in files:
-    found = safetensors.load_lazily(folder / file)
+    found = safetensors.load_lazily(folder / file, finite=True)
     tensors |= {n: x for n, x in found.items() if where.get(n) == file}
   if missing := sorted(where.keys() - tensors.keys()):
     raise UserError(

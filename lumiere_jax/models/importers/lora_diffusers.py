@@ -46,20 +46,48 @@ _ALPHA = re.compile(
 )
 
 _METADATA = "lora_adapter_metadata"
+_OF_TEXT = "text_encoder"
+
+# Other names of PEFT's keys in the header of a file.
+_ALIASES = {
+  **dict.fromkeys(("alpha", "network_alpha", "ss_network_alpha"), "lora_alpha"),
+  **dict.fromkeys(("rank", "lora_rank", "network_rank", "dim"), "r"),
+  **dict.fromkeys(("lora_dim", "network_dim", "ss_network_dim"), "r"),
+}
+
+# Header keys that may change the result; titles, dates and the like do not.
+_DECISIVE = re.compile(
+  r"(^|[._])(r|ranks?|dims?|scal\w*|multiplier|dora|rs_?lora|bias)"
+  r"($|[._])|alpha(?!bet)"
+  r"|(lora|peft|adapter|loftq)_?(config|settings|metadata|pattern)"
+  r"|rank_pattern|modules_to_save|fan_in_fan_out|layer_replication"
+)
+
+# Tensors of other methods.
+_OTHERS = {
+  "a DoRA": re.compile(r"lora_magnitude_vector|\.dora_scale"),
+  "a LoHa": re.compile(r"\.hada_"),
+  "a LoKr": re.compile(r"\.lokr_"),
+  "an OFT": re.compile(r"\.b?oft_"),
+  "a LoRA with biases": re.compile(r"\.lora_B(\.\w+)?\.bias$"),
+}
+
 _DTYPES = (np.float16, ml_dtypes.bfloat16, np.float32)
 
 # Keys of a PEFT config without effect on a trained adapter. All other keys that
 # are not read here must be off.
 _IGNORED = {
-  *("auto_mapping", "base_model_name_or_path", "bias", "eva_config"),
+  *("auto_mapping", "base_model_name_or_path", "eva_config"),
   *("exclude_modules", "inference_mode", "layers_pattern", "peft_version"),
   *("layers_to_transform", "lora_dropout", "megatron_core", "revision"),
-  *("qalora_group_size", "target_modules", "task_type"),
+  *("qalora_group_size", "rank_dropout", "runtime_config", "target_modules"),
+  *("scale_weight_norms", "task_type"),
 }
 
 # Other initialisations change the base weights.
 _SUPPORTED = {
-  "peft_type": ("LORA",),
+  "peft_type": ("LORA", None),
+  "bias": ("none", None),
   "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
 
@@ -95,8 +123,8 @@ def read_layers(
 
   Args:
     tensors: of the whole file, float16, bfloat16 or float32.
-    settings: the PEFT config of the adapter, which has alpha; None: alpha is in
-      tensors, by default the rank.
+    settings: of the adapter, see `settings_of`. They or tensors state alpha,
+      which is the rank by default.
     name: of the file, for errors.
   """
   halves, alphas, faults = _sort(tensors)
@@ -116,18 +144,24 @@ def read_layers(
   if not whole:
     raise UserError(f"{name}:", "holds no tensors", "give a LoRA")
   ranks = {m: tensors[down].shape[0] for m, (down, _) in whole.items()}
-  if settings is not None and alphas:
+  scales = {
+    m: float(np.asarray(tensors[t]).item()) / ranks[m]
+    for m, t in alphas.items()
+  }
+  stated = _scales(settings, ranks, name) if settings else {}
+  twice = [
+    alphas[m]
+    for m in stated.keys() & scales.keys()
+    if not math.isclose(stated[m], scales[m], rel_tol=1e-3)
+  ]
+  if twice:
     raise UserError(
       f"{name}:",
-      "alpha is given twice, by a PEFT config and by tensors "
-      f"({', '.join(alphas.values())})",
+      "alpha is given twice, by a PEFT config or header and by tensors "
+      f"({', '.join(sorted(twice))})",
       "remove one of them",
     )
-  if settings is None:
-    given = {m: float(np.asarray(tensors[t]).item()) for m, t in alphas.items()}
-    scales = {m: given.get(m, rank) / rank for m, rank in ranks.items()}
-  else:
-    scales = _scales(settings, ranks, name)
+  scales = dict.fromkeys(ranks, 1.0) | scales | stated
   if wrong := [m for m, scale in scales.items() if not math.isfinite(scale)]:
     raise UserError(
       f"{name}:",
@@ -143,13 +177,55 @@ def read_layers(
 
 
 def settings_of(
-  metadata: Mapping[str, str], name: str
-) -> dict[str, Any] | None:
+  metadata: Mapping[str, str],
+  name: str,
+  *,
+  config: Mapping[str, Any] | None = None,
+  alpha_tensors: bool = False,
+) -> dict[str, Any]:
+  """Settings of an adapter under PEFT's names, without those of no effect.
+
+  They are in PEFT's config, in the header as diffusers writes it (JSON), or in
+  single keys of the header: [unet.]lora_alpha, network_alpha, and so on.
+
+  Args:
+    metadata: the header of the file.
+    name: of the file, for errors.
+    config: the content of adapter_config.json, if there is one.
+    alpha_tensors: whether the file has any. What kohya-ss's programs record
+      in the header (ss_network_alpha) then has no effect, as in these programs.
+  """
+  whole = [config or {}, _json_in_header(metadata, name)]
+  single = (
+    (key, _parse(value))
+    for key, value in metadata.items()
+    if _decides(key, alpha_tensors)
+  )
+  args = {} if alpha_tensors else _parse(metadata.get("ss_network_args", "{}"))
+  if isinstance(args, dict):
+    named = {k: _parse(str(v)) for k, v in args.items()}
+    whole.append({k: v for k, v in named.items() if _DECISIVE.search(k)})
+  settings: dict[str, Any] = {}
+  for key, value in (*(x for part in whole for x in part.items()), *single):
+    key = _ALIASES.get(_bare(key), _bare(key))
+    if key in _IGNORED or value is None:
+      continue
+    if key in settings and settings[key] != value:
+      raise UserError(
+        f"{name}:",
+        f"{key} is given twice, as {settings[key]!r} and {value!r}",
+        "remove one of them from its header or adapter_config.json",
+      )
+    settings[key] = value
+  if any(whole[:2]):
+    settings.setdefault("lora_alpha", 8)  # PEFT's default
+  return settings
+
+
+def _json_in_header(metadata: Mapping[str, str], name: str) -> dict[str, Any]:
   """The PEFT config in the header of a file written by diffusers, if any."""
-  if _METADATA not in metadata:
-    return None
   try:
-    settings = dict(json.loads(metadata[_METADATA]))
+    settings = dict(json.loads(metadata.get(_METADATA, "{}")))
   except (TypeError, ValueError) as error:
     raise UserError(
       f"{name}:",
@@ -157,7 +233,30 @@ def settings_of(
       "download it again",
     ) from error
   unet = {k: v for k, v in settings.items() if k.startswith("unet.")}
-  return {k.removeprefix("unet."): v for k, v in (unet or settings).items()}
+  rest = {k: v for k, v in settings.items() if not k.startswith(_OF_TEXT)}
+  return unet or rest
+
+
+def _decides(key: str, alpha_tensors: bool) -> bool:
+  """Whether a single key of a header may change the result."""
+  if key == _METADATA or key.startswith((_OF_TEXT, "modelspec.")):
+    return False
+  if key.startswith("ss_"):
+    return not alpha_tensors and key in _ALIASES
+  key = _bare(key)
+  return bool(key in _ALIASES or key in _SUPPORTED or _DECISIVE.search(key))
+
+
+def _bare(key: str) -> str:
+  return key.removeprefix("unet.").lower().replace("-", "_")
+
+
+def _parse(value: str) -> Any:
+  """The value of a string in a header."""
+  try:
+    return json.loads(value)
+  except ValueError:
+    return {"True": True, "False": False, "None": None}.get(value, value)
 
 
 def misfits(layers: Mapping[str, Layer], config: UNetConfig) -> str:
@@ -228,11 +327,12 @@ def _sort(
   alphas: dict[str, str] = {}
   faults: dict[str, list[str]] = {
     "not part of a plain LoRA": [],
+    **{f"not part of a plain LoRA but of {kind}": [] for kind in _OTHERS},
     "duplicated under another name": [],
     "not a single number": [],
     "not float16, bfloat16 or float32": [],
   }
-  unknown, duplicate, no_number, other_type = faults.values()
+  unknown, *others, duplicate, no_number, other_type = faults.values()
   for tensor, lazy in tensors.items():
     if match := _HALF.fullmatch(tensor):
       key = match["half"] or {"A": "down", "B": "up"}[match["peft"]]
@@ -242,7 +342,9 @@ def _sort(
       if lazy.size != 1:
         no_number.append(tensor)
     else:
-      unknown.append(tensor)
+      methods = zip(others, _OTHERS.values(), strict=True)
+      fits = (names for names, kind in methods if kind.search(tensor))
+      next(fits, unknown).append(tensor)
       continue
     if key in place:
       duplicate.append(tensor)
@@ -267,19 +369,20 @@ def _is_product(down: LazyArray, up: LazyArray) -> bool:
 def _scales(
   settings: Mapping[str, Any], ranks: Mapping[str, int], name: str
 ) -> dict[str, float]:
-  """The scale of each layer by a PEFT config: alpha / rank or / sqrt(rank)."""
-  read = {
-    "r": 8,
-    "lora_alpha": 8,
+  """The scale of each layer: alpha / rank or / sqrt(rank); {} if not stated."""
+  read: dict[str, Any] = {
+    "r": None,
+    "lora_alpha": None,
     "rank_pattern": {},
     "alpha_pattern": {},
     "use_rslora": False,
     "peft_type": "LORA",
+    "bias": "none",
     "init_lora_weights": True,
   }
   values = {k: settings.get(k, default) for k, default in read.items()}
-  unsupported = {k: v for k, v in settings.items() if v and k not in read}
-  unsupported = {k: v for k, v in unsupported.items() if k not in _IGNORED}
+  known = {*read, *_IGNORED}
+  unsupported = {k: v for k, v in settings.items() if v and k not in known}
   for key, supported in _SUPPORTED.items():
     if values[key] not in supported:
       unsupported[key] = values[key]
@@ -287,10 +390,14 @@ def _scales(
     refused = ", ".join(f"{key}={x!r}" for key, x in unsupported.items())
     raise UserError(
       f"{name}:",
-      f"its PEFT config has {refused}, which plain LoRA does not support",
+      f"its PEFT config or header has {refused}, which is not supported",
       "give an adapter without",
     )
-  expected = {m: _pattern(values, "rank_pattern", "r", m, name) for m in ranks}
+  given = lambda rank: {**values, "r": values["r"] or rank}
+  expected = {
+    m: _pattern(given(rank), "rank_pattern", "r", m, name)
+    for m, rank in ranks.items()
+  }
   wrong = [
     f"{m} {rank} instead of {expected[m]:g}"
     for m, rank in ranks.items()
@@ -299,9 +406,11 @@ def _scales(
   if wrong:
     raise UserError(
       f"{name}:",
-      f"ranks differ from its PEFT config ({', '.join(wrong)})",
+      f"ranks differ from its PEFT config or header ({', '.join(wrong)})",
       "download both again, together",
     )
+  if not settings.keys() & {"lora_alpha", "alpha_pattern", "use_rslora"}:
+    return {}
   root = math.sqrt if values["use_rslora"] else float
   return {
     m: _pattern(values, "alpha_pattern", "lora_alpha", m, name) / root(rank)
@@ -321,7 +430,8 @@ def _pattern(
   except (AttributeError, TypeError, ValueError, re.error) as error:
     raise UserError(
       f"{name}:",
-      f"its PEFT config's {patterns} or {default} is malformed ({error})",
+      f"{patterns} or {default} of its PEFT config or header is malformed "
+      f"({error})",
       "download it again",
     ) from error
 

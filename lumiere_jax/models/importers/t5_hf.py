@@ -12,6 +12,7 @@ import numpy as np
 
 from lumiere_jax.errors import UserError, build
 from lumiere_jax.models.importers.hf_checkpoint import (
+  check_known,
   check_tensors,
   open_weights,
   read_json,
@@ -50,6 +51,42 @@ _CONFIG_KEYS = {
   "num_layers": "num_layers",
   "relative_attention_num_buckets": "num_buckets",
   "relative_attention_max_distance": "max_distance",
+}
+
+
+# Other values change the features; the first one is the default.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+  "model_type": ("t5", "mt5"),
+  "feed_forward_proj": ("gated-gelu",),
+  "dense_act_fn": ("gelu_new",),
+  "is_gated_act": (True,),
+  "is_decoder": (False,),
+  "layer_norm_epsilon": (1e-6,),
+  "chunk_size_feed_forward": (0,),
+  "pruned_heads": ({},),
+}
+
+# Keys without effect on an encoder's features: the decoder, generation,
+# training, and what the transformers library returns.
+_IGNORED = {
+  *("num_decoder_layers", "tie_word_embeddings", "tie_encoder_decoder"),
+  *("is_encoder_decoder", "add_cross_attention", "scale_decoder_outputs"),
+  *("cross_attention_hidden_size", "decoder_start_token_id", "use_cache"),
+  *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id"),
+  *("dropout_rate", "classifier_dropout", "initializer_factor"),
+  *("gradient_checkpointing", "output_past", "n_positions", "tokenizer_class"),
+  *("architectures", "torch_dtype", "dtype", "transformers_version"),
+  *("output_attentions", "output_hidden_states", "return_dict", "torchscript"),
+  *("use_bfloat16", "tf_legacy_loss", "finetuning_task", "problem_type"),
+  *("id2label", "label2id", "num_labels", "task_specific_params", "prefix"),
+  *("max_length", "min_length", "do_sample", "early_stopping", "num_beams"),
+  *("num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p"),
+  *("typical_p", "repetition_penalty", "length_penalty", "bad_words_ids"),
+  *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "output_scores"),
+  *("num_return_sequences", "return_dict_in_generate", "forced_bos_token_id"),
+  *("forced_eos_token_id", "remove_invalid_values", "suppress_tokens"),
+  *("begin_suppress_tokens", "exponential_decay_length_penalty"),
+  *("max_new_tokens", "generation_config", "attn_implementation"),
 }
 
 
@@ -125,12 +162,16 @@ def _is_encoder(name: str) -> bool:
 
 def _read_config(path: Path, dtype: str) -> T5Config:
   content = read_json(path)
-  kind = content.get("feed_forward_proj")
-  if kind != "gated-gelu":
-    raise UserError(
-      f"{path}:",
-      f"feed_forward_proj is {kind!r}",
-      "give a T5 v1.1 encoder, which has 'gated-gelu'",
-    )
+  content = {"feed_forward_proj": "relu", **content}
+  for key, supported in _SUPPORTED.items():
+    if (value := content.get(key, supported[0])) not in supported:
+      raise UserError(
+        f"{path}:",
+        f"{key} is {value!r}",
+        "give a T5 v1.1 encoder, which has "
+        f"{' or '.join(map(repr, supported))}",
+      )
+  known = {*_CONFIG_KEYS, *_SUPPORTED, *_IGNORED}
+  check_known(content, known, str(path), "give a T5 v1.1 encoder")
   values = {o: content[hf] for hf, o in _CONFIG_KEYS.items() if hf in content}
   return build(T5Config, {**values, "dtype": dtype}, str(path))

@@ -23,7 +23,7 @@ import tensorstore
 from lumiere_jax.errors import UserError, foreign_errors
 from lumiere_jax.models.importers.hf_checkpoint import check_tensors
 from lumiere_jax.models.t5 import T5Config, abstract_params
-from lumiere_jax.storage.safetensors import LazyArray
+from lumiere_jax.storage.safetensors import LazyArray, check_finite
 
 INDEX = "checkpoint"
 
@@ -81,11 +81,15 @@ def open_t5x(
     f"{config.d_model}, {config.num_layers} layers)",
   )
 
-  def cast(array: LazyArray, dtype: np.dtype) -> LazyArray:
-    make = lambda: np.asarray(array).astype(dtype, copy=False)
-    return LazyArray(array.shape, dtype, make)
+  def cast(path: str, dtype: np.dtype) -> LazyArray:
+    def make() -> np.ndarray:
+      array = np.asarray(arrays[path])
+      check_finite(array, path, f"{source}:")
+      return array.astype(dtype, copy=False)
 
-  return config, {p: cast(arrays[p], leaf.dtype) for p, leaf in leaves.items()}
+    return LazyArray(arrays[path].shape, dtype, make)
+
+  return config, {p: cast(p, leaf.dtype) for p, leaf in leaves.items()}
 
 
 # The msgpack file.

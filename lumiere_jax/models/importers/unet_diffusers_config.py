@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from lumiere_jax.errors import UserError
 from lumiere_jax.models.config import UNetConfig
+from lumiere_jax.models.importers.hf_checkpoint import check_known
 
 CLASS = "UNet2DConditionModel"
 
@@ -156,17 +157,7 @@ def config_from_diffusers(content: Mapping[str, Any], name: str) -> UNetConfig:
     "mask_text": False,
   }
   known = {*keys.read, *_IGNORED}
-  unknown = [
-    key
-    for key, value in content.items()
-    if not (key in known or key.startswith("_") or value is None)
-  ]
-  if unknown:
-    raise UserError(
-      f"{name}:",
-      f"unknown keys {', '.join(unknown)}",
-      "give a U-Net of DeepFloyd IF",
-    )
+  check_known(content, known, name, "give a U-Net of DeepFloyd IF")
   try:
     return UNetConfig(**config)
   except UserError as error:  # Widths that do not divide.

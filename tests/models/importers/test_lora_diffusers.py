@@ -224,17 +224,74 @@ def test_a_peft_config_states_alpha(changes, query, conv):
   check(tensors, {QUERY: query, CONV: conv}, settings(**changes))
 
 
-@pytest.mark.parametrize("prefix", ["", "unet."])
-def test_the_header_of_a_file_may_hold_the_config(prefix):
-  content = {f"{prefix}{k}": v for k, v in settings().items()}
-  if prefix:
-    content["text_encoder.r"] = 5
-  header = {"format": "pt", "lora_adapter_metadata": json.dumps(content)}
-  assert settings_of(header, "file") == settings()
-  assert settings_of({"format": "pt"}, "file") is None
-  for broken in ("{", "[1]", "3"):
-    with pytest.raises(UserError, match=r"file: lora_adapter_metadata"):
-      settings_of({"lora_adapter_metadata": broken}, "file")
+def in_json(content):
+  return {"lora_adapter_metadata": json.dumps(content)}
+
+
+@pytest.mark.parametrize(
+  "header",
+  [
+    {"unet.lora_alpha": "6", "unet.r": "3", "text_encoder.lora_alpha": "9"},
+    {"lora_alpha": "6.0", "title": "alpha", "modelspec.title": "a"},
+    {"network_alpha": "6", "network_dim": "3", "use_dora": "False"},
+    {"LoRA-Alpha": "6", "alphabet": "a", "ss_network_args": '{"algo": "lora"}'},
+    {"alpha": "6", "rank": "3", "unet.modules_to_save": "None"},
+    {"ss_network_alpha": "6", "ss_network_dim": "3", "ss_lr_scale": "2"},
+    in_json({"unet.lora_alpha": 6, "unet.r": RANK, "text_encoder.r": 5}),
+    in_json({"lora_alpha": 6}) | {"unet.lora_alpha": "6"},
+    in_json({"text_encoder.r": 5, "text_encoder.lora_alpha": 5})
+    | {"lora_alpha": "6"},
+    {"lora_alpha": str(2 * math.sqrt(RANK)), "use_rslora": "true"},
+    {"r": "3", "lora_alpha": "9", "alpha_pattern": '{"to_q|conv1": 6}'},
+  ],
+)
+def test_the_header_states_alpha_in_every_dialect(header):
+  found = settings_of({"format": "pt", **header}, "file")
+  check(file([QUERY, CONV]), {QUERY: 2, CONV: 2}, found)
+
+
+def test_headers_without_alpha_have_the_rank():
+  for header in ({}, {"r": "3"}, {"ss_network_alpha": "None"}, in_json({})):
+    check(file([QUERY]), {QUERY: 1}, settings_of(header, "file"))
+  check(file([QUERY]), {QUERY: 8 / RANK}, settings_of(in_json({"r": 3}), "x"))
+
+
+def test_alpha_tensors_win_over_what_kohya_records():
+  """Its resized files say "Dynamic" there; others record another alpha."""
+  header = {"ss_network_dim": "Dynamic", "ss_network_alpha": "1"}
+  header["ss_network_args"] = '{"conv_alpha": "1"}'
+  tensors = file([QUERY]) | {f"{QUERY}.alpha": np.float32(6)}
+  check(tensors, {QUERY: 2}, settings_of(header, "x", alpha_tensors=True))
+  with pytest.raises(UserError, match=r"'Dynamic'|conv_alpha"):
+    read(file([QUERY]), settings_of(header, "file"))
+
+
+@pytest.mark.parametrize(
+  ("header", "words"),
+  [
+    (in_json(3), "file: lora_adapter_metadata"),
+    ({"lora_adapter_metadata": "{"}, "file: lora_adapter_metadata"),
+    ({"lora_adapter_metadata": "[1]"}, "file: lora_adapter_metadata"),
+    ({"unet.lora_alpha": "6", "lora_alpha": "3"}, "given twice, as 6 and 3"),
+    (in_json({"lora_alpha": 6}) | {"alpha": "3"}, "given twice, as 6 and 3"),
+    ({"unet.r": "4"}, rf"{QUERY} 3 instead of 4"),
+    ({"ss_network_dim": "8", "ss_network_alpha": "1"}, "3 instead of 8"),
+    ({"ss_network_args": '{"conv_alpha": "1"}'}, "conv_alpha=1"),
+    ({"ss_network_args": '{"rs_lora": true}'}, "rs_lora="),
+    ({"loraAlpha": "16"}, "loraalpha=16"),
+    ({"lora_alpha": "many"}, "lora_alpha .* is malformed"),
+    ({"use_rslora": "True"}, "lora_alpha .* is malformed"),
+    ({"lora_alpha": "NaN"}, "not a finite number"),
+    ({"use_dora": "True"}, "use_dora=True"),
+    ({"unet.lora_scale": "0.5"}, "lora_scale=0.5"),
+    ({"lora_config": '{"alpha": 3}'}, "lora_config="),
+    ({f"{QUERY}.alpha": "3"}, "alpha=3"),
+    (in_json({"use_dora": True, "r": 3}), "use_dora=True"),
+  ],
+)
+def test_headers_that_cannot_be_honoured_are_refused(header, words):
+  with pytest.raises(UserError, match=words):
+    read(file([QUERY]), settings_of(header, "file"))
 
 
 @pytest.mark.parametrize(
@@ -248,9 +305,10 @@ def test_the_header_of_a_file_may_hold_the_config(prefix):
     ({"of_the_future": 1}, "of_the_future=1"),
     ({"r": 4}, rf"{QUERY} 3 instead of 4"),
     ({"rank_pattern": {"to_q": 2}}, rf"{QUERY} 3 instead of 2"),
-    ({"lora_alpha": "many"}, "lora_alpha is malformed"),
-    ({"alpha_pattern": {"(": 1}}, "alpha_pattern or lora_alpha is malformed"),
-    ({"rank_pattern": [1]}, "rank_pattern or r is malformed"),
+    ({"bias": "lora_only"}, "bias='lora_only'"),
+    ({"lora_alpha": "many"}, "lora_alpha of its PEFT .* is malformed"),
+    ({"alpha_pattern": {"(": 1}}, "alpha_pattern or lora_alpha of its PEFT"),
+    ({"rank_pattern": [1]}, "rank_pattern or r of its PEFT"),
     ({"lora_alpha": float("nan")}, rf"not a finite number \({QUERY}"),
   ],
 )
@@ -264,21 +322,22 @@ STRAY = np.zeros((2, 2), np.float32)
 
 
 @pytest.mark.parametrize(
-  "name",
+  ("name", "kind"),
   [
-    f"unet.{QUERY}.lora_magnitude_vector",
-    f"unet.{QUERY}.lora_magnitude_vector.weight",
-    f"unet.{QUERY}.dora_scale",
-    f"unet.{QUERY}.lora_B.bias",
-    f"unet.{QUERY}.hada_w1_a",
-    f"unet.{QUERY}.lokr_w1",
-    f"unet.{QUERY}.weight",
-    "lora_unet_mid_block_attentions_0_to_q.lora_down.weight",
-    "lora/mid_attention/qkv/kernel/a",
+    (f"unet.{QUERY}.lora_magnitude_vector", "but of a DoRA "),
+    (f"unet.{QUERY}.lora_magnitude_vector.weight", "but of a DoRA "),
+    (f"unet.{QUERY}.dora_scale", "but of a DoRA "),
+    (f"unet.{QUERY}.lora_B.bias", "but of a LoRA with biases "),
+    (f"unet.{QUERY}.hada_w1_a", "but of a LoHa "),
+    (f"unet.{QUERY}.lokr_w1", "but of a LoKr "),
+    (f"unet.{QUERY}.weight", ""),
+    ("lora_unet_mid_block_attentions_0_to_q.lora_down.weight", ""),
+    ("lora/mid_attention/qkv/kernel/a", ""),
   ],
 )
-def test_other_kinds_of_adapters_are_refused(name):
-  with pytest.raises(UserError, match="1 tensor is not part of") as error:
+def test_other_kinds_of_adapters_are_refused(name, kind):
+  words = rf"1 tensor is not part of a plain LoRA {kind}\("
+  with pytest.raises(UserError, match=words) as error:
     read(file([QUERY]) | {name: STRAY})
   assert name in str(error.value)
 

@@ -99,6 +99,39 @@ def test_weights_become_the_dtype_asked_for(tmp_path, stored):
     np.testing.assert_array_equal(scale, tensors[name].astype(np.float32))
 
 
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("layer_norm_epsilon", 1e-5),
+    ("dense_act_fn", "relu"),
+    ("is_gated_act", False),
+    ("model_type", "umt5"),
+    ("pruned_heads", {"0": [1]}),
+    ("quantization_config", {"bits": 8}),
+    ("of_the_future", 1),
+  ],
+)
+def test_keys_that_change_the_features_are_refused_by_name(
+  tmp_path, key, value
+):
+  fine = {"dropout_rate": 0.3, "id2label": {"0": "a"}, "torch_dtype": "float16"}
+  fine |= {"model_type": "mt5", "layer_norm_epsilon": 1e-6, "future": None}
+  write_hf(tmp_path, SMALL, hf_weights(SMALL), **fine)
+  assert load_t5(tmp_path)[0] == SMALL
+  write_hf(tmp_path, SMALL, {}, **fine | {key: value})
+  with pytest.raises(UserError, match=rf"config\.json: .*{key}"):
+    load_t5(tmp_path)
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+  tensors = hf_weights(SMALL)
+  name = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+  tensors[name][3, 2] = np.nan
+  write_hf(tmp_path, SMALL, tensors)
+  with pytest.raises(UserError, match=rf"model.safetensors: {name} has values"):
+    load_t5(tmp_path)
+
+
 def test_files_that_are_not_t5_v1_1_are_refused(tmp_path):
   def refused(words, source=tmp_path):
     with pytest.raises(UserError, match=words):
