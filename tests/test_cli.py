@@ -119,7 +119,7 @@ def test_a_long_prompt_is_cut_and_shown(workdir, tmp_path):
     ("--out=x.avii", r"\.avii.*\.mp4"),
     ("--contact_sheet=x.tiff", r"\.tiff.*\.png"),
     ("--task=text_to_vidio", 'did you mean "text_to_video"'),
-    ("--seed=-1", "seed -1"),
+    ("--seed=-1", r"--seed=-1 seeds -1 are not all in \[0, 2\^32\)"),
     ("--model=/no/such/place", "/no/such/place.*does not exist"),
     ("--stepps=3", "stepps"),
     ("--sampler=hun", "--sampler='hun'.*did you mean \"heun\""),

@@ -5,14 +5,13 @@ import dataclasses
 import itertools
 from pathlib import Path
 
-from lumiere_jax.conversion import diffusers
+from lumiere_jax.conversion import diffusers, stablehlo_export
 from lumiere_jax.conversion.lazy_stage import (
   LazyStage,
   inflate,
   progress_bar,
   to_float16,
 )
-from lumiere_jax.conversion.stablehlo_export import write_artefact
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.adapters import apply_adapters, read_adapter
 from lumiere_jax.inference.loading import read_stage
@@ -26,11 +25,17 @@ from lumiere_jax.models.text_encoder import (
 from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage import safetensors
-from lumiere_jax.storage.atomic import locked, require_space
+from lumiere_jax.storage.atomic import check_writable, locked, require_space
 from lumiere_jax.training.config import Experiment, TextConfig
 
 SOURCES = ("diffusers", "t5", "bundle", "workdir")
 TARGETS = ("bundle", "diffusers", "stablehlo")
+_WRITTEN = {
+  "diffusers": ("unet", "scheduler"),
+  "stablehlo": stablehlo_export.FILES,
+}
+"""Files and folders in `out`; a bundle is added to."""
+
 _ABOUT = ("step", "trained_on", "licence", "imported_from", "inflated_from")
 
 
@@ -86,6 +91,14 @@ def convert(job: Conversion) -> None:
   for name, value in (("src", job.src), ("out", job.out)):
     if not value:
       raise UserError(option(name), "is missing", "give a folder")
+  check_writable(Path(job.out, bundles.INDEX))
+  for name in _WRITTEN.get(job.target, ()):
+    if (old := Path(job.out, name)).exists():
+      raise UserError(
+        f"{old}:",
+        "is there already",
+        f"give another {option('out')}, or remove it",
+      )
   if job.target == "stablehlo":
     lines = _export(job)
   elif job.source == "t5":
@@ -105,7 +118,9 @@ def _export(job: Conversion) -> list[str]:
   pipeline = Pipeline.from_pretrained(
     *job.src, adapters=job.adapters, adapter_scale=job.adapter_scale
   )
-  return write_artefact(pipeline, job.settings, Path(job.out), batch=job.batch)
+  return stablehlo_export.write_artefact(
+    pipeline, job.settings, Path(job.out), batch=job.batch
+  )
 
 
 def _import_text(job: Conversion) -> list[str]:
@@ -229,8 +244,7 @@ def add_parts(
     require_space(folder, total)
     for bundle in reversed(linked):
       for name, part in bundle.parts.items():
-        bundles.link_part(bundle, part, folder)
-        parts[name] = part
+        parts[name] = bundles.link_part(bundle, part, folder)
     with progress_bar(total, "weights") as counted:
       for stage in stages:
         file = _unused(folder, stage.name)

@@ -6,7 +6,7 @@ import pytest
 from lumiere_jax.errors import UserError
 from lumiere_jax.inference import batch
 from lumiere_jax.inference.batch import Output, SampleRequest, run_batch
-from lumiere_jax.inference.cascade import Progress
+from lumiere_jax.inference.cascade import Cascade, Progress
 from lumiere_jax.inference.prompt_files import PromptLine, read_prompt_file
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.inference.tasks import TASKS
@@ -31,6 +31,16 @@ class StandIn:
 
   def resolution(self, settings=None):
     return SIDE, SIDE
+
+  def plan(self, settings):
+    if settings.num_frames % 2:
+      raise UserError("num_frames", "does not fit")
+
+  def check_negative_prompt(self, negative_prompt, settings):
+    Cascade.check_negative_prompt(self, negative_prompt, settings, ["base"])
+
+  def guides(self, name, settings):
+    return settings.guidance_scale != 1
 
   def __getattr__(self, name):
     if name not in TASKS:
