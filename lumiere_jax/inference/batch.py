@@ -282,11 +282,11 @@ def _jobs(request: SampleRequest) -> Iterator[VideoJob]:
     first = request.seed if line.seed is None else line.seed
     all_seeds = range(first, first + request.num_samples)
     if not 0 <= first <= all_seeds[-1] < _SEEDS:
-      last = f" to {all_seeds[-1]}" if request.num_samples > 1 else ""
+      more = f"and the {request.num_samples - 1} after it are not all in"
       raise UserError(
-        line.where or option("seed", first),
-        f"seeds {first}{last} are not all in [0, 2^32)",
-        "choose a seed there, and fewer samples if they do not fit",
+        f"{line.where} {option('seed', first)}".strip(),
+        f"{more if request.num_samples > 1 else 'is not in'} [0, 2^32)",
+        "choose another",
       )
     for i in range(0, len(all_seeds), request.batch_size):
       seeds = tuple(all_seeds[i : i + request.batch_size])
