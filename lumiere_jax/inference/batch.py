@@ -243,6 +243,8 @@ def _check_output(output: Output, jobs: list[VideoJob]) -> None:
   """Raises a UserError where a result could not be written."""
   paths = [path for job in jobs for path in job.paths]
   is_picture = any(job.task.picture for job in jobs)
+  if is_primary():
+    check_writable(*paths, *filter(None, [output.contact_sheet]))
   for path in paths:
     (check_image_output if is_picture else check_output)(path)
   if sheet := output.contact_sheet:
@@ -257,8 +259,6 @@ def _check_output(output: Output, jobs: list[VideoJob]) -> None:
     paths.append(sheet)
   for path in paths:
     check_unused(path, output.overwrite)
-  if is_primary():
-    check_writable(*paths)
 
 
 def _jobs(request: SampleRequest) -> Iterator[VideoJob]:

@@ -177,6 +177,8 @@ def test_a_negative_prompt_that_changes_nothing(
   inputs = {"prompt": PROMPT}
   if task != "text_to_video":
     inputs["video"] = np.zeros((16, 32, 32, 3), np.uint8)
+  if task == "extend":
+    inputs["context"] = 4
   make = functools.partial(
     getattr(pipeline, task), **inputs, settings=settings, negative_prompt="grey"
   )
