@@ -31,7 +31,8 @@ def take_tour(out: Path, model: str) -> None:
 
   The folder is new, empty, or marked as one of these.
   """
-  check_writable(mark := out / _MARK)
+  check_writable(out, folder=True)
+  mark = out / _MARK
   if out.exists() and not mark.exists() and any(out.iterdir()):
     raise UserError(
       f"{out}:", "holds files of other programs", "choose a new folder"

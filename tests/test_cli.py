@@ -163,7 +163,7 @@ def test_sampling_mistakes(flags, words, workdir, tmp_path):
     (
       "prepare",
       ["--input=x", "--out=FILE/x", "--max_length=8"],
-      "FILE/x/prepar",
+      "FILE/x: cannot",
     ),
     (
       "plan",
@@ -178,7 +178,7 @@ def test_sampling_mistakes(flags, words, workdir, tmp_path):
     (
       "main",
       ["--config=configs/t2i.py:tiny", "--workdir=/proc/x"],
-      "/proc/x/run",
+      "/proc/x: can",
     ),
   ],
 )

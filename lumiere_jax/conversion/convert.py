@@ -91,7 +91,7 @@ def convert(job: Conversion) -> None:
   for name, value in (("src", job.src), ("out", job.out)):
     if not value:
       raise UserError(option(name), "is missing", "give a folder")
-  check_writable(Path(job.out, bundles.INDEX))
+  check_writable(job.out, folder=True)
   for name in _WRITTEN.get(job.target, ()):
     if (old := Path(job.out, name)).exists():
       raise UserError(

@@ -287,7 +287,7 @@ def check_out(out: Path) -> None:
   That is where it cannot be written, or holds files of other programs under
   the names that are written.
   """
-  check_writable(out / NAME)
+  check_writable(out, folder=True)
   for name, ours in _BEGINNINGS.items():
     if (path := out / name).exists():
       with path.open("rb") as file:

@@ -19,7 +19,7 @@ AnyPath = str | os.PathLike
 _UNFINISHED = ".part"
 _OURS = re.compile(r"\..*\.[0-9a-f]{32}\.part")  # names made by `replacing`
 _MAX_STEM = 40  # characters of a name in it, so that long names fit too
-_PROBE_BYTES = 2**20
+_PROBE_BYTES = 2**16
 
 
 @contextlib.contextmanager
@@ -49,21 +49,24 @@ def replacing(path: AnyPath) -> Iterator[Path]:
       _remove(temporary)
 
 
-def check_writable(*paths: AnyPath) -> None:
+def check_writable(*paths: AnyPath, folder: bool = False) -> None:
   """Raises a UserError where `replacing` could not write to one of the paths.
 
-  A little is written to the closest folder that exists, and removed again.
+  A little is written to the closest folder that exists, and removed again. With
+  `folder`, the paths are folders for files of any name.
   """
   probed = set()
   for path in map(Path, paths):
     try:
-      folder = next(p for p in path.absolute().parents if os.path.lexists(p))
-      if folder not in probed:
-        with tempfile.TemporaryFile(dir=folder) as probe:
+      whole = path.absolute()
+      above = (whole, *whole.parents) if folder else whole.parents
+      place = next(p for p in above if os.path.lexists(p))
+      if place not in probed:
+        with tempfile.TemporaryFile(dir=place) as probe:
           probe.write(bytes(_PROBE_BYTES))
-        probed.add(folder)
+        probed.add(place)
       longest = max(len(os.fsencode(part)) for part in path.parts)
-      if longest > os.pathconf(folder, "PC_NAME_MAX"):
+      if longest > os.pathconf(place, "PC_NAME_MAX"):
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     except OSError as error:
       raise _unwritable(path, error) from error

@@ -85,7 +85,7 @@ def check_workdir(workdir: str) -> Path:
       "mount the bucket with gcsfuse (docs/launch.md), or use NFS or "
       "Filestore, and give that folder",
     )
-  check_writable(Path(workdir, "runs.jsonl"))
+  check_writable(workdir, folder=True)
   return Path(workdir)
 
 

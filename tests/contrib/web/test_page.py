@@ -11,6 +11,7 @@ import types
 from unittest import mock
 
 import gradio as gr
+import numpy as np
 
 from lumiere_jax.contrib.web.jobs import JobQueue
 from lumiere_jax.contrib.web.options import Limits, Options
