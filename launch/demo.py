@@ -11,19 +11,34 @@ from dataclasses import replace
 from pathlib import Path
 import time
 
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
 from launch.showcase import SHOWS, draw_inputs, run
+from lumiere_jax import cli
+from lumiere_jax.errors import UserError
 from lumiere_jax.stages.config import PARENTS
+from lumiere_jax.storage.atomic import check_writable, writing
 from lumiere_jax.training.run_report import RunSummary, Sample, write_page
 
+_MARK = ".lumiere_jax_demo"
 # Few sampling steps, to save time; the gallery uses the defaults.
 FEW = ("--steps=6", "--ssr_steps=2")
 
 
 def take_tour(out: Path, model: str) -> None:
-  """Runs all commands and writes index.html; replaces earlier results."""
+  """Runs all commands and writes index.html; replaces earlier results.
+
+  The folder is new, empty, or marked as one of these.
+  """
+  check_writable(out, folder=True)
+  mark = out / _MARK
+  if out.exists() and not mark.exists() and any(out.iterdir()):
+    raise UserError(
+      f"{out}:", "holds files of other programs", "choose a new folder"
+    )
+  with writing(mark):
+    pass
   # Shared by all processes, so that each program is compiled once.
   cache = {"JAX_COMPILATION_CACHE_DIR": str((out / "compiled").resolve())}
   inputs = out / "inputs"
@@ -61,4 +76,4 @@ def train(out: Path, stage: str, cache: Mapping[str, str]) -> RunSummary:
 if __name__ == "__main__":
   OUT = flags.DEFINE_string("out", "out/demo", "Output folder.")
   MODEL = flags.DEFINE_string("model", "demo", "Bundle to sample from.")
-  app.run(lambda argv: take_tour(Path(OUT.value), MODEL.value))
+  cli.run(lambda argv: take_tour(Path(OUT.value), MODEL.value))

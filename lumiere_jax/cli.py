@@ -12,9 +12,12 @@ import jax
 
 from lumiere_jax.errors import UserError, option, set_option_format
 from lumiere_jax.models.config import EXECUTION_KEYS
-from lumiere_jax.storage.files import user_cache
+from lumiere_jax.storage.files import expand_user, user_cache
 
 USAGE_EXIT = 2
+TEXTS = ("prompt", "negative_prompt")
+"""Flags that name no file."""
+
 INTERRUPTED_EXIT = 130  # 128 + SIGINT, as shells report Ctrl-C.
 
 # Errors of absl and ml_collections: an unknown config key is a KeyError or
@@ -47,7 +50,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 def config_value(flag: flags.FlagHolder) -> dict[str, Any]:
   """The config that a flag names, with its overrides."""
   try:
-    return flag.value.to_dict()  # a missing file is noticed here
+    return _expand_values(flag.value.to_dict())  # notices a missing file
   except FLAG_ERRORS as error:
     raise UserError(f"{option(flag.name)}:", _words(error)) from error
 
@@ -78,11 +81,30 @@ def _guarded(main: Callable[[list[str]], None]) -> Callable:
 
 def _parse_flags(argv: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(argv)
+    return flags.FLAGS(_expanded(argv))
   except (KeyError, AttributeError) as error:
     fail(f"--config has no key {_words(error)}{_moved(argv)}")
   except (UserError, *FLAG_ERRORS) as error:
     fail(_words(error))
+
+
+def _expanded(argv: list[str]) -> list[str]:
+  """The arguments with ~ expanded, which shells leave inside a word."""
+  done = argv[:1]
+  for argument in argv[1:]:
+    flag = done[-1] if argument[:1] != "-" else argument.partition("=")[0]
+    is_text = flag.lstrip("-") in TEXTS
+    done.append(argument if is_text else expand_user(argument))
+  return done
+
+
+def _expand_values(value: Any) -> Any:
+  """A value of a config with ~ expanded in all its texts."""
+  if isinstance(value, dict):
+    return {key: _expand_values(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return type(value)(map(_expand_values, value))
+  return expand_user(value) if isinstance(value, str) else value
 
 
 def _moved(argv: list[str]) -> str:

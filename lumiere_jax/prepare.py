@@ -9,8 +9,10 @@ With one of --tokenizer, --text_weights, --text_dtype, --cleaning or
 --max_length, text features are stored too; they are as in config.text.
 """
 
+from pathlib import Path
+
 from lumiere_jax import cli
-from lumiere_jax.data.preprocess import Options, prepare
+from lumiere_jax.data.preprocess import Options, check_out, prepare
 from lumiere_jax.flags import define, read, values
 from lumiere_jax.models.text_encoder import open_text_encoder
 from lumiere_jax.training.config import TextConfig
@@ -27,6 +29,7 @@ def main(argv: list[str]) -> None:
   """Reads the flags and prepares the folder."""
   del argv
   options = read(Options, OPTIONS)
+  check_out(Path(options.out))  # before the text encoder is loaded
   with_text = any(flag.present for flag in TEXT.values())
   prepare(options, open_text_encoder(**values(TEXT)) if with_text else None)
 

@@ -9,6 +9,7 @@ import sys
 import av
 import pytest
 
+from lumiere_jax import cli
 from tests.conftest import run_command as run
 from tests.data.videos import write_jsonl
 
@@ -120,7 +121,11 @@ def test_a_long_prompt_is_cut_and_shown(workdir, tmp_path):
     ("--out=x.avii", r"\.avii.*\.mp4"),
     ("--contact_sheet=x.tiff", r"\.tiff.*\.png"),
     ("--task=text_to_vidio", 'did you mean "text_to_video"'),
-    ("--seed=-1", "seed -1"),
+    ("--seed=-1", r"--seed=-1 is not in \[0, 2\^32\)"),
+    (
+      "--negative_prompt=x --guidance_scale=1",
+      "--negative_prompt changes noth",
+    ),
     ("--model=/no/such/place", "/no/such/place.*does not exist"),
     ("--stepps=3", "stepps"),
     ("--sampler=hun", "--sampler='hun'.*did you mean \"heun\""),
@@ -141,10 +146,81 @@ def test_sampling_mistakes(flags, words, workdir, tmp_path):
     ("sample", ["--model=x", "--alpha=2"], "--alpha=2 is not in [0, 1.5]"),
     ("prepare", ["--out=x", "--side=64"], "--input is missing"),
     ("plan", ["--job=trian", "--topology=v5p:1x1x1"], 'did you mean "train"'),
+    (
+      "sample",
+      ["--model=x", "--prompt=a", "--out=FILE/x.mp4"],
+      "FILE/x.mp4: ca",
+    ),
+    (
+      "evaluate",
+      ["--model=x", "--out=FILE/x.json"],
+      "FILE/x.json: cannot be w",
+    ),
+    (
+      "convert",
+      ["--from=t5", "--src=x", "--out=FILE"],
+      "cannot be written (Not",
+    ),
+    (
+      "prepare",
+      ["--input=x", "--out=FILE/x", "--max_length=8"],
+      "FILE/x: cannot",
+    ),
+    (
+      "plan",
+      ["--topology=v5p:1x1x1", "--out=FILE/x.json"],
+      "FILE/x.json: cann",
+    ),
+    (
+      "main",
+      ["--config=configs/t2i.py:tiny", "--workdir=FILE"],
+      "cannot be wri",
+    ),
+    (
+      "main",
+      ["--config=configs/t2i.py:tiny", "--workdir=/proc/x"],
+      "/proc/x: can",
+    ),
   ],
 )
-def test_mistakes_before_anything_is_loaded(command, flags, words):
+def test_mistakes_before_anything_is_loaded(command, flags, words, tmp_path):
+  file = tmp_path / "file"
+  file.touch()
+  flags = [flag.replace("FILE", str(file)) for flag in flags]
+  words = words.replace("FILE", str(file))
   assert words in refused(run(command, *flags))
+  assert [*tmp_path.iterdir()] == [file]
+
+
+@pytest.mark.parametrize(
+  ("command", "flags"),
+  [
+    ("sample", ["--model=~/none", "--prompt=~"]),
+    ("sample", ["--model", "~/none", "--prompt", "~/a"]),
+    ("main", [TINY, "--config.init_from=~/none", "--workdir=~/w"]),
+  ],
+)
+def test_the_home_folder_is_found(command, flags, tmp_path):
+  result = run(command, *flags, HOME=str(tmp_path))
+  assert f"{tmp_path}/none does not exist" in refused(result)
+  assert not list(tmp_path.glob("*w"))
+
+
+def test_texts_are_no_paths(monkeypatch):
+  monkeypatch.setenv("HOME", "/home/me")
+  given = ["x", "--style=ink=~/s", "--prompt", "~/a", "--prompt=~", "--out=~"]
+  expected = [
+    *given[:1],
+    "--style=ink=/home/me/s",
+    *given[2:5],
+    "--out=/home/me",
+  ]
+  assert cli._expanded(given) == expected
+  values = {"a": ["~/x", 1, None], "b": {"c": ("b=~/y", "x~/z")}}
+  assert cli._expand_values(values) == {
+    "a": ["/home/me/x", 1, None],
+    "b": {"c": ("b=/home/me/y", "x~/z")},
+  }
 
 
 def test_help_lists_all_options_of_a_command():

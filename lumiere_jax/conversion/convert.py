@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lumiere_jax.conversion import diffusers
+from lumiere_jax.conversion import diffusers, stablehlo_export
 from lumiere_jax.conversion.lazy_stage import (
   LazyStage,
   inflate,
   progress_bar,
   to_float16,
 )
-from lumiere_jax.conversion.stablehlo_export import write_artefact
 from lumiere_jax.errors import UserError, notice, option
 from lumiere_jax.inference.adapters import apply_adapters, read_adapter
 from lumiere_jax.inference.loading import read_stage
@@ -29,12 +28,18 @@ from lumiere_jax.models.text_encoder import (
 from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage import safetensors
-from lumiere_jax.storage.atomic import locked, require_space
+from lumiere_jax.storage.atomic import check_writable, locked, require_space
 from lumiere_jax.training.averaging import MAX_STD, reconstruct
 from lumiere_jax.training.config import Experiment, TextConfig
 
 SOURCES = ("diffusers", "t5", "bundle", "workdir")
 TARGETS = ("bundle", "diffusers", "stablehlo")
+_WRITTEN = {
+  "diffusers": ("unet", "scheduler"),
+  "stablehlo": stablehlo_export.FILES,
+}
+"""Files and folders in `out`; a bundle is added to."""
+
 _ABOUT = (
   *("step", "ema_std", "trained_on", "licence"),
   *("imported_from", "inflated_from"),
@@ -107,6 +112,14 @@ def convert(job: Conversion) -> None:
       f"give {option('from', 'workdir')}, and {option('to')} bundle or "
       "diffusers",
     )
+  check_writable(job.out, folder=True)
+  for name in _WRITTEN.get(job.target, ()):
+    if (old := Path(job.out, name)).exists():
+      raise UserError(
+        f"{old}:",
+        "is there already",
+        f"give another {option('out')}, or remove it",
+      )
   if job.target == "stablehlo":
     lines = _export(job)
   elif job.source == "t5":
@@ -126,7 +139,9 @@ def _export(job: Conversion) -> list[str]:
   pipeline = Pipeline.from_pretrained(
     *job.src, adapters=job.adapters, adapter_scale=job.adapter_scale
   )
-  return write_artefact(pipeline, job.settings, Path(job.out), batch=job.batch)
+  return stablehlo_export.write_artefact(
+    pipeline, job.settings, Path(job.out), batch=job.batch
+  )
 
 
 def _import_text(job: Conversion) -> list[str]:
@@ -260,8 +275,7 @@ def add_parts(
       for name, part in bundle.parts.items():
         for leaf in bundle.leaves(name).values():
           np.asarray(leaf)  # raises an error where it is not finite
-        bundles.link_part(bundle, part, folder)
-        parts[name] = part
+        parts[name] = bundles.link_part(bundle, part, folder)
     with progress_bar(total, "weights") as counted:
       for stage in stages:
         file = _unused(folder, stage.name)

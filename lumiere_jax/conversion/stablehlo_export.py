@@ -30,6 +30,10 @@ from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.atomic import require_space, write_json, writing
 from lumiere_jax.typing import Cond, FlatParams, Video
 
+FILES = (
+  *("sampler.stablehlo", "weights.safetensors", "tokenizer.model"),
+  *("signature.json", "call.py"),
+)
 PLATFORMS = ("cpu", "cuda", "tpu")
 _TEXT = "text/"
 

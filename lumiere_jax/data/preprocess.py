@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lumiere_jax.data.dataset_report import Report, Row
 from lumiere_jax.data.filters import Filters
-from lumiere_jax.data.manifest import CLIPS, Manifest, StoredClip
+from lumiere_jax.data.manifest import CLIPS, NAME, Manifest, StoredClip
 from lumiere_jax.data.prefetch import map_in_threads
 from lumiere_jax.data.sources.base import ClipSpec
 from lumiere_jax.data.sources.files import FilesSource
@@ -33,7 +33,7 @@ from lumiere_jax.media.video_writer import encode_clip
 from lumiere_jax.models.text_encoder import TextEncoder
 from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.storage.array_record import Records, RecordWriter
-from lumiere_jax.storage.atomic import locked
+from lumiere_jax.storage.atomic import check_writable, locked
 from lumiere_jax.storage.remote import Folder, is_url
 
 REPORT = "data_report.jsonl"
@@ -278,6 +278,28 @@ def closing_message(clips: int, new: int, unused: int, options: Options) -> str:
   )
 
 
+_BEGINNINGS = {REPORT: b'{"file": ', NAME: b'{\n "version": '}
+
+
+def check_out(out: Path) -> None:
+  """Raises a UserError if a folder cannot be prepared into.
+
+  That is where it cannot be written, or holds files of other programs under
+  the names that are written.
+  """
+  check_writable(out, folder=True)
+  for name, ours in _BEGINNINGS.items():
+    if (path := out / name).exists():
+      with path.open("rb") as file:
+        head = file.read(len(ours))
+      if not ours.startswith(head):
+        raise UserError(
+          f"{path}:",
+          "is there already, and was not written by this program",
+          f"choose another {option('out')}",
+        )
+
+
 def prepare(options: Options, encoder: TextEncoder | None = None) -> None:
   """Encodes the clips that are missing, then writes `prepared.json`.
 
@@ -286,6 +308,7 @@ def prepare(options: Options, encoder: TextEncoder | None = None) -> None:
   features of the captions by the `encoder`, if there is one.
   """
   out = Path(options.out)
+  check_out(out)
   with locked(out):
     source = FilesSource.open(
       options.input,

@@ -24,7 +24,7 @@ from lumiere_jax.media.video_writer import write_video
 from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.storage import bundle as bundles
-from lumiere_jax.storage.atomic import write_json, writing
+from lumiere_jax.storage.atomic import check_writable, write_json, writing
 from lumiere_jax.storage.files import check_unused
 
 VERDICTS = "verdicts.jsonl"
@@ -153,6 +153,12 @@ def evaluate(request: EvalRequest) -> None:
       "is missing",
       "give a bundle or the workdir of a training run",
     )
+  if request.seed + request.count > 2**32:
+    raise UserError(
+      option("seed", request.seed),
+      f"and the {request.count - 1} seeds after it pass 2^32",
+      "choose a smaller one",
+    )
   _check_paths(request)
   opened = [bundles.open_bundle(path) for path in request.models]
   pipeline = Pipeline.from_pretrained(*request.models, mesh=request.mesh)
@@ -268,8 +274,18 @@ def _check_paths(request: EvalRequest) -> None:
       raise UserError(option(flag, path), "is a folder", "give a file")
     if path:
       check_unused(path, request.overwrite)
+  if request.markdown and os.path.abspath(request.markdown) == os.path.abspath(
+    request.out
+  ):
+    raise UserError(
+      option("markdown", request.markdown),
+      f"is {option('out')} too",
+      "give another file",
+    )
   if request.keep:
     check_empty(request.keep)
+  inside = request.keep and os.path.join(request.keep, VERDICTS)
+  check_writable(*filter(None, (request.out, request.markdown, inside)))
 
 
 def to_json(

@@ -20,7 +20,7 @@ from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
 from lumiere_jax.inference.prompt_files import PromptLine, check_options
 from lumiere_jax.inference.sample_options import require_prompt, with_settings
 from lumiere_jax.inference.settings import Settings
-from lumiere_jax.inference.styles import parse_alphas
+from lumiere_jax.inference.styles import parse_alphas, read_style
 from lumiere_jax.inference.tasks import TASKS, Task, make_task
 from lumiere_jax.media.images import (
   check_image_output,
@@ -33,7 +33,10 @@ from lumiere_jax.options import bare_type, check_values, documented, setting
 from lumiere_jax.parallel.mesh import MeshConfig
 from lumiere_jax.parallel.multihost import is_primary
 from lumiere_jax.stages.conditioning import to_uint8
-from lumiere_jax.storage.files import check_unused, slug, unused
+from lumiere_jax.storage.atomic import check_writable
+from lumiere_jax.storage.files import check_unused, expand_user, slug, unused
+
+_SEEDS = 2**32
 
 
 @documented
@@ -182,8 +185,9 @@ class VideoJob:
 
 
 def run_batch(request: SampleRequest) -> None:
-  """Samples and writes all videos; input errors are raised before sampling.
+  """Samples and writes all videos.
 
+  What can be checked before sampling is: files, also before weights are loaded.
   An interruption keeps what is written and exits with code 130.
   """
   request.check()
@@ -192,13 +196,12 @@ def run_batch(request: SampleRequest) -> None:
     job.task.check()
     if job.task.prompted:
       require_prompt(job.prompt)
-    for path in job.paths:
-      (check_image_output if job.task.picture else check_output)(path)
-      check_unused(path, output.overwrite)
-  if output.contact_sheet:
-    check_image_output(output.contact_sheet)
-    check_unused(output.contact_sheet, output.overwrite)
+  _check_output(output, jobs)
+  for style in request.styles:
+    read_style(style)
   pipelines = _in_styles(request.load(), request)
+  for job in jobs:
+    job.task.check_settings(pipelines[0], job.how)
   done, total = 0, sum(len(job.paths) for job in jobs)
   try:
     for job in jobs:
@@ -236,6 +239,28 @@ def show_grid(request: SampleRequest) -> None:
   print(json.dumps(grids))
 
 
+def _check_output(output: Output, jobs: list[VideoJob]) -> None:
+  """Raises a UserError where a result could not be written."""
+  paths = [path for job in jobs for path in job.paths]
+  is_picture = any(job.task.picture for job in jobs)
+  if is_primary():
+    check_writable(*paths, *filter(None, [output.contact_sheet]))
+  for path in paths:
+    (check_image_output if is_picture else check_output)(path)
+  if sheet := output.contact_sheet:
+    if is_picture or len(paths) > 1:
+      made = "pictures are" if is_picture else f"{len(paths)} videos are"
+      raise UserError(
+        option("contact_sheet", sheet),
+        f"shows the frames of one video, and {made} made",
+        "leave it out, or make one video",
+      )
+    check_image_output(sheet)
+    paths.append(sheet)
+  for path in paths:
+    check_unused(path, output.overwrite)
+
+
 def _jobs(request: SampleRequest) -> Iterator[VideoJob]:
   kinds = {
     name: bare_type(kind)
@@ -256,6 +281,13 @@ def _jobs(request: SampleRequest) -> Iterator[VideoJob]:
     settings = dataclasses.replace(request.settings, **changed)
     first = request.seed if line.seed is None else line.seed
     all_seeds = range(first, first + request.num_samples)
+    if not 0 <= first <= all_seeds[-1] < _SEEDS:
+      more = f"and the {request.num_samples - 1} after it are not all in"
+      raise UserError(
+        f"{line.where} {option('seed', first)}".strip(),
+        f"{more if request.num_samples > 1 else 'is not in'} [0, 2^32)",
+        "choose another",
+      )
     for i in range(0, len(all_seeds), request.batch_size):
       seeds = tuple(all_seeds[i : i + request.batch_size])
       yield VideoJob(
@@ -275,6 +307,8 @@ def _parse(where: str, name: str, text: str, kind: Any) -> Any:
       where, f"{name} cannot differ by line", f"give {option(name)}"
     )
   read = _BOOLS.__getitem__ if kind is bool else kind
+  if kind is str and name != "negative_prompt":
+    text = expand_user(text)
   try:
     return read(text.lower() if kind is bool else text)
   except (ValueError, KeyError) as error:
@@ -294,13 +328,14 @@ def _paths(request: SampleRequest) -> Callable[[str, int], str]:
   picture = TASKS[request.task].picture
   ending = "." + (output.format or ("png" if picture else "mp4"))
   several = len(request.lines) * request.num_samples > 1
-  count = itertools.count(1)
+  count, taken = itertools.count(1), set[str]()
 
   def path(prompt: str, seed: int) -> str:
     number = next(count)
     name = "-".join(filter(None, (request.task, slug(prompt), f"seed{seed}")))
     if not output.out:
-      return unused(name + ending)
+      taken.add(new := unused(name + ending, taken))
+      return new
     if not several:
       return output.out
     out = Path(output.out)
@@ -329,24 +364,26 @@ def _preview(output: Output, job: VideoJob) -> Iterator[SampleOptions]:
     yield job.how
     return
   first = Path(job.paths[0])
-  path = first.with_name(f"{first.stem}-preview.png")
+  path = Path(unused(first.with_name(f"{first.stem}-preview.png")))
 
   def write(progress: Progress) -> None:
     """Writes the first sample's frames as they are, with their noise."""
     canvas = np.asarray(to_uint8(progress.canvas[:1]))[0]
     if is_primary():
       write_image(path, contact_sheet(canvas))
+      written.callback(path.unlink, missing_ok=True)
 
   how = with_settings(job.how, chunk=output.preview_every)
-  yield how | {"on_progress": write}
-  if is_primary():
-    path.unlink(missing_ok=True)
+  with contextlib.ExitStack() as written:
+    yield how | {"on_progress": write}
 
 
 def _write(
   output: Output, job: VideoJob, videos: np.ndarray, fps: float
 ) -> None:
-  for path, pixels in zip(job.paths, videos, strict=True):
+  for wanted, pixels in zip(job.paths, videos, strict=True):
+    # Another program may have written there while this one sampled.
+    path = wanted if output.overwrite else unused(wanted)
     size = f"{pixels.shape[-2]}x{pixels.shape[-3]}"
     if job.task.picture:
       write_image(path, pixels)
@@ -357,6 +394,7 @@ def _write(
         f"{path}: {len(pixels)} frames of {size} at {fps:g} frames a second"
       )
   if output.contact_sheet:
-    frames = videos[:1] if job.task.picture else videos[0]
-    write_image(output.contact_sheet, contact_sheet(frames))
-    print(output.contact_sheet)
+    path = output.contact_sheet
+    path = path if output.overwrite else unused(path)
+    write_image(path, contact_sheet(videos[0]))
+    print(path)

@@ -1,6 +1,6 @@
 """The cascade at inference: text -> base -> super-resolution in windows."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from lumiere_jax.diffusion.noise import Keys, sample_keys
 from lumiere_jax.diffusion.samplers import make_sampler
 from lumiere_jax.diffusion.sampling_loop import part_way
-from lumiere_jax.errors import UserError, option
+from lumiere_jax.errors import UserError, notice, option
 from lumiere_jax.inference.settings import DEFAULT_SETTINGS, Settings
 from lumiere_jax.inference.stage_sampler import (
   Program,
@@ -210,6 +210,9 @@ class Cascade:
     settings = settings or DEFAULT_SETTINGS
     prompts, seeds = pair_up(prompt, seed)
     plans = self.plan(settings, inputs)
+    self.check_negative_prompt(negative_prompt, settings, plans)
+    if negative_prompt.strip() and "base" in plans:
+      self._tell_unguided_base(settings)
     conds = self._text(prompts, negative_prompt)
     first = inputs.segment * len(SLOTS)
     keys = {
@@ -319,6 +322,41 @@ class Cascade:
         program=program, sampling=sampling, log_snrs=levels
       )
     return plans
+
+  def guides(self, name: str, settings: Settings) -> bool:
+    """Whether a stage uses guidance, and thus the negative prompt."""
+    sampling = settings.of(name, self.stages[name].config.defaults)
+    oscillates = 0 <= settings.oscillate_after < sampling.steps
+    low = settings.oscillate_low if oscillates else 1.0
+    return sampling.guidance_scale != 1 or low != 1
+
+  def check_negative_prompt(
+    self,
+    negative_prompt: str,
+    settings: Settings = DEFAULT_SETTINGS,
+    names: Collection[str] | None = None,
+  ) -> None:
+    """Raises a UserError if a negative prompt changes nothing.
+
+    `names` are the stages that are sampled; None: all.
+    """
+    names = [*(self.stages if names is None else names)]
+    if not negative_prompt.strip() or not names:
+      return
+    if not any(self.guides(name, settings) for name in names):
+      scale = "guidance_scale" if "base" in names else "ssr_guidance_scale"
+      raise UserError(
+        option("negative_prompt"),
+        f"changes nothing at {option(scale, 1)}",
+        f"raise {option(scale)}, or leave the negative prompt out",
+      )
+
+  def _tell_unguided_base(self, settings: Settings) -> None:
+    if not self.guides("base", settings):
+      notice(
+        f"{option('negative_prompt')} changes super-resolution alone: the "
+        f"base has {option('guidance_scale', 1)}"
+      )
 
   def _windows(self, settings: Settings, frames: int) -> Windows | None:
     """Windows of the last stage; None: all frames at once."""

@@ -344,10 +344,13 @@ class Pipeline(Cascade):
       )
     prompts, seeds = pair_up(prompt, how.get("seed", 0))
     pipeline = self._pixel_conditioned()
+    how_base, how = pipeline._split_negative(how)
     # One by one: each continues its own frames.
     low = np.stack(
       [
-        pipeline._continue(video, text, times, context, how | {"seed": seed})
+        pipeline._continue(
+          video, text, times, context, how_base | {"seed": seed}
+        )
         for text, seed in zip(prompts, seeds, strict=True)
       ]
     )
@@ -358,6 +361,25 @@ class Pipeline(Cascade):
     if composited:
       made[..., : len(video), :, :, :] = video
     return made
+
+  def _split_negative(
+    self, how: SampleOptions
+  ) -> tuple[SampleOptions, SampleOptions]:
+    """Options of the base and of what follows, as these are sampled apart.
+
+    Without the negative prompt where a stage ignores it.
+    """
+    negative, settings = how.get("negative_prompt", ""), settings_of(how)
+    self.check_negative_prompt(negative, settings)
+    if negative.strip():
+      self._tell_unguided_base(settings)
+    base, ssr = (
+      how
+      if name in self.stages and self.guides(name, settings)
+      else how | {"negative_prompt": ""}
+      for name in ("base", "ssr")
+    )
+    return base, ssr
 
   def _continue(
     self, video: Clip, prompt: str, times: int, context: int, how: SampleOptions

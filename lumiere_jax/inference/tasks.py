@@ -1,6 +1,6 @@
 """The tasks of `sample`: a dataclass for each, with its inputs as fields."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from pathlib import Path
@@ -8,9 +8,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lumiere_jax.errors import UserError, check_choice, notice, option, suggest
+from lumiere_jax.errors import (
+  UserError,
+  capture_notices,
+  check_choice,
+  notice,
+  option,
+  suggest,
+)
 from lumiere_jax.inference.pipeline import Pipeline, SampleOptions
-from lumiere_jax.inference.sample_options import settings_of
+from lumiere_jax.inference.sample_options import settings_of, with_settings
 from lumiere_jax.media.images import read_image
 from lumiere_jax.media.masks import box_mask, parse_box, parse_expand, read_mask
 from lumiere_jax.media.video_reader import probe, read_clip, read_video
@@ -40,7 +47,7 @@ class Task:
   whole_video: ClassVar[bool] = False
 
   def check(self) -> None:
-    """Raises a UserError where an input is missing or out of range."""
+    """Raises a UserError where an input is missing or cannot be used."""
     options = options_of(type(self))
     needed = [(name,) for name, info in options.items() if info.required]
     for names in (*needed, *filter(None, [self.one_of])):
@@ -52,6 +59,20 @@ class Task:
           f"{option('task', self.name)} needs one",
         )
     check_values(self)
+    with capture_notices(lambda line: None):  # `run` gives them
+      for name, read in _READERS.items():
+        if text := getattr(self, name, ""):
+          read(text)
+
+  def check_settings(self, pipeline: Pipeline, how: SampleOptions) -> None:
+    """Raises a UserError where a loaded pipeline cannot sample so.
+
+    Where the size or the stages depend on the inputs, `run` raises it.
+    """
+    if not self.picture and not {"image", "video"} & vars(self).keys():
+      pipeline.plan(settings_of(how))
+      negative_prompt = how.get("negative_prompt", "")
+      pipeline.check_negative_prompt(negative_prompt, settings_of(how))
 
   def run(
     self, pipeline: Pipeline, prompt: str, how: SampleOptions
@@ -160,6 +181,14 @@ class ImageToVideo(Task):
     group="pictures",
   )
   uncomposited: bool = _uncomposited()
+
+  def check(self) -> None:
+    """See `Task.check`."""
+    if not self.image and not self.last_image:
+      raise UserError(
+        option("image"), "is missing", "give one to begin with, or to end with"
+      )
+    super().check()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,6 +303,11 @@ class Panorama(Task):
     0, "Width of the panorama in pixels.", least=1, required=True
   )
 
+  def check_settings(self, pipeline: Pipeline, how: SampleOptions) -> None:
+    """See `Task.check_settings`."""
+    size = pipeline.resolution(settings_of(how))[0], self.width
+    super().check_settings(pipeline, with_settings(how, size=size))
+
 
 TASKS: dict[str, type[Task]] = {
   task.name: documented(task)
@@ -291,6 +325,16 @@ TASKS: dict[str, type[Task]] = {
     Panorama,
   )
 }
+
+_READERS: dict[str, Callable[[str], object]] = {
+  "image": read_image,
+  "last_image": read_image,
+  "video": lambda path: _read_video(path, fps=1.0, most=1),
+  "mask": lambda path: read_mask(path, (8, 8), 1),
+  "box": parse_box,
+  "expand": parse_expand,
+}
+"""Input -> reads enough of it to know that it can be used."""
 
 DEFAULTS = {
   name: getattr(task, name)

@@ -24,7 +24,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def check_image_output(path) -> None:
-  """Raises a UserError if `write_image` does not know the format."""
+  """Raises a UserError if `write_image` could not write to `path`."""
   ending = Path(path).suffix
   if ending.lower() not in FORMATS:
     raise UserError(
@@ -32,6 +32,8 @@ def check_image_output(path) -> None:
       f"cannot write images that end in {ending!r}",
       f"known: {', '.join(FORMATS)}",
     )
+  if Path(path).is_dir():
+    raise UserError(f"{path}:", "is a folder", "name a file")
 
 
 def write_image(path, image: RGBImage) -> None:

@@ -7,7 +7,9 @@ import fcntl
 import json
 import os
 from pathlib import Path
+import re
 import shutil
+import tempfile
 from typing import Any, BinaryIO
 import uuid
 
@@ -15,6 +17,9 @@ from lumiere_jax.errors import UserError
 
 AnyPath = str | os.PathLike
 _UNFINISHED = ".part"
+_OURS = re.compile(r"\..*\.[0-9a-f]{32}\.part")  # names made by `replacing`
+_MAX_STEM = 40  # characters of a name in it, so that long names fit too
+_PROBE_BYTES = 2**16
 
 
 @contextlib.contextmanager
@@ -27,7 +32,8 @@ def replacing(path: AnyPath) -> Iterator[Path]:
   If writing fails, `path` stays as it was.
   """
   path = Path(path)
-  temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_UNFINISHED}")
+  stem = path.name[:_MAX_STEM]
+  temporary = path.with_name(f".{stem}.{uuid.uuid4().hex}{_UNFINISHED}")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     yield temporary
@@ -37,14 +43,41 @@ def replacing(path: AnyPath) -> Iterator[Path]:
     os.replace(temporary, path)
     _sync(path.parent)
   except OSError as error:
-    raise UserError(
-      f"{path}:",
-      f"cannot be written ({error.strerror or error})",
-      "choose a writable place with free space",
-    ) from error
+    raise _unwritable(path, error) from error
   finally:
     with contextlib.suppress(OSError):  # must not hide the first error
       _remove(temporary)
+
+
+def check_writable(*paths: AnyPath, folder: bool = False) -> None:
+  """Raises a UserError where `replacing` could not write to one of the paths.
+
+  A little is written to the closest folder that exists, and removed again. With
+  `folder`, the paths are folders for files of any name.
+  """
+  probed = set()
+  for path in map(Path, paths):
+    try:
+      whole = path.absolute()
+      above = (whole, *whole.parents) if folder else whole.parents
+      place = next(p for p in above if os.path.lexists(p))
+      if place not in probed:
+        with tempfile.TemporaryFile(dir=place) as probe:
+          probe.write(bytes(_PROBE_BYTES))
+        probed.add(place)
+      longest = max(len(os.fsencode(part)) for part in path.parts)
+      if longest > os.pathconf(place, "PC_NAME_MAX"):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+    except OSError as error:
+      raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+  return UserError(
+    f"{path}:",
+    f"cannot be written ({error.strerror or error})",
+    "choose a writable place with free space",
+  )
 
 
 def remove_unfinished(path: AnyPath) -> None:
@@ -52,11 +85,10 @@ def remove_unfinished(path: AnyPath) -> None:
 
   Nothing else may write there at the same time.
   """
-  path, pattern = Path(path), f".*{_UNFINISHED}"
-  if path.match(pattern):
-    _remove(path)
-  elif path.is_dir():
-    for unfinished in list(path.rglob(pattern)):
+  path = Path(path)
+  below = path.rglob(f".*{_UNFINISHED}") if path.is_dir() else ()
+  for unfinished in [path, *below]:
+    if _OURS.fullmatch(unfinished.name):
       _remove(unfinished)
 
 

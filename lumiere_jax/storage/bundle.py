@@ -13,8 +13,11 @@ find a complete bundle, also while another is being written.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
+import filecmp
 from importlib import resources
+import itertools
 import json
 import os
 from pathlib import Path
@@ -183,12 +186,15 @@ def open_bundle(path: AnyPath, what: str = option("model")) -> Bundle:
 def write(
   folder: AnyPath, parts: Mapping[str, Part], about: Mapping[str, Any]
 ) -> None:
-  """Replaces bundle.json, then removes tensors that it no longer names.
+  """Replaces bundle.json, then removes the tensors that only the old one names.
 
   Write the files of `parts` into the folder first, under names that the old
-  bundle does not use.
+  bundle does not use. Other files in the folder are left alone.
   """
   folder = Path(folder)
+  old: Mapping[str, Part] = {}
+  with contextlib.suppress(UserError):  # there is none, or it is damaged
+    old = open_bundle(folder).parts if (folder / INDEX).is_file() else {}
   index = {
     "format": FORMAT,
     "version": VERSION,
@@ -196,16 +202,19 @@ def write(
     "parts": {k: dataclasses.asdict(v) for k, v in parts.items()},
   }
   write_json(folder / INDEX, index)
-  named = {file for part in parts.values() for file in part.tensors}
-  for old in folder.glob("*.safetensors"):
-    if old.name not in named:
-      old.unlink()
+  tensors = lambda parts: {k for part in parts.values() for k in part.tensors}
+  for file in tensors(old) - tensors(parts):
+    (folder / file).unlink()
 
 
-def link_part(bundle: Bundle, part: Part, folder: Path) -> None:
+def link_part(bundle: Bundle, part: Part, folder: Path) -> Part:
   """Links the files of a part into the folder of another bundle."""
-  for file in (*part.tensors, *part.files.values()):
-    link(bundle.folder / file, folder / file)
+  into = lambda file: link(bundle.folder / file, folder)
+  return dataclasses.replace(
+    part,
+    tensors=tuple(map(into, part.tensors)),
+    files={role: into(file) for role, file in part.files.items()},
+  )
 
 
 def check_same_text(bundles: list[Bundle]) -> None:
@@ -223,17 +232,26 @@ def check_same_text(bundles: list[Bundle]) -> None:
     )
 
 
-def link(source: Path, target: Path) -> None:
-  """Makes a hard link, or a copy on file systems without links."""
-  if target.exists():
-    if target.samefile(source):
-      return
-    target.unlink()
+def link(source: Path, folder: Path, name: str = "") -> str:
+  """Makes a hard link, or a copy on file systems without links.
+
+  Returns its name in the folder: that of `source` or the given one, with a
+  number where a file with other content has that name.
+  """
+  first = Path(name or source.name)
+  names = (f"{first.stem}-{k}{first.suffix}" for k in itertools.count(2))
+  for name in itertools.chain([first.name], names):
+    target = folder / name
+    if not os.path.lexists(target):
+      break
+    if target.is_file() and filecmp.cmp(source, target, shallow=False):
+      return name
   try:
     os.link(source, target)
   except OSError:
     with source.open("rb") as old, writing(target) as new:
       shutil.copyfileobj(old, new)
+  return name
 
 
 _CARD_MARK = (

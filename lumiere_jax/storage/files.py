@@ -1,5 +1,6 @@
 """Names of output files, reading of text files, the user's cache folder."""
 
+from collections.abc import Collection
 import itertools
 import os
 from pathlib import Path
@@ -17,16 +18,24 @@ def slug(text: str, max_length: int = 40) -> str:
   return "-".join(words)[:max_length].strip("-")
 
 
-def unused(path: str | os.PathLike) -> str:
-  """The path itself if it does not exist, else the first free NAME-2.EXT, ...
+def expand_user(text: str) -> str:
+  """Replaces the ~ of '~/x' or 'NAME=~/x' by the user's home folder."""
+  name, equals, path = text.rpartition("=~")
+  return name + equals[:1] + os.path.expanduser(equals[1:] + path)
 
-  A path that ends with / is a folder: the number follows its whole name.
+
+def unused(path: str | os.PathLike, taken: Collection[str] = ()) -> str:
+  """The path itself if it is free, else the first free NAME-2.EXT, ...
+
+  Free is what does not exist and is not among the `taken`. A path that ends
+  with / is a folder: the number follows its whole name.
   """
   name, slash = _parts(path)
   stem, ending = (name, "") if slash else os.path.splitext(name)
   numbered = (f"{stem}-{k}{ending}" for k in itertools.count(2))
   names = itertools.chain([name], numbered)
-  return next(n for n in names if not os.path.lexists(n)) + slash
+  free = (n for n in names if n not in taken and not os.path.lexists(n))
+  return next(free) + slash
 
 
 def check_unused(path: str | os.PathLike, overwrite: bool) -> None:

@@ -145,9 +145,9 @@ class Run:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = []
     if self.frozen_name:
-      tensors.append(f"{experiment.stage}-frozen-{self.frozen_name}")
       frozen = self.checkpoints.frozen_path(self.frozen_name)
-      bundles.link(frozen, folder / tensors[0])
+      name = f"{experiment.stage}-frozen-{self.frozen_name}"
+      tensors.append(bundles.link(frozen, folder, name))
     tensors.append(f"{experiment.stage}-ema-{step:08d}.safetensors")
     trained, ema = t5.split_params(ema)
     text = self.text.with_params(trained) if trained else self.text
@@ -162,6 +162,9 @@ class Run:
     stage = bundles.Part(meta=meta, tensors=tuple(tensors))
     parts = {"text": write_text_part(folder, text), experiment.stage: stage}
     bundles.write(folder, parts, {"made_by": "lumiere_jax"})
+    for old in folder.glob(f"{experiment.stage}-ema-{'[0-9]' * 8}.safetensors"):
+      if old.name != tensors[-1]:  # of an export that was killed
+        old.unlink()
     if experiment.lora.rank:
       write_adapter(
         self.workdir / "adapter.safetensors",

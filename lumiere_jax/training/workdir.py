@@ -14,13 +14,14 @@ from jax.experimental import multihost_utils
 
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.parallel.multihost import barrier, is_primary
-from lumiere_jax.storage.atomic import locked, remove_unfinished
+from lumiere_jax.storage.atomic import check_writable, locked, remove_unfinished
 from lumiere_jax.storage.remote import is_url
 
 TEXT_CACHE = "text_cache"
 """Default folder of text features."""
 
 _OLD_RUN = "before-"
+_OF_A_RUN = ("runs.jsonl", "checkpoints", "data_report.jsonl")
 
 
 @contextlib.contextmanager
@@ -71,7 +72,7 @@ def handle_preemption() -> Iterator[Callable[[int], bool]]:
 
 
 def check_workdir(workdir: str) -> Path:
-  """The workdir as a path.
+  """The workdir as a path that can be written.
 
   A run locks its folder, appends to logs and renames folders, which only a
   file system can do: URLs raise a UserError.
@@ -84,6 +85,7 @@ def check_workdir(workdir: str) -> Path:
       "mount the bucket with gcsfuse (docs/launch.md), or use NFS or "
       "Filestore, and give that folder",
     )
+  check_writable(workdir, folder=True)
   return Path(workdir)
 
 
@@ -91,8 +93,8 @@ def check_workdir(workdir: str) -> Path:
 def open_workdir(workdir: Path, *, resume: bool) -> Iterator[None]:
   """Creates and locks the folder, for the duration of the block.
 
-  Without `resume`, moves an earlier run to `before-N`. Removes unfinished
-  files of a killed run. Process 0 does it for all.
+  Without `resume`, moves an earlier run to `before-N`, if there is one. Removes
+  unfinished files of a killed run. Process 0 does it for all.
   """
   if not is_primary():
     barrier("workdir")
@@ -105,7 +107,8 @@ def open_workdir(workdir: Path, *, resume: bool) -> Iterator[None]:
       for path in workdir.iterdir()
       if path.name != TEXT_CACHE and not path.name.startswith(_OLD_RUN)
     ]
-    if files and not resume:
+    is_run = any((workdir / name).exists() for name in _OF_A_RUN)
+    if is_run and not resume:
       names = (f"{_OLD_RUN}{number}" for number in itertools.count(1))
       target = next(p for p in map(workdir.joinpath, names) if not p.exists())
       target.mkdir()

@@ -415,6 +415,37 @@ def test_invalid_conversions(stand_ins, tmp_path, options, message):
     run(**given)
 
 
+@pytest.mark.parametrize(
+  ("target", "name"),
+  [
+    ("diffusers", "unet/config.json"),
+    ("diffusers", "scheduler/mine.json"),
+    ("stablehlo", "call.py"),
+  ],
+)
+def test_files_of_others_are_not_replaced(bundle, tmp_path, target, name):
+  mine = tmp_path / name
+  mine.parent.mkdir(exist_ok=True)
+  mine.write_text("mine")
+  with pytest.raises(UserError, match="is there already; give another out"):
+    run("bundle", bundle.folder, tmp_path, target=target, stage="t2i")
+  assert [p for p in tmp_path.rglob("*") if p.is_file()] == [mine]
+  assert mine.read_text() == "mine"
+
+
+def test_a_bundle_leaves_files_of_others(bundle, stand_ins, tmp_path):
+  (name,) = bundle.parts["t2i"].tensors
+  for file in (name, "lora.safetensors", "tokenizer.model"):
+    (tmp_path / file).write_text("mine")
+  for source in ("bundle", "diffusers", "bundle"):
+    src = bundle.folder if source == "bundle" else stand_ins / "IF-I"
+    run(source, src, tmp_path)
+  for file in (name, "lora.safetensors", "tokenizer.model"):
+    assert (tmp_path / file).read_text() == "mine"
+  copied = bundles.open_bundle(tmp_path)
+  check_same(copied.load("t2i"), bundle.load("t2i"))
+
+
 def test_diffusers_takes_one_stage(bundle, tmp_path):
   with pytest.raises(UserError, match=r"stage=t2i or.*ssr_image"):
     run("bundle", bundle.folder, tmp_path / "out", target="diffusers")

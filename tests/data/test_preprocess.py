@@ -11,7 +11,7 @@ import pytest
 
 from lumiere_jax.data import preprocess as module
 from lumiere_jax.data.manifest import CLIPS, read_manifest
-from lumiere_jax.data.preprocess import REPORT, Options, prepare
+from lumiere_jax.data.preprocess import REPORT, Options, check_out, prepare
 from lumiere_jax.errors import UserError
 from lumiere_jax.media.images import read_image, write_image
 from lumiere_jax.media.input_file import InMemoryFile
@@ -55,6 +55,34 @@ def encoded(monkeypatch):
 
 
 change = dataclasses.replace
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "is_ours"),
+  [
+    ("data_report.jsonl", "mine", False),
+    ("prepared.json", '{"mine": 1}', False),
+    ("prepared.json", '{\n "version": 1,\n "opt', True),  # cut short
+    ("data_report.jsonl", "", True),
+    ("notes.txt", "mine", True),
+  ],
+)
+def test_files_of_others_are_not_replaced(options, name, content, is_ours):
+  path = Path(options.out, name)
+  path.parent.mkdir()
+  path.write_text(content)
+  if is_ours:
+    check_out(path.parent)
+  else:
+    with pytest.raises(UserError, match=f"{name}: is there already"):
+      prepare(options)
+  assert path.read_text() == content
+
+
+@pytest.mark.parametrize("out", ["/proc/x", __file__, f"{__file__}/x"])
+def test_folders_that_cannot_be_written(options, out):
+  with pytest.raises(UserError, match="cannot be written"):
+    prepare(change(options, out=out))
 
 
 def clips(options):

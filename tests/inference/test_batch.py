@@ -1,18 +1,22 @@
 """Batch sampling: checks, file names, writing; a stand-in makes the videos."""
 
+import contextlib
+import errno
+
 import numpy as np
 import pytest
 
 from lumiere_jax.errors import UserError
 from lumiere_jax.inference import batch
 from lumiere_jax.inference.batch import Output, SampleRequest, run_batch
-from lumiere_jax.inference.cascade import Progress
+from lumiere_jax.inference.cascade import Cascade, Progress
 from lumiere_jax.inference.prompt_files import PromptLine, read_prompt_file
 from lumiere_jax.inference.settings import Settings
 from lumiere_jax.inference.tasks import TASKS
 from lumiere_jax.media.images import read_image, write_image
 from lumiere_jax.media.video_reader import probe
 from lumiere_jax.media.video_writer import write_video
+from lumiere_jax.storage import atomic
 
 PROMPT = "a red circle"
 FRAMES, SIDE = 8, 16
@@ -32,6 +36,16 @@ class StandIn:
   def resolution(self, settings=None):
     return SIDE, SIDE
 
+  def plan(self, settings):
+    if settings.num_frames % 2:
+      raise UserError("num_frames", "does not fit")
+
+  def check_negative_prompt(self, negative_prompt, settings):
+    Cascade.check_negative_prompt(self, negative_prompt, settings, ["base"])
+
+  def guides(self, name, settings):
+    return settings.guidance_scale != 1
+
   def __getattr__(self, name):
     if name not in TASKS:
       raise AttributeError(name)
@@ -42,7 +56,7 @@ class StandIn:
         canvas = np.zeros((1, FRAMES, SIDE, SIDE, 3))
         on_progress(Progress(stage="base", done=1, total=2, canvas=canvas))
       shape = (len(how["seed"]), FRAMES, SIDE, SIDE, 3)
-      seeds = np.asarray(how["seed"], np.uint8).reshape(-1, 1, 1, 1, 1)
+      seeds = np.asarray(how["seed"]).astype(np.uint8).reshape(-1, 1, 1, 1, 1)
       made = np.broadcast_to(seeds, shape)
       return made[:, 0] if name == "text_to_image" else made
 
@@ -155,6 +169,136 @@ def test_previews_and_sheets(made, tmp_path, monkeypatch):
   assert (tmp_path / "x.npy").exists()
 
 
+@pytest.mark.parametrize("stop", [None, KeyboardInterrupt])
+def test_previews_leave_other_files_alone(made, tmp_path, monkeypatch, stop):
+  mine = tmp_path / "x-preview.png"
+  mine.write_text("mine")
+  if stop:
+    monkeypatch.setattr(batch, "_write", lambda *_: (_ for _ in ()).throw(stop))
+  output = Output(out="x.npy", preview_every=1)
+  with pytest.raises(SystemExit) if stop else contextlib.nullcontext():
+    ask(output=output)
+  ask(output=Output(out="y.npy")) if not stop else None
+  names = {"x-preview.png"} | ({"x.npy", "y.npy"} if not stop else set())
+  assert {p.name for p in tmp_path.iterdir()} == names
+  assert mine.read_text() == "mine"
+
+
+def test_files_that_appear_meanwhile_are_kept(made, tmp_path, monkeypatch):
+  load = batch.Pipeline.from_pretrained
+
+  def meanwhile(*args, **rest):
+    for name in ("x.npy", "s.png"):
+      (tmp_path / name).write_text("another's")
+    return load(*args, **rest)
+
+  monkeypatch.setattr(batch.Pipeline, "from_pretrained", meanwhile)
+  ask(output=Output(out="x.npy", contact_sheet="s.png"))
+  for name in ("x.npy", "s.png"):
+    assert (tmp_path / name).read_text() == "another's"
+  assert np.load("x-2.npy").shape[0] == FRAMES
+  assert (tmp_path / "s-2.png").exists()
+
+
+def test_prompts_of_one_slug_have_names_of_their_own(made, tmp_path):
+  ask(lines=["犬が走る", "猫が走る", "a dog", "A dog!"], output=Output())
+  assert len([*tmp_path.iterdir()]) == len(made.asked) == 4
+
+
+@pytest.mark.parametrize(
+  ("task", "options", "words"),
+  [
+    ("text_to_video", {"out": "file/x.mp4"}, "written .Not a directory"),
+    ("text_to_video", {"out": "file/new/x.gif"}, "written .Not a directory"),
+    ("text_to_video", {"out": "link/x.mp4"}, "written .No such file"),
+    ("text_to_image", {"out": "/proc/x.png"}, "/proc/x.png: cannot be written"),
+    ("text_to_video", {"out": "/proc/new/x/"}, "/proc/new/x/?: cannot be wri"),
+    ("text_to_video", {"out": "x" * 252 + ".mp4"}, "File name too long"),
+    ("text_to_video", {"contact_sheet": "file/s.png"}, "file/s.png: cannot be"),
+    ("text_to_video", {"contact_sheet": "d.png"}, "d.png: is a folder"),
+    ("text_to_image", {"contact_sheet": "s.png"}, "contact_sheet=s.png shows"),
+  ],
+)
+def test_results_that_cannot_be_written(made, tmp_path, task, options, words):
+  (tmp_path / "file").touch()
+  (tmp_path / "d.png").mkdir()
+  (tmp_path / "link").symlink_to("nowhere")
+  before = {*tmp_path.iterdir()}
+  with pytest.raises(UserError, match=words):
+    ask(task, output=Output(**options))
+  assert not made.asked
+  assert {*tmp_path.iterdir()} == before
+
+
+def test_long_names_are_written(made, tmp_path):
+  name = "é" * 124 + ".npy"  # 252 bytes
+  ask(output=Output(out=name))
+  assert np.load(tmp_path / name).shape[0] == FRAMES
+
+
+def test_a_full_disk_is_noticed_first(made, monkeypatch):
+  def full(*args, **rest):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(atomic.tempfile, "TemporaryFile", full)
+  with pytest.raises(UserError, match=r"x\.mp4: cannot be .*No space"):
+    ask(output=Output(out="x.mp4"))
+  assert not made.asked
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"seed": 2**32 - 1, "num_samples": 2}, "and the 1 after it are not all"),
+    ({"seed": 2**32}, r"seed=4294967296 is not in \[0, 2\^32\)"),
+    ({"seed": -1, "num_samples": 3}, "seed=-1 and the 2 after it"),
+    ({"output": Output(contact_sheet="s.png"), "num_samples": 2}, "2 videos"),
+    (
+      {"lines": ("a", "b"), "output": Output(contact_sheet="s.png")},
+      "2 videos",
+    ),
+    (
+      {
+        "lines": (
+          PROMPT,
+          PromptLine(prompt="b", options={"num_frames": "7"}, where="f:"),
+        )
+      },
+      "num_frames does not fit",
+    ),
+    (
+      {"negative_prompt": "a", "settings": Settings(guidance_scale=1)},
+      "negative_prompt changes nothing at guidance_scale=1; raise guidance",
+    ),
+  ],
+)
+def test_what_cannot_work_is_told_before_sampling(made, changes, words):
+  with pytest.raises(UserError, match=words):
+    ask(**changes)
+  assert not made.asked
+
+
+def test_the_last_seed(made):
+  ask(seed=2**32 - 2, num_samples=2, output=Output(out="x.npy"))
+  assert [how["seed"] for *_, how in made.asked] == [(2**32 - 2,), (2**32 - 1,)]
+
+
+def test_inputs_of_every_line_are_read_first(made, files):
+  lines = [
+    PromptLine(prompt="a", options={"image": "image.png"}),
+    PromptLine(prompt="b", options={"image": "gone.png"}, where="f, line 2:"),
+  ]
+  with pytest.raises(UserError, match=r"gone\.png: missing"):
+    ask("image_to_video", lines)
+  (files / "cut.mp4").write_bytes((files / "video.mp4").read_bytes()[:100])
+  for inputs in ({"video": "cut.mp4"}, {"video": "video.mp4", "box": "1,2"}):
+    with pytest.raises(UserError):
+      ask("inpaint", inputs={"box": "0,0,8,8"} | inputs)
+  with pytest.raises(UserError, match="style=none does not exist"):
+    ask("stylize", styles=("none",))
+  assert not made.asked
+
+
 @pytest.fixture
 def files(tmp_path, rng):
   video = rng.integers(0, 256, (12, 24, 32, 3), np.uint8)
@@ -230,8 +374,7 @@ def test_inputs_that_do_not_do(made, files, task, inputs, words):
 
 
 def test_a_picture_is_written_as_one(made, tmp_path):
-  ask("text_to_image", seed=5, output=Output(contact_sheet="sheet.png"))
-  assert (tmp_path / "sheet.png").exists()
+  ask("text_to_image", seed=5)
   path = tmp_path / "text_to_image-a-red-circle-seed5.png"
   assert read_image(path).max() == 5
   with pytest.raises(UserError, match="cannot write images that end"):

@@ -18,6 +18,7 @@ from lumiere_jax.inference.settings import Settings
 from lumiere_jax.models.text_encoder import TextEncoder
 from lumiere_jax.models.unet import abstract_params
 from tests.conftest import replace
+from tests.inference.fakes import replace_networks, tiny_pipeline
 
 PROMPT = "a red circle moves left"
 
@@ -140,12 +141,65 @@ def test_prompt_and_negative_prompt_matter(pipeline):
   assert (one != away).mean() > 0.1
 
 
+@pytest.mark.parametrize(
+  ("changes", "used"),
+  [
+    ({}, "both"),
+    ({"guidance_scale": 1.0, "ssr_guidance_scale": 1.0}, "none"),
+    ({"guidance_scale": 4.0, "ssr_guidance_scale": 1.0}, "both"),
+    ({"guidance_scale": 1.0, "ssr_guidance_scale": 2.0}, "ssr"),
+    (
+      {
+        "guidance_scale": 1.0,
+        "ssr_guidance_scale": 1.0,
+        "oscillate_after": 0,
+        "oscillate_low": 0.5,
+      },
+      "both",
+    ),
+    (
+      {
+        "guidance_scale": 1.0,
+        "ssr_guidance_scale": 1.0,
+        "oscillate_after": 9,
+        "oscillate_low": 0.5,
+      },
+      "none",
+    ),
+  ],
+)
+@pytest.mark.parametrize("task", ["text_to_video", "extend", "super_resolve"])
+def test_a_negative_prompt_that_changes_nothing(
+  monkeypatch, capsys, changes, used, task
+):
+  calls, pipeline = replace_networks(monkeypatch), tiny_pipeline()
+  settings = Settings(steps=2, num_frames=16, **changes)
+  inputs = {"prompt": PROMPT}
+  if task != "text_to_video":
+    inputs["video"] = np.zeros((16, 32, 32, 3), np.uint8)
+  if task == "extend":
+    inputs["context"] = 4
+  make = functools.partial(
+    getattr(pipeline, task), **inputs, settings=settings, negative_prompt="grey"
+  )
+  # Super-resolution is sampled alone, and unguided.
+  alone = task == "super_resolve" and changes.get("guidance_scale") == 4
+  if used == "none" or alone:
+    with pytest.raises(UserError, match="negative_prompt changes nothing"):
+      make()
+    assert not calls
+    return
+  make()
+  told = "changes super-resolution alone" in capsys.readouterr().err
+  assert told == (used == "ssr" and task != "super_resolve")
+
+
 def test_negative_prompt_equal_to_the_prompt_cancels_guidance(base_only):
   """w eps(p) + (1 - w) eps(p) = eps(p), whatever w."""
   run = lambda scale: base_only.text_to_video(
     [PROMPT],
     seed=[1],
-    negative_prompt=PROMPT,
+    negative_prompt=PROMPT if scale != 1 else "",
     settings=dataclasses.replace(SHORT, guidance_scale=scale),
   ).astype(int)
   assert np.abs(run(1.0) - run(9.0)).max() <= 1

@@ -6,6 +6,7 @@ import pytest
 
 from launch import demo
 from launch.showcase import SHOWS, command_line
+from lumiere_jax.errors import UserError
 from lumiere_jax.stages.config import PARENTS
 from lumiere_jax.training.run_report import RunSummary
 
@@ -38,6 +39,11 @@ def test_the_page_shows_every_task_and_every_stage(
   monkeypatch.setattr(RunSummary, "read", read)
   demo.take_tour(tmp_path, "demo")
   assert len(ran) == len(SHOWS) + len(PARENTS)
+  (tmp_path / "mine").touch()
+  demo.take_tour(tmp_path, "demo")  # replaces its own results
+  (tmp_path / ".lumiere_jax_demo").unlink()
+  with pytest.raises(UserError, match="holds files of other programs"):
+    demo.take_tour(tmp_path, "demo")
   page = html.unescape((tmp_path / "index.html").read_text())
   for command in ran:
     assert command_line(command) in page

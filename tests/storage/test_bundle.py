@@ -45,6 +45,23 @@ def test_round_trip(tmp_path):
   assert not (tmp_path / "b" / "base-1.safetensors").exists()
 
 
+def test_files_of_others_stay(tmp_path):
+  folder = make(tmp_path / "b", "base", 1)
+  others = {"lora.safetensors": b"mine", "base-9.safetensors": b"mine"}
+  for name, content in others.items():
+    (folder / name).write_bytes(content)
+  make(folder, "base", 2)
+  names = {"base-2.safetensors", "text-2.safetensors"}
+  assert {p.name for p in folder.glob("*.safetensors")} == names | {*others}
+  source = tmp_path / "lora.safetensors"
+  source.write_bytes(b"another")
+  assert bundles.link(source, folder) == "lora-2.safetensors"
+  assert bundles.link(source, folder) == "lora-2.safetensors"
+  assert (folder / "lora-2.safetensors").samefile(source)
+  for name, content in others.items():
+    assert (folder / name).read_bytes() == content
+
+
 def test_shipped_bundle(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(bundles.resources, "files", lambda name: tmp_path / name)

@@ -1,7 +1,8 @@
 import pytest
 
 from lumiere_jax.errors import UserError
-from lumiere_jax.storage.files import check_unused, slug, unused
+from lumiere_jax.storage.atomic import remove_unfinished, replacing
+from lumiere_jax.storage.files import check_unused, expand_user, slug, unused
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,43 @@ def test_unused_is_the_first_that_is_free(tmp_path, name, numbered, kind):
   check_unused(path, overwrite=True)
   with pytest.raises(UserError, match=f"{path}: is there .*overwrite"):
     check_unused(path, overwrite=False)
+
+
+@pytest.mark.parametrize(
+  ("text", "expanded"),
+  [
+    ("~/x", "/home/me/x"),
+    ("~", "/home/me"),
+    ("--out=~/x y", "--out=/home/me/x y"),
+    ("--style=ink=~/x", "--style=ink=/home/me/x"),
+    ("x~/y", "x~/y"),
+    ("a=b~", "a=b~"),
+    ("/x/~", "/x/~"),
+    ("", ""),
+  ],
+)
+def test_home_folders(text, expanded, monkeypatch):
+  monkeypatch.setenv("HOME", "/home/me")
+  assert expand_user(text) == expanded
+
+
+def test_unfinished_files_are_ours_by_name(tmp_path):
+  with pytest.raises(KeyError), replacing(tmp_path / "x") as temporary:
+    temporary.write_text("half")
+    ours = temporary.name
+    raise KeyError
+  for name in (ours, ".mine.part", ".x.0f.part", "x.part"):
+    (tmp_path / name).touch()
+  remove_unfinished(tmp_path)
+  remove_unfinished(tmp_path / ".mine.part")
+  assert not (tmp_path / ours).exists()
+  assert len([*tmp_path.iterdir()]) == 3
+
+
+def test_unused_is_none_of_the_taken(tmp_path):
+  (tmp_path / "x.mp4").touch()
+  name = lambda k: str(tmp_path / f"x-{k}.mp4")
+  assert unused(tmp_path / "x.mp4", [name(2), name(3)]) == name(4)
 
 
 def test_unused_fills_gaps_and_needs_no_folder(tmp_path):

@@ -107,7 +107,7 @@ def test_files_of_a_run(base_run):
 
 def test_unfinished_files_of_a_killed_run_are_removed(base_run, image_run):
   places = base_run, base_run / "bundle"
-  halves = [place / ".x.safetensors.0f.part" for place in places]
+  halves = [place / f".x.safetensors.{'0f' * 16}.part" for place in places]
   for half in halves:
     half.write_bytes(b"half")
   train(replace(BASE, init_from=str(image_run)), base_run)

@@ -10,6 +10,7 @@ from lumiere_jax.contrib.planning.topology import describe
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.parallel.mesh import make_mesh
+from lumiere_jax.storage.atomic import check_writable
 from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.initialization import set_auto_shift
 
@@ -56,6 +57,8 @@ def plan(experiment: Experiment, request: PlanRequest) -> bool:
     raise UserError(
       option("topology"), "is missing", "give a slice, such as v5p:4x4x4"
     )
+  if request.out:
+    check_writable(request.out)
   topology = describe(request.topology, request.num_slices)
   mesh = make_mesh(experiment.mesh, topology.devices)
   experiment = set_auto_shift(experiment)

@@ -15,7 +15,7 @@ from jaxtyping import Bool
 import numpy as np
 
 from lumiere_jax.contrib.web.forms import AS_TRAINED, SEEDS
-from lumiere_jax.contrib.web.labels import LABELS
+from lumiere_jax.contrib.web.labels import LABELS, words
 from lumiere_jax.contrib.web.options import Options
 from lumiere_jax.contrib.web.tabs import EDGES
 from lumiere_jax.contrib.web.uploads import VIDEOS, painted_mask
@@ -103,7 +103,7 @@ class Strokes(_Uploaded, gr.ImageEditor, metaclass=_Quiet):
     try:
       return painted_mask(layers)
     except UserError as error:
-      raise gr.Error(str(error), print_exception=False) from error
+      raise gr.Error(words(error), print_exception=False) from error
 
   @server
   def accept_blobs(self, data: AcceptBlobs):

@@ -14,7 +14,7 @@ from typing import Any
 from jaxtyping import Bool
 import numpy as np
 
-from lumiere_jax.contrib.web.labels import LABELS
+from lumiere_jax.contrib.web.labels import LABELS, UPLOADED
 from lumiere_jax.contrib.web.options import Limits, Options
 from lumiere_jax.contrib.web.tabs import EDGES
 from lumiere_jax.contrib.web.uploads import (
@@ -61,6 +61,7 @@ class Asked:
     how: seed, negative prompt and settings.
     style: name of a style; '' is none.
     alpha: how much of it.
+    uploads: see `labels.words`.
   """
 
   task: Task
@@ -68,6 +69,13 @@ class Asked:
   how: SampleOptions
   style: str = ""
   alpha: float = 1.0
+  uploads: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def uploads_of(values: Values) -> dict[str, str]:
+  """Field -> name of the file that the user uploaded there."""
+  paths = {name: values.get(name) for name in UPLOADED}
+  return {name: Path(path).name for name, path in paths.items() if path}
 
 
 def read(
@@ -99,7 +107,14 @@ def read(
   style = _style(values, options) if task == "stylize" else ""
   alpha = _number(values, "alpha", 1.0)
   check_alpha(alpha, option("alpha"))
-  return Asked(task=job, prompt=prompt, how=how, style=style, alpha=alpha)
+  return Asked(
+    task=job,
+    prompt=prompt,
+    how=how,
+    style=style,
+    alpha=alpha,
+    uploads=uploads_of(values),
+  )
 
 
 def read_settings(values: Values, limits: Limits) -> Settings:
@@ -182,10 +197,6 @@ def _inputs(
       given[name] = take(values.get(name), name, limits, folder)
       if options[name].required and not given[name]:
         raise UserError(option(name), "is missing", "give one to work on")
-  if task == "image_to_video" and not any(given.values()):
-    raise UserError(
-      option("image"), "is missing", "give one to begin with, or to end with"
-    )
   if "mask" in options:
     given |= _mask(values, limits, folder)
   if "expand" in options:

@@ -22,7 +22,7 @@ import numpy as np
 from lumiere_jax.contrib.web.forms import Asked
 from lumiere_jax.contrib.web.labels import words
 from lumiere_jax.contrib.web.options import Options
-from lumiere_jax.errors import UserError, capture_notices, option
+from lumiere_jax.errors import UserError, capture_notices
 from lumiere_jax.inference.cascade import OnProgress, Progress
 from lumiere_jax.inference.pipeline import Pipeline
 from lumiere_jax.media.images import write_image
@@ -227,7 +227,7 @@ class JobRunner:
       job.check()
       queue.finish(job, self._write(pixels, job.request, queue.new_folder()))
     except UserError as error:
-      raise UserError(words(error)) from error
+      raise UserError(self._words(job, error)) from error
     except Exception as error:
       if _OUT_OF_MEMORY not in str(error):
         raise
@@ -240,9 +240,11 @@ class JobRunner:
     frames = f"{len(pixels)} frames of " if pixels.ndim == 4 else ""
     size = f"{frames}{pixels.shape[-2]}x{pixels.shape[-3]}"
     report = f"Done in {time.monotonic() - start:.1f} s: {size}"
-    # Notices on masks name a file of the server.
-    shown = [words(line) for line in notices if option("mask") not in line]
+    shown = [self._words(job, line) for line in notices]
     return ". ".join([report, *shown]) + "."
+
+  def _words(self, job: PageJob, error: UserError | str) -> str:
+    return words(error, job.request.uploads, self._options.secret)
 
   def _sample(
     self, job: PageJob, on_progress: OnProgress

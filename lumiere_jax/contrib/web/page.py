@@ -14,7 +14,7 @@ from gradio.components import Component
 
 from lumiere_jax.contrib.web import components
 from lumiere_jax.contrib.web.examples import PROMPTS, Example, draw_examples
-from lumiere_jax.contrib.web.forms import SEEDS, read
+from lumiere_jax.contrib.web.forms import SEEDS, read, uploads_of
 from lumiere_jax.contrib.web.jobs import Cancelled, JobQueue, JobRunner, Result
 from lumiere_jax.contrib.web.labels import STAGES, words
 from lumiere_jax.contrib.web.middleware import ClosedRoutes
@@ -275,7 +275,8 @@ class _Page:
         session, task, lambda path: read(task, values, pipeline, options, path)
       )
     except UserError as error:
-      raise _as_gradio_error(error) from error
+      shown = words(error, uploads_of(values), options.secret)
+      raise _as_gradio_error(shown) from error
     return "In the queue."
 
   def _run(self, task: str, session: str, progress: gr.Progress) -> list:
@@ -297,8 +298,8 @@ class _Page:
       report = self._runner.run(job, self._queue, on_progress)
     except Cancelled:
       return ["Cancelled.", *self._results.unchanged]
-    except UserError as error:
-      raise _as_gradio_error(error) from error
+    except UserError as error:  # `JobRunner` has worded it
+      raise _as_gradio_error(str(error)) from error
     except Exception as error:
       traceback.print_exc()
       raise gr.Error(_INTERNAL_ERROR, print_exception=False) from error
@@ -313,7 +314,8 @@ class _Page:
     try:
       pixels = editor_background(path, field, self._options.limits)
     except UserError as error:
-      raise _as_gradio_error(error) from error
+      shown = words(error, uploads_of({field: path}), self._options.secret)
+      raise _as_gradio_error(shown) from error
     return {"background": pixels, "layers": [], "composite": None}
 
 
@@ -382,5 +384,5 @@ def _show(result: Result) -> list:
   ]
 
 
-def _as_gradio_error(error: UserError) -> gr.Error:
-  return gr.Error(words(error), duration=_ERROR_S, print_exception=False)
+def _as_gradio_error(shown: str) -> gr.Error:
+  return gr.Error(shown, duration=_ERROR_S, print_exception=False)

@@ -11,6 +11,7 @@ and lower-cased; of "if", the removal of links, file names etc. is left to you.
 import argparse
 import json
 import pathlib
+import sys
 
 from jax import export
 import numpy as np
@@ -53,6 +54,14 @@ def make(prompts, seeds, negative_prompt="", scales=None, folder=HERE):
   encode = lambda captions: tokenize(
     pieces, captions, length, signature["cleaning"]
   )
+  if scales is None:
+    scales = signature["guidance_scale"], signature["ssr_guidance_scale"]
+  if negative_prompt.strip() and all(scale == 1 for scale in scales):
+    print(
+      "notice: at guidance 1 the negative prompt changes nothing, unless the "
+      "sampler was exported with oscillating guidance",
+      file=sys.stderr,
+    )
   tokens, mask = encode(prompts)
   negative_tokens, negative_mask = encode([negative_prompt] * batch)
   inputs = {
@@ -62,10 +71,7 @@ def make(prompts, seeds, negative_prompt="", scales=None, folder=HERE):
     "negative_mask": negative_mask,
     "negative": np.bool_(negative_prompt.strip() != ""),
     "seeds": np.asarray(seeds, np.uint32),
-    "guidance_scale": np.asarray(
-      scales or (signature["guidance_scale"], signature["ssr_guidance_scale"]),
-      np.float32,
-    ),
+    "guidance_scale": np.asarray(scales, np.float32),
   }
   return np.asarray(sampler.call(weights, inputs))
 

@@ -16,7 +16,7 @@ from lumiere_jax.contrib.web.forms import (
 from lumiere_jax.contrib.web.labels import LABELS, words
 from lumiere_jax.contrib.web.options import Limits, Options
 from lumiere_jax.contrib.web.tabs import ADVANCED, EDGES, TABS
-from lumiere_jax.errors import UserError, option
+from lumiere_jax.errors import UserError, VideoError, option
 from lumiere_jax.inference.tasks import TASKS
 from lumiere_jax.media.images import read_image, write_image
 from lumiere_jax.media.video_writer import write_video
@@ -285,6 +285,35 @@ def test_styles(ask):
   assert ask("text_to_video", style="ink").style == ""
   with pytest.warns(UserWarning, match="beyond the style"):
     assert ask("stylize", style="ink", alpha=1.5).alpha == 1.5
+
+
+@pytest.mark.parametrize(
+  ("error", "shown"),
+  [
+    (
+      VideoError("/tmp/a-b/image.jpg", "damaged: at '/tmp/a-b/image.jpg'"),
+      'Picture "my cat.jpg": damaged: at \'Picture "my cat.jpg"\'',
+    ),
+    (
+      "/tmp/q/image.png is animated; its first frame",
+      'Picture "my cat.jpg" is',
+    ),
+    (f"{option('mask', '/tmp/q/mask.png')} is 8x8, resi", "Mask is 8x8, resi"),
+    (f"{option('mask', '/q/mask.mp4')} is 8x8", "Mask is 8x8"),
+    (f"{option('video', '/q/r/video.mp4')} is 8x8", 'Video "v.mov" is 8x8'),
+    (UserError("/home/me/out/ink:", "is damaged"), "Ink: is damaged"),
+    (UserError(option("style", "out/styles/ink"), "is"), "Style=ink is"),
+    (
+      "see https://example.org/a/b and 1/2, and/or",
+      "See https://example.org/a/",
+    ),
+  ],
+)
+def test_paths_of_the_server_are_not_shown(error, shown):
+  uploads = {"image": "my cat.jpg", "video": "v.mov"}
+  text = words(error, uploads, ["out/styles/ink", "demo"])
+  assert text.startswith(shown)
+  assert "/tmp" not in text and "/home" not in text and "/q" not in text
 
 
 def test_messages_name_tasks_and_the_model():

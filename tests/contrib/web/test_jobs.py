@@ -6,6 +6,7 @@ import threading
 from unittest import mock
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from lumiere_jax.contrib.web.forms import Asked, read
@@ -14,7 +15,7 @@ from lumiere_jax.contrib.web.options import Options
 from lumiere_jax.errors import UserError, option
 from lumiere_jax.inference.pipeline import SampleOptions
 from lumiere_jax.inference.tasks import TextToVideo
-from lumiere_jax.media.images import read_image
+from lumiere_jax.media.images import read_image, write_image
 from lumiere_jax.media.video_reader import read_video
 from lumiere_jax.storage.files import slug
 from tests.contrib.web.stand_in import FRAMES, LARGE, PROMPT, STEPS
@@ -218,11 +219,37 @@ def test_given_pixels_progress_and_resizing(run, queue, begin, picture):
   assert np.abs(coarse(first) - coarse(given)).mean() < 8
 
 
-def test_paths_of_masks_are_not_shown(run, begin, picture, tmp_path):
+@pytest.mark.parametrize("name", ["my cat.png", "phone.jpg", "x.webp"])
+def test_uploads_are_called_by_the_names_that_users_gave(
+  run, begin, tmp_path, name
+):
+  frames = [Image.new("RGB", (80, 60), (40 * k, 0, 0)) for k in range(3)]
+  kind = {"format": "MPO"} if name == "phone.jpg" else {"duration": 100}
+  path, mask = tmp_path / name, tmp_path / "left half.png"
+  frames[0].save(path, save_all=True, append_images=frames[1:], **kind)
+  pixels = np.zeros((30, 40, 3), np.uint8)
+  pixels[:, :20] = 255
+  write_image(mask, pixels)
+  report = run(begin("cinemagraph", image=str(path), mask=str(mask)))
+  assert str(tmp_path) not in report
+  assert 'Mask "left half.png" is 40x30, resized' in report
+  if "is animated" in report:  # which phones' pictures are not
+    assert f'Picture "{name}" is animated' in report
+
+
+def test_paths_of_painted_masks_are_not_shown(run, begin, picture, tmp_path):
   paint = np.zeros((60, 80), bool)
   paint[20:40, 20:40] = True
-  job = begin("cinemagraph", image=picture, strokes=paint)
-  assert str(tmp_path) not in run(job)
+  report = run(begin("cinemagraph", image=picture, strokes=paint))
+  assert str(tmp_path) not in report
+  assert "Mask is 80x60, resized" in report
+
+
+def test_a_negative_prompt_without_guidance(run, begin):
+  values = {"guidance_scale": 1.0, "ssr_guidance_scale": 1.0}
+  job = begin("text_to_video", negative_prompt="grey", **values)
+  with pytest.raises(UserError, match="Negative prompt changes noth"):
+    run(job)
 
 
 def test_the_last_style_is_cached(run, begin, drawing):

@@ -195,8 +195,8 @@ def test_damaged_files_are_named_by_their_label(tmp_path, rng, reject):
   path.write_bytes(path.read_bytes()[:3000])
   with pytest.raises(UserError) as error:
     take_picture(str(path), "image", LIMITS, tmp_path / "job")
-  message = words(error.value)
-  assert message.startswith("Picture: damaged")
+  message = words(error.value, {"image": "cat.png"})
+  assert message.startswith('Picture "cat.png": damaged')
   assert str(tmp_path) not in message
   reject(take_picture, tmp_path / "gone.png", "image", "upload it again")
 
