@@ -50,7 +50,6 @@ def check_platform(kernel: str, platform: str) -> None:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("kernel", "rows"))
 def attend(
   query: Float[Array, "b g q n d"],
   own: Float[Array, "b g k 2 n d"] | None,
@@ -127,6 +126,7 @@ def _has_cudnn() -> bool:
   )
 
 
+@functools.partial(jax.jit, static_argnames="kernel")
 def _unchunked(query, own, shared, mask, bias, kernel: str) -> Array:
   args = _by_group(query, own, shared, mask)
   attention = lambda query, own, shared, mask: _dot_product(

@@ -23,7 +23,7 @@ ADAM = optax.adam(0.1)
 
 
 def settings(**changes):
-  return replace(BASE, train=changes).train
+  return replace(BASE, train={"eval_clips": 1} | changes).train
 
 
 def state_at(step: int, optimizer=ADAM) -> TrainState:
