@@ -197,7 +197,9 @@ def test_when_saving_is_due(clock):
   """By steps, by minutes, or by the best evaluation so far."""
   run = types.SimpleNamespace(
     experiment=replace(
-      T2I, train={"save_every": 100, "save_minutes": 5.0, "keep_best": 1}
+      T2I,
+      train={"save_every": 100, "save_minutes": 5.0, "keep_best": 1}
+      | {"eval_clips": 1},
     ),
     task=types.SimpleNamespace(evaluation_log_snrs=[1.0]),
   )
