@@ -2,6 +2,7 @@
 
 import collections
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -96,6 +97,15 @@ class Report:
 
 def _line(row: Row) -> str:
   return json.dumps(dataclasses.asdict(row), ensure_ascii=False) + "\n"
+
+
+def read_rows(path: Path) -> list[Row]:
+  """The rows of a report, without incomplete lines."""
+  rows = []
+  for line in path.read_text("utf-8", "replace").splitlines():
+    with contextlib.suppress(ValueError, TypeError):
+      rows.append(Row(**json.loads(line)))
+  return rows
 
 
 def summarise(rows: Sequence[Row], where: str, fps: float, path) -> str:

@@ -288,15 +288,20 @@ def check_out(out: Path) -> None:
   the names that are written.
   """
   check_writable(out, folder=True)
-  for name, ours in _BEGINNINGS.items():
-    if (path := out / name).exists():
+  check_ours(out, _BEGINNINGS, "out")
+
+
+def check_ours(folder: Path, beginnings: dict[str, bytes], flag: str) -> None:
+  """Raises a UserError about a flag if a file begins otherwise than ours."""
+  for name, ours in beginnings.items():
+    if (path := folder / name).exists():
       with path.open("rb") as file:
         head = file.read(len(ours))
       if not ours.startswith(head):
         raise UserError(
           f"{path}:",
           "is there already, and was not written by this program",
-          f"choose another {option('out')}",
+          f"choose another {option(flag)}",
         )
 
 

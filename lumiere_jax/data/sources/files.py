@@ -71,6 +71,7 @@ class FilesSource:
     num_threads: int | None = None,
     prompts: str = "",
     cache: str = "",
+    most_files: int = 0,
   ) -> "FilesSource":
     """Reads the captions of a folder and probes its videos.
 
@@ -86,9 +87,14 @@ class FilesSource:
       num_threads: that probe; None: one per core.
       prompts: see `read_captions`.
       cache: see `Folder` and `ProbeCache`.
+      most_files: reads only so many files, evenly spaced by name; 0: all.
     """
     folder = Folder(path, cache)
     captions = list_videos(folder, prompts)
+    if 0 < most_files < len(captions):
+      names = list(captions)
+      at = np.linspace(0, len(names) - 1, most_files).round().astype(int)
+      captions = {names[k]: captions[names[k]] for k in at}
     probes = ProbeCache(str(folder), filters, cache)
     index = lambda name: index_file(
       folder, name, captions[name], specs, filters, probes
