@@ -17,6 +17,7 @@ import dataclasses
 from pathlib import Path
 
 from lumiere_jax import cli
+from lumiere_jax.data.caption_command import CaptionCommand
 from lumiere_jax.data.preprocess import Options, check_out, prepare
 from lumiere_jax.data.preview import (
   PreviewOptions,
@@ -28,6 +29,7 @@ from lumiere_jax.models.text_encoder import open_text_encoder
 from lumiere_jax.training.config import TextConfig
 
 OPTIONS = define(Options)
+CAPTIONS = define(CaptionCommand)
 PREVIEW = define(PreviewOptions)
 TEXT = define(
   TextConfig,
@@ -40,16 +42,19 @@ def main(argv: list[str]) -> None:
   """Reads the flags and prepares the folder."""
   del argv
   preview = read(PreviewOptions, PREVIEW)
+  command = read(CaptionCommand, CAPTIONS)
   given = values(OPTIONS)
   if preview.preview and not given["out"]:
-    write_preview(Options(**given | {"out": preview.preview}), preview)
+    options = Options(**given | {"out": preview.preview})
+    write_preview(options, preview, need_captions=not command.words)
     return
   options = Options(**given)
   check_out(Path(options.out))  # before the text encoder is loaded
   if preview.preview:
     check_preview(options, preview)
   with_text = any(flag.present for flag in TEXT.values())
-  prepare(options, open_text_encoder(**values(TEXT)) if with_text else None)
+  encoder = open_text_encoder(**values(TEXT)) if with_text else None
+  prepare(options, encoder, command if command.words else None)
   if preview.preview:
     write_preview(dataclasses.replace(options, input=options.out), preview)
 

@@ -1,6 +1,6 @@
 """Captions of a folder: tables, files beside the videos, or class labels."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 import csv
 import io
@@ -10,7 +10,7 @@ import posixpath
 import re
 import reprlib
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from lumiere_jax.errors import UserError, suggest
 from lumiere_jax.storage.files import read_text
@@ -35,6 +35,19 @@ MEDIA_ENDINGS = frozenset(
 )
 
 _THREADS = 16  # That read caption files, which may be remote.
+
+
+class _Form(NamedTuple):
+  """A kind of table: its file name, and the names of its columns."""
+
+  stem: str
+  file: str
+  texts: tuple[str, ...]
+
+
+_OWN = _Form("captions", "file", ("caption",))
+_HUGGING_FACE = _Form("metadata", "file_name", ("text", "caption"))
+
 _Rows = Iterator[tuple[int, Any]]
 """(line number, row) of a table."""
 
@@ -81,37 +94,55 @@ def _read_prompts(path: Path) -> Captions:
   return prompts
 
 
-def read_captions(folder: Folder, prompts: str = "") -> Captions:
+def read_captions(
+  folder: Folder, prompts: str = "", required: bool = True
+) -> Captions:
   """Reads the captions of a folder.
 
-  It looks for captions.jsonl or captions.csv, then for a .txt or .json beside
-  each video, then takes sub-folders as classes, captioned by the file
-  `prompts`; see `label_captions`. A captioned file need not exist and its
-  caption may be empty; the video index reports both.
+  It looks for captions.jsonl or captions.csv, then for metadata.jsonl or
+  metadata.csv in any folder, then for a .txt or .json beside each video, then
+  takes sub-folders as classes, captioned by the file `prompts`; see
+  `label_captions`. A captioned file need not exist and its caption may be
+  empty; the video index reports both.
+
+  Without `required`, sub-folders are no classes and there may be no captions.
 
   Returns:
     Name in `folder`, or URL -> its captions, sorted by name.
   """
-  tables = {"captions.jsonl": _jsonl_rows, "captions.csv": _csv_rows}
-  present = [name for name in tables if name in folder.names]
-  if len(present) > 1:
-    raise UserError(
-      f"{folder}:", f"has {' and '.join(present)}", "keep one of them"
-    )
-  captions: Captions = {}
-  for name in present:
-    address = folder.address(name)
-    captions = _collect(address, tables[name](address, _read(folder, name)))
-  if not present:
-    captions = _beside_videos(folder) or _from_classes(folder, prompts)
-  if not captions:
+  tables = _find_tables(folder)
+  captions = _collect(folder, tables) if tables else _beside_videos(folder)
+  if required and not tables and not captions:
+    captions = _from_classes(folder, prompts)
+  if required and not captions:
     raise UserError(
       f"{folder}:",
       "no captions",
-      "write captions.jsonl or captions.csv (file, caption), one .txt or .json "
-      "beside each video, or put the videos of each class in a sub-folder",
+      "write captions.jsonl or captions.csv (file, caption), metadata.jsonl or "
+      "metadata.csv (file_name, text), one .txt or .json beside each video, or "
+      "put the videos of each class in a sub-folder",
     )
   return dict(sorted(captions.items()))
+
+
+def _find_tables(folder: Folder) -> list[str]:
+  """The tables of captions; those of Hugging Face if there are no own ones."""
+  for stem in (_OWN.stem, _HUGGING_FACE.stem):
+    tables: dict[str, str] = {}
+    for name in folder.names:
+      place, base = posixpath.split(name)
+      if base not in (f"{stem}.csv", f"{stem}.jsonl"):
+        continue
+      if place and stem == _OWN.stem:
+        continue
+      if place in tables:
+        raise UserError(
+          f"{folder}:", f"has {name} and {tables[place]}", "keep one of them"
+        )
+      tables[place] = name
+    if tables:
+      return list(tables.values())
+  return []
 
 
 def is_media(name: str) -> bool:
@@ -123,36 +154,47 @@ def _read(folder: Folder, name: str) -> str:
   return read_text(folder.local(name), folder.address(name))
 
 
-def _collect(path: str, rows: _Rows) -> Captions:
+def _collect(folder: Folder, tables: Sequence[str]) -> Captions:
+  """The captions of tables, each of which names files relative to itself."""
   captions: Captions = {}
-  lines: dict[str, int] = {}
-  for number, row in rows:
-    where = f"{path}, line {number}:"
-    file = _file(where, row)
-    if file in captions:
-      raise UserError(
-        where,
-        f"{file} already has a caption on line {lines[file]}",
-        "keep one of them",
-      )
-    captions[file], lines[file] = _captions(where, row), number
+  places: dict[str, str] = {}
+  for table in tables:
+    path, (below, base) = folder.address(table), posixpath.split(table)
+    stem, ending = posixpath.splitext(base)
+    form = _OWN if stem == _OWN.stem else _HUGGING_FACE
+    read_rows = _csv_rows if ending == ".csv" else _jsonl_rows
+    for number, row in read_rows(path, _read(folder, table), form):
+      where = f"{path}, line {number}:"
+      file = _file(where, row, form, below)
+      if file in captions:
+        raise UserError(
+          where,
+          f"{file} already has a caption on {places[file]}",
+          "keep one of them",
+        )
+      places[file] = f"line {number}"
+      if len(tables) > 1:
+        places[file] += f" of {table}"
+      captions[file] = _captions(where, row, *form.texts)
   return captions
 
 
-def _jsonl_rows(path: str, text: str) -> _Rows:
+def _jsonl_rows(path: str, text: str, form: _Form) -> _Rows:
+  example = json.dumps({form.file: "x.mp4", form.texts[0]: "..."})
   for number, line in enumerate(text.split("\n"), 1):
     if not line.strip():
       continue
     where = f"{path}, line {number}:"
-    row = _parse_json(where, line, '{"file": "x.mp4", "caption": "..."}')
+    row = _parse_json(where, line, example)
     if not isinstance(row, dict):
       raise UserError(where, f"is a {type(row).__name__}", "write an object")
     yield number, row
 
 
-def _csv_rows(path: str, text: str) -> _Rows:
+def _csv_rows(path: str, text: str, form: _Form) -> _Rows:
   reader = csv.reader(io.StringIO(text, newline=""), strict=True)
   columns: list[str] = []
+  used: list[str] = []
   number = 0
   try:
     for cells in reader:
@@ -161,7 +203,7 @@ def _csv_rows(path: str, text: str) -> _Rows:
         continue
       if not columns:
         columns = cells
-        _check_columns(f"{path}, line {number}:", columns)
+        used = _used_columns(f"{path}, line {number}:", columns, form)
         continue
       if len(cells) != len(columns):
         raise UserError(
@@ -171,7 +213,7 @@ def _csv_rows(path: str, text: str) -> _Rows:
         )
       row = dict(zip(columns, cells, strict=True))
       # Other columns are ignored, even one called captions.
-      yield number, {k: row[k] for k in ("file", "caption")}
+      yield number, {k: row[k] for k in used}
   except csv.Error as error:
     raise UserError(
       f"{path}, line {number + 1}:",
@@ -180,15 +222,19 @@ def _csv_rows(path: str, text: str) -> _Rows:
     ) from error
 
 
-def _check_columns(where: str, columns: list[str]) -> None:
-  for name in ("file", "caption"):
-    if columns.count(name) != 1:
+def _used_columns(where: str, columns: list[str], form: _Form) -> list[str]:
+  used = []
+  for names in ((form.file,), form.texts):
+    found = [name for name in columns if name in names]
+    if len(found) != 1:
       raise UserError(
         where,
-        f"must have one column {name!r}, but has "
+        f"must have one column {' or '.join(map(repr, names))}, but has "
         f"{', '.join(map(repr, columns))}",
-        "name the columns file,caption",
+        f"name the columns {form.file},{form.texts[0]}",
       )
+    used += found
+  return used
 
 
 def _parse_json(where: str, text: str, example: str) -> Any:
@@ -204,16 +250,20 @@ def _parse_json(where: str, text: str, example: str) -> Any:
     ) from error
 
 
-def _file(where: str, row: dict[str, Any]) -> str:
-  file = row[_one_of(where, row, "file")]
+def _file(where: str, row: dict[str, Any], form: _Form, below: str) -> str:
+  file = row[_one_of(where, row, form.file)]
   if not isinstance(file, str) or not file.strip():
-    raise UserError(where, f"'file' is {reprlib.repr(file)}", "name a video")
+    raise UserError(
+      where, f"{form.file!r} is {reprlib.repr(file)}", "name a video"
+    )
   file = file.strip()
-  return file if is_url(file) else posixpath.normpath(file)
+  return (
+    file if is_url(file) else posixpath.normpath(posixpath.join(below, file))
+  )
 
 
-def _captions(where: str, row: dict[str, Any]) -> tuple[str, ...]:
-  return _texts(where, row[_one_of(where, row, "caption", "captions")])
+def _captions(where: str, row: dict[str, Any], *keys: str) -> tuple[str, ...]:
+  return _texts(where, row[_one_of(where, row, *keys, "captions")])
 
 
 def _one_of(where: str, row: dict[str, Any], *keys: str) -> str:
@@ -258,7 +308,9 @@ def _from_file(folder: Folder, name: str) -> tuple[str, ...]:
   if name.endswith(".txt"):
     return _texts(where, " ".join(text.split()))
   value = _parse_json(where, text, '{"caption": "..."}')
-  return (_captions if isinstance(value, dict) else _texts)(where, value)
+  if isinstance(value, dict):
+    return _captions(where, value, "caption")
+  return _texts(where, value)
 
 
 def _from_classes(folder: Folder, prompts: str) -> Captions:

@@ -17,6 +17,11 @@ from typing import ClassVar
 from PIL import Image
 from tqdm import tqdm
 
+from lumiere_jax.data.caption_command import (
+  CAPTIONS,
+  CaptionCommand,
+  caption_clips,
+)
 from lumiere_jax.data.dataset_report import Report, Row
 from lumiere_jax.data.filters import Filters
 from lumiere_jax.data.manifest import CLIPS, NAME, Manifest, StoredClip
@@ -278,7 +283,11 @@ def closing_message(clips: int, new: int, unused: int, options: Options) -> str:
   )
 
 
-_BEGINNINGS = {REPORT: b'{"file": ', NAME: b'{\n "version": '}
+_BEGINNINGS = {
+  REPORT: b'{"file": ',
+  NAME: b'{\n "version": ',
+  CAPTIONS: b'\n{"key": ',
+}
 
 
 def check_out(out: Path) -> None:
@@ -305,12 +314,17 @@ def check_ours(folder: Path, beginnings: dict[str, bytes], flag: str) -> None:
         )
 
 
-def prepare(options: Options, encoder: TextEncoder | None = None) -> None:
+def prepare(
+  options: Options,
+  encoder: TextEncoder | None = None,
+  command: CaptionCommand | None = None,
+) -> None:
   """Encodes the clips that are missing, then writes `prepared.json`.
 
   After an interruption, call it again: it continues where it stopped and gives
   the same result. Prints a summary and every dropped video. Stores the text
-  features of the captions by the `encoder`, if there is one.
+  features of the captions by the `encoder`, if there is one. The `command`, if
+  there is one, captions the clips of files that have no caption.
   """
   out = Path(options.out)
   check_out(out)
@@ -323,10 +337,13 @@ def prepare(options: Options, encoder: TextEncoder | None = None) -> None:
       num_threads=options.max_threads,
       prompts=options.prompts,
       cache=options.cache,
+      need_captions=command is None,
     )
     report = Report(out / REPORT)
     segments = _segments(source, options, report)
     clips = _encode_missing(segments, source.local_path, options, report)
+    if command is not None:
+      clips = caption_clips(clips, command, out, source.local_path, report)
     if not clips:
       raise UserError(
         f"{options.input}:", "all videos were dropped", f"see {report.path}"

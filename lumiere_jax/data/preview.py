@@ -111,7 +111,9 @@ def check_preview(options: Options, preview: PreviewOptions) -> None:
     )
 
 
-def write_preview(options: Options, preview: PreviewOptions) -> None:
+def write_preview(
+  options: Options, preview: PreviewOptions, need_captions: bool = True
+) -> None:
   """Writes index.html, its pictures and the data report.
 
   It replaces an older page and its pictures, and no other file. If all videos
@@ -120,6 +122,7 @@ def write_preview(options: Options, preview: PreviewOptions) -> None:
   Args:
     options: of which folder, at which rate and size, and the filters.
     preview: what to show.
+    need_captions: see `FilesSource.open`.
   """
   check_preview(options, preview)
   folder = preview.folder
@@ -127,7 +130,7 @@ def write_preview(options: Options, preview: PreviewOptions) -> None:
   (folder / REPORT).unlink(missing_ok=True)
   earlier: list[Row] = []
   try:
-    source, earlier = _open(options, preview)
+    source, earlier = _open(options, preview, need_captions)
   except UserError:
     if (folder / REPORT).exists():
       _write(options, preview, None, [], earlier)
@@ -143,7 +146,7 @@ def write_preview(options: Options, preview: PreviewOptions) -> None:
 
 
 def _open(
-  options: Options, preview: PreviewOptions
+  options: Options, preview: PreviewOptions, need_captions: bool
 ) -> tuple[FilesSource, list[Row]]:
   """The clips, and the rows of a prepared folder's own report."""
   report = preview.folder / REPORT
@@ -157,6 +160,7 @@ def _open(
       prompts=options.prompts,
       cache=options.cache,
       most_files=preview.preview_files,
+      need_captions=need_captions,
     )
     return source, []
   folder = Folder(options.input, options.cache)

@@ -62,6 +62,60 @@ def test_one_caption_of_each(tmp_path, form):
   assert list(captions) == sorted(captions)
 
 
+HUGGING_FACE = {
+  "jsonl": {
+    "metadata.jsonl": lines(
+      {"file_name": "x.mp4", "text": " a dog ", "label": 3},
+      {"file_name": "train/y.mp4", "text": "a cat"},
+    )
+  },
+  "csv": {
+    "metadata.csv": "\ufefffile_name,label,caption\nx.mp4,3,a dog\n,,\n"
+    "./train/y.mp4,4,a cat\n"
+  },
+  "sub-folders": {
+    "metadata.jsonl": lines({"file_name": "x.mp4", "caption": "a dog"}),
+    "train/metadata.csv": "text,file_name\na cat,y.mp4\n",
+  },
+  "up and down": {
+    "test/metadata.csv": "file_name,text\n../x.mp4,a dog\n",
+    "train/metadata.jsonl": lines({"file_name": "./y.mp4", "text": "a cat"}),
+  },
+}
+
+
+@pytest.mark.parametrize("form", HUGGING_FACE)
+def test_tables_of_hugging_face(tmp_path, form):
+  media = {"x.mp4": b"", "train/y.mp4": b"", ".hidden/metadata.csv": b"x"}
+  folder = write(tmp_path, HUGGING_FACE[form] | media | {"x.txt": "other"})
+  expected = {"train/y.mp4": ("a cat",), "x.mp4": ("a dog",)}
+  assert read_captions(folder) == expected
+
+
+def test_own_tables_take_precedence_over_those_of_hugging_face(tmp_path):
+  own = {"captions.csv": "file,caption\nx.mp4,own\n", "metadata.csv": "a,b\n"}
+  assert read_captions(write(tmp_path, own)) == {"x.mp4": ("own",)}
+
+
+def test_a_file_in_two_tables(tmp_path):
+  rows = {
+    "metadata.csv": "file_name,text\na/x.mp4,one\n",
+    "a/metadata.csv": "file_name,text\nx.mp4,two\n",
+  }
+  message = "a/x.mp4 already has a caption on line 2 of a/metadata.csv"
+  with pytest.raises(UserError, match=message):
+    read_captions(write(tmp_path, rows))
+  (tmp_path / "a" / "metadata.jsonl").touch()
+  message = r"a/metadata\.jsonl and a/metadata\.csv"
+  with pytest.raises(UserError, match=message):
+    read_captions(Folder(tmp_path))
+
+
+def test_captions_need_not_exist(tmp_path):
+  folder = write(tmp_path, {"A/x.mp4": b"", "B/y.mp4": b""})
+  assert read_captions(folder, required=False) == {}
+
+
 def test_several_captions_and_urls_in_a_table(tmp_path):
   rows = [
     {"file": "x.mp4", "captions": ["one ", "", "two"]},
@@ -170,6 +224,17 @@ ERRORS = {
     ("file,caption\na,b\na,c\n", 3, "a already has a caption on line 2"),
     (b"file,caption\na,\xe9\n", 2, "not UTF-8"),
     ("", None, "no captions"),
+  ],
+  "metadata.csv": [
+    ("file,text\na,b\n", 1, "'file_name', but has 'file', 'text'"),
+    ("file_name,title\na,b\n", 1, "'text' or 'caption', but has"),
+    ("file_name,text,caption\na,b,c\n", 1, "'text' or 'caption', but has"),
+  ],
+  "metadata.jsonl": [
+    ('{"file_name": "a", "objects": []}', 1, "no 'text'; it has 'file_name'"),
+    ('{"file": "a", "text": ""}', 1, "no 'file_name'; it has 'file', 'text'"),
+    ('{"file_name": "a", "text": "b", "caption": ""}', 1, "both 'text' and"),
+    ('{"file_name": "a", "text": null}', 1, "a caption is None"),
   ],
   "x.txt": [(b"fine\nnot \xe9", 2, "not UTF-8")],
   "x.json": [

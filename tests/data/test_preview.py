@@ -138,6 +138,18 @@ def test_all_dropped(options, page):
   assert "<td>too short</td><td>3</td>" in text
 
 
+def test_without_captions(options, page):
+  folder = page.folder.parent / "bare"
+  make(folder / "class", "x.mp4")
+  bare = dataclasses.replace(options, input=str(folder))
+  write_preview(
+    bare, PreviewOptions(preview=str(page.folder)), need_captions=False
+  )
+  text = (page.folder / "index.html").read_text()
+  assert "1 of 1 videos" in text
+  assert "<b>class/x.mp4</b>" in text
+
+
 @pytest.mark.parametrize("name", ["index.html", "data_report.jsonl"])
 def test_files_of_others_stay(options, page, name):
   page.folder.mkdir()

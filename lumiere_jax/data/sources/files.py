@@ -72,6 +72,7 @@ class FilesSource:
     prompts: str = "",
     cache: str = "",
     most_files: int = 0,
+    need_captions: bool = True,
   ) -> "FilesSource":
     """Reads the captions of a folder and probes its videos.
 
@@ -88,9 +89,13 @@ class FilesSource:
       prompts: see `read_captions`.
       cache: see `Folder` and `ProbeCache`.
       most_files: reads only so many files, evenly spaced by name; 0: all.
+      need_captions: whether files without caption are dropped; otherwise their
+        caption is '', and names of sub-folders are no captions.
     """
     folder = Folder(path, cache)
-    captions = list_videos(folder, prompts)
+    captions = list_videos(folder, prompts, need_captions)
+    if not need_captions:
+      captions = {name: texts or ("",) for name, texts in captions.items()}
     if 0 < most_files < len(captions):
       names = list(captions)
       at = np.linspace(0, len(names) - 1, most_files).round().astype(int)
@@ -169,13 +174,13 @@ class FilesSource:
 
 
 def list_videos(
-  folder: Folder, prompts: str = ""
+  folder: Folder, prompts: str = "", need_captions: bool = True
 ) -> dict[str, tuple[str, ...] | None]:
   """All videos and pictures of a folder -> their captions; see `read_captions`.
 
   None stands for none at all, not even an empty one. Sorted by name.
   """
-  captions = read_captions(folder, prompts)
+  captions = read_captions(folder, prompts, need_captions)
   names = sorted({*captions, *filter(is_media, folder.names)})
   return {name: captions.get(name) for name in names}
 
