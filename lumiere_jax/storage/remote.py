@@ -2,19 +2,28 @@
 
 Addresses are paths, or URLs of any file system that fsspec supports. Its caches
 do not serve: `simplecache` misses new versions of a file, `filecache` does over
-HTTP, and neither notices a copy cut short. Retries are left to file systems.
+HTTP, and neither notices a copy cut short.
+
+Transient errors are retried here, since only some file systems do so: with
+growing waits, drawn at random so that many processes do not return at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
+import errno
 import functools
 import hashlib
+import itertools
 import os
 from pathlib import Path
 import posixpath
+import random
 import re
+import ssl
+import sys
 import tempfile
-from typing import NoReturn
+import time
+from typing import Any, NoReturn, TypeVar
 import uuid
 
 import fsspec
@@ -27,6 +36,31 @@ from lumiere_jax.storage.files import user_cache
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _ENDING = re.compile(r"\.\w{1,8}")
 _BLOCK = 1 << 24  # bytes read at a time
+
+_WAITS_S = 1.0, 2.0, 4.0, 8.0
+"""Longest waits before each retry."""
+
+# Other OSErrors may pass.
+_PERMANENT_ERRORS = (
+  *(FileNotFoundError, PermissionError, FileExistsError),
+  *(IsADirectoryError, NotADirectoryError, ssl.SSLCertVerificationError),
+  UserError,
+)
+_PERMANENT_NUMBERS = {
+  *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EINVAL, errno.EFBIG),
+  errno.ENAMETOOLONG,
+}
+# Errors of file systems that do not tell a status are known by their type.
+_PERMANENT_TYPES = re.compile(
+  "auth|credential|denied|forbidden|invalid|notfound|nosuch|perm|unsupported",
+  re.IGNORECASE,
+)
+_STATUS_NAMES = "status", "status_code", "code"
+_PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
+
+_retries = itertools.count(1)
+_jitter = random.Random()
+T = TypeVar("T")
 
 # Distinguishes versions of a file where `ukey` does not: over HTTP.
 _VERSION = ("size", "mtime", "ETag")
@@ -52,26 +86,95 @@ def fetch(url: str, cache: Path) -> Path:
     VideoError: the file is missing or cannot be read.
     UserError: the protocol is not supported, or the cache cannot be written.
   """
-  with _remote_errors(url, VideoError):
-    system, path = fsspec.url_to_fs(url)
-    info = system.info(path)
-    if info["type"] == "directory":
-      raise VideoError(url, "not a file: give a video file")
-    version = url, system.ukey(path), *map(info.get, _VERSION)
+  info, key = _retrying(lambda: _describe(url))
+  version = url, key, *map(info.get, _VERSION)
   digest = hashlib.sha256(repr(version).encode()).hexdigest()
   ending = posixpath.splitext(url.partition("?")[0])[1]
   ending = ending if _ENDING.fullmatch(ending) else ""
   copy = cache / digest[:2] / f"{digest}{ending}"
   if not copy.exists():
-    with writing(copy) as file:
-      for block in _blocks(url):
-        file.write(block)
-      size = info.get("size")
-      if size not in (None, file.tell()):
-        raise VideoError(
-          url, f"cut short: {file.tell()} of {size} bytes came; try again"
-        )
+    _retrying(lambda: _download(url, copy, info.get("size")))
   return copy
+
+
+def _describe(url: str) -> tuple[dict[str, Any], str]:
+  """What a file system tells about a file, and its key of this version."""
+  with _remote_errors(url, VideoError):
+    system, path = fsspec.url_to_fs(url)
+    info = system.info(path)
+    if info["type"] == "directory":
+      raise VideoError(url, "not a file: give a video file")
+    return info, system.ukey(path)
+
+
+def _download(url: str, copy: Path, size: int | None) -> None:
+  with writing(copy) as file:
+    for block in _blocks(url):
+      file.write(block)
+    if size not in (None, file.tell()):
+      raise VideoError(
+        url, f"cut short: {file.tell()} of {size} bytes came; try again"
+      ) from EOFError()
+
+
+def _retrying(function: Callable[[], T]) -> T:
+  """Calls a function again while it raises transient errors.
+
+  They are the causes of its UserErrors. Each retry is logged.
+  """
+  for number, longest_s in enumerate(_WAITS_S, 1):
+    try:
+      return function()
+    except UserError as error:
+      if not _is_transient(error):
+        raise
+      wait_s = longest_s * _jitter.uniform(0.5, 1)
+      print(
+        f"remote: {error}; retry {number} of {len(_WAITS_S)} in {wait_s:.1f} s "
+        f"({next(_retries)} retries so far)",
+        file=sys.stderr,
+      )
+      time.sleep(wait_s)
+  return function()
+
+
+def _is_transient(error: BaseException) -> bool:
+  """Whether the first cause of an error may pass; decided by HTTP status.
+
+  Without status it is decided by the type; the file systems' own types pass
+  unless their name says otherwise. Errors without cause are ours.
+  """
+  causes = [error]
+  while (cause := causes[-1].__cause__) is not None and cause not in causes:
+    causes.append(cause)
+  for cause in causes:
+    if status := _status(cause):
+      return status in _PASSING_STATUS
+  first = causes[-1]
+  if isinstance(first, _PERMANENT_ERRORS):
+    return False
+  if isinstance(first, OSError) and first.errno in _PERMANENT_NUMBERS:
+    return False
+  if isinstance(first, OSError | EOFError):
+    return True
+  name = type(first).__name__
+  is_foreign = type(first).__module__ != "builtins"
+  return is_foreign and not _PERMANENT_TYPES.search(name)
+
+
+def _status(error: BaseException) -> int | None:
+  """The HTTP status that an error carries, where its library puts it."""
+  response = getattr(error, "response", None)
+  if isinstance(response, dict):  # Of botocore.
+    values = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]
+  else:
+    holders = itertools.product((error, response), _STATUS_NAMES)
+    values = [getattr(holder, name, None) for holder, name in holders]
+  for value in values:
+    with contextlib.suppress(TypeError, ValueError):
+      if 400 <= int(value) < 600:
+        return int(value)
+  return None
 
 
 def _blocks(url: str) -> Iterator[bytes]:
@@ -177,8 +280,8 @@ class Folder:
 
 def names_in(folder: AnyPath) -> list[str]:
   """As `Folder.names`; [] if the folder does not exist."""
-  folder = _without_scheme(folder)
-  names = _find(folder) if is_url(folder) else _walk(folder)
+  url = _without_scheme(folder)
+  names = _retrying(lambda: _find(url)) if is_url(url) else _walk(url)
   return sorted(n for n in names if not re.search(r"(^|/)\.", n))
 
 
@@ -228,8 +331,7 @@ def atomic_upload(address: AnyPath) -> Iterator[Path]:
   with tempfile.TemporaryDirectory() as folder:
     temporary = Path(folder, posixpath.basename(address))
     yield temporary
-    with _remote_errors(address):
-      _upload(temporary, address)
+    _retrying(lambda: _upload(temporary, address))
 
 
 def place_bytes(address: AnyPath, data: bytes) -> bool:
@@ -246,8 +348,8 @@ def require_writable(folder: AnyPath) -> None:
   folder = _without_scheme(folder).rstrip("/")
   probe = f"{folder}/.probe-{uuid.uuid4().hex}"
   if is_url(folder):
-    with tempfile.NamedTemporaryFile() as empty, _remote_errors(folder):
-      _upload(Path(empty.name), probe)
+    with tempfile.NamedTemporaryFile() as empty:
+      _retrying(lambda: _upload(Path(empty.name), probe, folder))
   else:
     place_bytes(probe, b"")
   remove(probe)
@@ -270,23 +372,32 @@ def local_copy(folder: AnyPath, cache: AnyPath = "") -> Iterator[Folder]:
 def _read(address: str) -> bytes | None:
   if not is_url(address):
     return Path(address).read_bytes() if os.path.isfile(address) else None
+  return _retrying(lambda: _read_remote(address))
+
+
+def _read_remote(address: str) -> bytes | None:
   with _remote_errors(address):
     system, path = fsspec.url_to_fs(address)
     system.invalidate_cache()
     return system.cat_file(path) if system.exists(path) else None
 
 
-def _upload(source: Path, address: str) -> None:
-  system, path = fsspec.url_to_fs(address)
-  parent, name = posixpath.split(path)
-  hidden = f"{parent}/.{name}.{uuid.uuid4().hex}.part"
-  # Buckets have no folders; some file systems refuse to make one.
-  with contextlib.suppress(Exception):
-    system.makedirs(parent, exist_ok=True)
-  try:
-    system.put_file(os.fspath(source), hidden)
-    system.mv(hidden, path)
-  except Exception:
-    with contextlib.suppress(Exception):  # must not hide the first error
-      system.rm_file(hidden)
-    raise
+def _upload(source: Path, address: str, name: str = "") -> None:
+  """Uploads a file under a hidden name and renames it.
+
+  Errors call it `name`, or else by its address.
+  """
+  with _remote_errors(name or address):
+    system, path = fsspec.url_to_fs(address)
+    parent, base = posixpath.split(path)
+    hidden = f"{parent}/.{base}.{uuid.uuid4().hex}.part"
+    # Buckets have no folders; some file systems refuse to make one.
+    with contextlib.suppress(Exception):
+      system.makedirs(parent, exist_ok=True)
+    try:
+      system.put_file(os.fspath(source), hidden)
+      system.mv(hidden, path)
+    except Exception:
+      with contextlib.suppress(Exception):  # must not hide the first error
+        system.rm_file(hidden)
+      raise

@@ -1,5 +1,7 @@
 """Local and remote folders, on file systems that need no network."""
 
+import errno
+import ssl
 import sys
 
 import fsspec
@@ -20,6 +22,14 @@ from lumiere_jax.storage.remote import (
   remove,
   require_writable,
 )
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch):
+  """Seconds waited before retries; nothing is waited for."""
+  waited = []
+  monkeypatch.setattr(remote.time, "sleep", waited.append)
+  return waited
 
 
 @pytest.fixture
@@ -255,3 +265,138 @@ def test_unwritable_cache(memory, tmp_path):
   with pytest.raises(UserError, match="cannot be written") as caught:
     fetch("memory://f/x.mp4", tmp_path / "file")
   assert not isinstance(caught.value, VideoError)
+
+
+class StatusError(Exception):
+  """File systems keep the HTTP status in different places."""
+
+  def __init__(self, **values):
+    super().__init__("from the server")
+    vars(self).update(values)
+
+
+class Status:
+  def __init__(self, status_code):
+    self.status_code = status_code
+
+
+def caused_by(error, cause):
+  error.__cause__ = cause
+  return error
+
+
+class NoCredentialsError(Exception):
+  pass
+
+
+PASSING = [
+  ConnectionResetError(errno.ECONNRESET, "reset"),
+  TimeoutError(),
+  OSError("the line is cut"),
+  OSError(errno.EBUSY, "slow down"),
+  StatusError(),
+  StatusError(status=503),
+  StatusError(code="429"),
+  StatusError(status_code=500),
+  StatusError(response=Status(502)),
+  StatusError(response={"ResponseMetadata": {"HTTPStatusCode": 503}}),
+  caused_by(FileNotFoundError("x"), ConnectionRefusedError()),
+  caused_by(FileNotFoundError("x"), StatusError(status=504)),
+]
+PERMANENT = [
+  FileNotFoundError("x"),
+  PermissionError("x"),
+  OSError(errno.ENOSPC, "full"),
+  ssl.SSLCertVerificationError("x"),
+  ValueError("x"),
+  NoCredentialsError(),
+  StatusError(status=404),
+  StatusError(code="403"),
+  StatusError(response=Status(401)),
+  StatusError(response={"ResponseMetadata": {"HTTPStatusCode": 403}}),
+  caused_by(OSError("x"), StatusError(status=403)),
+]
+OPERATIONS = {
+  "info": lambda to: fetch("memory://f/x.mp4", to).read_bytes(),
+  "_open": lambda to: fetch("memory://f/x.mp4", to).read_bytes(),
+  "find": lambda to: names_in("memory://f"),
+  "cat_file": lambda to: place_bytes("memory://f/x.mp4", b"x"),
+  "put_file": lambda to: place_bytes("memory://f/y.mp4", b"new"),
+  "mv": lambda to: place_bytes("memory://f/y.mp4", b"new"),
+}
+RESULTS = dict(
+  zip(OPERATIONS, (b"x", b"x", ["x.mp4"], False, True, True), strict=True)
+)
+
+
+@pytest.fixture
+def fail(memory, monkeypatch):
+  """Makes a method of the file system fail a number of times."""
+  memory.pipe("/f/x.mp4", b"x")
+
+  def fail(method, times, error):
+    original, left = getattr(MemoryFileSystem, method), [error] * times
+
+    def failing(self, *args, **kwargs):
+      if left:
+        raise left.pop()
+      return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(MemoryFileSystem, method, failing)
+
+  return fail
+
+
+@pytest.mark.parametrize("times", [1, 4])
+@pytest.mark.parametrize("method", OPERATIONS)
+def test_transient_errors_are_retried(
+  method, times, fail, waits, tmp_path, memory, capsys
+):
+  fail(method, times, PASSING[0])
+  assert OPERATIONS[method](tmp_path) == RESULTS[method]
+  assert len(waits) == times
+  for wait, longest in zip(waits, (1, 2, 4, 8), strict=False):
+    assert longest / 2 <= wait <= longest
+  printed = capsys.readouterr().err.splitlines()
+  assert len(printed) == times
+  assert "reset" in printed[0]
+  assert f"retry {times} of 4 in {waits[-1]:.1f} s (" in printed[-1]
+  assert printed[-1].endswith("retries so far)")
+  assert not [name for name in memory.find("/f") if ".part" in name]
+
+
+@pytest.mark.parametrize("method", OPERATIONS)
+def test_retries_are_bounded(method, fail, waits, tmp_path):
+  fail(method, 5, PASSING[0])
+  with pytest.raises(UserError, match=r"memory://f.*reset"):
+    OPERATIONS[method](tmp_path)
+  assert len(waits) == 4
+  assert sum(waits) <= 15
+
+
+@pytest.mark.parametrize("error", PASSING, ids=repr)
+def test_errors_that_may_pass(error, fail, waits, tmp_path):
+  fail("info", 1, error)
+  assert fetch("memory://f/x.mp4", tmp_path).read_bytes() == b"x"
+  assert len(waits) == 1
+
+
+@pytest.mark.parametrize("error", PERMANENT, ids=repr)
+@pytest.mark.parametrize("method", ["info", "find"])
+def test_errors_that_do_not_pass(method, error, fail, waits, tmp_path):
+  fail(method, 1, error)
+  with pytest.raises(UserError):
+    OPERATIONS[method](tmp_path)
+  assert waits == []
+
+
+def test_copies_cut_short_are_made_again(memory, fail, waits, monkeypatch):
+  blocks, short = remote._blocks, [b"", b""]
+
+  def cut(url):
+    yield from [short.pop()] if short else blocks(url)
+
+  monkeypatch.setattr(remote, "_blocks", cut)
+  with local_copy("memory://f") as folder:
+    assert folder.local("x.mp4").read_bytes() == b"x"
+  assert len(waits) == 2
