@@ -164,6 +164,8 @@ def _is_transient(error: BaseException) -> bool:
 
 def _status(error: BaseException) -> int | None:
   """The HTTP status that an error carries, where its library puts it."""
+  if type(error).__module__ == "aiohttp.http_exceptions":
+    return None  # An answer cut short: 400 is what it would say to a client.
   response = getattr(error, "response", None)
   if isinstance(response, dict):  # Of botocore.
     values = [response.get("ResponseMetadata", {}).get("HTTPStatusCode")]

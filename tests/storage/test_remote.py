@@ -285,6 +285,12 @@ def caused_by(error, cause):
   return error
 
 
+class ContentLengthError(StatusError):
+  """Of an answer cut short."""
+
+  __module__ = "aiohttp.http_exceptions"
+
+
 class NoCredentialsError(Exception):
   pass
 
@@ -296,6 +302,7 @@ PASSING = [
   OSError(errno.EBUSY, "slow down"),
   StatusError(),
   StatusError(status=503),
+  caused_by(StatusError(), ContentLengthError(code=400)),
   StatusError(code="429"),
   StatusError(status_code=500),
   StatusError(response=Status(502)),
@@ -311,6 +318,7 @@ PERMANENT = [
   ValueError("x"),
   NoCredentialsError(),
   StatusError(status=404),
+  StatusError(status=400),
   StatusError(code="403"),
   StatusError(response=Status(401)),
   StatusError(response={"ResponseMetadata": {"HTTPStatusCode": 403}}),
