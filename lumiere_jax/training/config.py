@@ -112,6 +112,7 @@ class TrainConfig:
     profile_from: first step to profile.
     profile_steps: steps to profile into `profile`; 0 is off.
     wandb: project on Weights & Biases to also log to; '' is none.
+    trackio: project of Trackio, on this machine, to also log to; '' is none.
   """
 
   steps: int
@@ -147,6 +148,7 @@ class TrainConfig:
   profile_from: int = 10
   profile_steps: int = 0
   wandb: str = ""
+  trackio: str = ""
 
   def __post_init__(self):
     above_0 = (
