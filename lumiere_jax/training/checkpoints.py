@@ -19,7 +19,11 @@ from lumiere_jax.parallel.multihost import barrier, is_primary
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.atomic import require_space
 from lumiere_jax.training.config import TrainConfig
-from lumiere_jax.training.optimizer import SeparateCount, match_counts
+from lumiere_jax.training.optimizer import (
+  SeparateCount,
+  match_counts,
+  separate_counts,
+)
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.typing import FlatParams
 
@@ -241,9 +245,11 @@ def _match_saved_counts(
   about: Mapping[str, Any], abstract: TrainState
 ) -> TrainState:
   """The state with a separate count exactly if the checkpoint has one."""
-  state, count = abstract.opt_state, abstract.step
-  separate = isinstance(state, SeparateCount)
-  other = state.state if separate else SeparateCount(state, count)
+  state = abstract.opt_state
+  if isinstance(state, SeparateCount):
+    other = state.state
+  else:
+    other = separate_counts(state, copy=lambda leaf: leaf)
   changed = dataclasses.replace(abstract, opt_state=other)
   matches = about["opt_state"] == _shapes(_opt_leaves(changed))
   return changed if matches else abstract
