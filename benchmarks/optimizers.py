@@ -85,8 +85,8 @@ def chart(curves: Mapping[str, Curve]) -> str:
     ]
   return (
     f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" '
-    f'height="{HEIGHT}" style="background: #fff" font-family="sans-serif" font-size="11" '
-    f'fill="#555">{"".join(parts)}</svg>\n'
+    f'height="{HEIGHT}" style="background: #fff" font-family="sans-serif" '
+    f'font-size="11" fill="#555">{"".join(parts)}</svg>\n'
   )
 
 

@@ -19,11 +19,7 @@ from lumiere_jax.parallel.multihost import barrier, is_primary
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.atomic import require_space
 from lumiere_jax.training.config import TrainConfig
-from lumiere_jax.training.optimizer import (
-  SeparateCount,
-  match_counts,
-  separate_counts,
-)
+from lumiere_jax.training.optimizer import SeparateCount, match_counts
 from lumiere_jax.training.state import TrainState
 from lumiere_jax.typing import FlatParams
 
@@ -245,11 +241,12 @@ def _match_saved_counts(
   about: Mapping[str, Any], abstract: TrainState
 ) -> TrainState:
   """The state with a separate count exactly if the checkpoint has one."""
-  state = abstract.opt_state
+  state, count = abstract.opt_state, abstract.step
   if isinstance(state, SeparateCount):
     other = state.state
   else:
-    other = separate_counts(state, copy=lambda leaf: leaf)
+    sums = getattr(state[-1], "weight_sum", None)
+    other = SeparateCount(state, count, sums)
   changed = dataclasses.replace(abstract, opt_state=other)
   matches = about["opt_state"] == _shapes(_opt_leaves(changed))
   return changed if matches else abstract

@@ -1,6 +1,5 @@
 """Optimizers and learning rates."""
 
-from collections.abc import Callable
 import re
 from typing import Any, TypeVar
 
@@ -118,17 +117,14 @@ def match_counts(state: optax.OptState, like: optax.OptState) -> optax.OptState:
   separate = isinstance(state, SeparateCount)
   if isinstance(like, SeparateCount) == separate:
     return state
-  return state.state if separate else separate_counts(state)
+  return state.state if separate else _separate_counts(state)
 
 
-def separate_counts(
-  state: tuple, copy: Callable[[Any], Any] = lambda x: x + 0
-) -> SeparateCount:
+def _separate_counts(state: tuple) -> SeparateCount:
   """The state of a chain with counts of the added leaves, so far the same."""
   sums = getattr(state[-1], "weight_sum", None)
-  return SeparateCount(
-    state, copy(_updates(state)), None if sums is None else copy(sums)
-  )
+  sums = None if sums is None else sums + 0
+  return SeparateCount(state, _updates(state) + 0, sums)
 
 
 def select_added(added: T, other: T) -> T:
@@ -147,7 +143,7 @@ def _with_separate_count(
   """The optimizer with a separate update count for the added leaves."""
 
   def init(params: FlatParams) -> SeparateCount:
-    return separate_counts(optimizer.init(params))
+    return _separate_counts(optimizer.init(params))
 
   def update(
     grads: FlatParams, state: SeparateCount, params: FlatParams | None = None
