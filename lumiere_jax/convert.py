@@ -13,6 +13,8 @@ python -m lumiere_jax.convert --from=workdir --src=RUN --out=DIR
 python -m lumiere_jax.convert --from=bundle --src=DIR --stage=t2i \
     --to=diffusers --out=DIR
 python -m lumiere_jax.convert --from=bundle --src=DIR --to=stablehlo --out=DIR
+python -m lumiere_jax.convert --from=workdir --src=RUN --to=hub --out=DIR \
+    --repo=OWNER/NAME [--upload]
 
 docs/weights.md lists what each of them reads, writes and rejects.
 """

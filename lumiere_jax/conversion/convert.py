@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lumiere_jax.conversion import diffusers, stablehlo_export
+from lumiere_jax.conversion import diffusers, hub, stablehlo_export
 from lumiere_jax.conversion.lazy_stage import (
   LazyStage,
   inflate,
@@ -29,11 +29,12 @@ from lumiere_jax.options import check_values, documented, setting
 from lumiere_jax.storage import bundle as bundles
 from lumiere_jax.storage import safetensors
 from lumiere_jax.storage.atomic import check_writable, locked, require_space
+from lumiere_jax.storage.card import write_card
 from lumiere_jax.training.averaging import MAX_STD, reconstruct
 from lumiere_jax.training.config import Experiment, TextConfig
 
 SOURCES = ("diffusers", "t5", "bundle", "workdir")
-TARGETS = ("bundle", "diffusers", "stablehlo")
+TARGETS = ("bundle", "diffusers", "stablehlo", "hub")
 _WRITTEN = {
   "diffusers": ("unet", "scheduler"),
   "stablehlo": stablehlo_export.FILES,
@@ -84,6 +85,21 @@ class Conversion:
   licence: str = setting(
     "", "Licence of the weights, where the source states none."
   )
+  repo: str = setting("", "OWNER/NAME on the Hugging Face hub.")
+  upload: bool = setting(
+    False, "Upload to the hub; else files are only listed."
+  )
+  datasets: tuple[str, ...] = setting(
+    (),
+    "Data set on the hub that the model was trained on, for the model card.",
+    name="dataset",
+  )
+  scores: str = setting(
+    "", "JSON file of the evaluate command, for the model card."
+  )
+  clips: tuple[str, ...] = setting(
+    (), "Sample for the model card, as FILE=PROMPT.", name="clip"
+  )
   ema_std: float = setting(
     0.0,
     "Length of the average of a run with config.train.ema_stds, as a share of "
@@ -112,6 +128,7 @@ def convert(job: Conversion) -> None:
       f"give {option('from', 'workdir')}, and {option('to')} bundle or "
       "diffusers",
     )
+  job, publication = _read_publication(job)
   check_writable(job.out, folder=True)
   for name in _WRITTEN.get(job.target, ()):
     if (old := Path(job.out, name)).exists():
@@ -126,7 +143,36 @@ def convert(job: Conversion) -> None:
     lines = _import_text(job)
   else:
     lines = _convert_stages(job)
+  if publication:
+    bundle = bundles.open_bundle(job.out, option("out"))
+    lines = hub.publish(bundle, publication)
   print(*lines, sep="\n")
+
+
+def _read_publication(
+  job: Conversion,
+) -> tuple[Conversion, hub.Publication | None]:
+  """The conversion to a bundle, and what the hub gets of that."""
+  given = {
+    "repo": job.repo,
+    "upload": job.upload,
+    "dataset": job.datasets,
+    "scores": job.scores,
+    "clip": job.clips,
+  }
+  if job.target != "hub":
+    for name, value in given.items():
+      if value:
+        raise UserError(
+          option(name), "is for the hub", f"give {option('to', 'hub')} too"
+        )
+    return job, None
+  if not job.repo:
+    raise UserError(option("repo"), "is missing", "give OWNER/NAME")
+  publication = hub.read(
+    job.repo, job.upload, job.licence, job.datasets, job.scores, job.clips
+  )
+  return dataclasses.replace(job, target="bundle"), publication
 
 
 def _export(job: Conversion) -> list[str]:
@@ -287,7 +333,7 @@ def add_parts(
       parts[bundles.TEXT] = write_text_part(folder, text)
     bundles.write(folder, parts, about)
     bundle = bundles.open_bundle(folder, option("out"))
-    bundles.write_card(bundle)
+    write_card(bundle)
   return bundle
 
 

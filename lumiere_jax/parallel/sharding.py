@@ -31,6 +31,7 @@ RULES: tuple[tuple[str, P], ...] = (
   (r"kernel/[ab]$", P()),  # of adapters
   (r"/(bias|scale|position|position_bias)$", P()),
   (r"(^|/)(step|skipped|skipped_in_a_row|count|ns_coeffs)$", P()),
+  (r"/(b1|weight_sum|step_count|max_lr)$", P()),  # of schedule_free
 )
 """Regex of paths -> spec; the first match counts. A leaf of another rank than
 its spec (a factored moment) is replicated."""

@@ -6,7 +6,8 @@
   README.md           the model card
 
 A bundle without a text encoder is used together with one that has it. Bundles
-can be uploaded to the Hugging Face hub and then be loaded by name.
+can be uploaded to the Hugging Face hub and then be loaded by name. The card is
+written by `storage.card`.
 
 `bundle.json` names all other files and is replaced last, so that readers always
 find a complete bundle, also while another is being written.
@@ -252,56 +253,3 @@ def link(source: Path, folder: Path, name: str = "") -> str:
     with source.open("rb") as old, writing(target) as new:
       shutil.copyfileobj(old, new)
   return name
-
-
-_CARD_MARK = (
-  "<!-- Written by lumiere_jax; without this line it is left as it is. -->"
-)
-
-
-def write_card(bundle: Bundle) -> None:
-  """Writes the model card README.md, unless the user has written their own."""
-  path = bundle.folder / "README.md"
-  if path.exists() and _CARD_MARK not in path.read_text(errors="replace"):
-    return
-  stages = {k: p.meta for k, p in bundle.parts.items() if k != TEXT}
-  rows = [
-    f"| {name} | {_clips(meta['video'])} | {meta.get('trained_on', '')} "
-    f"| {meta.get('licence', 'not stated')} |"
-    for name, meta in stages.items()
-  ]
-  encoder = "none: add a bundle that has one"
-  if text := bundle.parts.get(TEXT):
-    encoder = f"T5 v1.1, {text.meta['config']['d_model']} wide"
-  images = all(meta["video"]["num_frames"] == 1 for meta in stages.values())
-  task = "text_to_image" if stages and images else "text_to_video"
-  usage = (
-    f"python -m lumiere_jax.sample --model={bundle.folder.name} "
-    f'--task={task} --prompt="..."'
-  )
-  card = f"""---
-library_name: lumiere_jax
-pipeline_tag: {task.replace("_", "-")}
----
-{_CARD_MARK}
-
-| stage | makes | trained on | licence |
-|---|---|---|---|
-{chr(10).join(rows)}
-
-Text encoder: {encoder}.
-
-```
-{usage}
-```
-"""
-  with writing(path) as file:
-    file.write(card.encode())
-
-
-def _clips(video: Mapping[str, Any]) -> str:
-  height, width = video["resolution"]
-  frames = video["num_frames"]
-  if frames == 1:
-    return f"pictures of {width}x{height}"
-  return f"{frames} frames of {width}x{height}, {video['fps']:g} a second"

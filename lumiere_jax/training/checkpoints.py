@@ -242,8 +242,11 @@ def _match_saved_counts(
 ) -> TrainState:
   """The state with a separate count exactly if the checkpoint has one."""
   state, count = abstract.opt_state, abstract.step
-  separate = isinstance(state, SeparateCount)
-  other = state.state if separate else SeparateCount(state, count)
+  if isinstance(state, SeparateCount):
+    other = state.state
+  else:
+    sums = getattr(state[-1], "weight_sum", None)
+    other = SeparateCount(state, count, sums)
   changed = dataclasses.replace(abstract, opt_state=other)
   matches = about["opt_state"] == _shapes(_opt_leaves(changed))
   return changed if matches else abstract

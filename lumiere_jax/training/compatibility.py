@@ -8,7 +8,7 @@ from typing import Any
 from lumiere_jax.errors import UserError
 from lumiere_jax.stages.config import StageConfig, upgrade_format_1
 from lumiere_jax.storage import bundle as bundles
-from lumiere_jax.training.config import Experiment
+from lumiere_jax.training.config import SCHEDULE_FREE, Experiment
 from lumiere_jax.training.metric_logger import JsonLines
 
 RUNS = "runs.jsonl"
@@ -72,9 +72,12 @@ def check_resumed(experiment: Experiment, run: Mapping[str, Any]) -> None:
   """
   before = upgrade_format_1(run.get("config", {}))
   now = dataclasses.asdict(experiment)
+  fixed: dict[str, tuple[str, ...]] = dict(_FIXED)
+  if experiment.train.optimizer == SCHEDULE_FREE:
+    fixed["train"] = ("b1",)  # its average is read from the weights with it
   differing = [
     (f"config.{part}.{key}", now[part][key], before[part][key])
-    for part, keys in _FIXED.items()
+    for part, keys in fixed.items()
     for key in keys
     if key in before.get(part, {}) and now[part][key] != before[part][key]
   ]

@@ -29,7 +29,8 @@ from lumiere_jax.stages.config import (
   VideoConfig,
 )
 
-OPTIMIZERS = ("adam", "adafactor", "muon", "sgd")
+SCHEDULE_FREE = "schedule_free"
+OPTIMIZERS = ("adam", "adafactor", "muon", "sgd", SCHEDULE_FREE)
 DECAYS = ("constant", "cosine", "rsqrt")
 FROZEN_DTYPES = ("source", "bfloat16")
 
@@ -79,7 +80,9 @@ class TrainConfig:
     frozen_dtype: of frozen kernels on the device: 'source' or 'bfloat16'. Other
       frozen leaves, and all on disk, keep the dtype of the source.
     optimizer: 'adam', 'adafactor' (Imagen's for its base model), 'muon' (for
-      hidden kernels, Adam for the rest) or 'sgd'.
+      hidden kernels, Adam for the rest), 'sgd' or 'schedule_free' (Adam that
+      averages its weights and needs no decay; the learning rate is often a few
+      times larger).
     learning_rate: after warm-up.
     decay: of the learning rate after warm-up: 'constant', 'cosine' (to
       `final_learning_rate` at the last step) or 'rsqrt' (inverse square root
@@ -88,13 +91,15 @@ class TrainConfig:
     warmup_steps: of linear warm-up.
     cooldown_steps: of linear decay to 0 at the end; short runs need it.
     weight_decay: decoupled, of matrices and kernels only.
-    b1, b2, eps: of Adam.
+    b1, b2, eps: of Adam; `b1` of 'schedule_free' is the share of the average in
+      the weights that it trains, above 0.
     muon_rms: root mean square of Muon's updates before the learning rate; that
       of Adam's is about 0.2 (Liu et al. 2025), and 1 at first.
     clip_norm: global gradient norm to clip to.
     max_skips: the run stops after this many skipped steps (with non-finite
       gradients) in a row.
-    ema_decay: of the averaged weights, which bundles hold.
+    ema_decay: of the averaged weights, which bundles hold; 'schedule_free' has
+      its own average.
     ema_warmup: the decay is at most (1 + step) / (ema_warmup + step).
     ema_stds: lengths of further averages, as their standard deviation relative
       to the training so far, such as (0.05, 0.1); any other length can then be
@@ -112,6 +117,7 @@ class TrainConfig:
     profile_from: first step to profile.
     profile_steps: steps to profile into `profile`; 0 is off.
     wandb: project on Weights & Biases to also log to; '' is none.
+    trackio: project of Trackio, on this machine, to also log to; '' is none.
   """
 
   steps: int
@@ -147,6 +153,7 @@ class TrainConfig:
   profile_from: int = 10
   profile_steps: int = 0
   wandb: str = ""
+  trackio: str = ""
 
   def __post_init__(self):
     above_0 = (
@@ -181,7 +188,23 @@ class TrainConfig:
       )
     check_choice("config.train.optimizer", self.optimizer, OPTIMIZERS)
     check_choice("config.train.decay", self.decay, DECAYS)
+    if self.optimizer == SCHEDULE_FREE:
+      self._check_schedule_free()
     check_choice("config.train.frozen_dtype", self.frozen_dtype, FROZEN_DTYPES)
+
+  def _check_schedule_free(self) -> None:
+    """Raises a UserError for settings that contradict the optimizer."""
+    where = "config.train."
+    Range(above=0, below=1).check_range(f"{where}b1={self.b1}", self.b1)
+    unused = {"decay": "constant", "cooldown_steps": 0, "ema_stds": ()}
+    for name, value in unused.items():
+      if (ours := getattr(self, name)) != value:
+        raise UserError(
+          f"{where}{name}={ours!r}",
+          f"is not for {where}optimizer={SCHEDULE_FREE}, whose rate stays "
+          "constant after warm-up, and which averages the weights itself",
+          f"set {where}{name}={value!r}, or another optimizer",
+        )
 
   @property
   def snapshot_every(self) -> int:

@@ -1,4 +1,4 @@
-"""Metrics of a run: JSON lines, progress bar, TensorBoard, Weights & Biases."""
+"""Metrics of a run: JSON lines, progress bar, TensorBoard, W&B, Trackio."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -20,7 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from lumiere_jax.data.loader import LoadTimer
-from lumiere_jax.errors import UserError
+from lumiere_jax.errors import UserError, foreign_errors
 from lumiere_jax.media.video_writer import write_video
 from lumiere_jax.parallel.hardware import peak_flops
 from lumiere_jax.parallel.multihost import barrier, is_primary
@@ -141,13 +141,10 @@ class WeightsAndBiases:
         "install it with pip install wandb, or leave the option out",
       ) from error
     self._wandb = wandb
-    name = workdir / "wandb_run"
-    if not name.exists():
-      name.write_text(uuid.uuid4().hex[:8])
     try:
       self._run = wandb.init(
         project=project,
-        id=name.read_text(),
+        id=_run_id(workdir / "wandb_run"),
         name=workdir.name,
         dir=str(workdir),
         config=dict(config),
@@ -174,6 +171,62 @@ class WeightsAndBiases:
   def close(self) -> None:
     """Finishes the run."""
     self._run.finish()
+
+
+class Trackio:
+  """A run in Trackio's local database; a resumed run goes on in the same one.
+
+  It needs no account and no network. What a resumed run does again is there
+  twice, since Trackio keeps every value of a step.
+  """
+
+  def __init__(self, project: str, workdir: Path, config: Mapping[str, Any]):
+    """Opens the run named in the workdir, or a new one."""
+    field = f"config.train.trackio={project!r}"
+    try:
+      import trackio
+    except ImportError as error:
+      raise UserError(
+        field,
+        "needs the trackio package",
+        "install it with pip install trackio, or leave the option out",
+      ) from error
+    self._trackio = trackio
+    with foreign_errors(
+      lambda why: UserError(
+        field,
+        f"cannot be opened ({why})",
+        "choose another name, check TRACKIO_DIR, or leave the option out",
+      )
+    ):
+      self._run = trackio.init(
+        project=project,
+        name=f"{workdir.name}-{_run_id(workdir / 'trackio_run')}",
+        config=dict(config),
+        resume="allow",
+        embed=False,
+      )
+
+  def scalars(self, step: int, record: Mapping[str, Any]) -> None:
+    """Writes all numbers of a record, nested ones too."""
+    self._run.log(flat_numbers(record), step=step)
+
+  def clip(self, step: int, clip: PreviewClip) -> None:
+    """Copies the file of a clip into Trackio's folder."""
+    is_image = clip.path.suffix == ".png"
+    kind = self._trackio.Image if is_image else self._trackio.Video
+    self._run.log({clip.name: kind(str(clip.path))}, step=step)
+
+  def close(self) -> None:
+    """Finishes the run."""
+    self._run.finish()
+
+
+def _run_id(file: Path) -> str:
+  """The identifier in a file of the workdir, which is made on first use."""
+  if not file.exists():
+    file.write_text(uuid.uuid4().hex[:8])
+  return file.read_text()
 
 
 def flat_numbers(record: Mapping[str, Any]) -> dict[str, float]:
@@ -203,14 +256,16 @@ class MetricLogger:
     self._primary = is_primary()
     self._metrics = JsonLines(workdir / "metrics.jsonl")
     self._held_out = JsonLines(workdir / "held_out.jsonl")
-    self._writers: list[TensorBoard | WeightsAndBiases] = []
+    self._writers: list[TensorBoard | WeightsAndBiases | Trackio] = []
     if self._primary:
       for log in (self._metrics, self._held_out):
         log.rewind(start)
       self._writers.append(TensorBoard(workdir / "tensorboard", start))
+      config = dataclasses.asdict(experiment)
       if project := experiment.train.wandb:
-        config = dataclasses.asdict(experiment)
         self._writers.append(WeightsAndBiases(project, workdir, config))
+      if project := experiment.train.trackio:
+        self._writers.append(Trackio(project, workdir, config))
     barrier("journal")  # all processes read the rewound files
     self._warned = False
     self._bar = tqdm(

@@ -7,10 +7,16 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
-from optax.contrib import MuonDimensionNumbers, MuonState, muon
+from optax.contrib import (
+  MuonDimensionNumbers,
+  ScheduleFreeState,
+  muon,
+  schedule_free,
+  schedule_free_eval_params,
+)
 
 from lumiere_jax.models.params import is_spatial
-from lumiere_jax.training.config import TrainConfig
+from lumiere_jax.training.config import SCHEDULE_FREE, TrainConfig
 from lumiere_jax.typing import FlatParams
 
 T = TypeVar("T")
@@ -25,10 +31,12 @@ class SeparateCount:
   Attributes:
     state: of the optimizer; its counts are those of the other leaves.
     count: updates of the added leaves.
+    weight_sum: None, or that of the schedule-free average of the added leaves.
   """
 
   state: optax.OptState
   count: jax.Array
+  weight_sum: jax.Array | None = None
 
 
 def make_optimizer(
@@ -60,20 +68,44 @@ def make_optimizer(
       consistent_rms=config.muon_rms,
     ),
     "sgd": optax.identity,
+    # Defazio et al. 2024: Adam without its first moment; interpolation with an
+    # average of the weights (below) takes the place of momentum.
+    SCHEDULE_FREE: lambda: optax.scale_by_rms(
+      config.b2, config.eps, eps_in_sqrt=False, bias_correction=True
+    ),
   }
-  parts = [optax.clip_by_global_norm(config.clip_norm)]
-  parts.append(kinds[config.optimizer]())
+  clip = optax.clip_by_global_norm(config.clip_norm)
+  parts = [kinds[config.optimizer]()]
   if config.weight_decay:
     parts.append(optax.add_decayed_weights(config.weight_decay, _matrices))
-  rate = optax.scale_by_learning_rate(learning_rate(config))
-  optimizer = optax.chain(*parts, rate)
+  rate = learning_rate(config)
+  parts.append(optax.scale_by_learning_rate(rate))
+  if config.optimizer == SCHEDULE_FREE:
+    # Its count starts at 1; the weight of a step is that of its own rate.
+    weight_of = lambda count: rate(count - 1)
+    parts = [schedule_free(optax.chain(*parts), weight_of, config.b1)]
+  optimizer = optax.chain(clip, *parts)
   return _with_separate_count(optimizer) if joint else optimizer
 
 
 def next_rate(config: TrainConfig, state: optax.OptState) -> jax.Array:
   """The learning rate of the next update."""
   chain = state.state if isinstance(state, SeparateCount) else state
-  return jnp.asarray(learning_rate(config)(chain[-1].count))
+  return jnp.asarray(learning_rate(config)(_updates(chain)))
+
+
+def averaged_weights(state: optax.OptState, params: FlatParams) -> FlatParams:
+  """The weights to evaluate of the schedule-free optimizer."""
+  chain = state.state if isinstance(state, SeparateCount) else state
+  return schedule_free_eval_params(chain[-1], params)
+
+
+def _updates(chain: tuple) -> jax.Array:
+  """The count of updates in the state of a chain."""
+  last = chain[-1]
+  if isinstance(last, ScheduleFreeState):
+    last = last.base_optimizer_state[-1]
+  return last.count
 
 
 def match_counts(state: optax.OptState, like: optax.OptState) -> optax.OptState:
@@ -85,7 +117,14 @@ def match_counts(state: optax.OptState, like: optax.OptState) -> optax.OptState:
   separate = isinstance(state, SeparateCount)
   if isinstance(like, SeparateCount) == separate:
     return state
-  return state.state if separate else SeparateCount(state, state[-1].count + 0)
+  return state.state if separate else _separate_counts(state)
+
+
+def _separate_counts(state: tuple) -> SeparateCount:
+  """The state of a chain with counts of the added leaves, so far the same."""
+  sums = getattr(state[-1], "weight_sum", None)
+  sums = None if sums is None else sums + 0
+  return SeparateCount(state, _updates(state) + 0, sums)
 
 
 def select_added(added: T, other: T) -> T:
@@ -104,31 +143,42 @@ def _with_separate_count(
   """The optimizer with a separate update count for the added leaves."""
 
   def init(params: FlatParams) -> SeparateCount:
-    return SeparateCount(optimizer.init(params), jnp.zeros((), jnp.int32))
+    return _separate_counts(optimizer.init(params))
 
   def update(
     grads: FlatParams, state: SeparateCount, params: FlatParams | None = None
   ) -> tuple[FlatParams, SeparateCount]:
     # One of the two is used for each leaf; XLA removes the other.
-    added = optimizer.update(
-      grads, _with_count(state.state, state.count), params
-    )
+    added = optimizer.update(grads, _with_counts(state), params)
     other = optimizer.update(grads, state.state, params)
     updates, inner = select_added(added, other)
-    return updates, SeparateCount(inner, optax.safe_increment(state.count))
+    return updates, SeparateCount(
+      inner,
+      optax.safe_increment(state.count),
+      getattr(added[1][-1], "weight_sum", None),
+    )
 
   return optax.GradientTransformation(init, update)
 
 
-def _with_count(state: optax.OptState, count: jax.Array) -> optax.OptState:
-  """The state with all update counts replaced."""
-  counting = (optax.ScaleByAdamState, optax.FactoredState, MuonState)
-  counts = lambda part: isinstance(part, counting)
-  return jax.tree.map(
-    lambda part: part._replace(count=count) if counts(part) else part,
-    state,
+def _with_counts(own: SeparateCount) -> optax.OptState:
+  """The state with the update counts of the added leaves.
+
+  The count that the learning rate follows is that of all leaves.
+  """
+
+  def counts(part: Any) -> bool:
+    is_rate = isinstance(part, optax.ScaleByScheduleState)
+    return "count" in getattr(part, "_fields", ()) and not is_rate
+
+  *parts, last = jax.tree.map(
+    lambda part: part._replace(count=own.count) if counts(part) else part,
+    own.state,
     is_leaf=counts,
   )
+  if own.weight_sum is not None:
+    last = last._replace(weight_sum=own.weight_sum)
+  return (*parts, last)
 
 
 _HIDDEN = re.compile(r"^(?!(.*/)?(stem|head|cond_in)/).*kernel$")

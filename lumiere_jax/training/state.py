@@ -1,15 +1,14 @@
 """Training state and its update."""
 
 import dataclasses
-import functools
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from lumiere_jax.training.config import TrainConfig
-from lumiere_jax.training.optimizer import select_added
+from lumiere_jax.training.config import SCHEDULE_FREE, TrainConfig
+from lumiere_jax.training.optimizer import averaged_weights, select_added
 from lumiere_jax.typing import FlatParams
 
 
@@ -25,7 +24,7 @@ class TrainState:
     skipped: steps whose gradients were not finite; they changed nothing.
     skipped_in_a_row: how many of the newest steps were skipped.
     trainable: weights that train.
-    ema: their exponential moving average.
+    ema: their average: exponential and moving, or that of the optimizer.
     opt_state: of the optimizer.
     averages: power-function averages of `averaging`, in the order of
       `TrainConfig.ema_stds`.
@@ -72,19 +71,19 @@ def apply_gradients(
   optimizer: optax.GradientTransformation,
   config: TrainConfig,
 ) -> TrainState:
-  """One optimizer step and one EMA step.
+  """One optimizer step and one step of the average.
 
   A step whose gradients are not all finite changes only the counts.
   """
   updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
   trainable = optax.apply_updates(state.trainable, updates)
-  decay = ema_decay(state.step, config.ema_decay, config.ema_warmup)
-  average = functools.partial(optax.incremental_update, step_size=1.0 - decay)
+  if config.optimizer == SCHEDULE_FREE:
+    ema = averaged_weights(opt_state, trainable)
+  else:
+    decay = ema_decay(state.step, config.ema_decay, config.ema_warmup)
+    ema = optax.incremental_update(trainable, state.ema, 1.0 - decay)
   updated = dataclasses.replace(
-    state,
-    trainable=trainable,
-    ema=average(trainable, state.ema),
-    opt_state=opt_state,
+    state, trainable=trainable, ema=ema, opt_state=opt_state
   )
   finite = jnp.isfinite(optax.tree.norm(grads))
   skip = 1 - finite.astype(jnp.int32)
@@ -106,5 +105,9 @@ def restore_added(old: TrainState, new: TrainState) -> TrainState:
   momentum. The optimizer is one with `joint=True`.
   """
   restored = select_added(old, new)
-  opt_state = dataclasses.replace(restored.opt_state, count=old.opt_state.count)
+  opt_state = dataclasses.replace(
+    restored.opt_state,
+    count=old.opt_state.count,
+    weight_sum=old.opt_state.weight_sum,
+  )
   return dataclasses.replace(restored, opt_state=opt_state)

@@ -55,10 +55,15 @@ def test_little_is_replicated(name):
   assert share < 1e-3 * sum(leaf.size for leaf in shapes.values())
 
 
-def test_moments_and_averages_are_sharded_as_their_weights():
+@pytest.mark.parametrize(
+  "optimizer",
+  [optax.adam(1e-3), optax.contrib.schedule_free_adamw(1e-3)],
+  ids=["adam", "schedule_free"],
+)
+def test_moments_and_averages_are_sharded_as_their_weights(optimizer):
   mesh = mesh_of(1, 2, 1)
   shapes = abstract_params(base.TINY.network)
-  state = jax.eval_shape(lambda p: init_state(p, optax.adam(1e-3)), shapes)
+  state = jax.eval_shape(lambda p: init_state(p, optimizer), shapes)
   paths = jax.tree_util.tree_leaves_with_path(state)
   seen = 0
   for keys, leaf in paths:
@@ -69,7 +74,8 @@ def test_moments_and_averages_are_sharded_as_their_weights():
       continue
     seen += 1
     assert spec_of(path, leaf.shape, mesh) == spec_of(own, leaf.shape, mesh)
-  assert seen == 4 * len(shapes)  # weights, average, two moments
+  # Weights, average, and two moments, or one and another average.
+  assert seen == 4 * len(shapes)
 
   # A factored moment lacks an axis of its weight: the spec does not apply.
   path, shape = "opt_state/1/v_row/down_0_0/conv_0/kernel", (3, 3, 32)

@@ -46,5 +46,5 @@ def mesh_of(*shape: int) -> jax.sharding.Mesh:
 
 def with_optimizer(experiment: Experiment, name: str) -> Experiment:
   """With a learning rate at which ten steps change weights visibly."""
-  rate = {"sgd": 0.1, "adam": 1e-3, "muon": 1e-3}[name]
+  rate = 0.1 if name == "sgd" else 1e-3
   return replace(experiment, train={"optimizer": name, "learning_rate": rate})

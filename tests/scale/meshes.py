@@ -29,7 +29,7 @@ RUNS = {
   "base": (BASE, [(2, 2, 2), (1, 2, 4)]),
 }
 
-OPTIMIZERS = ("sgd", "adam", "muon")
+OPTIMIZERS = ("sgd", "adam", "muon", "schedule_free")
 STEPS = 10
 
 

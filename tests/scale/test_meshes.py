@@ -28,7 +28,8 @@ def test_all_ten_meshes_of_eight_are_tested():
 
 # Muon amplifies rounding: it normalises all directions.
 @pytest.mark.parametrize(
-  "optimizer, rtol", [("sgd", 1e-6), ("adam", 1e-5), ("muon", 1e-3)]
+  "optimizer, rtol",
+  [("sgd", 1e-6), ("adam", 1e-5), ("muon", 1e-3), ("schedule_free", 1e-5)],
 )
 @pytest.mark.parametrize("model, mesh", NAMES)
 def test_losses_of_ten_steps(results, model, mesh, optimizer, rtol):

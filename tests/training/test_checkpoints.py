@@ -14,6 +14,7 @@ import pytest
 
 from lumiere_jax.errors import UserError
 from lumiere_jax.training.checkpoints import Checkpoints
+from lumiere_jax.training.config import OPTIMIZERS
 from lumiere_jax.training.optimizer import make_optimizer
 from lumiere_jax.training.state import TrainState, apply_gradients, init_state
 from tests.conftest import replace
@@ -68,15 +69,38 @@ def test_the_restored_state_equals_the_saved_one(tmp_path):
   assert_equal(state_at(7), state)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_restored_run_goes_on_bit_for_bit(tmp_path, name, joint):
+  leaves = {"stem/kernel": jnp.ones(3), "temporal_mid/kernel": jnp.ones(2)}
+  config = settings(optimizer=name, warmup_steps=3, learning_rate=0.1)
+  optimizer = make_optimizer(config, joint=joint)
+
+  def steps(state, first):
+    for step in range(first, first + 3):
+      grads = jax.tree.map(lambda x, s=step: jnp.sin(x + s), leaves)
+      state = apply_gradients(state, grads, optimizer, config)
+    return state
+
+  half = steps(init_state(leaves, optimizer), 0)
+  with contextlib.closing(Checkpoints(tmp_path, settings())) as checkpoints:
+    checkpoints.save(half, "frozen")
+  read, _ = restore(tmp_path, init_state(leaves, optimizer))
+  assert_equal(half, read)
+  assert_equal(steps(half, 3), steps(read, 3))
+
+
+@pytest.mark.parametrize("name", ["adam", "schedule_free"])
 @pytest.mark.parametrize("before", [False, True])
-def test_a_run_may_start_or_stop_joint_training(tmp_path, before):
+def test_a_run_may_start_or_stop_joint_training(tmp_path, before, name):
   """As may a joint run from before the separate count existed."""
   leaves = {"stem/kernel": jnp.ones(3), "temporal_mid/kernel": jnp.ones(2)}
   grads = jax.tree.map(jnp.ones_like, leaves)
-  optimizers = [make_optimizer(settings(), joint=j) for j in (False, True)]
+  config = settings(optimizer=name)
+  optimizers = [make_optimizer(config, joint=j) for j in (False, True)]
   state = init_state(leaves, optimizers[before])
   for _ in range(5):
-    state = apply_gradients(state, grads, optimizers[before], settings())
+    state = apply_gradients(state, grads, optimizers[before], config)
   with contextlib.closing(Checkpoints(tmp_path, settings())) as checkpoints:
     checkpoints.save(state, "frozen")
   like = init_state(leaves, optimizers[not before])

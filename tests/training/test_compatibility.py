@@ -1,5 +1,7 @@
 """Configs are checked against the weights they start or resume from."""
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -11,6 +13,7 @@ import pytest
 from lumiere_jax.conversion.convert import Conversion, convert
 from lumiere_jax.errors import UserError
 from lumiere_jax.storage.bundle import open_bundle
+from lumiere_jax.training.compatibility import check_resumed
 from lumiere_jax.training.initialization import (
   check_init_from,
   resolve_shift,
@@ -154,3 +157,19 @@ def test_a_resumed_run_keeps_its_auto_shift(image_run, tmp_path):
   meta = open_bundle(run).parts["base"].meta
   assert meta["diffusion"]["shift"] == shifts[0]
   assert (run / "noise.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+  ("optimizer", "fails"), [("schedule_free", True), ("adam", False)]
+)
+def test_the_share_of_a_schedule_free_average_is_fixed(optimizer, fails):
+  before = replace(BASE, train={"optimizer": optimizer})
+  now = replace(before, train={"b1": 0.95})
+  run = {"config": dataclasses.asdict(before)}
+  check_resumed(before, run)
+  with (
+    pytest.raises(UserError, match=r"train\.b1 is 0\.95 and was 0\.9")
+    if fails
+    else contextlib.nullcontext()
+  ):
+    check_resumed(now, run)

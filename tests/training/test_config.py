@@ -15,6 +15,7 @@ from lumiere_jax.training.config import Experiment
 from lumiere_jax.training.loop import train
 from tests.conftest import replace
 
+SCHEDULE_FREE = {"optimizer": "schedule_free"}
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 
@@ -36,6 +37,10 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs"
     ("train", {"accumulate": 3}, "batch_size=2 does not divide into acc"),
     ("train", {"keep_best": 1, "eval_clips": 0}, "keep_best=1 needs the held"),
     ("train", {"optimizer": "adamm"}, 'did you mean "adam"'),
+    ("train", SCHEDULE_FREE | {"decay": "cosine"}, "decay='cosine' is not for"),
+    ("train", SCHEDULE_FREE | {"cooldown_steps": 9}, "cooldown_steps=9 is not"),
+    ("train", SCHEDULE_FREE | {"ema_stds": (0.1,)}, "ema_stds=.* is not for"),
+    ("train", SCHEDULE_FREE | {"b1": 0.0}, "b1=0.0 must be above 0"),
     ("train", {"decay": "cosin"}, 'did you mean "cosine"'),
     ("train", {"frozen_dtype": "bf16"}, "source, bfloat16"),
     ("train", {"ema_stds": (0.1, 0.3)}, r"ema_stds=.* at most 0\.288"),

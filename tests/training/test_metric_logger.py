@@ -1,6 +1,10 @@
 """Metric logger and writers, parameter tables, profiles, when to save."""
 
 import contextlib
+import json
+import os
+import sqlite3
+import subprocess
 import sys
 import types
 
@@ -15,6 +19,7 @@ from lumiere_jax.training.loop import PeriodicActions, ProfileWindow
 from lumiere_jax.training.metric_logger import (
   MetricLogger,
   PreviewClip,
+  Trackio,
   WeightsAndBiases,
   flat_numbers,
 )
@@ -104,6 +109,105 @@ def test_wandb_errors_say_how_to_fix_them(wandb, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)
   with pytest.raises(UserError, match="pip install wandb"):
     WeightsAndBiases("project", tmp_path, {})
+
+
+@pytest.fixture
+def trackio(monkeypatch):
+  """A fake module that records calls."""
+  module = types.SimpleNamespace(calls=[])
+  run = types.SimpleNamespace(
+    log=lambda what, step: module.calls.append((step, what)),
+    finish=lambda: module.calls.append("finished"),
+  )
+  module.Video = lambda path: ("video", path)
+  module.Image = lambda path: ("image", path)
+  module.init = lambda **kwargs: module.calls.append(kwargs) or run
+  monkeypatch.setitem(sys.modules, "trackio", module)
+  return module
+
+
+@pytest.mark.parametrize(
+  ("file", "kind"), [("x.mp4", "video"), ("x.png", "image"), ("x.gif", "video")]
+)
+def test_trackio_resumes_the_same_run(trackio, tmp_path, file, kind):
+  video = np.zeros((1, 2, 2, 3), np.uint8)
+  clip = PreviewClip("preview/0", tmp_path / file, video, 16.0)
+  for _ in range(2):
+    writer = Trackio("project", tmp_path, {"seed": 1})
+    writer.scalars(4, {"train": {"loss": 0.5}})
+    writer.clip(4, clip)
+    writer.close()
+  first = trackio.calls[0]
+  assert (first["project"], first["resume"]) == ("project", "allow")
+  assert first["name"].startswith(f"{tmp_path.name}-")
+  assert trackio.calls[1:4] == [
+    (4, {"train/loss": 0.5}),
+    (4, {"preview/0": (kind, str(clip.path))}),
+    "finished",
+  ]
+  assert trackio.calls[4] == first
+
+
+def test_trackio_errors_say_how_to_fix_them(trackio, tmp_path, monkeypatch):
+  def fail(**kwargs):
+    raise ValueError("reserved")
+
+  trackio.init = fail
+  with pytest.raises(UserError, match=r"\(reserved\); choose another name"):
+    Trackio("project", tmp_path, {})
+  monkeypatch.setitem(sys.modules, "trackio", None)
+  with pytest.raises(UserError, match="pip install trackio"):
+    Trackio("project", tmp_path, {})
+
+
+def test_trackio_is_one_of_the_writers(trackio, tmp_path):
+  experiment = replace(T2I, train={"log_every": 1, "trackio": "project"})
+  with contextlib.closing(
+    MetricLogger(experiment, tmp_path, 0, LoadTimer())
+  ) as logger:
+    logger.log_step(1, metrics(), flops=1)
+  opened, (step, values), finished = trackio.calls
+  assert opened["config"]["train"]["trackio"] == "project"
+  assert (step, values["train/loss"], finished) == (1, 0.5, "finished")
+
+
+def test_the_real_trackio_stores_locally(tmp_path):
+  pytest.importorskip("trackio")
+  code = """
+import pathlib, sys
+from lumiere_jax.media.video_writer import write_video
+from lumiere_jax.training.metric_logger import PreviewClip, Trackio
+import numpy as np
+
+folder = pathlib.Path(sys.argv[1])
+clip = PreviewClip(
+  "preview/0", folder / "x.mp4", np.zeros((2, 16, 16, 3), np.uint8), 8.0
+)
+write_video(clip.path, clip.video, clip.fps)
+for step in (1, 2):
+  writer = Trackio("project", folder, {"train": {"stds": (0.1,)}})
+  writer.scalars(step, {"train": {"loss": 0.5 * step}})
+  writer.clip(step, clip)
+  writer.close()
+"""
+  environment = os.environ | {
+    "TRACKIO_DIR": str(tmp_path / "trackio"),
+    "HF_HUB_OFFLINE": "1",
+  }
+  done = subprocess.run(
+    [sys.executable, "-c", code, tmp_path],
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert not done.returncode, done.stderr
+  with sqlite3.connect(tmp_path / "trackio" / "project.db") as database:
+    rows = database.execute("select step, metrics from metrics order by step")
+    found = [(step, json.loads(text)) for step, text in rows]
+  losses = [(step, x["train/loss"]) for step, x in found if "train/loss" in x]
+  assert losses == [(1, 0.5), (2, 1.0)]
+  assert len([*(tmp_path / "trackio").rglob("*.mp4")]) == 2
 
 
 def metrics(in_a_row=0):

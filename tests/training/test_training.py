@@ -24,6 +24,7 @@ from lumiere_jax.storage.bundle import open_bundle
 from lumiere_jax.training.initialization import abstract_state
 from lumiere_jax.training.loop import train
 from lumiere_jax.training.metric_logger import MetricLogger
+from lumiere_jax.training.optimizer import averaged_weights
 from lumiere_jax.training.run import Run
 from lumiere_jax.training.workdir import open_workdir
 from tests.conftest import replace
@@ -356,6 +357,19 @@ def test_stages_can_start_from_their_descendants(base_run, tmp_path, capsys):
   assert f"t2i: saved at step 1 of 1; averaged weights in {bundle}" in err
   assert bundle.is_dir()
   assert load(tmp_path, "t2i").keys() == fresh(T2I).keys()
+
+
+def test_the_average_of_schedule_free_is_exported(tmp_path):
+  """Also by a resumed run, whose state goes on."""
+  experiment = replace(T2I, train={"optimizer": "schedule_free", "steps": 3})
+  train(replace(experiment, train={"steps": 2}), tmp_path)
+  train(experiment, tmp_path)
+  state = restore(tmp_path, experiment)
+  average = averaged_weights(state.opt_state, state.trainable)
+  assert_same(load(tmp_path, "t2i"), state.ema)
+  for path, leaf in average.items():
+    np.testing.assert_allclose(state.ema[path], leaf, rtol=1e-5, atol=1e-6)
+  assert any((average[k] != state.trainable[k]).any() for k in average)
 
 
 def test_training_in_half_precision(tmp_path, image_run):
