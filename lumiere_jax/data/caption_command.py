@@ -1,6 +1,6 @@
 """Captions by the user's own command, which is run once for each clip."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 import contextlib
 import dataclasses
@@ -48,7 +48,7 @@ class CaptionCommand:
     "Command that prints the caption of a clip, for files without one. {clip} "
     "stands for the prepared clip (mp4 or png); {file}, {start_s} and "
     "{seconds} for its part of the source file. No shell is used. Names of "
-    "sub-folders then are no captions.",
+    "sub-folders are then not used as captions.",
   )
   caption_timeout: float = setting(
     300.0, "Seconds after which the command is ended.", above=0
@@ -226,6 +226,16 @@ def caption_clips(
       f"{command.words[0]}, {len(failures)} failures",
       file=sys.stderr,
     )
+  return _captioned(clips, kept, failures, report)
+
+
+def _captioned(
+  clips: Sequence[StoredClip],
+  kept: Mapping[str, str],
+  failures: Mapping[str, str],
+  report: Report,
+) -> list[StoredClip]:
+  """The clips with a caption; reports the others."""
   captioned = []
   for clip in clips:
     if any(clip.captions):

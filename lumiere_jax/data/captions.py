@@ -105,7 +105,8 @@ def read_captions(
   `label_captions`. A captioned file need not exist and its caption may be
   empty; the video index reports both.
 
-  Without `required`, sub-folders are no classes and there may be no captions.
+  Without `required`, sub-folders are not taken as classes, and the result may
+  be empty.
 
   Returns:
     Name in `folder`, or URL -> its captions, sorted by name.
@@ -126,7 +127,7 @@ def read_captions(
 
 
 def _find_tables(folder: Folder) -> list[str]:
-  """The tables of captions; those of Hugging Face if there are no own ones."""
+  """The tables of captions: captions.* if present, otherwise metadata.*."""
   for stem in (_OWN.stem, _HUGGING_FACE.stem):
     tables: dict[str, str] = {}
     for name in folder.names:

@@ -79,19 +79,19 @@ def probe_shots(path, filters: Filters) -> list[Shot]:
   """
   watches = bool(filters.scene_cuts or filters.min_motion)
   thumbnails = Thumbnails(_SIDE)
-  times_s: list[float] = []
 
   def on_frame(time_s: float, frame: av.VideoFrame) -> None:
-    times_s.append(time_s)
     if watches:
       thumbnails(time_s, frame)
+    else:
+      thumbnails.times_s.append(time_s)
 
   info = probe(path, num_threads=1, on_frame=on_frame)
   images = thumbnails.images if watches else None
+  times_s = [*thumbnails.times_s, info.duration_s]
   cuts = {int(np.searchsorted(times_s, at)) for at in info.breaks_s}
   if images is not None and filters.scene_cuts:
     cuts |= set(find_cuts(images, filters.scene_cuts))
-  times_s.append(info.duration_s)
   return [
     Shot(
       start_s=times_s[first],

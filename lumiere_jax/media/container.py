@@ -83,9 +83,8 @@ def decoder_errors(path) -> contextlib.AbstractContextManager[None]:
 def measure(path, most_frames: float = math.inf) -> Timeline:
   """Measures the times of a video by its packets.
 
-  Only the first picture of each recording is decoded. It ends after
-  `most_frames`.
-  The result for a file is cached until the file changes.
+  Only the first picture of each recording is decoded. Stops after
+  `most_frames`. The result for a file is cached until the file changes.
 
   Raises:
     VideoError: it cannot be opened as a video.

@@ -85,7 +85,7 @@ def reconstruct(
     the difference between the profiles, relative to that of the wanted one.
 
   Raises:
-    UserError: there are no snapshots, or they do not determine this average.
+    UserError: the workdir has no snapshots, or the fit is too far off.
   """
   files = sorted((workdir / _FOLDER).glob(f"{stage}-*.safetensors"))
   if not files:

@@ -285,12 +285,3 @@ def test_contact_sheet():
 def test_unknown_format_of_an_image(tmp_path):
   with pytest.raises(UserError, match=r"'\.webp'; known: \.png"):
     write_image(tmp_path / "x.webp", quarters())
-
-
-def test_contact_sheet_of_few_frames():
-  video = np.zeros((2, 48, 64, 3), np.uint8)
-  assert contact_sheet(video, border=2).shape == (52, 2 * 66 + 2, 3)
-  assert contact_sheet(video[:1], columns=9, border=0).shape == (48, 64, 3)
-  for bad in ({"columns": 0}, {"max_frames": 0}):
-    with pytest.raises(UserError, match="at least 1"):
-      contact_sheet(video, **bad)

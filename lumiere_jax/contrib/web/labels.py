@@ -56,10 +56,14 @@ def words(
       server it is named after the field.
     secret: paths that may be relative, which are cut to their last part.
   """
+
+  def label(name: str) -> str:
+    return LABELS.get(name, name)
+
   if isinstance(error, UserError):
-    text = error.format(lambda name: LABELS.get(name, name))
+    text = error.format(label)
   else:
-    text = format_message(error, lambda name: LABELS.get(name, name))
+    text = format_message(error, label)
 
   def shown(match: re.Match) -> str:
     equals, path = match[1], Path(match[0].removeprefix("="))

@@ -90,7 +90,7 @@ class FilesSource:
       cache: see `Folder` and `ProbeCache`.
       most_files: reads only so many files, evenly spaced by name; 0: all.
       need_captions: whether files without caption are dropped; otherwise their
-        caption is '', and names of sub-folders are no captions.
+        caption is '', and names of sub-folders are not used as captions.
     """
     folder = Folder(path, cache)
     captions = list_videos(folder, prompts, need_captions)
